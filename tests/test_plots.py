@@ -1,0 +1,537 @@
+"""Figures: what is drawn, and that it is drawn at the right place, the right way up."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from chestxai import plots
+from chestxai.studies import FINDINGS, Box, Finding, Study, box_of
+
+
+@pytest.fixture
+def radiographs() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (5, 32, 32), dtype=np.uint8)
+
+
+@pytest.fixture
+def heatmaps() -> np.ndarray:
+    return np.random.default_rng(1).random((5, 8, 8), dtype=np.float32)
+
+
+def decoded(source: str) -> np.ndarray:
+    """The pixels of a data URI."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))))
+
+
+def of_type(fig: object, kind: str) -> list:
+    return [trace for trace in fig.data if trace.type == kind]
+
+
+def lines(fig: object) -> list:
+    """The drawn lines without their dark halos."""
+    return [t for t in of_type(fig, "scatter") if t.mode == "lines" and "rgba(0,0,0" not in t.line.color]
+
+
+def rectangle(height: int, width: int, box: tuple[int, int, int, int]) -> np.ndarray:
+    mask = np.zeros((height, width), bool)
+    x, y, w, h = box
+    mask[y : y + h, x : x + w] = True
+    return mask
+
+
+# --- outlines ---
+
+
+def test_outline_of_a_box_is_the_box():
+    (loop,) = plots.outline(rectangle(10, 12, (3, 2, 5, 4)))
+    assert len(loop) == 5
+    assert (loop[0] == loop[-1]).all()
+    assert {tuple(p) for p in loop} == {(3, 2), (8, 2), (8, 6), (3, 6)}
+
+
+def test_outline_of_a_ring_has_its_hole_and_touching_pixels_stay_apart():
+    ring = rectangle(5, 5, (0, 0, 5, 5))
+    ring[2, 2] = False
+    assert sorted(len(loop) for loop in plots.outline(ring)) == [5, 5]
+    assert len(plots.outline(np.eye(3, dtype=bool))) == 3
+    assert plots.outline(np.zeros((4, 4), bool)) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(arrays(bool, (6, 7)))
+def test_outlines_enclose_exactly_the_mask(mask: np.ndarray):
+    """Shoelace: holes count against, so the signed areas sum to the number of pixels; corners stay on the grid."""
+    loops = plots.outline(mask)
+    area = sum(((x := loop[:, 0])[:-1] * (y := loop[:, 1])[1:] - x[1:] * y[:-1]).sum() / 2 for loop in loops)
+    assert area == mask.sum()
+    for loop in loops:
+        assert (loop[0] == loop[-1]).all()
+        assert loop.min() >= 0
+        assert loop[:, 0].max() <= 7
+        assert loop[:, 1].max() <= 6
+    if mask.any():
+        every = np.vstack(loops)
+        box = box_of(mask)
+        assert (every.min(axis=0) == (box.x, box.y)).all()
+        assert (every.max(axis=0) == (box.x + box.w, box.y + box.h)).all()
+
+
+# --- overlays ---
+
+
+def test_blend_is_a_known_mixture():
+    image = np.full((2, 2), 100, np.uint8)
+    heatmap = np.array([[0.0, 1.0], [0.5, 0.0]])
+    out = plots.blend(image, heatmap, colorscale="Viridis", opacity=0.5)
+    assert out[0, 0].tolist() == [100, 100, 100]  # coldest: clear
+    # Viridis ends in #fde725 = (253, 231, 37): half of it, half of the grey.
+    assert out[0, 1].tolist() == [176, 166, 68]
+    middle = plots._palette("Viridis")[128]
+    assert np.allclose(out[1, 0], 0.75 * 100 + 0.25 * middle, atol=1)
+
+
+def test_normalize():
+    assert plots.normalize(np.array([[2.0, 4.0], [3.0, 2.0]])).tolist() == [[0, 1], [0.5, 0]]
+    assert plots.normalize(np.full((2, 2), 3.0)).max() == 0  # points nowhere
+    assert plots.normalize(np.array([[2.0, 4.0]]), (0, 4)).tolist() == [[0.5, 1]]
+    with pytest.raises(ValueError, match="finite"):
+        plots.normalize(np.array([[np.nan, 1.0]]))
+    with pytest.raises(ValueError, match=r"\(height, width\)"):
+        plots.normalize(np.zeros(3))
+
+
+def test_overlay_picture_carries_value_as_colour_and_opacity():
+    heatmap = np.zeros((64, 64))
+    heatmap[10, 50] = 1.0
+    fig = plots.overlay(np.zeros((64, 64), np.uint8), heatmap)
+    picture = Image.open(io.BytesIO(base64.b64decode(of_type(fig, "image")[1].source.split(",")[1])))
+    rgba = np.asarray(picture.convert("RGBA"))
+    assert rgba[10, 50].tolist() == [253, 231, 37, round(255 * plots.OPACITY)]
+    assert rgba[50, 10, 3] == 0  # not flipped, not transposed
+
+
+# --- grids of images ---
+
+
+def test_images_keep_rows_on_top_and_pixels_where_they_are(radiographs: np.ndarray):
+    fig = plots.images(radiographs, [f"study {i}" for i in range(5)], columns=3)
+    pictures = of_type(fig, "image")
+    assert len(pictures) == 5
+    for trace, image in zip(pictures, radiographs, strict=True):
+        assert (decoded(trace.source) == image).all()
+        assert (trace.x0, trace.dx, trace.y0, trace.dy) == (0.5, 1, 0.5, 1)
+    for k in ("", "2", "5"):
+        assert tuple(fig.layout[f"xaxis{k}"].range) == (0, 32)
+        assert tuple(fig.layout[f"yaxis{k}"].range) == (32, 0)  # row 0 on top
+        assert fig.layout[f"yaxis{k}"].scaleanchor == f"x{k}"
+        assert not fig.layout[f"xaxis{k}"].visible
+    first, fourth = fig.layout.xaxis.domain, fig.layout.xaxis4.domain
+    assert first == fourth  # the fourth image begins the second row …
+    assert fig.layout.yaxis4.domain[1] < fig.layout.yaxis.domain[0]  # … below the first
+    texts = [a.text for a in fig.layout.annotations]
+    assert texts.count("<b>R</b>") == 5
+    assert "study 4" in texts
+    marker = next(a for a in fig.layout.annotations if a.text == "<b>R</b>")
+    assert (marker.xref, marker.x, marker.xanchor) == ("x domain", 0, "left")
+
+
+def test_cells_are_as_square_as_their_images(radiographs: np.ndarray):
+    fig = plots.images(radiographs, ["a caption that is long enough to be wrapped " * 2] * 5, columns=4, title="All")
+    width = np.ptp(fig.layout.xaxis2.domain) * fig.layout.width
+    height = np.ptp(fig.layout.yaxis2.domain) * fig.layout.height
+    assert width == pytest.approx(height, abs=1)
+
+
+def test_boxes_are_drawn_at_their_pixels(radiographs: np.ndarray):
+    boxes = [[("Pneumonia", Box(4, 8.5, 10, 6))], None, [("Edema", Box(0, 0, 32, 32)), ("", Box(1, 1, 2, 2))], [], None]
+    fig = plots.images(radiographs, boxes=boxes)
+    drawn = lines(fig)
+    assert [t.xaxis for t in drawn] == ["x", "x3", "x3"]
+    assert (min(drawn[0].x), max(drawn[0].x), min(drawn[0].y), max(drawn[0].y)) == (4, 14, 8.5, 14.5)
+    assert drawn[0].line.color == plots.FINDING_COLORS["Pneumonia"]
+    labels = [a.text for a in fig.layout.annotations if a.text != "<b>R</b>"]
+    assert labels == ["Pneumonia", "Edema"]
+
+
+def test_a_mask_of_another_resolution_is_scaled_to_the_image(radiographs: np.ndarray):
+    fig = plots.images(radiographs[:1], masks=[rectangle(16, 16, (2, 3, 4, 5))])
+    (line,) = lines(fig)
+    assert (min(line.x), max(line.x), min(line.y), max(line.y)) == (4, 12, 6, 16)
+
+
+def test_large_images_are_embedded_small():
+    noise = np.random.default_rng(0).integers(0, 256, (4, 1024, 1024), dtype=np.uint8)
+    fig = plots.images(noise)
+    trace = of_type(fig, "image")[0]
+    width = decoded(trace.source).shape[1]
+    assert width <= 400
+    assert trace.dx * width == pytest.approx(1024)
+    assert trace.x0 == pytest.approx(trace.dx / 2)
+    assert len(fig.to_json()) < 1_500_000
+
+
+def test_overlays(radiographs: np.ndarray, heatmaps: np.ndarray):
+    masks = [rectangle(32, 32, (1, 2, 3, 4))] * 4 + [None]
+    fig = plots.overlays(radiographs, heatmaps, masks, [f"<{i}> & co" for i in range(5)], columns=2)
+    assert len(of_type(fig, "image")) == 10
+    assert len(lines(fig)) == 4
+    bar = of_type(fig, "scatter")[-1].marker.colorbar
+    assert "min–max per map" in bar.title.text
+    assert list(bar.ticktext) == ["min", "max"]
+    assert "&lt;0&gt; &amp; co" in [a.text for a in fig.layout.annotations]  # captions are text, not HTML
+    heat = of_type(fig, "image")[1]
+    w = decoded(heat.source).shape[1]
+    assert heat.dx * w == pytest.approx(32)
+    common = plots.overlays(radiographs, heatmaps, limits=(0, 2))
+    assert list(of_type(common, "scatter")[-1].marker.colorbar.ticktext) == ["0", "2"]
+
+
+def test_overlay_grid_has_studies_in_rows_and_variants_in_columns(radiographs: np.ndarray, heatmaps: np.ndarray):
+    fig = plots.overlay_grid(
+        radiographs[:3],
+        {"frozen": heatmaps[:3], "learnable": heatmaps[2:]},
+        titles=["“one”", "“two”", "“three”"],
+        captions={"frozen": ["AUC 0.9"] * 3},
+    )
+    assert len(of_type(fig, "image")) == 3 + 2 * 6
+    texts = [a.text for a in fig.layout.annotations]
+    assert {"<b>radiograph</b>", "<b>frozen</b>", "<b>learnable</b>", "“two”"} <= set(texts)
+    assert texts.count("AUC 0.9") == 3
+    assert fig.layout.xaxis.domain == fig.layout.xaxis4.domain
+    assert all(0 <= a.y <= 1 and 0 <= a.x <= 1 for a in fig.layout.annotations)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"images": np.zeros((4, 4), np.uint8)}, r"pass image\[None\]"),
+        ({"images": np.zeros((0, 4, 4), np.uint8)}, "no image"),
+        ({"images": np.zeros((2, 4, 4))}, "uint8"),
+        ({"images": np.zeros((2, 4, 4), np.uint8), "titles": ["one"]}, "2 images but 1 titles"),
+        ({"images": np.zeros((2, 4, 4), np.uint8), "masks": [None]}, "2 images but 1 masks"),
+    ],
+)
+def test_images_say_what_is_wrong(arguments: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        plots.images(**arguments)
+
+
+# --- charts ---
+
+
+def training_log(steps: int, level: float = 0.2) -> pd.DataFrame:
+    step = np.arange(1, steps + 1)
+    loss = level + np.random.default_rng(0).normal(0, 0.05, steps)
+    return pd.DataFrame({"step": step, "loss": loss, "lr": 1e-4, "seconds": step * 0.5})
+
+
+def test_training_curves():
+    fig = plots.training_curves({"frozen": training_log(300), "learnable": training_log(5000, 0.3)})
+    assert len(fig.data) == 6  # raw, smoothed, learning rate
+    named = [t for t in fig.data if t.showlegend is not False]
+    assert [t.name for t in named] == ["frozen", "learnable"]
+    assert [t.line.color for t in named] == [plots.VARIANTS["frozen"], plots.VARIANTS["learnable"]]
+    assert np.std(fig.data[1].y) < np.std(fig.data[0].y)
+    assert len(fig.data[3].x) <= 800
+    assert fig.data[4].y[-1] == pytest.approx(0.3, abs=0.03)
+    assert fig.layout.xaxis.title.text == "training step"
+    assert "loss" in fig.layout.yaxis.title.text
+    with pytest.raises(ValueError, match=r"run frozen.*lr"):
+        plots.training_curves({"frozen": training_log(3).drop(columns="lr")})
+
+
+def test_layer_time_is_centred_on_chance():
+    matrix = np.array([[0.5, 0.7, np.nan], [0.4, 0.9, 0.6]])
+    fig = plots.layer_time(matrix, ["down", "up"], [0, 500, 900])
+    heat = fig.data[0]
+    assert (heat.zmin + heat.zmax) / 2 == pytest.approx(0.5)
+    assert heat.zmax == pytest.approx(0.9)
+    assert np.array_equal(heat.z, matrix, equal_nan=True)
+    assert heat.texttemplate
+    assert fig.layout.yaxis.autorange == "reversed"  # the first layer on top
+    with pytest.raises(ValueError, match="2 layers, 2 timesteps"):
+        plots.layer_time(matrix, ["down", "up"], [0, 1])
+
+
+def test_scores_by_finding():
+    rows = [
+        {"finding": f, "variant": v, "mean": m, "low": m - 0.1, "high": m + 0.05, "prior": 0.7, "chance": 0.5, "n": 12}
+        for f in ("all", "Edema", "Pneumonia")
+        for v, m in (("learnable", 0.6), ("frozen", 0.9))
+    ]
+    fig = plots.scores_by_finding(pd.DataFrame(rows))
+    assert [t.name for t in fig.data] == ["chance", "centre prior", "frozen", "learnable"]
+    frozen = fig.data[2]
+    assert list(frozen.x) == [0.9] * 3
+    assert list(frozen.error_x.array) == pytest.approx([0.05] * 3)
+    assert list(frozen.error_x.arrayminus) == pytest.approx([0.1] * 3)
+    assert list(fig.layout.yaxis.ticktext) == ["Edema (12)", "Pneumonia (12)", "<b>all</b> (12)"]
+    assert fig.layout.yaxis.range[0] > fig.layout.yaxis.range[1]
+    one = plots.scores_by_finding(pd.DataFrame(rows)[["finding", "variant", "mean"]])
+    assert len(one.data) == 2
+    with pytest.raises(ValueError, match="variant"):
+        plots.scores_by_finding(pd.DataFrame({"finding": ["Edema"], "mean": [0.5]}))
+
+
+def test_paired_differences_point_to_the_better_variant():
+    table = pd.DataFrame(
+        [
+            {"name": "AUC-ROC", "estimate": 0.2, "low": 0.1, "high": 0.3},
+            {"name": "FID", "estimate": 5.0, "low": 2.0, "high": 10.0, "better": "lower"},
+            {"name": "CNR", "estimate": 0.1, "low": -0.1, "high": 0.3},
+        ]
+    )
+    fig = plots.paired(table)
+    auc, fid, cnr = fig.data
+    assert auc.x[0] > 0
+    assert auc.marker.color == plots.VARIANTS["frozen"]
+    assert fid.x[0] < 0  # the frozen model's FID is higher: the learnable one is better
+    assert fid.marker.color == plots.VARIANTS["learnable"]
+    assert fid.x[0] - fid.error_x.arrayminus[0] == pytest.approx(-1)
+    assert cnr.marker.color not in plots.VARIANTS.values()  # undecided
+    texts = " ".join(a.text for a in fig.layout.annotations)
+    assert "+0.20 [0.10, 0.30]" in texts
+    assert "frozen better →" in texts
+    with pytest.raises(ValueError, match="cannot share"):
+        plots.paired(table, shared=True)
+    shared = plots.paired(table.iloc[[0, 2]], shared=True)
+    at_zero = list(shared.layout.xaxis.ticktext).index("0")
+    assert shared.layout.xaxis.tickvals[at_zero] == 0
+
+
+def test_paired_reads_comparisons():
+    from chestxai.tradeoff import Comparison
+
+    found = Comparison(
+        0.2, 0.1, 0.3, 0.01, metric="auc_roc", a="learnable", b="frozen", step=5, phrases=9, patients=8, seeds=1
+    )
+    fig = plots.paired([found])
+    assert fig.data[0].marker.color == plots.VARIANTS["learnable"]
+    assert fig.layout.yaxis.ticktext[0] == "AUC-ROC (9)"
+    assert "learnable − frozen" in fig.layout.xaxis.title.text
+
+
+def checkpoints(seeds: int = 1) -> pd.DataFrame:
+    """frozen: (FID, AUC) = (30, .8), (20, .9), (10, .85); learnable: (28, .7), (15, .6), (8, .55)."""
+    numbers = {"frozen": ([30, 20, 10], [0.8, 0.9, 0.85]), "learnable": ([28, 15, 8], [0.7, 0.6, 0.55])}
+    rows = [
+        {
+            "variant": variant, "seed": seed, "step": 100 * (i + 1), "fid": fid + seed, "auc_roc": auc,
+            "auc_roc_low": auc - 0.02, "auc_roc_high": auc + 0.03, "cnr": auc * 2, "prior_auc_roc": 0.75,
+        }
+        for variant, (fids, aucs) in numbers.items()
+        for seed in range(seeds)
+        for i, (fid, auc) in enumerate(zip(fids, aucs, strict=True))
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_tradeoff_shows_both_variants_and_the_pareto_front():
+    fig = plots.tradeoff(checkpoints().sample(frac=1, random_state=0))
+    frozen, learnable, pareto = fig.data
+    assert [frozen.name, learnable.name] == ["frozen text encoder", "learnable text encoder"]
+    assert list(frozen.x) == [30, 20, 10]  # in order of the steps
+    assert list(frozen.text) == ["100", "200", "300"]
+    assert list(frozen.error_y.array) == pytest.approx([0.03] * 3)
+    assert list(frozen.error_y.arrayminus) == pytest.approx([0.02] * 3)
+    assert sorted(zip(pareto.x, pareto.y, strict=True)) == [(8, 0.55), (10, 0.85), (20, 0.9)]
+    assert "lower is better" in fig.layout.xaxis.title.text
+    assert fig.layout.yaxis.title.text.startswith("AUC-ROC")
+    assert sorted(s.y0 for s in fig.layout.shapes) == [0.5, 0.75]  # chance, centre prior
+    texts = [a.text for a in fig.layout.annotations]
+    assert "chance 0.50" in texts
+    assert "centre prior 0.75" in texts
+    assert any("95 % interval" in t for t in texts)
+
+
+def test_tradeoff_buttons_replace_everything_that_depends_on_the_score():
+    fig = plots.tradeoff(checkpoints())
+    menu = fig.layout.updatemenus[0]
+    assert [b.label for b in menu.buttons] == ["AUC-ROC", "CNR"]
+    data, layout = menu.buttons[1].args
+    assert all(len(values) == len(fig.data) for values in data.values())
+    assert list(data["y"][0]) == pytest.approx([1.6, 1.8, 1.7])
+    assert layout["yaxis.title.text"].startswith("CNR")
+    assert list(layout["shapes"]) == []  # no reference known
+    again = menu.buttons[0].args[0]
+    assert list(again["y"][0]) == list(fig.data[0].y)
+    json.loads(fig.to_json())
+
+
+def test_tradeoff_over_seeds_is_a_mean_with_its_range():
+    fig = plots.tradeoff(checkpoints(seeds=3))
+    assert len(fig.data) == 3 * 2 + 2 + 1
+    bold = fig.data[6]
+    assert list(bold.x) == [31, 21, 11]
+    assert list(bold.error_x.array) == [1, 1, 1]
+    assert any("lowest to highest seed" in a.text for a in fig.layout.annotations)
+
+
+def test_tradeoff_says_what_is_missing():
+    with pytest.raises(ValueError, match="lacks the columns fid"):
+        plots.tradeoff(checkpoints().drop(columns="fid"))
+    with pytest.raises(ValueError, match="none of the scores"):
+        plots.tradeoff(checkpoints()[["variant", "seed", "step", "fid"]])
+
+
+# --- figures with controls ---
+
+
+def test_explorer_static_has_every_map_once():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 64, 64), dtype=np.uint8)
+    maps = rng.random((2, 3, 4, 32, 32)).astype(np.float32)
+    masks = [rectangle(64, 64, (5, 6, 7, 8)), None]
+    fig = plots.explorer_static(
+        images, maps, ["a", "b"], ["small effusion", "edema"], ["down", "mid", "up"], [0, 250, 500, 750], masks
+    )
+    studies, layers = fig.layout.updatemenus
+    steps = fig.layout.sliders[0].steps
+    assert [b.label for b in studies.buttons] == ["a: small effusion", "b: edema"]
+    assert [b.label for b in layers.buttons] == ["all layers", "down", "mid", "up"]
+    assert [s.label for s in steps] == ["all", "0", "250", "500", "750"]
+    # Study b, layer "mid", t = 500: the window that the controls open shows exactly that map.
+    visible = studies.buttons[1].args[0]["visible"]
+    shown = [t for t, v in zip(fig.data, visible, strict=True) if v and t.type == "image"]
+    assert len(shown) == 2
+    atlas = decoded(shown[1].source)
+    assert atlas.shape == (4 * 34, 5 * 34)
+    bottom, top = layers.buttons[2].args[0]["yaxis2.range"]
+    left, right = steps[3].args[0]["xaxis2.range"]
+    window = atlas[int(top) : int(bottom), int(left) : int(right)]
+    assert (window == (plots.normalize(maps[1, 1, 2]) * 255).round()).all()
+    everything = atlas[1:33, 1:33]
+    assert np.allclose(everything, plots.normalize(maps[1].mean(axis=(0, 1))) * 255, atol=1)
+    assert tuple(fig.layout.xaxis2.range) == (1, 33)
+    assert fig.layout.xaxis2.domain == fig.layout.xaxis.domain
+    note = next(iter(studies.buttons[1].args[1].values()))
+    assert "edema" in note
+    with pytest.raises(ValueError, match="2 layers"):
+        plots.explorer_static(images, maps, ["a", "b"], ["x", "y"], ["down", "up"], [0, 250, 500, 750])
+
+
+REPORT = "FINDINGS: There is a small left pleural effusion. No pneumothorax.\nIMPRESSION: Effusion <small>."
+
+
+@pytest.fixture
+def studies() -> list[Study]:
+    image = np.random.default_rng(0).integers(0, 256, (40, 30), dtype=np.uint8)
+    effusion = Finding("Pleural Effusion", "small left pleural effusion", mask=rectangle(40, 30, (16, 20, 10, 15)))
+    edema = Finding("Edema", boxes=(Box(3, 4, 8, 12),))
+    ruled_out = Finding("Pneumothorax", "no pneumothorax", present=False)
+    common = {"patient": "p", "source": "s", "split": "test", "size": (40, 30), "array": image}
+    return [
+        Study("one", report=REPORT, findings=(effusion, ruled_out, edema), **common),
+        Study("two", report="Normal chest.", **common),
+    ]
+
+
+def test_highlights_cut_the_report_where_phrases_begin_and_end(studies: list[Study]):
+    pieces = plots.highlights(REPORT, studies[0].findings)
+    assert "".join(text for text, _ in pieces) == REPORT
+    marked = {text: [f.name for f in found] for text, found in pieces if found}
+    assert marked == {"small left pleural effusion": ["Pleural Effusion"], "No pneumothorax": ["Pneumothorax"]}
+
+
+def test_highlights_of_overlapping_phrases_share_a_piece():
+    a, b = Finding("Edema", "one two"), Finding("Pneumonia", "two three")
+    pieces = plots.highlights("one two three", [a, b])
+    assert pieces == [("one ", (a,)), ("two", (a, b)), (" three", (b,))]
+
+
+def test_targets_live_in_the_letterboxed_frame(studies: list[Study]):
+    image, boxes, masks = plots.targets(studies[0], 80)
+    assert image.shape == (80, 80)
+    assert image[:, :9].max() == 0  # padded at the sides: 30 × 40 doubled is 60 × 80
+    assert dict(boxes) == {"Pleural Effusion": Box(42, 40, 20, 30), "Edema": Box(16, 8, 16, 24)}
+    assert masks[0][1].sum() == 600
+
+
+def test_study_static(studies: list[Study]):
+    fig = plots.study_static(studies, size=64)
+    buttons = fig.layout.updatemenus[0].buttons
+    assert [b.label for b in buttons] == ["one: Pleural Effusion, Edema", "two: no finding"]
+    assert [t.visible for t in fig.data].count(True) == buttons[0].args[0]["visible"].count(True)
+    assert sum(buttons[1].args[0]["visible"]) == 1  # the image alone
+    text = " ".join(a.text for a in fig.layout.annotations)
+    assert "<b>effusion</b>" in text
+    assert "<i>pneumothorax</i>" in text
+    assert "&lt;small&gt;" in text
+    assert any("Normal chest." in a["text"] for a in buttons[1].args[1]["annotations"])
+
+
+# --- still pictures, setup ---
+
+
+def test_compose_draws_box_and_mask_at_scale():
+    picture = np.asarray(
+        plots.compose(
+            np.zeros((50, 50), np.uint8), mask=rectangle(50, 50, (30, 30, 10, 10)),
+            boxes=[("", Box(5, 10, 20, 10))], size=200, marker="",
+        )
+    )  # fmt: skip
+    assert picture.shape == (200, 200, 3)
+    assert picture[60, 20].max() > 100  # on the box's left edge: x 5 · 4, y 10 · 4 … 20 · 4
+    assert picture[60, 60].max() == 0  # inside it
+    assert picture[140, 120].min() == 255  # on the mask's left edge
+    rows, columns = np.nonzero(picture.max(axis=2) > 100)
+    assert rows.min() == pytest.approx(40, abs=3)
+    assert columns.max() == pytest.approx(160, abs=3)
+
+
+def test_contact_sheet(radiographs: np.ndarray, heatmaps: np.ndarray):
+    sheet = plots.contact_sheet(
+        radiographs[:4], 2, ["a long caption " * 10, None, "b", "c"], [None, heatmaps[0], None, heatmaps[1]],
+        header=["radiograph", "frozen"], size=100,
+    )  # fmt: skip
+    assert sheet.mode == "RGB"
+    assert sheet.width == 2 * 100 + 3 * 10
+    pixels = np.asarray(sheet).astype(int)
+    grey = np.ptp(pixels, axis=2) == 0
+    left, right = grey[60:-10, 10:110].mean(), grey[60:-10, 120:220].mean()
+    assert left > 0.95 > 0.6 > right  # plain radiographs left, overlays right
+    assert plots.contact_sheet(radiographs).width <= 4 * 250 + 10
+
+
+def test_plotlyjs_is_written_once(tmp_path):
+    path = plots.write_plotlyjs(tmp_path / "_static")
+    before = path.stat()
+    assert before.st_size > 1_000_000
+    assert plots.write_plotlyjs(tmp_path / "_static").stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_setup_shows_html_without_a_copy_of_plotlyjs(monkeypatch: pytest.MonkeyPatch):
+    import plotly.io as pio
+
+    before = pio.renderers.default
+    try:
+        plots.setup()
+        figure = plots.layer_time(np.array([[0.5]]), ["mid"], [0])
+        bundle = pio.renderers._build_mime_bundle(figure.to_dict())
+        assert set(bundle) == {"application/vnd.plotly.v1+json", "text/html"}
+        assert "Plotly.newPlot" in bundle["text/html"]
+        assert len(bundle["text/html"]) < 20_000
+    finally:
+        pio.renderers.default = before
+
+
+def test_colours_are_distinct():
+    assert len(set(plots.FINDING_COLORS.values())) == len(FINDINGS)
+
+
+@given(st.floats(1e-3, 1e3))
+def test_round_ticks_span_the_axis(reach: float):
+    ticks = plots._round_ticks(reach)
+    assert ticks[3] == 0
+    assert ticks[-1] >= reach * 0.99
+    assert ticks[4] <= reach

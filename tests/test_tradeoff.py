@@ -1,0 +1,280 @@
+"""The trade-off table from run folders written here: known means, pairing by phrase, and errors that name the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chestxai import tradeoff
+from chestxai.tradeoff import Comparison
+
+
+def write_run(
+    root: Path, variant: str, seed: int, gain: float = 0.0, steps: tuple[int, ...] = (100, 200), patients: int = 12
+) -> Path:
+    """A finished run whose scores are a phrase's own difficulty, plus the step's and the variant's share."""
+    run = root / "demo" / variant / f"seed-{seed}"
+    run.mkdir(parents=True)
+    rng = np.random.default_rng(100 + seed)
+    hard = np.random.default_rng(0).uniform(0.4, 0.7, 2 * patients)
+    rows = [
+        {
+            "step": step,
+            "study": f"s{i}",
+            "patient": f"p{i // 2:02d}",
+            "finding": ("Edema", "Cardiomegaly")[i % 2],
+            "phrase": ("NA", "enlarged heart, mild")[i % 2],
+            "prompt": "…",
+            "target": 0.1,
+            "auc_roc": hard[i] + step / 2000 + gain + 0.01 * rng.standard_normal(),
+            "centre_distance": 0.3 - gain / 2,
+            "prior_auc_roc": 0.7,
+            "chance_auc_roc": 0.5,
+        }
+        for step in steps
+        for i in range(2 * patients)
+    ]
+    pd.DataFrame(rows).to_csv(run / "grounding.csv", index=False)
+    numbers = {
+        str(step): {
+            "fid": 30 - step / 20 - 10 * gain,
+            "fid_low": 1.0,
+            "fid_high": 40.0,
+            "kid": 0.012,
+            "kid_std": 0.003,
+            "ms_ssim": 0.4,
+            "ms_ssim_real": 0.35,
+            "classifier_auc": None,
+            "classifier_auc_by_finding": {"Edema": {"estimate": 0.5}},
+        }
+        for step in steps
+    }
+    (run / "fidelity.json").write_text(json.dumps({"steps": numbers, "feature_space": "test", "images": 8}))
+    (run / "run.json").write_text(json.dumps({"finished": True}))
+    return run
+
+
+@pytest.fixture
+def frozen(tmp_path):
+    return [write_run(tmp_path, "frozen", seed, gain=0.1) for seed in (0, 1)]
+
+
+@pytest.fixture
+def learnable(tmp_path):
+    return [write_run(tmp_path, "learnable", seed) for seed in (0, 1)]
+
+
+class TestTable:
+    def test_one_row_per_variant_seed_and_step(self, frozen, learnable):
+        table = tradeoff.table([*learnable, *frozen], n=200)
+        assert table[["variant", "seed", "step"]].to_numpy().tolist() == [
+            [variant, seed, step] for variant in ("frozen", "learnable") for seed in (0, 1) for step in (100, 200)
+        ]
+        assert (table["phrases"] == 24).all()
+        assert (table["patients"] == 12).all()
+
+    def test_numbers(self, frozen):
+        row = tradeoff.table(frozen, n=200).iloc[1]
+        grounding = pd.read_csv(frozen[0] / "grounding.csv")
+        assert row["auc_roc"] == pytest.approx(grounding.loc[grounding["step"] == 200, "auc_roc"].mean())
+        assert row["auc_roc_low"] < row["auc_roc"] < row["auc_roc_high"]
+        assert (row["prior_auc_roc"], row["chance_auc_roc"]) == pytest.approx((0.7, 0.5))
+        assert (row["fid"], row["kid_std"], row["ms_ssim_real"]) == pytest.approx((19, 0.003, 0.35))
+        assert np.isnan(row["classifier_auc"])
+        assert "classifier_auc_by_finding" not in row
+
+    def test_a_step_without_images_is_kept(self, frozen):
+        path = frozen[0] / "fidelity.json"
+        path.write_text(json.dumps({"steps": {"200": {"fid": 1.0}}}))
+        table = tradeoff.table(frozen[:1], n=100)
+        assert table["step"].tolist() == [100, 200]
+        assert table["fid"].isna().tolist() == [True, False]
+
+    def test_gaps_in_a_score_are_left_out(self, frozen):
+        path = frozen[0] / "grounding.csv"
+        frame = pd.read_csv(path, keep_default_na=False)
+        frame.loc[24, "auc_roc"] = np.nan
+        frame.to_csv(path, index=False)
+        row = tradeoff.table(frozen[:1], n=100).iloc[1]
+        assert row["auc_roc"] == pytest.approx(frame["auc_roc"][25:].astype(float).mean())
+
+
+class TestParetoFront:
+    def test_by_hand(self):
+        table = pd.DataFrame({"fid": [1, 2, 3, 2, np.nan], "auc_roc": [0.5, 0.7, 0.6, 0.7, 0.9]})
+        assert tradeoff.pareto_front(table).tolist() == [True, True, False, True, False]
+
+    def test_lower_is_better_scores_are_minimised(self):
+        table = pd.DataFrame({"fid": [1, 2, 3], "centre_distance": [0.3, 0.1, 0.2]})
+        assert tradeoff.pareto_front(table, y="centre_distance").tolist() == [True, True, False]
+
+    def test_unknown_column(self):
+        with pytest.raises(ValueError, match="no column 'kid'; it has fid"):
+            tradeoff.pareto_front(pd.DataFrame({"fid": [1]}), x="kid")
+
+    @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
+    def test_no_one_on_it_is_beaten_and_everyone_off_it_is(self, points):
+        front = tradeoff.pareto_front(pd.DataFrame(points, columns=["fid", "auc_roc"]))
+        assert front.any()
+        for (x, y), on in zip(points, front, strict=True):
+            beaten = any(a <= x and b >= y and (a, b) != (x, y) for a, b in points)
+            assert on != beaten
+
+
+class TestCompare:
+    def test_the_planted_difference_is_found(self, frozen, learnable):
+        found = tradeoff.compare(frozen, learnable, n=500)
+        assert found.estimate == pytest.approx(0.1, abs=0.01)
+        assert found.low < 0.1 < found.high
+        # The phrases' own difficulty, thirty times as large, cancels.
+        assert found.high - found.low < 0.02
+        assert found.p < 0.01
+        assert (found.a, found.b, found.step, found.phrases, found.patients, found.seeds) == (
+            "frozen",
+            "learnable",
+            200,
+            24,
+            12,
+            2,
+        )
+
+    def test_order_of_rows_does_not_matter(self, frozen, learnable):
+        expected = tradeoff.compare(frozen, learnable, n=200)
+        path = learnable[1] / "grounding.csv"
+        pd.read_csv(path, keep_default_na=False).sample(frac=1, random_state=0).to_csv(path, index=False)
+        assert vars(tradeoff.compare(frozen, learnable, n=200)) == pytest.approx(vars(expected))
+
+    def test_only_common_phrases_count(self, frozen, learnable):
+        path = learnable[0] / "grounding.csv"
+        frame = pd.read_csv(path, keep_default_na=False)
+        frame[frame["study"] != "s3"].to_csv(path, index=False)
+        assert tradeoff.compare(frozen, learnable, n=100).phrases == 23
+        frame.assign(study="other").to_csv(path, index=False)
+        with pytest.raises(ValueError, match="no phrase in common"):
+            tradeoff.compare(frozen, learnable)
+
+    def test_one_finding_and_an_earlier_step(self, frozen, learnable):
+        found = tradeoff.compare(frozen, learnable, step=100, finding="Edema", n=100)
+        assert (found.phrases, found.step) == (12, 100)
+        with pytest.raises(ValueError, match="no phrase of Pneumonia"):
+            tradeoff.compare(frozen, learnable, finding="Pneumonia")
+
+    def test_different_last_steps_are_not_compared_silently(self, tmp_path, frozen):
+        other = write_run(tmp_path, "learnable", 0, steps=(100,))
+        with pytest.raises(ValueError, match=r"different steps \(200 and 100\)"):
+            tradeoff.compare(frozen, [other])
+        assert tradeoff.compare(frozen, [other], step=100, n=100).step == 100
+
+    def test_seeds_of_one_variant_only(self, frozen, learnable):
+        with pytest.raises(ValueError, match="seeds of one variant, got frozen, learnable"):
+            tradeoff.compare([*frozen, *learnable], learnable)
+
+
+def test_by_finding(frozen, learnable):
+    found = tradeoff.by_finding([*frozen, *learnable], n=200)
+    assert found["finding"].tolist() == ["Cardiomegaly"] * 2 + ["Edema"] * 2 + ["all"] * 2
+    row = found[(found["finding"] == "all") & (found["variant"] == "frozen")].iloc[0]
+    means = [pd.read_csv(run / "grounding.csv").query("step == 200")["auc_roc"].mean() for run in frozen]
+    assert row["mean"] == pytest.approx(np.mean(means))
+    assert row["low"] < row["mean"] < row["high"]
+    assert (row["prior"], row["chance"], row["n"]) == pytest.approx((0.7, 0.5, 24))
+    assert tradeoff.by_finding(frozen, "centre_distance", n=100)["prior"].isna().all()
+
+
+def test_summary(frozen, learnable):
+    printed = tradeoff.summary(tradeoff.table([*frozen, *learnable], n=200))
+    assert list(printed.columns) == ["frozen", "learnable", "centre prior", "chance", "real images"]
+    assert list(printed.index) == ["FID ↓", "KID ↓", "MS-SSIM within a prompt", "AUC-ROC ↑", "centre distance ↓"]
+    assert printed.loc["FID ↓", "frozen"] == "19.0 [1.0, 40.0]"
+    assert printed.loc["KID ↓", "frozen"] == "0.012 ± 0.003"
+    assert printed.loc["MS-SSIM within a prompt", "real images"] == "0.350"
+    assert printed.loc["AUC-ROC ↑", ["centre prior", "chance", "real images"]].tolist() == ["0.700", "0.500", "–"]
+    table = tradeoff.table(frozen, n=200).query("step == 200")
+    assert printed.loc["AUC-ROC ↑", "frozen"].startswith(
+        f"{table['auc_roc'].mean():.3f} [{table['auc_roc_low'].mean():.3f}"
+    )
+
+
+class TestVerdict:
+    @staticmethod
+    def comparison(estimate, low, high, a="frozen", b="learnable", metric="auc_roc", seeds=2):
+        return Comparison(estimate, low, high, 0.004, metric, a, b, step=200, phrases=24, patients=12, seeds=seeds)
+
+    def test_supported(self):
+        assert tradeoff.verdict(self.comparison(0.1, 0.05, 0.15)) == (
+            "Supported: frozen localizes better than learnable: the AUC-ROC of frozen minus that of learnable is "
+            "+0.100 [+0.050, +0.150], p = 0.004 (24 phrases of 12 patients, step 200; 2 seeds)."
+        )
+
+    def test_contradicted_and_undecided(self):
+        said = tradeoff.verdict(self.comparison(-0.1, -0.15, -0.05, seeds=1))
+        assert said.startswith("Contradicted: learnable localizes better than frozen")
+        assert "other patients, not other seeds" in said
+        assert tradeoff.verdict(self.comparison(0.1, -0.05, 0.25)).startswith("Undecided")
+        # One patient: no interval, no verdict.
+        assert tradeoff.verdict(self.comparison(0.1, np.nan, np.nan)).startswith("Undecided")
+
+    def test_order_of_the_difference_does_not_matter(self):
+        one = tradeoff.verdict(self.comparison(0.1, 0.05, 0.15))
+        assert tradeoff.verdict(self.comparison(-0.1, -0.15, -0.05, a="learnable", b="frozen")) == one
+
+    def test_a_smaller_distance_is_better(self):
+        said = tradeoff.verdict(self.comparison(-0.1, -0.15, -0.05, metric="centre_distance"))
+        assert said.startswith("Supported")
+        assert "-0.100" in said
+
+    def test_another_variant(self):
+        with pytest.raises(ValueError, match="not of 'thawed'"):
+            tradeoff.verdict(self.comparison(0.1, 0.05, 0.15), better="thawed")
+
+
+class TestErrors:
+    @pytest.mark.parametrize("name", ["run.json", "grounding.csv", "fidelity.json"])
+    def test_a_missing_file_and_its_remedy(self, frozen, name):
+        (frozen[1] / name).unlink()
+        with pytest.raises(
+            FileNotFoundError, match=rf"seed-1/{name} is missing.*--profile demo --variants frozen --seeds 1"
+        ):
+            tradeoff.table(frozen)
+
+    def test_an_unfinished_run(self, frozen):
+        (frozen[0] / "run.json").write_text('{"finished": false}')
+        with pytest.raises(ValueError, match=r"run\.json says that the run is not finished.*--seeds 0"):
+            tradeoff.table(frozen)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("", "not a readable table"),
+            ("step,study\n1,a\n", "lacks the columns patient, finding, phrase"),
+            ("step,study,patient,finding,phrase,auc_roc\n", "has no rows"),
+            ("step,study,patient,finding,phrase,auc_roc\n1,a,b,c,d,high\n", "line 2: auc_roc is 'high'"),
+            ("step,study,patient,finding,phrase,auc_roc\n1,a,b,c,d,0.5\n,a,b,c,d,0.5\n", "line 3: step is 'nan'"),
+        ],
+    )
+    def test_a_bad_table(self, frozen, content, message):
+        (frozen[0] / "grounding.csv").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            tradeoff.table(frozen)
+
+    @pytest.mark.parametrize(("content", "message"), [("{", "not valid JSON"), ('{"steps": 3}', "no numbers by step")])
+    def test_bad_fidelity(self, frozen, content, message):
+        (frozen[0] / "fidelity.json").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            tradeoff.table(frozen)
+
+    def test_other_folders_and_columns(self, tmp_path, frozen, learnable):
+        with pytest.raises(ValueError, match="seed-<number>"):
+            tradeoff.table([tmp_path])
+        with pytest.raises(ValueError, match="no runs"):
+            tradeoff.table([])
+        with pytest.raises(ValueError, match="no column 'cnr'"):
+            tradeoff.compare(frozen, learnable, "cnr")
+        with pytest.raises(ValueError, match="no rows of step 7"):
+            tradeoff.compare(frozen, learnable, step=7)

@@ -1,0 +1,144 @@
+"""Widgets: a choice changes the picture; outside a live notebook the static counterpart is shown."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from chestxai import plots, widgets
+from chestxai.studies import Box, Finding, Study
+
+
+def pixels(browser: widgets.Browser) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(browser.picture.value)))
+
+
+@pytest.fixture
+def explored() -> dict:
+    rng = np.random.default_rng(0)
+    return {
+        "images": rng.integers(0, 256, (3, 32, 32), dtype=np.uint8),
+        "heatmaps": rng.random((3, 2, 3, 8, 8)).astype(np.float32),
+        "titles": ["study a", "study a", "study b"],
+        "phrases": ["effusion", "edema <mild>", "pneumonia"],
+        "layers": ["down", "up"],
+        "timesteps": [0, 400, 800],
+    }
+
+
+def test_attention_explorer_draws_what_is_chosen(explored: dict):
+    browser = widgets.attention_explorer(**explored, size=64)
+    controls = browser.controls
+    assert [name for name, _ in controls["phrase"].options] == ["effusion", "edema <mild>"]
+    assert [name for name, _ in controls["layer"].options] == ["all layers", "down", "up"]
+    image, maps = explored["images"], explored["heatmaps"]
+    assert (pixels(browser) == plots.compose(image[0], maps[0].mean(axis=(0, 1)), size=64)).all()
+    controls["phrase"].value = 1
+    controls["layer"].value = 2
+    controls["timestep"].value = 3
+    assert (pixels(browser) == plots.compose(image[1], maps[1, 1, 2], size=64)).all()
+    assert "edema &lt;mild&gt;" in browser.text.value
+    controls["study"].value = "study b"
+    assert (pixels(browser) == plots.compose(image[2], maps[2, 1, 2], size=64)).all()  # layer and timestep stay
+    assert "pneumonia" in browser.text.value
+
+
+def test_attention_explorer_asks_only_for_the_map_it_shows(explored: dict):
+    maps, asked = explored.pop("heatmaps"), []
+
+    def heatmap(i: int, layer: int, t: int) -> np.ndarray:
+        asked.append((i, layer, t))
+        return maps[i, layer, t]
+
+    browser = widgets.attention_explorer(**explored, heatmaps=heatmap, size=64)
+    assert [name for name, _ in browser.controls["layer"].options] == ["down", "up"]
+    browser.controls["timestep"].value = 2
+    browser.controls["study"].value = "study b"
+    assert asked == [(0, 0, 0), (0, 0, 2), (2, 0, 2)]
+
+
+def test_attention_explorer_says_what_does_not_fit(explored: dict):
+    with pytest.raises(ValueError, match="3 images but 2 phrases"):
+        widgets.attention_explorer(**(explored | {"phrases": ["one", "two"]}))
+    with pytest.raises(ValueError, match="1 layers"):
+        widgets.attention_explorer(**(explored | {"layers": ["one"]}))
+
+
+@pytest.fixture
+def studies() -> list[Study]:
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8)
+    found = Finding("Edema", "mild edema", boxes=(Box(4, 4, 8, 8),))
+    ruled_out = Finding("Pneumothorax", "no pneumothorax", present=False)
+    common = {"source": "s", "split": "test", "size": (32, 32)}
+    return [
+        Study("a", "p", report="Normal & clear, no pneumothorax.", findings=(ruled_out,), array=images[0], **common),
+        Study("b", "p", report="Mild edema.\nNo pneumothorax.", findings=(found, ruled_out), array=images[1], **common),
+        Study("c", "q", report="", array=None, **common),
+    ]
+
+
+def test_study_browser_shows_image_places_and_words(studies: list[Study]):
+    browser = widgets.study_browser(studies, size=96)
+    assert [value for _, value in browser.controls["finding"].options] == ["any", "Edema", "no finding"]
+    assert (pixels(browser) == plots.compose(plots.targets(studies[0], 96)[0], size=96)).all()
+    assert "Normal &amp; clear, <i>no pneumothorax</i>." in browser.text.value
+    browser.controls["finding"].value = "Edema"
+    assert browser.controls["study"].value == 1
+    marked = pixels(browser)
+    assert 'title="Edema">Mild edema</span>' in browser.text.value
+    browser.controls["marks"].value = False
+    assert (pixels(browser) != marked).any()
+    assert "<span" not in browser.text.value
+
+
+def test_study_browser_survives_an_unreadable_image(studies: list[Study]):
+    browser = widgets.study_browser(studies, size=96)
+    browser.controls["study"].value = 2
+    assert "study c has neither pixels nor a file" in browser.text.value
+    with pytest.raises(ValueError, match="no study"):
+        widgets.study_browser([])
+
+
+def kernel(allow_stdin: bool) -> SimpleNamespace:
+    request = {"content": {"allow_stdin": allow_stdin}}
+    return SimpleNamespace(kernel=SimpleNamespace(get_parent=lambda channel: request))
+
+
+@pytest.mark.parametrize(
+    ("shell", "environment", "expected"),
+    [
+        (None, {}, False),  # plain Python
+        (SimpleNamespace(), {}, False),  # a terminal IPython: no kernel
+        (kernel(allow_stdin=True), {}, True),  # JupyterLab
+        (kernel(allow_stdin=False), {}, False),  # papermill, nbclient, jupyter-book
+        (kernel(allow_stdin=True), {"CHESTXAI_BATCH": "1"}, False),
+        (kernel(allow_stdin=True), {"CHESTXAI_BATCH": "0"}, True),
+        (kernel(allow_stdin=True), {"PAPERMILL": "true"}, False),
+    ],
+)
+def test_interactive_only_where_somebody_sits(shell, environment, expected, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("CHESTXAI_BATCH", raising=False)
+    monkeypatch.delenv("PAPERMILL", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(widgets, "get_ipython", lambda: shell)
+    assert widgets.interactive() is expected
+
+
+def test_show_builds_only_what_it_displays(monkeypatch: pytest.MonkeyPatch):
+    shown, built = [], []
+
+    def build(what: str) -> str:
+        built.append(what)
+        return what
+
+    monkeypatch.setattr(widgets, "display", shown.append)
+    monkeypatch.setattr(widgets, "interactive", lambda: False)
+    widgets.show(lambda: build("widget"), lambda: build("figure"))
+    monkeypatch.setattr(widgets, "interactive", lambda: True)
+    widgets.show(lambda: build("widget"), "figure")
+    assert shown == built == ["figure", "widget"]
