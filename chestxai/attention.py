@@ -1,0 +1,277 @@
+"""Capturing cross-attention while a U-Net runs: streaming sums, on the device, in float32.
+
+What is measured is the probability ``softmax(q kᵀ / √d)`` that an image position gives to the tokens of a phrase
+(Rombach et al. 2022, section 3.3; Dombrowski et al. 2024 read the same quantity). The layer's own output still comes
+from the processor that was there, fused kernel included, so the denoised result does not change; queries and keys are
+read off its projections, and only running sums over the wanted tokens are kept. Memory does not grow with the number
+of passes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from torch import Tensor, nn
+
+Heads = Literal["mean", "keep"]
+
+# Probabilities of all tokens are needed for the softmax; this many at once, about 64 MB in float32.
+_BUDGET = 16_000_000
+
+
+def cross_attention_layers(unet: UNet2DConditionModel) -> dict[str, Attention]:
+    """The cross-attention modules of a U-Net by name, in the order in which they run."""
+    found = {
+        name: part for name, part in unet.named_modules() if isinstance(part, Attention) and part.is_cross_attention
+    }
+    # named_modules lists the up blocks before the middle one, which runs before them.
+    rank = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
+    return dict(sorted(found.items(), key=lambda item: rank.get(item[0].split(".")[0], 1)))
+
+
+def select_layers(unet: UNet2DConditionModel, layers: str | Sequence[str] = "all") -> list[str]:
+    """Names of the cross-attention layers that ``layers`` stands for.
+
+    Args:
+        unet: any diffusers U-Net.
+        layers: "all", a part ("down", "mid", "up"), a layer's name, or several of these.
+
+    Raises:
+        ValueError: the U-Net has no cross-attention, or no layer of that name.
+    """
+    known = cross_attention_layers(unet)
+    if not known:
+        raise ValueError(f"this {type(unet).__name__} has no cross-attention: it is not conditioned on text")
+    chosen: set[str] = set()
+    for wanted in [layers] if isinstance(layers, str) else layers:
+        part = {"down": "down_blocks.", "mid": "mid_block.", "up": "up_blocks.", "all": ""}.get(wanted)
+        found = [n for n in known if n == wanted] if part is None else [n for n in known if n.startswith(part)]
+        if not found:
+            raise ValueError(f"no cross-attention layer {wanted!r}; say all, down, mid, up, or one of {', '.join(known)}")
+        chosen.update(found)
+    return [name for name in known if name in chosen]
+
+
+class Capture:
+    """Running sums of attention; made by `capture`.
+
+    A *slot* is one map to be averaged: the rows of a batch that belong to one phrase, whatever their timestep or noise,
+    are added to the same slot. `rows` says which row goes where.
+    """
+
+    def __init__(self, weights: Tensor, groups: tuple[str, ...], names: list[str], size: int | None, heads: Heads):
+        self.weights, self.groups, self.names, self.size, self.heads = weights, groups, names, size, heads
+        self.slots = len(weights)
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor] = {}
+        self._rows: Tensor | None = None
+        self._latents: tuple[int, int] = (0, 0)
+
+    def rows(self, slots: Sequence[int] | Tensor) -> None:
+        """Say to which slot each row of the next passes' batch belongs; -1 leaves a row out.
+
+        Needed unless the batch has one row for each slot, in order. With classifier-free guidance the batch holds the
+        unconditional rows first: give them -1.
+
+        Raises:
+            ValueError: a slot that does not exist.
+        """
+        rows = torch.as_tensor(slots, dtype=torch.long)
+        if rows.ndim != 1 or (rows.numel() and (int(rows.max()) >= self.slots or int(rows.min()) < -1)):
+            raise ValueError(f"slots must be a list of -1 … {self.slots - 1}, got {rows.tolist()}")
+        self._rows = rows
+
+    def maps(self) -> dict[str, Tensor]:
+        """Mean probability by layer: float32 ``(slots, groups, h, w)``, or ``(slots, groups, heads, h, w)``.
+
+        A group's value is the mean over its tokens. A slot no row was given to is NaN.
+        """
+        if not self._sums:
+            raise ValueError("nothing was captured: call the U-Net inside the 'with capture(...)' block first")
+        return {n: self._sums[n] / self._counts[n].view(-1, *[1] * (self._sums[n].ndim - 1)) for n in self.names}
+
+    def heatmap(self, size: int | tuple[int, int] | None = None) -> Tensor:
+        """All layers in one: each up-sampled bilinearly, then the mean over layers; float32 ``(slots, groups, h, w)``.
+
+        Args:
+            size: of the result; default: what `capture` was given, else the largest captured resolution.
+        """
+        maps = [m.mean(dim=2) if self.heads == "keep" else m for m in self.maps().values()]
+        size = size or self.size or max((tuple(m.shape[-2:]) for m in maps), key=math.prod)
+        shape = (size, size) if isinstance(size, int) else size
+        return torch.stack([resize(m, shape) for m in maps]).mean(dim=0)
+
+    def _add(self, name: str, attn: Attention, query: Tensor, key: Tensor, mask: Tensor | None) -> None:
+        b, positions, inner = query.shape
+        rows = torch.arange(self.slots) if self._rows is None else self._rows
+        if len(rows) != b:
+            raise ValueError(
+                f"the U-Net ran on a batch of {b}, the capture expects {len(rows)}: call rows() with a slot for each row"
+            )
+        length = key.shape[1]
+        if self.weights.shape[-1] > length and self.weights[..., length:].any():
+            last = int(self.weights.any(dim=0).any(dim=0).nonzero().max())
+            raise ValueError(f"token position {last} is past the end of the text, which has {length} tokens")
+        weights = F.pad(self.weights, (0, max(0, length - self.weights.shape[-1])))[..., :length].to(query.device)
+        heads, depth = attn.heads, inner // attn.heads
+        q = query.view(b, positions, heads, depth).transpose(1, 2)
+        k = key.view(b, length, heads, depth).transpose(1, 2)
+        if attn.norm_q is not None:
+            q = attn.norm_q(q)
+        if attn.norm_k is not None:
+            k = attn.norm_k(k)
+        if mask is not None:
+            mask = attn.prepare_attention_mask(mask, length, b).view(b, heads, -1, length).float()
+        grid = _grid(positions, self._latents)
+        keep = (self.heads == "keep") * heads
+        shape = (self.slots, weights.shape[1], *([keep] if keep else []), *grid)
+        if name not in self._sums:
+            self._sums[name] = torch.zeros(shape, device=query.device)
+            self._counts[name] = torch.zeros(self.slots, device=query.device)
+        wanted = torch.nonzero(rows >= 0)[:, 0]
+        for part in wanted.split(max(1, _BUDGET // (heads * positions * length))):
+            slots, part = rows[part].to(query.device), part.to(query.device)
+            logits = (q[part].float() * depth**-0.5) @ k[part].float().transpose(-1, -2)
+            if mask is not None:
+                logits = logits + mask[part]
+            probabilities = logits.softmax(dim=-1)
+            if not keep:
+                probabilities = probabilities.mean(dim=1, keepdim=True)
+            # (rows, heads or 1, positions, groups) → (rows, groups, heads or 1, positions)
+            picked = (probabilities @ weights[slots][:, None].transpose(-1, -2)).permute(0, 3, 1, 2)
+            self._sums[name].index_add_(0, slots, picked.reshape(len(part), *shape[1:]))
+            self._counts[name].index_add_(0, slots, torch.ones(len(part), device=query.device))
+
+
+@contextmanager
+def capture(
+    unet: UNet2DConditionModel,
+    tokens: Sequence[Sequence[int]] | Mapping[str, Sequence[int]],
+    layers: str | Sequence[str] = "all",
+    size: int | None = None,
+    heads: Heads = "mean",
+) -> Iterator[Capture]:
+    """Record the cross-attention to some tokens while ``unet`` runs inside the block.
+
+    Any diffusers U-Net with stock processors, any text length, resolution, head count and dtype. Captures nest, and
+    what was there before is restored on leaving, also after an exception.
+
+    Args:
+        unet: the denoiser.
+        tokens: a list of token positions for each slot (one group each); or a mapping of names to token positions,
+            groups that are read together, in a single slot.
+        layers: see `select_layers`.
+        size: resolution of `Capture.heatmap`; default: the largest captured.
+        heads: "mean", or "keep" an axis of heads.
+
+    Raises:
+        ValueError: no cross-attention; an unknown layer; no or negative tokens; an attention processor whose
+            computation is not the plain softmax, named in the message.
+
+    Example:
+        >>> with capture(pipeline.unet, {"effusion": [2, 3]}) as seen:
+        ...     pipeline.unet(latents, timestep, states)
+        >>> seen.heatmap().shape
+        torch.Size([1, 1, 16, 16])
+    """
+    if heads not in ("mean", "keep"):
+        raise ValueError(f"heads must be 'mean' or 'keep', not {heads!r}")
+    names = select_layers(unet, layers)
+    known = cross_attention_layers(unet)
+    if isinstance(tokens, Mapping):
+        groups, lists = tuple(tokens), [list(tokens.values())]
+    else:
+        groups, lists = ("tokens",), [[positions] for positions in tokens]
+    weights = _weights(lists)
+    for name in names:
+        if not isinstance(known[name].processor, _SUPPORTED):
+            raise ValueError(
+                f"cannot read layer {name}: its processor {type(known[name].processor).__name__} is not supported; "
+                "call unet.set_default_attn_processor() first"
+            )
+    seen = Capture(weights, groups, names, size, heads)
+
+    def remember(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        sample = options["sample"] if "sample" in options else arguments[0]
+        seen._latents = (int(sample.shape[-2]), int(sample.shape[-1]))
+
+    with ExitStack() as stack:
+        stack.callback(unet.register_forward_pre_hook(remember, with_kwargs=True).remove)
+        for name in names:
+            attn = known[name]
+            stack.callback(attn.set_processor, attn.processor)
+            attn.set_processor(_Recorder(seen, name, attn.processor))
+        yield seen
+
+
+class _Recorder:
+    """Runs the processor that was there and reads queries and keys off its projections."""
+
+    def __init__(self, seen: Capture, name: str, processor: Any) -> None:
+        self.seen, self.name, self.processor = seen, name, processor
+
+    def __call__(self, attn: Attention, hidden_states: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        read: dict[str, Tensor] = {}
+
+        def reading(what: str) -> Any:
+            def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+                read[what] = output.detach()
+
+            return hook
+
+        with ExitStack() as stack:
+            stack.callback(attn.to_q.register_forward_hook(reading("query")).remove)
+            stack.callback(attn.to_k.register_forward_hook(reading("key")).remove)
+            output = self.processor(attn, hidden_states, *arguments, **options)
+        mask = options.get("attention_mask", arguments[1] if len(arguments) > 1 else None)
+        with torch.no_grad():
+            self.seen._add(self.name, attn, read["query"], read["key"], mask)
+        return output
+
+
+_SUPPORTED = (AttnProcessor, AttnProcessor2_0, _Recorder)
+
+
+def resize(maps: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Bilinear, half-pixel centres: ``(..., h, w)`` to ``(..., *shape)``."""
+    if tuple(maps.shape[-2:]) == tuple(shape):
+        return maps
+    flat = maps.reshape(1, -1, *maps.shape[-2:])
+    return F.interpolate(flat, shape, mode="bilinear", align_corners=False).reshape(*maps.shape[:-2], *shape)
+
+
+def _weights(lists: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+    """Averaging weights float32 ``(slots, groups, length)`` of token lists."""
+    if not lists:
+        raise ValueError("no tokens to read: give the positions of at least one phrase")
+    for slot, groups in enumerate(lists):
+        for positions in groups:
+            if not len(positions) or min(positions) < 0:
+                raise ValueError(f"slot {slot}: token positions must be a non-empty list of 0, 1, …; got {positions}")
+    length = 1 + max(max(positions) for groups in lists for positions in groups)
+    weights = torch.zeros(len(lists), len(lists[0]), length)
+    for i, groups in enumerate(lists):
+        for j, positions in enumerate(groups):
+            unique = sorted(set(positions))
+            weights[i, j, unique] = 1 / len(unique)
+    return weights
+
+
+def _grid(positions: int, latents: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of an attention map of so many positions, in a U-Net that ran on ``latents`` (h, w)."""
+    height, width = latents
+    while height and width:
+        if height * width == positions:
+            return height, width
+        if (height, width) == (1, 1):
+            break
+        # A stride-two convolution with padding one rounds up.
+        height, width = math.ceil(height / 2), math.ceil(width / 2)
+    raise ValueError(f"an attention map of {positions} positions does not fit latents of {latents[0]} × {latents[1]}")
