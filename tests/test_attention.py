@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DModel
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chestxai import attention, models
+from chestxai.attention import capture, cross_attention_layers, select_layers
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return models.random_pipeline("bert")
+
+
+@pytest.fixture
+def unet(pipeline):
+    return pipeline.unet
+
+
+def inputs(batch: int = 2, length: int = 7, size: int = 8, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(batch, 4, size, size, generator=generator),
+        torch.tensor(300),
+        torch.randn(batch, length, 32, generator=generator),
+    )
+
+
+def by_hand(attn: Attention, hidden: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """Probabilities (batch, heads, positions, tokens), one head and one row at a time."""
+    q, k = attn.to_q(hidden), attn.to_k(states)
+    depth = q.shape[-1] // attn.heads
+    out = torch.empty(len(q), attn.heads, q.shape[1], k.shape[1])
+    for b in range(len(q)):
+        for h in range(attn.heads):
+            part = slice(h * depth, (h + 1) * depth)
+            out[b, h] = torch.softmax(q[b, :, part] @ k[b, :, part].T / depth**0.5, dim=-1)
+    return out
+
+
+@torch.no_grad()
+def recorded(unet, arguments) -> dict[str, torch.Tensor]:
+    """Probabilities of every layer, from the layer's own inputs."""
+    out, handles = {}, []
+    for name, attn in cross_attention_layers(unet).items():
+
+        def hook(module, args, kwargs, name=name):
+            out[name] = by_hand(module, args[0], kwargs["encoder_hidden_states"])
+
+        handles.append(attn.register_forward_pre_hook(hook, with_kwargs=True))
+    unet(*arguments)
+    for handle in handles:
+        handle.remove()
+    return out
+
+
+@torch.no_grad()
+def test_maps_equal_attention_computed_by_hand(unet):
+    arguments = inputs()
+    expected = recorded(unet, arguments)
+    with capture(unet, [[2, 3], [5]]) as seen:
+        unet(*arguments)
+    maps = seen.maps()
+    assert list(maps) == list(expected)
+    for name, probabilities in expected.items():
+        mean = probabilities.mean(dim=1)
+        side = int(mean.shape[1] ** 0.5)
+        torch.testing.assert_close(maps[name][0, 0], mean[0, :, [2, 3]].mean(-1).reshape(side, side))
+        torch.testing.assert_close(maps[name][1, 0], mean[1, :, 5].reshape(side, side))
+
+
+@torch.no_grad()
+def test_the_output_is_the_same_to_the_last_bit_and_the_processors_come_back(unet):
+    arguments = inputs()
+    before = dict(unet.attn_processors)
+    plain = unet(*arguments).sample
+    with capture(unet, {"phrase": [1, 2]}) as seen:
+        seen.rows([0, 0])
+        assert torch.equal(unet(*arguments).sample, plain)
+    assert unet.attn_processors == before
+    with pytest.raises(ZeroDivisionError), capture(unet, {"phrase": [1]}):
+        raise ZeroDivisionError
+    assert unet.attn_processors == before
+    assert not unet._forward_pre_hooks
+
+
+@torch.no_grad()
+@settings(max_examples=10, deadline=None)
+@given(length=st.integers(1, 9), batch=st.integers(1, 3), height=st.sampled_from([4, 6, 8]), width=st.sampled_from([4, 8]))
+def test_the_tokens_share_all_attention(pipeline, length, batch, height, width):
+    x = torch.randn(batch, 4, height, width)
+    groups = {str(i): [i] for i in range(length)}
+    with capture(pipeline.unet, groups) as seen:
+        seen.rows([0] * batch)
+        pipeline.unet(x, torch.tensor(10), torch.randn(batch, length, 32))
+    heat = seen.heatmap()
+    assert heat.shape == (1, length, height, width)
+    torch.testing.assert_close(heat.sum(dim=1), torch.ones(1, height, width))
+    for values in seen.maps().values():
+        assert values.min() >= 0
+        torch.testing.assert_close(values.sum(dim=1), torch.ones_like(values[:, 0]))
+
+
+@torch.no_grad()
+def test_slots_average_the_rows_given_to_them_over_passes(unet):
+    first, second = inputs(3, seed=1), inputs(3, seed=2)
+    singles = []
+    for arguments in (first, second):
+        with capture(unet, [[2]] * 3) as seen:
+            unet(*arguments)
+        singles.append(seen.heatmap()[:, 0])
+    with capture(unet, [[2], [2]]) as seen:
+        seen.rows([0, 1, -1])
+        unet(*first)
+        seen.rows([1, 1, 0])
+        unet(*second)
+    heat = seen.heatmap()[:, 0]
+    torch.testing.assert_close(heat[0], (singles[0][0] + singles[1][2]) / 2)
+    torch.testing.assert_close(heat[1], (singles[0][1] + singles[1][0] + singles[1][1]) / 3)
+
+
+@torch.no_grad()
+def test_an_unused_slot_is_nan(unet):
+    with capture(unet, [[2], [2]]) as seen:
+        seen.rows([1, 1])
+        unet(*inputs())
+    assert torch.isnan(seen.heatmap()[0]).all()
+    assert torch.isfinite(seen.heatmap()[1]).all()
+
+
+@torch.no_grad()
+def test_heads_are_kept_on_demand_and_their_mean_is_the_mean(unet):
+    arguments = inputs()
+    with capture(unet, [[1, 4]] * 2, heads="keep") as kept, capture(unet, [[1, 4]] * 2) as mean:
+        unet(*arguments)
+    for name, values in kept.maps().items():
+        assert values.shape[2] == cross_attention_layers(unet)[name].heads
+        torch.testing.assert_close(values.mean(dim=2), mean.maps()[name])
+    torch.testing.assert_close(kept.heatmap(), mean.heatmap())
+
+
+@torch.no_grad()
+def test_captures_nest_and_two_models_do_not_mix(unet):
+    other = models.random_pipeline("sd", seed=3).unet
+    with capture(unet, [[1]] * 2) as outer:
+        with capture(unet, [[1]] * 2) as inner, capture(other, [[1]] * 2) as elsewhere:
+            unet(*inputs())
+            other(*inputs())
+        unet(*inputs(seed=5))
+    assert torch.equal(inner._counts[inner.names[0]], torch.ones(2))
+    assert torch.equal(outer._counts[outer.names[0]], torch.full((2,), 2.0))
+    assert not torch.allclose(elsewhere.heatmap(), inner.heatmap())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("processor", [AttnProcessor, AttnProcessor2_0])
+def test_both_stock_processors_give_the_same_maps(unet, processor):
+    arguments = inputs()
+    with capture(unet, [[1]] * 2) as seen:
+        unet(*arguments)
+    before = dict(unet.attn_processors)
+    unet.set_attn_processor(processor())
+    with capture(unet, [[1]] * 2) as again:
+        unet(*arguments)
+    unet.set_attn_processor(before)
+    torch.testing.assert_close(again.heatmap(), seen.heatmap())
+
+
+@torch.no_grad()
+def test_low_precision_is_summed_in_float32():
+    unet = models.random_pipeline("bert").unet.to(torch.bfloat16)
+    x, t, states = inputs()
+    with capture(unet, [[1]] * 2) as seen:
+        plain = unet(x.bfloat16(), t, states.bfloat16()).sample
+    assert plain.dtype == torch.bfloat16
+    assert seen.heatmap().dtype == torch.float32
+    full = unet.float()
+    with capture(full, [[1]] * 2) as exact:
+        full(x, t, states)
+    torch.testing.assert_close(seen.heatmap(), exact.heatmap(), atol=5e-3, rtol=0.05)
+
+
+@torch.no_grad()
+def test_a_text_mask_takes_tokens_out(unet):
+    x, t, states = inputs(1)
+    mask = torch.tensor([[True, True, True, False, False, False, False]])
+    with capture(unet, {"seen": [0, 1, 2], "hidden": [3, 4, 5, 6]}) as seen:
+        unet(x, t, states, encoder_attention_mask=mask)
+    heat = seen.heatmap()[0]
+    torch.testing.assert_close(heat[0], torch.full_like(heat[0], 1 / 3))
+    assert heat[1].max() < 1e-6
+
+
+@torch.no_grad()
+def test_memory_does_not_depend_on_the_number_of_passes(unet):
+    sizes = []
+    for passes in (1, 20):
+        with capture(unet, [[1]] * 2) as seen:
+            for seed in range(passes):
+                unet(*inputs(seed=seed))
+        sizes.append(sum(v.numel() for v in seen._sums.values()))
+    assert sizes[0] == sizes[1]
+
+
+def test_layers_are_selected_by_part_and_name_in_the_order_they_run(unet):
+    names = select_layers(unet)
+    parts = [n.split("_")[0] for n in names]
+    assert parts == sorted(parts, key=["down", "mid", "up"].index)
+    assert select_layers(unet, "down") == [n for n in names if n.startswith("down")]
+    assert select_layers(unet, ["up", names[0]]) == [names[0], *[n for n in names if n.startswith("up")]]
+
+
+@torch.no_grad()
+def test_a_selection_captures_no_more(unet):
+    with capture(unet, [[1]] * 2, layers="mid") as seen:
+        unet(*inputs())
+    assert list(seen.maps()) == select_layers(unet, "mid")
+
+
+@torch.no_grad()
+def test_resizing_keeps_half_pixel_centres(unet):
+    ramp = torch.arange(4.0).reshape(1, 1, 1, 4)
+    np.testing.assert_allclose(
+        attention.resize(ramp, (1, 8))[0, 0, 0], [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3], atol=1e-6
+    )
+    with capture(unet, [[1]] * 2, size=32) as seen:
+        unet(*inputs())
+    assert seen.heatmap().shape[-2:] == (32, 32)
+    assert seen.heatmap(size=5).shape[-2:] == (5, 5)
+
+
+@torch.no_grad()
+def test_errors_say_what_is_wrong(unet):
+    with pytest.raises(ValueError, match="no cross-attention"), capture(UNet2DModel(block_out_channels=(32, 32), down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, sample_size=8), [[1]]):
+        pass
+    with pytest.raises(ValueError, match="nowhere"), capture(unet, [[1]], layers="nowhere"):
+        pass
+    for tokens in ([], [[]], [[-1]]):
+        with pytest.raises(ValueError, match="token"), capture(unet, tokens):
+            pass
+    with pytest.raises(ValueError, match="position 7 is past the end of the text, which has 7"), capture(unet, [[7]] * 2):
+        unet(*inputs())
+    with pytest.raises(ValueError, match="batch of 2, the capture expects 1"), capture(unet, [[1]]):
+        unet(*inputs())
+    with capture(unet, [[1]]) as seen:
+        with pytest.raises(ValueError, match="slots"):
+            seen.rows([1])
+        with pytest.raises(ValueError, match="nothing was captured"):
+            seen.heatmap()
+    before = dict(unet.attn_processors)
+    unet.set_attn_processor(SlicedAttnProcessor(1))
+    with pytest.raises(ValueError, match="SlicedAttnProcessor is not supported"), capture(unet, [[1]]):
+        pass
+    unet.set_attn_processor(before)
+    with pytest.raises(ValueError, match="heads"), capture(unet, [[1]], heads="max"):
+        pass
