@@ -54,7 +54,9 @@ def select_layers(unet: UNet2DConditionModel, layers: str | Sequence[str] = "all
         part = {"down": "down_blocks.", "mid": "mid_block.", "up": "up_blocks.", "all": ""}.get(wanted)
         found = [n for n in known if n == wanted] if part is None else [n for n in known if n.startswith(part)]
         if not found:
-            raise ValueError(f"no cross-attention layer {wanted!r}; say all, down, mid, up, or one of {', '.join(known)}")
+            raise ValueError(
+                f"no cross-attention layer {wanted!r}; say all, down, mid, up, or one of {', '.join(known)}"
+            )
         chosen.update(found)
     return [name for name in known if name in chosen]
 
@@ -113,7 +115,8 @@ class Capture:
         rows = torch.arange(self.slots) if self._rows is None else self._rows
         if len(rows) != b:
             raise ValueError(
-                f"the U-Net ran on a batch of {b}, the capture expects {len(rows)}: call rows() with a slot for each row"
+                f"the U-Net ran on a batch of {b}, the capture expects {len(rows)}: "
+                "call rows() with a slot for each row"
             )
         length = key.shape[1]
         if self.weights.shape[-1] > length and self.weights[..., length:].any():

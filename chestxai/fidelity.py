@@ -1,4 +1,4 @@
-"""Scores of generated images against real ones, in the feature space of a small findings classifier.
+"""Drawing images from a model, and their scores against real ones in the feature space of a small findings classifier.
 
 FID, KID and MS-SSIM are torchmetrics'. Inception features say little about grey 64-pixel radiographs; here the
 features are the penultimate layer of `FindingsClassifier`, trained on the same data source. Numbers from different
@@ -11,25 +11,33 @@ they cannot be normalised twice.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
+import json
 import math
+import shutil
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from filelock import FileLock
 from torch import nn
 from torch.nn import functional as F
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
+from tqdm.std import tqdm
 
-from chestxai import runs
+from chestxai import models, reports, runs, sources
+from chestxai.profiles import SamplingSettings
 from chestxai.stats import Interval, bootstrap_ci, bootstrap_statistic
-from chestxai.studies import FINDINGS, to_images
+from chestxai.studies import FINDINGS, Study, to_images
 
 #: The classifier that ships, trained on phantoms.
 SHIPPED = Path(__file__).resolve().parents[1] / "data" / "classifier"
@@ -38,6 +46,159 @@ SHIPPED = Path(__file__).resolve().parents[1] / "data" / "classifier"
 _BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 # torchmetrics' Gaussian window (sigma 1.5) in pixels.
 _WINDOW = 11
+
+
+def requests(
+    studies: Sequence[Study], settings: SamplingSettings, seed: int = 0
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """What each of ``settings.images`` images is asked to show: the report prompts of some held-out studies.
+
+    Studies are drawn without replacement (and again from the first if there are too few), ``per_prompt`` images in a
+    row for each. Studies, not texts, so that prompts are as frequent as among the real images; two studies may have
+    the same text, and the prompts are the groups that every score resamples or compares within. More images only
+    append.
+
+    Args:
+        studies: held out from training; one without a report is left out.
+        settings: ``images`` and ``per_prompt``.
+        seed: of the choice.
+
+    Returns:
+        ``images`` prompts, their labels (see `asked`), and for each the position int ``(images,)`` in ``studies`` of
+        the one whose report it is.
+
+    Raises:
+        ValueError: no study has a report.
+    """
+    texts = {}
+    for i, study in enumerate(studies):
+        with suppress(ValueError):
+            texts[i] = reports.prompt(study.report)
+    if not texts:
+        raise ValueError(f"nothing to ask for: none of {len(studies)} studies has a report")
+    order = np.random.default_rng(seed).permutation(list(texts))
+    origins = order[np.arange(settings.images) // settings.per_prompt % len(order)]
+    prompts = [texts[i] for i in origins.tolist()]
+    return prompts, asked(prompts), origins
+
+
+def asked(prompts: Sequence[str]) -> np.ndarray:
+    """The findings that prompts name and do not deny: float32 ``(n, 8)``, 0 or 1, over `FINDINGS`.
+
+    Not the labels of the study that the prompt comes from: an impression leaves out some of them, and what a model was
+    not told of it cannot be expected to draw.
+    """
+    rows = {}
+    for prompt in dict.fromkeys(prompts):
+        names = {finding.name for finding in reports.find(prompt) if finding.present}
+        rows[prompt] = [name in names for name in FINDINGS]
+    return np.array([rows[prompt] for prompt in prompts], dtype=np.float32).reshape(-1, len(FINDINGS))
+
+
+def sample(
+    pipeline: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    settings: SamplingSettings,
+    path: Path,
+    *,
+    seed: int = 0,
+    precision: str = "no",
+    bar: tqdm | None = None,
+) -> np.ndarray:
+    """Draw one image for each prompt and keep them in ``path``; finished images are read, unfinished ones gone on with.
+
+    DDIM without added noise (Song et al. 2021) from ``settings.steps`` steps, with classifier-free guidance (Ho &
+    Salimans 2022) away from the empty prompt. The noise that image ``i`` starts from depends on ``seed`` and ``i``
+    alone: not on the batch, the other prompts or the weights, so that two models are compared from the same noise.
+
+    The file (safetensors: ``images``; its metadata hold the prompts) is named by everything that it depends on, the
+    pipeline's weights included: whatever changes, it is drawn again. Each batch is written in one step, so that a
+    killed run loses at most one.
+
+    Args:
+        pipeline: of `models.load_pipeline`, with a checkpoint's weights; its own scheduler is left alone.
+        prompts: a text for each image.
+        settings: ``guidance``, ``steps`` and ``batch``.
+        path: the ``.safetensors`` file of the images.
+        seed: of the noise.
+        precision: "no", "fp16" or "bf16": what the U-Net computes in on a GPU; a CPU always takes float32.
+        bar: of `runs.progress`, advanced by one for each image.
+
+    Returns:
+        uint8 ``(n, s, s)``, in the order of the prompts.
+
+    Raises:
+        ValueError: no prompts.
+        FloatingPointError: the model's output is not finite.
+        OSError: ``path`` cannot be written.
+    """
+    prompts, path = list(prompts), Path(path)
+    if not prompts:
+        raise ValueError("no prompts to draw images for")
+    advance = bar.update if bar is not None else lambda n: None
+    device = pipeline.unet.device
+    kind = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision) if device.type == "cuda" else None
+    schedule = {k: v for k, v in pipeline.scheduler.config.items() if not k.startswith("_")}
+    name = runs.fingerprint(_weights(pipeline), schedule, settings.model_dump(), prompts, seed, str(kind))
+    if _drawn(path, name):
+        advance(len(prompts))
+        return runs.load_tensors(path)["images"].numpy()
+    parts = path.with_suffix(".parts")
+    # Latents are not confined to [-1, 1], which a configuration without this entry would assume.
+    ddim = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    sampler = type(pipeline)(**{**pipeline.components, "scheduler": ddim}, requires_safety_checker=False)
+    sampler.set_progress_bar_config(disable=True)
+    unique = [*dict.fromkeys(prompts), ""]
+    text = models.encode_text(pipeline, unique).to(pipeline.unet.dtype)
+    side = models.image_size(pipeline) // pipeline.vae_scale_factor
+    shape = (pipeline.unet.config.in_channels, side, side)
+    files = []
+    for number, start in enumerate(range(0, len(prompts), settings.batch)):
+        rows = range(start, min(start + settings.batch, len(prompts)))
+        files.append(parts / f"{number:05d}.safetensors")
+        if not _drawn(files[-1], name):
+            noise = torch.stack([_start(shape, seed, i) for i in rows]).to(device, pipeline.unet.dtype)
+            with torch.inference_mode(), torch.autocast(device.type, kind, enabled=kind is not None):
+                latents = sampler(
+                    prompt_embeds=text[[unique.index(prompts[i]) for i in rows]],
+                    negative_prompt_embeds=text[-1:].expand(len(rows), -1, -1),
+                    latents=noise,
+                    guidance_scale=settings.guidance,
+                    num_inference_steps=settings.steps,
+                    output_type="latent",
+                ).images
+            if not torch.isfinite(latents).all():
+                raise FloatingPointError(
+                    f"{path}: the model draws values that are not finite (first prompt: {prompts[start]!r}); "
+                    "its training has diverged, or fp16 overflows: try bf16"
+                )
+            images = torch.from_numpy(models.decode_latents(pipeline, latents.float()))
+            runs.save_tensors(files[-1], {"images": images}, {"identity": name})
+        advance(len(rows))
+    whole = torch.cat([runs.load_tensors(file)["images"] for file in files])
+    about = {"prompts": json.dumps(prompts), "settings": settings.model_dump_json(), "seed": str(seed)}
+    runs.save_tensors(path, {"images": whole}, {"identity": name} | about)
+    shutil.rmtree(parts)
+    return whole.numpy()
+
+
+def _drawn(path: Path, identity: str) -> bool:
+    return path.is_file() and runs.tensor_metadata(path).get("identity") == identity
+
+
+def _start(shape: Sequence[int], seed: int, i: int) -> torch.Tensor:
+    key = int(np.random.default_rng([seed, i]).integers(2**63))
+    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(key))
+
+
+def _weights(pipeline: StableDiffusionPipeline) -> str:
+    """Hex SHA-256 of all weights, names included."""
+    digest = hashlib.sha256()
+    for part in (pipeline.unet, pipeline.text_encoder, pipeline.vae):
+        for name, tensor in part.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 class FindingsClassifier(nn.Module):
@@ -94,6 +255,7 @@ def train_classifier(
     seed: int = 0,
     val: tuple[np.ndarray, np.ndarray] | None = None,
     source: str = "phantom",
+    data: str = "",
     batch: int = 64,
     learning_rate: float = 3e-3,
     device: str | torch.device | None = None,
@@ -112,6 +274,7 @@ def train_classifier(
         seed: of weights, order and augmentation; the same seed gives the same file on the same machine.
         val: images and labels whose AUC is recorded.
         source: name of the data source, recorded.
+        data: fingerprint of the training images, recorded.
         batch: images a step.
         learning_rate: peak of the schedule.
         device: default: the GPU when there is one.
@@ -162,6 +325,7 @@ def train_classifier(
             "widths": list(model.widths),
             "findings": list(FINDINGS),
             "source": source,
+            "data": data,
             "images": len(images),
             "epochs": epochs,
             "batch": batch,
@@ -227,6 +391,49 @@ def feature_space(source: str = "phantom", folder: Path = SHIPPED) -> FindingsCl
     return model
 
 
+def shared_classifier(
+    source: str,
+    folder: Path,
+    load: Callable[[str], tuple[np.ndarray, np.ndarray]],
+    *,
+    data: str = "",
+    epochs: int = 12,
+    seed: int = 0,
+    shipped: Path = SHIPPED,
+    progress: Callable[[Iterable], Iterable] = lambda items: items,
+) -> FindingsClassifier:
+    """The one classifier that all runs on a data source are scored with.
+
+    The one that ships if it was trained on ``source``; else the one in ``folder``, which is trained on the spot if it
+    is missing, damaged, or made from other data or settings. A file lock lets only the first of several notebooks
+    train; the others wait for it. The classifier's ``description`` says which it is.
+
+    Args:
+        source: name of the data source.
+        folder: where the runs of a profile keep theirs.
+        load: "train" or "val" -> images uint8 ``(n, s, s)`` and labels ``(n, 8)``; called only to train.
+        data: fingerprint of the training studies; another one means another classifier.
+        epochs: of the training.
+        seed: of the training.
+        shipped: folder of the one that ships.
+        progress: wraps the loop over epochs.
+    """
+    shipped, folder = Path(shipped), Path(folder)
+    if (shipped / "classifier.json").is_file() and runs.read_json(shipped / "classifier.json").get("source") == source:
+        return feature_space(source, shipped)
+    wanted = {"source": source, "data": data, "epochs": epochs, "seed": seed}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        try:
+            about = runs.read_json(folder / "classifier.json")
+            if {key: about.get(key) for key in wanted} == wanted:
+                return load_classifier(folder)
+        except (FileNotFoundError, ValueError, AttributeError):
+            pass  # missing or damaged: trained below
+        train_classifier(*load("train"), folder, val=load("val"), progress=progress, **wanted)
+        return load_classifier(folder)
+
+
 def features(classifier: nn.Module, images: np.ndarray, batch: int = 256) -> np.ndarray:
     """Features of images, float32 ``(n, d)``, computed ``batch`` at a time.
 
@@ -268,8 +475,9 @@ def fid_interval(
     n: int = 100,
     level: float = 0.95,
     seed: int = 0,
+    real_groups: Sequence[Hashable] | None = None,
 ) -> Interval:
-    """FID with a bootstrap interval over both image sets, resampling generated images by prompt.
+    """FID with a bootstrap interval over both image sets: generated images by prompt, real ones by patient.
 
     A resample has fewer distinct images, hence a larger FID than the sample it is drawn from; only its *spread* is
     used: the bounds are the quantiles of the resampled FIDs, moved so that their mean lies on the estimate.
@@ -277,27 +485,33 @@ def fid_interval(
     Args:
         real: features float ``(n, d)``.
         fake: features float ``(m, d)``.
-        groups: prompt of each generated image.
+        groups: prompt of each generated image, resampled together; None makes every image its own.
         n: resamples.
         level: confidence level.
         seed: of the resampling.
+        real_groups: patient of each real image, likewise.
     """
     real, fake = _pair(real, fake)
     rng = np.random.default_rng(seed)
-    labels = np.arange(len(fake)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    if labels.shape != (len(fake),):
-        raise ValueError(f"there must be one group for each of {len(fake)} generated images, got {len(labels)}")
-    members = [np.flatnonzero(labels == g) for g in range(labels.max() + 1)]
-    drawn = [
-        fid(
-            real[rng.integers(len(real), size=len(real))],
-            fake[np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))])],
-        )
-        for _ in range(n)
-    ]
+    members = [_members(real_groups, len(real), "real"), _members(groups, len(fake), "generated")]
+
+    def resampled(values: np.ndarray, of: list[np.ndarray]) -> np.ndarray:
+        return values[np.concatenate([of[g] for g in rng.integers(len(of), size=len(of))])]
+
+    drawn = [fid(resampled(real, members[0]), resampled(fake, members[1])) for _ in range(n)]
     estimate, tail = fid(real, fake), (1 - level) / 2
     low, high = estimate + np.quantile(drawn, [tail, 1 - tail]) - np.mean(drawn)
     return Interval(estimate, max(0.0, float(low)), float(high))
+
+
+def _members(groups: Sequence[Hashable] | None, n: int, what: str) -> list[np.ndarray]:
+    """Rows of each group."""
+    if groups is None:
+        return list(np.arange(n)[:, None])
+    labels = np.unique(np.asarray(groups), return_inverse=True)[1]
+    if labels.shape != (n,):
+        raise ValueError(f"there must be one group for each of {n} {what} images, got {len(labels)}")
+    return [np.flatnonzero(labels == g) for g in range(labels.max() + 1)]
 
 
 def kid(
@@ -367,6 +581,8 @@ def ms_ssim_by_group(
     if not chosen:
         raise ValueError("MS-SSIM needs at least two images of one prompt: sample several per prompt")
     betas = _scales(min(images.shape[1:]))
+    # `batch` is for 64 pixels: as much memory whatever the size.
+    batch = max(1, batch * 64**2 // (images.shape[1] * images.shape[2]))
     # Checked above: every group has a pair.
     left = np.concatenate([np.array(members[k])[p[:, 0]] for k, p in chosen.items()])
     right = np.concatenate([np.array(members[k])[p[:, 1]] for k, p in chosen.items()])
@@ -431,8 +647,7 @@ def evaluate(
     groups: Sequence[Hashable],
     classifier: FindingsClassifier,
     *,
-    real_labels: np.ndarray | None = None,
-    real_groups: Sequence[Hashable] | None = None,
+    patients: Sequence[Hashable] | None = None,
     resamples: int = 100,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -442,33 +657,77 @@ def evaluate(
         real_images: uint8 ``(n, s, s)``, held out from training.
         fake_images: uint8 ``(m, s, s)``.
         labels: ``(m, 8)``: the findings each generated image's prompt asks for.
-        groups: prompt of each generated image.
+        groups: prompt of each generated image; equal texts are one group.
         classifier: the feature space.
-        real_labels: ``(n, 8)``; with it, the classifier's AUC on the real images, the ceiling, is given too.
-        real_groups: which real images to compare by MS-SSIM (those of the same findings, say); None compares any two.
+        patients: of the real images, resampled together.
         resamples: of the FID's bootstrap.
         seed: of subsets, pairs and bootstraps.
 
     Returns:
-        ``fid``, ``kid``, ``ms_ssim``, ``ms_ssim_real``, ``classifier_auc`` (macro) and, if asked for,
-        ``classifier_auc_real``, each but ``kid`` (``kid_std``, over subsets) with ``_low`` and ``_high``;
-        ``classifier_auc_by_finding`` ``{finding: {estimate, low, high}}``; ``images_real``, ``images_fake``.
+        ``fid``, ``ms_ssim``, ``classifier_auc`` (macro), each with ``_low`` and ``_high``, and ``kid`` with ``kid_std``
+        (over subsets); ``classifier_auc_by_finding`` ``{finding: {estimate, low, high}}``; ``images_real``,
+        ``images_fake``.
     """
     real, fake = features(classifier, real_images), features(classifier, fake_images)
     mean, std = kid(real, fake, seed=seed)
     auc = classifier_auc(predict(classifier, fake_images), labels, groups, seed=seed)
-    numbers: dict[str, Interval] = {"fid": fid_interval(real, fake, groups, n=resamples, seed=seed)}
-    for name, images, members in (("ms_ssim", fake_images, groups), ("ms_ssim_real", real_images, real_groups)):
-        by_group = ms_ssim_by_group(images, members, pairs=100 if members is not None else 300, seed=seed)
-        numbers[name] = bootstrap_ci(list(by_group.values()), seed=seed)
-    numbers["classifier_auc"] = auc.pop("macro")
-    if real_labels is not None:
-        ceiling = classifier_auc(predict(classifier, real_images), real_labels, seed=seed)
-        numbers["classifier_auc_real"] = ceiling["macro"]
-    out: dict[str, Any] = {"kid": mean, "kid_std": std, "images_real": len(real), "images_fake": len(fake)}
+    numbers = {
+        "fid": fid_interval(real, fake, groups, n=resamples, seed=seed, real_groups=patients),
+        "ms_ssim": bootstrap_ci(list(ms_ssim_by_group(fake_images, groups, seed=seed).values()), seed=seed),
+        "classifier_auc": auc.pop("macro"),
+    }
+    counts = {"images_real": len(real), "images_fake": len(fake)}
+    return _flat(numbers, {"kid": mean, "kid_std": std} | counts, {"classifier_auc_by_finding": auc})
+
+
+def reference(
+    real_images: np.ndarray,
+    labels: np.ndarray,
+    classifier: FindingsClassifier,
+    *,
+    others: np.ndarray | None = None,
+    patients: Sequence[Hashable] | None = None,
+    resamples: int = 100,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """What real images score themselves, ready for JSON: the floor and the ceilings of `evaluate`'s numbers.
+
+    Args:
+        real_images: the same as in `evaluate`.
+        labels: ``(n, 8)``, the findings that they show.
+        classifier: the feature space.
+        others: uint8 ``(m, s, s)``, real images of other patients, as many as are generated: the floor of FID and KID,
+            which a model can reach but for chance only by being right.
+        patients: of the real images, resampled together.
+        resamples: of the FID's bootstrap.
+        seed: of subsets, pairs and bootstraps.
+
+    Returns:
+        ``ms_ssim_real`` of two images with the same findings (of any two, where no two have the same),
+        ``classifier_auc_real`` (macro) and, with ``others``, ``fid_real``, each with ``_low`` and ``_high``;
+        ``kid_real`` with ``kid_real_std``; ``classifier_auc_real_by_finding``.
+    """
+    labels = np.asarray(labels)
+    auc = classifier_auc(predict(classifier, real_images), labels, patients, seed=seed)
+    findings = [tuple(row) for row in labels.tolist()]
+    same = findings if len(set(findings)) < len(findings) else None
+    alike = ms_ssim_by_group(real_images, same, seed=seed)
+    numbers = {"ms_ssim_real": bootstrap_ci(list(alike.values()), seed=seed), "classifier_auc_real": auc.pop("macro")}
+    plain: dict[str, float] = {}
+    if others is not None:
+        real, other = features(classifier, real_images), features(classifier, others)
+        numbers["fid_real"] = fid_interval(real, other, n=resamples, seed=seed, real_groups=patients)
+        plain = dict(zip(("kid_real", "kid_real_std"), kid(real, other, seed=seed), strict=True))
+    return _flat(numbers, plain, {"classifier_auc_real_by_finding": auc})
+
+
+def _flat(
+    numbers: dict[str, Interval], plain: dict[str, float], nested: dict[str, dict[str, Interval]]
+) -> dict[str, Any]:
+    out: dict[str, Any] = dict(plain)
     for name, interval in numbers.items():
         out |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
-    return _json(out) | {"classifier_auc_by_finding": {k: _json(asdict(v)) for k, v in auc.items()}}
+    return _json(out) | {name: {k: _json(asdict(v)) for k, v in group.items()} for name, group in nested.items()}
 
 
 class _Identity(nn.Module):
@@ -567,8 +826,6 @@ def _json(values: dict[str, Any]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m chestxai.fidelity train``: train the classifier of a feature space and print its AUC."""
-    from chestxai import sources
-
     parser = argparse.ArgumentParser(prog="python -m chestxai.fidelity", description="Scores of generated images.")
     train = parser.add_subparsers(dest="command", required=True).add_parser("train", help="train a findings classifier")
     train.add_argument("--source", default="phantom", help="data source (default: phantom)")

@@ -7,9 +7,13 @@ batch is the same on one process or on many.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +22,25 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import extract_model_from_parallel
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from chestxai import models, reports, runs
 from chestxai.profiles import FinetuneSettings, check_variant
-from chestxai.studies import Fit, Study, to_images
+from chestxai.studies import Fit, Frame, Study
 
-_LOG = ["step", "loss", "grad_norm", "learning_rate", "seconds", "images_per_second"]
+_LOG = ["step", "loss", "grad_norm", "lr", "seconds", "images_per_second"]
+# What the later chapters leave in a run's folder: worth nothing once the model is another.
+_RESULTS = ("grounding.csv", "fidelity.json", "maps", "samples")
+# Images in memory at a time while latents are made.
+_CHUNK = 256
+# Bytes of text embeddings kept; those of a hundred thousand prompts of Stable Diffusion would be 30 GB.
+_TEXT_CACHE = 4e9
 
 
 def finetune(
@@ -46,25 +59,29 @@ def finetune(
 
     The loss is the mean squared error of the predicted noise (Ho et al. 2020, eq. 14) or of the velocity, as the
     pipeline's scheduler says. Latents are encoded once (the posterior's mode); with a frozen text encoder the
-    embeddings are too. The text encoder runs without dropout in both treatments, so that they differ in nothing but
-    whether its weights learn.
+    embeddings are too, where memory allows. The text encoder runs without dropout in both treatments, so that they
+    differ in nothing but whether its weights learn.
 
     A finished and unchanged run is returned at once; an unfinished one is resumed from its last checkpoint; one made
-    with other settings is replaced.
+    with other settings, data or base weights is replaced. An interrupted call leaves ``pipeline`` as it was given.
+    A resumed run equals an undisturbed one, but for the loss scale under fp16, which starts afresh.
 
     Args:
-        pipeline: trained in place; at the end it holds the averaged (EMA) weights.
+        pipeline: trained in place; at the end, also of a run that was finished before, it holds the averaged (EMA)
+            weights.
         studies: training studies; one whose image cannot be read or whose report is empty is skipped and listed.
         settings: see `FinetuneSettings`.
         out: ``runs/<profile>/<variant>/seed-<n>``.
         variant: "frozen" or "learnable", the treatment of the text encoder.
         seed: of everything drawn.
         fit: how an image becomes a square.
-        data_fingerprint: names the data; part of what makes a run the same.
+        data_fingerprint: names the data; part of what makes a run the same, with the studies' ids and reports.
         cache: folder for encoded latents, shared between runs on the same data.
 
     Returns:
-        ``out``, with ``run.json`` (written last), ``model/``, ``checkpoints/step-<k>/`` and ``train.csv``.
+        ``out``, with ``run.json`` (written last), ``model/``, ``checkpoints/step-<k>/`` and ``train.csv``, whose
+        columns are step, loss (mean over the global batch), grad_norm (before clipping), lr (of the U-Net, in this
+        step), seconds (spent in steps since the first one, over all starts) and images_per_second.
 
     Raises:
         ValueError: unknown variant, no usable study, a checkpoint that does not fit the model.
@@ -73,133 +90,207 @@ def finetune(
     """
     check_variant(variant)
     out = Path(out)
-    identity = runs.fingerprint(
-        settings.model_dump(), variant, seed, fit, data_fingerprint, [s.id for s in studies], _architecture(pipeline)
+    recipe = runs.fingerprint(
+        settings.model_dump(),
+        variant,
+        seed,
+        fit,
+        data_fingerprint,
+        [[s.id, s.report] for s in studies],
+        _architecture(pipeline),
     )
-    if is_finished(out, identity):
-        return out
-    images, prompts, skipped = training_pairs(pipeline, studies, fit)
-
-    accelerator = Accelerator(
-        mixed_precision=settings.precision, gradient_accumulation_steps=settings.accumulate, step_scheduler_with_optimizer=False
-    )
-    world, rank = accelerator.num_processes, accelerator.process_index
-    if settings.batch_size % (world * settings.accumulate):
-        raise ValueError(
-            f"batch_size {settings.batch_size} is not a multiple of {world} processes × {settings.accumulate} accumulated steps"
-        )
-    pipeline.to(accelerator.device)
+    weights = models.fingerprint(pipeline)
+    identity = f"{recipe}-{weights}"
     learnable = variant == "learnable"
     trained = {"unet": pipeline.unet} | ({"text_encoder": pipeline.text_encoder} if learnable else {})
-    _check_space(out, trained, settings)
+    if is_finished(out):
+        about = runs.read_json(out / "run.json")
+        # In a notebook the cell is run again with the pipeline that it trained the first time.
+        again = about.get("model") == weights and str(about.get("identity")).startswith(f"{recipe}-")
+        if again or about.get("identity") == identity:
+            (out / "resume.safetensors").unlink(missing_ok=True)
+            if not again:
+                finished = models.load_pipeline(out / "model", device="cpu")
+                for name, part in trained.items():
+                    part.load_state_dict(getattr(finished, name).state_dict())
+            return out
+
+    # accelerate keeps the precision of the first run of a process and refuses another.
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != settings.precision:
+        AcceleratorState._reset_state()
+    accelerator = Accelerator(
+        mixed_precision=settings.precision,
+        gradient_accumulation_steps=settings.accumulate,
+        step_scheduler_with_optimizer=False,
+    )
+    world = accelerator.num_processes
+    if settings.batch_size % (world * settings.accumulate):
+        raise ValueError(
+            f"batch_size {settings.batch_size} is not a multiple of {world} processes × "
+            f"{settings.accumulate} accumulated steps"
+        )
+    pipeline.to(accelerator.device)
+    _check_space(out, pipeline, trained, settings)
+    latents, prompts, skipped = _training_latents(pipeline, studies, fit, cache)
     if accelerator.is_main_process:
-        _discard_other(out, identity)
+        _tidy(out, identity)
     accelerator.wait_for_everyone()
 
-    latents = _cached_latents(pipeline, images, cache, data_fingerprint)
+    started = time.perf_counter()
+    with _put_back(trained):
+        _train(accelerator, pipeline, trained, latents, prompts, settings, out, identity, seed)
+        if accelerator.is_main_process:
+            models.save_pipeline(pipeline, out / "model")
+            trace = pd.read_csv(out / "train.csv")
+            runs.write_json(
+                out / "run.json",
+                {
+                    "finished": True,
+                    "identity": identity,
+                    "model": models.fingerprint(pipeline),
+                    "variant": variant,
+                    "seed": seed,
+                    "settings": settings.model_dump(),
+                    "data": {"fingerprint": data_fingerprint, "studies": len(prompts), "skipped": skipped},
+                    "processes": world,
+                    "seconds": round(float(trace["seconds"].iloc[-1]), 2),
+                    "wall_seconds_last_start": round(time.perf_counter() - started, 2),
+                    "final_loss": round(float(trace["loss"].tail(50).mean()), 6),
+                    **runs.record(),
+                },
+            )
+    accelerator.wait_for_everyone()
+    # Last, so that a kill in between costs no more than writing the model again.
+    (out / "resume.safetensors").unlink(missing_ok=True)
+    return out
+
+
+def _train(
+    accelerator: Accelerator,
+    pipeline: StableDiffusionPipeline,
+    trained: dict[str, torch.nn.Module],
+    latents: Tensor,
+    prompts: list[str],
+    settings: FinetuneSettings,
+    out: Path,
+    identity: str,
+    seed: int,
+) -> None:
+    """All steps from the last checkpoint on; at the end the modules ``trained`` hold their averages."""
+    device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
+    micro = settings.batch_size // (world * settings.accumulate)
+    learnable = "text_encoder" in trained
     unique = sorted(set(prompts) | {""})
     row_of = {prompt: i for i, prompt in enumerate(unique)}
-    text_rows = torch.tensor([row_of[p] for p in prompts])
-    empty = row_of[""]
-    if learnable:
-        text = models.tokenize(pipeline, unique)
-    else:
-        text = {"states": models.encode_text(pipeline, unique).cpu()}
+    text_rows, empty = torch.tensor([row_of[p] for p in prompts]), row_of[""]
+    tokens = models.tokenize(pipeline, unique)
+    text = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+    pipeline.text_encoder.eval()  # no dropout, in both treatments
+    if not learnable and text["input_ids"].numel() * pipeline.text_encoder.config.hidden_size * 4 <= _TEXT_CACHE:
+        with accelerator.autocast():  # in the precision in which the learnable one runs
+            text = {"states": models.encode_text(pipeline, unique).cpu()}
 
-    unet, encoder = pipeline.unet.requires_grad_(True).train(), pipeline.text_encoder.eval().requires_grad_(learnable)
-    groups = [{"params": list(unet.parameters()), "lr": settings.learning_rate}]
-    if learnable:
-        groups.append({"params": list(encoder.parameters()), "lr": settings.text_learning_rate})
-    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
-    warmup = get_scheduler("constant_with_warmup", optimizer, num_warmup_steps=settings.warmup)
-    averages = {
-        name: EMAModel(part.parameters(), decay=settings.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
-        for name, part in trained.items()
-    }
-    schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
-    first = _resume(out, identity, trained, optimizer, warmup, averages)
-    if learnable:
-        unet, encoder, optimizer = accelerator.prepare(unet, encoder, optimizer)
-    else:
-        unet, optimizer = accelerator.prepare(unet, optimizer)
+    for part in trained.values():
+        part.requires_grad_(True)
+    pipeline.unet.train()
+    rates = {"unet": settings.learning_rate, "text_encoder": settings.text_learning_rate}
+    own = {name: list(part.parameters()) for name, part in trained.items()}  # to list them takes 2 % of a step
+    groups = [{"params": own[name], "lr": rates[name]} for name in trained]
     parameters = [p for group in groups for p in group["params"]]
-
-    started, log = time.perf_counter(), _Log(out / "train.csv", first, accelerator.is_main_process)
-    micro = settings.batch_size // (world * settings.accumulate)
+    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
+    averages = {
+        name: _Average(own[name], decay=settings.ema_decay, use_ema_warmup=True, power=0.75) for name in trained
+    }
+    first = _resume(out, identity, trained, optimizer, averages)
+    warmup = _warmup(optimizer, settings.warmup, first)
+    log = _Log(out / "train.csv", first, accelerator.is_main_process)
+    *wrapped, optimizer = accelerator.prepare(*trained.values(), optimizer)
+    unet, encoder = wrapped[0], wrapped[1] if learnable else pipeline.text_encoder
+    schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+    timesteps = schedule.config.num_train_timesteps
     bar = runs.progress(
+        range(first, settings.steps),
         total=settings.steps,
         initial=first,
-        description=f"fine-tune · {variant} · seed {seed}",
+        description=f"fine-tune · {'learnable' if learnable else 'frozen'} · seed {seed}",
         disable=not accelerator.is_main_process,
     )
-    for step in range(first, settings.steps):
+    for step in bar:
         began = time.perf_counter()
-        batch = draw(step, seed, len(latents), settings, latents.shape[1:], schedule.config.num_train_timesteps)
-        losses = torch.zeros((), device=accelerator.device)
+        batch = draw(step, seed, len(latents), settings, latents.shape[1:], timesteps)
+        total = torch.zeros((), device=device)
         for part in range(settings.accumulate):
             mine = slice((part * world + rank) * micro, (part * world + rank + 1) * micro)
             rows, noise, times, dropped = (value[mine] for value in batch)
-            x = latents[rows].to(accelerator.device)
-            noise, times = noise.to(accelerator.device), times.to(accelerator.device)
+            x, noise, times = latents[rows].to(device), noise.to(device), times.to(device)
             chosen = torch.where(dropped, empty, text_rows[rows])
-            with accelerator.accumulate(unet), accelerator.autocast():
-                if learnable:
-                    tokens = {k: v[chosen].to(accelerator.device) for k, v in text.items()}
-                    states = models.text_states(encoder, tokens)
-                else:
-                    states = text["states"][chosen].to(accelerator.device)
+            given = {name: values[chosen].to(device) for name, values in text.items()}
+            with accelerator.accumulate(*wrapped), accelerator.autocast():
+                states = given["states"] if "states" in given else models.text_states(encoder, given).float()
                 predicted = unet(schedule.add_noise(x, noise, times), times, states, return_dict=False)[0]
                 loss = F.mse_loss(predicted.float(), _target(schedule, x, noise, times))
                 accelerator.backward(loss)
-                losses += loss.detach() / settings.accumulate
-                norm = accelerator.clip_grad_norm_(parameters, settings.max_grad_norm) if accelerator.sync_gradients else None
+                total += loss.detach() / settings.accumulate
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(parameters, settings.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
-        warmup.step()
         for name, average in averages.items():
-            average.step(trained[name].parameters())
-        value = float(accelerator.reduce(losses, "mean"))
+            average.step(own[name])
+        rate = optimizer.param_groups[0]["lr"]
+        warmup.step()
+        # One read from the device a step, for every read waits for it.
+        value, length = torch.stack([accelerator.reduce(total, "mean"), norm.float()]).tolist()
         if not np.isfinite(value):
             raise FloatingPointError(
                 f"{out}: the loss is {value} at step {step + 1}; lower the learning rate or use bf16 instead of fp16"
             )
-        seconds = time.perf_counter() - began
-        log.add(step + 1, value, float(norm), optimizer.param_groups[0]["lr"], seconds, settings.batch_size / seconds)
-        bar.update()
+        log.add(step + 1, value, length, rate, time.perf_counter() - began, settings.batch_size)
         bar.set_postfix(loss=f"{value:.3f}", refresh=False)
         if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
             log.flush()
             if accelerator.is_main_process:
-                _checkpoint(out, step + 1, identity, trained, optimizer, warmup, averages)
+                _checkpoint(out, step + 1, identity, trained, optimizer, averages)
             accelerator.wait_for_everyone()
-    bar.close()
-
     for name, average in averages.items():
-        average.copy_to(trained[name].parameters())
-    pipeline.unet.eval().requires_grad_(False)
-    pipeline.text_encoder.eval().requires_grad_(False)
-    if accelerator.is_main_process:
-        models.save_pipeline(pipeline, out / "model")
-        (out / "resume.safetensors").unlink(missing_ok=True)
-        trace = pd.read_csv(out / "train.csv")
-        runs.write_json(
-            out / "run.json",
-            {
-                "finished": True,
-                "identity": identity,
-                "variant": variant,
-                "seed": seed,
-                "settings": settings.model_dump(),
-                "data": {"fingerprint": data_fingerprint, "studies": len(prompts), "skipped": skipped},
-                "processes": world,
-                "seconds": round(float(trace["seconds"].sum()), 2),
-                "wall_seconds_last_start": round(time.perf_counter() - started, 2),
-                "final_loss": round(float(trace["loss"].tail(50).mean()), 6),
-                **runs.record(),
-            },
-        )
-    accelerator.wait_for_everyone()
-    return out
+        average.copy_to(own[name])
+
+
+class _Average(EMAModel):
+    """diffusers' average with its warm-up, updated in one pass over memory and without a temporary copy."""
+
+    @torch.no_grad()
+    def step(self, parameters: list[torch.nn.Parameter]) -> None:
+        self.optimization_step += 1
+        get_ema_multi_avg_fn(self.get_decay(self.optimization_step))(self.shadow_params, parameters, None)
+
+
+@contextmanager
+def _put_back(trained: dict[str, torch.nn.Module]) -> Iterator[None]:
+    """Leave the modules as plain ones in eval mode; after an exception, Ctrl-C included, with the weights they had.
+
+    Else a second call in the same notebook would take half-trained weights for the base.
+    """
+    before = {name: {k: v.to("cpu", copy=True) for k, v in part.state_dict().items()} for name, part in trained.items()}
+    try:
+        yield
+    except BaseException:
+        for name, part in trained.items():
+            part.load_state_dict(before[name])
+        raise
+    finally:
+        for part in trained.values():
+            # Mixed precision wraps the forward pass; the model that is handed back computes as the saved one will.
+            extract_model_from_parallel(part, keep_fp32_wrapper=False)
+            part.__dict__.pop("forward", None)  # what accelerate leaves would run this module's weights in a copy, too
+            part.zero_grad()
+            part.eval().requires_grad_(False)
+
+
+def _warmup(optimizer: torch.optim.Optimizer, steps: int, done: int) -> torch.optim.lr_scheduler.LRScheduler:
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return get_scheduler("constant_with_warmup", optimizer, num_warmup_steps=steps, last_epoch=done - 1)
 
 
 def is_finished(out: Path, identity: str | None = None) -> bool:
@@ -213,7 +304,8 @@ def is_finished(out: Path, identity: str | None = None) -> bool:
 
 def checkpoints(run: Path) -> dict[int, Path]:
     """The complete checkpoints of a run, by step."""
-    found = {int(p.name.removeprefix("step-")): p for p in (Path(run) / "checkpoints").glob("step-*") if p.suffix != ".part"}
+    folders = (Path(run) / "checkpoints").glob("step-*")
+    found = {int(p.name[5:]): p for p in folders if p.name[5:].isdigit()}
     return dict(sorted(found.items()))
 
 
@@ -227,10 +319,8 @@ def load_checkpoint(pipeline: StableDiffusionPipeline, run: Path, step: int) -> 
     available = checkpoints(run)
     if step not in available:
         raise FileNotFoundError(f"{run}: no checkpoint of step {step}; there are {list(available) or 'none'}")
-    for name in ("unet", "text_encoder"):
-        path = available[step] / f"{name}.safetensors"
-        if path.is_file():
-            _load(getattr(pipeline, name), runs.load_tensors(path), path)
+    for path in sorted(available[step].glob("*.safetensors")):
+        _load(getattr(pipeline, path.stem), runs.load_tensors(path), path)
     return pipeline
 
 
@@ -238,17 +328,88 @@ def training_pairs(
     pipeline: StableDiffusionPipeline, studies: Sequence[Study], fit: Fit = "crop"
 ) -> tuple[np.ndarray, list[str], list[str]]:
     """Images uint8 ``(n, s, s)``, their prompts, and one line for each study that was left out."""
-    usable, prompts, skipped = [], {}, []
+    usable, prompts, skipped = _prompts(studies)
+    images, rows, unreadable = _images(usable, models.image_size(pipeline), fit)
+    _check_any(rows, studies, skipped + unreadable)
+    return np.stack(images), [prompts[i] for i in rows], skipped + unreadable
+
+
+def _prompts(studies: Sequence[Study]) -> tuple[list[Study], list[str], list[str]]:
+    usable, prompts, skipped = [], [], []
     for study in studies:
         try:
-            prompts[study.id] = reports.prompt(study.report)
+            prompts.append(reports.prompt(study.report))
             usable.append(study)
         except ValueError as error:
             skipped.append(f"{study.id}: {error}")
-    images, kept, unreadable = to_images(usable, models.image_size(pipeline), fit)
-    if not kept:
-        raise ValueError(f"no study to train on: {len(studies)} given, {(skipped + unreadable)[:1] or 'the list is empty'}")
-    return images, [prompts[s.id] for s in kept], skipped + unreadable
+    return usable, prompts, skipped
+
+
+def _images(studies: Sequence[Study], size: int, fit: Fit) -> tuple[list[np.ndarray], list[int], list[str]]:
+    images, rows, unreadable = [], [], []
+    for row, study in enumerate(studies):
+        try:
+            images.append(Frame(*study.size, size, fit).image(study.pixels()))
+            rows.append(row)
+        except ValueError as error:
+            unreadable.append(f"{study.id}: {error}")
+    return images, rows, unreadable
+
+
+def _check_any(rows: Sequence[int], studies: Sequence[Study], lines: Sequence[str]) -> None:
+    if not rows:
+        first = f"the first: {lines[0]}" if lines else "the list is empty"
+        raise ValueError(f"no study to train on: {len(studies)} given, {first}")
+
+
+def _training_latents(
+    pipeline: StableDiffusionPipeline, studies: Sequence[Study], fit: Fit, cache: Path | None
+) -> tuple[Tensor, list[str], list[str]]:
+    """As `training_pairs` with latents float32 ``(n, c, h, w)``; never more than `_CHUNK` images are in memory."""
+    usable, prompts, skipped = _prompts(studies)
+    size = models.image_size(pipeline)
+    path = None
+    if cache is not None:
+        name = runs.fingerprint(
+            models.fingerprint(pipeline, ["vae"]), _settings_of(pipeline.vae), size, fit, [_origin(s) for s in usable]
+        )
+        path = Path(cache) / f"latents-{name}.safetensors"
+    if path is not None and path.is_file():
+        stored, unreadable = runs.load_tensors(path), json.loads(runs.tensor_metadata(path)["unreadable"])
+        latents, rows = stored["latents"], stored["rows"].tolist()
+    else:
+        parts, rows, unreadable = [], [], []
+        bar = runs.progress(total=len(usable), description="encoding images", disable=len(usable) < 20 * _CHUNK)
+        for start in range(0, len(usable), _CHUNK):
+            images, found, lines = _images(usable[start : start + _CHUNK], size, fit)
+            if images:
+                parts.append(models.encode_images(pipeline, np.stack(images)).cpu())
+            rows += [start + row for row in found]
+            unreadable += lines
+            bar.update(len(found) + len(lines))
+        bar.close()
+        _check_any(rows, studies, skipped + unreadable)
+        latents = torch.cat(parts)
+        if path is not None:
+            runs.save_tensors(
+                path, {"latents": latents, "rows": torch.tensor(rows)}, {"unreadable": json.dumps(unreadable)}
+            )
+    return latents, [prompts[row] for row in rows], skipped + unreadable
+
+
+def _origin(study: Study) -> list[Any]:
+    """What tells whether a study's image has changed, without reading the file."""
+    if study.array is not None:
+        return [study.size, study.array.shape, hashlib.sha256(np.ascontiguousarray(study.array)).hexdigest()]
+    if study.path is not None and study.path.is_file():
+        about = study.path.stat()
+        return [study.size, str(study.path), about.st_size, about.st_mtime_ns]
+    return [study.id]
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, n: int) -> np.ndarray:
+    return np.random.default_rng([seed, 1, epoch]).permutation(n)
 
 
 def draw(
@@ -264,9 +425,8 @@ def draw(
     positions = np.arange(step * size, (step + 1) * size)
     indices = np.empty(size, dtype=np.int64)
     for epoch in np.unique(positions // n):
-        order = np.random.default_rng([seed, 1, int(epoch)]).permutation(n)
         mine = positions // n == epoch
-        indices[mine] = order[positions[mine] % n]
+        indices[mine] = _order(seed, int(epoch), n)[positions[mine] % n]
     generator = torch.Generator().manual_seed(int(np.random.default_rng([seed, 2, step]).integers(2**63)))
     noise = torch.randn((size, *shape), generator=generator)
     times = torch.randint(0, timesteps, (size,), generator=generator)
@@ -283,30 +443,31 @@ def _target(schedule: DDPMScheduler, x: Tensor, noise: Tensor, times: Tensor) ->
     raise ValueError(f"the scheduler predicts {kind!r}; this loop trains 'epsilon' and 'v_prediction' models")
 
 
-def _architecture(pipeline: StableDiffusionPipeline) -> list[Any]:
-    return [
-        [str(getattr(pipeline, name).config.to_dict() if hasattr(getattr(pipeline, name).config, "to_dict") else dict(getattr(pipeline, name).config))]
-        for name in ("unet", "text_encoder")
-    ]
+def _architecture(pipeline: StableDiffusionPipeline) -> dict[str, Any]:
+    parts = {name: _settings_of(getattr(pipeline, name)) for name in ("unet", "text_encoder", "vae", "scheduler")}
+    return parts | {"tokens": pipeline.tokenizer.model_max_length}
 
 
-def _cached_latents(pipeline: StableDiffusionPipeline, images: np.ndarray, cache: Path | None, data: str) -> Tensor:
-    if cache is None:
-        return models.encode_images(pipeline, images).cpu()
-    weights = next(iter(pipeline.vae.state_dict().values())).double().sum().item()
-    path = Path(cache) / f"latents-{runs.fingerprint(data, images.shape, int(images.sum()), repr(weights))}.safetensors"
-    if path.is_file():
-        return runs.load_tensors(path)["latents"]
-    latents = models.encode_images(pipeline, images).cpu()
-    runs.save_tensors(path, {"latents": latents})
-    return latents
+def _settings_of(part: Any) -> dict[str, Any]:
+    config = part.config.to_dict() if hasattr(part.config, "to_dict") else dict(part.config)
+    # Where it came from and by which version makes no difference to what it computes; saving adds the last two.
+    no_matter = ("transformers_version", "architectures", "dtype")
+    return {k: v for k, v in config.items() if not k.startswith("_") and k not in no_matter}
 
 
-def _check_space(out: Path, trained: dict[str, torch.nn.Module], settings: FinetuneSettings) -> None:
-    weights = sum(p.numel() * 4 for part in trained.values() for p in part.parameters())
-    # Every checkpoint keeps one copy; the resumable state has weights, average and two moments, twice while renaming.
-    needed = weights * (settings.steps // settings.checkpoint_every + 2 + 8)
+def _check_space(
+    out: Path, pipeline: StableDiffusionPipeline, trained: dict[str, torch.nn.Module], settings: FinetuneSettings
+) -> None:
+    def size(*parts: torch.nn.Module) -> int:
+        return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
+
+    weights = size(*trained.values())
+    checkpoints = -(-settings.steps // settings.checkpoint_every)
+    # The resumable state is weights, average and two moments, there twice while one is renamed over the other.
+    needed = weights * (checkpoints + 8) + size(pipeline.unet, pipeline.text_encoder, pipeline.vae)
     out.mkdir(parents=True, exist_ok=True)
+    # An unfinished run has some of it already, another run is replaced.
+    needed -= sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     free = shutil.disk_usage(out).free
     if free < needed:
         raise OSError(
@@ -315,14 +476,16 @@ def _check_space(out: Path, trained: dict[str, torch.nn.Module], settings: Finet
         )
 
 
-def _discard_other(out: Path, identity: str) -> None:
+def _tidy(out: Path, identity: str) -> None:
+    """Remove what a kill left half-written, and all of a run with another ``identity``."""
+    for path in [*out.glob(".*.part"), *out.glob("checkpoints/*.part")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     marker = out / "identity.txt"
     if marker.is_file() and marker.read_text().strip() == identity:
         return
-    for name in ("run.json", "train.csv", "resume.safetensors"):
-        (out / name).unlink(missing_ok=True)
-    for name in ("checkpoints", "model"):
-        shutil.rmtree(out / name, ignore_errors=True)
+    for name in ("run.json", "train.csv", "resume.safetensors", "checkpoints", "model", *_RESULTS):
+        path = out / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     runs.write_atomic(marker, identity + "\n")
 
 
@@ -335,8 +498,9 @@ class _Log:
             kept = pd.read_csv(path)
             self.rows = kept[kept["step"] <= first].values.tolist()
 
-    def add(self, *values: float) -> None:
-        self.rows.append(values)
+    def add(self, step: int, loss: float, norm: float, rate: float, spent: float, images: int) -> None:
+        before = self.rows[-1][_LOG.index("seconds")] if self.rows else 0.0
+        self.rows.append([step, loss, norm, rate, before + spent, images / spent])
 
     def flush(self) -> None:
         if self.writes:
@@ -350,7 +514,6 @@ def _checkpoint(
     identity: str,
     trained: dict[str, torch.nn.Module],
     optimizer: Any,
-    warmup: Any,
     averages: dict[str, EMAModel],
 ) -> None:
     folder = out / "checkpoints" / f"step-{step}"
@@ -363,17 +526,14 @@ def _checkpoint(
         runs.save_tensors(part / f"{name}.safetensors", shadow)
         state |= {f"{name}/{key}": value for key, value in named.items()}
         state |= {f"{name}/average/{key}": value for key, value in shadow.items()}
-    for i, (_, moments) in enumerate(_moments(optimizer)):
-        state |= {f"optimizer/{i}/{key}": value for key, value in moments.items()}
+    inner = getattr(optimizer, "optimizer", optimizer)
+    for i, parameter in enumerate(p for group in inner.param_groups for p in group["params"]):
+        # A parameter that never had a gradient has no moments.
+        state |= {f"optimizer/{i}/{key}": value for key, value in inner.state.get(parameter, {}).items()}
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
     # Written after the folder: a resume never starts beyond what can be scored.
     runs.save_tensors(out / "resume.safetensors", state, {"step": str(step), "identity": identity})
-
-
-def _moments(optimizer: Any) -> list[tuple[Tensor, dict[str, Tensor]]]:
-    inner = getattr(optimizer, "optimizer", optimizer)
-    return [(p, inner.state[p]) for group in inner.param_groups for p in group["params"] if p in inner.state]
 
 
 def _resume(
@@ -381,47 +541,38 @@ def _resume(
     identity: str,
     trained: dict[str, torch.nn.Module],
     optimizer: torch.optim.Optimizer,
-    warmup: Any,
     averages: dict[str, EMAModel],
 ) -> int:
-    from safetensors import safe_open
-
     path = out / "resume.safetensors"
     if not path.is_file():
         return 0
-    state = runs.load_tensors(path)
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
+    metadata = runs.tensor_metadata(path)
     if metadata.get("identity") != identity:
         return 0
-    step = int(metadata["step"])
+    state, step = runs.load_tensors(path), int(metadata["step"])
     for name, module in trained.items():
-        plain = {k.removeprefix(f"{name}/"): v for k, v in state.items() if k.startswith(f"{name}/") and "/average/" not in k}
-        _load(module, plain, path)
-        averages[name].shadow_params = [
-            state[f"{name}/average/{key}"].to(p.device) for key, p in module.named_parameters()
-        ]
+        mine = {k.removeprefix(f"{name}/"): v for k, v in state.items() if k.startswith(f"{name}/")}
+        average = {k.removeprefix("average/"): mine.pop(k) for k in list(mine) if k.startswith("average/")}
+        _load(module, mine, path)
+        averages[name].shadow_params = [average[key].to(p.device) for key, p in module.named_parameters()]
         averages[name].optimization_step = step
     everything = [p for group in optimizer.param_groups for p in group["params"]]
     for i, parameter in enumerate(everything):
         prefix = f"optimizer/{i}/"
         moments = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         if moments:
-            optimizer.state[parameter] = {
-                # AdamW keeps its step count on the parameter's device only when fused on a GPU.
-                k: v.to(parameter.device) for k, v in moments.items()
-            }
-    for _ in range(step):
-        warmup.step()
+            # AdamW's fused step counts on the parameter's device.
+            optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in moments.items()}
     return step
 
 
 def _load(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        missing, unexpected = module.load_state_dict(tensors, strict=False)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: does not fit the model ({str(error).splitlines()[-1].strip()})") from error
-    buffers = {name for name, _ in module.named_buffers()}
-    if unexpected or set(missing) - buffers:
-        wrong = [*unexpected, *sorted(set(missing) - buffers)][0]
-        raise ValueError(f"{path}: does not fit the model (for example {wrong!r}); was it made with another base model?")
+    expected, found = dict(module.named_parameters()), tensors
+    for name in sorted(expected.keys() | found.keys()):
+        here, there = (tuple(side[name].shape) if name in side else None for side in (expected, found))
+        if here != there:
+            raise ValueError(
+                f"{path}: does not fit the model ({name!r} is {there or 'missing'} in the file, {here or 'missing'} in "
+                "the model); was it made with another base model?"
+            )
+    module.load_state_dict(tensors, strict=False)

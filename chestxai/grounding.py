@@ -8,19 +8,19 @@ phrases and timesteps share a batch.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, SchedulerMixin, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin, StableDiffusionPipeline
 
 from chestxai import attention, models, reports, runs
 from chestxai.profiles import GroundingSettings
-from chestxai.studies import Fit, GroundTruth, to_images
+from chestxai.studies import Fit, Frame, GroundTruth, Study
 
 #: Phrases whose maps are written together: what a kill can cost.
 CHUNK = 64
@@ -52,13 +52,18 @@ class Heatmap:
 def paper_timesteps(scheduler: SchedulerMixin, steps: int = 50, last: int = 40, stride: int = 1) -> list[int]:
     """Every ``stride``-th of the ``last`` of ``steps`` denoising timesteps, falling: little noise, not the most.
 
+    The steps are DDIM's (Song et al. 2021) in the scheduler's own spacing, whatever its kind: some solvers list a
+    timestep twice.
+
     Raises:
-        ValueError: ``last`` is not between 1 and ``steps``.
+        ValueError: ``last`` is not between 1 and ``steps``, or there are more steps than the schedule has.
     """
     if not 1 <= last <= steps or stride < 1:
-        raise ValueError(f"of {steps} steps the last 1 to {steps} can be read, with a stride from 1: got {last}, {stride}")
+        raise ValueError(
+            f"of {steps} steps the last 1 to {steps} can be read, with a stride from 1: got {last}, {stride}"
+        )
     # set_timesteps would change the pipeline's own scheduler.
-    own = type(scheduler).from_config(scheduler.config)
+    own = DDIMScheduler.from_config(scheduler.config)
     own.set_timesteps(steps)
     return [int(t) for t in own.timesteps[-last:]][::stride]
 
@@ -86,9 +91,10 @@ def ground(
     Raises:
         ValueError: an image of another size or type, a phrase that is not in the prompt or cut off by the tokenizer,
             a timestep outside the schedule.
+        FloatingPointError: the map has NaN: the model has diverged or overflows in its precision.
     """
     timesteps = paper_timesteps(pipeline.scheduler) if timesteps is None else list(timesteps)
-    phrase = phrase or prompt
+    phrase = prompt if phrase is None else phrase
     values = ground_many(
         pipeline, np.asarray(image)[None], [prompt], [phrase], timesteps=timesteps, seed=seed, layers=layers
     )
@@ -131,13 +137,19 @@ def ground_many(
         layers: see `attention.select_layers`.
 
     Raises:
-        ValueError: as `ground`, naming the row.
+        ValueError, FloatingPointError: as `ground`, naming the row.
     """
     timesteps = paper_timesteps(pipeline.scheduler) if timesteps is None else list(timesteps)
-    slots = list(range(len(images)))
-    plan = [(i, i, t, d) for i in slots for t in timesteps for d in range(draws)]
+    plan = [(i, i, t, d) for i in range(len(images)) for t in timesteps for d in range(draws)]
     with torch.inference_mode():
-        return _passes(pipeline, images, prompts, phrases, plan, seed, batch, layers).heatmap()[:, 0].cpu().numpy()
+        maps = _passes(pipeline, images, prompts, phrases, plan, seed, batch, layers).heatmap()[:, 0].cpu().numpy()
+    broken = np.flatnonzero(~np.isfinite(maps).all(axis=(1, 2)))
+    if len(broken):
+        raise FloatingPointError(
+            f"row {broken[0]} ({phrases[broken[0]]!r}): the attention is not finite; "
+            "the model's weights have diverged, or overflow in half precision"
+        )
+    return maps
 
 
 def ground_layers(
@@ -150,13 +162,14 @@ def ground_layers(
     seed: int = 0,
     batch: int = 64,
 ) -> dict[str, np.ndarray]:
-    """The same before averaging: by layer, float32 ``(n, timesteps, h, w)`` at the layer's own resolution."""
+    """The same before averaging: by layer, float32 ``(n, timesteps, h, w)`` at the layer's own resolution.
+
+    All of it is in memory: for some images, not for a data set.
+    """
     plan = [(i, i * len(timesteps) + j, t, 0) for i in range(len(images)) for j, t in enumerate(timesteps)]
     with torch.inference_mode():
         maps = _passes(pipeline, images, prompts, phrases, plan, seed, batch, "all").maps()
-    return {
-        name: m[:, 0].reshape(len(images), len(timesteps), *m.shape[-2:]).cpu().numpy() for name, m in maps.items()
-    }
+    return {name: m[:, 0].reshape(len(images), len(timesteps), *m.shape[-2:]).cpu().numpy() for name, m in maps.items()}
 
 
 def _passes(
@@ -172,7 +185,9 @@ def _passes(
     """Run the U-Net over ``plan``, rows of (item, slot, timestep, draw), and return what was captured."""
     size = models.image_size(pipeline)
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (size, size):
-        raise ValueError(f"expected uint8 images (n, {size}, {size}), got {images.dtype} {images.shape}; use studies.Frame")
+        raise ValueError(
+            f"expected uint8 images (n, {size}, {size}), got {images.dtype} {images.shape}; use studies.Frame"
+        )
     if not len(images) or len({len(images), len(prompts), len(phrases)}) != 1:
         raise ValueError(f"one prompt and phrase per image: got {len(images)}, {len(prompts)} and {len(phrases)}")
     schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
@@ -189,7 +204,7 @@ def _passes(
     states = models.encode_text(pipeline, unique_prompts)
     state_of = {prompt: i for i, prompt in enumerate(unique_prompts)}
     # One image may carry several phrases: encode it once.
-    prints = [zlib.crc32(np.ascontiguousarray(image).tobytes()) for image in images]
+    prints = [_print(image) for image in images]
     first = {p: i for i, p in reversed(list(enumerate(prints)))}
     order = list(first)
     latents = models.encode_images(pipeline, images[[first[p] for p in order]]).cpu()
@@ -211,6 +226,11 @@ def _passes(
             seen.rows([slot for _, slot, _, _ in rows])
             pipeline.unet(noisy, times.to(device), text, return_dict=False)
     return seen
+
+
+def _print(image: np.ndarray) -> int:
+    """A number for the very pixels: 63 bits of SHA-256, so that no two images ever share it."""
+    return int.from_bytes(hashlib.sha256(np.ascontiguousarray(image)).digest()[:8]) >> 1
 
 
 def _noise(shape: Sequence[int], *key: int) -> torch.Tensor:
@@ -238,7 +258,7 @@ def ground_truths(
     """Heatmaps of a whole data set, kept in ``path``; a finished file is read, an unfinished one gone on with.
 
     The prompt of a row is its phrase, as MS-CXR's are. Rows are done in chunks of `CHUNK`, each written in one step,
-    so that a killed run loses at most one, and memory does not grow with the data.
+    so that a killed run loses at most one; beside the maps themselves, memory does not grow with the data.
 
     Args:
         pipeline: of `models.load_pipeline`, with the checkpoint's weights.
@@ -247,20 +267,28 @@ def ground_truths(
         path: the ``.safetensors`` file of the maps.
         seed: of the noise.
         fit: how an image becomes a square.
-        identity: names the model's weights; maps of another model are replaced.
+        identity: names the model's weights, by default a fingerprint of them; maps of another model are replaced.
         description: of the progress bar.
 
     Returns:
         maps float32 ``(n, h, w)``, the rows they belong to, and one line for each row left out (unreadable image,
         phrase too long for the tokenizer).
+
+    Raises:
+        ValueError: no row at all could be grounded; a damaged file of maps, named.
+        FloatingPointError: the attention of a phrase is not finite.
     """
     path = Path(path)
-    name = runs.fingerprint(identity, settings.model_dump(), seed, fit, [t.key for t in truths])
+    identity = identity or models.fingerprint(pipeline)
+    name = runs.fingerprint(identity, settings.model_dump(), seed, fit, [[t.key, _content(t.study)] for t in truths])
     parts = path.with_suffix(".parts")
     chunks = [truths[i : i + CHUNK] for i in range(0, len(truths), CHUNK)]
     if path.is_file() and runs.tensor_metadata(path).get("identity") == name:
+        shutil.rmtree(parts, ignore_errors=True)  # a kill after the last write leaves it
         stored = runs.load_tensors(path)
         return _kept(truths, stored["maps"].numpy(), stored["rows"].tolist(), runs.tensor_metadata(path))
+    for stray in path.parent.glob(f".{path.name}.*.part"):
+        stray.unlink()
     parts.mkdir(parents=True, exist_ok=True)
     timesteps = paper_timesteps(pipeline.scheduler, settings.steps, settings.last, settings.stride)
     size = models.image_size(pipeline)
@@ -274,22 +302,25 @@ def ground_truths(
                 try:
                     words = target_words(truth, settings.target)
                     reports.token_positions(pipeline.tokenizer, truth.finding.phrase, words)
-                    image, _, unreadable = to_images([truth.study], size, fit)
-                    keep.append((i, image[0], truth.finding.phrase, words))
+                    image = Frame(*truth.study.size, size, fit).image(truth.study.pixels())
+                    keep.append((i, image, truth.finding.phrase, words))
                 except ValueError as error:
-                    lines.append(f"{truth.key}: {error}")
+                    lines.append(" ".join(f"{truth.key}: {error}".split()))
             found = np.zeros((0, 1, 1), np.float32)
             if keep:
-                found = ground_many(
-                    pipeline,
-                    np.stack([image for _, image, _, _ in keep]),
-                    [prompt for _, _, prompt, _ in keep],
-                    [words for _, _, _, words in keep],
-                    timesteps=timesteps,
-                    seed=seed,
-                    draws=settings.draws,
-                    batch=settings.batch,
-                )
+                try:
+                    found = ground_many(
+                        pipeline,
+                        np.stack([image for _, image, _, _ in keep]),
+                        [prompt for _, _, prompt, _ in keep],
+                        [words for _, _, _, words in keep],
+                        timesteps=timesteps,
+                        seed=seed,
+                        draws=settings.draws,
+                        batch=settings.batch,
+                    )
+                except FloatingPointError as error:
+                    raise FloatingPointError(f"{path}, rows from {keep[0][0]}: {error}") from error
             runs.save_tensors(
                 part,
                 {"maps": torch.from_numpy(found), "rows": torch.tensor([i for i, *_ in keep], dtype=torch.long)},
@@ -303,12 +334,22 @@ def ground_truths(
         bar.update(len(chunk))
     bar.close()
     if not maps:
-        raise ValueError(f"none of {len(truths)} phrases could be grounded; the first: {(skipped or ['no phrases'])[0]}")
+        shutil.rmtree(parts)  # or the next call, the images put right, would find nothing to do
+        raise ValueError(
+            f"none of {len(truths)} phrases could be grounded; the first: {(skipped or ['no phrases'])[0]}"
+        )
     runs.save_tensors(
         path, {"maps": torch.cat(maps), "rows": torch.cat(rows)}, {"identity": name, "skipped": "\n".join(skipped)}
     )
     shutil.rmtree(parts)
     return _kept(truths, torch.cat(maps).numpy(), torch.cat(rows).tolist(), runs.tensor_metadata(path))
+
+
+def _content(study: Study) -> str | int | None:
+    """What tells, without reading a file, that an image is another (or has been put right)."""
+    if study.array is not None:
+        return hashlib.sha256(np.ascontiguousarray(study.array)).hexdigest()
+    return study.path.stat().st_size if study.path is not None and study.path.is_file() else None
 
 
 def _kept(

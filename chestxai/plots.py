@@ -321,8 +321,11 @@ def _box_points(box: Box) -> np.ndarray:
 
 def _text(text: str, width: float, size: float = 12.5) -> tuple[str, int]:
     """Plain text escaped and wrapped to ``width`` pixels; and its number of lines."""
-    letters = max(8, int(width / (0.52 * size)))
-    lines = [line for part in str(text).split("\n") for line in (textwrap.wrap(part, letters) or [""])]
+    lines = []
+    for part in str(text).split("\n"):
+        # Capitals are wider: a line's letters are counted by what this text measures.
+        letters = max(8, int(width / (_text_width(part, size) / max(len(part), 1))))
+        lines += textwrap.wrap(part, letters) or [""]
     return "<br>".join(html.escape(line) for line in lines), len(lines)
 
 
@@ -453,6 +456,8 @@ class _Sheet:
             x, y = max(box.x * scale, 0), box.y * scale - 18
             if y < 18:
                 y = max(box.y, 0) * scale + 2
+            if self.marker and x < 20 and y < 18:
+                x = 20  # beside the side marker, not over it
             # A label that would leave the image ends at its right edge instead of starting at the box.
             right = x + _text_width(text) > self.cell_w
             while any(abs(y - v) < 18 and abs(x - u) < 100 for u, v in used):
@@ -467,11 +472,13 @@ class _Sheet:
                 }
             )  # fmt: skip
 
-    def colorbar(self, colorscale: str, limits: tuple[float, float] | None, axis: str = "") -> None:
+    def colorbar(
+        self, colorscale: str, limits: tuple[float, float] | None, axis: str = "", name: str = "attention"
+    ) -> None:
         """The scale of the overlays in the right margin, as high as the first row of pictures (200 pixels at most)."""
         low, high = limits or (0.0, 1.0)
         length = min(self.cell_h, 200)
-        title = "attention" if limits else "attention,<br>min–max per map"
+        title = html.escape(name) if limits else f"{html.escape(name)},<br>min–max per map"
         self.traces.append(
             go.Scatter(
                 x=[None], y=[None], mode="markers", hoverinfo="skip", showlegend=False,
@@ -547,6 +554,37 @@ def images(
     return sheet.figure()
 
 
+def study_sheet(
+    studies: Sequence[Study],
+    titles: Sequence[str] | None = None,
+    columns: int = 4,
+    size: int = 256,
+    title: str = "",
+) -> go.Figure:
+    """A grid of studies, the place of each finding outlined and named in the finding's colour.
+
+    Args:
+        studies: each is drawn letterboxed at ``size`` pixels.
+        titles: a caption above each; default: none.
+
+    Raises:
+        ValueError: no studies, or an image cannot be read; names it.
+    """
+    if not studies:
+        raise ValueError("there is no study to show")
+    n = len(studies)
+    columns = min(columns, n)
+    sheet = _Sheet(-(-n // columns), columns, (size, size), _listed(titles, n, "titles"), title=title)
+    for i, study in enumerate(studies):
+        image, boxes, masks = targets(study, size)
+        axis = sheet.add(i // columns, i % columns)
+        sheet.image(image, axis)
+        for name, mask in masks:
+            sheet.mask(mask, axis, name, FINDING_COLORS.get(name, "white"))
+        sheet.boxes(boxes, axis, hidden={name for name, _ in masks})
+    return sheet.figure()
+
+
 def overlay(
     image: np.ndarray,
     heatmap: np.ndarray,
@@ -570,6 +608,7 @@ def overlays(
     limits: tuple[float, float] | None = None,
     colorscale: str = "Viridis",
     title: str = "",
+    scale: str = "attention",
 ) -> go.Figure:
     """A grid of heatmaps over their radiographs; the targets are outlined in white.
 
@@ -577,6 +616,7 @@ def overlays(
         images: uint8 ``(n, H, W)``.
         heatmaps: float ``(n, h, w)`` of any resolution; opacity grows with the value, so the radiograph stays visible.
         limits: values of the two ends of the colours; None scales each map by its own minimum and maximum.
+        scale: what the values are, written beside the colours.
     """
     pictures = _many(images)
     n = len(pictures)
@@ -593,7 +633,7 @@ def overlays(
         sheet.traces.append(_heat_trace(heatmaps[i], picture.shape, axis, limits, colorscale))
         sheet.mask(masks[i], axis)
         sheet.boxes(boxes[i], axis)
-    sheet.colorbar(colorscale, limits)
+    sheet.colorbar(colorscale, limits, name=scale)
     return sheet.figure()
 
 
@@ -679,6 +719,176 @@ def _interval(mean: float, low: float, high: float, digits: int = 2) -> str:
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]".replace("-", "−")
 
 
+def cooccurrence(labels: np.ndarray, names: Sequence[str] = FINDINGS, title: str = "") -> go.Figure:
+    """How often findings come together: of the studies with the row's finding, the share that has the column's too.
+
+    Args:
+        labels: multi-hot ``(studies, findings)``, as `Study.labels` stacked.
+        names: of the columns of ``labels``. The number of studies that have a finding stands behind its name; a row
+            without any stays empty, and so does the diagonal.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 2 or labels.shape[1] != len(names):
+        raise ValueError(f"labels are {labels.shape}, expected (studies, {len(names)} findings)")
+    has = labels > 0
+    counts = has.sum(axis=0)
+    both = has.T.astype(int) @ has.astype(int)
+    share = np.where(counts[:, None] > 0, both / np.maximum(counts[:, None], 1), np.nan)
+    np.fill_diagonal(share, np.nan)
+    top = float(np.nanmax(share)) if np.isfinite(share).any() else 1.0
+    text = [["" if np.isnan(v) else f"{v:.0%}" for v in row] for row in share]
+    rows = [f"{html.escape(name)} ({n:,})" for name, n in zip(names, counts, strict=True)]
+    fig = go.Figure(
+        go.Heatmap(
+            z=share.round(4), x=list(map(html.escape, names)), y=rows, text=text, texttemplate="%{text}",
+            customdata=both, textfont={"size": 12}, colorscale="Blues", zmin=0, zmax=top or 1.0, xgap=2, ygap=2,
+            hoverongaps=False,
+            hovertemplate="of %{y}: %{customdata:,} (%{z:.1%}) have %{x} too<extra></extra>",
+            colorbar={
+                "title": {"text": "share of the row’s studies", "side": "right", "font": {"size": 12.5}},
+                "thickness": 12, "outlinewidth": 0, "tickformat": ".0%", "nticks": 5,
+            },
+        )
+    )  # fmt: skip
+    fig.update_layout(
+        template=TEMPLATE, height=170 + 36 * len(names), margin={"t": 48 if title else 16, "r": 8},
+        xaxis={"title": {"text": "… that have this finding too"}, "type": "category", "showgrid": False, "ticks": ""},
+        yaxis={"title": {"text": "of the studies with …"}, "autorange": "reversed", "type": "category",
+               "showgrid": False, "ticks": ""},
+        **_heading(title),
+    )  # fmt: skip
+    return fig
+
+
+def histogram(
+    heatmap: np.ndarray,
+    mask: np.ndarray,
+    threshold: float | None = None,
+    bins: int = 40,
+    title: str = "",
+    label: str = "threshold",
+) -> go.Figure:
+    """A heatmap's values inside and outside its target: what every score is made of.
+
+    Each of the two histograms sums to 100 %, so a small target is seen as well as a large background. Lines mark the
+    two means.
+
+    Args:
+        heatmap: float ``(H, W)``, already of the mask's size (`localization.resize`).
+        mask: bool ``(H, W)``, neither empty nor full.
+        threshold: in the heatmap's units; a dashed line, foreground to its right.
+        label: what to call the threshold.
+    """
+    heatmap, mask = np.asarray(heatmap, dtype=float), np.asarray(mask)
+    if heatmap.shape != mask.shape:
+        raise ValueError(f"the heatmap is {heatmap.shape} and the mask {mask.shape}: resize the heatmap first")
+    if mask.dtype != bool or not mask.any() or mask.all():
+        raise ValueError("the mask must be bool, neither empty nor full")
+    edges = np.linspace(heatmap.min(), heatmap.max(), bins + 1)
+    if edges[0] == edges[-1]:
+        edges = edges[0] + np.linspace(-0.5, 0.5, bins + 1)
+    fig = go.Figure()
+    for i, (name, values, hatch) in enumerate((("outside", heatmap[~mask], ""), ("inside", heatmap[mask], "/"))):
+        share = np.histogram(values, edges)[0] / values.size
+        fig.add_bar(
+            x=(edges[:-1] + edges[1:]) / 2, y=share, width=np.diff(edges), name=f"{name} the target",
+            marker={
+                "color": _faint(COLORS[i], 0.5), "line": {"width": 0},
+                "pattern": {"shape": hatch, "fgcolor": COLORS[i], "bgcolor": _faint(COLORS[i], 0.25), "size": 5},
+            },
+            hovertemplate="%{y:.1%} of the pixels " + name + "<extra></extra>",
+        )  # fmt: skip
+        fig.add_vline(x=values.mean(), line={"color": COLORS[i], "width": 2})
+    fig.update_layout(
+        template=TEMPLATE, height=320, barmode="overlay", bargap=0, margin={"t": 92 if title else 60},
+        xaxis={"title": {"text": "value of the heatmap (solid lines: means)"}},
+        yaxis={"title": {"text": "share of pixels"}, "tickformat": ".0%", "rangemode": "tozero"},
+        **_heading(title),
+    )  # fmt: skip
+    if threshold is not None:
+        fig.add_vline(x=threshold, line={"color": _INK, "width": 2, "dash": "dash"})
+        fig.add_annotation(
+            text=f"{html.escape(label)} {threshold:.3g}", x=threshold, xanchor="left", y=1, yref="paper",
+            yanchor="top", xshift=5, showarrow=False, bgcolor="rgba(255,255,255,0.8)",
+        )  # fmt: skip
+    return fig
+
+
+def score_by_size(
+    table: pd.DataFrame,
+    metrics: Mapping[str, str] | None = None,
+    groups: int = 4,
+    title: str = "",
+) -> go.Figure:
+    """How scores depend on the size of the target: a point for each phrase, and the means of equally full groups.
+
+    Args:
+        table: a row per phrase and variant with the columns variant, target (area of the mask as a fraction of the
+            image), the scores and, where known, ``prior_`` and ``chance_`` of them.
+        metrics: score's column -> name on the axis; by default AUC-ROC, Top-1 and IoU. A panel each.
+        groups: how many groups by size (quantiles of the target's area); fewer where sizes repeat.
+    """
+    metrics = metrics or {"auc_roc": "AUC-ROC", "pointing_game": "Top-1", "iou": "IoU"}
+    _require(table, ["variant", "target", *metrics], "score_by_size")
+    # Tables of two variants put together repeat their index.
+    table = table.reset_index(drop=True)
+    variants = _ordered(table["variant"])
+    bins = pd.qcut(table["target"], groups, labels=False, duplicates="drop").fillna(0)
+    fig, n = go.Figure(), len(metrics)
+    edges = np.linspace(0, 1, n + 1)
+    for k, (column, label) in enumerate(metrics.items()):
+        axis = "" if k == 0 else str(k + 1)
+        common = {"xaxis": f"x{axis}", "yaxis": f"y{axis}", "showlegend": k == 0}
+        for prefix, name, dash in (("chance", "chance", "dot"), ("prior", "centre prior", "dash")):
+            if f"{prefix}_{column}" in table:
+                means = table.groupby(bins)[["target", f"{prefix}_{column}"]].mean()
+                fig.add_scatter(
+                    x=means["target"], y=means[f"{prefix}_{column}"], mode="lines", name=name, legendgroup=name,
+                    line={"color": "#555555", "width": 2, "dash": dash},
+                    hovertemplate=name + " %{y:.3f}<extra></extra>", **common,
+                )  # fmt: skip
+        for i, variant in enumerate(variants):
+            rows = table[table["variant"] == variant]
+            color, symbol = _color(variant, i), ("circle", "square", "triangle-up", "cross")[i % 4]
+            fig.add_scatter(
+                x=rows["target"], y=rows[column], mode="markers", legendgroup=variant, hoverinfo="skip",
+                marker={"color": _faint(color, 0.3), "size": 5, "symbol": symbol}, **{**common, "showlegend": False},
+            )  # fmt: skip
+            grouped = rows.groupby(bins.loc[rows.index])
+            fig.add_scatter(
+                x=grouped["target"].mean(), y=grouped[column].mean(), mode="lines+markers",
+                name=html.escape(str(variant)), legendgroup=variant, line={"color": color, "width": 2.5},
+                marker={"color": color, "size": 10, "symbol": symbol, "line": {"color": "white", "width": 1}},
+                customdata=grouped.size(),
+                hovertemplate=f"{variant}: {label} %{{y:.3f}}<br>%{{customdata}} phrases, "
+                "target %{x:.1%} of the image<extra></extra>", **common,
+            )  # fmt: skip
+        left, right = edges[k] + (0.035 if k else 0), edges[k + 1] - (0.035 if k < n - 1 else 0)
+        fig.update_layout(
+            {
+                f"xaxis{axis}": {
+                    "domain": [left, right], "anchor": f"y{axis}", "tickformat": ".0%", "rangemode": "tozero",
+                    "nticks": 5,
+                },
+                f"yaxis{axis}": {"anchor": f"x{axis}", "nticks": 6},
+            }
+        )  # fmt: skip
+        better = "↓" if column in LOWER_IS_BETTER else "↑"
+        fig.add_annotation(
+            text=f"<b>{html.escape(label)}</b> {better}", x=left, xref="paper", xanchor="left", y=1, yref="paper",
+            yanchor="bottom", yshift=4, showarrow=False,
+        )  # fmt: skip
+    fig.add_annotation(
+        text="area of the target, share of the image", x=0.5, xref="paper", y=0, yref="paper", yanchor="top",
+        yshift=-30, showarrow=False, font={"size": 13.5},
+    )  # fmt: skip
+    fig.update_layout(
+        template=TEMPLATE, height=410, margin={"l": 44, "t": 104 if title else 72, "b": 64},
+        legend={"y": 1.1, "itemwidth": 44}, **_heading(title),
+    )  # fmt: skip
+    return fig
+
+
 def training_curves(
     runs: Mapping[str, pd.DataFrame], smooth: float = 0.05, points: int = 800, title: str = ""
 ) -> go.Figure:
@@ -757,7 +967,7 @@ def layer_time(
             texttemplate="%{z:.2f}" if len(timesteps) <= 16 else None, textfont={"size": 12},
             hovertemplate="%{y}<br>t = %{x}<br>" + metric + " %{z:.3f}<extra></extra>",
             colorbar={
-                "title": {"text": metric, "side": "right"}, "thickness": 12, "outlinewidth": 0,
+                "title": {"text": metric, "side": "right", "font": {"size": 12.5}}, "thickness": 12, "outlinewidth": 0,
                 "tickvals": [chance - reach, chance, chance + reach],
                 "ticktext": [f"{chance - reach:.2f}", f"chance {chance:.2g}", f"{chance + reach:.2f}"],
             },

@@ -13,10 +13,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from chestxai import sources
-from chestxai.studies import Fit, Study
+from chestxai.studies import Fit, Study, phrases
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data"
+RUNS = ROOT / "runs"
 
 #: How the text encoder is treated while the U-Net is fine-tuned.
 VARIANTS = ("frozen", "learnable")
@@ -104,7 +105,7 @@ class StatisticsSettings(_Settings):
 class Profile(_Settings):
     """All settings of the book under one name."""
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str
     data: DataSettings
     base: str = "tiny"
@@ -147,6 +148,16 @@ def load(name: str | Path) -> Profile:
         raise ValueError(f"{path}: " + "; ".join(lines)) from error
 
 
+def profile_folder(profile: Profile, out: str | Path | None = None) -> Path:
+    """``runs/<profile>``, where everything that a profile's runs share is kept (``out`` replaces ``runs/``)."""
+    return Path(out or RUNS) / profile.name
+
+
+def run_folder(profile: Profile, variant: str, seed: int, out: str | Path | None = None) -> Path:
+    """``runs/<profile>/<variant>/seed-<n>``, the folder of one run."""
+    return profile_folder(profile, out) / check_variant(variant) / f"seed-{seed}"
+
+
 def check_variant(name: str) -> str:
     """``name`` if it is a known text-encoder treatment.
 
@@ -173,9 +184,25 @@ def studies(profile: Profile, split: str, data: str | Path = "", *, boxes: bool 
             f"'make book PROFILE={profile.name} DATA=/path/to/folder', the folder that holds {name}/"
         )
     found = sources.load(name, root=Path(data) / name, split=split)
-    if count is None or len(found) <= count:
-        return found
-    return sources.Studies(found[:count], skipped=found.skipped, fingerprint=f"{found.fingerprint}-{count}")
+    # Of a source that is scored, only studies with something to point at count.
+    chosen = [s for s in found if phrases([s])] if boxes else list(found)
+    if count is None or len(chosen) <= count:
+        return sources.Studies(chosen, skipped=found.skipped, fingerprint=found.fingerprint)
+    return sources.Studies(chosen[:count], skipped=found.skipped, fingerprint=f"{found.fingerprint}-{count}")
+
+
+def check_data(profile: Profile, data: str | Path = "") -> None:
+    """Look before a long run whether the profile's data are there.
+
+    Raises:
+        ValueError, FileNotFoundError: as `studies`; no test image has a box to be scored against.
+    """
+    for name, what in ((profile.data.source, "image"), (profile.boxes, "box")):
+        if name != "phantom":
+            found = studies(profile, "test", data, boxes=what == "box")
+            if not found:
+                reasons = "; ".join(f"{n} × {reason}" for reason, n in list(found.reasons().items())[:3])
+                raise ValueError(f"{Path(data) / name}: no study of the test split has a usable {what} ({reasons})")
 
 
 def sample(items: list[Study], n: int, seed: int = 0) -> list[Study]:

@@ -21,31 +21,44 @@ from chestxai.studies import FINDINGS, Finding, Side
 # Up to three words between a subject and its predicate ("the heart size [is again mildly] enlarged"). Open-i's
 # de-identification swallowed many common words, so a blank counts as one.
 _GAP = r"(?:(?!(?:normal|not|without|but|and)\b)[\w-]+ ){0,4}?"
-_HEART = r"(?:(?:cardiac|heart|cardiomediastinal|cardio ?pericardial)(?: and mediastinal)?(?: (?:silhouette|size|shadow|contours?))?)"
+_HEART = (
+    r"(?:(?:cardiac|heart|cardiomediastinal|cardio ?pericardial)(?: and mediastinal)?"
+    r"(?: (?:silhouette|size|shadow|contours?))?)"
+)
 _LARGE = r"(?:enlarged|large|prominent|increased)"
 
 #: The words that name each finding, as regular expressions over lower-case text. "Airspace disease" and "infiltrate"
-#: are Lung Opacity, as in CheXpert; only "consolidat…" is Consolidation. Vascular congestion and heart failure count as
-#: Edema, volume loss and collapse as Atelectasis, a blunted costophrenic angle as Pleural Effusion.
+#: are Lung Opacity, as in CheXpert; only "consolidat…" is Consolidation. Vascular congestion or prominence and heart
+#: failure count as Edema, volume loss and collapse as Atelectasis, a blunted costophrenic angle as Pleural Effusion.
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "Atelectasis": (
         r"(?:micro|bib?asilar )?atelecta(?:sis|ses|tic)(?: changes?)?",
         r"volume loss|loss of (?:lung )?volume",
-        r"(?:lobar|lung|lobe|segmental|pulmonary) collapse|collapsed? (?:of the )?(?:right |left )?(?:lung|(?:upper|middle|lower) lobe)",
+        r"(?:lobar|lung|lobe|segmental|pulmonary|plate-?(?:like)?|discoid) collapse"
+        r"|collapsed? (?:of the )?(?:right |left )?(?:lung|(?:upper|middle|lower) lobe)",
     ),
     "Cardiomegaly": (
         r"cardiomegaly",
         rf"{_HEART} {_GAP}{_LARGE}(?! pulmonary)(?: in size)?",
-        r"(?:enlarged|large|prominent|increased)(?: size of the)? (?:cardiac|heart|cardiomediastinal|cardiopericardial)(?: (?:silhouette|size|shadow|contours?))?",
-        r"(?:cardiac|heart) enlargement|enlargement of (?:the )?(?:cardiac(?: silhouette| shadow)?|heart|cardiomediastinal silhouette)",
-        r"borderline (?:cardiac|heart) (?:size|silhouette)|(?:heart|cardiac)(?: size| silhouette)? (?:is |appears? |remains )?borderline(?: in size)?",
+        rf"{_HEART} (?:\w+ ){{0,3}}upper limits? (?:of )?normal (?:or|to) (?:\w+ )?enlarged",
+        r"(?:enlarged|large|prominent|increased)(?: size of the)? (?:cardiac|heart|cardiomediastinal"
+        r"|cardiopericardial)(?: (?:silhouette|size|shadow|contours?))?",
+        r"(?:cardiac|heart) enlargement|enlargement of (?:the )?(?:cardiac(?: silhouette| shadow)?|heart"
+        r"|cardiomediastinal silhouette)",
+        r"borderline (?:cardiac|heart) (?:size|silhouette)"
+        r"|(?:heart|cardiac)(?: size| silhouette)? (?:is |appears? |remains )?borderline(?: in size)?",
     ),
     "Consolidation": (r"(?:air[ -]?space |alveolar |lobar )?consolidat(?:ions?|ive|ed|ing)(?: (?:changes?|process))?",),
     "Edema": (
-        r"(?<!tissue )(?<!subglottic )(?:(?:interstitial|pulmonary|alveolar) ){0,2}(?:o?edema|oedematous)",
+        r"(?<!tissue )(?<!subglottic )(?<!subcutaneous )(?<!cerebral )(?<!wall )(?<!peripheral )"
+        r"(?:(?:interstitial|pulmonary|alveolar) ){0,2}(?:o?edema|oedematous)",
         r"(?:(?:pulmonary|central|venous|vascular) ){1,3}congestion|(?:central|pulmonary) congestion",
         r"(?:congestive )?(?:heart|cardiac) failure|chf",
-        r"(?:volume|fluid) overload|cephali[sz]ation",
+        r"(?:volume|fluid) overload|cephali[sz]ation|(?:pulmonary )?venous hypertension",
+        r"(?:(?:pulmonary|central|venous|vascular) ){1,3}(?:prominence|engorgement|indistinctness)",
+        rf"(?:(?:pulmonary|lung|central) ){{1,2}}vascula(?:rity|ture) {_GAP}(?:prominent|increased|engorged)",
+        r"(?:prominen(?:t|ce)|increased|engorged)(?: of)?(?: the)? "
+        r"(?:(?:pulmonary|lung|central) ){1,2}vascula(?:rity|ture)",
     ),
     "Lung Opacity": (
         r"(?:(?:air[ -]?space|interstitial|alveolar|pulmonary|lung) ){0,2}opaci(?:ty|ties|fications?|fied)",
@@ -56,29 +69,45 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
         r"pleural (?:or pericardial )?effusions?|(?<!pericardial )(?<!joint )effusions?",
         r"pleural fluid(?: collections?)?|(?:h[ae]?emo|hydro)thorax",
         r"blunt(?:ing|ed)(?: of)?(?: the)?(?: \w+){0,2}? (?:(?:costo ?phrenic|cp) \w+|costo ?phrenic|sul[ck]us|sulci)",
-        r"(?:costo ?phrenic|cp|phrenic)(?: \w+)?(?: sulcus| recess)?(?: (?:is|are|remains?|appears?|again|mildly|slightly)){0,3} blunt(?:ing|ed)",
+        r"(?:costo ?phrenic|cp|phrenic)(?: \w+)?(?: sulcus| recess)?"
+        r"(?: (?:is|are|remains?|appears?|again|mildly|slightly)){0,3} blunt(?:ing|ed)",
     ),
-    "Pneumonia": (r"(?:broncho|multifocal )?pneumoni(?:as?|c)(?! process)", r"(?:pneumonic|infectious) process", r"(?<!granulomatous )infections?"),
+    "Pneumonia": (
+        r"(?:broncho|multifocal )?pneumoni(?:as?|c)(?! process)",
+        r"(?:pneumonic|infectious) process",
+        r"(?<!interstitial )(?<!radiation )(?<!hypersensitivity )pneumonitis",
+        r"(?<!granulomatous )(?<!histoplasmosis )(?<!tuberculosis )(?<!fungal )infections?",
+    ),
     "Pneumothorax": (r"(?:h[ae]?emo|hydro)?pneumothora(?:x|ces)", r"ptx"),
 }
 
 # Anything else that makes a chest not "normal": needed to say so, never returned as a finding.
 _OTHER = (
-    r"granulom\w*|calcifi\w*|calcinosis|scolio\w*|kypho\w*|curvature|degenerative|spondylo\w*|osteophyt\w*|spurring|arthr\w*"
-    r"|atherosclero\w*|tortuo\w*|ectati\w*|ectasia|aneurysm\w*|unfolded|catheters?|pacemaker|pacer|defibrillator|aicd|picc"
-    r"|sternotomy|clips?|surg\w*|post-?operative|sutures?|stents?|valve|bypass|cabg|hardware|prosthe\w*|implants?|device|tubes?"
-    r"|nodul\w*|mass(?:es)?|lesions?|fractures?|deformit\w*|hyperinflat\w*|hyperexpan\w*|hyperaerat\w*|emphysem\w*|copd|obstructive"
-    r"|flatten\w*|hernia\w*|scar\w*|fibro\w*|thicken\w*|eventration|elevat\w*|elevation|(?:low|decreased) lung volumes?|low volumes"
-    r"|hypoinflat\w*|hypoventilat\w*|hypoaerat\w*|(?:interstitial|lung|bronchovascular|vascular|reticular) markings|bronchovascular crowding"
-    r"|densit\w*|bronchiectasis|bullous|bullae?|blebs?|cavit\w*|lucen\w*|osteop\w*|demineral\w*|lymphadenopathy|adenopathy"
-    r"|mastectomy|cholecystectomy|lobectomy|foreign|piercings?|widen\w*|prominen\w*|enlarge\w*|wedg\w*|compression|hypertrophic"
-    r"|dislocat\w*|sclero\w*|interstitial lung disease|chronic|free air|pneumoperitoneum|cyst\w*|pectus|deviat\w*|shift\w*"
+    r"granulom\w*|calcifi\w*|calcinosis|scolio\w*|kypho\w*|curvature|degenerative|spondylo\w*|osteophyt\w*"
+    r"|spurring|arthr\w*"
+    r"|atherosclero\w*|tortuo\w*|ectati\w*|ectasia|aneurysm\w*|unfolded|catheters?|pacemaker|pacer"
+    r"|defibrillator|aicd|picc"
+    r"|sternotomy|clips?|surg\w*|post-?operative|sutures?|stents?|valve|bypass|cabg|hardware|prosthe\w*"
+    r"|implants?|device|tubes?"
+    r"|nodul\w*|mass(?:es)?|lesions?|fractures?|deformit\w*|hyperinflat\w*|(?:central )?venous lines?"
+    r"|(?:central|picc|support|monitoring) lines?|hyperexpan\w*|hyperaerat\w*|emphysem\w*|copd|obstructive"
+    r"|flatten\w*|hernia\w*|scar\w*|fibro\w*|thicken\w*|eventration|elevat\w*|elevation"
+    r"|(?:low|decreased) lung volumes?|low volumes"
+    r"|hypoinflat\w*|hypoventilat\w*|hypoaerat\w*"
+    r"|(?:interstitial|lung|bronchovascular|vascular|reticular) markings|bronchovascular crowding"
+    r"|densit\w*|bronchiectasis|bullous|bullae?|blebs?|cavit\w*|lucen\w*|osteop\w*|demineral\w*"
+    r"|lymphadenopathy|adenopathy"
+    r"|mastectomy|cholecystectomy|lobectomy|foreign|piercings?|widen\w*|prominen\w*|enlarge\w*|wedg\w*"
+    r"|compression|hypertrophic"
+    r"|dislocat\w*|sclero\w*|interstitial lung disease|chronic|free air|pneumoperitoneum|cyst\w*|pectus"
+    r"|deviat\w*|shift\w*"
 )
 
 _KEYS = {name: "f" + "".join(c for c in name.lower() if c.isalpha()) for name in FINDINGS}
 _NAMES = {key: name for name, key in _KEYS.items()}
 _PATTERNS = {name: re.compile(rf"\b(?:{'|'.join(words)})(?!\w)") for name, words in SYNONYMS.items()}
 _GROUPS = "|".join(f"(?P<{_KEYS[name]}>{'|'.join(words)})" for name, words in SYNONYMS.items())
+_AIR_AND_FLUID = re.compile(r"\b(?:h[ae]?emo|hydro)pneumothora(?:x|ces)\b")
 _ALL = re.compile(rf"\b(?:{_GROUPS}|(?P<other>{_OTHER}))(?!\w)")
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -87,43 +116,82 @@ _ALL = re.compile(rf"\b(?:{_GROUPS}|(?P<other>{_OTHER}))(?!\w)")
 
 # A change that is denied is not a finding that is denied: "no change in the effusion".
 _NOT_NEGATION = (
-    r"no (?:significant |interval |appreciable |substantial |definite |large )*(?:change|increase|decrease|improvement|progression|difference|worsening)"
-    r"|without (?:significant |interval |appreciable )*(?:change|increase|decrease|improvement)|not only|(?:can|could)(?: ?not|'t) (?:be )?(?:exclude|entirely|completely|rule)"
-    r"|not (?:significantly |appreciably )?(?:changed|increased|decreased|improved|well|excluded|entirely|completely)|no longer as|not as"
+    r"no (?:significant |interval |appreciable |substantial |definite |large )*(?:change|increase|decrease"
+    r"|improvement|progression|difference|worsening)"
+    r"|without (?:significant |interval |appreciable )*(?:change|increase|decrease|improvement)|not only"
+    r"|(?:can|could)(?: ?not|'t) (?:be )?(?:exclude|entirely|completely|rule)"
+    r"|not (?:significantly |appreciably )?(?:changed|increased|decreased|improved|well|excluded|entirely"
+    r"|completely)|no longer as|not as"
 )
 _NEGATION = (
-    r"no|not|non|nor|neither|never|none|without|w/o|absent|absence of|free (?:of|from)|clear of|negative for|denies|devoid of|lack of|ruled? out|rules out"
-    r"|resol(?:ution|ved) (?:of )?|clearing of|cleared|rather than|(?:isn|aren|wasn|weren|doesn|don)'t|unlikely|excludes?"
+    r"no|not|non(?!-)|nor|neither|never|none|without|w/o|absent|absence of|free (?:of|from)|clear of|negative for"
+    r"|denies|devoid of|lack of|ruled? out|rules out"
+    r"|(?<!partial )(?<!incomplete )resolution of|resolved|clearing of|cleared|rather than"
+    r"|(?:isn|aren|wasn|weren|doesn|don)'t|unlikely|excludes?"
 )
 _PRE = re.compile(rf"\b(?:(?P<keep>{_NOT_NEGATION})|(?P<no>{_NEGATION}))(?!\w)")
 _POST = re.compile(
-    r"\W{0,2}(?:(?:which|that|this|have|has|had|is|are|was|were|be|been|now|also|since|again|completely|nearly|process|disease|change|changes|\(\w+\)) )*"
-    r"(?:(?:is|are|was|were) )?(?:not(?! (?:well|changed|significantly|excluded|entirely|completely))|no longer|absent|ruled out|excluded|unlikely|resolved|cleared|less likely|resolution|denied|negative)\b"
+    r"(?: (?:in|of|at|within) (?:the )?(?:[a-z]+ ){0,3}(?:lobes?|lungs?|bases?|zones?|apex|apices|hemithorax|chest))?"
+    r"\W{0,2}(?:(?:which|that|this|have|has|had|is|are|was|were|be|been|now|also|since|again|completely"
+    r"|nearly|seen|noted|described|previously|appears?|remains?|process|disease|change|changes|\(\w+\)) )*"
+    r"(?:(?:is|are|was|were) )?"
+    r"(?:not(?! (?:well|changed|significantly|excluded|entirely|completely|resolved|cleared|improved))"
+    r"|no longer|absent|ruled out|excluded|resolved|cleared|resolution|denied|negative|none|nil|no(?=\W*$)"
+    r"|(?:unlikely|less likely)(?=\W*$|[.,;)]| (?:given|in|based|as|because|considering))"
+    r"|within (?:the )?(?:normal (?:limits|range)|limits of normal))\b"
 )
 # What ends the reach of a negation that stands before: a contrast, or a new affirmative statement.
 _ENDS = re.compile(
-    r";|:|\b(?:but|however|although|though|except|other than|aside from|apart from|besides|otherwise|yet|whereas|while|there (?:is|are|has|have)|which|causing|due to|secondary to"
-    r"|consistent with|compatible with|suggest(?:ing|ive)|represent(?:ing|s)|demonstrat(?:es|ing)|shows?|status post|stable|unchanged)\b"
-    r"|,\s+(?:and )?(?:with )?(?:an? )?(?:again )?(?:mild|mildly|moderate|moderately|minimal|small|tiny|trace|persistent|bibasilar|improv\w+|worsen\w+|increas\w+|left|right|bilateral|low|calcified|borderline)\b(?!.*\b(?:or|nor)\b)"
+    r";|:|\b(?:but|however|although|though|except|other than|aside from|apart from|besides|otherwise|yet"
+    r"|whereas|while|there (?:is|are|has|have)|which|causing|due to|secondary to"
+    r"|consistent with|compatible with|suggest(?:ing|ive)|represent(?:ing|s)|demonstrat(?:es|ing)|shows?"
+    r"|status post|stable|unchanged)\b"
+    r"|,\s+(?:this|these|it)\b"
+    r"|(?:,\s+(?:and )?(?:with )?|\bwith |\band (?=(?:the|an?)\b))(?:(?:the|an?) )?(?:again )?"
+    r"(?:mild|mildly|moderate|moderately|minimal|small|tiny|trace|persistent|bibasilar|improv\w+|worsen\w+|increas\w+|left|right|bilateral|low"
+    r"|calcified|borderline)\b(?!.*\b(?:or|nor)\b)"
 )
+# What may stand between two members of a list, before the word that names the next.
+_LISTED = re.compile(r"(?:,? (?:and|or|and/or) |, |/)(?:(?!(?:there|is|are|has|have|with|no|not)\b)[\w-]+ ){0,3}")
 # Not asserted of this image: an indication, a history, advice.
 _HYPOTHETICAL = re.compile(
-    r"\b(?:history of|h/o|hx of|evaluat(?:e|ion) for|assess(?:ment)? for|rule out|r/o|concern(?:ed)? (?:is )?(?:for|of) (?:prior|history)|if (?:there|clinical\w*|concern\w*|symptom\w*)|to exclude|to ensure|to document"
-    r"|indication|looking for|query|risk of|treatment (?:of|for)|treated for|(?:prior|previous|old|remote|recent) (?:episode of )?(?=pneumonia|infection|granulom))"
+    r"\b(?:history of|h/o|hx of|evaluat(?:e|ion) for|assess(?:ment)? for|rule out|r/o"
+    r"|concern(?:ed)? (?:is )?(?:for|of) (?:prior|history)|if (?:there|clinical\w*|concern\w*|symptom\w*)"
+    r"|to exclude|to ensure|to document"
+    r"|correlat\w+ (?:clinically )?for|indication|looking for|query|risk of|treatment (?:of|for)|treated for"
+    r"|(?:prior|previous|old|remote|recent) (?:episode of )?(?=pneumonia|infection|granulom))"
 )
 _UNCERTAIN = re.compile(
-    r"\b(?:may|might|could|can|possibl[ey]|probabl[ey]|likely|suspect\w*|suspicious|concerning|concern|questionable|question|suggest\w*|equivocal|versus|vs|cannot|favor\w*|potentially|perhaps"
+    r"\b(?:may|might|could|can|possibl[ey]|probabl[ey]|likely|suspect\w*|suspicious|concerning|concern"
+    r"|questionable|question|suggest\w*|equivocal|versus|vs|cannot|favor\w*|potentially|perhaps"
     r"|differential|presumed|appears? to|not excluded)\b"
 )
 
-_CLAUSE = re.compile(r";|,?\s+(?:but|however|although|though|whereas|while|except)\b|,\s+(?:and )?(?=there (?:is|are)\b)|:\s")
-# A sentence ends at . ! ? before white space, at a blank line, or where the next list item starts; "T12." and "Dr." stay.
-_SENTENCE = re.compile(r"(?<!\bdr)(?<!\bvs)(?<!\bno)[.!?]+(?=\s|$)|\n\s*\n|\n(?=\s*(?:\d{1,2}[.)]|[-*•])\s)")
-_LEAD = re.compile(r"[\s.,;:*•()/-]*(?:\(?\d{1,2}[.)](?=\s|\D)\s*)?[\s.,;:*•/-]*(?:(?:but|however|although|though|whereas|while|except|and|with|or|versus|vs)\b[.,]?\s*)*")
-_CONNECTOR = re.compile(r",(?: (?:and|or|with|as well as))?\s|\s(?:and|with|or|as well as|versus|vs\.?|plus)(?: (?:an? )?(?:associated|adjacent|underlying|probable|possible))?\s|/|\s(?=(?:representing|represents|compatible|consistent|suggesting|suggestive|may|likely|due|secondary|causing|concerning|which)\b)")
+_CLAUSE = re.compile(
+    r";|(?:,\s++|(?<![\s,])\s++)(?:but|however|although|though|whereas|while|except)\b"
+    r"|,\s++(?:and )?(?=there (?:is|are)\b)"
+    r"|:\s(?!\s*(?:no|none|nil|absent|negative)\W*(?:$|[.;\n]))"
+)
+# A sentence ends at . ! ? before white space, at a blank line, or where the next list item starts; "Dr." stays whole.
+_SENTENCE = re.compile(
+    r"(?<!\bdr)(?<!\bvs)(?<!\bno)[.!?]+(?=\s|$)|\n[ \t\r]*+\n|\n(?=[ \t\r]*+(?:\d{1,2}[.)]|[-*•])\s)"
+)
+_LEAD = re.compile(
+    r"[\s.,;:*•()/-]*(?:\(?\d{1,2}[.)](?=\s|\D)\s*)?[\s.,;:*•/-]*(?:(?:but|however|although|though|whereas|while"
+    r"|except|and/or|and|with|or|versus|vs)\b[.,]?\s*)*"
+)
+_CONNECTOR = re.compile(
+    r",? and/or\s|,(?: (?:and|or|with|as well as))?\s"
+    r"|\s(?:and|with(?! visible pleural)|or|as well as|versus|vs\.?|plus)"
+    r"(?: (?:an? )?(?:associated|adjacent|underlying|probable|possible))?\s|/"
+    r"|\s(?=(?:representing|represents|compatible|consistent|suggesting|suggestive|may|likely|due|secondary"
+    r"|causing|concerning|which)\b)"
+)
 
 _SIDES = re.compile(
-    r"\b(?:(?P<bilateral>bilateral(?:ly)?|bibasilar|bibasal|biapical|bi-?lateral|both|(?:right and left|left and right|left greater than right|right greater than left)|each|perihilar bilaterally|(?:lung )?bases|bi-?basilar|lower lobes|upper lobes|apices)"
+    r"\b(?:(?P<bilateral>bilateral(?:ly)?|bibasilar|bibasal|biapical|bi-?lateral|both"
+    r"|(?:right and left|left and right|left greater than right|right greater than left)|each"
+    r"|perihilar bilaterally|(?:lung )?bases|bi-?basilar|lower lobes|upper lobes|apices)"
     r"|(?P<left>left(?:-sided|ward)?|lingula\w*|lll|lul)|(?P<right>right(?:-sided)?|middle lobe|rll|rul|rml))\b"
 )
 #: Zones `find` distinguishes, with the words that name them.
@@ -143,7 +211,8 @@ SEVERITIES: dict[str, str] = {
     "borderline": r"borderline|upper limits?",
     "mild": r"mild(?:ly)?|minimal(?:ly)?|small|trace|tiny|slight(?:ly)?|subtle|faint|minor|early",
     "moderate": r"moderate(?:ly)?(?:[- ]sized)?",
-    "severe": r"severe(?:ly)?|large|marked(?:ly)?|massive(?:ly)?|extensive|gross(?:ly)?|significant(?:ly)?|huge",
+    "severe": r"severe(?:ly)?|large|marked(?:ly)?|massive(?:ly)?|extensive|gross(?:ly(?= enlarged))?"
+    r"|significant(?! (?:interval )?(?:change|increase|decrease|improve))|huge",
 }
 _SEVERITIES = re.compile(rf"\b(?:{'|'.join(f'(?P<{name}>{words})' for name, words in SEVERITIES.items())})\b")
 _GRADES = list(SEVERITIES)
@@ -207,7 +276,7 @@ def find(text: str) -> list[Finding]:
 
 
 def normal(text: str) -> bool:
-    """Whether the text describes no abnormality at all: none of the eight, nor any other (scoliosis, granuloma, line…)."""
+    """Whether the text describes no abnormality: none of the eight, nor any other (scoliosis, granuloma, line…)."""
     return not any(m.present for m in mentions(text))
 
 
@@ -220,6 +289,8 @@ def name_in(phrase: str, finding_name: str) -> str:
     if finding_name not in _PATTERNS:
         raise ValueError(f"unknown finding {finding_name!r}: expected one of {', '.join(FINDINGS)}")
     match = _PATTERNS[finding_name].search(_lower(phrase))
+    if match is None and finding_name == "Pleural Effusion":
+        match = _AIR_AND_FLUID.search(_lower(phrase))
     return phrase[match.start() : match.end()] if match else ""
 
 
@@ -248,12 +319,13 @@ def _clause(low: str, first: int, last: int, hits: Sequence[re.Match[str]]) -> I
     hypothetical = _HYPOTHETICAL.search(low, first, last)
     uncertain = _UNCERTAIN.search(low, first, last) is not None
     clause = _trim(low, first, last)
+    denials = _denials(low, hits, triggers, last)
     for i, hit in enumerate(hits):
         if hypothetical and hypothetical.start() < hit.start() and hit.start() - hypothetical.end() < 40:
             continue
         key = hit.lastgroup or "other"
         name = _NAMES.get(key, "")
-        negated = _negated(low, hit, triggers, last)
+        negated = denials[i]
         if not name:
             yield Mention("", hit.start(), hit.end(), *clause, not negated, uncertain)
             continue
@@ -262,17 +334,23 @@ def _clause(low: str, first: int, last: int, hits: Sequence[re.Match[str]]) -> I
         begin, finish = _segment(low, low_edge, hit, high_edge, first, last)
         side, zone, severity = _where(low, begin, finish, clause, name)
         phrase = clause if negated else _trim(low, begin, finish)
-        for also in {name, "Pleural Effusion"} if "hydropneumo" in hit[0] or "mopneumo" in hit[0] else {name}:
+        for also in (name, "Pleural Effusion") if _AIR_AND_FLUID.match(hit[0]) else (name,):
             yield Mention(also, hit.start(), hit.end(), *phrase, not negated, uncertain, side, zone, severity)
 
 
-def _negated(low: str, hit: re.Match[str], triggers: Sequence[re.Match[str]], last: int) -> bool:
-    if re.search(r"\bnot\b|n't\b|\bno longer\b", hit[0]):
-        return True
-    for trigger in triggers:
-        if trigger.end() <= hit.start() and not _ENDS.search(low, trigger.end(), hit.start()):
-            return True
-    return _POST.match(low, hit.end(), last) is not None
+def _denials(low: str, hits: Sequence[re.Match[str]], triggers: Sequence[re.Match[str]], last: int) -> list[bool]:
+    """Which mentions of a clause are denied: by their own words, by what stands before, or by what follows."""
+    before, after = [], []
+    for hit in hits:
+        own = re.search(r"\bnot\b|n't\b|\bno longer\b", hit[0]) is not None
+        before.append(
+            own or any(t.end() <= hit.start() and not _ENDS.search(low, t.end(), hit.start()) for t in triggers)
+        )
+        after.append(_POST.match(low, hit.end(), last) is not None)
+    # "Consolidation, atelectasis and effusion have resolved": what follows a list holds for all of it.
+    for i in range(len(hits) - 2, -1, -1):
+        after[i] |= after[i + 1] and _LISTED.fullmatch(low, hits[i].end(), hits[i + 1].start()) is not None
+    return [b or a for b, a in zip(before, after, strict=True)]
 
 
 def _segment(low: str, low_edge: int, hit: re.Match[str], high_edge: int, first: int, last: int) -> tuple[int, int]:
@@ -290,6 +368,10 @@ def _segment(low: str, low_edge: int, hit: re.Match[str], high_edge: int, first:
 def _trim(low: str, begin: int, finish: int) -> tuple[int, int]:
     lead = _LEAD.match(low, begin, finish)
     begin = lead.end() if lead else begin
+    # "1. Small effusion 2. No edema": a number that counts on begins the next item.
+    number = re.compile(r"\s(\d{1,2})$").search(low, begin, finish)
+    if number and low.startswith(".", finish) and f"{int(number[1]) - 1}." in low[:begin]:
+        finish = number.start()
     while finish > begin and low[finish - 1] in " \t\r\n.,;:/":
         finish -= 1
     return begin, finish
@@ -300,9 +382,11 @@ def _where(low: str, begin: int, finish: int, clause: tuple[int, int], name: str
     severity = _GRADES[max(grades)] if grades else None
     if name == "Cardiomegaly":
         return None, None, severity
+    # Edema is of both lungs unless its own words say otherwise: "left pneumonia and edema" gives it no side.
+    own = name == "Edema"
     sides = {m.lastgroup for m in _SIDES.finditer(low, begin, finish)}
     zones = [m.lastgroup for m in _ZONES.finditer(low, begin, finish)]
-    if not sides and not zones:
+    if not sides and not zones and not own:
         # "left lower lobe opacity, atelectasis versus pneumonia": the one place the clause names holds for all.
         outer = {m.lastgroup for m in _SIDES.finditer(low, *clause)}
         sides = outer if len(outer) == 1 else set()
@@ -317,35 +401,49 @@ def _where(low: str, begin: int, finish: int, clause: tuple[int, int], name: str
 
 _HEADERS = {
     "findings": r"findings?|description|report|body of report|chest findings",
-    "impression": r"impressions?|conclusions?|opinion|summary|interpretation|(?:findings? (?:and|/) ?)impressions?|impression(?: ?/ ?| and )recommendations?",
-    "indication": r"(?:clinical )?(?:indications?|history|information)|clinical (?:data|question|statement)|reason for (?:the )?(?:exam|examination|study|test)|history/indication",
+    "impression": r"impressions?|conclusions?|opinion|summary|interpretation|(?:findings? (?:and|/) ?)impressions?"
+    r"|impression(?: ?/ ?| and )recommendations?",
+    "indication": r"(?:clinical )?(?:indications?|history|information)|clinical (?:data|question|statement)"
+    r"|reason for (?:the )?(?:exam|examination|study|test)|history/indication",
     "comparison": r"comparisons?(?: studies| study| exams?)?|compared? with|prior studies",
     "technique": r"techniques?|procedure|views?|exam(?:ination)?|type of exam(?:ination)?|study|protocol",
     "addendum": r"addend(?:um|a)(?: ?#? ?\d+)?",
-    "notification": r"notifications?|recommendations?(?:\(s\))?|communication|electronically signed(?: by)?|dictated by|wet read|attending|end of (?:impression|report)",
+    "notification": r"notifications?|recommendations?(?:\(s\))?|communication|electronically signed(?: by)?|dictated by"
+    r"|wet read|attending|end of (?:impression|report)",
 }
 # Sections whose words say nothing about what this image shows.
 _SILENT = frozenset({"indication", "comparison", "technique", "notification"})
 _HEADER = re.compile(
-    r"(?:^|\n|(?<=[.!?:;\]])[ \t]|[ \t]{3,})[ \t]*(?:#{1,6} |\*{1,2}|\d{1,2}[.)] )?"
+    # Possessive (*+) and looking back: a run of blanks would otherwise be tried in every way of dividing it.
+    r"(?:^|\n|(?<=[.!?:;\]])[ \t]|(?<=[ \t]{3})(?![ \t]))[ \t]*+(?:#{1,6} |\*{1,2}|\d{1,2}[.)] )?"
     rf"(?P<name>{'|'.join(f'(?P<{key}>{names})' for key, names in _HEADERS.items())})"
-    r"(?:\*{1,2})?[ \t]*(?::(?:\*{1,2})?|(?:[ \t]*[-–—])?[ \t]*(?=\r?\n|$))",
+    r"(?:\*{1,2})?[ \t]*+(?::(?:\*{1,2})?|[-–—]?[ \t]*+(?=\r?\n|$))",
     re.IGNORECASE,
 )
 _SHOUTED = re.compile(
-    r"(?:^|\n|[.!?] )[ \t]*(?P<name>" + "|".join(n.upper().replace(r"\(S\)", r"\(S\)") for n in ("findings?", "impressions?", "conclusions?", "indications?", "comparisons?", "technique")) + r")[ \t]+(?=[\w-])"
+    r"(?:^|\n|[.!?] )[ \t]*+"
+    r"(?P<name>(?:FINDING|IMPRESSION|CONCLUSION|INDICATION|COMPARISON)S?|TECHNIQUE)[ \t]++(?=[\w-])"
 )
-_BOILERPLATE = re.compile(r"\s*(?:\*+\s*)?(?:FINAL|PRELIMINARY|WET READ)?\s*(?:RADIOLOGY )?REPORT\s*:?\s*|\s*final report\s*", re.IGNORECASE)
-_EXAM_LINE = re.compile(r"\s*(?=[^\n:]*\b(?:CHEST|RADIOGRAPHS?|VIEWS?|PORTABLE|CXR)\b)[A-Z0-9 ,./()&-]{4,90}:")
+_BOILERPLATE = re.compile(
+    r"\s*+(?:\*+\s*+)?(?:FINAL|PRELIMINARY|WET READ)?\s*+(?:RADIOLOGY )?REPORT\s*+:?\s*+", re.IGNORECASE
+)
+_EXAM_LINE = re.compile(r"\s*+(?=[^\n:]*\b(?:CHEST|RADIOGRAPHS?|VIEWS?|PORTABLE|CXR)\b)[A-Z0-9 ,./()&-]{4,90}:")
 
 
 def _spans(text: str) -> list[tuple[str, int, int]]:
     """``(key, start, end)`` of every section, in the order of the text; without any header the whole is "findings"."""
-    if "\n" not in text and ":" not in text and not text.isupper() and "FINDINGS" not in text and "IMPRESSION" not in text:
+    if (
+        "\n" not in text
+        and ":" not in text
+        and not text.isupper()
+        and "FINDINGS" not in text
+        and "IMPRESSION" not in text
+    ):
         return [("findings", 0, len(text))]
     marks = []
     for match in _HEADER.finditer(text):
-        marks.append((match.start("name"), match.end(), _key(match)))
+        # From its number or mark on, which belong to the header and not to the section before.
+        marks.append((match.start(), match.end(), _key(match)))
     if not marks and not text.isupper():
         for match in _SHOUTED.finditer(text):
             name = match["name"].lower().rstrip("s")
@@ -355,19 +453,22 @@ def _spans(text: str) -> list[tuple[str, int, int]]:
         return [("findings", _body(text, 0, len(text)), len(text))]
     spans = []
     known = {key for _, _, key in marks}
-    if text[: marks[0][0]].strip(" \t\r\n*#"):
-        start = _body(text, 0, marks[0][0])
-        spans.append(("findings" if "findings" not in known else "preamble", start, marks[0][0]))
     ends = [start for start, _, _ in marks[1:]] + [len(text)]
     for (_, start, key), end in zip(marks, ends, strict=True):
         if key in _SILENT and "findings" not in known:
             # "COMPARISON: none.\n\n The lungs are clear …": what follows the blank line is the unnamed body.
-            gap = re.compile(r"\n[ \t]*\r?\n").search(text, start + len(text[start:end]) - len(text[start:end].lstrip()), end)
+            gap = re.compile(r"\n[ \t]*\r?\n").search(
+                text, start + len(text[start:end]) - len(text[start:end].lstrip()), end
+            )
             if gap and text[gap.end() : end].strip() and key != "notification":
                 spans.append((key, start, gap.start()))
                 spans.append(("findings", _body(text, gap.end(), end), end))
                 continue
         spans.append((key, start, end))
+    if text[: marks[0][0]].strip(" \t\r\n*#"):
+        # What stands before the first header describes the image only where nothing else does.
+        key = "preamble" if any(found == "findings" for found, _, _ in spans) else "findings"
+        spans.insert(0, (key, _body(text, 0, marks[0][0]), marks[0][0]))
     return spans
 
 
@@ -400,8 +501,10 @@ def sections(text: str) -> dict[str, str]:
 
 
 _BLANKS = re.compile(r"\[\*\*[^\]]*\*\*\]|\b[Xx]-?X{3,}\b|\bX{2,}\b|_{2,}|\[(?:removed|redacted|name|date)\]")
-_NUMBERING = re.compile(r"(^|[.!?:\n])\s*(?:\(?\d{1,2}[.)]|[-*•])\s+(?=\S)")
-_PUNCTUATION = re.compile(r"\s+([.,;:!?])|([.,;:])(?:\s*\2)+")
+# White space before it, or the last digits of "a ratio of 16.2/24.7. Next" would be a number of a list.
+_NUMBERING = re.compile(r"(^\s*+|[.!?:]\s|\n)[^\S\n]*+(?:\(?\d{1,2}[.)]|[-*•])\s+(?=\S)")
+# What removed blanks leave behind: a mark after white space, one that is repeated, a comma before a full stop.
+_PUNCTUATION = re.compile(r"(?: ?[,;:])* ?([.!?])(?: ?\1)*| ?([,;:])(?: ?\2)*")
 
 
 def clean(text: str) -> str:
@@ -412,7 +515,7 @@ def clean(text: str) -> str:
     text = _BLANKS.sub(lambda m: "x-ray" if "-" in m[0] else " ", text)
     text = _NUMBERING.sub(r"\1 ", text)
     text = " ".join(text.split())
-    return _PUNCTUATION.sub(lambda m: m[1] or m[2], text).strip(" ,;:-*")
+    return _PUNCTUATION.sub(r"\1\2", text).strip(" ,;:-*")
 
 
 def prompt(report: str, mode: str = "impression") -> str:
@@ -433,7 +536,9 @@ def prompt(report: str, mode: str = "impression") -> str:
     order = orders.get(mode, ("findings", "impression"))
     texts = [t for t in (clean(parts.get(key, "")) for key in order) if any(map(str.isalnum, t))]
     if not texts:
-        raise ValueError("empty report: neither an impression nor findings are left once headers and blanks are removed")
+        raise ValueError(
+            "empty report: neither an impression nor findings are left once headers and blanks are removed"
+        )
     return " ".join(texts) if mode == "report" else texts[0]
 
 
@@ -462,9 +567,7 @@ def token_positions(tokenizer: Any, prompt: str, phrase: str) -> list[int]:
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"{type(tokenizer).__name__} reports no character offsets: load the fast tokenizer")
     length = tokenizer.model_max_length
-    encoded = tokenizer(
-        prompt, padding="max_length", truncation=True, max_length=length, return_offsets_mapping=True
-    )
+    encoded = tokenizer(prompt, padding="max_length", truncation=True, max_length=length, return_offsets_mapping=True)
     offsets = [tuple(map(int, o)) for o in encoded["offset_mapping"]]
     positions = [i for i, (a, b) in enumerate(offsets) if b > a and a < last and b > first]
     seen = max((b for _, b in offsets), default=0)

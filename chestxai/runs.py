@@ -5,24 +5,26 @@ A file is either there in full or not at all: everything is written beside its d
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import resource
+import secrets
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from tqdm.auto import tqdm
+from tqdm.std import tqdm
 
 _PACKAGES = ("chestxai", "torch", "diffusers", "transformers", "accelerate", "torchmetrics", "scikit-learn", "numpy")
 
@@ -31,33 +33,41 @@ _PACKAGES = ("chestxai", "torch", "diffusers", "transformers", "accelerate", "to
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside ``path`` to write to; it replaces ``path`` on success and vanishes on failure.
 
+    Folders on the way are made. The file gets the permissions of any other the user makes.
+
     Raises:
-        OSError: naming ``path`` when the disk is full or not writable.
+        OSError: naming ``path`` and what to do when the disk is full or not writable.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    part = Path(name)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch(exist_ok=False)
+        mode = part.stat().st_mode
         yield part
         with open(part, "rb") as written:
             os.fsync(written.fileno())
-        # mkstemp makes private files; a run folder is shared like any other file the user makes.
-        part.chmod(0o666 & ~_umask())
+        # safetensors puts a private file of its own in the place of the one it is given.
+        part.chmod(mode)
         part.replace(path)
     except (OSError, SafetensorError) as error:
-        full = "No space left" in str(error)
-        remedy = "free some disk space and run again; finished work is kept" if full else "check the folder's permissions"
-        raise OSError(f"cannot write {path}: {error}. Remedy: {remedy}") from error
+        raise OSError(f"cannot write {path}: {error}{_remedy(error)}") from error
     finally:
-        part.unlink(missing_ok=True)
+        # Where the folder itself is the problem, there is nothing to tidy either.
+        with suppress(OSError):
+            part.unlink()
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def _remedy(error: OSError | SafetensorError) -> str:
+    # safetensors tells the operating system's error in words only: "… (os error 28)".
+    def is_any(*numbers: int) -> bool:
+        return getattr(error, "errno", None) in numbers or any(f"(os error {n})" in str(error) for n in numbers)
+
+    if is_any(errno.ENOSPC, errno.EDQUOT):
+        return ". Remedy: free some disk space and run again; finished work is kept"
+    if is_any(errno.EACCES, errno.EPERM, errno.EROFS):
+        return ". Remedy: check the folder's permissions, or choose another folder"
+    return ""
 
 
 def write_atomic(path: Path, content: str | bytes) -> Path:
@@ -69,8 +79,16 @@ def write_atomic(path: Path, content: str | bytes) -> Path:
 
 
 def write_json(path: Path, value: Any) -> Path:
-    """Write ``value`` as indented JSON in one step; NaN is refused, for no reader would agree on it."""
-    return write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    """Write ``value`` as indented JSON in one step.
+
+    Raises:
+        ValueError: naming the file when ``value`` holds NaN or infinity, on which no two readers agree.
+    """
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be written as JSON ({error}); say None where there is no number") from error
+    return write_atomic(path, text + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -80,8 +98,8 @@ def read_json(path: Path) -> Any:
         ValueError: naming the file and the place when it is not valid JSON.
     """
     try:
-        return json.loads(Path(path).read_text())
-    except json.JSONDecodeError as error:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
 
 
@@ -124,9 +142,26 @@ def sha256(path: Path) -> str:
 
 
 def fingerprint(*values: Any) -> str:
-    """A short stable name (16 hex digits) for JSON-like values: equal values, equal name, on every machine."""
-    text = json.dumps(values, sort_keys=True, default=str, separators=(",", ":"))
+    """A short stable name (16 hex digits) for values: equal values, equal name, in every process and on every machine.
+
+    Values are what JSON knows, and paths, sets and numpy scalars. The order of a dictionary's keys is no difference,
+    nor is that between a list and a tuple.
+
+    Raises:
+        TypeError: any other value, whose text may hold an address in memory or leave out the middle of an array.
+    """
+    text = json.dumps(values, sort_keys=True, default=_jsonable, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a fingerprint is made of plain values, not of {type(value).__name__}: give its content instead")
 
 
 def peak_memory() -> float:
@@ -136,38 +171,62 @@ def peak_memory() -> float:
 
 
 def record() -> dict[str, Any]:
-    """Versions, device and commit: what a run must say of the place it ran in."""
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"], capture_output=True, text=True
-    )
+    """Versions, device and commit: what a run must say of the place it ran in.
+
+    The commit is None outside of a git checkout, and where git is not installed.
+    """
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"], capture_output=True, text=True
+        ).stdout.strip()
+    except OSError:
+        commit = ""
     cuda = torch.cuda.is_available()
     return {
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
-        "commit": commit.stdout.strip() or None,
+        "commit": commit or None,
         "peak_memory_gb": round(peak_memory(), 3),
     }
+
+
+class _Progress(tqdm):
+    """A tqdm that also tells a batch how far it is: the outermost bar writes to the file ``CHESTXAI_STATUS`` names."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        path = os.environ.get("CHESTXAI_STATUS")
+        if path and self.total and not self.pos:
+            done = self.format_dict
+            rate = done["rate"] or (done["n"] - done["initial"]) / max(done["elapsed"], 1e-9)
+            left = f", {self.format_interval((self.total - self.n) / rate)} left" if rate and self.n < self.total else ""
+            with suppress(OSError):
+                Path(path).write_text(f"{self.n / self.total}\n{self.desc.rstrip(': ')} {self.n}/{self.total}{left}")
+        return super().display(msg, pos)
 
 
 def progress(iterable: Iterable | None = None, description: str = "", total: int | None = None, **options: Any) -> tqdm:
     """A progress bar with time left: a plain line on a terminal or in a log, the same in a notebook's output.
 
-    In a file or a pipe it is refreshed every ten seconds only, so that logs stay readable.
+    In a file or a pipe it is refreshed every ten seconds only, so that logs stay readable. In a batch it also says in
+    the file that ``CHESTXAI_STATUS`` names how far it is.
     """
-    interval = 0.2 if sys.stderr.isatty() else 10.0
-    from tqdm.std import tqdm as plain
-
-    return plain(iterable, desc=description, total=total, mininterval=interval, dynamic_ncols=True, **options)
+    interval = 0.2 if sys.stderr.isatty() else 2.0 if "CHESTXAI_STATUS" in os.environ else 10.0
+    options = {"mininterval": interval, "dynamic_ncols": True, **options}
+    return _Progress(iterable, desc=description, total=total, **options)
 
 
 def command(main: Callable[[], int | None]) -> None:
-    """Run a command line's ``main``: an error a person can act on is one line on stderr and exit code 2."""
+    """Run a command line's ``main`` and exit with its code, None being 0.
+
+    An error a person can act on (ValueError, OSError) is one line on stderr and exit code 2; Ctrl-C is exit code 130.
+    Anything else is a bug and keeps its traceback.
+    """
     try:
         sys.exit(main() or 0)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; finished work is kept, run the same command to go on", file=sys.stderr)

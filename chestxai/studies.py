@@ -7,6 +7,7 @@ pixel to ``width`` at the right edge of the last one, so a box of ``w`` pixels c
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -135,9 +136,7 @@ class GroundTruth:
 
 def phrases(studies: Iterable[Study]) -> list[GroundTruth]:
     """Every present finding with a box or mask, in the order of the studies: the rows of a grounding table."""
-    return [
-        GroundTruth(s, f) for s in studies for f in s.present() if f.boxes or (f.mask is not None and f.mask.any())
-    ]
+    return [GroundTruth(s, f) for s in studies for f in s.present() if f.boxes or (f.mask is not None and f.mask.any())]
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -154,7 +153,8 @@ def read_image(path: Path) -> np.ndarray:
                 low, high = float(values.min()), float(values.max())
                 return ((values - low) * (255.0 / max(high - low, 1e-6))).round().astype(np.uint8)
             return np.asarray(image.convert("L"))
-    except (OSError, SyntaxError, ValueError) as error:
+    # A damaged header may also announce gigapixels, which Pillow refuses with an exception of its own.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable image ({error})") from error
 
 
@@ -164,6 +164,9 @@ class Frame:
 
     ``fit="crop"`` keeps the central square of the shorter side (what the paper's preprocessing does);
     ``fit="letterbox"`` keeps everything and pads with black. Nothing is lost silently: see `kept`.
+
+    Raises:
+        ValueError: another fit; a height, width or size below 1.
     """
 
     height: int
@@ -174,6 +177,8 @@ class Frame:
     def __post_init__(self) -> None:
         if self.fit not in ("crop", "letterbox"):
             raise ValueError(f"fit must be 'crop' or 'letterbox', not {self.fit!r}")
+        if min(self.height, self.width, self.size) < 1:
+            raise ValueError(f"a frame needs at least one pixel: got {self.height} × {self.width} into {self.size}²")
 
     @cached_property
     def scale(self) -> float:
@@ -201,36 +206,46 @@ class Frame:
         """``pixels`` (uint8 ``(h, w)``, any resolution of the original frame) as uint8 ``(size, size)``.
 
         Bicubic with antialiasing; equal to ``pixels`` when it is already ``(size, size)``.
+
+        Raises:
+            ValueError: not a grey uint8 image, or one of another shape than the frame.
         """
-        if pixels.ndim != 2:
-            raise ValueError(f"expected a grey image (h, w), got shape {pixels.shape}")
+        if pixels.ndim != 2 or pixels.dtype != np.uint8:
+            raise ValueError(f"expected a grey image uint8 (h, w), got {pixels.dtype} of shape {pixels.shape}")
         h, w = pixels.shape
         if abs(h * self.width - w * self.height) > max(h, w, self.height, self.width):
             raise ValueError(f"image is {h} × {w}, another shape than its frame {self.height} × {self.width}")
         if (h, w) == (self.size, self.size):
             return pixels
-        image = Image.fromarray(pixels)
-        if self.fit == "crop":
-            side = min(h, w)
-            left, top = (w - side) / 2, (h - side) / 2
-            box = (left, top, left + side, top + side)
-            return np.asarray(image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box))
-        side = self.size / max(h, w)
-        small = image.resize((max(1, round(w * side)), max(1, round(h * side))), Image.Resampling.BICUBIC)
-        canvas = Image.new("L", (self.size, self.size))
-        canvas.paste(small, ((self.size - small.width) // 2, (self.size - small.height) // 2))
-        return np.asarray(canvas)
+        side = min(h, w) if self.fit == "crop" else max(h, w)
+        # The square's corner lies half a pixel off the grid when the sides differ by an odd number. Pillow cuts it out
+        # exactly, but only of what is there: a letterbox is grown first, by its own edge, which darkens nothing.
+        grow = [math.ceil(max(side - n, 0) / 2) for n in (h, w)]
+        grown = Image.fromarray(np.pad(pixels, [(n, n) for n in grow], mode="edge"))
+        top, left = (n + (length - side) / 2 for n, length in zip(grow, (h, w), strict=True))
+        square = grown.resize(
+            (self.size, self.size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
+        )
+        if not any(grow):
+            return np.asarray(square)
+        rows, columns = (_covered(length * self.size / side, self.size) for length in (h, w))
+        return (np.asarray(square) * (rows[:, None] * columns) + 0.5).astype(np.uint8)
 
     def mask(self, finding: Finding) -> np.ndarray:
         """Bool ``(size, size)``: the finding's exact mask where it has one, else the union of its boxes.
 
-        A pixel belongs to a box when its centre lies inside; a box thinner than a pixel keeps the pixel it falls in.
+        A pixel belongs to a mask when half of it is covered, to a box when its centre lies inside; a mask or box too
+        small for that keeps the pixels it falls in, so that what is inside the frame never vanishes.
         """
+        boxes = finding.boxes
         if finding.mask is not None:
-            grey = self.image(finding.mask.astype(np.uint8) * 255)
-            return grey >= 128
+            out = self.image(finding.mask.astype(np.uint8) * 255) >= 128
+            speck = None if out.any() else box_of(finding.mask)
+            if speck is None:
+                return out
+            boxes = (_resized(speck, finding.mask.shape, (self.height, self.width)),)
         out = np.zeros((self.size, self.size), dtype=bool)
-        for box in finding.boxes:
+        for box in boxes:
             inside = self.box(box)
             if inside is None:
                 continue
@@ -238,6 +253,19 @@ class Frame:
             y0, y1 = _pixels(inside.y, inside.y + inside.h, self.size)
             out[y0:y1, x0:x1] = True
         return out
+
+
+def _covered(length: float, size: int) -> np.ndarray:
+    """How much of each of ``size`` pixels a centred interval of ``length`` pixels covers, in [0, 1]."""
+    start = (size - length) / 2
+    pixel = np.arange(size)
+    return np.clip(np.minimum(pixel + 1, start + length) - np.maximum(pixel, start), 0, 1)
+
+
+def _resized(box: Box, shape: tuple[int, int], frame: tuple[int, int]) -> Box:
+    """A box of an image of ``shape`` in the frame of another resolution."""
+    down, right = frame[0] / shape[0], frame[1] / shape[1]
+    return Box(box.x * right, box.y * down, box.w * right, box.h * down)
 
 
 def _pixels(low: float, high: float, size: int) -> tuple[int, int]:
@@ -254,9 +282,7 @@ def box_of(mask: np.ndarray) -> Box | None:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
         return None
-    return Box(
-        float(columns[0]), float(rows[0]), float(columns[-1] - columns[0] + 1), float(rows[-1] - rows[0] + 1)
-    )
+    return Box(float(columns[0]), float(rows[0]), float(columns[-1] - columns[0] + 1), float(rows[-1] - rows[0] + 1))
 
 
 def to_images(
@@ -290,11 +316,12 @@ def split_by_patient(studies: Sequence[Study], fractions: dict[str, float], seed
     """Give each study a split so that no patient straddles two; ``fractions`` sum to 1, in the order given.
 
     The split of a patient depends only on its identifier and the seed, not on who else is in the list.
-    """
-    import hashlib
 
-    if abs(sum(fractions.values()) - 1) > 1e-9:
-        raise ValueError(f"split fractions must sum to 1, got {fractions}")
+    Raises:
+        ValueError: fractions below 0, or that do not sum to 1.
+    """
+    if abs(sum(fractions.values()) - 1) > 1e-9 or min(fractions.values()) < 0:
+        raise ValueError(f"split fractions must be at least 0 and sum to 1, got {fractions}")
     names, edges = list(fractions), np.cumsum(list(fractions.values()))
 
     def split(patient: str) -> str:

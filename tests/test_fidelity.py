@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,9 +18,10 @@ from sklearn.metrics import roc_auc_score
 from torchmetrics.image import MultiScaleStructuralSimilarityIndexMeasure
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from chestxai import fidelity
+from chestxai import fidelity, models, runs
 from chestxai.fidelity import FindingsClassifier
-from chestxai.studies import FINDINGS
+from chestxai.profiles import SamplingSettings
+from chestxai.studies import FINDINGS, Finding, Study
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +46,182 @@ def pictures(n: int, seed: int = 0, size: int = 64) -> tuple[np.ndarray, np.ndar
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("classifier")
-    fidelity.train_classifier(*pictures(300), out, epochs=3, batch=16, seed=0, val=pictures(200, seed=1), source="pictures")
+    fidelity.train_classifier(
+        *pictures(300), out, epochs=3, batch=16, seed=0, val=pictures(200, seed=1), source="pictures"
+    )
     return out
+
+
+def study(name: str, report: str, *findings: str) -> Study:
+    return Study(name, name, "test", "test", report, (64, 64), findings=tuple(map(Finding, findings)))
+
+
+class TestRequests:
+    reports = ("Large left pleural effusion. No pneumothorax.", "No acute disease.", "Marked cardiomegaly.", "")
+    studies = tuple(study(f"s{i}", report) for i, report in enumerate(reports))
+
+    def test_prompts_come_in_rows_of_one_study(self):
+        prompts, labels, origins = fidelity.requests(self.studies, SamplingSettings(images=8, per_prompt=3))
+        assert prompts[0:3] == prompts[:1] * 3
+        assert prompts[3:6] == prompts[3:4] * 3
+        assert prompts[6:8] == prompts[6:7] * 2
+        assert sorted({*prompts}) == sorted(self.reports[:3])
+        assert labels.shape == (8, 8)
+        assert [self.reports[i] for i in origins] == prompts
+
+    def test_too_few_studies_are_used_again(self):
+        prompts, _, _ = fidelity.requests(self.studies, SamplingSettings(images=16, per_prompt=2))
+        assert prompts[:2] == prompts[6:8] == prompts[12:14]
+
+    @given(st.integers(2, 20), st.integers(2, 20), st.integers(2, 5))
+    @settings(max_examples=30)
+    def test_more_images_only_append(self, few, more, each):
+        first, second = (
+            fidelity.requests(self.studies, SamplingSettings(images=n, per_prompt=each))[0] for n in sorted((few, more))
+        )
+        assert second[: len(first)] == first
+
+    def test_labels_are_what_the_text_says(self):
+        """Not what the study has: the impression "No acute disease." asks for no atelectasis seen in it."""
+        told = study("a", "FINDINGS: Basal atelectasis. IMPRESSION: No acute disease.", "Atelectasis")
+        prompts, labels, _ = fidelity.requests([told], SamplingSettings(images=2))
+        assert prompts == ["No acute disease."] * 2
+        assert not labels.any()
+        wanted = fidelity.asked(self.reports[:3])
+        assert [[FINDINGS[i] for i in np.flatnonzero(row)] for row in wanted] == [
+            ["Pleural Effusion"],
+            [],
+            ["Cardiomegaly"],
+        ]
+
+    def test_nothing_to_ask(self):
+        with pytest.raises(ValueError, match="none of 1 studies has a report"):
+            fidelity.requests(self.studies[3:], SamplingSettings(images=2))
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return models.random_pipeline("bert")
+
+
+@pytest.fixture
+def passes(pipeline):
+    """Counts the passes through the U-Net."""
+    count = SimpleNamespace(n=0)
+
+    def called(*_):
+        count.n += 1
+
+    hook = pipeline.unet.register_forward_hook(called)
+    yield count
+    hook.remove()
+
+
+class TestSample:
+    prompts = ("small left pleural effusion", "large heart", "small left pleural effusion", "normal chest", "edema")
+    few = SamplingSettings(images=5, steps=2, guidance=3.0, batch=2)
+
+    @pytest.mark.parametrize("guidance", [1.0, 3.0])
+    @pytest.mark.parametrize("kind", ["sd", "bert"])
+    def test_is_the_stock_pipeline(self, kind, guidance, tmp_path):
+        """Prompts as text through diffusers' own call, from the same noise, give the same image."""
+        stock = models.random_pipeline(kind)
+        given = self.few.model_copy(update={"guidance": guidance})
+        ours = fidelity.sample(stock, self.prompts[:2], given, tmp_path / "a.safetensors", seed=3)
+        noise = torch.stack([fidelity._start((4, 8, 8), 3, i) for i in range(2)])
+        theirs = stock(
+            list(self.prompts[:2]),
+            latents=noise,
+            guidance_scale=guidance,
+            num_inference_steps=2,
+            output_type="latent",
+        ).images
+        assert ours.dtype == np.uint8
+        assert ours.std() > 1
+        assert np.abs(ours.astype(int) - models.decode_latents(stock, theirs)).max() <= 1
+
+    def test_an_image_depends_on_seed_place_and_prompt_alone(self, pipeline, tmp_path):
+        whole = fidelity.sample(pipeline, self.prompts, self.few, tmp_path / "a.safetensors")
+        other = self.few.model_copy(update={"batch": 4})
+        shorter = fidelity.sample(pipeline, self.prompts[:3], other, tmp_path / "b.safetensors")
+        assert np.abs(whole[:3].astype(int) - shorter).max() <= 1
+        assert (whole[0] != whole[2]).any(), "the same prompt from other noise"
+        again = fidelity.sample(pipeline, self.prompts, self.few, tmp_path / "c.safetensors", seed=1)
+        assert (whole[0] != again[0]).any()
+
+    def test_finished_is_read_and_says_what_it_is(self, pipeline, passes, tmp_path):
+        path = tmp_path / "samples" / "step-0.safetensors"
+        first = fidelity.sample(pipeline, self.prompts, self.few, path)
+        assert passes.n == 3 * 2
+        np.testing.assert_array_equal(fidelity.sample(pipeline, self.prompts, self.few, path), first)
+        assert passes.n == 3 * 2
+        assert [p.name for p in path.parent.iterdir()] == [path.name]
+        assert json.loads(runs.tensor_metadata(path)["prompts"]) == list(self.prompts)
+
+    def test_killed_and_gone_on_with(self, pipeline, passes, tmp_path):
+        class Killed(Exception):
+            pass
+
+        class Bar:
+            n = 0
+
+            def update(self, n):
+                self.n += n
+                if self.n == 4 and not path.exists() and not killed:
+                    killed.append(True)
+                    raise Killed
+
+        path, killed, bar = tmp_path / "step-0.safetensors", [], Bar()
+        with pytest.raises(Killed):
+            fidelity.sample(pipeline, self.prompts, self.few, path, bar=bar)
+        assert not path.exists()
+        assert passes.n == 2 * 2
+        images = fidelity.sample(pipeline, self.prompts, self.few, path, bar=(bar := Bar()))
+        assert passes.n == 3 * 2, "only the last batch was missing"
+        assert bar.n == 5
+        whole = fidelity.sample(pipeline, self.prompts, self.few, tmp_path / "undisturbed.safetensors")
+        np.testing.assert_array_equal(images, whole)
+
+    def test_whatever_changes_is_drawn_again(self, pipeline, passes, tmp_path):
+        path = tmp_path / "a.safetensors"
+        first = fidelity.sample(pipeline, self.prompts, self.few, path)
+        second = fidelity.sample(pipeline, self.prompts, self.few.model_copy(update={"guidance": 6.0}), path)
+        assert (first != second).any()
+        third = fidelity.sample(pipeline, self.prompts[::-1], self.few, path)
+        assert (first != third).any()
+        bias = pipeline.unet.conv_out.bias
+        try:
+            bias += 0.5
+            fourth = fidelity.sample(pipeline, self.prompts[::-1], self.few, path)
+        finally:
+            bias -= 0.5
+        assert (third != fourth).any()
+        assert passes.n == 4 * 3 * 2
+
+    def test_parts_of_another_model_are_not_mixed_in(self, pipeline, tmp_path):
+        """A kill, then other settings: nothing is left of the first attempt, not even its surplus batches."""
+        path, parts = tmp_path / "a.safetensors", tmp_path / "a.parts"
+        for number in range(7):
+            stale = {"images": torch.zeros(2, 32, 32, dtype=torch.uint8)}
+            runs.save_tensors(parts / f"{number:05d}.safetensors", stale, {"identity": "another"})
+        images = fidelity.sample(pipeline, self.prompts, self.few, path)
+        assert images.shape == (5, 32, 32)
+        assert (images.std(axis=(1, 2)) > 0).all()
+        assert not parts.exists()
+
+    def test_does_not_touch_the_pipeline(self, pipeline, tmp_path):
+        before = dict(pipeline.scheduler.config), pipeline.scheduler.timesteps.clone()
+        fidelity.sample(pipeline, self.prompts[:1], self.few, tmp_path / "a.safetensors")
+        assert dict(pipeline.scheduler.config) == before[0]
+        assert torch.equal(pipeline.scheduler.timesteps, before[1])
+
+    def test_a_diverged_model_is_told(self, tmp_path):
+        broken = models.random_pipeline("bert")
+        broken.unet.conv_out.bias.fill_(float("nan"))
+        with pytest.raises(FloatingPointError, match="not finite"):
+            fidelity.sample(broken, self.prompts, self.few, tmp_path / "a.safetensors")
+        with pytest.raises(ValueError, match="no prompts"):
+            fidelity.sample(broken, [], self.few, tmp_path / "a.safetensors")
 
 
 class TestFid:
@@ -94,13 +271,18 @@ class TestFid:
         interval = fidelity.fid_interval(real, fake, groups, n=60)
         assert interval.low < interval.estimate == fidelity.fid(real, fake) < interval.high
         assert interval == fidelity.fid_interval(real, fake, groups, n=60)
-        with pytest.raises(ValueError, match="one group for each"):
+        with pytest.raises(ValueError, match="one group for each of 150 generated"):
             fidelity.fid_interval(real, fake, groups[:-1])
+        with pytest.raises(ValueError, match="one group for each of 150 real"):
+            fidelity.fid_interval(real, fake, groups, real_groups=groups[:-1])
 
     def test_copies_of_a_prompt_widen_the_interval(self, rng):
         real, fake = rng.standard_normal((400, 3)), rng.standard_normal((40, 3)) + 1
         copies, groups = np.repeat(fake, 8, axis=0), np.repeat(np.arange(40), 8)
         alone, together = fidelity.fid_interval(real, copies), fidelity.fid_interval(real, copies, groups)
+        assert together.high - together.low > 1.5 * (alone.high - alone.low)
+        # The same with the real images of a patient.
+        alone, together = fidelity.fid_interval(copies, real), fidelity.fid_interval(copies, real, real_groups=groups)
         assert together.high - together.low > 1.5 * (alone.high - alone.low)
 
     def test_bad_features(self, rng):
@@ -291,20 +473,112 @@ class TestClassifier:
         assert not (tmp_path / "out").exists()
 
 
+class TestSharedClassifier:
+    @staticmethod
+    def load(count):
+        def load(split):
+            count.append(split)
+            return pictures(40, seed=len(split), size=32)
+
+        return load
+
+    def test_two_notebooks_train_it_once(self, tmp_path):
+        """Each holds its own lock object on the same file, as two processes do."""
+        count, found, both = [], [], threading.Barrier(2)
+
+        def notebook():
+            both.wait()
+            found.append(
+                fidelity.shared_classifier(
+                    "pictures", tmp_path / "classifier", self.load(count), epochs=1, shipped=tmp_path
+                )
+            )
+
+        threads = [threading.Thread(target=notebook) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert count == ["train", "val"]
+        assert found[0].description == found[1].description
+        assert "40 images of pictures" in found[0].description
+
+    def test_the_shipped_one_where_it_was_trained_on_the_source(self, trained, tmp_path):
+        count = []
+        model = fidelity.shared_classifier("pictures", tmp_path / "own", self.load(count), shipped=trained)
+        assert model.description == fidelity.load_classifier(trained).description
+        assert not count
+        assert not (tmp_path / "own").exists()
+        other = fidelity.shared_classifier("openi", tmp_path / "own", self.load(count), epochs=1, shipped=trained)
+        assert "of openi" in other.description
+        assert count == ["train", "val"]
+
+    def test_other_data_or_a_damaged_file_train_it_again(self, tmp_path):
+        count = []
+
+        def shared(data):
+            return fidelity.shared_classifier(
+                "pictures", tmp_path / "own", self.load(count), data=data, epochs=1, shipped=tmp_path
+            )
+
+        first = shared("a").description
+        assert shared("a").description == first
+        assert len(count) == 2
+        shared("b")
+        assert len(count) == 4
+        with open(tmp_path / "own" / "model.safetensors", "ab") as file:
+            file.write(b"x")
+        shared("b")
+        (tmp_path / "own" / "classifier.json").write_text("{")
+        shared("b")
+        assert len(count) == 8
+
+
 class TestEvaluate:
+    groups = np.repeat(np.arange(12), 4)
+
     def test_numbers(self, trained):
         model = fidelity.load_classifier(trained)
         (real, real_labels), (fake, labels) = pictures(60, 5), pictures(48, 6)
-        result = fidelity.evaluate(
-            real, fake, labels, np.repeat(np.arange(12), 4), model, real_labels=real_labels, resamples=20
-        )
+        result = fidelity.evaluate(real, fake, labels, self.groups, model, resamples=20)
+        result |= fidelity.reference(real, real_labels, model, others=pictures(48, 7)[0], resamples=20)
         assert json.loads(json.dumps(result, allow_nan=False)) == result
-        for name in ("fid", "ms_ssim", "classifier_auc", "classifier_auc_real"):
+        for name in ("fid", "ms_ssim", "classifier_auc", "fid_real", "ms_ssim_real", "classifier_auc_real"):
             assert result[f"{name}_low"] <= result[name] <= result[f"{name}_high"], name
-        assert {"kid", "kid_std", "ms_ssim_real"} <= result.keys()
-        assert set(result["classifier_auc_by_finding"]) == set(FINDINGS)
+        assert {"kid", "kid_std", "kid_real", "kid_real_std"} <= result.keys()
+        for name in ("classifier_auc_by_finding", "classifier_auc_real_by_finding"):
+            assert set(result[name]) == set(FINDINGS)
         assert result["classifier_auc"] > 0.8
         assert (result["images_real"], result["images_fake"]) == (60, 48)
+
+    def test_equal_prompts_are_one_group(self, trained):
+        """Two studies with one text: eight images of one prompt, not two prompts of four."""
+        model, (images, labels) = fidelity.load_classifier(trained), pictures(48, 6)
+        prompts = [f"text {max(i // 4, 1)}" for i in range(48)]
+        result = fidelity.evaluate(images, images, labels, prompts, model, resamples=2)
+        assert result["ms_ssim"] == pytest.approx(fidelity.ms_ssim(images, np.maximum(self.groups, 1)))
+        assert len(fidelity.ms_ssim_by_group(images, prompts)) == 11
+
+    def test_real_pairs_have_the_same_findings(self, trained):
+        model, (images, labels) = fidelity.load_classifier(trained), pictures(6)
+        labels = np.zeros_like(labels)
+        labels[:, 0] = [0, 0, 1, 1, 1, 1]
+        result = fidelity.reference(images, labels, model)
+        assert result["ms_ssim_real"] == pytest.approx(fidelity.ms_ssim(images, labels[:, 0].tolist()))
+        assert "fid_real" not in result
+        # No two alike: any two.
+        labels = np.eye(8)[:6]
+        result = fidelity.reference(images, labels, model)
+        assert result["ms_ssim_real"] == pytest.approx(fidelity.ms_ssim(images))
+        assert result["ms_ssim_real_low"] is None, "one group has no interval"
+
+    def test_patients_are_resampled_together(self, trained):
+        """Four copies of each patient's image: as if they were so many patients, the interval would be too narrow."""
+        model, (images, labels) = fidelity.load_classifier(trained), pictures(24, 8)
+        images, labels, patients = (np.repeat(x, 4, axis=0) for x in (images, labels, np.arange(24)))
+        few, many = (fidelity.reference(images, labels, model, patients=p) for p in (patients, None))
+        few, many = (r["classifier_auc_real_high"] - r["classifier_auc_real_low"] for r in (few, many))
+        assert few > 1.5 * many
 
     def test_worse_images_score_worse(self, trained, rng):
         model = fidelity.load_classifier(trained)
@@ -318,9 +592,6 @@ class TestEvaluate:
 
 
 def test_command_line_trains_on_a_source(tmp_path, monkeypatch, capsys):
-    from chestxai import sources
-    from chestxai.studies import Finding, Study
-
     def load(name, root=None, split="test", *, n, size):
         images, labels = pictures(n, seed=len(split), size=size)
         return [
@@ -331,7 +602,7 @@ def test_command_line_trains_on_a_source(tmp_path, monkeypatch, capsys):
             for i, (image, row) in enumerate(zip(images, labels, strict=True))
         ]  # fmt: skip
 
-    monkeypatch.setattr(sources, "load", load, raising=False)
+    monkeypatch.setattr(fidelity.sources, "load", load)
     small = ["--images", "40", "--val", "30", "--epochs", "1", "--size", "32"]
     assert fidelity.main(["train", "--out", str(tmp_path / "c"), *small]) == 0
     assert "macro" in capsys.readouterr().out

@@ -207,6 +207,13 @@ class TestInvariants:
         assert all(0 <= row[key] <= 1 for key in loc.SCORES if key != "cnr")
         assert row == {key: getattr(loc, key)(heatmap, mask) for key in loc.SCORES}
 
+    def test_the_single_functions_agree_to_the_last_bit(self):
+        # The norm of one vector and the norms of a row of vectors are computed differently: use one of them only.
+        heatmap, mask = np.zeros((6, 7), np.float32), np.zeros((6, 7), dtype=bool)
+        heatmap[0, 6] = heatmap[1, 0] = heatmap[2, 4] = -1
+        mask[2, 6] = True
+        assert loc.score(heatmap, mask)["centre_distance"] == loc.centre_distance(heatmap, mask)
+
     def test_the_truth_itself_is_perfect(self):
         row = loc.score(square().astype(np.float32), square())
         assert row.pop("cnr") == math.inf

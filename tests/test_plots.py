@@ -226,7 +226,105 @@ def test_images_say_what_is_wrong(arguments: dict, message: str):
         plots.images(**arguments)
 
 
+def test_captions_in_capitals_are_wrapped_to_their_cell():
+    """Capitals are a third wider: a report that shouts ran out of the figure at the right."""
+    text = "MODERATE BILATERAL EDEMA. MINIMAL LEFT UPPER ZONE CONSOLIDATION."
+    shouted, n = plots._text(text, 170)
+    assert max(map(plots._text_width, shouted.split("<br>"))) <= 170
+    assert n == len(shouted.split("<br>")) > plots._text(text.lower(), 170)[1]
+    assert " ".join(shouted.split("<br>")) == text
+    assert plots._text("one\n\ntwo", 170) == ("one<br><br>two", 3)
+
+
+def test_a_label_in_the_corner_leaves_the_side_marker_free(radiographs: np.ndarray):
+    def shift(marker: str) -> float:
+        fig = plots.images(radiographs[:1], boxes=[[("map", Box(0, 0, 32, 32))]], marker=marker)
+        return next(a.xshift for a in fig.layout.annotations if a.text == "map")
+
+    assert shift("") == 0
+    assert shift("R") >= 18
+
+
+def test_overlays_say_what_their_values_are(radiographs: np.ndarray, heatmaps: np.ndarray):
+    def scale(**options: object) -> str:
+        fig = plots.overlays(radiographs, heatmaps, **options)
+        return next(t.marker.colorbar.title.text for t in of_type(fig, "scatter") if t.marker.showscale)
+
+    assert scale() == "attention,<br>min–max per map"
+    assert scale(scale="share < 1", limits=(0, 1)) == "share &lt; 1"
+
+
 # --- charts ---
+
+
+def test_cooccurrence_is_the_share_of_the_rows_studies():
+    labels = np.array([[1, 1, 0], [1, 0, 0], [1, 0, 0], [1, 1, 0]])
+    heat = plots.cooccurrence(labels, names=["A", "B", "<C>"]).data[0]
+    # Two of A's four studies have B; both of B's have A; C is in none, so its row says nothing.
+    assert heat.z[0][1] == 0.5
+    assert heat.z[1][0] == 1
+    assert heat.z[0][2] == heat.z[1][2] == 0
+    assert np.isnan(heat.z[2]).all()
+    assert np.isnan(np.diag(heat.z)).all()
+    assert heat.text[0][1] == "50%"
+    assert heat.text[2][0] == ""
+    assert heat.customdata[0][1] == 2
+    assert list(heat.y) == ["A (4)", "B (2)", "&lt;C&gt; (0)"]
+    assert plots.cooccurrence(np.zeros((3, 8))).data[0].zmax > 0
+    with pytest.raises(ValueError, match="expected \\(studies, 8 findings\\)"):
+        plots.cooccurrence(labels)
+
+
+def test_histogram_shows_both_sides_of_the_mask_at_one_scale():
+    heatmap, mask = np.zeros((10, 10)), np.zeros((10, 10), bool)
+    mask[:2, :5] = True
+    heatmap[mask] = 1
+    heatmap[9, 9] = 1  # one of the 90 outside is as hot
+    fig = plots.histogram(heatmap, mask, threshold=0.25, bins=4)
+    outside, inside = fig.data
+    assert (outside.name, inside.name) == ("outside the target", "inside the target")
+    np.testing.assert_allclose(outside.y, [89 / 90, 0, 0, 1 / 90])
+    np.testing.assert_allclose(inside.y, [0, 0, 0, 1])
+    assert sorted(shape.x0 for shape in fig.layout.shapes) == pytest.approx([1 / 90, 0.25, 1])
+    assert fig.layout.annotations[0].text == "threshold 0.25"
+    assert sum(plots.histogram(np.full((10, 10), 3.0), mask).data[0].y) == pytest.approx(1)
+
+
+def test_histogram_says_what_is_wrong():
+    with pytest.raises(ValueError, match="resize the heatmap"):
+        plots.histogram(np.zeros((4, 4)), np.ones((8, 8), bool))
+    for mask in (np.zeros((4, 4), bool), np.ones((4, 4), bool), np.eye(4)):
+        with pytest.raises(ValueError, match="neither empty nor full"):
+            plots.histogram(np.zeros((4, 4)), mask)
+
+
+def test_score_by_size_averages_equally_full_groups():
+    target = np.array([0.01, 0.02, 0.10, 0.20])
+    one = pd.DataFrame({"target": target, "iou": [0.0, 0.2, 0.4, 0.8], "chance_iou": target})
+    # The same index twice, as two tables put together have it.
+    table = pd.concat([one.assign(variant="frozen"), one.assign(variant="learnable", iou=0.1)])
+    fig = plots.score_by_size(table, {"iou": "IoU"}, groups=2)
+    means = {t.name: t for t in fig.data if t.mode == "lines+markers"}
+    np.testing.assert_allclose(means["frozen"].x, [0.015, 0.15])
+    np.testing.assert_allclose(means["frozen"].y, [0.1, 0.6])
+    np.testing.assert_allclose(means["learnable"].y, [0.1, 0.1])
+    assert list(means["frozen"].customdata) == [2, 2]
+    chance = next(t for t in fig.data if t.name == "chance")
+    np.testing.assert_allclose(chance.y, [0.015, 0.15])
+    assert not [t for t in fig.data if t.name == "centre prior"]
+    assert any(a.text == "<b>IoU</b> ↑" for a in fig.layout.annotations)
+
+
+def test_score_by_size_has_a_panel_for_each_score_and_one_legend():
+    table = pd.DataFrame({"variant": "frozen", "target": 0.1, "iou": [0.1, 0.3], "centre_distance": [0.2, 0.4]})
+    fig = plots.score_by_size(table, {"iou": "IoU", "centre_distance": "distance"})
+    bold = [t for t in fig.data if t.mode == "lines+markers"]
+    assert [(t.xaxis, t.showlegend) for t in bold] == [("x", True), ("x2", False)]
+    np.testing.assert_allclose([t.y[0] for t in bold], [0.2, 0.3])  # one size, so one group
+    assert fig.layout.xaxis.domain[1] < fig.layout.xaxis2.domain[0]
+    assert any(a.text == "<b>distance</b> ↓" for a in fig.layout.annotations)
+    with pytest.raises(ValueError, match="lacks the columns auc_roc"):
+        plots.score_by_size(table)
 
 
 def training_log(steps: int, level: float = 0.2) -> pd.DataFrame:
@@ -455,6 +553,20 @@ def test_targets_live_in_the_letterboxed_frame(studies: list[Study]):
     assert image[:, :9].max() == 0  # padded at the sides: 30 × 40 doubled is 60 × 80
     assert dict(boxes) == {"Pleural Effusion": Box(42, 40, 20, 30), "Edema": Box(16, 8, 16, 24)}
     assert masks[0][1].sum() == 600
+
+
+def test_study_sheet_outlines_masks_and_boxes_in_their_colours(studies: list[Study]):
+    fig = plots.study_sheet(studies, titles=["a", "b"], size=80)
+    outlines = {t.line.color: t for t in lines(fig)}
+    assert set(outlines) == {plots.FINDING_COLORS["Pleural Effusion"], plots.FINDING_COLORS["Edema"]}
+    effusion, edema = (outlines[plots.FINDING_COLORS[name]] for name in ("Pleural Effusion", "Edema"))
+    # The mask of (x 16, y 20, w 10, h 15), doubled and letterboxed by 10 at the left; a mask has no box of its own.
+    assert (min(effusion.x), max(effusion.x), min(effusion.y), max(effusion.y)) == (42, 62, 40, 70)
+    assert (min(edema.x), max(edema.x), min(edema.y), max(edema.y)) == (16, 32, 8, 32)
+    texts = [a.text for a in fig.layout.annotations]
+    assert [texts.count(t) for t in ("Pleural Effusion", "Edema", "<b>R</b>", "a", "b")] == [1, 1, 2, 1, 1]
+    with pytest.raises(ValueError, match="no study"):
+        plots.study_sheet([])
 
 
 def test_study_static(studies: list[Study]):

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.ndimage import gaussian_filter, label
+from scipy.ndimage import gaussian_filter
 
 from chestxai import runs
 from chestxai.sources import Studies
@@ -26,14 +26,17 @@ FIELD = 34.0
 #: Linear attenuation coefficients in 1/cm at the effective energy of a chest radiograph (about 60 keV; NIST XCOM:
 #: water 0.206, cortical bone 0.6 at 1.9 g/cm³; inflated lung a quarter of water; trabecular bone in between).
 MU = {"soft": 0.20, "lung": 0.05, "bone": 0.42, "fluid": 0.21}
-#: A lesion's mask is where it changes the line integral by more than this share of its own peak.
+#: A lesion's mask is where it changes the line integral by more than this share of its own peak. What counts is its
+#: body: vessels, septal lines and air bronchograms drawn into it would make the outline ragged.
 MASK_FRACTION = 0.35
-
 #: Photons per cm² at the detector without a patient in the beam.
 PHOTONS = 4e5
 
 _SPLITS = {"train": 0, "val": 1, "test": 2}
 _SEVERITY = ("small", "moderate", "large")
+_FIXED_ZONES = {"Cardiomegaly": "", "Edema": "perihilar", "Pleural Effusion": "basal", "Pneumothorax": "apical"}
+#: Where a zone's middle is, in units of the lung's half height from -1 (apex) to 1.
+_HEIGHTS = {"apical": -0.7, "upper": -0.55, "mid": -0.05, "lower": 0.42, "basal": 0.55}
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Lesion:
 
     @property
     def severity(self) -> str:
-        """"small", "moderate" or "large", by thirds of ``amount``."""
+        """Small, moderate or large, by thirds of ``amount``."""
         return _SEVERITY[min(int(self.amount * 3), 2)]
 
 
@@ -119,7 +122,8 @@ def load(
                     attributes=_attributes(one),
                 )
             )
-    return Studies(studies, fingerprint=runs.fingerprint("phantom", 1, split, n, size, seed, normal))
+    # The number rises with every change of images, reports or truth.
+    return Studies(studies, fingerprint=runs.fingerprint("phantom", 2, split, n, size, seed, normal))
 
 
 def _rng(seed: int, split: str, *key: int) -> np.random.Generator:
@@ -174,19 +178,14 @@ def patient(seed: int, split: str, person: int, visit: int, normal: bool = False
 
 def _lesion(name: str, rng: np.random.Generator, others: Sequence[Lesion]) -> Lesion | None:
     side = 0 if name in ("Cardiomegaly", "Edema") else int(rng.choice([-1, 1]))
-    zone = {
-        "Cardiomegaly": "",
-        "Edema": "perihilar",
-        "Pleural Effusion": "basal",
-        "Pneumothorax": "apical",
-        "Atelectasis": str(rng.choice(["basal", "mid"], p=[0.75, 0.25])),
-    }.get(name) if name in ("Cardiomegaly", "Edema", "Pleural Effusion", "Pneumothorax", "Atelectasis") else str(
-        rng.choice(["upper", "mid", "lower"])
-    )
-    lesion = Lesion(name, side, str(zone), float(rng.uniform(0.05, 1)), rng.random(48))
+    if name in _FIXED_ZONES or name == "Atelectasis":
+        zone = _FIXED_ZONES.get(name, str(rng.choice(["basal", "mid"], p=[0.75, 0.25])))
+    else:
+        zone = str(rng.choice(["upper", "mid", "lower"]))
+    lesion = Lesion(name, side, zone, float(rng.uniform(0.05, 1)), rng.random(48))
     # Two lesions of one place cannot both be seen: a picture a radiologist could not read teaches nothing.
     taken = {(one.side, one.zone) for one in others if one}
-    return None if side and (side, lesion.zone) in taken else lesion
+    return None if side and (side, zone) in taken else lesion
 
 
 # --- physics -------------------------------------------------------------------------------------------------------
@@ -199,18 +198,18 @@ def chord(u: np.ndarray, v: np.ndarray, depth: np.ndarray | float) -> np.ndarray
 
 def render(patients: Sequence[Patient], size: int) -> tuple[np.ndarray, list[list[np.ndarray]]]:
     """Radiographs uint8 ``(n, size, size)`` and, per patient, the bool ``(size, size)`` mask of each lesion."""
-    integral, changes = attenuation(patients, size)
+    integral, bodies = attenuation(patients, size)
     images = expose(integral, patients, size)
-    return images, [[_mask(change) for change in one] for one in changes]
-
-
-def _mask(change: np.ndarray) -> np.ndarray:
-    strength = np.abs(change)
-    return strength > MASK_FRACTION * strength.max()
+    return images, [[body > MASK_FRACTION * body.max() for body in one] for one in bodies]
 
 
 def attenuation(patients: Sequence[Patient], size: int) -> tuple[np.ndarray, list[list[np.ndarray]]]:
-    """Line integrals of attenuation (dimensionless) float32 ``(n, size, size)``, and every lesion's own share."""
+    """Line integrals of attenuation (dimensionless), and where every lesion is.
+
+    Returns:
+        float32 ``(n, size, size)``, and per patient the body of each lesion, float ``(size, size)`` ≥ 0: the strength
+        of what it adds or takes away, without texture, in any unit.
+    """
     step = FIELD / size
     axis = ((np.arange(size) + 0.5) * step - FIELD / 2).astype(np.float32)
     column = {
@@ -243,8 +242,16 @@ def attenuation(patients: Sequence[Patient], size: int) -> tuple[np.ndarray, lis
         radius = np.abs(u) ** 2.4 + np.where(v < 0, np.abs(v) ** 2.2, np.abs(v) ** 3.2)
         length = 15.5 * (1 + 0.05 * hab) * np.clip(1 - radius, 0, None) ** 0.38
         raised = np.array(
-            [sum(1.0 + 1.2 * m.amount for m in p.lesions if m.name == "Atelectasis" and m.side == s and m.zone == "basal")
-             for p in patients], dtype=np.float32)[:, None, None]
+            [
+                sum(
+                    1.0 + 1.2 * m.amount
+                    for m in p.lesions
+                    if m.name == "Atelectasis" and m.side == s and m.zone == "basal"
+                )
+                for p in patients
+            ],
+            dtype=np.float32,
+        )[:, None, None]
         dome_y = centre_y + b * 0.80 - (0.9 if s < 0 else 0.0) - raised
         # Highest at the dome's centre, falling 3 cm to the costophrenic angle.
         domes[s] = dome_y + 3.0 * np.abs((x - centre_x + s * 0.8) / a) ** 2
@@ -263,7 +270,7 @@ def attenuation(patients: Sequence[Patient], size: int) -> tuple[np.ndarray, lis
         p, q = (x - cx) * 0.90 + (y - cy) * 0.43, -(x - cx) * 0.43 + (y - cy) * 0.90
         return chord(p / (6.1 * scale), q / (4.7 * (0.5 + 0.5 * scale)), 5.0 * scale)
 
-    normal_heart, heart = cardiac(size_heart), cardiac(size_heart * (1 + big))
+    heart = cardiac(size_heart * (1 + big))
     vessels = chord((x - 0.3 * rot) / (2.7 + 0.3 * ap + 0.3 * column["age"] / 90), (y + 6) / 10, 4.0)
     knob = chord((x - 2.7 - 0.3 * rot) / 1.7, (y + 4.9) / 1.9, 2.2)
     hila = sum(chord((x - s * 3.9 * w) / 1.7, (y + (0.4 if s > 0 else -0.4)) / 2.7, 1.6) for s in (-1, 1))
@@ -284,7 +291,7 @@ def attenuation(patients: Sequence[Patient], size: int) -> tuple[np.ndarray, lis
     )
     total += _devices(patients, x, y, step)
 
-    changes: list[list[np.ndarray]] = []
+    bodies: list[list[np.ndarray]] = []
     for i, p in enumerate(patients):
         mine = []
         for lesion in p.lesions:
@@ -294,18 +301,18 @@ def attenuation(patients: Sequence[Patient], size: int) -> tuple[np.ndarray, lis
                 mine.append((silhouette > 0.25 * silhouette.max()).astype(np.float32))
                 continue
             sides = (-1, 1) if lesion.side == 0 else (lesion.side,)
-            change = np.zeros_like(total[i])
+            change, body = np.zeros_like(total[i]), np.zeros_like(total[i])
             for s in sides:
                 u, v = (np.broadcast_to(value[i], total[i].shape) for value in frames[s])
                 xi, yi = np.broadcast_to(x[i], total[i].shape), np.broadcast_to(y[i], total[i].shape)
-                change += _draw(
-                    lesion, s, xi, yi, u, v, lung[s][i], np.broadcast_to(domes[s][i], total[i].shape),
-                    markings[i], step,
-                )
+                dome = np.broadcast_to(domes[s][i], total[i].shape)
+                drawn, solid = _draw(lesion, s, xi, yi, u, v, lung[s][i], dome, markings[i], step)
+                change += drawn
+                body += solid
             total[i] += change
-            mine.append(change)
-        changes.append(mine)
-    return np.clip(total, 0, None).astype(np.float32), changes
+            mine.append(body)
+        bodies.append(mine)
+    return np.clip(total, 0, None).astype(np.float32), bodies
 
 
 def _edge(distance: np.ndarray, width: float) -> np.ndarray:
@@ -388,12 +395,15 @@ def _draw(
     dome: np.ndarray,
     markings: np.ndarray,
     step: float,
-) -> np.ndarray:
-    """What a lesion adds to the line integral. ``u`` runs from -1 (medial) to 1 (lateral), ``v`` from -1 (apex) down."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a lesion adds to the line integral, and its body (the same without texture, in any unit).
+
+    ``u`` runs from -1 (medial) to 1 (lateral), ``v`` from -1 (apex) down.
+    """
     r, amount = lesion.shape, lesion.amount
     inside = np.clip(lung / 9.0, 0, 1)
     extra = MU["fluid"] - MU["lung"]
-    v0 = {"apical": -0.7, "upper": -0.55, "mid": -0.05, "lower": 0.42, "basal": 0.55, "perihilar": 0.0}.get(lesion.zone, 0.0)
+    v0 = _HEIGHTS.get(lesion.zone, 0.0)
 
     def blob(cu: float, cv: float, ru: float, rv: float, power: float = 2.0) -> np.ndarray:
         return np.exp(-((((u - cu) / ru) ** 2 + ((v - cv) / rv) ** 2) ** (power / 2)))
@@ -403,42 +413,51 @@ def _draw(
         height = 2.2 + 8.0 * amount
         # The meniscus climbs along the lateral wall; below it fluid takes the lung's place.
         level = dome.min() + 2.0 - height * (0.45 + 0.60 * np.clip((u + 1) / 2, 0, 1.2) ** 2)
-        return extra * 0.85 * _edge(y - level, 0.45) * lung
+        fluid = extra * 0.85 * _edge(y - level, 0.45) * lung
+        return fluid, fluid
     if lesion.name == "Pneumothorax":
         f = 0.16 + 0.36 * amount
         # The collapsed lung is a smaller copy drawn towards the hilum; what lies outside it is air.
         radius = np.abs((u + 0.35 * f) / (1 - 0.75 * f)) ** 2.4 + np.abs((v - 0.75 * f) / (1 - 0.55 * f)) ** 2.2
         gone = _edge((radius - 1) * 3.0, 0.55) * inside * _edge(0.35 + 0.5 * amount - v, 0.12)
         line = np.exp(-(((radius - 1) * 5.0 / (1 + step)) ** 2)) * inside * (v < 0.3)
-        return -MU["lung"] * lung * gone * (1 + 0.5 * markings) - 0.42 * gone * inside + 0.20 * line * (1 - gone)
+        taken = -MU["lung"] * lung * gone * (1 + 0.5 * markings) - 0.42 * gone * inside + 0.20 * line * (1 - gone)
+        return taken, (MU["lung"] * lung + 0.42 * inside) * gone
     if lesion.name == "Atelectasis":
         thick, long = 0.055 + 0.06 * amount, 0.45 + 0.25 * amount
         out = np.zeros_like(lung)
         for k in range(1 + int(amount > 0.5)):
             tilt = 0.5 * (r[4 + k] - 0.5)
             du, dv = u - cu, v - (cv + 0.16 * k) - tilt * 0.35 * (u - cu)
-            out = np.maximum(out, np.exp(-np.abs(du / long) ** 4 - (dv / max(thick, step / 13)) ** 2))
-        return extra * (5.0 + 2.0 * amount) * out * inside
+            out = np.maximum(out, np.exp(-(np.abs(du / long) ** 4) - (dv / max(thick, step / 13)) ** 2))
+        collapsed = extra * (5.0 + 2.0 * amount) * out * inside
+        return collapsed, collapsed
     if lesion.name == "Consolidation":
         ru, rv = 0.42 + 0.25 * amount, 0.17 + 0.17 * amount
         body = blob(cu, cv, ru, rv, 6.0)
         bronchi = np.zeros_like(lung)
         for k in range(3):
             slope = (r[8 + k] - 0.5) * 1.2
-            bronchi = np.maximum(bronchi, np.exp(-(((v - cv) - slope * 0.4 * (u + 0.6) - 0.10 * (k - 1)) / 0.025) ** 2))
-        return extra * (7.0 + 2.5 * amount) * body * (1 - 0.5 * bronchi * (np.abs(u - cu) < ru)) * inside
+            distance = (v - cv) - slope * 0.4 * (u + 0.6) - 0.10 * (k - 1)
+            bronchi = np.maximum(bronchi, np.exp(-((distance / 0.025) ** 2)))
+        filled = extra * (7.0 + 2.5 * amount) * body * (1 - 0.5 * bronchi * (np.abs(u - cu) < ru)) * inside
+        return filled, body * inside
     if lesion.name == "Edema":
         wing = blob(-0.25, 0.02, 0.50 + 0.2 * amount, 0.30 + 0.14 * amount, 2.4)
         kerley = 0.5 + 0.5 * np.cos(v * 48 + 6.28 * r[2])
-        return extra * (3.0 + 2.6 * amount) * wing * (0.72 + 0.28 * kerley) * (1 + 0.4 * markings) * inside
+        wet = extra * (3.0 + 2.6 * amount) * wing * (0.72 + 0.28 * kerley) * (1 + 0.4 * markings) * inside
+        return wet, wing * inside
     if lesion.name == "Lung Opacity":
-        return extra * (3.0 + 2.2 * amount) * blob(cu, cv, 0.36 + 0.28 * amount, 0.15 + 0.13 * amount) * inside
+        haze = extra * (3.0 + 2.2 * amount) * blob(cu, cv, 0.36 + 0.28 * amount, 0.15 + 0.13 * amount) * inside
+        return haze, haze
     if lesion.name == "Pneumonia":
         out = np.zeros_like(lung)
         for k in range(6 + int(3 * amount)):
             pu, pv = cu + 0.75 * (r[10 + 2 * k] - 0.5), cv + (0.30 + 0.2 * amount) * (r[11 + 2 * k] - 0.5)
-            out = np.maximum(out, blob(pu, pv, 0.15 + 0.09 * r[30 + k], 0.065 + 0.04 * r[30 + k], 3.0) * (0.7 + 0.3 * r[40 - k]))
-        return extra * (5.5 + 2.5 * amount) * out * inside
+            patch = blob(pu, pv, 0.15 + 0.09 * r[30 + k], 0.065 + 0.04 * r[30 + k], 3.0)
+            out = np.maximum(out, patch * (0.7 + 0.3 * r[40 - k]))
+        patches = extra * (5.5 + 2.5 * amount) * out * inside
+        return patches, patches
     raise ValueError(f"no phantom sign for {lesion.name!r}")
 
 
@@ -482,7 +501,10 @@ def expose(integral: np.ndarray, patients: Sequence[Patient], size: int) -> np.n
 # --- what the radiologist writes -----------------------------------------------------------------------------------
 
 _NAMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "Atelectasis": (("atelectasis", "linear atelectasis", "subsegmental atelectasis"), ("atelectatic change", "plate-like collapse")),
+    "Atelectasis": (
+        ("atelectasis", "linear atelectasis", "subsegmental atelectasis"),
+        ("atelectatic change", "plate-like collapse"),
+    ),
     "Cardiomegaly": (("cardiomegaly",), ("enlarged cardiac silhouette", "enlargement of the heart")),
     "Consolidation": (("consolidation", "lobar consolidation"), ("airspace consolidation", "consolidated lung")),
     "Edema": (("pulmonary edema", "edema"), ("interstitial edema", "pulmonary vascular congestion")),
@@ -509,6 +531,11 @@ _NORMAL = (
     "Clear lungs. Normal heart size.",
     "No evidence of active cardiopulmonary process.",
 )
+_COMPARISONS = (
+    "Comparison is made with the prior study.",
+    "Stable since XXXX.",
+    "Compared to ___, no interval change in the bones.",
+)
 _DEVICES = {
     "central line": "Right central venous line ends in the superior vena cava.",
     "pacemaker": "Left-sided pacemaker with lead in the right ventricle.",
@@ -516,8 +543,14 @@ _DEVICES = {
 }
 
 
-def write_report(one: Patient, masks: Sequence[np.ndarray], rng: np.random.Generator) -> tuple[str, tuple[Finding, ...]]:
-    """A report of the study and its findings; each finding's phrase is a verbatim passage of the impression."""
+def write_report(
+    one: Patient, masks: Sequence[np.ndarray], rng: np.random.Generator
+) -> tuple[str, tuple[Finding, ...]]:
+    """A report of the study and its findings: those it has, then those the text denies.
+
+    A finding's phrase is a verbatim passage of the text; that of a present one stands in the impression too, there
+    perhaps capitalised.
+    """
     findings, clauses = [], []
     for lesion, mask in zip(one.lesions, masks, strict=True):
         side = {-1: "right", 1: "left", 0: None if lesion.name == "Cardiomegaly" else "bilateral"}[lesion.side]
@@ -549,9 +582,9 @@ def write_report(one: Patient, masks: Sequence[np.ndarray], rng: np.random.Gener
     if one.device:
         body.append(_DEVICES[one.device])
     if rng.random() < 0.3:
-        body.append(str(rng.choice(["Comparison is made with the prior study.", "Stable since XXXX.", "Compared to ___, no interval change in the bones."])))
+        body.append(str(rng.choice(_COMPARISONS)))
     body += [f"There is {'an' if c[0] in 'aeiou' else 'a'} {c}." for c in clauses]
-    body += [f"No {_NAMES[n][0][0]}." if rng.random() < 0.5 else f"There is no evidence of {_NAMES[n][0][0]}." for n in denied]
+    body += [f"{'No' if rng.random() < 0.5 else 'There is no evidence of'} {_NAMES[n][0][0]}." for n in denied]
     if not clauses:
         body.append("The lungs are clear. The heart is normal in size.")
     if rng.random() < 0.4:
@@ -559,7 +592,7 @@ def write_report(one: Patient, masks: Sequence[np.ndarray], rng: np.random.Gener
     details = " ".join(body)
     style = rng.random()
     if style < 0.55:
-        text = f"INDICATION: {rng.integers(20, 90)}-year-old with XXXX.\nFINDINGS: {details}\nIMPRESSION: {impression}"
+        text = f"INDICATION: {one.age}-year-old with XXXX.\nFINDINGS: {details}\nIMPRESSION: {impression}"
     elif style < 0.75:
         text = f"{one.view} chest radiograph.\n\nFindings: {details}\n\nImpression: {impression}"
     elif style < 0.9:
@@ -568,13 +601,22 @@ def write_report(one: Patient, masks: Sequence[np.ndarray], rng: np.random.Gener
         text = impression
     if shout:
         text = text.upper()
-    present = []
+    told = []
     for lesion, side, phrase, mask in findings:
-        found = phrase if phrase in text else next(p for p in (phrase.capitalize(), phrase.upper(), _sentence(phrase)[:-1]) if p in text)
-        present.append(
-            Finding(lesion.name, found, True, side, lesion.zone or None, lesion.severity, _boxes(mask, lesion), mask)
-        )
-    return text, (*present, *(Finding(n, present=False) for n in denied))
+        where = dict(side=side, zone=lesion.zone or None, severity=lesion.severity)
+        told.append(Finding(lesion.name, _verbatim(text, phrase), True, **where, boxes=_boxes(mask, lesion), mask=mask))
+    for name in denied:
+        words = _NAMES[name][0][0]
+        phrase = _verbatim(text, f"no evidence of {words}") or _verbatim(text, f"no {words}")
+        # Not every style tells all that is denied, and what the text is silent about is not denied.
+        if phrase:
+            told.append(Finding(name, phrase, present=False))
+    return text, tuple(told)
+
+
+def _verbatim(text: str, words: str) -> str:
+    start = text.lower().find(words)
+    return text[start : start + len(words)] if start >= 0 else ""
 
 
 def _sentence(text: str) -> str:

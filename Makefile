@@ -1,0 +1,34 @@
+# The first command on a fresh machine: everything is made in this folder and nothing outside it is touched.
+PYTHON ?= python3
+PROFILE ?= demo
+DATA ?=
+VARIANTS ?=
+SEEDS ?=
+BIN := .venv/bin
+OPTIONS := --profile $(PROFILE) $(if $(DATA),--data "$(DATA)") $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(SEEDS),--seeds $(SEEDS))
+
+.PHONY: book test lab notebooks clean
+.DELETE_ON_ERROR:
+
+book: .venv/installed  ## run every notebook and build the pages (PROFILE=demo, DATA=folder, VARIANTS=…, SEEDS=…)
+	@$(BIN)/python -m chestxai.batch $(OPTIONS)
+	@$(BIN)/python -m chestxai.book $(OPTIONS)
+
+test: .venv/installed  ## run the tests
+	@$(BIN)/python -m pytest -n auto
+
+lab: .venv/installed  ## open JupyterLab on the notebooks
+	@$(BIN)/python -m jupyterlab notebooks
+
+notebooks: .venv/installed  ## bring each notebook's two forms in line (the newer one wins)
+	@$(BIN)/jupytext --sync notebooks/*.py
+
+clean:  ## remove what was made, except for the installation
+	rm -rf runs _build
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say which one: make PYTHON=python3.12" >&2; exit 2; }
+	@echo "Installing into .venv (some 400 packages' worth of downloads the first time, a few minutes) …"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --progress-bar on --disable-pip-version-check -q -c constraints.txt -e '.[test]'
+	@touch $@

@@ -1,0 +1,545 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: jupytext,kernelspec,-all
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 1 Reports and images
+#
+# **What do a chest X-ray and its report say, and which words could a model ground?**
+#
+# A radiologist looks at an image and writes what is there, where it is, and what is *not* there. A text-to-image model
+# is trained on such pairs, and nobody tells it which word belongs to which place. Whether it has found out by itself is
+# the question of this book. This chapter looks at what it is given, and at what can be known without any model.
+
+# %% tags=["parameters"]
+profile = "demo"  # a name in data/profiles, or the path of a .yaml file
+data = ""  # folder that holds one sub-folder per source (openi/, nih/); phantoms need none
+out = ""  # root of the runs; empty: the project's runs/
+# This chapter needs no model that was trained here; the batch gives every chapter these two.
+variants = ["frozen", "learnable"]
+seeds = [0]
+
+# %%
+from dataclasses import replace
+from itertools import combinations
+from textwrap import fill, shorten
+
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+
+from chestxai import localization, models, plots, profiles, reports, widgets
+from chestxai.sources import phantom
+from chestxai.studies import FINDINGS, Finding, Frame, phrases, to_images
+
+settings = profiles.load(profile)
+plots.setup()
+pd.set_option("display.max_colwidth", None)
+
+splits = ("train", "val", "test")
+told = {split: profiles.studies(settings, split, data) for split in splits}
+# Some profiles read reports from one source and places from another.
+same = settings.boxes == settings.data.source
+placed = told if same else {split: profiles.studies(settings, split, data, boxes=True) for split in splits}
+is_phantom = settings.data.source == "phantom"
+
+# %% tags=["hide-input"]
+Markdown(
+    (
+        "The images of this run are **digital phantoms**: simulated X-rays of simulated patients. They are simpler "
+        "than any real one, but we know every pixel of every finding, which no radiologist can tell us."
+        if is_phantom
+        else f"The images of this run are real: reports come from `{settings.data.source}`"
+        + ("" if same else f", places of findings from `{settings.boxes}`")
+        + "."
+    )
+    + " Everything is shown as a radiologist sees it: the patient faces us, so the patient's right is on the image's "
+    "left. An **R** marks that side."
+)
+
+# %% [markdown]
+# ## A study
+#
+# A `Study` is one image with its report. What the image shows is a list of `Finding`s; a finding has a name, the words
+# of the report that state it, and a place: one or more `Box`es, and a mask where its exact shape is known. Every data
+# set becomes this one record, so the rest of the book does not care where a study came from.
+
+# %%
+located = [s for s in placed["test"] if phrases([s])]
+example = next((s for s in located if len(s.present()) > 1), located[0])
+
+
+def show(report: str) -> None:
+    """Print a report with its own line breaks, long lines wrapped."""
+    print("\n".join(fill(line, 100) for line in report.splitlines()))
+
+
+print(f"study {example.id} of patient {example.patient}, image {example.size[0]} × {example.size[1]} pixels\n")
+show(example.report)
+
+# %%
+pd.DataFrame(
+    {
+        "finding": f.name,
+        "in the image": "yes" if f.present else "denied",
+        "phrase": f.phrase,
+        "side": f.side,
+        "boxes (x, y, w, h)": " ".join(str((round(b.x), round(b.y), round(b.w), round(b.h))) for b in f.boxes),
+        "share of the image": f"{Frame(*example.size, 256).mask(f).mean():.1%}" if f.boxes else "",
+    }
+    for f in example.findings
+).fillna("").set_index("finding")
+
+# %% [markdown]
+# Now some studies with their findings outlined. Above each is what the report concludes.
+
+# %%
+_, sheet, unreadable = to_images(profiles.sample(located, 8), 64)
+plots.study_sheet(sheet, titles=[shorten(reports.prompt(s.report), 90, placeholder=" …") for s in sheet])
+
+# %% [markdown]
+# Try it before you go on: cover the outlines and look for the findings yourself. Some are faint, and those are the ones
+# that a report is read for.
+#
+# ## How a radiograph comes about
+#
+# An X-ray tube sends photons through the chest; a detector counts those that arrive. Along a ray, the share that passes
+# is $e^{-\int \mu\,\mathrm{d}z}$, where $\mu$ is large in bone, small in soft tissue and almost nothing in air
+# (Beer–Lambert). What is shown is the *logarithm* of the count, through a curve that each maker chooses: bone white,
+# air black. So a brightness has no unit; only differences to the neighbourhood mean something.
+
+# %%
+if is_phantom:
+    person = phantom.patient(0, "train", 0, 0, normal=True)
+    integral, _ = phantom.attenuation([person], 256)
+    first, again = (phantom.expose(integral, [replace(person, noise=seed)], 256)[0] for seed in (0, 1))
+    noise = np.abs(first.astype(int) - again.astype(int))
+    stages = {
+        "1. attenuation added up along each ray": integral[0],
+        "2. share of photons that arrive": np.exp(-integral[0]),
+        "3. displayed: logarithm, contrast curve": first,
+        f"what differs on a second exposure, × {255 // max(1, noise.max())}": noise,
+    }
+    stages = {name: plots.normalize(value) for name, value in stages.items()}
+else:
+    grey = Frame(*sheet[0].size, 256, settings.data.fit).image(sheet[0].pixels()) / 255
+    stages = {
+        "as stored": grey,
+        "a darker curve": grey**2,
+        "a brighter curve": grey**0.5,
+        "a steeper curve": 1 / (1 + np.exp(8 * (0.5 - grey))),
+    }
+plots.images([(255 * value).astype(np.uint8) for value in stages.values()], titles=list(stages))
+
+# %% tags=["hide-input"]
+Markdown(
+    f"In picture 2 the chest is nearly black: behind its densest part only {np.exp(-integral.max()):.2%} of the "
+    "photons arrive, and that is what the logarithm is for. The last picture is the *quantum noise*: photons are "
+    "counted one by one, so two exposures of one patient differ. It shows in the grey parts; where all is white or "
+    "black, the curve hides it."
+    if is_phantom
+    else "A stored radiograph has been through all of this. The four pictures differ only in the curve, and a reader "
+    "sees the same chest in each. A model has to learn that."
+)
+
+# %% [markdown]
+# ## What varies and means nothing
+#
+# Patients are slim or large, breathe in more or less, stand askew. An upright patient is X-rayed from behind (PA), one
+# in bed from the front (AP), which enlarges the heart's shadow. Scanners differ. None of it is disease, and all of it
+# changes brightness and shapes.
+
+# %%
+if is_phantom:
+    changes = {
+        "one person": {},
+        "slim": {"habitus": -1.6},
+        "large": {"habitus": 1.6},
+        "AP instead of PA": {"view": "AP", "inspiration": 0.93 * person.inspiration},
+        "turned": {"rotation": 3.0},
+        "shallow breath": {"inspiration": 0.85},
+        "wrongly exposed": {"exposure": -2.5},
+        "another scanner": {"scanner": 1 - person.scanner},
+    }
+    plain = replace(person, view="PA", device="", habitus=0.0, rotation=0.0, exposure=0.0, inspiration=1.0)
+    varied, _ = phantom.render([replace(plain, **change) for change in changes.values()], 192)
+    captions = list(changes)
+else:
+    normal = [s for s in told["test"] if reports.normal(s.report)] or told["test"]
+    varied, kept, _ = to_images(profiles.sample(normal, 8), 192, settings.data.fit)
+    captions = [f"normal study {i + 1}" for i in range(len(kept))]
+plots.images(varied, titles=captions, title="The same person" if is_phantom else "Eight chests without a finding")
+
+# %% [markdown]
+# ## The eight findings
+#
+# The book looks for the eight findings that have been annotated with phrase and place in MS-CXR
+# {cite}`boecking2022mscxr`:
+#
+# | Finding | What has happened | What one sees | Where |
+# | --- | --- | --- | --- |
+# | Atelectasis | a part of the lung has lost its air | bright bands; the diaphragm is drawn up | mostly the bases |
+# | Cardiomegaly | the heart is enlarged | its shadow is wider than half the chest | the middle, more to the left |
+# | Consolidation | air spaces are filled with fluid | dense white, crossed by dark airways | a lobe |
+# | Edema | fluid has leaked into the lung | a haze like the wings of a bat | around both hila |
+# | Lung Opacity | anything bright that is not named further | an ill-defined haze | anywhere in the lung |
+# | Pleural Effusion | fluid between lung and chest wall | white from below, its level rising outwards | the base |
+# | Pneumonia | the lung is infected | patches, often several | anywhere in the lung |
+# | Pneumothorax | air between lung and chest wall | a dark rim without vessels, a fine line | the apex, outside |
+#
+# Some of these words describe what is *seen* (opacity), others what it *is* (pneumonia). The same white patch may be
+# called by either.
+
+
+# %%
+def alone(name: str) -> phantom.Patient:
+    """A phantom patient with this finding only, and not a faint one."""
+    everyone = (phantom.patient(0, "train", k, 0) for k in range(5000))
+    return next(p for p in everyone if [x.name for x in p.lesions] == [name] and p.lesions[0].amount > 0.45)
+
+
+if is_phantom:
+    ill = [alone(name) for name in FINDINGS]
+    pairs = [p for one in ill for p in (replace(one, lesions=()), one)]
+    radiographs, truth = phantom.render(pairs, 192)
+    names = [p.lesions[0].name if p.lesions else "without" for p in pairs]
+    figure = plots.images(radiographs, titles=names, masks=[m[0] if m else None for m in truth])
+else:
+    boxed = {n: [s for s in located if n in {f.name for f in s.present() if f.boxes}] for n in FINDINGS}
+    kept = [s for found in boxed.values() for s in to_images(found[:1], 64)[1]]
+    figure = plots.study_sheet(kept)
+figure
+
+# %% tags=["hide-input"]
+if is_phantom:
+    grey = radiographs.astype(float)
+    by_finding = np.abs(grey[1::2] - grey[::2]).mean()
+    by_nuisance = np.abs(varied[1:].astype(float) - varied[0]).mean()
+Markdown(
+    "Cover the right half of a pair and look again: would you have seen it? Both pictures of a pair are of one "
+    f"patient and differ in nothing but the finding. It changes a pixel by {by_finding:.1f} of 255 grey levels on "
+    f"average; the changes above that mean nothing move it by {by_nuisance:.1f}. "
+    + ("Disease is the smaller change." if by_finding < by_nuisance else "Disease is not the smaller change here.")
+    if is_phantom
+    else "Nobody can take a finding out of a real radiograph: here are different patients, one for each finding that "
+    "has a box."
+)
+
+# %% [markdown]
+# ## What reports look like
+#
+# Reports come in many layouts. Each has sections, more or less marked: *findings* describe, the *impression* concludes;
+# the *indication* says why the image was taken, which is not what it shows.
+
+# %%
+layouts = {}
+for s in told["test"]:
+    layouts.setdefault("capitals" if s.report.isupper() else tuple(reports.sections(s.report)), s)
+several = list(layouts.values())[:4]
+for s in several:
+    show(s.report)
+    print(100 * "─")
+
+# %%
+pd.DataFrame([reports.sections(s.report) for s in several], index=[s.id for s in several]).fillna("")
+
+# %% [markdown]
+# Blanks such as "XXXX" or "___" are names and dates that were removed to protect patients. They are cleaned away before
+# a model reads the text. The model is given the impression, as in the paper: it is short, and it says what matters.
+
+# %%
+longest = max(several, key=lambda s: len(reports.sections(s.report)))
+prompts = {mode: reports.prompt(longest.report, mode) for mode in ("impression", "findings", "report")}
+pd.Series(prompts, name="prompt").to_frame()
+
+# %% [markdown]
+# ## What reports say, and what they deny
+#
+# A report may name a disease to say that it is absent. `reports.find` knows the words for each finding (after
+# {cite}`irvin2019chexpert`) and how far a "no" reaches. Some sentences that need care:
+
+# %%
+sentences = (
+    "No pneumothorax.",
+    "No change in the left pleural effusion.",
+    "The right pleural effusion has resolved.",
+    "Pneumonia cannot be excluded.",
+    "Evaluate for pneumothorax.",
+    "Right lower lobe opacity, atelectasis versus pneumonia.",
+    "Heart size is borderline, lungs are clear of consolidation.",
+)
+pd.DataFrame(
+    {
+        "sentence": sentence,
+        "finding": f.name,
+        "present": {True: "yes", False: "denied"}[f.present] if f.phrase else "",
+        "side": f.side,
+        "zone": f.zone,
+        "severity": f.severity,
+    }
+    for sentence in sentences
+    for f in reports.find(sentence) or [Finding("nothing is stated")]
+).fillna("").set_index("sentence")
+
+# %% [markdown]
+# "No change" denies the change and not the effusion. A doubt counts as present. What is only looked for is not stated.
+# Rules like these are never perfect. Where the truth is known, they can be checked:
+
+# %%
+understood = {s.id: {f.name for f in reports.find(s.report) if f.present} for found in told.values() for s in found}
+true = {s.id: {f.name for f in s.present()} for found in told.values() for s in found}
+checked = pd.DataFrame(
+    {
+        "studies that show it": sum(name in t for t in true.values()),
+        "found in the report": sum(name in t and name in understood[key] for key, t in true.items()),
+        "found, not there": sum(name in r and name not in true[key] for key, r in understood.items()),
+    }
+    for name in FINDINGS
+).set_index(pd.Index(FINDINGS, name="finding"))
+checked
+
+# %% tags=["hide-input"]
+shows, found, wrong = checked.sum()
+Markdown(
+    f"Of {shows:,} findings in the images, {found / max(shows, 1):.1%} were read from the reports"
+    + (f", and {wrong} were read that are not there." if wrong else ", and none was read that is not there.")
+    if is_phantom
+    else "Here the labels were themselves read from the reports or made into one, so the table says only that reading "
+    "twice gives the same."
+)
+
+# %% [markdown]
+# ## From phrase to tokens
+#
+# A model reads *tokens*, pieces of words from a fixed vocabulary. To ask where it sees "pleural effusion", we have to
+# know at which positions of the prompt these words are.
+
+# %%
+pipeline = models.load_pipeline(settings.base, device="cpu")
+tokenizer, size = pipeline.tokenizer, models.image_size(pipeline)
+truths = phrases(placed["test"])
+chosen = next((t for t in truths if len(t.finding.phrase.split()) > 3 and not t.finding.phrase.isupper()), truths[0])
+phrase = chosen.finding.phrase
+words = reports.name_in(phrase, chosen.finding.name) or phrase
+positions = reports.token_positions(tokenizer, phrase, words)
+pieces = tokenizer.convert_ids_to_tokens(tokenizer(phrase)["input_ids"])
+pd.DataFrame(
+    {
+        "token": pieces,
+        f"names {chosen.finding.name}": ["●" if i in positions else "" for i in range(len(pieces))],
+    }
+).rename_axis("position").T
+
+# %% tags=["hide-input"]
+Markdown(
+    f"The phrase “{phrase}” has {len(phrase.split())} words and {len(pieces)} tokens, with one that opens the prompt "
+    f"and one that ends it. “{words}” is read at position{'s' * (len(positions) > 1)} "
+    f"{', '.join(map(str, positions))}. The prompt is filled up to {tokenizer.model_max_length} positions; what is "
+    "longer is cut off."
+)
+
+# %% [markdown]
+# Rare words are split into pieces that mean nothing by themselves. The map of a word is the mean over its pieces.
+
+# %%
+pd.DataFrame(
+    {"pieces": len(split), "tokens": " ".join(split)} for split in map(tokenizer.tokenize, map(str.lower, FINDINGS))
+).set_index(pd.Index(FINDINGS, name="word"))
+
+# %% [markdown]
+# Which words *could* be grounded? Those that name something with a place in the image: the finding itself, perhaps its
+# side and zone. "No", "stable" or "there is" have none. And the phrase has to reach the model at all, which a phrase
+# beyond the tokenizer's length does not.
+
+
+# %%
+def reaches(phrase: str, words: str) -> bool:
+    """Whether the words survive the tokenizer."""
+    try:
+        return bool(reports.token_positions(tokenizer, phrase, words))
+    except ValueError:
+        return False
+
+
+rows = []
+for finding in (f for s in placed["test"] for f in s.present()):
+    named = reports.name_in(finding.phrase, finding.name)
+    place = bool(finding.boxes) or finding.mask is not None
+    read = reaches(finding.phrase, named or finding.phrase)
+    rows.append((finding.name, place, place and named != "", place and read))
+funnel = pd.DataFrame(rows, columns=["finding", "has a place", "words name it", "can be grounded"])
+counted = funnel.groupby("finding").sum().astype(int)
+counted.insert(0, "test findings", funnel["finding"].value_counts())
+counted.loc["all"] = counted.sum()
+counted
+
+# %% tags=["hide-input"]
+prompts = [reports.prompt(s.report) for s in told["train"]]
+lengths = np.array([len(ids) for ids in tokenizer(prompts)["input_ids"]])
+Markdown(
+    f"**{counted.loc['all', 'can be grounded']} of {counted.loc['all', 'test findings']} test findings can be "
+    f"grounded**; they are the rows of every table of scores that follows. Of the {len(prompts):,} training prompts, "
+    f"{(lengths > tokenizer.model_max_length).mean():.1%} are longer than the {tokenizer.model_max_length} tokens that "
+    f"the model can read (median {np.median(lengths):.0f}, longest {lengths.max()})."
+)
+
+# %% [markdown]
+# ## How many, and which together
+#
+# Models learn from *train*, choices are made on *val*, and numbers are reported on *test*. All images of a patient are
+# in one of them: a model that knew a patient's ribs from training would be tested on its memory.
+
+# %%
+patients = {split: {s.patient for s in [*told[split], *placed[split]]} for split in splits}
+shared = {f"{a} and {b}": len(patients[a] & patients[b]) for a, b in combinations(splits, 2)}
+assert not any(shared.values()), f"patients straddle splits: {shared}"
+
+total = {split: len(found) for split, found in told.items()}
+people = {split: len({s.patient for s in found}) for split, found in told.items()}
+labels = {split: np.array([s.labels() for s in found]).reshape(-1, len(FINDINGS)) for split, found in told.items()}
+prevalence = pd.DataFrame({split: found.sum(axis=0) for split, found in labels.items()}, index=FINDINGS)
+prevalence.loc["none of the eight"] = [(found.sum(axis=1) == 0).sum() for found in labels.values()]
+shown = prevalence.map("{:,.0f}".format) + (prevalence / pd.Series(total)).map(" ({:.0%})".format)
+pd.concat([pd.DataFrame([total, people], index=["studies", "patients"]).map("{:,}".format), shown])
+
+# %% tags=["hide-input"]
+sources = {settings.data.source: told, settings.boxes: placed}
+left_out = [
+    f"- `{source}`, {split}: {count:,} × {reason}"
+    for source, sets in sources.items()
+    for split in splits
+    for reason, count in sets[split].reasons().items()
+]
+Markdown(
+    f"No patient is in two splits ({', '.join(f'{pair}: {n} shared' for pair, n in shared.items())}). "
+    + ("Records that had to be left out:\n\n" + "\n".join(left_out) if left_out else "No record had to be left out.")
+)
+
+# %% [markdown]
+# Findings do not come alone. If two often come together, a model may take the one for the other and still look right.
+
+# %%
+plots.cooccurrence(labels["train"], title="Findings that come together, training studies")
+
+# %% [markdown]
+# ## Look for yourself
+#
+# Choose a study: the places are outlined, and the words that say so are marked. In JupyterLab this is a widget over all
+# test studies; on the page there are a few.
+
+# %%
+healthy = [s for s in told["test"] if not s.present()]
+first_with = [next((s for s in told["test"] if n in {f.name for f in s.present()}), None) for n in FINDINGS]
+listed = {s.id: s for s in [*first_with, *healthy[:2], *([] if same else sheet[:4])] if s}
+_, browsed, _ = to_images(list(listed.values()), 64)
+every = [*told["test"], *([] if same else placed["test"])]
+widgets.show(lambda: widgets.study_browser(every), lambda: plots.study_static(browsed))
+
+# %% [markdown]
+# ## The answer: where findings usually are
+#
+# How much can be known of a finding's place without looking at the image? We lay the masks that *other* patients have
+# of a finding over one another: those of the training patients, or of the validation patients where a data set has no
+# boxes for training. Their mean is the *centre prior*: at each pixel, how many in a hundred patients with this finding
+# have it there.
+
+
+# %%
+def mask_of(truth) -> np.ndarray:
+    """The finding's mask in the model's frame."""
+    return Frame(*truth.study.size, size, settings.data.fit).mask(truth.finding)
+
+
+known = phrases(placed["train"]) or phrases(placed["val"])  # some sources have boxes for val and test only
+masks = {name: [mask_of(t) for t in known if t.finding.name == name] for name in FINDINGS}
+priors = {name: localization.centre_prior(found) for name, found in masks.items() if found}
+some, _, _ = to_images(profiles.sample([t.study for t in known], 200), size, settings.data.fit)
+plots.overlays(
+    [some.mean(axis=0).astype(np.uint8)] * len(priors),
+    list(priors.values()),
+    titles=[f"{name}: n = {len(masks[name]):,}, peak {prior.max():.0%}" for name, prior in priors.items()],
+    title="Centre prior: the mean mask of each finding, over the mean radiograph",
+    scale="share of the masks",
+)
+
+# %% [markdown]
+# Where the peak of many masks is high, the finding is nearly always in that place; where it is low, it may be in many.
+# These maps have never seen the image they will be scored on. Of a finding that may be left or right they cannot know
+# the side, which the words of the report say. So a model that grounds words ought to beat them. How well do they do on
+# the test studies?
+
+# %%
+# A finding that no other patient has gets the mean of all masks.
+anywhere = localization.centre_prior([mask for found in masks.values() for mask in found])
+scored = pd.DataFrame(
+    {
+        "finding": t.finding.name,
+        "AUC-ROC": localization.auc_roc(priors.get(t.finding.name, anywhere), mask),
+        "Top-1": localization.pointing_game(priors.get(t.finding.name, anywhere), mask),
+        "Top-1 by chance": mask.mean(),
+    }
+    for t in truths
+    if 0 < (mask := mask_of(t)).mean() < 1
+)
+baseline = scored.groupby("finding").mean()
+baseline.insert(0, "test phrases", scored["finding"].value_counts())
+baseline.loc["all"] = [len(scored), *scored.drop(columns="finding").mean()]
+baseline.round(3).astype({"test phrases": int})
+
+# %% tags=["hide-input"]
+overall = baseline.loc["all"]
+Markdown(
+    f"Without looking, the prior puts a random pixel of the finding above a random other pixel in "
+    f"**{overall['AUC-ROC']:.0%}** of cases (AUC-ROC, by chance 50 %), and its hottest pixel hits the finding in "
+    f"**{overall['Top-1']:.0%}** (by chance {overall['Top-1 by chance']:.0%}). "
+    "This is the baseline that every model of the later chapters stands beside: "
+    "what does not beat it may have learnt anatomy, but it has not looked."
+)
+
+# %% [markdown]
+# ## Exercises
+#
+# **1.** Find a study whose report names a finding only to deny it. Would a model that looks for words alone be fooled?
+
+# %% tags=["hide-cell"]
+denials = [(s, f) for s in told["test"] for f in reports.find(s.report) if not f.present]
+for s, f in denials[:1]:
+    print(f"{len(denials)} denials in {len(told['test'])} test reports, e.g. {f.name} in study {s.id}:\n\n{s.report}")
+# Yes: the prompt may hold the word "pneumothorax" while the image has none. Training on such pairs weakens the tie
+# between the word and its place, unless the model learns what "no" does to the words behind it.
+
+# %% [markdown]
+# **2.** Which finding is the smallest? Which would you expect to be the hardest to point at?
+
+# %% tags=["hide-cell"]
+area = pd.DataFrame({"finding": t.finding.name, "area": mask_of(t).mean()} for t in known)
+area.groupby("finding")["area"].describe()[["count", "25%", "50%", "75%"]].sort_values("50%").map("{:.3g}".format)
+
+# %% [markdown]
+# **3.** A model could be given the whole report instead of the impression. How many training prompts would then be cut
+# off by the tokenizer?
+
+# %% tags=["hide-cell"]
+whole = tokenizer([reports.prompt(s.report, "report") for s in told["train"]])["input_ids"]
+for name, n in (("impression", lengths), ("report", np.array(list(map(len, whole))))):
+    print(f"{name}: {(n > tokenizer.model_max_length).mean():.1%} cut off, median {np.median(n):.0f} tokens")
+
+# %% [markdown]
+# ## Takeaways
+#
+# - A study is an image, a report, and findings that tie words to places. Every data set becomes this one record.
+# - A radiograph varies for many reasons; a finding is a small change among them, and brightness has no unit.
+# - Reports deny as well as state. Words that name a finding can be grounded; words that say "no" cannot.
+# - A finding's usual place is known without looking. The centre prior is the baseline to beat.

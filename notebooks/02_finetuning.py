@@ -1,0 +1,250 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: jupytext,kernelspec,-all
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 2 Fine-tuning
+#
+# **What is trained when a diffusion model learns chest X-rays, and what if the text encoder may learn too?**
+#
+# The model starts as a *base* that draws normal chests and knows no word of a disease. It is fine-tuned on pairs of an
+# image and its report in one of two ways, which differ in nothing else:
+#
+# - `frozen`: only the U-Net learns; the text encoder keeps the meaning of words it was given by its own pre-training.
+# - `learnable`: the text encoder's weights are trained along.
+#
+# Both see the same images in the same order, with the same noise, the same timesteps and the same dropped prompts, so
+# whatever differs at the end is due to the text encoder {cite}`dombrowski2024tradeoffs`.
+
+# %% tags=["parameters"]
+profile = "demo"  # a name in data/profiles, or the path of a .yaml file
+variant = "frozen"  # treatment of the text encoder: "frozen" or "learnable"
+seed = 0
+data = ""  # folder that holds one sub-folder per source (openi/, nih/); phantoms need none
+out = ""  # root of the runs; empty: the project's runs/
+
+# %%
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler
+from IPython.display import Markdown
+
+from chestxai import finetune, models, plots, profiles
+
+settings = profiles.load(profile)
+run = profiles.run_folder(settings, variant, seed, out)
+plots.setup()
+pd.Series(settings.finetune.model_dump(), name=f"profile {settings.name}").to_frame()
+
+# %% [markdown]
+# These are all the settings of the training. In the `paper` profile they are the paper's: 60,000 steps at 512 pixels with
+# a learning rate of 5e-5.
+#
+# ## The parts of the model
+#
+# A latent diffusion model {cite}`rombach2022ldm` has three networks. The *autoencoder* (VAE) turns an image into a small
+# *latent* and back. The *text encoder* turns a prompt into one vector per token. The *U-Net* removes noise from a latent
+# and reads the token vectors by cross-attention.
+
+# %%
+pipeline = models.load_pipeline(settings.base)
+size = models.image_size(pipeline)
+learns = {"vae": False, "text_encoder": variant == "learnable", "unet": True}
+pd.DataFrame(
+    {
+        "network": type(getattr(pipeline, name)).__name__,
+        "parameters (millions)": round(sum(p.numel() for p in getattr(pipeline, name).parameters()) / 1e6, 1),
+        "learns here": "yes" if trained else "no",
+    }
+    for name, trained in learns.items()
+).set_index("network")
+
+# %% [markdown]
+# The autoencoder never learns: it is the same for both treatments, and all latents are computed once, before the first
+# step. With a frozen text encoder the token vectors are computed once as well, which is why that treatment is also the
+# faster one.
+
+# %%
+studies = profiles.studies(settings, "train", data)
+images, prompts, skipped = finetune.training_pairs(pipeline, studies[:8], settings.data.fit)
+plots.images(images, titles=prompts, title="Eight training pairs")
+
+# %% [markdown]
+# Each caption is the impression of the report above its image: the prompt the model is trained with. Reports are as they
+# are: some list findings, some rule them out.
+#
+# ## One step, by hand
+#
+# Noise of a random strength is added to the latent, and the U-Net is asked which noise it was (Ho et al. 2020, eq. 14):
+#
+# $$ x_t = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1-\bar\alpha_t}\,\varepsilon, \qquad
+#    \mathcal{L} = \lVert \varepsilon - \varepsilon_\theta(x_t, t, \mathrm{text}) \rVert^2 $$
+
+# %%
+schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+generator = torch.Generator().manual_seed(seed)
+device = pipeline.unet.device
+x = models.encode_images(pipeline, images)
+states = models.encode_text(pipeline, prompts)
+noise = torch.randn(x.shape, generator=generator).to(device)
+t = torch.randint(0, 1000, (len(x),), generator=generator).to(device)
+with torch.no_grad():
+    predicted = pipeline.unet(schedule.add_noise(x, noise, t), t, states).sample
+pd.DataFrame(
+    {"shape": [tuple(v.shape) for v in (torch.from_numpy(images), x, states, predicted)]},
+    index=["images (n, height, width)", "latents (n, channels, h, w)", "text (n, tokens, width)", "predicted noise"],
+)
+
+# %% tags=["hide-input"]
+Markdown(
+    f"The base predicts the noise of these {len(x)} latents with a mean squared error of "
+    f"**{F.mse_loss(predicted, noise).item():.3f}**; predicting none at all would cost {noise.square().mean().item():.3f}."
+)
+
+# %% [markdown]
+# ## Before: what the base draws
+#
+# The same prompts and the same starting noise will be used again after the training.
+
+# %%
+asked = [
+    "No acute cardiopulmonary abnormality.",
+    "Large left pleural effusion.",
+    "Large right pleural effusion.",
+    "Marked cardiomegaly.",
+]
+
+
+def draw(guidance: float = settings.sampling.guidance) -> np.ndarray:
+    """Images of `asked`, uint8 (n, size, size), from the same noise every time."""
+    start = torch.Generator().manual_seed(seed)
+    shown = pipeline(asked, guidance_scale=guidance, num_inference_steps=20, generator=start, output_type="latent")
+    return models.decode_latents(pipeline, shown.images)
+
+
+before = draw()
+
+# %% [markdown]
+# ## Training
+#
+# `finetune` keeps a checkpoint every few steps, of the weights' exponential moving average. A run that was interrupted
+# goes on from its last checkpoint; one that is finished is not trained again.
+
+# %%
+finetune.finetune(
+    pipeline,
+    studies,
+    settings.finetune,
+    run,
+    variant=variant,
+    seed=seed,
+    fit=settings.data.fit,
+    data_fingerprint=studies.fingerprint,
+    cache=profiles.profile_folder(settings, out) / "cache",
+)
+steps = list(finetune.checkpoints(run))
+finetune.load_checkpoint(pipeline, run, steps[-1])
+trace = pd.read_csv(run / "train.csv")
+plots.training_curves({variant: trace}, title="Training")
+
+# %% tags=["hide-input"]
+Markdown(
+    f"{len(trace)} steps of {settings.finetune.batch_size} images, {len(trace) * settings.finetune.batch_size / len(studies):.1f} "
+    f"passes over {len(studies)} studies, took {trace['seconds'].max() / 60:.1f} minutes. The loss of the first tenth was "
+    f"{trace['loss'].head(max(1, len(trace) // 10)).mean():.4f}, of the last {trace['loss'].tail(max(1, len(trace) // 10)).mean():.4f}. "
+    "It says little: most of it is noise that nobody can predict. What the model has learnt shows in the images and maps."
+)
+
+# %% [markdown]
+# ## After: the same prompts, the same noise
+
+# %%
+after = draw()
+plots.images(
+    np.concatenate([before, after]),
+    titles=[f"base: {p}" for p in asked] + [f"step {steps[-1]}: {p}" for p in asked],
+    title="Before and after fine-tuning",
+)
+
+# %% [markdown]
+# Compare the two rows. "R" marks the patient's right, which is on the image's left: is the fluid on the side that was
+# asked for?
+#
+# ## Did the words keep their meaning?
+#
+# A learnable text encoder can move its vectors anywhere that lowers the loss. For each word of a few prompts we compare
+# its vector after the training with the one before: 1 is unchanged.
+
+# %%
+pristine = models.load_pipeline(settings.base)
+words = pipeline.tokenizer(asked)["input_ids"]
+old, new = (models.encode_text(p, asked).cpu() for p in (pristine, pipeline))
+similar = F.cosine_similarity(old, new, dim=-1)
+drift = pd.DataFrame(
+    {"prompt": prompt, "token": token, "cosine": float(similar[i, j])}
+    for i, prompt in enumerate(asked)
+    for j, token in enumerate(pipeline.tokenizer.convert_ids_to_tokens(words[i]))
+)
+drift.groupby("prompt", sort=False)["cosine"].agg(["mean", "min"]).round(3)
+
+# %%
+# How alike are different tokens of one prompt? If all vectors say the same, no word can be told from another.
+alike = {
+    name: np.mean(
+        [
+            (F.normalize(s[: len(w)], dim=-1) @ F.normalize(s[: len(w)], dim=-1).T)[~torch.eye(len(w), dtype=bool)].mean()
+            for s, w in zip(vectors, words, strict=True)
+        ]
+    )
+    for name, vectors in {"base": old, f"{variant}, step {steps[-1]}": new}.items()
+}
+pd.Series(alike, name="mean cosine between tokens of a prompt").round(3).to_frame()
+
+# %% tags=["hide-input"]
+moved = 1 - drift["cosine"].mean()
+Markdown(
+    f"On average a token's vector moved by {moved:.3f} (1 − cosine) from where it was."
+    + (" Frozen means frozen." if moved < 1e-6 else " The encoder has changed what its tokens say.")
+)
+
+# %% [markdown]
+# ## Exercises
+#
+# **1.** A tenth of the prompts (`ucg`) is replaced by the empty one. What for? Draw the images again with guidance 1 (off)
+# and 4, and say what changes.
+
+# %% tags=["hide-cell"]
+# The dropped prompts teach the model to draw without text. Guidance then pushes away from that, towards the prompt
+# (Ho & Salimans 2022): the higher, the more pronounced the finding, at the cost of variety and, too high, of realism.
+plots.images(
+    np.concatenate([draw(1.0), draw(4.0)]),
+    titles=[f"guidance 1: {p}" for p in asked] + [f"guidance 4: {p}" for p in asked],
+)
+
+# %% [markdown]
+# **2.** How many weights of the text encoder could change at all, and which share of all trained weights is that?
+
+# %% tags=["hide-cell"]
+encoder, unet = (sum(p.numel() for p in part.parameters()) for part in (pipeline.text_encoder, pipeline.unet))
+print(f"{encoder:,} weights in the text encoder, {encoder / (encoder + unet):.0%} of those a learnable run trains")
+
+# %% [markdown]
+# ## Takeaways
+#
+# - Fine-tuning trains the U-Net on noise it has to predict; the autoencoder stays as it is.
+# - The two treatments differ only in whether the text encoder's weights may move.
+# - The training loss does not tell them apart. The next chapters look at where the model *looks* and at what it *draws*.

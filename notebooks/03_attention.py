@@ -1,0 +1,304 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: jupytext,kernelspec,-all
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 3 Attention on real images
+#
+# **When the model reads the name of a disease, where in a radiograph does it look?**
+#
+# The U-Net reads the prompt by *cross-attention*: every position of the image gives each token a probability. Collected for
+# the tokens of one phrase, these probabilities are a map of where the phrase matters. We read it on *held-out* images, ones
+# the model never saw, and not on images it has drawn itself: only there does a radiologist (or the phantom) say where the
+# finding is {cite}`dombrowski2024tradeoffs,vilouras2024zeroshot`.
+
+# %% tags=["parameters"]
+profile = "demo"  # a name in data/profiles, or the path of a .yaml file
+variant = "frozen"  # treatment of the text encoder: "frozen" or "learnable"
+seed = 0
+data = ""  # folder that holds one sub-folder per source (openi/, nih/); phantoms need none
+out = ""  # root of the runs; empty: the project's runs/
+
+# %%
+import numpy as np
+import pandas as pd
+import torch
+from diffusers import DDPMScheduler
+from IPython.display import Markdown
+
+from chestxai import attention, finetune, grounding, localization, models, plots, profiles, reports, runs, widgets
+from chestxai.studies import FINDINGS, Frame, phrases, to_images
+
+settings = profiles.load(profile)
+run = profiles.run_folder(settings, variant, seed, out)
+plots.setup()
+
+pipeline = models.load_pipeline(settings.base)
+size = models.image_size(pipeline)
+steps = list(finetune.checkpoints(run))
+finetune.load_checkpoint(pipeline, run, steps[-1])
+test = phrases(profiles.studies(settings, "test", data, boxes=True))
+Markdown(
+    f"`{variant}`, seed {seed}, step {steps[-1]}: {len(test)} phrases of {len({t.study.patient for t in test})} patients "
+    f"are to be grounded, with checkpoints at steps {', '.join(map(str, steps))}."
+)
+
+# %% [markdown]
+# ## One phrase on one image, by hand
+#
+# A phrase becomes tokens, and some of them name the finding.
+
+# %%
+example = next((t for t in test if t.finding.name == "Pleural Effusion"), test[0])
+prompt = example.finding.phrase
+words = grounding.target_words(example, settings.grounding.target)
+positions = reports.token_positions(pipeline.tokenizer, prompt, words)
+ids = models.tokenize(pipeline, [prompt])["input_ids"][0]
+tokens = pipeline.tokenizer.convert_ids_to_tokens(ids)
+used = len(pipeline.tokenizer(prompt)["input_ids"])
+pd.DataFrame(
+    {"token": tokens[:used], "read": ["●" if i in positions else "" for i in range(used)]},
+).T
+
+# %% [markdown]
+# The image is encoded, noised, and passed through the U-Net once, with `capture` recording the probability
+# $\mathrm{softmax}(QK^\top/\sqrt d)$ that each position gives to the marked tokens. The mean over heads and marked tokens
+# is one map per layer, at the layer's own resolution.
+
+# %%
+t = 200
+frame = Frame(*example.study.size, size, settings.data.fit)
+image = frame.image(example.study.pixels())
+mask = frame.mask(example.finding)
+latent = models.encode_images(pipeline, image[None])
+noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed)).to(latent.device)
+noisy = DDPMScheduler.from_config(pipeline.scheduler.config).add_noise(latent, noise, torch.tensor([t]))
+with torch.no_grad(), attention.capture(pipeline.unet, [positions]) as seen:
+    pipeline.unet(noisy, t, models.encode_text(pipeline, [prompt]))
+short = {n: n.split(".transformer")[0].replace("_blocks.", " ").replace("_block", "").replace(".attentions", "") for n in seen.maps()}
+layers = {short[name]: m for name, m in seen.maps().items()}
+pd.DataFrame({"map (slots, groups, h, w)": [tuple(m.shape) for m in layers.values()]}, index=list(layers))
+
+# %%
+plots.overlays(
+    [image] * len(layers),
+    [m[0, 0].cpu().numpy() for m in layers.values()],
+    masks=[mask] * len(layers),
+    titles=list(layers),
+    title=f"“{words}” in “{prompt}”, timestep {t}, each map by its own range",
+)
+
+# %% [markdown]
+# The white outline is the finding's true place. A single pass is noisy and layers disagree; the paper therefore averages
+# all layers and the last 40 of 50 timesteps, with fresh noise at each. No trajectory is followed, so all of these passes
+# share a batch, and only a running sum is kept.
+
+# %%
+timesteps = grounding.paper_timesteps(
+    pipeline.scheduler, settings.grounding.steps, settings.grounding.last, settings.grounding.stride
+)
+heatmap = grounding.ground(pipeline, image, prompt, words, timesteps, seed)
+plots.overlay(image, heatmap.values, mask, title=f"mean over {len(timesteps)} timesteps and {len(heatmap.layers)} layers")
+
+# %% [markdown]
+# ## Which layer, and when?
+#
+# The same score for every layer and timestep by itself, on validation phrases. White is chance: a layer that is white sees
+# nothing of where the finding is.
+
+# %%
+validation = profiles.sample(phrases(profiles.studies(settings, "val", data, boxes=True)), 48, seed)
+images, kept, skipped = to_images([t.study for t in validation], size, settings.data.fit)
+readable = {s.id: i for i, s in enumerate(kept)}
+validation = [t for t in validation if t.study.id in readable]
+masks = [Frame(*t.study.size, size, settings.data.fit).mask(t.finding) for t in validation]
+few = timesteps[:: max(1, len(timesteps) // 5)]
+by_layer = grounding.ground_layers(
+    pipeline,
+    images[[readable[t.study.id] for t in validation]],
+    [t.finding.phrase for t in validation],
+    [grounding.target_words(t, settings.grounding.target) for t in validation],
+    timesteps=few,
+    seed=seed,
+)
+auc = np.array(
+    [
+        [np.mean([localization.auc_roc(m[i, j], mask) for i, mask in enumerate(masks)]) for j in range(len(few))]
+        for m in by_layer.values()
+    ]
+)
+plots.layer_time(auc, list(layers), few, title=f"AUC-ROC of {len(masks)} validation phrases, {variant}")
+
+# %% tags=["hide-input"]
+best, worst = np.unravel_index(auc.argmax(), auc.shape), np.unravel_index(auc.argmin(), auc.shape)
+Markdown(
+    f"The best cell is {list(layers)[best[0]]} at t = {few[best[1]]} with {auc.max():.3f}, the worst "
+    f"{list(layers)[worst[0]]} at t = {few[worst[1]]} with {auc.min():.3f}. A map below chance points *away* from the finding. "
+    "We keep the paper's mean over all of them, chosen before looking."
+)
+
+# %% [markdown]
+# ## How many timesteps does it take?
+#
+# The cost of a heatmap is the number of passes. Here is the score against it, on the same phrases.
+
+# %%
+stack = np.mean(
+    [
+        attention.resize(torch.from_numpy(m), tuple(by_layer[max(by_layer, key=lambda n: by_layer[n].shape[-1])].shape[-2:])).numpy()
+        for m in by_layer.values()
+    ],
+    axis=0,
+)
+cost = pd.Series(
+    {k: np.mean([localization.auc_roc(stack[i, :k].mean(axis=0), mask) for i, mask in enumerate(masks)]) for k in range(1, len(few) + 1)},
+    name="AUC-ROC",
+).rename_axis("passes (from the noisiest)")
+cost.round(3).to_frame().T
+
+# %% [markdown]
+# ## All test phrases, over all checkpoints
+#
+# Step 0 is the base before any fine-tuning. Each map is scored against the finding's mask, and so are two maps that know
+# nothing of the image: chance, and the *centre prior*, the mean mask of that finding in the training data. Chapter 4 explains
+# the scores.
+
+# %%
+located = phrases(profiles.studies(settings, "train", data, boxes=True)) or phrases(profiles.studies(settings, "val", data, boxes=True))
+where = {
+    name: [Frame(*t.study.size, size, settings.data.fit).mask(t.finding) for t in located if t.finding.name == name]
+    for name in FINDINGS
+}
+anywhere = localization.centre_prior([m for found in where.values() for m in found])
+prior = {name: localization.centre_prior(found) if found else anywhere for name, found in where.items()}
+
+# %%
+tables, maps_of = [], {}
+identity = runs.read_json(run / "run.json")["identity"]
+for step in runs.progress([0, *steps], "checkpoints"):
+    model = pipeline if step else models.load_pipeline(settings.base)
+    if step:
+        finetune.load_checkpoint(model, run, step)
+    maps, rows, skipped = grounding.ground_truths(
+        model,
+        test,
+        settings.grounding,
+        run / "maps" / f"step-{step}.safetensors",
+        seed=0,
+        fit=settings.data.fit,
+        identity=f"{identity}-{step}",
+        description=f"step {step}",
+    )
+    masks = [Frame(*t.study.size, size, settings.data.fit).mask(t.finding) for t in rows]
+    scores = pd.DataFrame(localization.score_table(maps, masks, [prior[t.finding.name] for t in rows]))
+    about = pd.DataFrame(
+        {"study": t.study.id, "patient": t.study.patient, "finding": t.finding.name, "phrase": t.finding.phrase}
+        for t in rows
+    )
+    tables.append(pd.concat([about, scores], axis=1).assign(step=step))
+    maps_of[step] = maps
+
+table = pd.concat(tables, ignore_index=True)
+runs.write_atomic(run / "grounding.csv", table.to_csv(index=False))
+columns = ["auc_roc", "pointing_game", "cnr", "miou"]
+overview = table.groupby("step")[columns].mean()
+overview.loc["centre prior"] = table[[f"prior_{c}" for c in columns]].mean().to_numpy()
+overview.loc["chance"] = table[[f"chance_{c}" for c in columns]].mean().to_numpy()
+overview.round(3)
+
+# %% tags=["hide-input"]
+last, reference = overview.loc[steps[-1], "auc_roc"], overview.loc["centre prior", "auc_roc"]
+Markdown(
+    f"{len(rows)} phrases per checkpoint, {len(skipped)} left out. At step {steps[-1]} the `{variant}` model reaches an AUC-ROC "
+    f"of {last:.3f}, against {overview.loc[0, 'auc_roc']:.3f} before fine-tuning: it points "
+    + ("better" if last > reference else "no better")
+    + f" than a map that only knows where the finding usually is ({reference:.3f})."
+)
+
+# %% [markdown]
+# ## The answer: from the base to the last checkpoint
+#
+# One phrase of each finding. Watch whether the bright region moves into the outline, and stays.
+
+# %%
+shown = [next((i for i, t in enumerate(rows) if t.finding.name == name), None) for name in FINDINGS]
+shown = [i for i in shown if i is not None][:6]
+chosen = [0, *steps[:: max(1, -(-len(steps) // 3))], steps[-1]]
+chosen = list(dict.fromkeys(chosen))
+plots.overlay_grid(
+    [Frame(*rows[i].study.size, size, settings.data.fit).image(rows[i].study.pixels()) for i in shown],
+    {("base" if s == 0 else f"step {s}"): [maps_of[s][i] for i in shown] for s in chosen},
+    masks=[masks[i] for i in shown],
+    titles=[f"{rows[i].finding.name}: “{rows[i].finding.phrase}”" for i in shown],
+    captions={
+        ("base" if s == 0 else f"step {s}"): [
+            f"AUC {table[table['step'] == s]['auc_roc'].iloc[i]:.2f}" for i in shown
+        ]
+        for s in chosen
+    },
+    title=f"Where {variant} looks",
+)
+
+# %% [markdown]
+# ## Look for yourself
+#
+# Pick a study, a phrase, a layer and a timestep. In JupyterLab this is a widget; on the page the same maps come with it.
+
+# %%
+picked = profiles.sample(validation, 6, seed)
+index = [validation.index(t) for t in picked]
+explored = {
+    "images": images[[readable[t.study.id] for t in picked]],
+    "heatmaps": np.stack([np.stack([attention.resize(torch.from_numpy(m[i]), stack.shape[-2:]).numpy() for m in by_layer.values()]) for i in index]),
+    "titles": [f"study {i + 1}" for i in range(len(picked))],
+    "phrases": [t.finding.phrase for t in picked],
+    "layers": list(layers),
+    "timesteps": few,
+    "masks": [Frame(*t.study.size, size, settings.data.fit).mask(t.finding) for t in picked],
+}
+widgets.show(lambda: widgets.attention_explorer(**explored), lambda: plots.explorer_static(**explored))
+
+# %% [markdown]
+# ## Exercises
+#
+# **1.** Read a word that says nothing of the finding, such as the side, or the full stop. Where does it look?
+
+# %% tags=["hide-cell"]
+others = [w for w in (*prompt.split()[:3], words) if w]
+found = [grounding.ground(pipeline, image, prompt, w, timesteps, seed) for w in others]
+plots.overlays(
+    [image] * len(found),
+    [h.values for h in found],
+    masks=[mask] * len(found),
+    titles=[f"“{w}”: AUC {localization.auc_roc(h.values, mask):.2f}" for w, h in zip(others, found, strict=True)],
+)
+
+# %% [markdown]
+# **2.** Ground a finding that the image does *not* show. What would a model that understands have to do, and can attention
+# express it at all?
+
+# %% tags=["hide-cell"]
+# The probabilities of all tokens sum to 1 at every position, whatever the image shows: a map says where a word matters
+# *relative* to the other words and positions, not whether the finding is there. Scores on absent findings are undefined.
+absent = next(name for name in FINDINGS if name not in {f.name for f in example.study.present()})
+ghost = grounding.ground(pipeline, image, f"{absent}.", absent, timesteps, seed)
+plots.overlay(image, ghost.values, title=f"“{absent}”, which this image does not show")
+
+# %% [markdown]
+# ## Takeaways
+#
+# - A heatmap is a mean of attention probabilities over heads, layers, timesteps and the tokens of a phrase, on a real image.
+# - Layers differ more than timesteps do; averaging needs no tuning.
+# - Every score stands beside chance and the centre prior: a map that only knows anatomy is not yet understanding.

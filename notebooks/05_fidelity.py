@@ -1,0 +1,484 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: jupytext,kernelspec,-all
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 5 Fidelity
+#
+# **How real and how varied are the generated images, and do they show what was asked for?**
+#
+# These are three questions, and no single number answers them:
+#
+# - *Real?* Are the generated images, as a crowd, like real ones? FID and KID compare the two crowds.
+# - *Varied?* Does one prompt give one image again and again? MS-SSIM compares images of the same prompt.
+# - *Asked for?* Does a classifier of real images find the finding that the prompt names?
+#
+# Every number is shown with what real images score themselves, and with an interval.
+
+# %% tags=["parameters"]
+profile = "demo"  # a name in data/profiles, or the path of a .yaml file
+variant = "frozen"  # treatment of the text encoder: "frozen" or "learnable"
+seed = 0
+data = ""  # folder that holds one sub-folder per source (openi/, nih/); phantoms need none
+out = ""  # root of the runs; empty: the project's runs/
+
+# %%
+import numpy as np
+import pandas as pd
+import plotly.express as px
+from IPython.display import Markdown, display
+from scipy.linalg import sqrtm
+from scipy.ndimage import gaussian_filter
+from sklearn.decomposition import PCA
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import NearestNeighbors
+
+from chestxai import fidelity, finetune, models, plots, profiles, reports, runs, tradeoff
+from chestxai.stats import Interval, bootstrap_ci, bootstrap_statistic
+from chestxai.studies import FINDINGS, to_images
+
+settings = profiles.load(profile)
+run = profiles.run_folder(settings, variant, seed, out)
+fit = settings.data.fit
+resamples = min(settings.statistics.resamples, 200)
+plots.setup()
+panels = {"legend": {"y": 1.1, "title": {"text": ""}}, "margin": {"t": 110}}  # room above the panels of a figure
+plain = lambda a: a.update(text=a.text.removeprefix("score="))  # noqa: E731 - and no more than its name above each
+
+pipeline = models.load_pipeline(settings.base)
+size = models.image_size(pipeline)
+steps = [0, *finetune.checkpoints(run)]
+last = steps[-1]
+pd.Series(settings.sampling.model_dump(), name=f"profile {settings.name}", dtype=object).to_frame()
+
+# %% [markdown]
+# ## Real images, and what to ask for
+#
+# The model is asked for what the reports of *held-out* studies say: prompts it was never trained on, as frequent as
+# they are among the real images. Each is drawn several times. `others` are real images of yet other patients: whatever
+# a score says of them is what a perfect model would get.
+
+# %%
+train = profiles.studies(settings, "train", data)
+validation = profiles.sample(profiles.studies(settings, "val", data), settings.sampling.images)
+real, kept, unreadable = to_images(profiles.studies(settings, "test", data), size, fit)
+real_labels, patients = np.stack([s.labels() for s in kept]), [s.patient for s in kept]
+others = to_images(validation, size, fit)[0]
+prompts, labels, origins = fidelity.requests(kept, settings.sampling)
+pd.Series(prompts).value_counts(sort=False).rename_axis("prompt").rename("images").to_frame().head(8)
+
+# %% tags=["hide-input"]
+Markdown(
+    f"{len(real)} real test images of {len(set(patients))} patients"
+    + (f" ({len(unreadable)} could not be read)" if unreadable else "")
+    + f" and {len(others)} others. {len(prompts)} images are to be drawn for {len(set(prompts))} different prompts at "
+    f"each of {len(steps)} checkpoints, the base included. Studies whose reports have the same words are one prompt."
+)
+
+# %% [markdown]
+# ## The eye that compares
+#
+# FID is usually taken in the feature space of an Inception network trained on photographs {cite}`heusel2017fid`, which
+# knows dogs and cars. Our features are those of a small network that names findings in the same kind of images as the
+# model draws. Numbers from two feature spaces cannot be compared, so the classifier is named with every result.
+
+
+# %%
+def labelled(split):
+    """Images uint8 (n, s, s) and labels (n, 8), should a classifier have to be trained."""
+    some = profiles.sample(train if split == "train" else profiles.studies(settings, split, data), 20_000)
+    pixels, readable, _ = to_images(some, min(size, 128), fit)
+    return pixels, np.stack([s.labels() for s in readable])
+
+
+classifier = fidelity.shared_classifier(
+    settings.data.source,
+    profiles.profile_folder(settings, out) / "classifier",
+    labelled,
+    data=f"{train.fingerprint}-{fit}",
+    progress=lambda epochs: runs.progress(epochs, "training the classifier"),
+)
+reference = fidelity.reference(real, real_labels, classifier, others=others, patients=patients, resamples=resamples)
+
+
+# %% tags=["hide-input"]
+def interval(numbers, name):
+    """A score with its bounds; NaN where it is undefined."""
+    values = (numbers.get(key) for key in (name, f"{name}_low", f"{name}_high"))
+    return Interval(*(float("nan") if v is None else v for v in values))
+
+
+Markdown(
+    f"Here: {classifier.description}. On real test images its AUC, averaged over findings, is "
+    f"**{interval(reference, 'classifier_auc_real')}**: no more than this can be expected of generated images."
+)
+
+# %% [markdown]
+# ## Drawing
+#
+# At every checkpoint the same prompts are drawn from the same noise, for both treatments, so differences are due to
+# the weights. Noise is removed by deterministic DDIM steps, and *guidance* {cite}`ho2022cfg` pushes each step away
+# from what the model would draw without a prompt. The images are kept: a rerun does not draw them again.
+
+# %%
+scores, drawn = {}, {}
+with runs.progress(total=len(steps) * len(prompts), description=f"draw · {variant} · seed {seed}") as bar:
+    for step in steps:
+        if step:
+            finetune.load_checkpoint(pipeline, run, step)
+        images = fidelity.sample(
+            pipeline,
+            prompts,
+            settings.sampling,
+            run / "samples" / f"step-{step}.safetensors",
+            precision=settings.finetune.precision,
+            bar=bar,
+        )
+        scores[step] = reference | fidelity.evaluate(
+            real, images, labels, prompts, classifier, patients=patients, resamples=resamples
+        )
+        if step in (0, last):
+            drawn[step] = images
+
+# %%
+# One prompt for each finding, as far as there are any.
+firsts = {labels[i].argmax() if labels[i].any() else -1: i for i in reversed(range(len(prompts)))}
+shown = sorted(firsts.values())[:4]
+plots.images(
+    np.concatenate([real[origins[shown]], drawn[0][shown], drawn[last][shown]]),
+    titles=[f"{name}: {prompts[i]}" for name in ("real", "base", f"step {last}") for i in shown],
+    columns=len(shown),
+    title=f"The real image, what the base draws for its report, and what {variant} draws",
+)
+
+# %% [markdown]
+# The base has not been trained on these reports; its row is what fine-tuning started from. Look for the finding in the
+# last row, and for its side: "R" marks the patient's right.
+#
+# ## Real?
+#
+# Each image becomes a point in the feature space. Here are the two directions in which the real points spread most.
+
+# %%
+now = f"step {last}"
+crowds = {"real": real, "base": drawn[0], now: drawn[last], "other real": others}
+features = {name: fidelity.features(classifier, images) for name, images in crowds.items()}
+plane = PCA(2).fit(features["real"])
+points = pd.concat(
+    pd.DataFrame(plane.transform(values), columns=["first component", "second component"]).assign(images=name)
+    for name, values in features.items()
+    if name != "other real"
+)
+px.scatter(
+    points, x="first component", y="second component", color="images", symbol="images", opacity=0.6,
+    template=plots.TEMPLATE, height=440, title="Every point is an image",
+).update_layout(legend_title_text="")  # fmt: skip
+
+# %% [markdown]
+# A good model covers the real cloud: it is neither elsewhere nor only in a part of it. The Fréchet distance
+# {cite}`heusel2017fid` takes each cloud for a normal distribution and compares centres and shapes:
+#
+# $$ \mathrm{FID} = \lVert \mu_1 - \mu_2 \rVert^2
+# + \mathrm{tr}\left(\Sigma_1 + \Sigma_2 - 2\,(\Sigma_1\Sigma_2)^{1/2}\right) $$
+
+
+# %%
+def frechet(a, b):
+    """The formula above for two clouds (n, d)."""
+    s, t = np.cov(a.T), np.cov(b.T)
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s + t - 2 * sqrtm(s @ t).real))
+
+
+flat = {name: plane.transform(values) for name, values in features.items()}
+pd.DataFrame(
+    {
+        name: {
+            "by hand, in the plane above": frechet(flat["real"], flat[name]),
+            "fidelity.fid, in the plane above": fidelity.fid(flat["real"], flat[name]),
+            f"fidelity.fid, all {classifier.num_features} features": fidelity.fid(features["real"], features[name]),
+        }
+        for name in ("base", now, "other real")
+    }
+).round(3)
+
+# %% [markdown]
+# The last column is the floor: even real images of other patients are not at zero. Part of that is chance, and FID
+# counts chance as distance, the more the fewer images there are. KID {cite}`binkowski2018kid`, an unbiased kernel
+# distance, does not.
+
+# %%
+rng, most = np.random.default_rng(0), min(len(others), len(prompts))
+sizes = sorted({max(4, round(most * share)) for share in (0.125, 0.25, 0.5, 1)})
+trials = []
+for n in sizes:
+    for name in ("other real", now):
+        for _ in range(10):
+            some = features[name][rng.permutation(len(features[name]))[:n]]
+            trials += [(n, name, "FID", fidelity.fid(features["real"], some))]
+            trials += [(n, name, "KID", fidelity.kid(features["real"], some, subsets=20)[0])]
+trials = pd.DataFrame(trials, columns=["images", "compared with real", "score", "value"])
+means = trials.groupby(["score", "compared with real", "images"], sort=False)["value"].mean()
+px.line(
+    means.reset_index(), x="images", y="value", color="compared with real", symbol="compared with real",
+    facet_col="score", facet_col_spacing=0.1, template=plots.TEMPLATE, height=380, labels={"value": ""},
+    title="The same images, but fewer of them (mean of ten draws)",
+).update_yaxes(matches=None, showticklabels=True).update_layout(**panels).for_each_annotation(plain)  # fmt: skip
+
+# %% tags=["hide-input"]
+few, many = ({score: means[score, "other real", n] for score in ("FID", "KID")} for n in (sizes[0], sizes[-1]))
+Markdown(
+    f"Real against real, {sizes[0]} images have an FID of {few['FID']:.2f} and {sizes[-1]} of {many['FID']:.2f}"
+    + (": they did not become more real, only more. " if few["FID"] > many["FID"] else ". ")
+    + f"The KID is {few['KID']:.3f} and {many['KID']:.3f}. FIDs of different numbers of images must not be compared."
+)
+
+# %% [markdown]
+# ## Varied?
+#
+# A model that draws one good image for a prompt again and again fools the classifier, and nearly FID. MS-SSIM
+# {cite}`wang2003msssim` is 1 for two equal images. We compare images of the *same prompt*: near 1 is mode collapse.
+# What to aim at is the similarity of two real images that have the same findings.
+
+# %%
+alike = fidelity.ms_ssim_by_group(drawn[last], prompts)
+ranked = sorted(alike, key=alike.get)
+extremes = list(dict.fromkeys([ranked[0], ranked[-1]]))
+rows = [np.flatnonzero(np.array(prompts) == text)[: min(4, settings.sampling.per_prompt)] for text in extremes]
+plots.images(
+    drawn[last][np.concatenate(rows)],
+    titles=[f"{alike[text]:.2f}: {text}" for text, row in zip(extremes, rows, strict=True) for _ in row],
+    columns=len(rows[0]),
+    title=f"The most and the least varied prompt at step {last}, with MS-SSIM",
+)
+
+# %% [markdown]
+# ## Asked for?
+#
+# The classifier looks at each generated image and gives every finding a probability. The AUC is the chance that an
+# image whose prompt names the finding gets a higher one than an image whose prompt does not: 0.5 is a model that does
+# not listen. The prompt counts, not the labels of its study: an impression leaves out some findings, and what was not
+# said was not asked for.
+
+# %%
+named = {
+    "real images": reference["classifier_auc_real_by_finding"],
+    "base": scores[0]["classifier_auc_by_finding"],
+    now: scores[last]["classifier_auc_by_finding"],
+}
+count = dict(zip(FINDINGS, labels.sum(0), strict=True))
+table = pd.DataFrame(
+    {"finding": finding, "variant": name, "mean": v["estimate"], **v, "chance": 0.5, "n": count[finding]}
+    for name, found in named.items()
+    for finding, v in found.items()
+    if v["estimate"] is not None
+).astype({"low": float, "high": float})
+plots.scores_by_finding(table, "classifier AUC", "Does the image show what the prompt names? (n: images asked for it)")
+
+# %% [markdown]
+# A finding that no prompt asks for has no AUC, and one that few prompts ask for has a wide interval: the images of one
+# prompt are one request, and are resampled together.
+#
+# ## The answer: over the checkpoints
+
+# %%
+names = {"fid": "FID ↓", "ms_ssim": "MS-SSIM within a prompt", "classifier_auc": "classifier AUC ↑"}
+curves = pd.DataFrame(
+    {"step": step, "score": name, "images": images, **vars(interval(numbers, column + suffix))}
+    for step, numbers in scores.items()
+    for column, name in names.items()
+    for images, suffix in ((variant, ""), ("real", "_real"))
+)
+px.line(
+    curves.assign(up=curves["high"] - curves["estimate"], down=curves["estimate"] - curves["low"]),
+    x="step", y="estimate", error_y="up", error_y_minus="down", color="images", symbol="images", line_dash="images",
+    facet_col="score", facet_col_spacing=0.08, template=plots.TEMPLATE, height=420,
+    color_discrete_map={variant: plots.VARIANTS[variant], "real": "#555555"},
+    labels={"estimate": "", "step": "training step"},
+    title=f"Fidelity over fine-tuning, {variant} text encoder (95 % intervals)",
+).update_yaxes(matches=None, showticklabels=True).update_layout(**panels).for_each_annotation(plain)  # fmt: skip
+
+# %% [markdown]
+# The numbers go into the run's folder, for the next chapter. At the end they are:
+
+# %%
+about = settings.sampling.model_dump() | {"resamples": resamples, "fit": fit, "precision": settings.finetune.precision}
+by_step = {str(step): numbers for step, numbers in scores.items()}
+runs.write_json(run / "fidelity.json", {"classifier": classifier.description, "settings": about, "steps": by_step})
+tradeoff.summary(
+    pd.DataFrame({"variant": name, "seed": seed, "step": k} | scores[k] for k, name in ((0, "base"), (last, now)))
+)
+
+# %% tags=["hide-input"]
+fid, similar, told = ([interval(scores[k], name) for k in (0, last)] for name in ("fid", "ms_ssim", "classifier_auc"))
+floor, similar_real = interval(reference, "fid_real"), interval(reference, "ms_ssim_real")
+
+
+def above(a, b):
+    """Whether a − b is above 0: the lower bound of the difference, from both intervals (Zou & Donner 2008)."""
+    return a.estimate - b.estimate > np.hypot(a.estimate - a.low, b.high - b.estimate)
+
+
+more = "more real" if above(fid[0], fid[1]) else "less real" if above(fid[1], fid[0]) else None
+vary = "less" if above(similar[1], similar_real) else "more" if above(similar_real, similar[1]) else "about as"
+lines = [
+    f"The images have become {more}." if more else "Whether the images have become more or less real cannot be told.",
+    "They are not yet as real as real images."
+    if above(fid[1], floor)
+    else "So few images do not tell whether they are less real than real ones.",
+    f"For one prompt they are {vary} varied {'as' if vary == 'about as' else 'than'} real images with equal findings"
+    + (" (or noisier)." if vary == "more" else "."),
+    "It cannot be told that they show what the prompt names."
+    if not told[1].low > 0.5
+    else "They show what the prompt names, and better than the base's."
+    if above(told[1], told[0])
+    else "They show what the prompt names, but it cannot be told that they do so better than the base's.",
+]
+Markdown("By these intervals:\n\n" + "\n".join(f"- {line}" for line in lines))
+
+# %% [markdown]
+# The interval of the FID resamples prompts and patients; that of KID is the spread over subsets. None covers another
+# training: for that, seeds are needed.
+#
+# ## Or is it memory?
+#
+# A model that copies its training images has an excellent FID. So for each generated image we look up the nearest
+# training image in the feature space, and ask how near an image may be by chance: as near as *unseen real* images are.
+
+# %%
+seen = to_images(profiles.sample(train, 5000), size, fit)[0]
+index = NearestNeighbors(n_neighbors=1).fit(fidelity.features(classifier, seen))
+distance, nearest = (a[:, 0] for a in index.kneighbors(features[now]))
+unseen = index.kneighbors(np.concatenate([features["real"], features["other real"]]))[0]
+closest = np.argsort(distance)[:4]
+plots.images(
+    np.concatenate([drawn[last][closest], seen[nearest[closest]]]),
+    titles=[f"generated, distance {d:.2f}" for d in distance[closest]] + ["nearest training image"] * len(closest),
+    columns=len(closest),
+    title="The generated images that are nearest to a training image, and that image",
+)
+
+# %%
+near = np.quantile(unseen, 0.05)
+closer = bootstrap_ci((distance < near).astype(float), prompts)
+# Would a copy be found? Plant some: training images with a little noise.
+noisy = (seen[:32] + np.random.default_rng(0).normal(0, 4, seen[:32].shape)).clip(0, 255).astype(np.uint8)
+planted = (index.kneighbors(fidelity.features(classifier, noisy))[0] < near).mean()
+
+# %% tags=["hide-input"]
+Markdown(
+    f"{closer:.0%} of the generated images are nearer to one of {len(seen)} (of {len(train)}) training images than 95 "
+    "of 100 unseen real images are; chance is 5 %. "
+    + (
+        "That is more. It need not be copying, for a smooth, typical chest is near to many: compare the pairs above. "
+        if closer.low > 0.05
+        else "That is no more than chance: no sign of memory. "
+    )
+    + f"Of the planted copies {planted:.0%} are that near."
+)
+
+# %% [markdown]
+# ## Exercises
+#
+# **1.** Guidance pushes towards the prompt. Draw two prompts with no guidance (1) and with a lot (8). What happens to
+# MS-SSIM, and to the images?
+
+# %% tags=["hide-cell"]
+some = slice(0, 2 * settings.sampling.per_prompt)
+by_guidance = {settings.sampling.guidance: drawn[last][some]}
+for guidance in (1.0, 8.0):
+    changed = settings.sampling.model_copy(update={"guidance": guidance})
+    path = run / "samples" / f"guidance-{guidance:g}.safetensors"
+    by_guidance[guidance] = fidelity.sample(pipeline, prompts[some], changed, path)
+# Usually: the more guidance, the more pronounced is what the prompt names, and the more alike are its images.
+by_guidance = dict(sorted(by_guidance.items()))
+display(pd.DataFrame({"MS-SSIM": {g: fidelity.ms_ssim(x, prompts[some]) for g, x in by_guidance.items()}}).round(3))
+plots.images(
+    np.concatenate([x[:4] for x in by_guidance.values()]),
+    titles=[f"guidance {g:g}: {p}" for g, x in by_guidance.items() for p in prompts[: len(x[:4])]],
+)
+
+# %% [markdown]
+# **2.** How much blur does FID see? Blur the *other real* images more and more, and compare them with the real ones.
+
+# %% tags=["hide-cell"]
+# Every patient and finding is still there, only texture goes. A feature space that was trained to name findings may
+# overlook a little blur: FID sees what its features see.
+blurred = {sigma: np.stack([gaussian_filter(x, sigma * size / 64) for x in others]) for sigma in (0, 0.5, 1, 2, 4)}
+pd.DataFrame(
+    {
+        "blur (pixels of 64)": sigma,
+        "FID": fidelity.fid(features["real"], fidelity.features(classifier, x)),
+        "KID": fidelity.kid(features["real"], fidelity.features(classifier, x))[0],
+        "MS-SSIM of any two": fidelity.ms_ssim(x),
+    }
+    for sigma, x in blurred.items()
+).set_index("blur (pixels of 64)").round(3)
+
+# %% [markdown]
+# **3.** Networks want their pixels scaled, and it is easily done twice, or for one of the two sets only. What does
+# `fidelity.features` say to images in [0, 1]? What would the FID be if it took them? And what if one set is inverted,
+# as files are that say MONOCHROME1?
+
+# %% tags=["hide-cell"]
+try:
+    fidelity.features(classifier, others / 255)
+except ValueError as error:
+    print("refused:", error)
+# Forced through as whole numbers, every image is black. FID then measures the mistake, not the images.
+mistakes = {"none": others, "scaled twice": (others / 255).astype(np.uint8), "inverted": 255 - others}
+pd.DataFrame(
+    {"mistake": name, "FID": fidelity.fid(features["real"], fidelity.features(classifier, x))}
+    for name, x in mistakes.items()
+).round(2)
+
+# %% [markdown]
+# **4.** The classifier knows "effusion", but not left from right. Find a score of an image that does, try it on real
+# images, and then on generated ones.
+
+# %% tags=["hide-cell"]
+# Most findings are brighter than air. The patient's left is the image's right half: is it the brighter one?
+bright = {"Atelectasis", "Consolidation", "Lung Opacity", "Pleural Effusion", "Pneumonia"}
+
+
+def sided(found):
+    """The one side, "left" or "right", that all bright findings are on; else None."""
+    sides = {f.side for f in found if f.present and f.name in bright}
+    return sides.pop() if len(sides) == 1 and sides < {"left", "right"} else None
+
+
+def side_auc(images, sides, groups):
+    """AUC of the difference of brightness between the two halves for "left" against "right"."""
+    rows = np.flatnonzero([side is not None for side in sides])
+    left = np.array([sides[i] == "left" for i in rows])
+    if left.all() or not left.any():
+        return "not both sides were asked for"
+    brighter = images[rows][:, :, size // 2 :].mean(axis=(1, 2)) - images[rows][:, :, : size // 2].mean(axis=(1, 2))
+    auc = lambda y, x: roc_auc_score(y, x) if 0 < y.sum() < len(y) else np.nan  # noqa: E731
+    return bootstrap_statistic((left, brighter), auc, [groups[i] for i in rows], n=200)
+
+
+asked_side = [sided(reports.find(p)) for p in prompts]
+print("real images:", side_auc(real, [sided(s.findings) for s in kept], patients))
+for step, images in drawn.items():
+    print(f"step {step}:", side_auc(images, asked_side, prompts))
+
+# %% [markdown]
+# ## Takeaways
+#
+# - FID and KID compare crowds, not images; they depend on the feature space, and FID on the number of images.
+# - The floor is not zero: real images of other patients set it.
+# - MS-SSIM within a prompt sees mode collapse, the classifier's AUC sees whether the prompt is obeyed, a look at the
+#   nearest training image sees copies. A model can be good at one of these and bad at the others.
+# - None of them says *where* the model looks when it reads a word. That was chapter 3; chapter 6 puts both together.

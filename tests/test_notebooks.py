@@ -1,0 +1,97 @@
+"""The rules of a chapter, checked on all of them: pairs in step, literals only, a question, solutions, takeaways."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+import yaml
+
+from chestxai import batch
+from chestxai.profiles import ROOT
+
+PAGES = sorted((ROOT / "notebooks").glob("*.py"))
+
+
+@pytest.fixture(params=PAGES, ids=[p.stem for p in PAGES])
+def chapter(request) -> Path:
+    return request.param
+
+
+def cells(path: Path) -> list:
+    return jupytext.read(path).cells
+
+
+def test_every_chapter_is_in_the_graph_and_in_the_contents():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    listed = [entry["file"] for entry in toc["chapters"]]
+    assert listed == [f"notebooks/{p.stem}" for p in PAGES] == [f"notebooks/{c.name}" for c in batch.CHAPTERS]
+    assert sorted(p.stem for p in (ROOT / "notebooks").glob("*.ipynb")) == [p.stem for p in PAGES]
+
+
+def test_pairs_say_the_same(chapter):
+    pair = nbformat.read(chapter.with_suffix(".ipynb"), as_version=4)
+    text = [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in cells(chapter)]
+    assert [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in pair.cells] == text, "run 'make notebooks'"
+
+
+def test_no_output_is_committed(chapter):
+    pair = nbformat.read(chapter.with_suffix(".ipynb"), as_version=4)
+    nbformat.validate(pair)
+    for cell in pair.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs
+            assert cell.execution_count is None
+    assert set(pair.metadata) <= {"kernelspec", "jupytext"}
+
+
+def test_parameters_are_literals_and_come_before_anything_else(chapter):
+    code = [c for c in cells(chapter) if c.cell_type == "code"]
+    tagged = [c for c in code if "parameters" in c.metadata.get("tags", [])]
+    assert tagged == code[:1]
+    values = {}
+    for statement in ast.parse(tagged[0].source).body:
+        assert isinstance(statement, ast.Assign), ast.unparse(statement)
+        values[statement.targets[0].id] = ast.literal_eval(statement.value)
+    own = {c.name: c for c in batch.CHAPTERS}[chapter.stem]
+    grid = {"variant", "seed"} if own.each_run else {"variants", "seeds"}
+    assert set(values) == {"profile", "data", "out"} | grid
+    assert values["profile"] == "demo"
+    assert values["data"] == values["out"] == ""
+
+
+def test_a_chapter_asks_and_answers(chapter):
+    text = [c.source for c in cells(chapter) if c.cell_type == "markdown"]
+    number = int(chapter.stem[:2])
+    assert re.match(rf"# {number} [A-Z]", text[0])
+    assert re.search(r"\*\*[^*]+\?\*\*", text[0]), "the first cell asks the chapter's question in bold"
+    assert text[-1].startswith("## Takeaways")
+    headings = [line for t in text for line in t.splitlines() if line.startswith("## ")]
+    assert "## Exercises" in headings
+
+
+def test_every_exercise_has_a_folded_solution(chapter):
+    every = cells(chapter)
+    first = next(i for i, c in enumerate(every) if "## Exercises" in c.source)
+    asked = sum(len(re.findall(r"^\*\*\d\.\*\*", c.source, re.M)) for c in every[first:] if c.cell_type == "markdown")
+    solved = sum("hide-cell" in c.metadata.get("tags", []) for c in every[first:])
+    assert asked == solved >= 2
+
+
+def test_prose_types_no_result(chapter):
+    """A measured value in prose would have decimals; exact settings of the paper's protocol do not."""
+    for cell in cells(chapter):
+        if cell.cell_type == "markdown":
+            prose = re.sub(r"\$\$.*?\$\$|\$[^$]*\$|`[^`]*`|^\$\$.*", "", cell.source, flags=re.S)
+            assert not re.search(r"\d\.\d", prose), prose
+
+
+def test_cells_are_small_enough_to_read(chapter):
+    for cell in cells(chapter):
+        if cell.cell_type == "code":
+            assert len(cell.source.splitlines()) <= 40, cell.source
+            assert max(map(len, cell.source.splitlines() or [""])) <= 140, cell.source

@@ -1,0 +1,586 @@
+"""Reading reports: sections in every format, negation, laterality, verbatim spans, and tokens that cover a phrase."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chestxai import models, reports
+from chestxai.studies import FINDINGS
+
+
+def present(text: str) -> set[str]:
+    return {f.name for f in reports.find(text) if f.present}
+
+
+def denied(text: str) -> set[str]:
+    return {f.name for f in reports.find(text) if not f.present}
+
+
+def only(text: str):
+    (finding,) = reports.find(text)
+    return finding
+
+
+# A report as MIMIC-CXR prints it: indented, headers with colons, lines broken anywhere, names replaced by underscores.
+MIMIC = """                                 FINAL REPORT
+ EXAMINATION:  CHEST (PA AND LAT)
+
+ INDICATION:  ___ year old woman with cough  // ? pneumonia
+
+ TECHNIQUE:  Chest PA and lateral
+
+ COMPARISON:  ___
+
+ FINDINGS:
+
+ There is a small left pleural
+ effusion.  No pneumothorax is seen.
+
+ IMPRESSION:
+
+ Small left effusion.
+"""
+
+
+class TestSections:
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "FINDINGS: Clear lungs.\nIMPRESSION: Small effusion.",
+            "findings: Clear lungs.\nimpression: Small effusion.",
+            "Findings:\nClear lungs.\n\nImpression:\nSmall effusion.",
+            "FINDINGS\nClear lungs.\n\nIMPRESSION\nSmall effusion.",
+            "FINDINGS: Clear lungs. IMPRESSION: Small effusion.",
+            "FINDINGS Clear lungs. IMPRESSION Small effusion.",
+            "1. FINDINGS: Clear lungs.\n2. IMPRESSION: Small effusion.",
+            "## Findings\nClear lungs.\n\n## Impression\nSmall effusion.",
+            "**Findings:** Clear lungs.\n\n**Impression:** Small effusion.",
+            "   Findings :Clear lungs.\r\n\r\nConclusion:\r\nSmall effusion.\r\n".replace(" :", ":"),
+            "FINDINGS: Clear lungs.\n\n\nOPINION: Small effusion.",
+        ],
+    )
+    def test_every_way_to_write_a_header(self, text):
+        assert reports.sections(text) == {"findings": "Clear lungs.", "impression": "Small effusion."}
+
+    def test_without_headers_all_is_findings(self):
+        for text in (
+            "Clear lungs.",
+            "CLEAR LUNGS.",
+            "Clear lungs.\nNo effusion.",
+            "The findings are consistent with edema.",
+        ):
+            assert reports.sections(text) == {"findings": text}
+
+    @pytest.mark.parametrize("text", ["", "  \n\t ", "FINDINGS:", "FINDINGS:\n\nIMPRESSION: \n", "***"])
+    def test_nothing_is_nothing(self, text):
+        assert reports.sections(text) == {}
+        assert reports.find(text) == []
+
+    def test_mimic(self):
+        assert reports.sections(MIMIC) == {
+            "technique": "CHEST (PA AND LAT)\nChest PA and lateral",
+            "indication": "year old woman with cough  // ? pneumonia",
+            "findings": "There is a small left pleural\n effusion.  No pneumothorax is seen.",
+            "impression": "Small left effusion.",
+        }
+
+    def test_a_body_without_a_header_is_found_after_the_comparison(self):
+        text = (
+            " FINAL REPORT\n CHEST RADIOGRAPH OF ___\n\n COMPARISON:  None.\n\n Small left effusion.\n\n Heart normal."
+        )
+        parts = reports.sections(text)
+        assert parts["findings"] == "Small left effusion.\n\n Heart normal."
+        assert parts["comparison"] == "None."
+        assert parts["preamble"] == "CHEST RADIOGRAPH OF"
+
+    def test_repeated_sections_are_joined_and_addenda_kept(self):
+        text = "FINDINGS: a.\nIMPRESSION: b.\nADDENDUM: c.\nFINDINGS: d."
+        assert reports.sections(text) == {"findings": "a.\nd.", "impression": "b.", "addendum": "c."}
+
+    def test_an_addendum_is_read_an_indication_is_not(self):
+        assert present("IMPRESSION: Normal.\nADDENDUM: There is a tiny left apical pneumothorax.") == {"Pneumothorax"}
+        assert (
+            reports.find("INDICATION: Pneumonia, edema.\nFINDINGS: Clear.\nRECOMMENDATION(S): rule out effusion") == []
+        )
+
+    @given(st.text(alphabet=st.sampled_from("abA1.:;,-#*_\n\r\t ()XİßŒ") | st.characters(), max_size=120))
+    @settings(max_examples=60, deadline=None)
+    def test_any_text_can_be_read(self, text):
+        for part in reports.sections(text).values():
+            assert all(piece in text for piece in part.split("\n"))
+        for m in reports.mentions(text):
+            assert 0 <= m.phrase_start <= m.start < m.end <= m.phrase_end <= len(text)
+        reports.clean(text)
+
+    @pytest.mark.parametrize("blanks", [" ", "\t", "\n", "\n" + " " * 50, "\r\n", "  \t"])
+    def test_long_runs_of_blanks_cost_no_time(self, blanks):
+        """Patterns that may divide a run in every way need its third power of steps: minutes for a page of blanks."""
+        text = "FINDINGS: small effusion" + blanks * (20_000 // len(blanks)) + "no edema:\nIMPRESSION: none"
+        began = time.process_time()
+        assert present(text) == {"Pleural Effusion"}
+        reports.prompt(text)
+        assert time.process_time() - began < 2
+
+
+class TestClean:
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("XXXX-year-old  with\n cough.", "year-old with cough."),
+            ("Follow-up x-XXXX, XXXX.", "Follow-up x-ray."),
+            ("Compared to ___ , stable ..", "Compared to, stable."),
+            ("[**Name**] has edema", "has edema"),
+            ("1. Small effusion.\n2. Edema.", "Small effusion. Edema."),
+            ("- Small effusion\n* Edema", "Small effusion Edema"),
+            ("a ,  b  ;; c", "a, b; c"),
+            # Numbers that are no list stay: a measure, a vertebra, a ratio at the end of a sentence.
+            ("A 1.5 cm nodule at T12.", "A 1.5 cm nodule at T12."),
+            ("A ratio of 16.2/24.7. Dense aorta.", "A ratio of 16.2/24.7. Dense aorta."),
+            ("2 views. 3 cm nodule.", "2 views. 3 cm nodule."),
+        ],
+    )
+    def test_by_hand(self, text, expected):
+        assert reports.clean(text) == expected
+
+    @given(st.text(alphabet="ab X_.,;:-1) \n", max_size=60))
+    def test_one_line_without_double_blanks(self, text):
+        cleaned = reports.clean(text)
+        assert cleaned == " ".join(cleaned.split())
+        assert "XXXX" not in cleaned
+
+
+class TestPrompt:
+    text = "INDICATION: cough.\nFINDINGS: 1. Small XXXX effusion.\nIMPRESSION: Edema."
+
+    def test_modes(self):
+        assert reports.prompt(self.text) == "Edema."
+        assert reports.prompt(self.text, "findings") == "Small effusion."
+        assert reports.prompt(self.text, "report") == "Small effusion. Edema."
+
+    def test_what_is_missing_is_replaced(self):
+        assert reports.prompt("FINDINGS: Clear.") == "Clear."
+        assert reports.prompt("FINDINGS: Clear.\nIMPRESSION: XXXX.") == "Clear."
+        assert reports.prompt("IMPRESSION: Edema.", "findings") == "Edema."
+        assert reports.prompt("Edema.", "report") == "Edema."
+
+    @pytest.mark.parametrize("text", ["", "INDICATION: cough", "FINDINGS: ___", "IMPRESSION: XXXX."])
+    def test_an_empty_report_is_refused(self, text):
+        with pytest.raises(ValueError, match="empty report"):
+            reports.prompt(text)
+
+    def test_an_unknown_mode_names_the_known(self):
+        with pytest.raises(ValueError, match="'all': expected impression, findings or report"):
+            reports.prompt("Edema.", "all")
+
+
+class TestNegation:
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "No {}.",
+            "There is no evidence of {}.",
+            "No large {} is seen.",
+            "Lungs are clear without {}.",
+            "Negative for {}.",
+            "The lungs are free of {}.",
+            "{} is not seen.",
+            "{} is no longer present.",
+            "The {} has resolved.",
+            "The previously seen {} has completely resolved.",
+            "{} seen previously has resolved.",
+            "The {} in the left lower lobe has cleared.",
+            "Interval resolution of the right {}.",
+            "There has been resolution of the {}.",
+            "{} ruled out.",
+            "{} is unlikely.",
+            "{}: none.",
+            "{}: No",
+            "Neither fracture nor {}.",
+            "Mild scoliosis without {}.",
+        ],
+    )
+    @pytest.mark.parametrize("word", ["pleural effusion", "Pneumothorax", "pulmonary edema"])
+    def test_denied(self, text, word):
+        text = text.format(word)
+        text = text[0].upper() + text[1:]
+        assert (present(text), len(denied(text))) == (set(), 1), text
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "{}.",
+            "Small {}.",
+            "Non-specific {}.",
+            "No change in the {}.",
+            "No significant interval change in {}.",
+            "Without significant change in the {}.",
+            "The {} has not changed.",
+            "The {} has not resolved.",
+            "Cannot exclude {}.",
+            "{} cannot be excluded.",
+            "{} is not excluded.",
+            "Findings may represent {}.",
+            "No fracture, but there is {}.",
+            "No fracture. {}.",
+            "No cardiac silhouette abnormality; {} persists.",
+            "Incomplete resolution of the {}.",
+            "{}: small.",
+        ],
+    )
+    @pytest.mark.parametrize("word", ["pleural effusion", "pneumothorax", "pulmonary edema"])
+    def test_not_denied(self, text, word):
+        text = text.format(word)
+        text = text[0].upper() + text[1:]
+        assert (len(present(text)), denied(text)) == (1, set()), text
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "History of {}.",
+            "Evaluate for {}.",
+            "Rule out {}.",
+            "Follow-up to exclude {}.",
+            "Clinical correlation for {} is advised.",
+            "Please call if there is concern for {}.",
+        ],
+    )
+    def test_what_is_not_said_of_this_image_is_no_mention(self, text):
+        assert reports.find(text.format("pneumonia")) == []
+
+    def test_lists_are_denied_as_a_whole(self):
+        four = {"Consolidation", "Pleural Effusion", "Pneumothorax", "Edema"}
+        assert denied("No focal consolidation, pleural effusion, pneumothorax or edema.") == four
+        assert denied("Consolidation, atelectasis, and effusion in the left lower lobe have cleared.") == {
+            "Consolidation",
+            "Atelectasis",
+            "Pleural Effusion",
+        }
+
+    def test_a_contrast_ends_the_denial(self):
+        for text in (
+            "No pneumothorax but small effusion.",
+            "No pneumothorax, small effusion.",
+            "No pneumothorax with small bilateral effusions.",
+            "No pneumothorax; effusion.",
+            "No pneumothorax, however the effusion persists.",
+            "There is no pneumothorax and the small effusion is unchanged.",
+            "No pneumothorax, this may represent an effusion.",
+        ):
+            assert (present(text), denied(text)) == ({"Pleural Effusion"}, {"Pneumothorax"}), text
+
+    def test_what_is_less_likely_is_what_stands_behind(self):
+        assert present("Atelectasis, less likely pneumonia.") == {"Atelectasis", "Pneumonia"}
+        assert denied("Pneumonia is less likely given the clear lungs.") == {"Pneumonia"}
+
+    def test_hedges_are_marked(self):
+        hedged = {m.name: m.uncertain for m in reports.mentions("Small effusion. Opacity may represent pneumonia.")}
+        assert hedged == {"Pleural Effusion": False, "Lung Opacity": True, "Pneumonia": True}
+
+
+class TestLexicon:
+    @pytest.mark.parametrize(
+        ("text", "name"),
+        [
+            ("bibasilar atelectatic changes", "Atelectasis"),
+            ("plate-like collapse", "Atelectasis"),
+            ("loss of lung volume", "Atelectasis"),
+            ("The heart is mildly enlarged", "Cardiomegaly"),
+            ("Cardiac silhouette is again enlarged", "Cardiomegaly"),
+            ("heart size upper limits of normal or mildly enlarged", "Cardiomegaly"),
+            ("alveolar consolidation", "Consolidation"),
+            ("pulmonary vascular congestion", "Edema"),
+            ("mild central vascular prominence", "Edema"),
+            ("the pulmonary vasculature is engorged", "Edema"),
+            ("CHF", "Edema"),
+            ("patchy airspace disease", "Lung Opacity"),
+            ("ill-defined infiltrate", "Lung Opacity"),
+            ("blunting of the left costophrenic angle", "Pleural Effusion"),
+            ("left costophrenic sulcus is blunted", "Pleural Effusion"),
+            ("multifocal pneumonia", "Pneumonia"),
+            ("infectious process", "Pneumonia"),
+            ("small PTX", "Pneumothorax"),
+        ],
+    )
+    def test_words_that_name_a_finding(self, text, name):
+        assert only(text).name == name
+        assert reports.name_in(text, name).lower() in text.lower()
+        assert reports.name_in(text, name)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "The heart size is normal.",
+            "pericardial effusion",
+            "joint effusion",
+            "soft tissue edema",
+            "subcutaneous edema",
+            "old granulomatous infection",
+            "prior histoplasmosis infection",
+            "Heart size and pulmonary XXXX appear normal.",
+        ],
+    )
+    def test_words_that_do_not(self, text):
+        assert reports.find(text) == []
+
+    def test_normal_vessels_are_denied_congestion(self):
+        assert denied("Pulmonary vascular engorgement appears within limits of normal.") == {"Edema"}
+
+    @pytest.mark.parametrize("word", ["hydropneumothorax", "hemopneumothorax", "haemopneumothorax"])
+    def test_air_and_fluid_are_two_findings(self, word):
+        assert present(f"Large left {word}.") == {"Pleural Effusion", "Pneumothorax"}
+        for name in ("Pleural Effusion", "Pneumothorax"):
+            assert reports.name_in(f"Large left {word}", name) == word
+
+    def test_name_in_is_verbatim(self):
+        assert reports.name_in("Enlarged Cardiac Silhouette, again", "Cardiomegaly") == "Enlarged Cardiac Silhouette"
+        assert reports.name_in("clear lungs", "Cardiomegaly") == ""
+        # A letter that grows when lowered must not shift the place.
+        assert reports.name_in("İİ small Effusion", "Pleural Effusion") == "Effusion"
+        with pytest.raises(ValueError, match="unknown finding 'Fracture': expected one of Atelectasis"):
+            reports.name_in("fracture", "Fracture")
+
+    def test_normal(self):
+        assert reports.normal("Clear lungs. No effusion. Heart size normal.")
+        for text in (
+            "Small effusion.",
+            "Scoliosis.",
+            "Calcified granuloma.",
+            "Right central venous line.",
+            "Pacemaker.",
+        ):
+            assert not reports.normal(text), text
+
+
+class TestPlaceAndGrade:
+    @pytest.mark.parametrize(
+        ("text", "side"),
+        [
+            ("Left effusion.", "left"),
+            ("Right-sided effusion.", "right"),
+            ("Bilateral effusions.", "bilateral"),
+            ("Left and right effusions.", "bilateral"),
+            ("Effusions, left greater than right.", "bilateral"),
+            ("Bibasilar opacities.", "bilateral"),
+            ("RLL opacity.", "right"),
+            ("Lingular opacity.", "left"),
+            ("Right middle lobe opacity.", "right"),
+            ("Effusion.", None),
+        ],
+    )
+    def test_side(self, text, side):
+        assert only(text).side == side
+
+    def test_each_finding_of_a_sentence_has_its_own_side(self):
+        found = {f.name: f.side for f in reports.find("Patchy right upper lobe consolidation and small left effusion.")}
+        assert found == {"Consolidation": "right", "Pleural Effusion": "left"}
+
+    def test_one_place_holds_for_all_that_explain_it(self):
+        found = reports.find("Left lower lobe opacity, atelectasis versus pneumonia.")
+        assert [(f.name, f.side, f.zone) for f in found] == [
+            (name, "left", "lower") for name in ("Lung Opacity", "Atelectasis", "Pneumonia")
+        ]
+
+    def test_the_side_of_another_finding_is_not_that_of_an_edema(self):
+        for text in ("Moderate edema and small left upper lobe pneumonia.", "Small left pneumonia and moderate edema."):
+            found = {f.name: (f.side, f.zone) for f in reports.find(text)}
+            assert found["Edema"] == (None, None)
+            assert found["Pneumonia"][0] == "left"
+        assert only("Left perihilar edema.").side == "left"
+
+    @pytest.mark.parametrize(
+        ("text", "severity"),
+        [
+            ("Tiny effusion.", "mild"),
+            ("Mild to moderate effusion.", "moderate"),
+            ("Large effusion.", "severe"),
+            ("Borderline heart size.", "borderline"),
+            ("Effusion.", None),
+            # What is significant here is the change, and what is gross the estimate.
+            ("No significant change in the effusion.", None),
+            ("Grossly stable effusion.", None),
+        ],
+    )
+    def test_severity(self, text, severity):
+        assert only(text).severity == severity
+
+    def test_zone(self):
+        zones = {
+            "apical": "Apical",
+            "upper": "Upper lobe",
+            "mid": "Mid lung",
+            "basal": "Basilar",
+            "retrocardiac": "Retrocardiac",
+        }
+        assert {zone: only(f"{words} opacity.").zone for zone, words in zones.items()} == {z: z for z in zones}
+
+
+class TestPhrases:
+    @pytest.mark.parametrize(
+        ("text", "phrases"),
+        [
+            ("IMPRESSION: 1. Small effusion 2. No edema 3. Pneumonia.", ["Small effusion", "No edema", "Pneumonia"]),
+            ("FINDINGS:\n1. Small left effusion.\n2. Mild edema.", ["Small left effusion", "Mild edema"]),
+            ("Possibly atelectasis and/or pneumonia.", ["Possibly atelectasis", "pneumonia"]),
+            (
+                "Large right pneumothorax with visible pleural line and mild edema.",
+                ["Large right pneumothorax with visible pleural line", "mild edema"],
+            ),
+            ("No effusion or\n pneumothorax is seen.", ["No effusion or\n pneumothorax is seen"] * 2),
+            ("## Findings\nSmall effusion\n\n## Impression\nEdema", ["Small effusion", "Edema"]),
+        ],
+    )
+    def test_by_hand(self, text, phrases):
+        assert [f.phrase for f in reports.find(text)] == phrases
+
+    def test_a_statement_made_twice_is_returned_once(self):
+        assert len(reports.find("FINDINGS: Small effusion.\nIMPRESSION: Small effusion.")) == 1
+        assert len(reports.find("FINDINGS: Small effusion.\nIMPRESSION: Left effusion.")) == 2
+
+    @given(
+        st.lists(
+            st.sampled_from(
+                [
+                    "small left pleural effusion",
+                    "mild edema",
+                    "no pneumothorax",
+                    "Right upper lobe opacity, possibly pneumonia",
+                    "cardiomegaly and bibasilar atelectasis",
+                    "consolidation without effusion",
+                    "XXXX infiltrate",
+                ]
+            ),
+            min_size=1,
+            max_size=5,
+        ),
+        st.sampled_from(["{}.", "FINDINGS: {}.", "INDICATION: XXXX.\nIMPRESSION:\n{}."]),
+        st.sampled_from([". ", ".\n", ".\n\n", "; "]),
+        st.booleans(),
+    )
+    @settings(max_examples=60, deadline=None)
+    def test_phrases_are_verbatim_and_can_be_found_in_the_prompt(self, statements, form, joint, shout):
+        text = form.format(joint.join(statements))
+        text = text.upper() if shout else text
+        prompt = reports.prompt(text)
+        found = reports.find(text)
+        assert found
+        for f in found:
+            assert f.phrase in text
+            first, last = reports._locate(prompt, f.phrase)
+            assert reports.name_in(prompt[first:last], f.name)
+
+    def test_mentions_name_what_they_point_at(self):
+        text = "FINDINGS: The heart is enlarged. Small left pleural effusion, no pneumothorax. Scoliosis."
+        words = [(m.name, text[m.start : m.end]) for m in reports.mentions(text)]
+        assert words == [
+            ("Cardiomegaly", "heart is enlarged"),
+            ("Pleural Effusion", "pleural effusion"),
+            ("Pneumothorax", "pneumothorax"),
+            ("", "Scoliosis"),
+        ]
+
+
+@pytest.fixture(scope="module")
+def tokenizers() -> dict:
+    return {
+        "clip": models.random_pipeline("sd").tokenizer,
+        "bert": models.random_pipeline("bert").tokenizer,
+        "minilm": models.minilm()[0],
+    }
+
+
+def covered(tokenizer, prompt: str, phrase: str) -> str:
+    """The text of the tokens at the positions, without blanks and case."""
+    ids = tokenizer(prompt, padding="max_length", truncation=True, max_length=tokenizer.model_max_length).input_ids
+    positions = reports.token_positions(tokenizer, prompt, phrase)
+    assert positions == sorted(set(positions))
+    return "".join(tokenizer.decode([ids[i] for i in positions]).split()).lower()
+
+
+def squeezed(text: str) -> str:
+    return "".join(text.split()).lower()
+
+
+@pytest.mark.parametrize("kind", ["clip", "bert", "minilm"])
+class TestTokenPositions:
+    def test_whole_words_by_hand(self, kind, tokenizers):
+        # Start token, then "small", "left", "effusion": the lexicon of the small tokenizers has them whole.
+        positions = reports.token_positions(tokenizers[kind], "small left effusion", "small left")
+        assert positions == [1, 2]
+
+    @pytest.mark.parametrize(
+        ("prompt", "phrase", "expected"),
+        [
+            ("Small LEFT pleural effusion.", "left Pleural effusion", "leftpleuraleffusion"),
+            ("No, effusion; (small)", "small", "small"),
+            ("A moderately-sized effusion", "sized effusion", "sizedeffusion"),
+            ("small   left\neffusion", "small left effusion", "smalllefteffusion"),
+            ("effusions and effusion", "effusion", "effusion"),
+            ("stable since. small effusion", "Stable since XXXX. small", "stablesince.small"),
+            ("opacity 1.5 cm/year", "1.5 cm", "1.5cm"),
+        ],
+    )
+    def test_case_punctuation_and_blanks(self, kind, prompt, phrase, expected, tokenizers):
+        assert covered(tokenizers[kind], prompt, phrase) == expected
+
+    def test_whole_words_come_before_parts_of_words(self, kind, tokenizers):
+        one = reports.token_positions(tokenizers[kind], "effusions then effusion", "effusion")
+        assert one[0] > 2
+        # Where there is no whole word, a part of one counts: the token that holds it.
+        assert reports.token_positions(tokenizers[kind], "small", "mal") == [1]
+
+    @given(data=st.data())
+    @settings(max_examples=40, deadline=None)
+    def test_tokens_cover_exactly_the_phrase(self, kind, data, tokenizers):
+        words = data.draw(
+            st.lists(
+                st.sampled_from(["small", "left", "effusion", "no", "lung", "opacity"])
+                | st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=5),
+                min_size=1,
+                max_size=5,
+            )
+        )
+        first = data.draw(st.integers(0, len(words) - 1))
+        last = data.draw(st.integers(first + 1, len(words)))
+        joint = data.draw(st.sampled_from([" ", ", ", ". ", "  "]))
+        phrase = joint.join(words[first:last])
+        assert covered(tokenizers[kind], joint.join(words), phrase) == squeezed(phrase)
+
+    def test_the_last_position_that_fits_and_the_first_that_does_not(self, kind, tokenizers):
+        """Truncation keeps the closing token, so the words end one before it."""
+        tokenizer = tokenizers[kind]
+        length = tokenizer.model_max_length
+        assert reports.token_positions(tokenizer, "lung " * (length - 3) + "small", "small") == [length - 2]
+        with pytest.raises(
+            ValueError, match=rf"'small' is cut off: the prompt has {length + 1} tokens .* takes {length}"
+        ):
+            reports.token_positions(tokenizer, "lung " * (length - 2) + "small", "small")
+
+    def test_a_phrase_cut_in_the_middle_is_refused(self, kind, tokenizers):
+        length = tokenizers[kind].model_max_length
+        with pytest.raises(ValueError, match=r"'left small' is cut off.*shorten the prompt"):
+            reports.token_positions(tokenizers[kind], "lung " * (length - 3) + "left small", "left small")
+
+    def test_what_is_not_there_is_refused(self, kind, tokenizers):
+        for prompt in ("clear lungs", "", "effusio n"):
+            with pytest.raises(ValueError, match="the phrase 'effusion' is not in the prompt"):
+                reports.token_positions(tokenizers[kind], prompt, "effusion")
+        for phrase in ("", " \n"):
+            with pytest.raises(ValueError, match="the phrase is empty"):
+                reports.token_positions(tokenizers[kind], "clear lungs", phrase)
+
+
+def test_a_tokenizer_without_offsets_is_refused():
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(ValueError, match="Slow reports no character offsets"):
+        reports.token_positions(Slow(), "small effusion", "effusion")
+
+
+def test_every_finding_is_named_by_its_own_name():
+    for name in FINDINGS:
+        assert only(f"{name}.").name == name

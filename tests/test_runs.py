@@ -1,0 +1,336 @@
+"""What a run leaves behind: files whole or not at all (disk full, process killed), names, records, exit codes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import SafetensorError
+
+from chestxai import runs
+
+needs_dev_full = pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full on this system")
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [p.name for p in folder.iterdir() if p.suffix == ".part"]
+
+
+class TestReplacing:
+    def test_writes_text_and_bytes_and_makes_folders(self, tmp_path):
+        path = tmp_path / "a" / "b" / "c.txt"
+        assert runs.write_atomic(path, "für\n") == path
+        assert path.read_bytes() == "für\n".encode()
+        runs.write_atomic(str(path), b"\x00\xff")
+        assert path.read_bytes() == b"\x00\xff"
+        assert leftovers(path.parent) == []
+
+    def test_permissions_are_those_of_any_other_file(self, tmp_path):
+        (tmp_path / "usual").touch()
+        runs.write_atomic(tmp_path / "atomic", "x")
+        runs.save_tensors(tmp_path / "tensors", {"x": torch.ones(1)})
+        modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in tmp_path.iterdir()}
+        assert len(set(modes.values())) == 1, modes
+
+    @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), OSError(errno.EIO, "disk on fire")])
+    def test_a_failing_write_leaves_the_old_file_and_nothing_else(self, error, tmp_path):
+        path = tmp_path / "a.json"
+        runs.write_atomic(path, "old")
+
+        def write():
+            with runs.replacing(path) as part:
+                part.write_text("half of the ne")
+                raise error
+
+        with pytest.raises(OSError if isinstance(error, OSError) else type(error)):
+            write()
+        assert path.read_text() == "old"
+        assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+    def test_nobody_sees_the_file_before_it_is_whole(self, tmp_path):
+        with runs.replacing(tmp_path / "a") as part:
+            part.write_text("half")
+            assert not (tmp_path / "a").exists()
+            assert part.parent == tmp_path
+        assert (tmp_path / "a").read_text() == "half"
+
+    def test_two_writers_at_once_do_not_share_a_part(self, tmp_path):
+        with runs.replacing(tmp_path / "a") as one, runs.replacing(tmp_path / "a") as two:
+            one.write_text("one")
+            two.write_text("two")
+        assert (tmp_path / "a").read_text() == "one"
+
+    @needs_dev_full
+    def test_a_full_disk_is_told_with_the_file_and_the_remedy(self, tmp_path, monkeypatch):
+        """/dev/full answers every write as a full disk does: the part is turned into a link to it."""
+        path = runs.write_json(tmp_path / "out.json", "old")
+        monkeypatch.setattr(Path, "touch", lambda part, exist_ok: part.symlink_to("/dev/full"))
+        with pytest.raises(
+            OSError, match=r"cannot write .*out\.json: .*No space left.*free some disk space and run again"
+        ):
+            runs.write_json(path, list(range(100)))
+        assert runs.read_json(path) == "old"
+        assert leftovers(tmp_path) == []
+
+    def test_a_full_disk_under_tensors_is_told_alike(self, tmp_path, monkeypatch):
+        # safetensors makes a file of its own, which cannot be led to /dev/full, and has its own way to tell.
+        def full(tensors, filename, metadata):
+            Path(filename).write_bytes(b"half")
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+        path = runs.save_tensors(tmp_path / "out", {"x": torch.ones(1)})
+        monkeypatch.setattr(runs, "save_file", full)
+        with pytest.raises(OSError, match=r"cannot write .*out: .*No space left.*free some disk space and run again"):
+            runs.save_tensors(path, {"x": torch.zeros(1)})
+        assert runs.load_tensors(path)["x"] == 1
+        assert leftovers(tmp_path) == []
+
+    def test_a_forbidden_folder_is_told_with_another_remedy(self, tmp_path, monkeypatch):
+        def refuse(part, path):
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(Path, "replace", refuse)
+        with pytest.raises(OSError, match=r"cannot write .*a\.txt: .*Remedy: check the folder's permissions"):
+            runs.write_atomic(tmp_path / "a.txt", "x")
+        assert leftovers(tmp_path) == []
+
+    def test_a_file_in_the_place_of_a_folder_is_named(self, tmp_path):
+        (tmp_path / "a").write_text("I am a file")
+        with pytest.raises(OSError, match=r"cannot write .*a/b/c\.txt: .*a"):
+            runs.write_atomic(tmp_path / "a" / "b" / "c.txt", "x")
+        assert (tmp_path / "a").read_text() == "I am a file"
+
+    def test_a_folder_in_the_place_of_the_file_is_named(self, tmp_path):
+        (tmp_path / "a").mkdir()
+        with pytest.raises(OSError, match=r"cannot write .*/a: ") as caught:
+            runs.write_atomic(tmp_path / "a", "x")
+        # Permissions are not what is wrong here.
+        assert "Remedy" not in str(caught.value)
+        assert leftovers(tmp_path) == []
+
+
+# Writes "a"s and "b"s in turn for ever, and says so after the first whole file; told "half", it stops in the middle.
+_WRITER = """
+import sys, time
+from chestxai import runs
+path, how = sys.argv[1:]
+runs.write_atomic(path, "a" * 3_000_000)
+print("ready", flush=True)
+while how == "loop":
+    for letter in "ba":
+        runs.write_atomic(path, letter * 3_000_000)
+with runs.replacing(path) as part, open(part, "w") as file:
+    file.write("b" * 1_500_000)
+    file.flush()
+    print("half", flush=True)
+    time.sleep(60)
+"""
+
+
+class TestKilled:
+    @pytest.mark.parametrize("how", ["half", "loop"])
+    def test_sigkill_leaves_the_old_or_the_new_file_never_half(self, how, tmp_path):
+        path = tmp_path / "model.bin"
+        with subprocess.Popen([sys.executable, "-c", _WRITER, str(path), how], stdout=subprocess.PIPE) as writer:
+            for _ in range(2 if how == "half" else 1):
+                assert writer.stdout.readline()
+            if how == "loop":
+                time.sleep(0.1)
+            writer.send_signal(signal.SIGKILL)
+            assert writer.wait() == -signal.SIGKILL
+        content = path.read_text()
+        assert len(content) == 3_000_000
+        assert set(content) == {"a"} if how == "half" else len(set(content)) == 1
+        # What the killed writer could not tidy up disturbs no later one.
+        runs.write_atomic(path, "again")
+        assert path.read_text() == "again"
+
+
+class TestJson:
+    @given(
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+            lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        )
+    )
+    @settings(max_examples=40, deadline=None)
+    def test_what_is_written_is_read(self, value):
+        with tempfile.TemporaryDirectory() as folder:
+            assert runs.read_json(runs.write_json(Path(folder) / "a.json", value)) == value
+
+    @pytest.mark.parametrize("number", [math.nan, math.inf, np.float64("nan")])
+    def test_nan_is_refused_and_the_old_file_kept(self, number, tmp_path):
+        path = runs.write_json(tmp_path / "a.json", {"fid": 1.5})
+        with pytest.raises(ValueError, match=r"a\.json: cannot be written as JSON"):
+            runs.write_json(path, {"scores": [0.5, number]})
+        assert runs.read_json(path) == {"fid": 1.5}
+        assert leftovers(tmp_path) == []
+
+    @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe\x00", b"\x00" * 40])
+    def test_damage_is_named(self, content, tmp_path):
+        (tmp_path / "run.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"run\.json: not valid JSON \(.+\)"):
+            runs.read_json(tmp_path / "run.json")
+
+    def test_a_missing_file_is_named(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"run\.json"):
+            runs.read_json(tmp_path / "run.json")
+
+    def test_files_are_utf8_whatever_the_locale(self, tmp_path):
+        code = f"import json; from chestxai import runs; print(ascii(runs.read_json({str(tmp_path / 'a.json')!r})))"
+        (tmp_path / "a.json").write_text('"é"', encoding="utf-8")
+        environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        assert done.stdout.strip() == r"'\xe9'", done.stderr
+
+
+class TestTensors:
+    def test_round_trip_with_metadata(self, tmp_path):
+        half = torch.tensor(1.5, dtype=torch.bfloat16)
+        tensors = {"not contiguous": torch.arange(6).reshape(2, 3).T, "empty": torch.zeros(0, 4), "half": half}
+        path = runs.save_tensors(tmp_path / "x.safetensors", tensors, {"identity": "ab"})
+        loaded = runs.load_tensors(path)
+        assert set(loaded) == set(tensors)
+        for name, tensor in tensors.items():
+            assert loaded[name].dtype == tensor.dtype
+            assert torch.equal(loaded[name], tensor)
+        assert runs.tensor_metadata(path) == {"identity": "ab"}
+        assert runs.tensor_metadata(runs.save_tensors(tmp_path / "y", {"a": torch.ones(1)})) == {}
+
+    def test_a_trained_tensor_is_saved_without_its_graph(self, tmp_path):
+        weight = torch.ones(3, requires_grad=True)
+        assert not runs.load_tensors(runs.save_tensors(tmp_path / "x", {"w": weight * 2}))["w"].requires_grad
+
+    @pytest.mark.parametrize("damage", ["empty", "cut", "text", "header"])
+    @pytest.mark.parametrize("read", [runs.load_tensors, runs.tensor_metadata])
+    def test_damage_is_named(self, damage, read, tmp_path):
+        path = runs.save_tensors(tmp_path / "x.safetensors", {"a": torch.ones(100)})
+        content = path.read_bytes()
+        damaged = {"empty": b"", "cut": content[:200], "text": b"<html>404</html>", "header": b"\xff" * 8 + content[8:]}
+        path.write_bytes(damaged[damage])
+        with pytest.raises(ValueError, match=r"x\.safetensors: damaged or not a safetensors file .*delete it"):
+            read(path)
+
+    @pytest.mark.parametrize("read", [runs.load_tensors, runs.tensor_metadata])
+    def test_a_missing_file_is_named(self, read, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"x\.safetensors"):
+            read(tmp_path / "x.safetensors")
+
+
+class TestNames:
+    def test_sha256_known_answer(self, tmp_path):
+        (tmp_path / "abc").write_bytes(b"abc")
+        assert runs.sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+    def test_a_fingerprint_never_changes(self):
+        # Runs on disk are found again by these names: a change here makes every one of them anew.
+        assert runs.fingerprint("demo", {"lr": 5e-5, "steps": 100}, [1, None, True]) == "810744011773af33"
+
+    @given(st.dictionaries(st.text(), st.integers() | st.text() | st.lists(st.floats(allow_nan=False))), st.randoms())
+    def test_the_order_of_keys_is_no_difference(self, values, random):
+        items = list(values.items())
+        random.shuffle(items)
+        assert runs.fingerprint(dict(items)) == runs.fingerprint(values)
+        assert runs.fingerprint({"outer": dict(items)}) == runs.fingerprint({"outer": values})
+
+    def test_what_differs_differs(self):
+        values = [(), ("a",), ("a", "b"), ("ab",), (["a", "b"],), ({"a": "b"},), (1,), ("1",), (None,), (0.1,), (True,)]
+        assert len({runs.fingerprint(*v) for v in values}) == len(values)
+
+    def test_paths_sets_and_numpy_scalars_are_plain_values(self):
+        assert runs.fingerprint(Path("a") / "b") == runs.fingerprint(os.path.join("a", "b"))
+        assert runs.fingerprint({"b", "a", "c"}) == runs.fingerprint(["a", "b", "c"])
+        assert runs.fingerprint(np.int64(3), np.float64(0.5)) == runs.fingerprint(3, 0.5)
+        assert runs.fingerprint((1, (2,))) == runs.fingerprint([1, [2]])
+
+    @pytest.mark.parametrize("value", [object(), np.arange(10_000), torch.ones(2), lambda: 0])
+    def test_a_value_without_a_stable_text_is_refused(self, value):
+        # An object's text holds its address, that of a long array an ellipsis: neither names the value.
+        with pytest.raises(TypeError, match="plain values, not of"):
+            runs.fingerprint({"a": [value]})
+
+    def test_the_same_in_another_process(self):
+        code = "from chestxai import runs; print(runs.fingerprint({'x': {'c', 'a', 'b'}, 'a': 0.1}))"
+        environment = {**os.environ, "PYTHONHASHSEED": "7"}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+        assert done.stdout.strip() == runs.fingerprint({"a": 0.1, "x": {"a", "b", "c"}})
+
+
+class TestRecord:
+    def test_says_what_a_run_must_say(self):
+        record = runs.record()
+        assert torch.__version__.startswith(record["versions"]["torch"].split("+")[0])
+        assert set(record) == {"versions", "python", "device", "threads", "commit", "peak_memory_gb"}
+        assert 0.05 < record["peak_memory_gb"] < 1000
+        json.dumps(record, allow_nan=False)
+
+    def test_needs_no_git(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert runs.record()["commit"] is None
+
+    def test_peak_memory_is_in_gigabytes(self):
+        now = psutil.Process().memory_info().rss / 1e9
+        assert now <= runs.peak_memory() * 1.01
+        assert runs.peak_memory() < 100 * now
+
+
+class TestProgress:
+    def test_a_log_gets_a_few_lines_only(self, capfd, monkeypatch):
+        monkeypatch.delenv("CHESTXAI_STATUS", raising=False)
+        assert list(runs.progress(range(5000), "counting")) == list(range(5000))
+        shown = capfd.readouterr().err
+        assert "counting: 100%" in shown
+        assert shown.count("\r") <= 4
+
+
+class TestCommand:
+    def outcome(self, main, capsys) -> tuple[object, str]:
+        with pytest.raises(SystemExit) as stopped:
+            runs.command(main)
+        return stopped.value.code, capsys.readouterr().err
+
+    def test_success(self, capsys):
+        assert self.outcome(lambda: None, capsys) == (0, "")
+        assert self.outcome(lambda: 3, capsys) == (3, "")
+
+    @pytest.mark.parametrize("error", [ValueError("no such split"), FileNotFoundError(2, "No such file", "x.csv")])
+    def test_an_error_one_can_act_on_is_one_line(self, error, capsys):
+        def main():
+            raise error
+
+        assert self.outcome(main, capsys) == (2, f"error: {error}\n")
+
+    def test_a_long_error_is_one_line_too(self, capsys):
+        def main():
+            # As pydantic lists what is wrong with a profile: one problem a line.
+            raise ValueError("2 problems\nsteps\n  must be positive\nlr\n  must be positive")
+
+        assert self.outcome(main, capsys) == (2, "error: 2 problems steps must be positive lr must be positive\n")
+
+    def test_ctrl_c(self, capsys):
+        def main():
+            raise KeyboardInterrupt
+
+        code, told = self.outcome(main, capsys)
+        assert code == 130
+        assert told.count("\n") == 1
+        assert "finished work is kept" in told
+
+    def test_a_bug_keeps_its_traceback(self):
+        with pytest.raises(ZeroDivisionError):
+            runs.command(lambda: 1 // 0)

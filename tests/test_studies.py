@@ -1,0 +1,393 @@
+"""The record of a study and the geometry of a frame: answers by hand, invariants, files as archives hold them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import tempfile
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from chestxai.studies import (
+    FINDINGS,
+    Box,
+    Finding,
+    Frame,
+    Study,
+    box_of,
+    phrases,
+    read_image,
+    split_by_patient,
+    to_images,
+)
+
+fits = st.sampled_from(["crop", "letterbox"])
+
+
+@st.composite
+def frames_and_boxes(draw) -> tuple[Frame, Box]:
+    """A frame of any shape and a box on the pixel grid of its original image."""
+    height, width = draw(st.integers(16, 120)), draw(st.integers(16, 120))
+    w, h = draw(st.integers(4, width)), draw(st.integers(4, height))
+    x, y = draw(st.integers(0, width - w)), draw(st.integers(0, height - h))
+    return Frame(height, width, draw(st.integers(8, 96)), draw(fits)), Box(float(x), float(y), float(w), float(h))
+
+
+def filled(height: int, width: int, box: Box) -> np.ndarray:
+    image = np.zeros((height, width), np.uint8)
+    image[round(box.y) : round(box.y + box.h), round(box.x) : round(box.x + box.w)] = 255
+    return image
+
+
+def study(id: str = "s", patient: str = "p", **options: object) -> Study:
+    given = {"source": "made", "split": "test", "report": "", "size": (8, 8), "array": np.full((8, 8), 7, np.uint8)}
+    return Study(id, patient, **(given | options))
+
+
+class TestBox:
+    @pytest.mark.parametrize("numbers", [(0, 0, 0, 1), (0, 0, 1, -1), (np.nan, 0, 1, 1), (0, 0, np.inf, 1)])
+    def test_refuses_what_is_no_box(self, numbers):
+        with pytest.raises(ValueError, match="a box needs finite x, y and positive w, h"):
+            Box(*numbers)
+
+    def test_clipping(self):
+        assert Box(-2, 3, 5, 4).clipped(6, 10) == Box(0, 3, 3, 3)
+        assert Box(2, 3, 5, 4).clipped(10, 10) == Box(2, 3, 5, 4)
+        # Touching the edge from outside is being outside.
+        assert Box(10, 0, 5, 5).clipped(10, 10) is None
+        assert Box(-5, 0, 5, 5).clipped(10, 10) is None
+
+    def test_box_of_a_mask_by_hand(self):
+        mask = np.zeros((5, 7), dtype=bool)
+        mask[1, 2] = mask[3, 5] = True
+        assert box_of(mask) == Box(2, 1, 4, 3)
+        assert box_of(np.zeros((5, 7), dtype=bool)) is None
+        assert box_of(np.ones((5, 7), dtype=bool)) == Box(0, 0, 7, 5)
+
+    @given(frames_and_boxes())
+    def test_box_of_is_tight(self, drawn):
+        frame, box = drawn
+        assert box_of(filled(frame.height, frame.width, box) > 0) == box
+
+
+class TestFrameByHand:
+    def test_crop_of_a_wide_image(self):
+        # 200 × 300 into 100²: the central square is columns 50 to 250, scaled by one half.
+        frame = Frame(200, 300, 100, "crop")
+        assert (frame.scale, frame.offset) == (0.5, (-25.0, 0.0))
+        assert frame.box(Box(100, 20, 40, 60)) == Box(25, 10, 20, 30)
+        assert frame.kept(Box(100, 20, 40, 60)) == 1
+
+    def test_crop_of_a_tall_image(self):
+        frame = Frame(300, 200, 100, "crop")
+        assert (frame.scale, frame.offset) == (0.5, (0.0, -25.0))
+        assert frame.box(Box(20, 100, 60, 40)) == Box(10, 25, 30, 20)
+
+    def test_crop_cuts_a_box_and_says_how_much(self):
+        frame = Frame(200, 300, 100, "crop")
+        # Columns 30 to 70: half of it lies left of column 50.
+        assert frame.box(Box(30, 0, 40, 20)) == Box(0, 0, 10, 10)
+        assert frame.kept(Box(30, 0, 40, 20)) == 0.5
+        assert frame.box(Box(0, 0, 50, 20)) is None
+        assert frame.kept(Box(0, 0, 50, 20)) == 0
+
+    def test_letterbox_keeps_everything(self):
+        # 200 × 300 into 150²: scaled by one half, 100 rows between two black bars of 25.
+        frame = Frame(200, 300, 150, "letterbox")
+        assert (frame.scale, frame.offset) == (0.5, (0.0, 25.0))
+        assert frame.box(Box(0, 0, 300, 200)) == Box(0, 25, 150, 100)
+        assert frame.kept(Box(0, 0, 300, 200)) == 1
+        image = frame.image(np.full((200, 300), 90, np.uint8))
+        assert (image[25:125] == 90).all()
+        assert not image[:25].any()
+        assert not image[125:].any()
+
+    def test_a_letterbox_bar_may_end_inside_a_pixel(self):
+        # 100 × 77 into 64²: 49.28 columns of content from 7.36 to 56.64; the pixels at its ends are partly covered.
+        image = Frame(100, 77, 64, "letterbox").image(np.full((100, 77), 100, np.uint8))
+        assert (image[:, 8:56] == 100).all()
+        assert set(image[:, 7]) == {64}
+        assert set(image[:, 56]) == {64}
+        assert not image[:, :7].any()
+        assert not image[:, 57:].any()
+
+    def test_an_odd_difference_is_centred_on_half_a_pixel(self):
+        # 4 × 5 into 4²: the central square runs from column 0.5 to 4.5, so every new pixel is the mean of two.
+        ramp = np.tile(np.array([0, 40, 80, 120, 160], np.uint8), (4, 1))
+        assert Frame(4, 5, 4, "crop").image(ramp)[1, 1:3].tolist() == [60, 100]
+
+    def test_an_image_of_the_models_size_is_untouched(self):
+        pixels = np.arange(64, dtype=np.uint8).reshape(8, 8)
+        for fit in ("crop", "letterbox"):
+            assert Frame(8, 8, 8, fit).image(pixels) is pixels
+
+    def test_the_stored_file_may_have_another_resolution_than_the_boxes(self):
+        # Boxes in a 100 × 150 frame, the file three times as large.
+        frame, box = Frame(100, 150, 50, "crop"), Box(61, 30, 30, 24)
+        small = frame.image(filled(100, 150, box))
+        large = frame.image(filled(300, 450, Box(183, 90, 90, 72)))
+        # The same square, with sharper edges.
+        np.testing.assert_array_equal(small >= 128, large >= 128)
+        np.testing.assert_array_equal(large >= 128, frame.mask(Finding("Edema", boxes=(box,))))
+
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (lambda: Frame(8, 8, 8, "stretch"), "fit must be 'crop' or 'letterbox', not 'stretch'"),
+            (lambda: Frame(0, 8, 8), "at least one pixel"),
+            (lambda: Frame(8, 8, 0), "at least one pixel"),
+            (lambda: Frame(8, 8, 4).image(np.zeros((8, 8, 3), np.uint8)), r"grey image.*\(8, 8, 3\)"),
+            (lambda: Frame(8, 8, 4).image(np.zeros((8, 8), np.float32)), "got float32"),
+            (lambda: Frame(80, 80, 4).image(np.zeros((80, 60), np.uint8)), "80 × 60, another shape than its frame"),
+        ],
+    )
+    def test_errors_say_what_is_wrong(self, make, message):
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
+class TestFrameInvariants:
+    @given(frames_and_boxes())
+    @settings(deadline=None)
+    def test_a_filled_box_lands_where_the_frame_says(self, drawn):
+        """The image, the box and the mask are moved by different code: they must agree to a fraction of a pixel."""
+        frame, box = drawn
+        moved = frame.box(box)
+        assume(moved is not None and min(moved.w, moved.h) >= 2)
+        image = frame.image(filled(frame.height, frame.width, box)) / 255
+        pixel = np.arange(frame.size) + 0.5
+        # A pixel, of the original where that is the coarser one.
+        coarse = max(1.0, frame.scale)
+        centre = (image.sum(axis=0) @ pixel / image.sum(), image.sum(axis=1) @ pixel / image.sum())
+        assert centre == pytest.approx((moved.x + moved.w / 2, moved.y + moved.h / 2), abs=0.25 * coarse)
+        # What is blurred over an edge is lost there and won beyond: the area stays, to a tenth of a pixel of outline.
+        assert image.sum() == pytest.approx(moved.area, abs=0.12 * coarse * 2 * (moved.w + moved.h))
+
+    @given(frames_and_boxes())
+    @settings(deadline=None)
+    def test_the_mask_of_a_box_and_of_its_pixels_agree(self, drawn):
+        frame, box = drawn
+        moved = frame.box(box)
+        assume(moved is not None and min(moved.w, moved.h) >= 2)
+        by_box = frame.mask(Finding("Edema", boxes=(box,)))
+        by_pixels = frame.mask(Finding("Edema", mask=filled(frame.height, frame.width, box) > 0))
+        # They may differ at the outline only, and never two pixels deep.
+        y, x = np.mgrid[: frame.size, : frame.size] + 0.5
+        inside = (x > moved.x + 1) & (x < moved.x + moved.w - 1) & (y > moved.y + 1) & (y < moved.y + moved.h - 1)
+        outside = (x < moved.x - 1) | (x > moved.x + moved.w + 1) | (y < moved.y - 1) | (y > moved.y + moved.h + 1)
+        for mask in (by_box, by_pixels):
+            assert mask[inside].all()
+            assert not mask[outside].any()
+
+    @given(frames_and_boxes())
+    def test_kept_is_the_share_of_the_area_that_is_inside(self, drawn):
+        frame, box = drawn
+        kept, moved = frame.kept(box), frame.box(box)
+        assert kept == pytest.approx(0 if moved is None else moved.area / frame.scale**2 / box.area)
+        assert 0 <= kept <= 1
+        if frame.fit == "letterbox":
+            assert kept == pytest.approx(1)
+
+    @given(frames_and_boxes())
+    def test_a_box_never_vanishes_inside_the_frame(self, drawn):
+        frame, box = drawn
+        speck = replace(box, w=0.01, h=0.01)
+        assert frame.mask(Finding("Edema", boxes=(speck,))).sum() == (frame.box(speck) is not None)
+
+    def test_a_mask_never_vanishes_inside_the_frame(self):
+        # One pixel of 64² is a hundredth of a pixel of 8²: it is kept as a thin box would be.
+        mask = np.zeros((64, 64), dtype=bool)
+        mask[17, 42] = True
+        small = Frame(64, 64, 8).mask(Finding("Edema", mask=mask))
+        assert np.argwhere(small).tolist() == [[2, 5]]
+        # The mask may be stored at another resolution than the frame's.
+        large = np.zeros((640, 640), dtype=bool)
+        large[170, 420] = True
+        np.testing.assert_array_equal(Frame(64, 64, 8).mask(Finding("Edema", mask=large)), small)
+        # Outside the crop it is gone, as a box is.
+        mask = np.zeros((64, 200), dtype=bool)
+        mask[17, 3] = True
+        assert not Frame(64, 200, 8, "crop").mask(Finding("Edema", mask=mask)).any()
+
+    def test_several_boxes_make_one_mask(self):
+        boxes = Box(0, 0, 2, 2), Box(6, 6, 2, 2)
+        mask = Frame(8, 8, 4).mask(Finding("Edema", boxes=boxes))
+        assert np.argwhere(mask).tolist() == [[0, 0], [3, 3]]
+        assert not Frame(8, 8, 4).mask(Finding("Edema")).any()
+
+
+class TestReadImage:
+    values = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+
+    def test_grey_png(self, tmp_path):
+        Image.fromarray(self.values).save(tmp_path / "a.png")
+        read = read_image(tmp_path / "a.png")
+        assert read.dtype == np.uint8
+        np.testing.assert_array_equal(read, self.values)
+
+    def test_sixteen_bits_are_scaled_by_their_own_range(self, tmp_path):
+        # A detector of 12 bits in a file of 16, as PadChest has them: 100 is black, 4100 white.
+        Image.fromarray(np.array([[100, 1100], [3100, 4100]], np.uint16)).save(tmp_path / "a.png")
+        assert read_image(tmp_path / "a.png").tolist() == [[0, 64], [191, 255]]
+
+    def test_sixteen_bits_all_alike(self, tmp_path):
+        Image.fromarray(np.full((3, 4), 4000, np.uint16)).save(tmp_path / "a.png")
+        assert not read_image(tmp_path / "a.png").any()
+
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA"])
+    def test_grey_stored_with_colours_is_the_same_grey(self, mode, tmp_path):
+        Image.fromarray(self.values).convert(mode).save(tmp_path / "a.png")
+        np.testing.assert_array_equal(read_image(tmp_path / "a.png"), self.values)
+
+    def test_jpeg(self, tmp_path):
+        Image.fromarray(np.full((16, 24), 130, np.uint8)).save(tmp_path / "a.jpg", quality=95)
+        read = read_image(tmp_path / "a.jpg")
+        assert read.shape == (16, 24)
+        assert np.abs(read.astype(int) - 130).max() <= 1
+
+    @pytest.mark.parametrize(
+        "kind", ["empty", "text", "truncated png", "truncated jpeg", "gigapixels", "missing", "folder"]
+    )
+    def test_what_cannot_be_read_is_named(self, kind, tmp_path):
+        path = tmp_path / "bad.png"
+        noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40)).astype(np.uint8))
+        if kind == "empty":
+            path.touch()
+        elif kind == "text":
+            path.write_text("<html>403 Forbidden</html>")
+        elif kind == "folder":
+            path.mkdir()
+        elif kind == "gigapixels":
+            # Damage in the header: it now promises 20,000 × 20,000 pixels.
+            noise.save(path, "png")
+            content = path.read_bytes()
+            header = b"IHDR" + struct.pack(">II", 20000, 20000) + content[24:29]
+            path.write_bytes(content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:])
+        elif kind.startswith("truncated"):
+            noise.save(path, kind.split()[1])
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(ValueError, match=r"bad\.png: not a readable image \(.+\)"):
+            read_image(path)
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.data())
+    def test_damaged_bytes_never_raise_anything_else(self, data):
+        stored = io.BytesIO()
+        Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(
+            stored, data.draw(st.sampled_from(["png", "jpeg"]))
+        )
+        content = bytearray(stored.getvalue())
+        for _ in range(data.draw(st.integers(1, 3))):
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "x.img"
+            path.write_bytes(content)
+            with contextlib.suppress(ValueError):
+                assert read_image(path).dtype == np.uint8
+
+
+class TestStudy:
+    def test_pixels_of_memory_and_of_a_file(self, tmp_path):
+        Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path / "a.png")
+        assert study().pixels()[0, 0] == 7
+        assert study(array=None, path=tmp_path / "a.png").pixels()[0, 0] == 9
+        with pytest.raises(ValueError, match="study s has neither pixels nor a file"):
+            study(array=None).pixels()
+
+    def test_labels_count_present_findings_only(self):
+        one = study(findings=(Finding("Edema"), Finding("Pneumonia", present=False), Finding("Edema", "again")))
+        assert dict(zip(FINDINGS, one.labels(), strict=True)) == {name: name == "Edema" for name in FINDINGS}
+        assert one.labels().dtype == np.float32
+
+    def test_studies_can_be_keys(self):
+        one = study(findings=(Finding("Edema", mask=np.ones((8, 8), dtype=bool)),), attributes={"age": 3.0})
+        assert {one: 1}[replace(one)] == 1
+
+    def test_phrases_are_present_findings_with_a_place(self):
+        mask = np.zeros((8, 8), dtype=bool)
+        mask[2, 2] = True
+        findings = (
+            Finding("Edema", "edema", mask=mask),
+            Finding("Pneumonia", "pneumonia", boxes=(Box(1, 1, 2, 2),)),
+            Finding("Pneumothorax", "no pneumothorax", present=False, boxes=(Box(1, 1, 2, 2),)),
+            Finding("Atelectasis", "atelectasis"),
+            Finding("Consolidation", "consolidation", mask=np.zeros((8, 8), dtype=bool)),
+        )
+        rows = phrases([study("a", findings=findings), study("b"), study("c", findings=findings[1:2])])
+        assert [row.key for row in rows] == ["a/Edema/edema", "a/Pneumonia/pneumonia", "c/Pneumonia/pneumonia"]
+        assert len({row.key for row in rows}) == len(rows)
+
+
+class TestToImages:
+    def test_one_bad_among_many_is_left_out_and_listed(self, tmp_path):
+        (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n")
+        studies = [study(str(i), array=np.full((8, 8), i, np.uint8)) for i in range(20)]
+        studies[13] = study("13", array=None, path=tmp_path / "bad.png")
+        images, kept, skipped = to_images(studies, 8)
+        assert images.shape == (19, 8, 8)
+        assert images.dtype == np.uint8
+        assert [int(s.id) for s in kept] == images[:, 0, 0].tolist() == [i for i in range(20) if i != 13]
+        assert len(skipped) == 1
+        assert skipped[0].startswith(f"13: {tmp_path / 'bad.png'}: not a readable image")
+
+    def test_a_file_of_another_shape_than_its_frame_is_left_out(self):
+        _, kept, skipped = to_images([study("a"), study("b", array=np.zeros((8, 30), np.uint8))], 4)
+        assert [s.id for s in kept] == ["a"]
+        assert "b: image is 8 × 30, another shape than its frame 8 × 8" in skipped[0]
+
+    def test_all_bad_is_fatal(self, tmp_path):
+        studies = [study(str(i), array=None, path=tmp_path / f"{i}.png") for i in range(3)]
+        with pytest.raises(ValueError, match=r"none of 3 images could be read; the first: 0: .*0\.png"):
+            to_images(studies, 8)
+
+    def test_no_study_is_no_image(self):
+        images, kept, skipped = to_images([], 16)
+        assert (images.shape, images.dtype, kept, skipped) == ((0, 16, 16), np.uint8, [], [])
+
+    def test_progress_sees_every_study(self):
+        seen = []
+        to_images([study("a"), study("b")], 8, progress=lambda items: (seen.append(s.id) or s for s in items))
+        assert seen == ["a", "b"]
+
+
+class TestSplit:
+    fractions = {"train": 0.7, "val": 0.1, "test": 0.2}  # noqa: RUF012
+
+    def many(self, patients: int, visits: int = 1) -> list[Study]:
+        return [study(f"{p}-{v}", f"patient {p}") for v in range(visits) for p in range(patients)]
+
+    def test_no_patient_straddles(self):
+        splits: dict[str, set[str]] = {}
+        for s in split_by_patient(self.many(200, visits=3), self.fractions):
+            splits.setdefault(s.patient, set()).add(s.split)
+        assert all(len(found) == 1 for found in splits.values())
+        assert {name for found in splits.values() for name in found} == set(self.fractions)
+
+    def test_a_patients_split_does_not_depend_on_the_others(self):
+        every = {s.id: s.split for s in split_by_patient(self.many(300), self.fractions)}
+        some = split_by_patient(self.many(300)[::-7], self.fractions)
+        assert all(every[s.id] == s.split for s in some)
+        assert [s.id for s in some] == [s.id for s in self.many(300)[::-7]]
+
+    def test_fractions_come_out_and_seeds_differ(self):
+        first, second = ([s.split for s in split_by_patient(self.many(4000), self.fractions, seed)] for seed in (0, 1))
+        for name, fraction in self.fractions.items():
+            error = (fraction * (1 - fraction) / 4000) ** 0.5
+            assert first.count(name) / 4000 == pytest.approx(fraction, abs=4 * error)
+        assert first != second
+
+    def test_a_split_of_nothing_gets_nobody(self):
+        assert {s.split for s in split_by_patient(self.many(500), {"none": 0.0, "all": 1.0, "last": 0.0})} == {"all"}
+
+    def test_fractions_are_checked(self):
+        for wrong in ({"train": 0.7, "test": 0.2}, {"train": 1.5, "test": -0.5}):
+            with pytest.raises(ValueError, match="at least 0 and sum to 1"):
+                split_by_patient(self.many(1), wrong)
