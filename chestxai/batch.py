@@ -49,11 +49,11 @@ class Chapter:
 
 #: The book's notebooks in the order in which they can run.
 CHAPTERS = (
-    Chapter("01_reports_and_images"),
+    Chapter("01_reports_and_images", weight=40),
     Chapter("02_finetuning", makes=("run.json", "train.csv"), each_run=True, weight=260),
     Chapter("03_attention", needs=("02_finetuning",), makes=("grounding.csv",), each_run=True, weight=90),
-    Chapter("04_localization", needs=("03_attention",)),
-    Chapter("05_fidelity", needs=("02_finetuning",), makes=("fidelity.json",), each_run=True, weight=120),
+    Chapter("04_localization", needs=("03_attention",), weight=25),
+    Chapter("05_fidelity", needs=("02_finetuning",), makes=("fidelity.json",), each_run=True, weight=150),
     Chapter("06_tradeoff", needs=("03_attention", "05_fidelity"), makes=("tradeoff.csv",)),
 )
 
@@ -207,7 +207,7 @@ def _imports(code: str) -> set[Path]:
 
 
 def execute(node: Node, *needs: Outcome, threads: int | None = None) -> Outcome:
-    """Run one node in this process (its kernel is another) unless a need failed; never raises for what a notebook does."""
+    """Run one node, its kernel in a process of its own; what a notebook does wrong is an outcome, not an exception."""
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
@@ -432,6 +432,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", default="", help="folder that holds one sub-folder per source (openi/, nih/)")
     parser.add_argument("--out", type=Path, help="root of the runs (default: runs/)")
 
+
 def planned(given: argparse.Namespace) -> tuple[Profile, list[Node]]:
     """Profile and graph of the options of `add_options`.
 
@@ -478,7 +479,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"Profile {profile.name}: {profile.description}.")
             outcomes = run(nodes, workers=given.workers, scheduler=given.scheduler)
     except Timeout as error:
-        raise ValueError(f"another batch is at work in {_short(folder)}: wait for it, or choose another --out") from error
+        raise ValueError(
+            f"another batch is at work in {_short(folder)}: wait for it, or choose another --out"
+        ) from error
     print(summary(outcomes))
     for outcome in outcomes:
         if outcome.status == "failed":

@@ -18,7 +18,7 @@ from typing import Any
 import nbformat
 import yaml
 
-from chestxai import batch, plots, profiles, runs, tradeoff
+from chestxai import batch, plots, profiles, runs, sources, tradeoff
 from chestxai.batch import Node
 from chestxai.profiles import ROOT, Profile
 from chestxai.studies import FINDINGS, Frame, phrases
@@ -192,13 +192,20 @@ def overview(profile: Profile, nodes: Sequence[Node], path: Path, data: str = ""
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m chestxai.book``: the options are those of the batch whose notebooks are published."""
     parser = argparse.ArgumentParser(
-        prog="python -m chestxai.book", description="Build the pages from executed notebooks and print the result table."
+        prog="python -m chestxai.book",
+        description="Build the pages from executed notebooks and print the result table.",
     )
     batch.add_options(parser)
     parser.add_argument("--output", type=Path, default=BUILD, help="folder of the pages (default: _build)")
     parser.add_argument("--overview", action="store_true", help="only draw the README's picture, data/overview.png")
     given = parser.parse_args(arguments)
     profile, nodes = batch.planned(given)
+    closed = {profile.data.source, profile.boxes} & sources.CREDENTIALED
+    if closed:
+        raise ValueError(
+            f"pages that show {', '.join(sorted(closed))} may not be published: its images and reports are for credentialed "
+            "users alone; read the executed notebooks in runs/ where they are"
+        )
     if given.overview:
         print(overview(profile, nodes, ROOT / "data" / "overview.png", given.data))
         return 0

@@ -134,8 +134,10 @@ def load(name: str | Path) -> Profile:
         ValueError: unknown name, or a setting that is unknown, missing or out of range; names file and setting.
     """
     path = Path(name) if str(name).endswith((".yaml", ".yml")) else DATA / "profiles" / f"{name}.yaml"
-    if not path.is_file() or path.parent == DATA / "profiles" and path.stem not in names():
-        raise ValueError(f"unknown profile {str(name)!r}: choose one of {', '.join(names())}, or a path to a .yaml file")
+    if not path.is_file() or (path.parent == DATA / "profiles" and path.stem not in names()):
+        raise ValueError(
+            f"unknown profile {str(name)!r}: choose one of {', '.join(names())}, or a path to a .yaml file"
+        )
     try:
         content: Any = yaml.safe_load(path.read_text())
         if not isinstance(content, dict):
@@ -144,7 +146,9 @@ def load(name: str | Path) -> Profile:
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not valid YAML ({error})") from error
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc'])) or 'profile'}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+        lines = [
+            f"{'.'.join(map(str, e['loc'])) or 'profile'}: {e['msg']} (got {e['input']!r})" for e in error.errors()
+        ]
         raise ValueError(f"{path}: " + "; ".join(lines)) from error
 
 

@@ -501,7 +501,7 @@ def sections(text: str) -> dict[str, str]:
 
 
 _BLANKS = re.compile(r"\[\*\*[^\]]*\*\*\]|\b[Xx]-?X{3,}\b|\bX{2,}\b|_{2,}|\[(?:removed|redacted|name|date)\]")
-# White space before it, or the last digits of "a ratio of 16.2/24.7. Next" would be a number of a list.
+# White space before it, or the last digits of "a ratio of 13.1/27.4. Next" would be a number of a list.
 _NUMBERING = re.compile(r"(^\s*+|[.!?:]\s|\n)[^\S\n]*+(?:\(?\d{1,2}[.)]|[-*•])\s+(?=\S)")
 # What removed blanks leave behind: a mark after white space, one that is repeated, a comma before a full stop.
 _PUNCTUATION = re.compile(r"(?: ?[,;:])* ?([.!?])(?: ?\1)*| ?([,;:])(?: ?\2)*")

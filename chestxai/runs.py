@@ -200,7 +200,9 @@ class _Progress(tqdm):
         if path and self.total and not self.pos:
             done = self.format_dict
             rate = done["rate"] or (done["n"] - done["initial"]) / max(done["elapsed"], 1e-9)
-            left = f", {self.format_interval((self.total - self.n) / rate)} left" if rate and self.n < self.total else ""
+            left = (
+                f", {self.format_interval((self.total - self.n) / rate)} left" if rate and self.n < self.total else ""
+            )
             with suppress(OSError):
                 Path(path).write_text(f"{self.n / self.total}\n{self.desc.rstrip(': ')} {self.n}/{self.total}{left}")
         return super().display(msg, pos)

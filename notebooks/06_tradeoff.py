@@ -33,7 +33,7 @@ data = ""  # folder that holds one sub-folder per source (openi/, nih/); phantom
 out = ""  # root of the runs; empty: the project's runs/
 
 # %%
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 
 from chestxai import plots, profiles, runs, tradeoff
 

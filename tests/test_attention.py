@@ -91,7 +91,9 @@ def test_the_output_is_the_same_to_the_last_bit_and_the_processors_come_back(une
 
 @torch.no_grad()
 @settings(max_examples=10, deadline=None)
-@given(length=st.integers(1, 9), batch=st.integers(1, 3), height=st.sampled_from([4, 6, 8]), width=st.sampled_from([4, 8]))
+@given(
+    length=st.integers(1, 9), batch=st.integers(1, 3), height=st.sampled_from([4, 6, 8]), width=st.sampled_from([4, 8])
+)
 def test_the_tokens_share_all_attention(pipeline, length, batch, height, width):
     x = torch.randn(batch, 4, height, width)
     groups = {str(i): [i] for i in range(length)}
@@ -236,14 +238,28 @@ def test_resizing_keeps_half_pixel_centres(unet):
 
 @torch.no_grad()
 def test_errors_say_what_is_wrong(unet):
-    with pytest.raises(ValueError, match="no cross-attention"), capture(UNet2DModel(block_out_channels=(32, 32), down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, sample_size=8), [[1]]):
+    with (
+        pytest.raises(ValueError, match="no cross-attention"),
+        capture(
+            UNet2DModel(
+                block_out_channels=(32, 32),
+                down_block_types=("DownBlock2D",) * 2,
+                up_block_types=("UpBlock2D",) * 2,
+                sample_size=8,
+            ),
+            [[1]],
+        ),
+    ):
         pass
     with pytest.raises(ValueError, match="nowhere"), capture(unet, [[1]], layers="nowhere"):
         pass
     for tokens in ([], [[]], [[-1]]):
         with pytest.raises(ValueError, match="token"), capture(unet, tokens):
             pass
-    with pytest.raises(ValueError, match="position 7 is past the end of the text, which has 7"), capture(unet, [[7]] * 2):
+    with (
+        pytest.raises(ValueError, match="position 7 is past the end of the text, which has 7"),
+        capture(unet, [[7]] * 2),
+    ):
         unet(*inputs())
     with pytest.raises(ValueError, match="batch of 2, the capture expects 1"), capture(unet, [[1]]):
         unet(*inputs())

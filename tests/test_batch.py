@@ -23,7 +23,10 @@ CHAPTERS = (
     Chapter("c", needs=("b",)),
     Chapter("d"),
 )
-RUN = "from pathlib import Path\nfolder = Path(out) / 'smoke' / variant / f'seed-{seed}'\nfolder.mkdir(parents=True, exist_ok=True)\n"
+RUN = """from pathlib import Path
+folder = Path(out) / 'smoke' / variant / f'seed-{seed}'
+folder.mkdir(parents=True, exist_ok=True)
+"""
 SOURCES = {
     "a": RUN + "(folder / 'a.txt').write_text(f'{variant} {seed}')",
     "b": RUN + "(folder / 'b.txt').write_text((folder / 'a.txt').read_text().upper())",
@@ -53,9 +56,7 @@ def notebooks(tmp_path: Path) -> Path:
 
 
 def planned(notebooks: Path, variants=("frozen", "learnable"), seeds=(0,), chapters=CHAPTERS, profile=SMOKE):
-    return batch.plan(
-        profile, variants, seeds, out=notebooks.parent / "runs", chapters=chapters, notebooks=notebooks
-    )
+    return batch.plan(profile, variants, seeds, out=notebooks.parent / "runs", chapters=chapters, notebooks=notebooks)
 
 
 def states(outcomes) -> dict[str, str]:
@@ -160,7 +161,9 @@ class TestRun:
         from distributed import LocalCluster
 
         with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
-            outcomes = batch.run(planned(notebooks, variants=("frozen",)), scheduler=cluster.scheduler_address, quiet=True)
+            outcomes = batch.run(
+                planned(notebooks, variants=("frozen",)), scheduler=cluster.scheduler_address, quiet=True
+            )
         assert set(states(outcomes).values()) == {"finished"}
 
 

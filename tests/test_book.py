@@ -65,7 +65,11 @@ def test_the_pages_show_the_executions(html, nodes):
     assert len(pages) == len(nodes)
     assert "02_finetuning-learnable-0" in pages
     assert "Plotly.newPlot" in pages["06_tradeoff"]
-    assert "Undecided" in pages["06_tradeoff"] or "Supported" in pages["06_tradeoff"] or "Contradicted" in pages["06_tradeoff"]
+    assert (
+        "Undecided" in pages["06_tradeoff"]
+        or "Supported" in pages["06_tradeoff"]
+        or "Contradicted" in pages["06_tradeoff"]
+    )
     for name, text in pages.items():
         assert "Traceback" not in text, name
         assert not re.search(r"class=\"[^\"]*stderr", text), name
@@ -118,7 +122,9 @@ def test_a_published_notebook_has_no_bars_widgets_or_paths():
     notebook = nbformat.v4.new_notebook(
         cells=[
             nbformat.v4.new_markdown_cell("# 2 Title\n\ntext"),
-            nbformat.v4.new_code_cell("out = '/home/me'\nseed = 0", metadata={"tags": ["injected-parameters"], "papermill": {}}),
+            nbformat.v4.new_code_cell(
+                "out = '/home/me'\nseed = 0", metadata={"tags": ["injected-parameters"], "papermill": {}}
+            ),
             nbformat.v4.new_code_cell(
                 "x",
                 outputs=[

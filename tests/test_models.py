@@ -191,6 +191,12 @@ def test_the_tiny_base_can_be_made(tmp_path, capsys):
         assert {k: config[k] for k in settings} == {
             k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()
         }
+    said = [models.encode_text(made, [text]) for text in ("large pleural effusion", "normal")]
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        drawn = [made.unet(noise, 500, states).sample for states in said]
+    assert not torch.allclose(*said)
+    assert torch.equal(*drawn)  # no word means anything yet
     stamp = started.stat().st_mtime_ns
     shutil.rmtree(tmp_path / "base")
     models.main(command)
@@ -247,6 +253,20 @@ def test_embeddings_equal_those_of_diffusers(either, tiny):
         ours = models.encode_text(pipeline, PROMPTS, batch=2)
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
         assert ours.dtype == torch.float32
+
+
+@torch.no_grad()
+def test_the_padding_of_a_bert_says_nothing():
+    pipeline = models.random_pipeline("bert")
+    tokens = models.tokenize(pipeline, PROMPTS)
+    states = models.text_states(pipeline.text_encoder, tokens)
+    real = tokens["attention_mask"].bool()
+    assert (states[~real] == 0).all()
+    assert (states[real].abs().sum(dim=-1) > 0).all()
+    torch.testing.assert_close(pipeline.text_encoder(tokens["input_ids"])[0], states)  # it finds the padding by itself
+    for i in range(len(PROMPTS)):  # whatever else is in the batch
+        alone = models.text_states(pipeline.text_encoder, {k: v[i : i + 1] for k, v in tokens.items()})
+        torch.testing.assert_close(alone[0], states[i], atol=1e-6, rtol=1e-5)
 
 
 def test_tokens_are_padded_and_cut_to_the_tokenizers_length(either):

@@ -139,7 +139,7 @@ class TestClean:
             ("a ,  b  ;; c", "a, b; c"),
             # Numbers that are no list stay: a measure, a vertebra, a ratio at the end of a sentence.
             ("A 1.5 cm nodule at T12.", "A 1.5 cm nodule at T12."),
-            ("A ratio of 16.2/24.7. Dense aorta.", "A ratio of 16.2/24.7. Dense aorta."),
+            ("A ratio of 13.1/27.4. Clear lungs.", "A ratio of 13.1/27.4. Clear lungs."),
             ("2 views. 3 cm nodule.", "2 views. 3 cm nodule."),
         ],
     )
@@ -147,6 +147,7 @@ class TestClean:
         assert reports.clean(text) == expected
 
     @given(st.text(alphabet="ab X_.,;:-1) \n", max_size=60))
+    @settings(deadline=None)
     def test_one_line_without_double_blanks(self, text):
         cleaned = reports.clean(text)
         assert cleaned == " ".join(cleaned.split())
@@ -254,7 +255,7 @@ class TestNegation:
     def test_lists_are_denied_as_a_whole(self):
         four = {"Consolidation", "Pleural Effusion", "Pneumothorax", "Edema"}
         assert denied("No focal consolidation, pleural effusion, pneumothorax or edema.") == four
-        assert denied("Consolidation, atelectasis, and effusion in the left lower lobe have cleared.") == {
+        assert denied("Consolidation, atelectasis and effusion of the right lung have resolved.") == {
             "Consolidation",
             "Atelectasis",
             "Pleural Effusion",
@@ -290,10 +291,10 @@ class TestLexicon:
             ("loss of lung volume", "Atelectasis"),
             ("The heart is mildly enlarged", "Cardiomegaly"),
             ("Cardiac silhouette is again enlarged", "Cardiomegaly"),
-            ("heart size upper limits of normal or mildly enlarged", "Cardiomegaly"),
+            ("cardiac silhouette at upper limits of normal to slightly enlarged", "Cardiomegaly"),
             ("alveolar consolidation", "Consolidation"),
             ("pulmonary vascular congestion", "Edema"),
-            ("mild central vascular prominence", "Edema"),
+            ("pulmonary vascular prominence", "Edema"),
             ("the pulmonary vasculature is engorged", "Edema"),
             ("CHF", "Edema"),
             ("patchy airspace disease", "Lung Opacity"),
@@ -319,15 +320,15 @@ class TestLexicon:
             "soft tissue edema",
             "subcutaneous edema",
             "old granulomatous infection",
-            "prior histoplasmosis infection",
-            "Heart size and pulmonary XXXX appear normal.",
+            "healed tuberculosis infection",
+            "The heart and the XXXX look normal.",
         ],
     )
     def test_words_that_do_not(self, text):
         assert reports.find(text) == []
 
     def test_normal_vessels_are_denied_congestion(self):
-        assert denied("Pulmonary vascular engorgement appears within limits of normal.") == {"Edema"}
+        assert denied("Central vascular prominence is within normal limits.") == {"Edema"}
 
     @pytest.mark.parametrize("word", ["hydropneumothorax", "hemopneumothorax", "haemopneumothorax"])
     def test_air_and_fluid_are_two_findings(self, word):

@@ -73,6 +73,7 @@ class TestBox:
         assert box_of(np.ones((5, 7), dtype=bool)) == Box(0, 0, 7, 5)
 
     @given(frames_and_boxes())
+    @settings(deadline=None)
     def test_box_of_is_tight(self, drawn):
         frame, box = drawn
         assert box_of(filled(frame.height, frame.width, box) > 0) == box
@@ -188,6 +189,7 @@ class TestFrameInvariants:
             assert not mask[outside].any()
 
     @given(frames_and_boxes())
+    @settings(deadline=None)
     def test_kept_is_the_share_of_the_area_that_is_inside(self, drawn):
         frame, box = drawn
         kept, moved = frame.kept(box), frame.box(box)
@@ -197,6 +199,7 @@ class TestFrameInvariants:
             assert kept == pytest.approx(1)
 
     @given(frames_and_boxes())
+    @settings(deadline=None)
     def test_a_box_never_vanishes_inside_the_frame(self, drawn):
         frame, box = drawn
         speck = replace(box, w=0.01, h=0.01)
