@@ -203,8 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     closed = {profile.data.source, profile.boxes} & sources.CREDENTIALED
     if closed:
         raise ValueError(
-            f"pages that show {', '.join(sorted(closed))} may not be published: its images and reports are for credentialed "
-            "users alone; read the executed notebooks in runs/ where they are"
+            f"pages that show {', '.join(sorted(closed))} may not be published: its images and reports are for "
+            "credentialed users alone; read the executed notebooks in runs/ where they are"
         )
     if given.overview:
         print(overview(profile, nodes, ROOT / "data" / "overview.png", given.data))

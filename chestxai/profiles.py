@@ -133,10 +133,11 @@ def load(name: str | Path) -> Profile:
     Raises:
         ValueError: unknown name, or a setting that is unknown, missing or out of range; names file and setting.
     """
-    path = Path(name) if str(name).endswith((".yaml", ".yml")) else DATA / "profiles" / f"{name}.yaml"
-    if not path.is_file() or (path.parent == DATA / "profiles" and path.stem not in names()):
+    own = str(name).endswith((".yaml", ".yml"))
+    path = Path(name) if own else DATA / "profiles" / f"{name}.yaml"
+    if not (path.is_file() if own else name in names()):
         raise ValueError(
-            f"unknown profile {str(name)!r}: choose one of {', '.join(names())}, or a path to a .yaml file"
+            f"unknown profile {str(name)!r}: choose one of {', '.join(names())}, or give the path of a .yaml file"
         )
     try:
         content: Any = yaml.safe_load(path.read_text())

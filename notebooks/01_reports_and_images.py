@@ -52,7 +52,11 @@ splits = ("train", "val", "test")
 told = {split: profiles.studies(settings, split, data) for split in splits}
 # Some profiles read reports from one source and places from another.
 same = settings.boxes == settings.data.source
-placed = told if same else {split: profiles.studies(settings, split, data, boxes=True) for split in splits}
+placed = (
+    told
+    if same
+    else {split: profiles.studies(settings, split, data, boxes=True) for split in splits}
+)
 is_phantom = settings.data.source == "phantom"
 
 # %% tags=["hide-input"]
@@ -86,7 +90,9 @@ def show(report: str) -> None:
     print("\n".join(fill(line, 100) for line in report.splitlines()))
 
 
-print(f"study {example.id} of patient {example.patient}, image {example.size[0]} × {example.size[1]} pixels\n")
+print(
+    f"study {example.id} of patient {example.patient}, image {example.size[0]} × {example.size[1]} pixels\n"
+)
 show(example.report)
 
 # %%
@@ -96,8 +102,12 @@ pd.DataFrame(
         "in the image": "yes" if f.present else "denied",
         "phrase": f.phrase,
         "side": f.side,
-        "boxes (x, y, w, h)": " ".join(str((round(b.x), round(b.y), round(b.w), round(b.h))) for b in f.boxes),
-        "share of the image": f"{Frame(*example.size, 256).mask(f).mean():.1%}" if f.boxes else "",
+        "boxes (x, y, w, h)": " ".join(
+            str((round(b.x), round(b.y), round(b.w), round(b.h))) for b in f.boxes
+        ),
+        "share of the image": f"{Frame(*example.size, 256).mask(f).mean():.1%}"
+        if f.boxes
+        else "",
     }
     for f in example.findings
 ).fillna("").set_index("finding")
@@ -107,7 +117,9 @@ pd.DataFrame(
 
 # %%
 _, sheet, unreadable = to_images(profiles.sample(located, 8), 64)
-plots.study_sheet(sheet, titles=[shorten(reports.prompt(s.report), 90, placeholder=" …") for s in sheet])
+plots.study_sheet(
+    sheet, titles=[shorten(reports.prompt(s.report), 90, placeholder=" …") for s in sheet]
+)
 
 # %% [markdown]
 # Try it before you go on: cover the outlines and look for the findings yourself. Some are faint, and those are the ones
@@ -124,7 +136,9 @@ plots.study_sheet(sheet, titles=[shorten(reports.prompt(s.report), 90, placehold
 if is_phantom:
     person = phantom.patient(0, "train", 0, 0, normal=True)
     integral, _ = phantom.attenuation([person], 256)
-    first, again = (phantom.expose(integral, [replace(person, noise=seed)], 256)[0] for seed in (0, 1))
+    first, again = (
+        phantom.expose(integral, [replace(person, noise=seed)], 256)[0] for seed in (0, 1)
+    )
     noise = np.abs(first.astype(int) - again.astype(int))
     stages = {
         "1. attenuation added up along each ray": integral[0],
@@ -141,7 +155,9 @@ else:
         "a brighter curve": grey**0.5,
         "a steeper curve": 1 / (1 + np.exp(8 * (0.5 - grey))),
     }
-plots.images([(255 * value).astype(np.uint8) for value in stages.values()], titles=list(stages))
+plots.images(
+    [(255 * value).astype(np.uint8) for value in stages.values()], titles=list(stages)
+)
 
 # %% tags=["hide-input"]
 Markdown(
@@ -173,14 +189,28 @@ if is_phantom:
         "wrongly exposed": {"exposure": -2.5},
         "another scanner": {"scanner": 1 - person.scanner},
     }
-    plain = replace(person, view="PA", device="", habitus=0.0, rotation=0.0, exposure=0.0, inspiration=1.0)
-    varied, _ = phantom.render([replace(plain, **change) for change in changes.values()], 192)
+    plain = replace(
+        person,
+        view="PA",
+        device="",
+        habitus=0.0,
+        rotation=0.0,
+        exposure=0.0,
+        inspiration=1.0,
+    )
+    varied, _ = phantom.render(
+        [replace(plain, **change) for change in changes.values()], 192
+    )
     captions = list(changes)
 else:
     normal = [s for s in told["test"] if reports.normal(s.report)] or told["test"]
     varied, kept, _ = to_images(profiles.sample(normal, 8), 192, settings.data.fit)
     captions = [f"normal study {i + 1}" for i in range(len(kept))]
-plots.images(varied, titles=captions, title="The same person" if is_phantom else "Eight chests without a finding")
+plots.images(
+    varied,
+    titles=captions,
+    title="The same person" if is_phantom else "Eight chests without a finding",
+)
 
 # %% [markdown]
 # ## The eight findings
@@ -207,7 +237,11 @@ plots.images(varied, titles=captions, title="The same person" if is_phantom else
 def alone(name: str) -> phantom.Patient:
     """A phantom patient with this finding only, and not a faint one."""
     everyone = (phantom.patient(0, "train", k, 0) for k in range(5000))
-    return next(p for p in everyone if [x.name for x in p.lesions] == [name] and p.lesions[0].amount > 0.45)
+    return next(
+        p
+        for p in everyone
+        if [x.name for x in p.lesions] == [name] and p.lesions[0].amount > 0.45
+    )
 
 
 if is_phantom:
@@ -215,9 +249,14 @@ if is_phantom:
     pairs = [p for one in ill for p in (replace(one, lesions=()), one)]
     radiographs, truth = phantom.render(pairs, 192)
     names = [p.lesions[0].name if p.lesions else "without" for p in pairs]
-    figure = plots.images(radiographs, titles=names, masks=[m[0] if m else None for m in truth])
+    figure = plots.images(
+        radiographs, titles=names, masks=[m[0] if m else None for m in truth]
+    )
 else:
-    boxed = {n: [s for s in located if n in {f.name for f in s.present() if f.boxes}] for n in FINDINGS}
+    boxed = {
+        n: [s for s in located if n in {f.name for f in s.present() if f.boxes}]
+        for n in FINDINGS
+    }
     kept = [s for found in boxed.values() for s in to_images(found[:1], 64)[1]]
     figure = plots.study_sheet(kept)
 figure
@@ -231,7 +270,11 @@ Markdown(
     "Cover the right half of a pair and look again: would you have seen it? Both pictures of a pair are of one "
     f"patient and differ in nothing but the finding. It changes a pixel by {by_finding:.1f} of 255 grey levels on "
     f"average; the changes above that mean nothing move it by {by_nuisance:.1f}. "
-    + ("Disease is the smaller change." if by_finding < by_nuisance else "Disease is not the smaller change here.")
+    + (
+        "Disease is the smaller change."
+        if by_finding < by_nuisance
+        else "Disease is not the smaller change here."
+    )
     if is_phantom
     else "Nobody can take a finding out of a real radiograph: here are different patients, one for each finding that "
     "has a box."
@@ -246,14 +289,18 @@ Markdown(
 # %%
 layouts = {}
 for s in told["test"]:
-    layouts.setdefault("capitals" if s.report.isupper() else tuple(reports.sections(s.report)), s)
+    layouts.setdefault(
+        "capitals" if s.report.isupper() else tuple(reports.sections(s.report)), s
+    )
 several = list(layouts.values())[:4]
 for s in several:
     show(s.report)
     print(100 * "─")
 
 # %%
-pd.DataFrame([reports.sections(s.report) for s in several], index=[s.id for s in several]).fillna("")
+pd.DataFrame(
+    [reports.sections(s.report) for s in several], index=[s.id for s in several]
+).fillna("")
 
 # %% [markdown]
 # Blanks such as "XXXX" or "___" are names and dates that were removed to protect patients. They are cleaned away before
@@ -261,7 +308,10 @@ pd.DataFrame([reports.sections(s.report) for s in several], index=[s.id for s in
 
 # %%
 longest = max(several, key=lambda s: len(reports.sections(s.report)))
-prompts = {mode: reports.prompt(longest.report, mode) for mode in ("impression", "findings", "report")}
+prompts = {
+    mode: reports.prompt(longest.report, mode)
+    for mode in ("impression", "findings", "report")
+}
 pd.Series(prompts, name="prompt").to_frame()
 
 # %% [markdown]
@@ -298,13 +348,21 @@ pd.DataFrame(
 # Rules like these are never perfect. Where the truth is known, they can be checked:
 
 # %%
-understood = {s.id: {f.name for f in reports.find(s.report) if f.present} for found in told.values() for s in found}
+understood = {
+    s.id: {f.name for f in reports.find(s.report) if f.present}
+    for found in told.values()
+    for s in found
+}
 true = {s.id: {f.name for f in s.present()} for found in told.values() for s in found}
 checked = pd.DataFrame(
     {
         "studies that show it": sum(name in t for t in true.values()),
-        "found in the report": sum(name in t and name in understood[key] for key, t in true.items()),
-        "found, not there": sum(name in r and name not in true[key] for key, r in understood.items()),
+        "found in the report": sum(
+            name in t and name in understood[key] for key, t in true.items()
+        ),
+        "found, not there": sum(
+            name in r and name not in true[key] for key, r in understood.items()
+        ),
     }
     for name in FINDINGS
 ).set_index(pd.Index(FINDINGS, name="finding"))
@@ -314,7 +372,11 @@ checked
 shows, found, wrong = checked.sum()
 Markdown(
     f"Of {shows:,} findings in the images, {found / max(shows, 1):.1%} were read from the reports"
-    + (f", and {wrong} were read that are not there." if wrong else ", and none was read that is not there.")
+    + (
+        f", and {wrong} were read that are not there."
+        if wrong
+        else ", and none was read that is not there."
+    )
     if is_phantom
     else "Here the labels were themselves read from the reports or made into one, so the table says only that reading "
     "twice gives the same."
@@ -330,7 +392,14 @@ Markdown(
 pipeline = models.load_pipeline(settings.base, device="cpu")
 tokenizer, size = pipeline.tokenizer, models.image_size(pipeline)
 truths = phrases(placed["test"])
-chosen = next((t for t in truths if len(t.finding.phrase.split()) > 3 and not t.finding.phrase.isupper()), truths[0])
+chosen = next(
+    (
+        t
+        for t in truths
+        if len(t.finding.phrase.split()) > 3 and not t.finding.phrase.isupper()
+    ),
+    truths[0],
+)
 phrase = chosen.finding.phrase
 words = reports.name_in(phrase, chosen.finding.name) or phrase
 positions = reports.token_positions(tokenizer, phrase, words)
@@ -338,7 +407,9 @@ pieces = tokenizer.convert_ids_to_tokens(tokenizer(phrase)["input_ids"])
 pd.DataFrame(
     {
         "token": pieces,
-        f"names {chosen.finding.name}": ["●" if i in positions else "" for i in range(len(pieces))],
+        f"names {chosen.finding.name}": [
+            "●" if i in positions else "" for i in range(len(pieces))
+        ],
     }
 ).rename_axis("position").T
 
@@ -355,7 +426,8 @@ Markdown(
 
 # %%
 pd.DataFrame(
-    {"pieces": len(split), "tokens": " ".join(split)} for split in map(tokenizer.tokenize, map(str.lower, FINDINGS))
+    {"pieces": len(split), "tokens": " ".join(split)}
+    for split in map(tokenizer.tokenize, map(str.lower, FINDINGS))
 ).set_index(pd.Index(FINDINGS, name="word"))
 
 # %% [markdown]
@@ -379,7 +451,9 @@ for finding in (f for s in placed["test"] for f in s.present()):
     place = bool(finding.boxes) or finding.mask is not None
     read = reaches(finding.phrase, named or finding.phrase)
     rows.append((finding.name, place, place and named != "", place and read))
-funnel = pd.DataFrame(rows, columns=["finding", "has a place", "words name it", "can be grounded"])
+funnel = pd.DataFrame(
+    rows, columns=["finding", "has a place", "words name it", "can be grounded"]
+)
 counted = funnel.groupby("finding").sum().astype(int)
 counted.insert(0, "test findings", funnel["finding"].value_counts())
 counted.loc["all"] = counted.sum()
@@ -403,16 +477,29 @@ Markdown(
 
 # %%
 patients = {split: {s.patient for s in [*told[split], *placed[split]]} for split in splits}
-shared = {f"{a} and {b}": len(patients[a] & patients[b]) for a, b in combinations(splits, 2)}
+shared = {
+    f"{a} and {b}": len(patients[a] & patients[b]) for a, b in combinations(splits, 2)
+}
 assert not any(shared.values()), f"patients straddle splits: {shared}"
 
 total = {split: len(found) for split, found in told.items()}
 people = {split: len({s.patient for s in found}) for split, found in told.items()}
-labels = {split: np.array([s.labels() for s in found]).reshape(-1, len(FINDINGS)) for split, found in told.items()}
-prevalence = pd.DataFrame({split: found.sum(axis=0) for split, found in labels.items()}, index=FINDINGS)
-prevalence.loc["none of the eight"] = [(found.sum(axis=1) == 0).sum() for found in labels.values()]
-shown = prevalence.map("{:,.0f}".format) + (prevalence / pd.Series(total)).map(" ({:.0%})".format)
-pd.concat([pd.DataFrame([total, people], index=["studies", "patients"]).map("{:,}".format), shown])
+labels = {
+    split: np.array([s.labels() for s in found]).reshape(-1, len(FINDINGS))
+    for split, found in told.items()
+}
+prevalence = pd.DataFrame(
+    {split: found.sum(axis=0) for split, found in labels.items()}, index=FINDINGS
+)
+prevalence.loc["none of the eight"] = [
+    (found.sum(axis=1) == 0).sum() for found in labels.values()
+]
+shown = prevalence.map("{:,.0f}".format) + (prevalence / pd.Series(total)).map(
+    " ({:.0%})".format
+)
+pd.concat(
+    [pd.DataFrame([total, people], index=["studies", "patients"]).map("{:,}".format), shown]
+)
 
 # %% tags=["hide-input"]
 sources = {settings.data.source: told, settings.boxes: placed}
@@ -424,7 +511,11 @@ left_out = [
 ]
 Markdown(
     f"No patient is in two splits ({', '.join(f'{pair}: {n} shared' for pair, n in shared.items())}). "
-    + ("Records that had to be left out:\n\n" + "\n".join(left_out) if left_out else "No record had to be left out.")
+    + (
+        "Records that had to be left out:\n\n" + "\n".join(left_out)
+        if left_out
+        else "No record had to be left out."
+    )
 )
 
 # %% [markdown]
@@ -441,7 +532,10 @@ plots.cooccurrence(labels["train"], title="Findings that come together, training
 
 # %%
 healthy = [s for s in told["test"] if not s.present()]
-first_with = [next((s for s in told["test"] if n in {f.name for f in s.present()}), None) for n in FINDINGS]
+first_with = [
+    next((s for s in told["test"] if n in {f.name for f in s.present()}), None)
+    for n in FINDINGS
+]
 listed = {s.id: s for s in [*first_with, *healthy[:2], *([] if same else sheet[:4])] if s}
 _, browsed, _ = to_images(list(listed.values()), 64)
 every = [*told["test"], *([] if same else placed["test"])]
@@ -462,14 +556,21 @@ def mask_of(truth) -> np.ndarray:
     return Frame(*truth.study.size, size, settings.data.fit).mask(truth.finding)
 
 
-known = phrases(placed["train"]) or phrases(placed["val"])  # some sources have boxes for val and test only
+known = phrases(placed["train"]) or phrases(
+    placed["val"]
+)  # some sources have boxes for val and test only
 masks = {name: [mask_of(t) for t in known if t.finding.name == name] for name in FINDINGS}
 priors = {name: localization.centre_prior(found) for name, found in masks.items() if found}
-some, _, _ = to_images(profiles.sample([t.study for t in known], 200), size, settings.data.fit)
+some, _, _ = to_images(
+    profiles.sample([t.study for t in known], 200), size, settings.data.fit
+)
 plots.overlays(
     [some.mean(axis=0).astype(np.uint8)] * len(priors),
     list(priors.values()),
-    titles=[f"{name}: n = {len(masks[name]):,}, peak {prior.max():.0%}" for name, prior in priors.items()],
+    titles=[
+        f"{name}: n = {len(masks[name]):,}, peak {prior.max():.0%}"
+        for name, prior in priors.items()
+    ],
     title="Centre prior: the mean mask of each finding, over the mean radiograph",
     scale="share of the masks",
 )
@@ -516,7 +617,9 @@ Markdown(
 # %% tags=["hide-cell"]
 denials = [(s, f) for s in told["test"] for f in reports.find(s.report) if not f.present]
 for s, f in denials[:1]:
-    print(f"{len(denials)} denials in {len(told['test'])} test reports, e.g. {f.name} in study {s.id}:\n\n{s.report}")
+    print(
+        f"{len(denials)} denials in {len(told['test'])} test reports, e.g. {f.name} in study {s.id}:\n\n{s.report}"
+    )
 # Yes: the prompt may hold the word "pneumothorax" while the image has none. Training on such pairs weakens the tie
 # between the word and its place, unless the model learns what "no" does to the words behind it.
 
@@ -525,7 +628,9 @@ for s, f in denials[:1]:
 
 # %% tags=["hide-cell"]
 area = pd.DataFrame({"finding": t.finding.name, "area": mask_of(t).mean()} for t in known)
-area.groupby("finding")["area"].describe()[["count", "25%", "50%", "75%"]].sort_values("50%").map("{:.3g}".format)
+area.groupby("finding")["area"].describe()[["count", "25%", "50%", "75%"]].sort_values(
+    "50%"
+).map("{:.3g}".format)
 
 # %% [markdown]
 # **3.** A model could be given the whole report instead of the impression. How many training prompts would then be cut
@@ -534,7 +639,9 @@ area.groupby("finding")["area"].describe()[["count", "25%", "50%", "75%"]].sort_
 # %% tags=["hide-cell"]
 whole = tokenizer([reports.prompt(s.report, "report") for s in told["train"]])["input_ids"]
 for name, n in (("impression", lengths), ("report", np.array(list(map(len, whole))))):
-    print(f"{name}: {(n > tokenizer.model_max_length).mean():.1%} cut off, median {np.median(n):.0f} tokens")
+    print(
+        f"{name}: {(n > tokenizer.model_max_length).mean():.1%} cut off, median {np.median(n):.0f} tokens"
+    )
 
 # %% [markdown]
 # ## Takeaways

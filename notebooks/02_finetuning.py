@@ -67,7 +67,9 @@ learns = {"vae": False, "text_encoder": variant == "learnable", "unet": True}
 pd.DataFrame(
     {
         "network": type(getattr(pipeline, name)).__name__,
-        "parameters (millions)": round(sum(p.numel() for p in getattr(pipeline, name).parameters()) / 1e6, 1),
+        "parameters (millions)": round(
+            sum(p.numel() for p in getattr(pipeline, name).parameters()) / 1e6, 1
+        ),
         "learns here": "yes" if trained else "no",
     }
     for name, trained in learns.items()
@@ -106,7 +108,12 @@ with torch.no_grad():
     predicted = pipeline.unet(schedule.add_noise(x, noise, t), t, states).sample
 pd.DataFrame(
     {"shape": [tuple(v.shape) for v in (torch.from_numpy(images), x, states, predicted)]},
-    index=["images (n, height, width)", "latents (n, channels, h, w)", "text (n, tokens, width)", "predicted noise"],
+    index=[
+        "images (n, height, width)",
+        "latents (n, channels, h, w)",
+        "text (n, tokens, width)",
+        "predicted noise",
+    ],
 )
 
 # %% tags=["hide-input"]
@@ -132,7 +139,13 @@ asked = [
 def draw(guidance: float = settings.sampling.guidance) -> np.ndarray:
     """Images of `asked`, uint8 (n, size, size), from the same noise every time."""
     start = torch.Generator().manual_seed(seed)
-    shown = pipeline(asked, guidance_scale=guidance, num_inference_steps=20, generator=start, output_type="latent")
+    shown = pipeline(
+        asked,
+        guidance_scale=guidance,
+        num_inference_steps=20,
+        generator=start,
+        output_type="latent",
+    )
     return models.decode_latents(pipeline, shown.images)
 
 
@@ -206,7 +219,9 @@ drift.groupby("prompt", sort=False)["cosine"].agg(["mean", "min"]).round(3)
 alike = {
     name: np.mean(
         [
-            (F.normalize(s[: len(w)], dim=-1) @ F.normalize(s[: len(w)], dim=-1).T)[~torch.eye(len(w), dtype=bool)].mean()
+            (F.normalize(s[: len(w)], dim=-1) @ F.normalize(s[: len(w)], dim=-1).T)[
+                ~torch.eye(len(w), dtype=bool)
+            ].mean()
             for s, w in zip(vectors, words, strict=True)
         ]
     )
@@ -218,7 +233,11 @@ pd.Series(alike, name="mean cosine between tokens of a prompt").round(3).to_fram
 moved = 1 - drift["cosine"].mean()
 Markdown(
     f"On average a token's vector moved by {moved:.3f} (1 − cosine) from where it was."
-    + (" Frozen means frozen." if moved < 1e-6 else " The encoder has changed what its tokens say.")
+    + (
+        " Frozen means frozen."
+        if moved < 1e-6
+        else " The encoder has changed what its tokens say."
+    )
 )
 
 # %% [markdown]
@@ -239,8 +258,13 @@ plots.images(
 # **2.** How many weights of the text encoder could change at all, and which share of all trained weights is that?
 
 # %% tags=["hide-cell"]
-encoder, unet = (sum(p.numel() for p in part.parameters()) for part in (pipeline.text_encoder, pipeline.unet))
-print(f"{encoder:,} weights in the text encoder, {encoder / (encoder + unet):.0%} of those a learnable run trains")
+encoder, unet = (
+    sum(p.numel() for p in part.parameters())
+    for part in (pipeline.text_encoder, pipeline.unet)
+)
+print(
+    f"{encoder:,} weights in the text encoder, {encoder / (encoder + unet):.0%} of those a learnable run trains"
+)
 
 # %% [markdown]
 # ## Takeaways

@@ -38,7 +38,18 @@ import torch
 from diffusers import DDPMScheduler
 from IPython.display import Markdown
 
-from chestxai import attention, finetune, grounding, localization, models, plots, profiles, reports, runs, widgets
+from chestxai import (
+    attention,
+    finetune,
+    grounding,
+    localization,
+    models,
+    plots,
+    profiles,
+    reports,
+    runs,
+    widgets,
+)
 from chestxai.studies import FINDINGS, Frame, phrases, to_images
 
 settings = profiles.load(profile)
@@ -83,13 +94,26 @@ frame = Frame(*example.study.size, size, settings.data.fit)
 image = frame.image(example.study.pixels())
 mask = frame.mask(example.finding)
 latent = models.encode_images(pipeline, image[None])
-noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed)).to(latent.device)
-noisy = DDPMScheduler.from_config(pipeline.scheduler.config).add_noise(latent, noise, torch.tensor([t]))
+noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed)).to(
+    latent.device
+)
+noisy = DDPMScheduler.from_config(pipeline.scheduler.config).add_noise(
+    latent, noise, torch.tensor([t])
+)
 with torch.no_grad(), attention.capture(pipeline.unet, [positions]) as seen:
     pipeline.unet(noisy, t, models.encode_text(pipeline, [prompt]))
-short = {n: n.split(".transformer")[0].replace("_blocks.", " ").replace("_block", "").replace(".attentions", "") for n in seen.maps()}
+short = {
+    n: n.split(".transformer")[0]
+    .replace("_blocks.", " ")
+    .replace("_block", "")
+    .replace(".attentions", "")
+    for n in seen.maps()
+}
 layers = {short[name]: m for name, m in seen.maps().items()}
-pd.DataFrame({"map (slots, groups, h, w)": [tuple(m.shape) for m in layers.values()]}, index=list(layers))
+pd.DataFrame(
+    {"map (slots, groups, h, w)": [tuple(m.shape) for m in layers.values()]},
+    index=list(layers),
+)
 
 # %%
 plots.overlays(
@@ -97,7 +121,7 @@ plots.overlays(
     [m[0, 0].cpu().numpy() for m in layers.values()],
     masks=[mask] * len(layers),
     titles=list(layers),
-    title=f"“{words}” in “{prompt}”, timestep {t}, each map by its own range",
+    title=f"“{words}”, timestep {t}",
 )
 
 # %% [markdown]
@@ -107,10 +131,18 @@ plots.overlays(
 
 # %%
 timesteps = grounding.paper_timesteps(
-    pipeline.scheduler, settings.grounding.steps, settings.grounding.last, settings.grounding.stride
+    pipeline.scheduler,
+    settings.grounding.steps,
+    settings.grounding.last,
+    settings.grounding.stride,
 )
 heatmap = grounding.ground(pipeline, image, prompt, words, timesteps, seed)
-plots.overlay(image, heatmap.values, mask, title=f"mean over {len(timesteps)} timesteps and {len(heatmap.layers)} layers")
+plots.overlay(
+    image,
+    heatmap.values,
+    mask,
+    title=f"mean over {len(timesteps)} timesteps and {len(heatmap.layers)} layers",
+)
 
 # %% [markdown]
 # ## Which layer, and when?
@@ -119,11 +151,15 @@ plots.overlay(image, heatmap.values, mask, title=f"mean over {len(timesteps)} ti
 # nothing of where the finding is.
 
 # %%
-validation = profiles.sample(phrases(profiles.studies(settings, "val", data, boxes=True)), 48, seed)
+validation = profiles.sample(
+    phrases(profiles.studies(settings, "val", data, boxes=True)), 48, seed
+)
 images, kept, skipped = to_images([t.study for t in validation], size, settings.data.fit)
 readable = {s.id: i for i, s in enumerate(kept)}
 validation = [t for t in validation if t.study.id in readable]
-masks = [Frame(*t.study.size, size, settings.data.fit).mask(t.finding) for t in validation]
+val_masks = [
+    Frame(*t.study.size, size, settings.data.fit).mask(t.finding) for t in validation
+]
 few = timesteps[:: max(1, len(timesteps) // 5)]
 by_layer = grounding.ground_layers(
     pipeline,
@@ -135,14 +171,27 @@ by_layer = grounding.ground_layers(
 )
 auc = np.array(
     [
-        [np.mean([localization.auc_roc(m[i, j], mask) for i, mask in enumerate(masks)]) for j in range(len(few))]
+        [
+            np.mean(
+                [localization.auc_roc(m[i, j], mask) for i, mask in enumerate(val_masks)]
+            )
+            for j in range(len(few))
+        ]
         for m in by_layer.values()
     ]
 )
-plots.layer_time(auc, list(layers), few, title=f"AUC-ROC of {len(masks)} validation phrases, {variant}")
+plots.layer_time(
+    auc,
+    list(layers),
+    few,
+    title=f"AUC-ROC of {len(val_masks)} validation phrases, {variant}",
+)
 
 # %% tags=["hide-input"]
-best, worst = np.unravel_index(auc.argmax(), auc.shape), np.unravel_index(auc.argmin(), auc.shape)
+best, worst = (
+    np.unravel_index(auc.argmax(), auc.shape),
+    np.unravel_index(auc.argmin(), auc.shape),
+)
 Markdown(
     f"The best cell is {list(layers)[best[0]]} at t = {few[best[1]]} with {auc.max():.3f}, the worst "
     f"{list(layers)[worst[0]]} at t = {few[worst[1]]} with {auc.min():.3f}. A map below chance points *away* from the finding. "
@@ -155,18 +204,21 @@ Markdown(
 # The cost of a heatmap is the number of passes. Here is the score against it, on the same phrases.
 
 # %%
-stack = np.mean(
-    [
-        attention.resize(torch.from_numpy(m), tuple(by_layer[max(by_layer, key=lambda n: by_layer[n].shape[-1])].shape[-2:])).numpy()
-        for m in by_layer.values()
-    ],
-    axis=0,
-)
-cost = pd.Series(
-    {k: np.mean([localization.auc_roc(stack[i, :k].mean(axis=0), mask) for i, mask in enumerate(masks)]) for k in range(1, len(few) + 1)},
-    name="AUC-ROC",
-).rename_axis("passes (from the noisiest)")
-cost.round(3).to_frame().T
+grid = max(m.shape[-2:] for m in by_layer.values())
+maps = [attention.resize(torch.from_numpy(m), grid).numpy() for m in by_layer.values()]
+stack = np.stack(maps, axis=1)  # (phrases, layers, timesteps, h, w)
+cost = {
+    k: np.mean(
+        [
+            localization.auc_roc(m[:, :k].mean(axis=(0, 1)), mask)
+            for m, mask in zip(stack, val_masks, strict=True)
+        ]
+    )
+    for k in range(1, len(few) + 1)
+}
+pd.Series(cost, name="AUC-ROC").rename_axis("passes, from the noisiest").round(
+    3
+).to_frame().T
 
 # %% [markdown]
 # ## All test phrases, over all checkpoints
@@ -176,13 +228,22 @@ cost.round(3).to_frame().T
 # the scores.
 
 # %%
-located = phrases(profiles.studies(settings, "train", data, boxes=True)) or phrases(profiles.studies(settings, "val", data, boxes=True))
+located = phrases(profiles.studies(settings, "train", data, boxes=True))
+# Some sources have boxes for val and test only.
+located = located or phrases(profiles.studies(settings, "val", data, boxes=True))
 where = {
-    name: [Frame(*t.study.size, size, settings.data.fit).mask(t.finding) for t in located if t.finding.name == name]
+    name: [
+        Frame(*t.study.size, size, settings.data.fit).mask(t.finding)
+        for t in located
+        if t.finding.name == name
+    ]
     for name in FINDINGS
 }
 anywhere = localization.centre_prior([m for found in where.values() for m in found])
-prior = {name: localization.centre_prior(found) if found else anywhere for name, found in where.items()}
+prior = {
+    name: localization.centre_prior(found) if found else anywhere
+    for name, found in where.items()
+}
 
 # %%
 tables, maps_of = [], {}
@@ -202,9 +263,16 @@ for step in runs.progress([0, *steps], "checkpoints"):
         description=f"step {step}",
     )
     masks = [Frame(*t.study.size, size, settings.data.fit).mask(t.finding) for t in rows]
-    scores = pd.DataFrame(localization.score_table(maps, masks, [prior[t.finding.name] for t in rows]))
+    scores = pd.DataFrame(
+        localization.score_table(maps, masks, [prior[t.finding.name] for t in rows])
+    )
     about = pd.DataFrame(
-        {"study": t.study.id, "patient": t.study.patient, "finding": t.finding.name, "phrase": t.finding.phrase}
+        {
+            "study": t.study.id,
+            "patient": t.study.patient,
+            "finding": t.finding.name,
+            "phrase": t.finding.phrase,
+        }
         for t in rows
     )
     tables.append(pd.concat([about, scores], axis=1).assign(step=step))
@@ -219,7 +287,10 @@ overview.loc["chance"] = table[[f"chance_{c}" for c in columns]].mean().to_numpy
 overview.round(3)
 
 # %% tags=["hide-input"]
-last, reference = overview.loc[steps[-1], "auc_roc"], overview.loc["centre prior", "auc_roc"]
+last, reference = (
+    overview.loc[steps[-1], "auc_roc"],
+    overview.loc["centre prior", "auc_roc"],
+)
 Markdown(
     f"{len(rows)} phrases per checkpoint, {len(skipped)} left out. At step {steps[-1]} the `{variant}` model reaches an AUC-ROC "
     f"of {last:.3f}, against {overview.loc[0, 'auc_roc']:.3f} before fine-tuning: it points "
@@ -233,12 +304,18 @@ Markdown(
 # One phrase of each finding. Watch whether the bright region moves into the outline, and stays.
 
 # %%
-shown = [next((i for i, t in enumerate(rows) if t.finding.name == name), None) for name in FINDINGS]
+shown = [
+    next((i for i, t in enumerate(rows) if t.finding.name == name), None)
+    for name in FINDINGS
+]
 shown = [i for i in shown if i is not None][:6]
 chosen = [0, *steps[:: max(1, -(-len(steps) // 3))], steps[-1]]
 chosen = list(dict.fromkeys(chosen))
 plots.overlay_grid(
-    [Frame(*rows[i].study.size, size, settings.data.fit).image(rows[i].study.pixels()) for i in shown],
+    [
+        Frame(*rows[i].study.size, size, settings.data.fit).image(rows[i].study.pixels())
+        for i in shown
+    ],
     {("base" if s == 0 else f"step {s}"): [maps_of[s][i] for i in shown] for s in chosen},
     masks=[masks[i] for i in shown],
     titles=[f"{rows[i].finding.name}: “{rows[i].finding.phrase}”" for i in shown],
@@ -261,14 +338,17 @@ picked = profiles.sample(validation, 6, seed)
 index = [validation.index(t) for t in picked]
 explored = {
     "images": images[[readable[t.study.id] for t in picked]],
-    "heatmaps": np.stack([np.stack([attention.resize(torch.from_numpy(m[i]), stack.shape[-2:]).numpy() for m in by_layer.values()]) for i in index]),
+    "heatmaps": stack[index],
     "titles": [f"study {i + 1}" for i in range(len(picked))],
     "phrases": [t.finding.phrase for t in picked],
     "layers": list(layers),
     "timesteps": few,
-    "masks": [Frame(*t.study.size, size, settings.data.fit).mask(t.finding) for t in picked],
+    "masks": [val_masks[i] for i in index],
 }
-widgets.show(lambda: widgets.attention_explorer(**explored), lambda: plots.explorer_static(**explored))
+widgets.show(
+    lambda: widgets.attention_explorer(**explored),
+    lambda: plots.explorer_static(**explored),
+)
 
 # %% [markdown]
 # ## Exercises
@@ -282,7 +362,10 @@ plots.overlays(
     [image] * len(found),
     [h.values for h in found],
     masks=[mask] * len(found),
-    titles=[f"“{w}”: AUC {localization.auc_roc(h.values, mask):.2f}" for w, h in zip(others, found, strict=True)],
+    titles=[
+        f"“{w}”: AUC {localization.auc_roc(h.values, mask):.2f}"
+        for w, h in zip(others, found, strict=True)
+    ],
 )
 
 # %% [markdown]
@@ -292,7 +375,9 @@ plots.overlays(
 # %% tags=["hide-cell"]
 # The probabilities of all tokens sum to 1 at every position, whatever the image shows: a map says where a word matters
 # *relative* to the other words and positions, not whether the finding is there. Scores on absent findings are undefined.
-absent = next(name for name in FINDINGS if name not in {f.name for f in example.study.present()})
+absent = next(
+    name for name in FINDINGS if name not in {f.name for f in example.study.present()}
+)
 ghost = grounding.ground(pipeline, image, f"{absent}.", absent, timesteps, seed)
 plots.overlay(image, ghost.values, title=f"“{absent}”, which this image does not show")
 

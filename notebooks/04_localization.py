@@ -44,7 +44,10 @@ settings = profiles.load(profile)
 plots.setup()
 size = models.image_size(models.load_pipeline(settings.base, device="cpu"))
 test = phrases(profiles.studies(settings, "test", data, boxes=True))
-folders = {variant: [profiles.run_folder(settings, variant, seed, out) for seed in seeds] for variant in variants}
+folders = {
+    variant: [profiles.run_folder(settings, variant, seed, out) for seed in seeds]
+    for variant in variants
+}
 
 
 def frame_of(truth: GroundTruth) -> Frame:
@@ -62,13 +65,22 @@ for variant, (first, *_) in folders.items():
 rows = sorted(set.intersection(*map(set, maps.values())))
 masks = {i: frame_of(test[i]).mask(test[i].finding) for i in rows}
 grid = maps[variants[0]][rows[0]].shape
-pd.DataFrame({"step": {v: t["step"].iloc[0] for v, t in tables.items()}, "maps": {v: len(m) for v, m in maps.items()}})
+pd.DataFrame(
+    {
+        "step": {v: t["step"].iloc[0] for v, t in tables.items()},
+        "maps": {v: len(m) for v, m in maps.items()},
+    }
+)
 
 # %% tags=["hide-input"]
-auc = pd.DataFrame({variant: table["auc_roc"] for variant, table in tables.items()}).loc[rows]
+auc = pd.DataFrame({variant: table["auc_roc"] for variant, table in tables.items()}).loc[
+    rows
+]
 again = [localization.auc_roc(maps[v][i], masks[i]) for v in variants for i in rows[:5]]
 written = [auc.loc[i, v] for v in variants for i in rows[:5]]
-assert np.allclose(again, written, atol=1e-3), "maps and grounding.csv are of different data: run chapter 3 again"
+assert np.allclose(again, written, atol=1e-3), (
+    "maps and grounding.csv are of different data: run chapter 3 again"
+)
 Markdown(
     f"{len(rows)} phrases of {len({test[i].study.patient for i in rows})} patients, each with a heatmap of {grid[0]} × "
     f"{grid[1]} from each variant's first seed at its last checkpoint. They are scored in the model's frame of {size} "
@@ -92,16 +104,26 @@ picture = frame_of(test[example]).image(test[example].study.pixels())
 known = phrases(profiles.studies(settings, "train", data, boxes=True))
 # Some sources have boxes for val and test only.
 known = known or phrases(profiles.studies(settings, "val", data, boxes=True))
-where = {name: [frame_of(t).mask(t.finding) for t in known if t.finding.name == name] for name in FINDINGS}
+where = {
+    name: [frame_of(t).mask(t.finding) for t in known if t.finding.name == name]
+    for name in FINDINGS
+}
 anywhere = localization.centre_prior([m for found in where.values() for m in found])
-prior = {name: localization.centre_prior(found) if found else anywhere for name, found in where.items()}
+prior = {
+    name: localization.centre_prior(found) if found else anywhere
+    for name, found in where.items()
+}
 
 
 def perfect(i: int) -> dict[str, np.ndarray]:
     """Maps that know the answer, and the one that knows it and says the opposite."""
     exact = masks[i].astype(np.float32)
     coarse = localization.resize(exact, grid)
-    return {"perfect": exact, f"perfect, {grid[0]} × {grid[1]}": coarse, "inverted": 1 - coarse}
+    return {
+        "perfect": exact,
+        f"perfect, {grid[0]} × {grid[1]}": coarse,
+        "inverted": 1 - coarse,
+    }
 
 
 shown = {
@@ -131,7 +153,9 @@ plots.overlays(
 
 # %%
 heat = localization.resize(maps[variants[0]][example], mask.shape)
-plots.histogram(heat, mask, title=f"{variants[0]}: AUC-ROC {localization.auc_roc(heat, mask):.2f}")
+plots.histogram(
+    heat, mask, title=f"{variants[0]}: AUC-ROC {localization.auc_roc(heat, mask):.2f}"
+)
 
 # %% [markdown]
 # **What it misses.** Most pixels are easy. That the disease is not in the black corners, in the neck or below the
@@ -140,13 +164,19 @@ plots.histogram(heat, mask, title=f"{variants[0]}: AUC-ROC {localization.auc_roc
 
 # %%
 blind = pd.Series([localization.auc_roc(anywhere, masks[i]) for i in rows])
-pd.Series({"one map for everything": blind.mean(), **auc.mean()}, name="AUC-ROC").round(3).to_frame().T
+pd.Series({"one map for everything": blind.mean(), **auc.mean()}, name="AUC-ROC").round(
+    3
+).to_frame().T
 
 # %% tags=["hide-input"]
 below = [v for v in variants if auc[v].mean() < blind.mean()]
 Markdown(
     f"Without knowing the image or the finding one reaches {blind.mean():.3f}. "
-    + (f"{' and '.join(f'`{v}`' for v in below)} stay below that. " if below else "The models are above that. ")
+    + (
+        f"{' and '.join(f'`{v}`' for v in below)} stay below that. "
+        if below
+        else "The models are above that. "
+    )
     + "An AUC-ROC says little unless such a map stands beside it."
 )
 
@@ -161,7 +191,10 @@ tolerances = [0, size // 32, size // 16, size // 8]
 guesses = {"centre prior": {i: prior[test[i].finding.name] for i in rows}, **maps}
 pd.DataFrame(
     {
-        name: [np.mean([localization.pointing_game(some[i], masks[i], t) for i in rows]) for t in tolerances]
+        name: [
+            np.mean([localization.pointing_game(some[i], masks[i], t) for i in rows])
+            for t in tolerances
+        ]
         for name, some in guesses.items()
     },
     index=pd.Index(tolerances, name="tolerance (pixels)"),
@@ -193,7 +226,9 @@ pd.DataFrame(
     {
         name: {
             "signed": np.mean([localization.cnr(some[i], masks[i]) for i in rows]),
-            "absolute": np.mean([localization.cnr(some[i], masks[i], signed=False) for i in rows]),
+            "absolute": np.mean(
+                [localization.cnr(some[i], masks[i], signed=False) for i in rows]
+            ),
         }
         for name, some in tried.items()
     }
@@ -207,8 +242,13 @@ pd.DataFrame(
 
 # %%
 powers = {"√ map": 0.5, "map": 1.0, "map³": 3.0}
-bent = {name: localization.score(plots.normalize(heat) ** power, mask) for name, power in powers.items()}
-pd.DataFrame(bent).T[["auc_roc", "pointing_game", "cnr", "iou"]].rename(columns=tradeoff.NAMES).round(3)
+bent = {
+    name: localization.score(plots.normalize(heat) ** power, mask)
+    for name, power in powers.items()
+}
+pd.DataFrame(bent).T[["auc_roc", "pointing_game", "cnr", "iou"]].rename(
+    columns=tradeoff.NAMES
+).round(3)
 
 # %% [markdown]
 # ## A shape: threshold, IoU, Dice, mIoU
@@ -219,7 +259,13 @@ pd.DataFrame(bent).T[["auc_roc", "pointing_game", "cnr", "iou"]].rename(columns=
 # %%
 raw = maps[variants[0]][example]
 threshold = localization.gmm_threshold(raw)
-plots.histogram(heat, mask, threshold, title=f"Where to cut the map of {variants[0]}", label="mixture threshold")
+plots.histogram(
+    heat,
+    mask,
+    threshold,
+    title=f"Where to cut the map of {variants[0]}",
+    label="mixture threshold",
+)
 
 # %%
 cut = {name: localization.foreground(some, mask.shape) for name, some in shown.items()}
@@ -228,7 +274,10 @@ plots.overlays(
     [picture] * len(cut),
     [hot.astype(np.float32) for hot in cut.values()],
     masks=[mask] * len(cut),
-    titles=[f"{name}: {hot.mean():.0%} of the image, IoU {overlap[name]:.2f}" for name, hot in cut.items()],
+    titles=[
+        f"{name}: {hot.mean():.0%} of the image, IoU {overlap[name]:.2f}"
+        for name, hot in cut.items()
+    ],
     title="What lies above the threshold",
     scale="foreground",
     limits=(0, 1),
@@ -249,8 +298,12 @@ pd.DataFrame(
     {
         name: {
             "IoU": np.mean([localization.iou(some[i], masks[i]) for i in rows]),
-            "mIoU over classes": np.mean([localization.miou(some[i], masks[i]) for i in rows]),
-            "mIoU over thresholds": np.mean([localization.miou(some[i], masks[i], "thresholds") for i in rows]),
+            "mIoU over classes": np.mean(
+                [localization.miou(some[i], masks[i]) for i in rows]
+            ),
+            "mIoU over thresholds": np.mean(
+                [localization.miou(some[i], masks[i], "thresholds") for i in rows]
+            ),
         }
         for name, some in everywhere.items()
     }
@@ -278,7 +331,10 @@ parted = [i for i in rows if ndimage.label(masks[i], np.ones((3, 3)))[1] > 1]
 widest = sorted(parted, key=lambda i: box_of(masks[i]).w)[-1:]
 placed = [example, *widest]
 boxes = [
-    [("target", box_of(masks[i])), ("map", box_of(largest(localization.foreground(maps[variants[0]][i], mask.shape))))]
+    [
+        ("target", box_of(masks[i])),
+        ("map", box_of(largest(localization.foreground(maps[variants[0]][i], mask.shape)))),
+    ]
     for i in placed
 ]
 plots.images(
@@ -295,7 +351,9 @@ nothing = np.zeros(grid, np.float32)
 away = pd.Series({i: localization.centre_distance(nothing, masks[i]) for i in rows})
 own = [localization.bbox_iou(masks[i].astype(np.float32), masks[i]) for i in parted]
 middles = [(b.y + b.h / 2, b.x + b.w / 2) for b in (box_of(masks[i]) for i in parted)]
-beside = sum(not masks[i][int(y), int(x)] for i, (y, x) in zip(parted, middles, strict=True))
+beside = sum(
+    not masks[i][int(y), int(x)] for i, (y, x) in zip(parted, middles, strict=True)
+)
 Markdown(
     (
         f"**What they miss.** {len(parted)} of {len(rows)} targets have several parts. Even the target itself, taken "
@@ -343,23 +401,35 @@ compared.rename(columns=tradeoff.NAMES).round(2)
 every = [folder for found in folders.values() for folder in found]
 resamples = settings.statistics.resamples
 plots.scores_by_finding(
-    tradeoff.by_finding(every, "auc_roc", n=resamples), "AUC-ROC", title="AUC-ROC by finding (number of phrases)"
+    tradeoff.by_finding(every, "auc_roc", n=resamples),
+    "AUC-ROC",
+    title="AUC-ROC by finding (number of phrases)",
 )
 
 # %%
 plots.scores_by_finding(
-    tradeoff.by_finding(every, "pointing_game", n=resamples), "Top-1", title="Top-1 by finding (number of phrases)"
+    tradeoff.by_finding(every, "pointing_game", n=resamples),
+    "Top-1",
+    title="Top-1 by finding (number of phrases)",
 )
 
 # %% tags=["hide-input"]
 words = []
 for variant, table in tables.items():
     for name in ("chance", "prior"):
-        d = stats.paired_difference(table["auc_roc"], table[f"{name}_auc_roc"], table["patient"], n=resamples)
-        verb = "is above" if d.low > 0 else "is below" if d.high < 0 else "cannot be told from"
-        words.append(f"- `{variant}` {verb} {'the centre prior' if name == 'prior' else name}: difference {d:+.3f}")
+        d = stats.paired_difference(
+            table["auc_roc"], table[f"{name}_auc_roc"], table["patient"], n=resamples
+        )
+        verb = (
+            "is above" if d.low > 0 else "is below" if d.high < 0 else "cannot be told from"
+        )
+        words.append(
+            f"- `{variant}` {verb} {'the centre prior' if name == 'prior' else name}: difference {d:+.3f}"
+        )
 if set(variants) == {"frozen", "learnable"}:
-    words.append(f"- {tradeoff.verdict(tradeoff.compare(folders['frozen'], folders['learnable'], n=resamples))}")
+    words.append(
+        f"- {tradeoff.verdict(tradeoff.compare(folders['frozen'], folders['learnable'], n=resamples))}"
+    )
 Markdown(
     f"AUC-ROC on the same phrases, paired, at the last checkpoint (against chance and prior: seed {seeds[0]}):\n\n"
     + "\n".join(words)
@@ -379,8 +449,14 @@ plots.overlay_grid(
     [frame_of(test[i]).image(test[i].study.pixels()) for i in picked],
     {variant: [maps[variant][i] for i in picked] for variant in variants},
     masks=[masks[i] for i in picked],
-    titles=[f"{'best' if k < 3 else 'worst'}: “{test[i].finding.phrase}”" for k, i in enumerate(picked)],
-    captions={v: [f"AUC {auc.loc[i, v]:.2f}, Top-1 {hit[v][i]:.0f}" for i in picked] for v in variants},
+    titles=[
+        f"{'best' if k < 3 else 'worst'}: “{test[i].finding.phrase}”"
+        for k, i in enumerate(picked)
+    ],
+    captions={
+        v: [f"AUC {auc.loc[i, v]:.2f}, Top-1 {hit[v][i]:.0f}" for i in picked]
+        for v in variants
+    },
 )
 
 # %% [markdown]
@@ -389,8 +465,13 @@ plots.overlay_grid(
 # A large target is easier to hit. So two models, or two data sets, may differ only because the targets do.
 
 # %%
-both = pd.concat([table.assign(variant=variant) for variant, table in tables.items()], ignore_index=True)
-plots.score_by_size(both, title="Scores by the size of the target: phrases (faint) and means of groups (bold)")
+both = pd.concat(
+    [table.assign(variant=variant) for variant, table in tables.items()], ignore_index=True
+)
+plots.score_by_size(
+    both,
+    title="Scores by the size of the target: phrases (faint) and means of groups (bold)",
+)
 
 # %% tags=["hide-input"]
 of_size = {
@@ -400,10 +481,15 @@ of_size = {
 }
 pd.DataFrame(
     {
-        name: [f"{x.corr(y, 'spearman'):.2f}" if min(x.nunique(), y.nunique()) > 1 else "–" for x, y in pairs.values()]
+        name: [
+            f"{x.corr(y, 'spearman'):.2f}" if min(x.nunique(), y.nunique()) > 1 else "–"
+            for x, y in pairs.values()
+        ]
         for name, pairs in of_size.items()
     },
-    index=pd.Index([tradeoff.NAMES[s] for s in SCORES], name="rank correlation with the target's size"),
+    index=pd.Index(
+        [tradeoff.NAMES[s] for s in SCORES], name="rank correlation with the target's size"
+    ),
 )
 
 # %% [markdown]
@@ -427,19 +513,25 @@ pd.Series(localization.score(trap, mask)).rename(tradeoff.NAMES).round(3).to_fra
 # %% tags=["hide-cell"]
 # Its foreground is empty, so the IoU of the foreground is 0. Its background is the whole image, of which 1 − target is
 # right, so the IoU of the background is 1 − target. A mean of 0.4 may be less than nothing.
-empty = pd.Series({i: localization.miou(np.zeros(grid, np.float32), masks[i]) for i in rows})
+empty = pd.Series(
+    {i: localization.miou(np.zeros(grid, np.float32), masks[i]) for i in rows}
+)
 assert np.allclose(empty, [(1 - masks[i].mean()) / 2 for i in rows])
 print(f"saying nothing: mIoU {empty.mean():.3f}")
 for variant, table in tables.items():
     own = table.loc[rows, "miou"]
-    print(f"{variant}: mIoU {own.mean():.3f}; {(own < empty).mean():.0%} of its maps get less than saying nothing")
+    print(
+        f"{variant}: mIoU {own.mean():.3f}; {(own < empty).mean():.0%} of its maps get less than saying nothing"
+    )
 
 # %% [markdown]
 # **3.** Which variant is better? Ask every measure, and count how often they agree.
 
 # %% tags=["hide-cell"]
 means = compared.loc[variants]
-first = {s: means[s].idxmin() if s in LOWER_IS_BETTER else means[s].idxmax() for s in SCORES}
+first = {
+    s: means[s].idxmin() if s in LOWER_IS_BETTER else means[s].idxmax() for s in SCORES
+}
 better = [name if means[s].nunique() > 1 else "neither" for s, name in first.items()]
 print(pd.Series(better).value_counts().to_string())
 means.rename(columns=tradeoff.NAMES).round(3).T.assign(better=better)

@@ -54,14 +54,19 @@ run = profiles.run_folder(settings, variant, seed, out)
 fit = settings.data.fit
 resamples = min(settings.statistics.resamples, 200)
 plots.setup()
-panels = {"legend": {"y": 1.1, "title": {"text": ""}}, "margin": {"t": 110}}  # room above the panels of a figure
+panels = {
+    "legend": {"y": 1.1, "title": {"text": ""}},
+    "margin": {"t": 110},
+}  # room above the panels of a figure
 plain = lambda a: a.update(text=a.text.removeprefix("score="))  # noqa: E731 - and no more than its name above each
 
 pipeline = models.load_pipeline(settings.base)
 size = models.image_size(pipeline)
 steps = [0, *finetune.checkpoints(run)]
 last = steps[-1]
-pd.Series(settings.sampling.model_dump(), name=f"profile {settings.name}", dtype=object).to_frame()
+pd.Series(
+    settings.sampling.model_dump(), name=f"profile {settings.name}", dtype=object
+).to_frame()
 
 # %% [markdown]
 # ## Real images, and what to ask for
@@ -72,12 +77,16 @@ pd.Series(settings.sampling.model_dump(), name=f"profile {settings.name}", dtype
 
 # %%
 train = profiles.studies(settings, "train", data)
-validation = profiles.sample(profiles.studies(settings, "val", data), settings.sampling.images)
+validation = profiles.sample(
+    profiles.studies(settings, "val", data), settings.sampling.images
+)
 real, kept, unreadable = to_images(profiles.studies(settings, "test", data), size, fit)
 real_labels, patients = np.stack([s.labels() for s in kept]), [s.patient for s in kept]
 others = to_images(validation, size, fit)[0]
 prompts, labels, origins = fidelity.requests(kept, settings.sampling)
-pd.Series(prompts).value_counts(sort=False).rename_axis("prompt").rename("images").to_frame().head(8)
+pd.Series(prompts).value_counts(sort=False).rename_axis("prompt").rename(
+    "images"
+).to_frame().head(8)
 
 # %% tags=["hide-input"]
 Markdown(
@@ -98,7 +107,9 @@ Markdown(
 # %%
 def labelled(split):
     """Images uint8 (n, s, s) and labels (n, 8), should a classifier have to be trained."""
-    some = profiles.sample(train if split == "train" else profiles.studies(settings, split, data), 20_000)
+    some = profiles.sample(
+        train if split == "train" else profiles.studies(settings, split, data), 20_000
+    )
     pixels, readable, _ = to_images(some, min(size, 128), fit)
     return pixels, np.stack([s.labels() for s in readable])
 
@@ -110,7 +121,9 @@ classifier = fidelity.shared_classifier(
     data=f"{train.fingerprint}-{fit}",
     progress=lambda epochs: runs.progress(epochs, "training the classifier"),
 )
-reference = fidelity.reference(real, real_labels, classifier, others=others, patients=patients, resamples=resamples)
+reference = fidelity.reference(
+    real, real_labels, classifier, others=others, patients=patients, resamples=resamples
+)
 
 
 # %% tags=["hide-input"]
@@ -134,7 +147,9 @@ Markdown(
 
 # %%
 scores, drawn = {}, {}
-with runs.progress(total=len(steps) * len(prompts), description=f"draw · {variant} · seed {seed}") as bar:
+with runs.progress(
+    total=len(steps) * len(prompts), description=f"draw · {variant} · seed {seed}"
+) as bar:
     for step in steps:
         if step:
             finetune.load_checkpoint(pipeline, run, step)
@@ -147,18 +162,28 @@ with runs.progress(total=len(steps) * len(prompts), description=f"draw · {varia
             bar=bar,
         )
         scores[step] = reference | fidelity.evaluate(
-            real, images, labels, prompts, classifier, patients=patients, resamples=resamples
+            real,
+            images,
+            labels,
+            prompts,
+            classifier,
+            patients=patients,
+            resamples=resamples,
         )
         if step in (0, last):
             drawn[step] = images
 
 # %%
 # One prompt for each finding, as far as there are any.
-firsts = {labels[i].argmax() if labels[i].any() else -1: i for i in reversed(range(len(prompts)))}
+firsts = {
+    labels[i].argmax() if labels[i].any() else -1: i for i in reversed(range(len(prompts)))
+}
 shown = sorted(firsts.values())[:4]
 plots.images(
     np.concatenate([real[origins[shown]], drawn[0][shown], drawn[last][shown]]),
-    titles=[f"{name}: {prompts[i]}" for name in ("real", "base", f"step {last}") for i in shown],
+    titles=[
+        f"{name}: {prompts[i]}" for name in ("real", "base", f"step {last}") for i in shown
+    ],
     columns=len(shown),
     title=f"The real image, what the base draws for its report, and what {variant} draws",
 )
@@ -177,7 +202,9 @@ crowds = {"real": real, "base": drawn[0], now: drawn[last], "other real": others
 features = {name: fidelity.features(classifier, images) for name, images in crowds.items()}
 plane = PCA(2).fit(features["real"])
 points = pd.concat(
-    pd.DataFrame(plane.transform(values), columns=["first component", "second component"]).assign(images=name)
+    pd.DataFrame(
+        plane.transform(values), columns=["first component", "second component"]
+    ).assign(images=name)
     for name, values in features.items()
     if name != "other real"
 )
@@ -198,7 +225,9 @@ px.scatter(
 def frechet(a, b):
     """The formula above for two clouds (n, d)."""
     s, t = np.cov(a.T), np.cov(b.T)
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s + t - 2 * sqrtm(s @ t).real))
+    return float(
+        ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s + t - 2 * sqrtm(s @ t).real)
+    )
 
 
 flat = {name: plane.transform(values) for name, values in features.items()}
@@ -207,7 +236,9 @@ pd.DataFrame(
         name: {
             "by hand, in the plane above": frechet(flat["real"], flat[name]),
             "fidelity.fid, in the plane above": fidelity.fid(flat["real"], flat[name]),
-            f"fidelity.fid, all {classifier.num_features} features": fidelity.fid(features["real"], features[name]),
+            f"fidelity.fid, all {classifier.num_features} features": fidelity.fid(
+                features["real"], features[name]
+            ),
         }
         for name in ("base", now, "other real")
     }
@@ -227,9 +258,13 @@ for n in sizes:
         for _ in range(10):
             some = features[name][rng.permutation(len(features[name]))[:n]]
             trials += [(n, name, "FID", fidelity.fid(features["real"], some))]
-            trials += [(n, name, "KID", fidelity.kid(features["real"], some, subsets=20)[0])]
+            trials += [
+                (n, name, "KID", fidelity.kid(features["real"], some, subsets=20)[0])
+            ]
 trials = pd.DataFrame(trials, columns=["images", "compared with real", "score", "value"])
-means = trials.groupby(["score", "compared with real", "images"], sort=False)["value"].mean()
+means = trials.groupby(["score", "compared with real", "images"], sort=False)[
+    "value"
+].mean()
 px.line(
     means.reset_index(), x="images", y="value", color="compared with real", symbol="compared with real",
     facet_col="score", facet_col_spacing=0.1, template=plots.TEMPLATE, height=380, labels={"value": ""},
@@ -237,7 +272,10 @@ px.line(
 ).update_yaxes(matches=None, showticklabels=True).update_layout(**panels).for_each_annotation(plain)  # fmt: skip
 
 # %% tags=["hide-input"]
-few, many = ({score: means[score, "other real", n] for score in ("FID", "KID")} for n in (sizes[0], sizes[-1]))
+few, many = (
+    {score: means[score, "other real", n] for score in ("FID", "KID")}
+    for n in (sizes[0], sizes[-1])
+)
 Markdown(
     f"Real against real, {sizes[0]} images have an FID of {few['FID']:.2f} and {sizes[-1]} of {many['FID']:.2f}"
     + (": they did not become more real, only more. " if few["FID"] > many["FID"] else ". ")
@@ -255,10 +293,17 @@ Markdown(
 alike = fidelity.ms_ssim_by_group(drawn[last], prompts)
 ranked = sorted(alike, key=alike.get)
 extremes = list(dict.fromkeys([ranked[0], ranked[-1]]))
-rows = [np.flatnonzero(np.array(prompts) == text)[: min(4, settings.sampling.per_prompt)] for text in extremes]
+rows = [
+    np.flatnonzero(np.array(prompts) == text)[: min(4, settings.sampling.per_prompt)]
+    for text in extremes
+]
 plots.images(
     drawn[last][np.concatenate(rows)],
-    titles=[f"{alike[text]:.2f}: {text}" for text, row in zip(extremes, rows, strict=True) for _ in row],
+    titles=[
+        f"{alike[text]:.2f}: {text}"
+        for text, row in zip(extremes, rows, strict=True)
+        for _ in row
+    ],
     columns=len(rows[0]),
     title=f"The most and the least varied prompt at step {last}, with MS-SSIM",
 )
@@ -279,12 +324,23 @@ named = {
 }
 count = dict(zip(FINDINGS, labels.sum(0), strict=True))
 table = pd.DataFrame(
-    {"finding": finding, "variant": name, "mean": v["estimate"], **v, "chance": 0.5, "n": count[finding]}
+    {
+        "finding": finding,
+        "variant": name,
+        "mean": v["estimate"],
+        **v,
+        "chance": 0.5,
+        "n": count[finding],
+    }
     for name, found in named.items()
     for finding, v in found.items()
     if v["estimate"] is not None
 ).astype({"low": float, "high": float})
-plots.scores_by_finding(table, "classifier AUC", "Does the image show what the prompt names? (n: images asked for it)")
+plots.scores_by_finding(
+    table,
+    "classifier AUC",
+    "Does the image show what the prompt names? (n: images asked for it)",
+)
 
 # %% [markdown]
 # A finding that no prompt asks for has no AUC, and one that few prompts ask for has a wide interval: the images of one
@@ -293,9 +349,18 @@ plots.scores_by_finding(table, "classifier AUC", "Does the image show what the p
 # ## The answer: over the checkpoints
 
 # %%
-names = {"fid": "FID ↓", "ms_ssim": "MS-SSIM within a prompt", "classifier_auc": "classifier AUC ↑"}
+names = {
+    "fid": "FID ↓",
+    "ms_ssim": "MS-SSIM within a prompt",
+    "classifier_auc": "classifier AUC ↑",
+}
 curves = pd.DataFrame(
-    {"step": step, "score": name, "images": images, **vars(interval(numbers, column + suffix))}
+    {
+        "step": step,
+        "score": name,
+        "images": images,
+        **vars(interval(numbers, column + suffix)),
+    }
     for step, numbers in scores.items()
     for column, name in names.items()
     for images, suffix in ((variant, ""), ("real", "_real"))
@@ -313,15 +378,28 @@ px.line(
 # The numbers go into the run's folder, for the next chapter. At the end they are:
 
 # %%
-about = settings.sampling.model_dump() | {"resamples": resamples, "fit": fit, "precision": settings.finetune.precision}
+about = settings.sampling.model_dump() | {
+    "resamples": resamples,
+    "fit": fit,
+    "precision": settings.finetune.precision,
+}
 by_step = {str(step): numbers for step, numbers in scores.items()}
-runs.write_json(run / "fidelity.json", {"classifier": classifier.description, "settings": about, "steps": by_step})
+runs.write_json(
+    run / "fidelity.json",
+    {"classifier": classifier.description, "settings": about, "steps": by_step},
+)
 tradeoff.summary(
-    pd.DataFrame({"variant": name, "seed": seed, "step": k} | scores[k] for k, name in ((0, "base"), (last, now)))
+    pd.DataFrame(
+        {"variant": name, "seed": seed, "step": k} | scores[k]
+        for k, name in ((0, "base"), (last, now))
+    )
 )
 
 # %% tags=["hide-input"]
-fid, similar, told = ([interval(scores[k], name) for k in (0, last)] for name in ("fid", "ms_ssim", "classifier_auc"))
+fid, similar, told = (
+    [interval(scores[k], name) for k in (0, last)]
+    for name in ("fid", "ms_ssim", "classifier_auc")
+)
 floor, similar_real = interval(reference, "fid_real"), interval(reference, "ms_ssim_real")
 
 
@@ -330,10 +408,20 @@ def above(a, b):
     return a.estimate - b.estimate > np.hypot(a.estimate - a.low, b.high - b.estimate)
 
 
-more = "more real" if above(fid[0], fid[1]) else "less real" if above(fid[1], fid[0]) else None
-vary = "less" if above(similar[1], similar_real) else "more" if above(similar_real, similar[1]) else "about as"
+more = (
+    "more real" if above(fid[0], fid[1]) else "less real" if above(fid[1], fid[0]) else None
+)
+vary = (
+    "less"
+    if above(similar[1], similar_real)
+    else "more"
+    if above(similar_real, similar[1])
+    else "about as"
+)
 lines = [
-    f"The images have become {more}." if more else "Whether the images have become more or less real cannot be told.",
+    f"The images have become {more}."
+    if more
+    else "Whether the images have become more or less real cannot be told.",
     "They are not yet as real as real images."
     if above(fid[1], floor)
     else "So few images do not tell whether they are less real than real ones.",
@@ -364,7 +452,8 @@ unseen = index.kneighbors(np.concatenate([features["real"], features["other real
 closest = np.argsort(distance)[:4]
 plots.images(
     np.concatenate([drawn[last][closest], seen[nearest[closest]]]),
-    titles=[f"generated, distance {d:.2f}" for d in distance[closest]] + ["nearest training image"] * len(closest),
+    titles=[f"generated, distance {d:.2f}" for d in distance[closest]]
+    + ["nearest training image"] * len(closest),
     columns=len(closest),
     title="The generated images that are nearest to a training image, and that image",
 )
@@ -373,7 +462,11 @@ plots.images(
 near = np.quantile(unseen, 0.05)
 closer = bootstrap_ci((distance < near).astype(float), prompts)
 # Would a copy be found? Plant some: training images with a little noise.
-noisy = (seen[:32] + np.random.default_rng(0).normal(0, 4, seen[:32].shape)).clip(0, 255).astype(np.uint8)
+noisy = (
+    (seen[:32] + np.random.default_rng(0).normal(0, 4, seen[:32].shape))
+    .clip(0, 255)
+    .astype(np.uint8)
+)
 planted = (index.kneighbors(fidelity.features(classifier, noisy))[0] < near).mean()
 
 # %% tags=["hide-input"]
@@ -403,10 +496,18 @@ for guidance in (1.0, 8.0):
     by_guidance[guidance] = fidelity.sample(pipeline, prompts[some], changed, path)
 # Usually: the more guidance, the more pronounced is what the prompt names, and the more alike are its images.
 by_guidance = dict(sorted(by_guidance.items()))
-display(pd.DataFrame({"MS-SSIM": {g: fidelity.ms_ssim(x, prompts[some]) for g, x in by_guidance.items()}}).round(3))
+display(
+    pd.DataFrame(
+        {"MS-SSIM": {g: fidelity.ms_ssim(x, prompts[some]) for g, x in by_guidance.items()}}
+    ).round(3)
+)
 plots.images(
     np.concatenate([x[:4] for x in by_guidance.values()]),
-    titles=[f"guidance {g:g}: {p}" for g, x in by_guidance.items() for p in prompts[: len(x[:4])]],
+    titles=[
+        f"guidance {g:g}: {p}"
+        for g, x in by_guidance.items()
+        for p in prompts[: len(x[:4])]
+    ],
 )
 
 # %% [markdown]
@@ -415,7 +516,10 @@ plots.images(
 # %% tags=["hide-cell"]
 # Every patient and finding is still there, only texture goes. A feature space that was trained to name findings may
 # overlook a little blur: FID sees what its features see.
-blurred = {sigma: np.stack([gaussian_filter(x, sigma * size / 64) for x in others]) for sigma in (0, 0.5, 1, 2, 4)}
+blurred = {
+    sigma: np.stack([gaussian_filter(x, sigma * size / 64) for x in others])
+    for sigma in (0, 0.5, 1, 2, 4)
+}
 pd.DataFrame(
     {
         "blur (pixels of 64)": sigma,
@@ -437,9 +541,16 @@ try:
 except ValueError as error:
     print("refused:", error)
 # Forced through as whole numbers, every image is black. FID then measures the mistake, not the images.
-mistakes = {"none": others, "scaled twice": (others / 255).astype(np.uint8), "inverted": 255 - others}
+mistakes = {
+    "none": others,
+    "scaled twice": (others / 255).astype(np.uint8),
+    "inverted": 255 - others,
+}
 pd.DataFrame(
-    {"mistake": name, "FID": fidelity.fid(features["real"], fidelity.features(classifier, x))}
+    {
+        "mistake": name,
+        "FID": fidelity.fid(features["real"], fidelity.features(classifier, x)),
+    }
     for name, x in mistakes.items()
 ).round(2)
 
@@ -464,7 +575,9 @@ def side_auc(images, sides, groups):
     left = np.array([sides[i] == "left" for i in rows])
     if left.all() or not left.any():
         return "not both sides were asked for"
-    brighter = images[rows][:, :, size // 2 :].mean(axis=(1, 2)) - images[rows][:, :, : size // 2].mean(axis=(1, 2))
+    brighter = images[rows][:, :, size // 2 :].mean(axis=(1, 2)) - images[rows][
+        :, :, : size // 2
+    ].mean(axis=(1, 2))
     auc = lambda y, x: roc_auc_score(y, x) if 0 < y.sum() < len(y) else np.nan  # noqa: E731
     return bootstrap_statistic((left, brighter), auc, [groups[i] for i in rows], n=200)
 

@@ -51,7 +51,9 @@ plots.setup()
 
 # %%
 table = tradeoff.table(every, n=resamples)
-runs.write_atomic(profiles.profile_folder(settings, out) / "tradeoff.csv", table.to_csv(index=False))
+runs.write_atomic(
+    profiles.profile_folder(settings, out) / "tradeoff.csv", table.to_csv(index=False)
+)
 columns = ["fid", "kid", "classifier_auc", "auc_roc", "pointing_game", "cnr", "miou"]
 table.set_index(["variant", "seed", "step"])[columns].round(3)
 
@@ -68,7 +70,9 @@ plots.tradeoff(table)
 front = tradeoff.pareto_front(table)
 best = table[front][["variant", "seed", "step"]].itertuples(index=False)
 Markdown(
-    "Pareto-optimal by FID and AUC-ROC: " + ", ".join(f"{v} (seed {s}, step {k})" for v, s, k in best) + "."
+    "Pareto-optimal by FID and AUC-ROC: "
+    + ", ".join(f"{v} (seed {s}, step {k})" for v, s, k in best)
+    + "."
     if front.any()
     else "No checkpoint has both scores."
 )
@@ -92,13 +96,25 @@ tradeoff.summary(table)
 metrics = ["auc_roc", "pointing_game", "cnr", "iou", "miou", "bbox_iou", "centre_distance"]
 comparisons = []
 if len(variants) == 2:
-    comparisons = [tradeoff.compare(folders[variants[0]], folders[variants[1]], m, n=resamples) for m in metrics]
-    display(plots.paired(comparisons, title=f"{variants[0]} minus {variants[1]}, same phrases"))
+    comparisons = [
+        tradeoff.compare(folders[variants[0]], folders[variants[1]], m, n=resamples)
+        for m in metrics
+    ]
+    display(
+        plots.paired(comparisons, title=f"{variants[0]} minus {variants[1]}, same phrases")
+    )
 else:
     print("A paired difference needs exactly two variants.")
 
 # %% tags=["hide-input"]
-Markdown("\n\n".join(tradeoff.verdict(c, better="frozen") for c in comparisons[:3] if "frozen" in (c.a, c.b)) or "–")
+Markdown(
+    "\n\n".join(
+        tradeoff.verdict(c, better="frozen")
+        for c in comparisons[:3]
+        if "frozen" in (c.a, c.b)
+    )
+    or "–"
+)
 
 # %% [markdown]
 # These sentences are chosen by the intervals: *supported*, *contradicted* or *undecided*.
@@ -129,7 +145,11 @@ lines.append(
     f"\nThe FIDs of the variants differ by {gap:.2f}, "
     + ("less" if gap < wide else "more")
     + f" than the width of one's interval ({wide:.2f})"
-    + (f"; `{sooner}` draws the more realistic images." if gap >= wide else ": they cannot be told apart.")
+    + (
+        f"; `{sooner}` draws the more realistic images."
+        if gap >= wide
+        else ": they cannot be told apart."
+    )
 )
 Markdown("\n".join(lines))
 
@@ -141,14 +161,27 @@ Markdown("\n".join(lines))
 # %% tags=["hide-cell"]
 if len(variants) == 2:
     for step in sorted(set(table["step"])):
-        print(step, tradeoff.compare(folders[variants[0]], folders[variants[1]], "pointing_game", step=int(step), n=resamples))
+        print(
+            step,
+            tradeoff.compare(
+                folders[variants[0]],
+                folders[variants[1]],
+                "pointing_game",
+                step=int(step),
+                n=resamples,
+            ),
+        )
 
 # %% [markdown]
 # **2.** The interval covers other *patients*. Which uncertainty does it leave out, and how would you measure it?
 
 # %% tags=["hide-cell"]
 # Another seed of the training. Run `make book SEEDS=0,1,2`: the spread between seeds is then drawn in the figure.
-spread = table[table["step"] == table["step"].max()].groupby("variant")["auc_roc"].agg(["mean", "std", "count"])
+spread = (
+    table[table["step"] == table["step"].max()]
+    .groupby("variant")["auc_roc"]
+    .agg(["mean", "std", "count"])
+)
 print(spread.round(3))
 
 # %% [markdown]

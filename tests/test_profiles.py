@@ -1,0 +1,149 @@
+"""Profiles: every file that ships is valid, the paper's numbers are the paper's, and a wrong setting is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from chestxai import grounding, models, profiles, sources
+from chestxai.studies import phrases
+
+
+def test_every_profile_that_ships_loads_under_its_own_name():
+    assert profiles.names() == ["demo", "open", "paper", "smoke"]
+    for name in profiles.names():
+        profile = profiles.load(name)
+        assert profile.name == name
+        assert profile.data.source in sources.SOURCES
+        assert profile.boxes in sources.SOURCES
+        assert profile.finetune.steps % profile.finetune.checkpoint_every == 0
+
+
+def test_the_papers_protocol():
+    """Dombrowski et al., AAAI 2024, arXiv:2303.17908."""
+    paper = profiles.load("paper")
+    assert (paper.data.source, paper.data.size) == ("mimic", 512)
+    assert (paper.finetune.steps, paper.finetune.learning_rate, paper.finetune.ucg) == (60_000, 5e-5, 0.3)
+    assert (paper.grounding.steps, paper.grounding.last, paper.grounding.stride) == (50, 40, 1)
+    assert (paper.sampling.images, paper.sampling.guidance, paper.sampling.steps) == (5000, 4, 75)
+    schedule = models.random_pipeline("sd").scheduler
+    assert len(grounding.paper_timesteps(schedule, paper.grounding.steps, paper.grounding.last)) == 40
+
+
+def test_the_two_variants_differ_in_nothing_a_profile_says():
+    for name in profiles.names():
+        assert profiles.load(name).variants == profiles.VARIANTS == ("frozen", "learnable")
+
+
+def written(tmp_path: Path, **changes: object) -> Path:
+    content = yaml.safe_load((profiles.DATA / "profiles/smoke.yaml").read_text())
+    for key, value in changes.items():
+        place, _, last = key.rpartition("__")
+        target = content[place] if place else content
+        target[last] = value
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_ones_own_profile_is_loaded_by_its_path_and_named_after_its_file(tmp_path):
+    mine = profiles.load(written(tmp_path, finetune__steps=12))
+    assert (mine.name, mine.finetune.steps) == ("mine", 12)
+    assert profiles.run_folder(mine, "frozen", 3, tmp_path) == tmp_path / "mine/frozen/seed-3"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"finetune__speed": 9}, "finetune.speed: Extra inputs are not permitted"),
+        ({"finetune__steps": 0}, "finetune.steps: Input should be greater than 0"),
+        ({"finetune__ucg": 1.5}, "finetune.ucg"),
+        ({"finetune__accumulate": 3}, "batch_size 8 is not a multiple of accumulate 3"),
+        ({"grounding__last": 60}, "last 60 exceeds steps 50"),
+        ({"variants": ["thawed"]}, "variants.0"),
+        ({"data__size": 20}, "data.size"),
+        ({"name": "../elsewhere"}, "name"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_file(tmp_path, changes, message):
+    path = written(tmp_path, **changes)
+    with pytest.raises(ValueError, match=r"mine\.yaml") as caught:
+        profiles.load(path)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[1, 2", "just words", "", "!!python/object/apply:os.getcwd []"])
+def test_what_is_not_a_profile_is_refused(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"mine\.yaml"):
+        profiles.load(path)
+
+
+@pytest.mark.parametrize("name", ["nothing", "../profiles/demo", "no/such.yaml"])
+def test_an_unknown_profile_lists_those_there_are(name):
+    with pytest.raises(ValueError, match="choose one of demo, open, paper, smoke"):
+        profiles.load(name)
+
+
+def test_unknown_variant_and_source_list_those_there_are():
+    with pytest.raises(ValueError, match="unknown variant 'thawed': choose one of frozen, learnable"):
+        profiles.run_folder(profiles.load("smoke"), "thawed", 0)
+    with pytest.raises(ValueError, match="unknown source 'nowhere': choose one of phantom"):
+        sources.load("nowhere")
+    with pytest.raises(ValueError, match="unknown split 'all'"):
+        sources.load("phantom", split="all")
+
+
+def test_data_on_disk_are_asked_for_by_the_command_that_takes_them(tmp_path):
+    profile = profiles.load("open")
+    with pytest.raises(ValueError, match="make book PROFILE=open DATA=/path/to/folder"):
+        profiles.studies(profile, "test")
+    with pytest.raises(FileNotFoundError, match="openi"):
+        profiles.check_data(profile, tmp_path)
+
+
+def nih(root: Path, boxed: int, plain: int) -> None:
+    (root / "images").mkdir(parents=True)
+    entry, boxes = ["Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"], []
+    for i in range(boxed + plain):
+        name = f"{i:08d}_000.png"
+        Image.fromarray(np.full((8, 8), 9, np.uint8)).save(root / "images" / name)
+        entry.append(f"{name},Cardiomegaly,0,{i},60,F,PA")
+        if i >= plain:
+            boxes.append(f"{name},Cardiomegaly,400,500,300,200")
+    (root / "Data_Entry_2017_v2020.csv").write_text("\n".join(entry) + "\n")
+    head = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
+    (root / "BBox_List_2017.csv").write_text("\n".join([head, *boxes]) + "\n")
+
+
+def test_a_cap_counts_only_studies_that_can_be_scored(tmp_path):
+    nih(tmp_path / "nih", boxed=30, plain=60)
+    profile = profiles.load("open")
+    capped = profile.model_copy(update={"data": profile.data.model_copy(update={"test": 5})})
+    found = profiles.studies(capped, "test", tmp_path, boxes=True)
+    assert len(found) == 5 == len(phrases(found))
+    assert len(profiles.studies(profile, "test", tmp_path, boxes=True)) > 5
+
+
+def test_boxes_that_are_not_there_are_missed_before_the_run(tmp_path):
+    nih(tmp_path / "nih", boxed=0, plain=4)
+    profile = profiles.load("open")
+    only = profile.model_copy(update={"data": profile.data.model_copy(update={"source": "nih"})})
+    with pytest.raises(ValueError, match="no study of the test split has a usable box"):
+        profiles.check_data(only, tmp_path)
+
+
+def test_a_sample_is_seeded_in_order_and_never_more_than_there_is():
+    items = list(range(50))
+    assert (
+        profiles.sample(items, 10, seed=1)
+        == profiles.sample(items, 10, seed=1)
+        == sorted(profiles.sample(items, 10, 1))
+    )
+    assert profiles.sample(items, 10, seed=1) != profiles.sample(items, 10, seed=2)
+    assert profiles.sample(items, 99) == items
