@@ -547,7 +547,7 @@ def pretrain(
         warmup=200,
         ucg=0.1,
         ema_decay=0.999,
-        checkpoint_every=500,
+        checkpoint_every=1000,
     )
     finetune(pipeline, normal, settings, work / "unet", seed=seed, data_fingerprint=f"pretrain-{seed}-{images}")
     out.mkdir(parents=True, exist_ok=True)
