@@ -273,7 +273,11 @@ class TestArchive:
         with pytest.raises(ValueError, match=r"NLMCXR_reports\.tgz: damaged or cut off .*download it again"):
             sources.load("openi", tmp_path, "train")
 
-    @pytest.mark.parametrize("content", [b"", b"<html>404</html>", gzip.compress(b"no tar" * 200)])
+    @pytest.mark.parametrize(
+        "content",
+        [b"", b"<html>404</html>", gzip.compress(b"no tar" * 200, mtime=0)],
+        ids=["empty", "a web page", "gzip of something else"],
+    )
     def test_no_archive_at_all(self, tmp_path, content):
         picture(tmp_path / "images" / f"{name(1)}.png")
         (tmp_path / "NLMCXR_reports.tgz").write_bytes(content)
