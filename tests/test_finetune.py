@@ -32,14 +32,6 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["chestxai.finetune", "chestxai.grounding"])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def settings(**changes) -> FinetuneSettings:
     defaults = {"steps": 4, "batch_size": 4, "learning_rate": 1e-3, "text_learning_rate": 1e-3, "checkpoint_every": 2}
     return FinetuneSettings(**defaults | changes)

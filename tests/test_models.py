@@ -21,14 +21,6 @@ from chestxai import models, sources
 PROMPTS = ["small left pleural effusion", "", "no pneumothorax. " * 60]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def tiny():
     return models.load_pipeline("tiny", device="cpu")
