@@ -26,9 +26,12 @@ notebooks: .venv/installed  ## bring each notebook's two forms in line (the newe
 clean:  ## remove what was made, except for the installation
 	rm -rf runs _build
 
+# The last package is what the tests compare with; of what it asks for, torchvision would have to match the build of torch,
+# and is not used.
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say which one: make PYTHON=python3.12" >&2; exit 2; }
 	@echo "Installing about 200 packages into .venv (2 GB with the CPU build of torch); the first time takes some minutes …"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps attention-map-diffusers==1.0.0
 	@touch $@

@@ -3,15 +3,16 @@
 What is measured is the probability ``softmax(q kᵀ / √d)`` that an image position gives to the tokens of a phrase
 (Rombach et al. 2022, section 3.3; Dombrowski et al. 2024 read the same quantity). The layer's own output still comes
 from the processor that was there, fused kernel included, so the denoised result does not change; queries and keys are
-read off its projections, and only running sums over the wanted tokens are kept. Memory does not grow with the number
-of passes.
+read off its projections, and only running sums over the wanted tokens are kept: one for all passes, or one for each
+span of timesteps. Memory does not grow with the number of passes.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor, AttnP
 from torch import Tensor, nn
 
 Heads = Literal["mean", "keep"]
+Times = Literal["mean", "keep"] | Sequence[int]
 
 # Probabilities of all tokens are needed for the softmax; this many at once, about 64 MB in float32.
 _BUDGET = 16_000_000
@@ -61,20 +63,54 @@ def select_layers(unet: UNet2DConditionModel, layers: str | Sequence[str] = "all
     return [name for name in known if name in chosen]
 
 
+class _Stop(Exception):
+    """Leaves a U-Net from within, once all that was wanted of it has been read."""
+
+
 class Capture:
     """Running sums of attention; made by `capture`.
 
     A *slot* is one map to be averaged: the rows of a batch that belong to one phrase, whatever their timestep or noise,
     are added to the same slot. `rows` says which row goes where.
+
+    Attributes:
+        groups: names of the token groups, the second axis of the maps.
+        names: of the layers that are read, in the order in which they run.
+        times: what the first axis of the maps stands for, if time is not averaged: timesteps, or spans of them
+            ``(low, high)``, each from ``low`` up to but without ``high``.
     """
 
-    def __init__(self, weights: Tensor, groups: tuple[str, ...], names: list[str], size: int | None, heads: Heads):
-        self.weights, self.groups, self.names, self.size, self.heads = weights, groups, names, size, heads
-        self.slots = len(weights)
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        weights: Tensor,
+        groups: tuple[str, ...],
+        names: list[str],
+        size: int | None,
+        heads: Heads,
+        times: Times,
+    ):
+        self.unet, self.weights, self.groups, self.names = unet, weights, groups, names
+        self.size, self.heads, self.slots = size, heads, len(weights)
+        self._edges = None if isinstance(times, str) else list(times)
+        self.times: list[int] | list[tuple[int, int]] | None = None
+        if times != "mean":
+            self.times = [] if self._edges is None else list(zip(self._edges[:-1], self._edges[1:], strict=True))
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
         self._rows: Tensor | None = None
         self._latents: tuple[int, int] = (0, 0)
+        self._spans: Tensor | None = None
+        self._stops = False
+
+    def run(self, *arguments: Any, **options: Any) -> None:
+        """Run the U-Net on these arguments as far as the last layer that is read, where its output is not wanted."""
+        self._stops = True
+        try:
+            with suppress(_Stop):
+                self.unet(*arguments, **options)
+        finally:
+            self._stops = False
 
     def rows(self, slots: Sequence[int] | Tensor) -> None:
         """Say to which slot each row of the next passes' batch belongs; -1 leaves a row out.
@@ -91,21 +127,27 @@ class Capture:
         self._rows = rows
 
     def maps(self) -> dict[str, Tensor]:
-        """Mean probability by layer: float32 ``(slots, groups, h, w)``, or ``(slots, groups, heads, h, w)``.
+        """Mean probability by layer: float32 ``([times,] slots, groups, [heads,] h, w)``.
 
-        A group's value is the mean over its tokens. A slot no row was given to is NaN.
+        The axis of times is there unless they are averaged, that of heads if they are kept. A group's value is the mean
+        over its tokens. What no row was given to, and a group that a slot does not have, is NaN.
         """
         if not self._sums:
             raise ValueError("nothing was captured: call the U-Net inside the 'with capture(...)' block first")
-        return {n: self._sums[n] / self._counts[n].view(-1, *[1] * (self._sums[n].ndim - 1)) for n in self.names}
+        maps = {n: self._sums[n] / self._counts[n].view(-1, *[1] * (self._sums[n].ndim - 1)) for n in self.names}
+        if self.times is None:
+            return maps
+        return {name: m.view(-1, self.slots, *m.shape[1:]) for name, m in maps.items()}
 
     def heatmap(self, size: int | tuple[int, int] | None = None) -> Tensor:
-        """All layers in one: each up-sampled bilinearly, then the mean over layers; float32 ``(slots, groups, h, w)``.
+        """All layers in one: each up-sampled bilinearly, then the mean over layers.
+
+        float32 ``([times,] slots, groups, h, w)``; the axis of times is there unless they are averaged.
 
         Args:
             size: of the result; default: what `capture` was given, else the largest captured resolution.
         """
-        maps = [m.mean(dim=2) if self.heads == "keep" else m for m in self.maps().values()]
+        maps = [m.mean(dim=-3) if self.heads == "keep" else m for m in self.maps().values()]
         size = size or self.size or max((tuple(m.shape[-2:]) for m in maps), key=math.prod)
         shape = (size, size) if isinstance(size, int) else size
         return torch.stack([resize(m, shape) for m in maps]).mean(dim=0)
@@ -134,13 +176,21 @@ class Capture:
             mask = attn.prepare_attention_mask(mask, length, b).view(b, heads, -1, length).float()
         grid = _grid(positions, self._latents)
         keep = (self.heads == "keep") * heads
-        shape = (self.slots, weights.shape[1], *([keep] if keep else []), *grid)
-        if name not in self._sums:
-            self._sums[name] = torch.zeros(shape, device=query.device)
-            self._counts[name] = torch.zeros(self.slots, device=query.device)
-        wanted = torch.nonzero(rows >= 0)[:, 0]
-        for part in wanted.split(max(1, _BUDGET // (heads * positions * length))):
-            slots, part = rows[part].to(query.device), part.to(query.device)
+        shape = (weights.shape[1], *([keep] if keep else []), *grid)
+        wanted = rows >= 0
+        # Where in the sums a row goes: each time has room for all slots.
+        places = rows
+        if self._spans is not None:
+            wanted, places = wanted & (self._spans >= 0), rows + self._spans * self.slots
+        room = self.slots * (1 if self.times is None else len(self.times))
+        missing = room - len(self._sums.get(name, ()))
+        if missing:
+            start = [self._sums[name]] if name in self._sums else []
+            self._sums[name] = torch.cat([*start, torch.zeros(missing, *shape, device=query.device)])
+            start = [self._counts[name]] if name in self._counts else []
+            self._counts[name] = torch.cat([*start, torch.zeros(missing, device=query.device)])
+        for part in torch.nonzero(wanted)[:, 0].split(max(1, _BUDGET // (heads * positions * length))):
+            slots, place, part = (x.to(query.device) for x in (rows[part], places[part], part))
             logits = (q[part].float() * depth**-0.5) @ k[part].float().transpose(-1, -2)
             if mask is not None:
                 logits = logits + mask[part]
@@ -149,17 +199,34 @@ class Capture:
                 probabilities = probabilities.mean(dim=1, keepdim=True)
             # (rows, heads or 1, positions, groups) → (rows, groups, heads or 1, positions)
             picked = (probabilities @ weights[slots][:, None].transpose(-1, -2)).permute(0, 3, 1, 2)
-            self._sums[name].index_add_(0, slots, picked.reshape(len(part), *shape[1:]))
-            self._counts[name].index_add_(0, slots, torch.ones(len(part), device=query.device))
+            self._sums[name].index_add_(0, place, picked.reshape(len(part), *shape))
+            self._counts[name].index_add_(0, place, torch.ones(len(part), device=query.device))
+        if self._stops and name == self.names[-1]:
+            raise _Stop
+
+    def _enter(self, sample: Tensor, timestep: Tensor | float) -> None:
+        """Before each pass: what its maps' shape and timesteps will be."""
+        self._latents = (int(sample.shape[-2]), int(sample.shape[-1]))
+        if self.times is None:
+            return
+        found = torch.as_tensor(timestep).flatten().tolist()
+        found = [int(t) for t in (found * len(sample) if len(found) == 1 else found)]
+        if self._edges is None:
+            self.times += [t for t in dict.fromkeys(found) if t not in self.times]
+            spans = [self.times.index(t) for t in found]
+        else:
+            spans = [bisect(self._edges, t) - 1 if t < self._edges[-1] else -1 for t in found]
+        self._spans = torch.tensor(spans)
 
 
 @contextmanager
 def capture(
     unet: UNet2DConditionModel,
-    tokens: Sequence[Sequence[int]] | Mapping[str, Sequence[int]],
+    tokens: Sequence[Sequence[int] | Mapping[str, Sequence[int]]] | Mapping[str, Sequence[int]],
     layers: str | Sequence[str] = "all",
     size: int | None = None,
     heads: Heads = "mean",
+    times: Times = "mean",
 ) -> Iterator[Capture]:
     """Record the cross-attention to some tokens while ``unet`` runs inside the block.
 
@@ -168,15 +235,17 @@ def capture(
 
     Args:
         unet: the denoiser.
-        tokens: a list of token positions for each slot (one group each); or a mapping of names to token positions,
-            groups that are read together, in a single slot.
+        tokens: for each slot a list of token positions, or a mapping of names to such lists: groups that are read
+            together (`reports.token_groups`). One mapping alone is a single slot.
         layers: see `select_layers`.
         size: resolution of `Capture.heatmap`; default: the largest captured.
         heads: "mean", or "keep" an axis of heads.
+        times: "mean"; "keep" an axis of every timestep that occurs (memory then grows with their number); or rising
+            edges of spans of timesteps, each averaged by itself; a timestep outside of all of them is left out.
 
     Raises:
-        ValueError: no cross-attention; an unknown layer; no or negative tokens; an attention processor whose
-            computation is not the plain softmax, named in the message.
+        ValueError: no cross-attention; an unknown layer; no or negative tokens; edges that do not rise; an attention
+            processor whose computation is not the plain softmax, named in the message.
 
     Example:
         >>> with capture(pipeline.unet, {"effusion": [2, 3]}) as seen:
@@ -186,24 +255,26 @@ def capture(
     """
     if heads not in ("mean", "keep"):
         raise ValueError(f"heads must be 'mean' or 'keep', not {heads!r}")
+    edges = [] if isinstance(times, str) else list(times)
+    if times not in ("mean", "keep") and (len(edges) < 2 or sorted(set(edges)) != edges):
+        raise ValueError(f"times must be 'mean', 'keep' or at least two rising edges, not {times!r}")
     names = select_layers(unet, layers)
     known = cross_attention_layers(unet)
-    if isinstance(tokens, Mapping):
-        groups, lists = tuple(tokens), [list(tokens.values())]
-    else:
-        groups, lists = ("tokens",), [[positions] for positions in tokens]
-    weights = _weights(lists)
+    slots = [tokens] if isinstance(tokens, Mapping) else tokens
+    slots = [dict(slot) if isinstance(slot, Mapping) else {"tokens": slot} for slot in slots]
+    groups = tuple(dict.fromkeys(name for slot in slots for name in slot))
+    weights = _weights(slots, groups)
     for name in names:
         if not isinstance(known[name].processor, _SUPPORTED):
             raise ValueError(
                 f"cannot read layer {name}: its processor {type(known[name].processor).__name__} is not supported; "
                 "call unet.set_default_attn_processor() first"
             )
-    seen = Capture(weights, groups, names, size, heads)
+    seen = Capture(unet, weights, groups, names, size, heads, times)
 
     def remember(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        sample = options["sample"] if "sample" in options else arguments[0]
-        seen._latents = (int(sample.shape[-2]), int(sample.shape[-1]))
+        given = dict(zip(("sample", "timestep"), arguments, strict=False)) | options
+        seen._enter(given["sample"], given["timestep"])
 
     with ExitStack() as stack:
         stack.callback(unet.register_forward_pre_hook(remember, with_kwargs=True).remove)
@@ -250,20 +321,20 @@ def resize(maps: Tensor, shape: tuple[int, int]) -> Tensor:
     return F.interpolate(flat, shape, mode="bilinear", align_corners=False).reshape(*maps.shape[:-2], *shape)
 
 
-def _weights(lists: Sequence[Sequence[Sequence[int]]]) -> Tensor:
-    """Averaging weights float32 ``(slots, groups, length)`` of token lists."""
-    if not lists:
+def _weights(slots: Sequence[Mapping[str, Sequence[int]]], groups: Sequence[str]) -> Tensor:
+    """Averaging weights float32 ``(slots, groups, length)``; NaN where a slot has no such group."""
+    if not slots or not groups:
         raise ValueError("no tokens to read: give the positions of at least one phrase")
-    for slot, groups in enumerate(lists):
-        for positions in groups:
+    for number, slot in enumerate(slots):
+        for positions in slot.values():
             if not len(positions) or min(positions) < 0:
-                raise ValueError(f"slot {slot}: token positions must be a non-empty list of 0, 1, …; got {positions}")
-    length = 1 + max(max(positions) for groups in lists for positions in groups)
-    weights = torch.zeros(len(lists), len(lists[0]), length)
-    for i, groups in enumerate(lists):
-        for j, positions in enumerate(groups):
-            unique = sorted(set(positions))
-            weights[i, j, unique] = 1 / len(unique)
+                raise ValueError(f"slot {number}: token positions must be a non-empty list of 0, 1, …; got {positions}")
+    length = 1 + max(max(positions) for slot in slots for positions in slot.values())
+    weights = torch.zeros(len(slots), len(groups), length)
+    for i, slot in enumerate(slots):
+        for j, name in enumerate(groups):
+            unique = sorted(set(slot.get(name, [])))
+            weights[i, j, unique or 0] = 1 / len(unique) if unique else torch.nan
     return weights
 
 

@@ -1,9 +1,15 @@
 """Grounding: from a real image and a phrase to a heatmap, by the cross-attention of a text-to-image model.
 
-The paper's way (Dombrowski et al. 2024; Vilouras et al. 2024 call it the noised one): the clean latent is noised
-afresh at each chosen timestep and passed through the U-Net once, conditional on the prompt only, without guidance. The
-attention to the tokens of the phrase is averaged over timesteps, heads and layers. As no trajectory is kept, images,
-phrases and timesteps share a batch.
+The attention to the tokens of the phrase is averaged over timesteps, heads and layers, while the U-Net runs in one of
+three ways:
+
+- ``noised``, the paper's (Dombrowski et al. 2024): the clean latent is noised afresh at each chosen timestep and passed
+  through the U-Net once, conditional on the prompt only, without guidance. As no trajectory is kept, images, phrases
+  and timesteps share a batch.
+- ``inversion`` (as Vilouras et al. 2024 do): the latent is taken along the deterministic path of DDIM inversion (Song
+  et al. 2021), conditional on the prompt, and read at the chosen timesteps on it.
+- ``generation``: the model draws an image for the prompt and is read while it does; no real image is looked at, so its
+  map says where the model would put the finding.
 """
 
 from __future__ import annotations
@@ -13,13 +19,14 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin, StableDiffusionPipeline
+from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler, SchedulerMixin, StableDiffusionPipeline
 
 from chestxai import attention, models, reports, runs
-from chestxai.profiles import GroundingSettings
+from chestxai.profiles import GroundingSettings, Method
 from chestxai.studies import Fit, Frame, GroundTruth, Study
 
 #: Phrases whose maps are written together: what a kill can cost.
@@ -38,6 +45,8 @@ class Heatmap:
         layers: names of the layers averaged.
         timesteps: of the noise schedule, averaged.
         seed: of the noise.
+        method: "noised", "inversion" or "generation".
+        image: uint8 ``(s, s)``, what the map is about: the image that was given or, of "generation", drawn.
     """
 
     values: np.ndarray
@@ -47,6 +56,8 @@ class Heatmap:
     layers: tuple[str, ...]
     timesteps: tuple[int, ...]
     seed: int
+    method: Method
+    image: np.ndarray
 
 
 def paper_timesteps(scheduler: SchedulerMixin, steps: int = 50, last: int = 40, stride: int = 1) -> list[int]:
@@ -70,48 +81,59 @@ def paper_timesteps(scheduler: SchedulerMixin, steps: int = 50, last: int = 40, 
 
 def ground(
     pipeline: StableDiffusionPipeline,
-    image: np.ndarray,
+    image: np.ndarray | None,
     prompt: str,
     phrase: str | None = None,
     timesteps: Sequence[int] | None = None,
     seed: int = 0,
     layers: str | Sequence[str] = "all",
+    method: Method = "noised",
+    steps: int = 50,
+    guidance: float = 1.0,
 ) -> Heatmap:
     """Where in ``image`` the model sees ``phrase`` of ``prompt`` (default: the whole prompt).
 
     Args:
         pipeline: of `models.load_pipeline`.
-        image: uint8 ``(s, s)``, ``s = models.image_size(pipeline)``.
+        image: uint8 ``(s, s)``, ``s = models.image_size(pipeline)``; None for "generation", which reads none.
         prompt: text the model is given.
         phrase: the words of it to read; case and spacing are free.
-        timesteps: of the noise schedule; default: `paper_timesteps`.
+        timesteps: of the noise schedule, to be read; default: `paper_timesteps`. On a path of "inversion" or
+            "generation" they must be among its ``steps``.
         seed: of the noise.
         layers: see `attention.select_layers`.
+        method: how the U-Net runs, see the module.
+        steps: of the whole path of "inversion" or "generation", in the scheduler's own spacing.
+        guidance: classifier-free guidance scale of "generation", whose conditional half is read.
 
     Raises:
         ValueError: an image of another size or type, a phrase that is not in the prompt or cut off by the tokenizer,
-            a timestep outside the schedule.
+            a timestep outside the schedule or off the path, an unknown method.
         FloatingPointError: the map has NaN: the model has diverged or overflows in its precision.
     """
-    timesteps = paper_timesteps(pipeline.scheduler) if timesteps is None else list(timesteps)
     phrase = prompt if phrase is None else phrase
-    values = ground_many(
-        pipeline, np.asarray(image)[None], [prompt], [phrase], timesteps=timesteps, seed=seed, layers=layers
+    images = None if image is None else np.asarray(image)[None]
+    timesteps = _chosen(pipeline, timesteps, steps)
+    seen, drawn = _run(
+        pipeline, images, [prompt], [phrase], timesteps, seed, 1, 64, layers, method, steps, guidance, decode=True
     )
+    values = _maps(seen, [phrase])[0]
     return Heatmap(
-        values[0],
+        values,
         prompt,
         phrase,
         tuple(reports.token_positions(pipeline.tokenizer, prompt, phrase)),
         tuple(attention.select_layers(pipeline.unet, layers)),
         tuple(timesteps),
         seed,
+        method,
+        np.asarray(image) if drawn is None else drawn[0],
     )
 
 
 def ground_many(
     pipeline: StableDiffusionPipeline,
-    images: np.ndarray,
+    images: np.ndarray | None,
     prompts: Sequence[str],
     phrases: Sequence[str],
     *,
@@ -120,6 +142,9 @@ def ground_many(
     draws: int = 1,
     batch: int = 64,
     layers: str | Sequence[str] = "all",
+    method: Method = "noised",
+    steps: int = 50,
+    guidance: float = 1.0,
 ) -> np.ndarray:
     """Heatmaps of many (image, prompt, phrase) at once: float32 ``(n, h, w)``, ``h`` the largest map's resolution.
 
@@ -127,22 +152,45 @@ def ground_many(
     batch size, or the model. So two models are compared under the same noise.
 
     Args:
-        images: uint8 ``(n, s, s)``.
+        images: uint8 ``(n, s, s)``; None for "generation".
         prompts: ``n`` texts.
         phrases: ``n`` passages of them.
-        timesteps: of the noise schedule; default: `paper_timesteps`.
+        timesteps: as `ground`.
         seed: of the noise.
-        draws: independent noises for each timestep.
-        batch: rows of one pass through the U-Net.
-        layers: see `attention.select_layers`.
+        draws: independent noises, for each timestep of "noised", or to begin "generation" with; "inversion" has none.
+        batch: rows of one pass through the U-Net: what bounds its memory.
+        layers, method, steps, guidance: as `ground`.
 
     Raises:
         ValueError, FloatingPointError: as `ground`, naming the row.
     """
-    timesteps = paper_timesteps(pipeline.scheduler) if timesteps is None else list(timesteps)
-    plan = [(i, i, t, d) for i in range(len(images)) for t in timesteps for d in range(draws)]
-    with torch.inference_mode():
-        maps = _passes(pipeline, images, prompts, phrases, plan, seed, batch, layers).heatmap()[:, 0].cpu().numpy()
+    timesteps = _chosen(pipeline, timesteps, steps)
+    seen, _ = _run(pipeline, images, prompts, phrases, timesteps, seed, draws, batch, layers, method, steps, guidance)
+    return _maps(seen, phrases)
+
+
+def ground_groups(
+    pipeline: StableDiffusionPipeline,
+    images: np.ndarray,
+    prompts: Sequence[str],
+    phrases: Sequence[str],
+    *,
+    timesteps: Sequence[int] | None = None,
+    seed: int = 0,
+    batch: int = 64,
+) -> dict[str, np.ndarray]:
+    """As `ground_many`, of the "phrase" and, from the same passes, of the tokens that are no words.
+
+    Returns:
+        float32 ``(n, h, w)`` of "phrase", "begin", "end" and "padding" (see `reports.token_groups`); NaN for a prompt
+        that has no such token.
+    """
+    seen, _ = _run(pipeline, images, prompts, phrases, _chosen(pipeline, timesteps, 50), seed, 1, batch, others=True)
+    return {name: maps.cpu().numpy() for name, maps in zip(seen.groups, seen.heatmap().unbind(dim=1), strict=True)}
+
+
+def _maps(seen: attention.Capture, phrases: Sequence[str]) -> np.ndarray:
+    maps = seen.heatmap()[:, 0].cpu().numpy()
     broken = np.flatnonzero(~np.isfinite(maps).all(axis=(1, 2)))
     if len(broken):
         raise FloatingPointError(
@@ -166,66 +214,180 @@ def ground_layers(
 
     All of it is in memory: for some images, not for a data set.
     """
-    plan = [(i, i * len(timesteps) + j, t, 0) for i in range(len(images)) for j, t in enumerate(timesteps)]
-    with torch.inference_mode():
-        maps = _passes(pipeline, images, prompts, phrases, plan, seed, batch, "all").maps()
-    return {name: m[:, 0].reshape(len(images), len(timesteps), *m.shape[-2:]).cpu().numpy() for name, m in maps.items()}
+    seen, _ = _run(pipeline, images, prompts, phrases, list(timesteps), seed, 1, batch, times="keep")
+    found = seen.times.index
+    order = [found(t) for t in timesteps]
+    return {name: m[order, :, 0].transpose(0, 1).cpu().numpy() for name, m in seen.maps().items()}
 
 
-def _passes(
+def _chosen(pipeline: StableDiffusionPipeline, timesteps: Sequence[int] | None, steps: int) -> list[int]:
+    if timesteps is not None:
+        return [int(t) for t in timesteps]
+    return paper_timesteps(pipeline.scheduler, steps, max(1, round(steps * 0.8)))
+
+
+@torch.inference_mode()
+def _run(
     pipeline: StableDiffusionPipeline,
-    images: np.ndarray,
+    images: np.ndarray | None,
     prompts: Sequence[str],
     phrases: Sequence[str],
-    plan: Sequence[tuple[int, int, int, int]],
+    timesteps: list[int],
     seed: int,
+    draws: int,
     batch: int,
-    layers: str | Sequence[str],
-) -> attention.Capture:
-    """Run the U-Net over ``plan``, rows of (item, slot, timestep, draw), and return what was captured."""
-    size = models.image_size(pipeline)
-    if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (size, size):
-        raise ValueError(
-            f"expected uint8 images (n, {size}, {size}), got {images.dtype} {images.shape}; use studies.Frame"
-        )
-    if not len(images) or len({len(images), len(prompts), len(phrases)}) != 1:
-        raise ValueError(f"one prompt and phrase per image: got {len(images)}, {len(prompts)} and {len(phrases)}")
-    schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
-    outside = [t for _, _, t, _ in plan if not 0 <= t < schedule.config.num_train_timesteps]
-    if outside or not plan:
-        raise ValueError(f"timesteps must be 0 to {schedule.config.num_train_timesteps - 1}, got {outside or 'none'}")
-    positions = []
+    layers: str | Sequence[str] = "all",
+    method: Method = "noised",
+    steps: int = 50,
+    guidance: float = 1.0,
+    times: attention.Times = "mean",
+    decode: bool = False,
+    others: bool = False,
+) -> tuple[attention.Capture, np.ndarray | None]:
+    """Run the U-Net and return what was captured, a slot for each phrase, and the images that were drawn, if any."""
+    rows = _checked(pipeline, images, prompts, phrases, timesteps, method, steps)
+    tokens = []
     for i, (prompt, phrase) in enumerate(zip(prompts, phrases, strict=True)):
         try:
-            positions.append(reports.token_positions(pipeline.tokenizer, prompt, phrase))
+            read = {"phrase": reports.token_positions(pipeline.tokenizer, prompt, phrase)}
+            tokens.append(read | (reports.token_groups(pipeline.tokenizer, prompt) if others else {}))
         except ValueError as error:
             raise ValueError(f"row {i}: {error}") from error
-    unique_prompts = list(dict.fromkeys(prompts))
-    states = models.encode_text(pipeline, unique_prompts)
-    state_of = {prompt: i for i, prompt in enumerate(unique_prompts)}
-    # One image may carry several phrases: encode it once.
-    prints = [_print(image) for image in images]
-    first = {p: i for i, p in reversed(list(enumerate(prints)))}
-    order = list(first)
-    latents = models.encode_images(pipeline, images[[first[p] for p in order]]).cpu()
-    latent_of = {p: i for i, p in enumerate(order)}
+    unique = {prompt: i for i, prompt in enumerate(dict.fromkeys([*prompts, *([""] * (method == "generation"))]))}
+    states = models.encode_text(pipeline, list(unique)).to(pipeline.unet.dtype)
+    text = states[[unique[prompt] for prompt in prompts]]
+    with attention.capture(pipeline.unet, tokens, layers, times=times) as seen:
+        if method == "generation":
+            drawn = []
+            for draw in range(draws):
+                for part in torch.arange(rows).split(max(1, batch // (2 if guidance > 1 else 1))):
+                    drawn.append(
+                        _draw(
+                            pipeline, seen, part, text, states[unique[""], None], timesteps, seed, draw, steps, guidance
+                        )
+                    )
+            return seen, models.decode_latents(pipeline, torch.cat(drawn)) if decode else None
+        # One image may carry several phrases: encode it once.
+        prints = [_print(image) for image in images]
+        first = {p: i for i, p in reversed(list(enumerate(prints)))}
+        latents = models.encode_images(pipeline, images[list(first.values())]).cpu()
+        place = {p: i for i, p in enumerate(first)}
+        latents = latents[[place[p] for p in prints]]
+        if method == "inversion":
+            for part in torch.arange(rows).split(batch):
+                _invert(pipeline, seen, part, latents, text, timesteps, steps)
+        else:
+            _noised(pipeline, seen, prints, latents, text, timesteps, seed, draws, batch)
+    return seen, None
 
-    slots = 1 + max(slot for _, slot, _, _ in plan)
-    tokens: list[list[int]] = [[]] * slots
-    for item, slot, _, _ in plan:
-        tokens[slot] = positions[item]
-    device, dtype = pipeline.unet.device, pipeline.unet.dtype
-    with attention.capture(pipeline.unet, tokens, layers) as seen:
-        for start in range(0, len(plan), batch):
-            rows = plan[start : start + batch]
-            x = latents[[latent_of[prints[item]] for item, _, _, _ in rows]]
-            noise = torch.stack([_noise(x.shape[1:], seed, prints[item], t, d) for item, _, t, d in rows])
-            times = torch.tensor([t for _, _, t, _ in rows])
-            noisy = schedule.add_noise(x, noise, times).to(device, dtype)
-            text = states[[state_of[prompts[item]] for item, _, _, _ in rows]].to(device, dtype)
-            seen.rows([slot for _, slot, _, _ in rows])
-            pipeline.unet(noisy, times.to(device), text, return_dict=False)
-    return seen
+
+def _checked(
+    pipeline: StableDiffusionPipeline,
+    images: np.ndarray | None,
+    prompts: Sequence[str],
+    phrases: Sequence[str],
+    timesteps: Sequence[int],
+    method: Method,
+    steps: int,
+) -> int:
+    """The number of rows, if all of it can be run."""
+    if method not in get_args(Method):
+        raise ValueError(f"unknown method {method!r}: choose one of {', '.join(get_args(Method))}")
+    if (images is None) != (method == "generation"):
+        raise ValueError("'generation' reads no image: give None" if images is not None else f"{method!r} needs images")
+    if images is not None:
+        size = models.image_size(pipeline)
+        if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (size, size):
+            raise ValueError(
+                f"expected uint8 images (n, {size}, {size}), got {images.dtype} {images.shape}; use studies.Frame"
+            )
+    rows = len(prompts if images is None else images)
+    if not rows or {rows, len(prompts), len(phrases)} != {rows}:
+        raise ValueError(f"one prompt and phrase per image: got {rows}, {len(prompts)} and {len(phrases)}")
+    last = pipeline.scheduler.config.num_train_timesteps - 1
+    outside = [t for t in timesteps if not 0 <= t <= last]
+    if outside or not timesteps:
+        raise ValueError(f"timesteps must be 0 to {last}, got {outside or 'none'}")
+    if method != "noised":
+        path = paper_timesteps(pipeline.scheduler, steps, steps)
+        off = sorted(set(timesteps) - set(path))
+        if off:
+            raise ValueError(f"timesteps {off} are not among the {steps} of the path, {path[-1]} to {path[0]}")
+    return rows
+
+
+def _noised(
+    pipeline: StableDiffusionPipeline,
+    seen: attention.Capture,
+    prints: Sequence[int],
+    latents: torch.Tensor,
+    text: torch.Tensor,
+    timesteps: Sequence[int],
+    seed: int,
+    draws: int,
+    batch: int,
+) -> None:
+    schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+    plan = [(i, t, d) for i in range(len(latents)) for t in timesteps for d in range(draws)]
+    for start in range(0, len(plan), batch):
+        part = plan[start : start + batch]
+        rows = [i for i, _, _ in part]
+        noise = torch.stack([_noise(latents.shape[1:], seed, prints[i], t, d) for i, t, d in part])
+        times = torch.tensor([t for _, t, _ in part])
+        noisy = schedule.add_noise(latents[rows], noise, times).to(text)
+        seen.rows(rows)
+        seen.run(noisy, times.to(text.device), text[rows])
+
+
+def _invert(
+    pipeline: StableDiffusionPipeline,
+    seen: attention.Capture,
+    rows: torch.Tensor,
+    latents: torch.Tensor,
+    text: torch.Tensor,
+    timesteps: Sequence[int],
+    steps: int,
+) -> None:
+    schedule = DDIMInverseScheduler.from_config(pipeline.scheduler.config)
+    schedule.set_timesteps(steps)
+    x, states = latents[rows].to(text), text[rows]
+    for t in schedule.timesteps:
+        seen.rows(rows if t in timesteps else torch.full_like(rows, -1))
+        if t == max(timesteps):
+            seen.run(x, t, states)
+            break
+        x = schedule.step(pipeline.unet(x, t, states, return_dict=False)[0], t, x).prev_sample
+
+
+def _draw(
+    pipeline: StableDiffusionPipeline,
+    seen: attention.Capture,
+    rows: torch.Tensor,
+    text: torch.Tensor,
+    empty: torch.Tensor,
+    timesteps: Sequence[int],
+    seed: int,
+    draw: int,
+    steps: int,
+    guidance: float,
+) -> torch.Tensor:
+    schedule = DDIMScheduler.from_config(pipeline.scheduler.config)
+    schedule.set_timesteps(steps)
+    side = pipeline.unet.config.sample_size
+    shape = (pipeline.unet.config.in_channels, side, side)
+    x = torch.stack([_noise(shape, seed, int(row), draw) for row in rows]).to(text)
+    twice = guidance > 1
+    states = torch.cat([empty.expand(len(rows), -1, -1), text[rows]]) if twice else text[rows]
+    nothing = torch.full_like(rows, -1)
+    for t in schedule.timesteps:
+        read = rows if t in timesteps else nothing
+        seen.rows(torch.cat([nothing, read]) if twice else read)
+        found = pipeline.unet(torch.cat([x, x]) if twice else x, t, states, return_dict=False)[0]
+        if twice:
+            without, given = found.chunk(2)
+            found = without + guidance * (given - without)
+        x = schedule.step(found, t, x).prev_sample
+    return x.float()
 
 
 def _print(image: np.ndarray) -> int:
@@ -311,13 +473,16 @@ def ground_truths(
                 try:
                     found = ground_many(
                         pipeline,
-                        np.stack([image for _, image, _, _ in keep]),
+                        None if settings.method == "generation" else np.stack([image for _, image, _, _ in keep]),
                         [prompt for _, _, prompt, _ in keep],
                         [words for _, _, _, words in keep],
                         timesteps=timesteps,
                         seed=seed,
                         draws=settings.draws,
                         batch=settings.batch,
+                        method=settings.method,
+                        steps=settings.steps,
+                        guidance=settings.guidance,
                     )
                 except FloatingPointError as error:
                     raise FloatingPointError(f"{path}, rows from {keep[0][0]}: {error}") from error

@@ -22,6 +22,8 @@ RUNS = ROOT / "runs"
 #: How the text encoder is treated while the U-Net is fine-tuned.
 VARIANTS = ("frozen", "learnable")
 Variant = Literal["frozen", "learnable"]
+#: How the U-Net runs while its attention is read (see `chestxai.grounding`).
+Method = Literal["noised", "inversion", "generation"]
 
 
 class _Settings(BaseModel):
@@ -70,8 +72,11 @@ class FinetuneSettings(_Settings):
 
 class GroundingSettings(_Settings):
     """The paper's protocol: of ``steps`` denoising steps the ``last`` ones (least noise) are read, every
-    ``stride``-th of them; ``target`` says which tokens are read: those naming the finding, or the whole phrase."""
+    ``stride``-th of them; ``target`` says which tokens are read: those naming the finding, or the whole phrase;
+    ``method`` how the U-Net runs, ``guidance`` with which scale when it generates."""
 
+    method: Method = "noised"
+    guidance: float = Field(4.0, ge=1)
     steps: int = Field(50, gt=0)
     last: int = Field(40, gt=0)
     stride: int = Field(1, gt=0)

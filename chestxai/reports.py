@@ -580,6 +580,37 @@ def token_positions(tokenizer: Any, prompt: str, phrase: str) -> list[int]:
     return positions
 
 
+def token_groups(tokenizer: Any, prompt: str, phrases: Sequence[str] = ()) -> dict[str, list[int]]:
+    """Token positions of each phrase, and of what is no word: ``begin``, ``end`` and ``padding``, where there are any.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer.
+        prompt: the whole text.
+        phrases: passages of it, each a group under its own name.
+
+    Returns:
+        group → rising positions, as `token_positions`; for `attention.capture`.
+
+    Raises:
+        ValueError: as `token_positions`.
+    """
+    groups = {phrase: token_positions(tokenizer, prompt, phrase) for phrase in phrases}
+    encoded = tokenizer(
+        prompt,
+        padding="max_length",
+        truncation=True,
+        max_length=tokenizer.model_max_length,
+        return_special_tokens_mask=True,
+    )
+    special, used = encoded["special_tokens_mask"], sum(encoded["attention_mask"])
+    others = {
+        "begin": [0] if special[0] else [],
+        "end": [used - 1] if used > 1 and special[used - 1] else [],
+        "padding": list(range(used, len(special))),
+    }
+    return groups | {name: positions for name, positions in others.items() if positions}
+
+
 def _locate(prompt: str, phrase: str) -> tuple[int, int]:
     for words in (phrase.split(), clean(phrase).split()):
         if not words:

@@ -209,6 +209,112 @@ def test_memory_does_not_depend_on_the_number_of_passes(unet):
     assert sizes[0] == sizes[1]
 
 
+@torch.no_grad()
+def test_times_are_kept_apart_on_demand_and_their_mean_is_the_mean(unet):
+    x, _, states = inputs()
+    passes = [torch.tensor([100, 700]), torch.tensor(100), torch.tensor(400)]
+    with capture(unet, [[1], [2]], times="keep") as kept, capture(unet, [[1], [2]]) as mean:
+        for t in passes:
+            unet(x, t, states)
+    assert kept.times == [100, 700, 400]
+    for name, values in kept.maps().items():
+        assert values.shape[:3] == (3, 2, 1)
+        # Slot 0 saw timestep 100 twice and never 700; slot 1 saw each of the three once.
+        assert torch.isnan(values[1, 0]).all()
+        torch.testing.assert_close(values[:, 1].mean(dim=0), mean.maps()[name][1])
+        torch.testing.assert_close((2 * values[0, 0] + values[2, 0]) / 3, mean.maps()[name][0])
+    assert kept.heatmap().shape == (3, 2, 1, 8, 8)
+    assert kept.heatmap(4).shape == (3, 2, 1, 4, 4)
+
+
+@torch.no_grad()
+def test_spans_of_time_are_averaged_each_by_itself(unet):
+    x, _, states = inputs()
+    with capture(unet, [[1], [2]], times=[100, 400, 900]) as spans, capture(unet, [[1], [2]], times="keep") as kept:
+        for t in (99, 100, 399, 400, 900):
+            unet(x, torch.tensor(t), states)
+    assert spans.times == [(100, 400), (400, 900)]
+    each = {t: kept.heatmap()[i] for i, t in enumerate(kept.times)}
+    torch.testing.assert_close(spans.heatmap()[0], (each[100] + each[399]) / 2)
+    torch.testing.assert_close(spans.heatmap()[1], each[400])
+    for edges in ([100], [200, 100], [100, 100], "some"):
+        with pytest.raises(ValueError, match="rising edges"), capture(unet, [[1]], times=edges):
+            pass
+
+
+@torch.no_grad()
+def test_groups_may_differ_from_slot_to_slot(unet):
+    arguments = inputs()
+    with capture(unet, [{"phrase": [1, 2], "padding": [5, 6]}, {"phrase": [3]}]) as seen:
+        unet(*arguments)
+    with capture(unet, [[1, 2], [3]]) as phrase, capture(unet, [[5, 6]] * 2) as padding:
+        unet(*arguments)
+    assert seen.groups == ("phrase", "padding")
+    torch.testing.assert_close(seen.heatmap()[:, 0], phrase.heatmap()[:, 0])
+    torch.testing.assert_close(seen.heatmap()[0, 1], padding.heatmap()[0, 0])
+    assert torch.isnan(seen.heatmap()[1, 1]).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layers", ["all", "mid", "down"])
+def test_what_follows_the_last_layer_that_is_read_is_not_computed(unet, layers):
+    arguments, ran = inputs(), []
+    hooks = [m.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, m in unet.named_modules()]
+    with capture(unet, [[1]] * 2, layers=layers) as seen:
+        seen.run(*arguments)
+        short, last = len(ran), seen.names[-1]
+        assert ran[-1] == f"{last}.to_out.1"
+        with capture(unet, [[1]] * 2, layers=layers) as whole:
+            plain = unet(*arguments).sample
+    assert len(ran) > 2 * short
+    assert "conv_out" in ran
+    assert torch.isfinite(plain).all()
+    for name, values in whole.maps().items():
+        torch.testing.assert_close(seen.maps()[name], values)
+    for hook in hooks:
+        hook.remove()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["sd", "bert"])
+def test_maps_equal_those_of_attention_map_diffusers(kind):
+    peer = pytest.importorskip("attention_map_diffusers", reason="'make test' installs it")
+    model = models.random_pipeline(kind)
+    prompts = ["small left pleural effusion", "heart"]
+    states, (x, _, _) = models.encode_text(model, prompts), inputs()
+    with peer.AttentionCapture(model, timesteps="all") as theirs:
+        for t in (700, 300, 20):
+            model.unet(x, t, states)
+    with capture(model.unet, [[2, 3], [1]], times="keep") as seen:
+        for t in (700, 300, 20):
+            model.unet(x, t, states)
+    records = {(r.layer_id.removeprefix("unet."), int(r.timestep)): r.data[:, 0] for r in theirs.compute().records}
+    assert len(records) == 3 * len(seen.names)
+    for name, maps in seen.maps().items():
+        for t, ours in zip(seen.times, maps[:, :, 0].flatten(2), strict=True):
+            full = records[name, t]
+            expected = torch.stack([full[0][:, [2, 3]].mean(dim=-1), full[1][:, 1]])
+            torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+            assert (expected - expected.mean()).abs().max() > 1e-4  # not the flat maps of a model that does not look
+
+
+@torch.no_grad()
+def test_adapters_are_read_as_the_model_computes_with_them():
+    from peft import LoraConfig
+
+    unet, arguments = models.random_pipeline("bert").unet, inputs()
+    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False))
+    expected = recorded(unet, arguments)
+    with capture(unet, [[2]] * 2) as seen:
+        unet(*arguments)
+    for name, probabilities in expected.items():
+        torch.testing.assert_close(seen.maps()[name][:, 0].flatten(1), probabilities.mean(dim=1)[:, :, 2])
+    unet.disable_adapters()
+    with capture(unet, [[2]] * 2) as without:
+        unet(*arguments)
+    assert not torch.allclose(without.heatmap(), seen.heatmap())
+
+
 def test_layers_are_selected_by_part_and_name_in_the_order_they_run(unet):
     names = select_layers(unet)
     parts = [n.split("_")[0] for n in names]

@@ -17,7 +17,15 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from chestxai import attention, grounding, models, reports, runs, sources
-from chestxai.grounding import ground, ground_layers, ground_many, ground_truths, paper_timesteps, target_words
+from chestxai.grounding import (
+    ground,
+    ground_groups,
+    ground_layers,
+    ground_many,
+    ground_truths,
+    paper_timesteps,
+    target_words,
+)
 from chestxai.profiles import GroundingSettings
 from chestxai.studies import Finding, GroundTruth, phrases
 
@@ -146,6 +154,85 @@ def test_the_phrase_shares_the_attention_with_start_end_and_padding(pipeline, im
     assert heat.values.max() < 1 / len(heat.tokens)
 
 
+# --- along a path ----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_inversion_follows_ddims_equation_backwards(either, images):
+    path = paper_timesteps(either.scheduler, 10, 10)[::-1]
+    states = models.encode_text(either, [PROMPT])
+    tokens = reports.token_positions(either.tokenizer, PROMPT, "pleural effusion")
+    known = either.scheduler.alphas_cumprod
+    x, expected = models.encode_images(either, images[:1]), []
+    for previous, t in zip([None, *path[:-1]], path, strict=True):
+        with attention.capture(either.unet, [tokens]) as seen:
+            noise = either.unet(x, t, states).sample
+        expected.append(seen.heatmap()[0, 0])
+        # Song et al. 2021, eq. 12 with σ = 0, from less noise to more; before the first step there is next to none.
+        before, after = known[0] if previous is None else known[previous], known[t]
+        x = after.sqrt() * (x - (1 - before).sqrt() * noise) / before.sqrt() + (1 - after).sqrt() * noise
+    for chosen in (path, path[:1], path[2:5]):
+        heat = ground(either, images[0], PROMPT, "pleural effusion", chosen, method="inversion", steps=10)
+        mean = torch.stack([expected[path.index(t)] for t in chosen]).mean(dim=0)
+        np.testing.assert_allclose(heat.values, mean, rtol=1e-4)
+    assert heat.method == "inversion"
+    assert heat.image is images[0] or np.array_equal(heat.image, images[0])
+    assert np.array_equal(
+        heat.values,
+        ground(either, images[0], PROMPT, "pleural effusion", chosen, 9, method="inversion", steps=10).values,
+    )  # no noise, so no seed
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_generation_draws_what_stock_diffusers_draws_and_is_read_meanwhile(either, guidance):
+    latents = grounding._noise((4, 8, 8), 5, 0, 0)[None]
+    tokens = reports.token_positions(either.tokenizer, PROMPT, "pleural effusion")
+    with attention.capture(either.unet, [tokens], times="keep") as seen:
+        seen.rows([-1, 0] if guidance > 1 else [0])
+        drawn = either(
+            prompt_embeds=models.encode_text(either, [PROMPT]),
+            negative_prompt_embeds=models.encode_text(either, [""]),
+            num_inference_steps=6,
+            guidance_scale=guidance,
+            latents=latents,
+            output_type="latent",
+        ).images
+    path = paper_timesteps(either.scheduler, 6, 6)
+    assert seen.times == path
+    heat = ground(
+        either, None, PROMPT, "pleural effusion", path[2:], 5, method="generation", steps=6, guidance=guidance
+    )
+    np.testing.assert_array_equal(heat.image, models.decode_latents(either, drawn)[0])
+    np.testing.assert_allclose(heat.values, seen.heatmap()[2:, 0, 0].mean(dim=0), rtol=1e-4)
+    many = ground_many(
+        either, None, [PROMPT] * 2, ["pleural effusion"] * 2, timesteps=path[2:], seed=5, method="generation", steps=6,
+        guidance=guidance,
+    )  # fmt: skip
+    np.testing.assert_allclose(many[0], heat.values, rtol=1e-4)
+    assert abs(many[1] - many[0]).max() > 1e-4  # each row has a noise of its own
+
+
+def test_impossible_paths_are_refused(pipeline, images):
+    with pytest.raises(ValueError, match="unknown method 'guess': choose one of noised, inversion, generation"):
+        ground(pipeline, images[0], PROMPT, method="guess")
+    with pytest.raises(ValueError, match="'generation' reads no image"):
+        ground(pipeline, images[0], PROMPT, method="generation")
+    with pytest.raises(ValueError, match="'inversion' needs images"):
+        ground(pipeline, None, PROMPT, method="inversion")
+    with pytest.raises(ValueError, match=r"timesteps \[2\] are not among the 10 of the path, 1 to 901"):
+        ground(pipeline, images[0], PROMPT, timesteps=[2, 101], method="inversion", steps=10)
+
+
+def test_the_tokens_of_a_prompt_share_all_attention(either, images):
+    groups = ground_groups(either, images[:2], [PROMPT, "effusion"], [PROMPT, "effusion"], timesteps=[301])
+    assert list(groups) == ["phrase", "begin", "end", "padding"]
+    sizes = [len(p) for p in reports.token_groups(either.tokenizer, PROMPT, [PROMPT]).values()]
+    assert sum(sizes) == either.tokenizer.model_max_length
+    total = sum(n * maps[0] for n, maps in zip(sizes, groups.values(), strict=True))
+    np.testing.assert_allclose(total, 1, rtol=1e-5)
+
+
 # --- many phrases ----------------------------------------------------------------------------------------------------
 
 
@@ -221,14 +308,14 @@ def test_memory_does_not_grow_with_timesteps(pipeline, images):
         def hook(*_):
             held.append(sum(o.untyped_storage().nbytes() for o in gc.get_objects() if type(o) is torch.Tensor))
 
-        handle = pipeline.unet.register_forward_hook(hook)
+        handle = pipeline.unet.conv_in.register_forward_hook(hook)
         ground_many(pipeline, images[:2], [PROMPT] * 2, ["left"] * 2, timesteps=times, batch=4)
         handle.remove()
         return max(held), len(held)
 
-    few, passes = peak([1, 301])
+    few, passes = peak([1, 301, 501, 701])
     many, more = peak(paper_timesteps(pipeline.scheduler, 20, 20))
-    assert (passes, more) == (1, 10)
+    assert (passes, more) == (2, 10)
     assert many <= few + 4096  # not one more map or batch of latents
 
 

@@ -96,6 +96,15 @@ def test_the_tiny_base_draws_chests_and_not_noise(tiny):
     assert ours.std(axis=0).mean() > 5  # and not eight times the same one
 
 
+def test_no_word_means_anything_to_the_tiny_base(tiny):
+    states = models.encode_text(tiny, ["Large left pleural effusion.", "No pneumothorax.", ""])
+    assert (states[0] - states[1]).abs().max() > 0.1
+    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)).expand(3, -1, -1, -1)
+    with torch.no_grad():
+        noise = tiny.unet(latents, 500, states).sample
+    torch.testing.assert_close(noise[1:], noise[:1].expand(2, -1, -1, -1), rtol=0, atol=1e-6)
+
+
 def test_the_tiny_autoencoder_keeps_what_it_is_given(tiny):
     studies = sources.load("phantom", split="test", n=12, size=64)
     images = np.stack([s.array for s in studies])

@@ -574,6 +574,25 @@ class TestTokenPositions:
                 reports.token_positions(tokenizers[kind], "clear lungs", phrase)
 
 
+@pytest.mark.parametrize("kind", ["clip", "bert"])
+def test_begin_end_and_padding_are_groups_of_their_own(tokenizers, kind):
+    tokenizer = tokenizers[kind]
+    length = tokenizer.model_max_length
+    groups = reports.token_groups(tokenizer, "small left effusion", ["left effusion", "small"])
+    assert groups == {
+        "left effusion": [2, 3],
+        "small": [1],
+        "begin": [0],
+        "end": [4],
+        "padding": list(range(5, length)),
+    }
+    full = reports.token_groups(tokenizer, "lung " * length)
+    assert full == {"begin": [0], "end": [length - 1]}
+    assert reports.token_groups(tokenizer, "") == {"begin": [0], "end": [1], "padding": list(range(2, length))}
+    with pytest.raises(ValueError, match="'pneumonia' is not in the prompt"):
+        reports.token_groups(tokenizer, "small left effusion", ["pneumonia"])
+
+
 def test_a_tokenizer_without_offsets_is_refused():
     class Slow:
         is_fast = False
