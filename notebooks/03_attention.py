@@ -34,6 +34,7 @@ out = ""  # root of the runs; empty: the project's runs/
 # %%
 import numpy as np
 import pandas as pd
+import plotly.express as px
 import torch
 from diffusers import DDPMScheduler
 from IPython.display import Markdown
@@ -45,11 +46,13 @@ from chestxai import (
     localization,
     models,
     plots,
+    postprocess,
     profiles,
     reports,
     runs,
     widgets,
 )
+from chestxai.stats import bootstrap_ci
 from chestxai.studies import FINDINGS, Frame, phrases, to_images
 
 settings = profiles.load(profile)
@@ -152,34 +155,35 @@ plots.overlay(
 
 # %%
 validation = profiles.sample(
-    phrases(profiles.studies(settings, "val", data, boxes=True)), 48, seed
+    phrases(profiles.studies(settings, "val", data, boxes=True)), 32, seed
 )
 images, kept, skipped = to_images([t.study for t in validation], size, settings.data.fit)
 readable = {s.id: i for i, s in enumerate(kept)}
 validation = [t for t in validation if t.study.id in readable]
+val_images = images[[readable[t.study.id] for t in validation]]
+val_prompts = [t.finding.phrase for t in validation]
+val_words = [grounding.target_words(t, settings.grounding.target) for t in validation]
 val_masks = [
     Frame(*t.study.size, size, settings.data.fit).mask(t.finding) for t in validation
 ]
-few = timesteps[:: max(1, len(timesteps) // 5)]
+
+
+def mean_auc(maps):
+    """Mean AUC-ROC over the validation phrases of one map (h, w) each."""
+    return np.mean(
+        [localization.auc_roc(m, mask) for m, mask in zip(maps, val_masks, strict=True)]
+    )
+
+
+every = grounding.paper_timesteps(
+    pipeline.scheduler, settings.grounding.steps, settings.grounding.last
+)
 by_layer = grounding.ground_layers(
-    pipeline,
-    images[[readable[t.study.id] for t in validation]],
-    [t.finding.phrase for t in validation],
-    [grounding.target_words(t, settings.grounding.target) for t in validation],
-    timesteps=few,
-    seed=seed,
-)
-auc = np.array(
-    [
-        [
-            np.mean(
-                [localization.auc_roc(m[i, j], mask) for i, mask in enumerate(val_masks)]
-            )
-            for j in range(len(few))
-        ]
-        for m in by_layer.values()
-    ]
-)
+    pipeline, val_images, val_prompts, val_words, timesteps=every, seed=seed
+)  # {layer: (phrases, timesteps, h, w)}
+at = np.unique(np.linspace(0, len(every) - 1, 8).round().astype(int))
+few = [every[j] for j in at]
+auc = np.array([[mean_auc(m[:, j]) for j in at] for m in by_layer.values()])
 plots.layer_time(
     auc,
     list(layers),
@@ -201,24 +205,147 @@ Markdown(
 # %% [markdown]
 # ## How many timesteps does it take?
 #
-# The cost of a heatmap is the number of passes. Here is the score against it, on the same phrases.
+# The cost of a heatmap is the number of passes through the U-Net. Here is the score against it, on the same phrases: the mean
+# over all layers and over so many timesteps, spread evenly over the paper's.
 
 # %%
-grid = max(m.shape[-2:] for m in by_layer.values())
-maps = [attention.resize(torch.from_numpy(m), grid).numpy() for m in by_layer.values()]
-stack = np.stack(maps, axis=1)  # (phrases, layers, timesteps, h, w)
-cost = {
-    k: np.mean(
-        [
-            localization.auc_roc(m[:, :k].mean(axis=(0, 1)), mask)
-            for m, mask in zip(stack, val_masks, strict=True)
-        ]
-    )
-    for k in range(1, len(few) + 1)
+side = max(m.shape[-1] for m in by_layer.values())
+by_time = np.mean(
+    [
+        attention.resize(torch.from_numpy(m), (side, side)).numpy()
+        for m in by_layer.values()
+    ],
+    axis=0,
+)  # (phrases, timesteps, h, w)
+counts = [n for n in (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30) if n < len(every)] + [len(every)]
+spread = {
+    n: np.linspace(0, len(every) - 1, n + 2)[1:-1].round().astype(int)
+    if n < len(every)
+    else np.arange(n)
+    for n in counts
 }
-pd.Series(cost, name="AUC-ROC").rename_axis("passes, from the noisiest").round(
-    3
-).to_frame().T
+cost = pd.Series(
+    {n: mean_auc(by_time[:, chosen].mean(axis=1)) for n, chosen in spread.items()}
+)
+short = min(n for n in counts if cost[n] >= cost[len(every)] - 0.005)
+px.line(
+    x=cost.index, y=cost.values, markers=True, log_x=True, template=plots.TEMPLATE, height=380,
+    labels={"x": "timesteps (passes through the U-Net)", "y": "AUC-ROC"},
+    title=f"What a heatmap costs, and what it gains ({len(val_masks)} validation phrases, {variant})",
+).update_xaxes(tickvals=counts).add_vline(
+    short, line_dash="dot", annotation_text=f"{short}: within 0.005 of all {len(every)}"
+)  # fmt: skip
+
+# %% tags=["hide-input"]
+Markdown(
+    f"{short} of {len(every)} timesteps come within 0.005 of all of them, chosen on these validation phrases; "
+    f"this profile reads {len(timesteps)} on the test phrases below."
+)
+
+# %% [markdown]
+# ## Three ways to run the model
+#
+# So far each pass saw the image under *fresh* noise. There are two other ways, and all three are the same call, with another
+# `method`. `inversion` follows one deterministic path from the image towards noise, the same path along which DDIM would draw
+# it {cite}`song2021ddim,vilouras2024zeroshot`. `generation` looks at no image: the model draws one for the prompt, and its
+# attention is read meanwhile. That map is scored against the finding in the *real* image, so what it can know is only where
+# such a finding usually is, and which side and zone the prompt names.
+
+# %%
+steps_of_path = settings.grounding.steps
+ways = {
+    "noised": grounding.ground_many(
+        pipeline, val_images, val_prompts, val_words, timesteps=every, seed=seed
+    ),
+    "inversion": grounding.ground_many(
+        pipeline,
+        val_images,
+        val_prompts,
+        val_words,
+        timesteps=every,
+        method="inversion",
+        steps=steps_of_path,
+    ),
+    "generation": grounding.ground_many(
+        pipeline,
+        None,
+        val_prompts,
+        val_words,
+        timesteps=every,
+        seed=seed,
+        method="generation",
+        steps=steps_of_path,
+    ),
+}
+patients = [t.study.patient for t in validation]
+
+
+def compared(named):
+    """AUC-ROC and Top-1 with their intervals, for each kind of map."""
+    scores = {
+        "AUC-ROC": localization.auc_roc,
+        "Top-1": localization.pointing_game,
+    }
+    return pd.DataFrame(
+        {
+            title: {
+                name: bootstrap_ci(
+                    [score(m, mask) for m, mask in zip(maps, val_masks, strict=True)],
+                    patients,
+                    n=settings.statistics.resamples,
+                )
+                for name, maps in named.items()
+            }
+            for title, score in scores.items()
+        }
+    ).map(str)
+
+
+compared(ways)
+
+# %%
+looked = [
+    next((i for i, t in enumerate(validation) if t.finding.name == name), None)
+    for name in FINDINGS
+]
+looked = [i for i in looked if i is not None][:3]
+plots.overlay_grid(
+    [val_images[i] for i in looked],
+    {way: [maps[i] for i in looked] for way, maps in ways.items()},
+    masks=[val_masks[i] for i in looked],
+    titles=[f"{validation[i].finding.name}: “{val_prompts[i]}”" for i in looked],
+    title=f"One phrase, read in three ways, {variant}",
+)
+
+# %% [markdown]
+# ## May a map be improved afterwards?
+#
+# Papers smooth their maps, subtract what every token sees, or merge them with what text and image say by themselves
+# {cite}`nuetzel2025generate`. Each of these changes what is scored, so it is shown beside the map as it was measured, and the
+# book scores that one. *Bimodal Bias Merging* weighs in the product of two biases (where the begin token looks in this image,
+# and where the phrase looks when the model draws by itself) as far as the two are alike.
+
+# %%
+groups = grounding.ground_groups(
+    pipeline, val_images, val_prompts, val_words, timesteps=timesteps, seed=seed
+)
+measured = groups["phrase"]
+compared(
+    {
+        "as measured": measured,
+        "smoothed (σ = 1)": [postprocess.smooth(m) for m in measured],
+        "minus the begin token": [
+            postprocess.subtract_background(m, background)
+            for m, background in zip(measured, groups["begin"], strict=True)
+        ],
+        "Bimodal Bias Merging": [
+            postprocess.merge_biases(m, image, text)
+            for m, image, text in zip(
+                measured, groups["begin"], ways["generation"], strict=True
+            )
+        ],
+    }
+)
 
 # %% [markdown]
 # ## All test phrases, over all checkpoints
@@ -337,8 +464,14 @@ plots.overlay_grid(
 picked = profiles.sample(validation, 6, seed)
 index = [validation.index(t) for t in picked]
 explored = {
-    "images": images[[readable[t.study.id] for t in picked]],
-    "heatmaps": stack[index],
+    "images": val_images[index],
+    "heatmaps": np.stack(
+        [
+            attention.resize(torch.from_numpy(m[index][:, at]), (side, side)).numpy()
+            for m in by_layer.values()
+        ],
+        axis=1,
+    ),  # (studies, layers, timesteps, h, w)
     "titles": [f"study {i + 1}" for i in range(len(picked))],
     "phrases": [t.finding.phrase for t in picked],
     "layers": list(layers),
