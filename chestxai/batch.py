@@ -237,7 +237,7 @@ def execute(node: Node, *needs: Outcome, threads: int | None = None) -> Outcome:
             progress_bar=False,
             # A notebook is saved when it is done: the results it makes on its way are files of their own.
             request_save_on_cell_execute=False,
-            extra_arguments=["--IPKernelApp.log_level=40"],
+            extra_arguments=["--IPKernelApp.log_level=50"],
         )
     except PapermillExecutionError as error:
         part.replace(node.failed)
@@ -306,29 +306,34 @@ def run(
         )  # fmt: skip
     try:
         with Client(scheduler or cluster, timeout="30s") as client:
-            futures: dict[str, Any] = {}
             # The longest way to the end first: its nodes must not wait behind short ones.
             rank = _remaining(nodes)
-            for node in waiting:
-                needed = [futures.get(n, outcomes.get(n)) for n in node.needs]
-                futures[node.name] = client.submit(
-                    execute, node, *needed, threads=threads, key=f"{node.name}-{node.identity}",
-                    pure=False, priority=rank[node.name], retries=2,
-                )  # fmt: skip
-            names = {future.key: name for name, future in futures.items()}
-            pending = as_completed(futures.values())
-            done = iter(pending)
-            # Blocking here would freeze the line that says what is running.
+            waiting.sort(key=lambda node: -rank[node.name])
+            slots = len(waiting) if scheduler else count
+            running: dict[str, Node] = {}
+            pending = as_completed()
             while len(outcomes) < len(nodes):
-                if pending.has_ready() or not pending.count():
-                    future = next(done)
-                    outcome = _outcome(future, names[future.key], nodes)
+                for node in [n for n in waiting if all(need in outcomes for need in n.needs)]:
+                    # Here, a node is handed over when a worker is free: dask would tie it to the one that made what it
+                    # needs, busy or not. A running cluster gets all that can run, for it may grow by what waits.
+                    if len(running) < slots:
+                        future = client.submit(
+                            execute, node, *(outcomes[n] for n in node.needs), threads=threads,
+                            key=f"{node.name}-{node.identity}", pure=False, priority=rank[node.name], retries=2,
+                        )  # fmt: skip
+                        running[future.key] = node
+                        waiting.remove(node)
+                        pending.add(future)
+                # Blocking here would freeze the line that says what is running.
+                if pending.has_ready():
+                    future = next(pending)
+                    outcome = _outcome(future, running.pop(future.key))
                     outcomes[outcome.node.name] = outcome
                     bar.advance([outcome])
                     say(_line(outcome))
                 else:
-                    bar.show([n for n in waiting if n.name not in outcomes])
-                    time.sleep(0.5)
+                    bar.show(list(running.values()))
+                    time.sleep(0.2)
     except OSError as error:
         raise OSError(f"cannot reach the dask scheduler {scheduler}: {error}") from error
     finally:
@@ -338,11 +343,10 @@ def run(
     return [outcomes[n.name] for n in nodes]
 
 
-def _outcome(future: Any, name: str, nodes: Sequence[Node]) -> Outcome:
+def _outcome(future: Any, node: Node) -> Outcome:
     try:
         return future.result()
     except Exception as error:  # the worker itself was lost
-        node = next(n for n in nodes if n.name == name)
         return Outcome(node, "failed", reason=f"{type(error).__name__}: {error}")
 
 
@@ -355,9 +359,11 @@ def _workers(cores: int) -> int:
 def _remaining(nodes: Sequence[Node]) -> dict[str, float]:
     """Weight of the heaviest path from each node to an end."""
     rank: dict[str, float] = {}
+    after: dict[str, float] = {}
     for node in reversed(nodes):
-        after = [rank[other.name] for other in nodes if node.name in other.needs and other.name in rank]
-        rank[node.name] = node.weight + max(after, default=0.0)
+        rank[node.name] = node.weight + after.get(node.name, 0.0)
+        for need in node.needs:
+            after[need] = max(after.get(need, 0.0), rank[node.name])
     return rank
 
 

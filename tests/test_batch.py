@@ -129,6 +129,22 @@ class TestRun:
         third = states(batch.run(planned(notebooks), workers=2, quiet=True))
         assert {name for name, state in third.items() if state == "finished"} == {"b · frozen · seed 0", "d"}
 
+    def test_no_notebook_waits_behind_a_long_one_while_a_worker_is_free(self, notebooks):
+        made = [f"short{i}" for i in range(4)]
+        for name in made:
+            write(notebooks, name, f"from pathlib import Path\n(Path(out) / '{name}').touch()")
+        write(notebooks, "long", f"""
+import time
+from pathlib import Path
+until = time.monotonic() + 60
+while missing := [name for name in {made} if not (Path(out) / name).exists()]:
+    assert time.monotonic() < until, f'{{missing}} wait for this one'
+    time.sleep(0.05)
+""")  # fmt: skip
+        chapters = (Chapter("long", weight=100), Chapter("d"), *(Chapter(name, needs=("d",)) for name in made))
+        outcomes = batch.run(planned(notebooks, chapters=chapters), workers=2, quiet=True)
+        assert set(states(outcomes).values()) == {"finished"}, outcomes[0].reason
+
     def test_a_failure_stops_only_what_needs_it_and_keeps_its_notebook(self, notebooks):
         write(notebooks, "a", "if variant == 'frozen':\n    raise RuntimeError('no light')\n" + SOURCES["a"])
         outcomes = batch.run(planned(notebooks), workers=2, quiet=True)
