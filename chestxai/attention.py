@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 Heads = Literal["mean", "keep"]
 Times = Literal["mean", "keep"] | Sequence[int]
+Layers = str | int | Sequence[str | int]
 
 # Probabilities of all tokens are needed for the softmax; this many at once, about 64 MB in float32.
 _BUDGET = 16_000_000
@@ -38,29 +39,43 @@ def cross_attention_layers(unet: UNet2DConditionModel) -> dict[str, Attention]:
     return dict(sorted(found.items(), key=lambda item: rank.get(item[0].split(".")[0], 1)))
 
 
-def select_layers(unet: UNet2DConditionModel, layers: str | Sequence[str] = "all") -> list[str]:
+def select_layers(unet: UNet2DConditionModel, layers: Layers = "all") -> list[str]:
     """Names of the cross-attention layers that ``layers`` stands for.
 
     Args:
         unet: any diffusers U-Net.
-        layers: "all", a part ("down", "mid", "up"), a layer's name, or several of these.
+        layers: "all", a part ("down", "mid", "up"), a layer's name, a resolution (the side of its maps on latents of
+            the U-Net's own size), or several of these.
 
     Raises:
-        ValueError: the U-Net has no cross-attention, or no layer of that name.
+        ValueError: the U-Net has no cross-attention, or no such layer.
     """
     known = cross_attention_layers(unet)
     if not known:
         raise ValueError(f"this {type(unet).__name__} has no cross-attention: it is not conditioned on text")
+    sides = {name: _side(unet, name) for name in known}
     chosen: set[str] = set()
-    for wanted in [layers] if isinstance(layers, str) else layers:
+    for wanted in [layers] if isinstance(layers, (str, int)) else layers:
         part = {"down": "down_blocks.", "mid": "mid_block.", "up": "up_blocks.", "all": ""}.get(wanted)
-        found = [n for n in known if n == wanted] if part is None else [n for n in known if n.startswith(part)]
+        found = [n for n in known if wanted in (n, sides[n]) or (part is not None and n.startswith(part))]
         if not found:
             raise ValueError(
-                f"no cross-attention layer {wanted!r}; say all, down, mid, up, or one of {', '.join(known)}"
+                f"no cross-attention layer {wanted!r}; say all, down, mid, up, a resolution "
+                f"({', '.join(map(str, sorted(set(sides.values()))))}), or one of {', '.join(known)}"
             )
         chosen.update(found)
     return [name for name in known if name in chosen]
+
+
+def _side(unet: UNet2DConditionModel, name: str) -> int:
+    """Side of a layer's maps on latents of the U-Net's own size: each block but the last halves it."""
+    part, number, *_ = name.split(".")
+    last = len(unet.config.block_out_channels) - 1
+    halvings = {"down_blocks": int, "up_blocks": lambda i: last - int(i)}.get(part, lambda _: last)(number)
+    side = int(unet.config.sample_size)
+    for _ in range(halvings):
+        side = math.ceil(side / 2)
+    return side
 
 
 class _Stop(Exception):
@@ -223,7 +238,7 @@ class Capture:
 def capture(
     unet: UNet2DConditionModel,
     tokens: Sequence[Sequence[int] | Mapping[str, Sequence[int]]] | Mapping[str, Sequence[int]],
-    layers: str | Sequence[str] = "all",
+    layers: Layers = "all",
     size: int | None = None,
     heads: Heads = "mean",
     times: Times = "mean",

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -313,6 +313,70 @@ def test_adapters_are_read_as_the_model_computes_with_them():
     with capture(unet, [[2]] * 2) as without:
         unet(*arguments)
     assert not torch.allclose(without.heatmap(), seen.heatmap())
+
+
+@torch.no_grad()
+def test_layers_are_selected_by_the_resolution_of_their_maps(unet):
+    with capture(unet, [[1]] * 2) as seen:
+        unet(*inputs())
+    sides = {name: m.shape[-1] for name, m in seen.maps().items()}
+    assert set(sides.values()) == {4, 8}
+    for side in (4, 8):
+        assert select_layers(unet, side) == [name for name, found in sides.items() if found == side]
+    assert select_layers(unet, [8, "mid"]) == [n for n, side in sides.items() if side == 8 or n.startswith("mid")]
+    with pytest.raises(ValueError, match=r"no cross-attention layer 16; say .* a resolution \(4, 8\)"):
+        select_layers(unet, 16)
+
+
+def kinds() -> dict[str, dict]:
+    """Small U-Nets of the shapes that are in use: settings over a common ground."""
+    cross = {"down_block_types": ("CrossAttnDownBlock2D",) * 2, "up_block_types": ("CrossAttnUpBlock2D",) * 2}
+    return {
+        # Stable Diffusion 1: one number of heads, convolutions around the transformers, no attention at the bottom.
+        "sd1": {
+            "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            "block_out_channels": (16, 32, 32),
+            "attention_head_dim": 4,
+        },
+        # Stable Diffusion 2: heads by level, linear projections.
+        "sd2": {**cross, "attention_head_dim": (2, 4), "use_linear_projection": True, "upcast_attention": True},
+        # SDXL: no attention at full size, several transformers in a block, size and pooled text as further conditions.
+        "sdxl": {
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "attention_head_dim": (2, 4),
+            "transformer_layers_per_block": (1, 3),
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 8 * 6 + 12,
+        },
+    }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+def test_every_kind_of_u_net_is_read_and_left_as_it_computes(kind, dtype):
+    torch.manual_seed(0)
+    common = {"sample_size": 8, "cross_attention_dim": 32, "norm_num_groups": 8, "layers_per_block": 1}
+    unet = UNet2DConditionModel(**{"block_out_channels": (16, 32), **common, **kinds()[kind]}).to(dtype).eval()
+    x, t, states = inputs(length=9)
+    more = {}
+    if kind == "sdxl":
+        more = {"added_cond_kwargs": {"text_embeds": torch.ones(2, 12, dtype=dtype), "time_ids": torch.ones(2, 6)}}
+    arguments = (x.to(dtype), t, states.to(dtype))
+    plain = unet(*arguments, **more).sample
+    with capture(unet, [{str(i): [i] for i in range(9)}] * 2) as seen:
+        assert torch.equal(unet(*arguments, **more).sample, plain)
+    names = select_layers(unet)
+    assert len(names) == {"sd1": 7, "sd2": 7, "sdxl": 12}[kind]
+    for name, maps in seen.maps().items():
+        assert maps.dtype == torch.float32
+        assert maps.shape[-1] in (2, 4, 8)
+        assert name in select_layers(unet, maps.shape[-1])
+        torch.testing.assert_close(maps.sum(dim=1), torch.ones_like(maps[:, 0]))
 
 
 def test_layers_are_selected_by_part_and_name_in_the_order_they_run(unet):
