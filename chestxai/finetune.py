@@ -3,10 +3,17 @@
 The two treatments see the same images in the same order with the same noise, timesteps and dropped prompts: all of
 these depend on the seed and the step alone. So a run resumed at any step equals an undisturbed one, and the global
 batch is the same on one process or on many.
+
+From a shell, on one process or, through ``accelerate launch -m``, on many GPUs and machines:
+
+    python -m chestxai.finetune --profile paper --variant learnable --data /path/to/folder
+
+leaves the run where chapter 2 of the book finds it finished.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import shutil
@@ -30,7 +37,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from chestxai import models, reports, runs
+from chestxai import models, profiles, reports, runs
 from chestxai.profiles import FinetuneSettings, check_variant
 from chestxai.studies import Fit, Frame, Study
 
@@ -576,3 +583,40 @@ def _load(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> No
                 "the model); was it made with another base model?"
             )
     module.load_state_dict(tensors, strict=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m chestxai.finetune``: one run of a profile."""
+    parser = argparse.ArgumentParser(
+        prog="python -m chestxai.finetune",
+        description="Fine-tune one variant of a profile; a finished run is left alone, an unfinished one gone on with.",
+    )
+    parser.add_argument("--profile", default="demo", help="a name in data/profiles or a .yaml file (default: demo)")
+    parser.add_argument("--variant", default="frozen", help="treatment of the text encoder (default: frozen)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    parser.add_argument("--data", default="", help="folder that holds one sub-folder per source (openi/, nih/)")
+    parser.add_argument("--out", type=Path, help="root of the runs (default: runs/)")
+    given = parser.parse_args(arguments)
+    profile = profiles.load(given.profile)
+    check_variant(given.variant)
+    studies = profiles.studies(profile, "train", given.data)
+    run = finetune(
+        models.load_pipeline(profile.base),
+        studies,
+        profile.finetune,
+        profiles.run_folder(profile, given.variant, given.seed, given.out),
+        variant=given.variant,
+        seed=given.seed,
+        fit=profile.data.fit,
+        data_fingerprint=studies.fingerprint,
+        cache=profiles.profile_folder(profile, given.out) / "cache",
+    )
+    print(f"{run}: finished")
+    return 0
+
+
+if __name__ == "__main__":
+    # Under its own name, not as __main__, so that what it saves names this module.
+    from chestxai import finetune as module
+
+    runs.command(module.main)

@@ -686,3 +686,39 @@ def test_two_processes_equal_one(tmp_path):
 def test_the_loop_keeps_the_schedule_of_the_base(both):
     base, trained = models.random_pipeline("sd").scheduler.config, both["frozen"].pipeline.scheduler.config
     assert DDPMScheduler.from_config(base).alphas_cumprod.equal(DDPMScheduler.from_config(trained).alphas_cumprod)
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_leaves_the_run_where_the_book_finds_it(tmp_path, capsys):
+    from chestxai import profiles
+    from chestxai.finetune import main
+
+    text = (profiles.DATA / "profiles/smoke.yaml").read_text()
+    path = tmp_path / "own.yaml"
+    path.write_text(text.replace("train: 48", "train: 8").replace("steps: 8", "steps: 2").replace("size: 8", "size: 4"))
+    options = ["--profile", str(path), "--variant", "learnable", "--seed", "3", "--out", str(tmp_path / "runs")]
+    assert main(options) == 0
+    profile = profiles.load(path)
+    run = profiles.run_folder(profile, "learnable", 3, tmp_path / "runs")
+    assert capsys.readouterr().out == f"{run}: finished\n"
+    about = runs.read_json(run / "run.json")
+    assert (about["variant"], about["seed"], about["settings"]["steps"]) == ("learnable", 3, 2)
+    written = (run / "run.json").stat().st_mtime_ns
+    # As chapter 2 calls it.
+    data = profiles.studies(profile, "train")
+    finetune(
+        models.load_pipeline(profile.base),
+        data,
+        profile.finetune,
+        run,
+        variant="learnable",
+        seed=3,
+        fit=profile.data.fit,
+        data_fingerprint=data.fingerprint,
+        cache=profiles.profile_folder(profile, tmp_path / "runs") / "cache",
+    )
+    assert (run / "run.json").stat().st_mtime_ns == written
+    with pytest.raises(ValueError, match="unknown variant 'thawed'"):
+        main([*options, "--variant", "thawed"])
