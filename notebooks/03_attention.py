@@ -230,11 +230,12 @@ cost = pd.Series(
 short = min(n for n in cost.index if cost[n] >= cost[whole] - 0.005)
 cost[len(path)] = mean_auc(by_time.mean(axis=1))
 px.line(
-    x=cost.index, y=cost.values, markers=True, log_x=True, template=plots.TEMPLATE, height=380,
+    x=cost.index.astype(str), y=cost.values, markers=True, template=plots.TEMPLATE, height=380,
     labels={"x": "timesteps (passes through the U-Net)", "y": "AUC-ROC"},
     title=f"What a heatmap costs, and what it gains ({len(val_masks)} validation phrases, {variant})",
-).update_xaxes(tickvals=list(cost.index)).add_vline(
-    short, line_dash="dot", annotation_text=f"{short}: within 0.005 of {whole}"
+).update_xaxes(type="category").add_hline(
+    cost[whole] - 0.005, line_dash="dot", annotation_text=f"0.005 below {whole} timesteps",
+    annotation_position="bottom right",
 )  # fmt: skip
 
 # %% tags=["hide-input"]
