@@ -46,7 +46,7 @@ FINDING_COLORS = dict(
 METRICS = {"auc_roc": "AUC-ROC", "pointing_game": "Top-1", "cnr": "CNR", "miou": "mIoU"}
 
 #: Width in pixels of a figure made of images: the text column of the page.
-WIDTH = 720
+WIDTH = 688
 #: Opacity of the hottest pixel of an overlay; the coldest is clear.
 OPACITY = 0.75
 

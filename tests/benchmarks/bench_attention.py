@@ -4,7 +4,7 @@
 
 Four ways run over the same passes: nothing is read; ours; attention-map-diffusers 1.0; and everything is kept, every
 token's probabilities in every layer at every timestep, as chest-distillation does. Blocks of the four alternate and the
-medians are compared; memory is the rise of the peak of a process of its own over the one that reads nothing. ``sd2`` is
+medians are compared; memory is the rise of the peak of a process of its own over the one that reads nothing (on Linux; elsewhere loading hides it). ``sd2`` is
 Stable Diffusion 2's U-Net with random weights, at full size on a GPU, at half the width and 32² latents on a CPU.
 
 With ``--run`` (a finished fine-tuning of phantoms) whole protocols are timed on its phrases, image to heatmap, with the
@@ -123,11 +123,17 @@ def seconds(work: Callable[[], object]) -> float:
 
 @torch.inference_mode()
 def peak(name: str, way: str, steps: int) -> float:
-    """Peak memory in MB of a process that does this alone."""
+    """Peak memory in MB of a process that does this alone, once the model is loaded."""
     model, x, states = build(name)
+    nothing(model, [(x, 0)], states, [])
+    if Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
     WAYS[way](model, [(x, t) for t in range(steps)], states, [3, 4])
     if DEVICE == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
+    if sys.platform == "linux":
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(status["VmHWM"].split()[0]) / 1e3
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
