@@ -4,8 +4,9 @@
 
 Four ways run over the same passes: nothing is read; ours; attention-map-diffusers 1.0; and everything is kept, every
 token's probabilities in every layer at every timestep, as chest-distillation does. Blocks of the four alternate and the
-medians are compared; memory is the rise of the peak of a process of its own over the one that reads nothing (on Linux; elsewhere loading hides it). ``sd2`` is
-Stable Diffusion 2's U-Net with random weights, at full size on a GPU, at half the width and 32² latents on a CPU.
+medians are compared; memory is the rise of the peak of a process of its own over the one that reads nothing (on Linux;
+elsewhere loading hides it). ``sd2`` is Stable Diffusion 2's U-Net with random weights, at full size on a GPU, at half
+the width and 32² latents on a CPU.
 
 With ``--run`` (a finished fine-tuning of phantoms) whole protocols are timed on its phrases, image to heatmap, with the
 AUC-ROC of each: ours in shared batches, on the short and the long schedule, and the others an image at a time.
