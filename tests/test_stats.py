@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import doctest
+import io
 import itertools
 import math
 import random
+import warnings
+from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -14,7 +19,26 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from chestxai import stats
-from chestxai.stats import Difference, Interval, bootstrap_ci, bootstrap_statistic, paired_difference
+from chestxai.stats import (
+    Difference,
+    FewGroupsWarning,
+    Interval,
+    SeedInterval,
+    bootstrap_ci,
+    bootstrap_statistic,
+    clustered_scores,
+    coverage,
+    format_table,
+    holm,
+    minimal_detectable_difference,
+    paired_difference,
+    seeds_ci,
+    sign_flip_test,
+    variance_components,
+)
+
+# Known answers need few patients.
+pytestmark = pytest.mark.filterwarnings("ignore::chestxai.stats.FewGroupsWarning")
 
 
 def clustered(rng: np.random.Generator, patients: int, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -110,6 +134,35 @@ class TestBootstrap:
         with pytest.raises(ValueError, match="level"):
             bootstrap_ci([0.0, 1.0], level=95)
 
+    @pytest.mark.parametrize("level", [0.95, 0.8])
+    def test_expanded_it_is_as_wide_as_students(self, level):
+        """Of symmetric values; the interval as it is falls short by what is known: √(11/12) and z instead of t."""
+        values = scipy_stats.norm.ppf((np.arange(12) + 0.5) / 12)
+        expected = scipy_stats.t.interval(level, 11, scale=scipy_stats.sem(values))
+        for method in ("percentile", "bca"):
+            found = bootstrap_ci(values, n=20000, level=level, method=method, expand=True)
+            assert (found.low, found.high) == pytest.approx(expected, rel=0.03)
+            short = bootstrap_ci(values, n=20000, level=level, method=method)
+            ratio = math.sqrt(11 / 12) * scipy_stats.norm.ppf((1 + level) / 2) / scipy_stats.t.ppf((1 + level) / 2, 11)
+            assert (short.high - short.low) / (expected[1] - expected[0]) == pytest.approx(ratio, rel=0.03)
+
+    @pytest.mark.parametrize("method", ["percentile", "bca"])
+    def test_expanded_of_two_patients_is_all_there_is(self, method):
+        interval = bootstrap_ci([0.0, 0.0, 1.0], groups=["a", "a", "b"], method=method, expand=True)
+        assert (interval.low, interval.high) == pytest.approx((0, 1), abs=1e-5)
+
+    def test_few_groups_are_warned_of_where_the_call_is(self):
+        rng = np.random.default_rng(0)
+        for patients, expand, warned in ((39, False, 1), (40, False, 0), (19, True, 1), (20, True, 0)):
+            values, groups = clustered(rng, patients)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                bootstrap_ci(values, groups, n=20, expand=expand)
+                bootstrap_statistic((values,), np.median, groups, n=20, expand=expand)
+                paired_difference(values, 0 * values, groups, n=20, permutations=20, expand=expand)
+            assert [w.category for w in caught] == [FewGroupsWarning] * 3 * warned
+            assert {w.filename for w in caught} <= {__file__}
+
 
 class TestBootstrapStatistic:
     def test_a_correlation(self):
@@ -183,6 +236,287 @@ class TestPairedDifference:
     def test_other_rows(self):
         with pytest.raises(ValueError, match="same rows"):
             paired_difference([1.0, 2.0], [1.0])
+
+
+class TestSignFlipTest:
+    @given(st.lists(st.tuples(st.integers(-9, 9), st.integers(0, 6)), min_size=1, max_size=14))
+    def test_is_the_enumeration(self, rows):
+        differences, groups = np.array([float(d) for d, _ in rows]), np.array([g for _, g in rows])
+        sums = np.array([differences[groups == g].sum() for g in np.unique(groups)])
+        flips = np.abs(np.array(list(itertools.product([-1, 1], repeat=sums.size))) @ sums)
+        expected = (flips >= abs(sums.sum())).mean() if sums.size > 1 else 1.0
+        assert sign_flip_test(differences, groups) == pytest.approx(expected)
+
+    def test_few_patients_cannot_be_significant(self):
+        """Five that all agree: 2 of 32 flips are as extreme. Their ten rows as ten patients would be: 2 of 1,024."""
+        differences, groups = np.repeat([1.0, 1.1, 0.9, 1.2, 0.8], 2), np.repeat(np.arange(5), 2)
+        assert sign_flip_test(differences, groups) == 2 / 32
+        assert sign_flip_test(differences) == 2 / 1024
+
+    def test_drawn_flips_come_near_to_all_of_them(self):
+        differences = np.random.default_rng(0).normal(0.5, 1, 12)
+        exact = sign_flip_test(differences, permutations=2**12)
+        assert sign_flip_test(differences, permutations=2**12 - 1) == pytest.approx(exact, abs=0.02)
+        assert exact * 2**12 == pytest.approx(round(exact * 2**12))
+
+
+class TestHolm:
+    def test_by_hand(self):
+        # Sorted: 4 · 0.005, 3 · 0.01, 2 · 0.03, 1 · 0.04 (less than the one before it, so 0.06).
+        assert holm([0.03, 0.005, 0.04, 0.01]) == pytest.approx([0.06, 0.02, 0.06, 0.03])
+
+    def test_parity(self):
+        """What statsmodels 0.15 returns: ``multipletests(p, method="holm")[1]``."""
+        p = [0.01, 0.04, 0.03, 0.005, 0.2, 0.0009, 0.6, 0.03]
+        assert holm(p) == pytest.approx([0.06, 0.15, 0.15, 0.035, 0.4, 0.0072, 0.6, 0.15])
+
+    @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.001, 0.999))
+    def test_rejects_what_the_step_down_rejects(self, p, alpha):
+        adjusted, m = holm(p), len(p)
+        rejected = 0
+        while rejected < m and (m - rejected) * sorted(p)[rejected] <= alpha:
+            rejected += 1
+        assert (adjusted <= alpha).sum() == rejected
+        assert (adjusted >= p).all()
+        assert (adjusted <= np.minimum(1, m * np.array(p))).all()
+        assert (holm(p[::-1]) == adjusted[::-1]).all()
+
+    @pytest.mark.parametrize("p", [[0.1, 1.2], [-0.1], [math.nan], []])
+    def test_no_probability(self, p):
+        with pytest.raises(ValueError, match=r"p-values lie|p has 1 rows|at least one row"):
+            holm(p)
+
+
+class TestMinimalDetectableDifference:
+    @pytest.mark.parametrize(
+        ("patients", "power", "expected"),
+        [(5, 0.8, 1.6819971), (28, 0.8, 0.5492393), (28, 0.9, 0.6356112), (100, 0.8, 0.2829117), (250, 0.9, 0.2058067)],
+    )
+    def test_parity(self, patients, power, expected):
+        """What statsmodels 0.15 returns of a spread of 1: ``TTestPower().solve_power(nobs=…, power=…, alpha=0.05)``."""
+        pilot = np.random.default_rng(0).standard_normal(30)
+        pilot /= pilot.std(ddof=1)
+        assert minimal_detectable_difference(pilot, power=power, patients=patients) == pytest.approx(expected, abs=1e-5)
+
+    def test_is_found_as_often_as_it_says(self):
+        """By simulation, with the test that is used: 80 % of studies with that difference find it."""
+        rng, groups = np.random.default_rng(0), np.repeat(np.arange(30), 2)
+        # A pilot whose patients' means have just the variance simulated below: 1, and 1/2 of two phrases.
+        pilot = np.tile([-1.0, 1.0], 15)[groups] * math.sqrt(1.5 * 29 / 30)
+        truth, found = minimal_detectable_difference(pilot, groups), []
+        assert truth > 1.3 * minimal_detectable_difference(pilot)
+        for seed in range(400):
+            values = truth + rng.standard_normal(30)[groups] + rng.standard_normal(60)
+            found.append(sign_flip_test(values, groups, permutations=500, seed=seed) <= 0.05)
+        assert np.mean(found) == pytest.approx(0.8, abs=0.06)
+
+    def test_the_mean_does_not_matter(self):
+        values, groups = clustered(np.random.default_rng(0), 30)
+        first = minimal_detectable_difference(values, groups)
+        assert minimal_detectable_difference(values + 3, groups) == pytest.approx(first)
+        assert minimal_detectable_difference(-2 * values, groups) == pytest.approx(2 * first)
+        assert minimal_detectable_difference(0 * values, groups) == 0
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match="at least two patients: there are 1"):
+            minimal_detectable_difference([1.0, 2.0], groups=["a", "a"])
+        with pytest.raises(ValueError, match="and 1 are planned"):
+            minimal_detectable_difference([1.0, 2.0], patients=1)
+        with pytest.raises(ValueError, match="power and alpha"):
+            minimal_detectable_difference([1.0, 2.0], power=80)
+
+
+def crossed(
+    rng: np.random.Generator, patients: int, seeds: int, by_seed: float, by_patient: float, by_both: float
+) -> np.ndarray:
+    """Normal effects with these standard deviations and mean 0: ``(patients, seeds)``."""
+    values = by_seed * rng.standard_normal(seeds) + by_patient * rng.standard_normal((patients, 1))
+    return values + by_both * rng.standard_normal((patients, seeds))
+
+
+class TestSeeds:
+    #: Three patients, two seeds. Means of seeds 2, 4; of patients 1.5, 2.5, 5; of all 3.
+    values = np.array([[1.0, 2.0], [2.0, 3.0], [3.0, 7.0]])
+
+    def test_components_by_hand(self):
+        # Residuals ±(0.5, 0.5, −1): mean squares of both 2 · 1.5 / 2, of seeds 3 · 2 / 1, of patients 2 · 6.5 / 2.
+        found = variance_components(self.values)
+        assert found.interaction == pytest.approx(1.5)
+        assert found.seed == pytest.approx((6 - 1.5) / 3)
+        assert found.patient == pytest.approx((6.5 - 1.5) / 2)
+        assert (found.seeds, found.patients) == (2, 3)
+
+    def test_interval_by_hand(self):
+        # Variances of the mean: of seeds 6/6, of patients (6.5 − 1.5)/6; t of 1 and of 2 degrees of freedom.
+        half = math.sqrt(12.7062**2 * 1 + 4.30265**2 * 5 / 6)
+        found = seeds_ci(self.values)
+        assert (found.estimate, found.low, found.high) == pytest.approx((3, 3 - half, 3 + half), abs=1e-3)
+        # Half of the time: t is 1 and √(2/3), the half-width √(14/9).
+        assert str(seeds_ci(self.values, level=0.5)) == "3.000 [1.753, 4.247], 2 seeds"
+
+    def test_one_seed_is_students_interval_and_says_so(self):
+        values = np.random.default_rng(0).standard_normal((30, 1))
+        with pytest.warns(UserWarning, match="not other seeds"):
+            found = seeds_ci(values)
+        assert (found.low, found.high) == pytest.approx(
+            scipy_stats.t.interval(0.95, 29, values.mean(), scipy_stats.sem(values[:, 0]))
+        )
+        assert str(found).endswith("], 1 seed")
+        components = variance_components(values)
+        assert math.isnan(components.seed)
+        assert components.patient == pytest.approx(values.var(ddof=1))
+        assert components.standard_error() == pytest.approx(scipy_stats.sem(values[:, 0]))
+
+    def test_rows_of_a_patient_are_one(self):
+        """Copies of all rows are no new evidence, and a patient of constant phrases is its mean."""
+        rng = np.random.default_rng(0)
+        values = crossed(rng, 25, 3, 0.3, 1.0, 0.5)
+        groups = np.repeat(np.arange(25), 4)
+        assert vars(seeds_ci(np.repeat(values, 4, axis=0), groups)) == pytest.approx(vars(seeds_ci(values)))
+        four = vars(variance_components(np.repeat(values, 4, axis=0), groups))
+        assert four == pytest.approx(vars(variance_components(values)))
+
+    def test_components_are_unbiased(self):
+        rng = np.random.default_rng(0)
+        found = [variance_components(crossed(rng, 40, 4, 0.5, 1.0, 0.7)) for _ in range(400)]
+        for name, truth in (("seed", 0.25), ("patient", 1.0), ("interaction", 0.49)):
+            assert np.mean([getattr(c, name) for c in found]) == pytest.approx(truth, rel=0.1), name
+
+    def test_standard_error_tells_what_more_would_bring(self):
+        components = variance_components(self.values)
+        assert components.standard_error() == pytest.approx(math.sqrt(1 + 5 / 6))
+        assert components.standard_error(seeds=10**9) == pytest.approx(math.sqrt(2.5 / 3), rel=1e-6)
+        assert components.standard_error(patients=10**9) == pytest.approx(math.sqrt(1.5 / 2), rel=1e-6)
+
+    @pytest.mark.parametrize("seeds", [2, 3])
+    def test_coverage(self, seeds):
+        """Seeds that matter as much as patients. Intervals of the patients alone would hold the truth half as often."""
+        effects = partial(crossed, patients=40, seeds=seeds, by_seed=0.3, by_patient=1.0, by_both=1.0)
+        found = coverage(lambda rng: (effects(rng),), 0.0, seeds_ci, runs=1000)
+        assert 0.94 <= found.estimate
+        patients = coverage(lambda rng: (effects(rng).mean(axis=1),), 0.0, partial(bootstrap_ci, n=200), runs=300)
+        assert patients.high < 0.9
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match=r"table \(rows, seeds\)"):
+            seeds_ci(np.zeros(3))
+        with pytest.raises(ValueError, match=r"1 rows are NaN .*first: 1"):
+            seeds_ci(np.array([[1.0, 2.0], [math.nan, 1.0]]))
+        with pytest.raises(ValueError, match="level"):
+            seeds_ci(self.values, level=95)
+        with pytest.raises(ValueError, match="at least two"):
+            variance_components(self.values, groups=[1, 1, 1])
+        alone = seeds_ci(self.values, groups=[1, 1, 1])
+        assert math.isnan(alone.low)
+        assert (alone.seeds, alone.patients) == (2, 1)
+
+
+class TestCoverage:
+    def test_counts(self):
+        """Intervals [0, 1], [1, 2], [2, 3], [3, 4] by turns, and the truth 1.5: one holds it, two lie above."""
+        turn = itertools.cycle(range(4))
+        found = coverage(lambda rng: (next(turn),), 1.5, lambda i: Interval(i, i, i + 1), runs=40)
+        assert (found.estimate, found.below, found.above, found.width) == (0.25, 0.25, 0.5, 1)
+        exact = scipy_stats.beta.ppf([0.025, 0.975], [10, 11], [31, 30])
+        assert (found.low, found.high) == pytest.approx(exact)
+
+    def test_no_bounds_hold_nothing(self):
+        found = coverage(lambda rng: (1.0,), 1.0, lambda i: Interval(i, math.nan, math.nan), runs=5)
+        assert (found.estimate, found.below, found.above) == (0, 0, 0)
+
+    @pytest.mark.parametrize("agreement", [10.0, 0.0])
+    def test_simulated_scores(self, agreement):
+        values, groups = clustered_scores(np.random.default_rng(0), 20000, mean=0.8, spread=6, agreement=agreement)
+        assert values.min() >= 0
+        assert values.max() <= 1
+        assert values.mean() == pytest.approx(0.8, abs=0.01)
+        assert set(np.bincount(groups)) == {1, 2, 3}
+        # Var = Var(level) + E[level (1 − level)] / (agreement + 1), by the law of total variance.
+        level = 0.8 * 0.2 / 7
+        assert values.var() == pytest.approx(level + (0.16 - level) / (agreement + 1), rel=0.05)
+        first = np.flatnonzero(np.diff(groups) == 0)
+        assert np.cov(values[first], values[first + 1])[0, 1] == pytest.approx(level, rel=0.1)
+
+    @pytest.mark.parametrize("method", ["percentile", "bca"])
+    @pytest.mark.parametrize(("patients", "expand"), [(28, True), (100, False)])
+    def test_of_our_intervals(self, method, patients, expand):
+        """95 % intervals of skewed clustered scores hold the truth in 93 to 97 %, within what 600 runs can tell."""
+        interval = partial(bootstrap_ci, n=500, method=method, expand=expand)
+        found = coverage(partial(clustered_scores, patients=patients), 0.85, interval, runs=600)
+        assert found.high > 0.93
+        assert found.low < 0.97
+        assert 0.92 < found.estimate < 0.97
+
+    def test_where_they_fall_short(self):
+        """Eight patients: what the warning is for."""
+        found = coverage(partial(clustered_scores, patients=8), 0.85, partial(bootstrap_ci, n=500), runs=400)
+        assert found.high < 0.93
+        # The mean of few skewed scores is too high more often than far too low.
+        assert found.above > found.below
+
+
+class TestFormatTable:
+    frame = pd.DataFrame(
+        {
+            "AUC ↑": [Interval(0.842, 0.811, 0.869), SeedInterval(0.5, -0.2, 1.2, 2, 28)],
+            "a − b": [Difference(0.031, -0.01, 0.052, 0.0042), None],
+            "n": [3, -4],
+            "share": [0.25, math.nan],
+        },
+        index=pd.Index(["frozen", "learn_able | 5 %"], name="variant"),
+    )
+
+    def test_a_frame_prints_them_itself(self):
+        assert "0.842 [0.811, 0.869]" in str(self.frame["AUC ↑"])
+
+    def test_markdown(self):
+        assert format_table(self.frame).splitlines() == [
+            "| variant | AUC ↑ | a − b | n | share |",
+            "|---|---|---|---|---|",
+            "| frozen | 0.842 [0.811, 0.869] | +0.031 [-0.010, +0.052], p = 0.004 | 3 | 0.250 |",
+            r"| learn_able \| 5 % | 0.500 [-0.200, 1.200], 2 seeds | – | -4 | – |",
+        ]
+
+    def test_latex(self):
+        """Minus, arrow and what LaTeX reserves; a formula stays."""
+        text = format_table(self.frame.rename(columns={"share": r"$p_{<}$"}), "latex", spec=".2f")
+        lines = [line.strip() for line in text.splitlines()]
+        assert lines[1:4] == [
+            r"\toprule",
+            r"variant & AUC $\uparrow$ & a $-$ b & n & $p_{<}$ \\",
+            r"\midrule",
+        ]
+        assert lines[4] == r"frozen & 0.84 [0.81, 0.87] & 0.03 [$-$0.01, 0.05], p = 0.004 & 3 & 0.25 \\"
+        assert lines[5] == r"learn\_able | 5 \% & 0.50 [$-$0.20, 1.20], 2 seeds & – & $-$4 & – \\"
+        small = pd.DataFrame({"d": [Difference(-0.3, -0.5, -0.1, 0.0001)]})
+        assert r"$-$0.300 [$-$0.500, $-$0.100], p $<$ 0.001" in format_table(small, "latex")
+
+    def test_csv_reads_back(self):
+        frame = pd.read_csv(io.StringIO(format_table(self.frame, "csv")))
+        names = ["variant", "AUC ↑", "AUC ↑_low", "AUC ↑_high", "AUC ↑_seeds"]
+        assert list(frame) == [*names, "a − b", "a − b_low", "a − b_high", "a − b_p", "n", "share"]
+        assert frame.loc[0, ["AUC ↑", "AUC ↑_low", "AUC ↑_high", "a − b_p"]].tolist() == [0.842, 0.811, 0.869, 0.0042]
+        assert frame.loc[1].isna().sum() == 5
+        third = Interval(1 / 3, 0.1 + 0.2, math.pi)
+        exact = pd.read_csv(io.StringIO(format_table(pd.DataFrame({"x": [third]}), "csv")))
+        assert exact.iloc[0].tolist() == pytest.approx(list(vars(third).values()), rel=1e-15)
+
+    def test_index(self):
+        frame = pd.DataFrame({"x": ["u", "v"]})
+        assert format_table(frame).splitlines()[2] == "| u |"
+        assert format_table(frame[::-1].set_axis(["b", "a"])).splitlines()[2] == "| b | v |"
+        both = frame.set_axis(pd.MultiIndex.from_tuples([("a", 1), ("b", 2)], names=["k", "m"]))
+        assert format_table(both).splitlines()[::2] == ["| k | m | x |", "| a | 1 | u |"]
+        wide = both.T.rename_axis("score")
+        assert format_table(wide).splitlines()[::2] == ["| score | a 1 | b 2 |", "| x | u | v |"]
+
+    def test_unknown(self):
+        with pytest.raises(ValueError, match="not to 'html'"):
+            format_table(self.frame, "html")
+
+
+def test_examples():
+    assert doctest.testmod(stats).failed == 0
 
 
 def test_seed_everything():
