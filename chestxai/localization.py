@@ -72,6 +72,7 @@ class _Map:
     def __init__(self, heatmap: np.ndarray) -> None:
         self.values = _finite(heatmap)
         self._kept: dict = {}
+        self._target, self._met, self._last = None, 0, {}
 
     def _once(self, key: object, make: Callable):
         if key not in self._kept:
@@ -93,12 +94,29 @@ class _Map:
         return self._once(("hot", target.mask.shape, repr(threshold)), lambda: _cut(self, target.mask.shape, threshold))
 
     def split(self, target: _Target) -> tuple[np.ndarray, np.ndarray]:
-        """Values inside and outside of the truth, each in ascending order; kept for the last truth asked for."""
-        if self._kept.get("target") is not target:
-            values = self.at(target.mask.shape)
-            self._kept["split"] = np.sort(values[target.mask]), np.sort(values[~target.mask])
-            self._kept["target"] = target
-        return self._kept["split"]
+        """Values inside and outside of the truth, each in ascending order."""
+        return self._for(target, "split", lambda: self._split(target))
+
+    def contrasts(self, target: _Target, ddof: int, per: str) -> list[float]:
+        """The signed contrast-to-noise ratio of each inside, see `cnr`."""
+        return self._for(target, ("cnr", ddof, per), lambda: _contrasts(self, target, ddof, per))
+
+    def _for(self, target: _Target, key: object, make: Callable):
+        # A random map meets thousands of truths: only the last one's is kept.
+        if self._target is not target:
+            self._target, self._met, self._last = target, self._met + 1, {}
+        if key not in self._last:
+            self._last[key] = make()
+        return self._last[key]
+
+    def _split(self, target: _Target) -> tuple[np.ndarray, np.ndarray]:
+        values, mask = self.at(target.mask.shape), target.mask
+        if self._met > 1:  # from the second truth on, sorting the whole map once and for all pays
+            order = self._once(("order", mask.shape), lambda: np.argsort(values, axis=None))
+            values = self._once(("sorted", mask.shape), lambda: values.ravel()[order])
+            mask = mask.ravel()[order]
+            return values[mask], values[~mask]
+        return np.sort(values[mask]), np.sort(values[~mask])
 
 
 class _Target:
@@ -116,7 +134,7 @@ class _Target:
     @cached_property
     def parts(self) -> list[int]:
         """The labels there are, ascending."""
-        return [int(label) for label in np.unique(self.labels) if label]
+        return np.unique(self.labels[self.mask]).tolist()
 
     @cached_property
     def box(self) -> Box:
@@ -274,20 +292,10 @@ def cnr(
             to come are its background, and their order matters. With one box all three are the same.
     """
     heatmap, target = _both(heatmap, mask)
-    if per == "union":
-        return _contrast(*heatmap.split(target), signed, ddof)
-    if per not in ("box", "box in turn"):
+    if per not in ("union", "box", "box in turn"):
         raise ValueError(f"per must be 'union', 'box' or 'box in turn', got {per!r}")
-    values, labels = heatmap.at(target.mask.shape), target.labels
-    if len(target.parts) == 1:
-        return _contrast(*heatmap.split(target), signed, ddof)
-    outside, found = ~target.mask if per == "box" else np.ones_like(target.mask), []
-    for part in target.parts:
-        inside = labels == part
-        if per == "box in turn":
-            outside &= ~inside
-        found.append(_contrast(values[inside], values[outside], signed, ddof))
-    return float(np.mean(found))
+    found = heatmap.contrasts(target, ddof, "union" if len(target.parts) == 1 else per)
+    return float(np.mean(found if signed else np.abs(found)))
 
 
 def gmm_threshold(heatmap: np.ndarray, tol: float = 1e-3, max_iter: int = 100, standardise: bool = True) -> float:
@@ -337,7 +345,8 @@ def otsu_threshold(heatmap: np.ndarray, bins: int = 256) -> float:
     """The value that splits the map's histogram into two classes with the largest variance between them (Otsu 1979).
 
     The histogram has ``bins`` equal bins over the map's range, and the threshold is the centre of the lower class's
-    last bin (the first best one, of equals): the convention of ``skimage.filters.threshold_otsu``.
+    last bin (the first best one, of equals), as in ``skimage.filters.threshold_otsu``; what lies in the upper half of
+    that bin is above.
 
     Returns:
         a threshold in the heatmap's units; foreground is what lies above it. A constant map returns its value.
@@ -381,7 +390,7 @@ def foreground(heatmap: np.ndarray, shape: tuple[int, int], threshold: Threshold
             - ``"gmm"``: `gmm_threshold`;
             - ``"gmm-majority"``: the published code of Dombrowski et al. 2023 and Nützel et al. 2025, step by step: the
               mixture of the values as they are, the foreground at the map's own size, each pixel off the border
-              replaced by the majority of its 3 × 3 neighbourhood, and this image of 0 and 1 resized and cut at one half;
+              replaced by the majority of its 3 × 3 neighbourhood, this image of 0 and 1 resized, and cut at one half;
             - ``"otsu"``: `otsu_threshold`;
             - ``("area", f)``: the hottest fraction ``f`` in (0, 1) of the resized map's pixels; of pixels tied at the
               edge none, so that it is never more;
@@ -564,15 +573,16 @@ _PUBLISHED = {
 #:
 #: Those of papers are read off the authors' published code: what a map goes through, in which order, and with which
 #: settings. Common to them: a map is brought to the image's size bilinearly, and pixels are those of the frame the
-#: truth is in (512 in all three).
+#: truth is in (512 in the first two).
 #:
-#: ``dombrowski2023`` (github.com/MischaD/chest-distillation). Map: mean attention at 64², nothing done to it (they scale
-#: it to [0, 1] for the scores without a threshold, which changes none). Foreground: ``"gmm-majority"``. CNR signed and
-#: unbiased, over the union. mIoU over the two classes. Top-1 by argmax. Distance between the centres of two boxes in
-#: pixels, none for several boxes. Mean over phrases. Not the same here: their mixture starts at random; they fail on an
-#: empty foreground, which here scores as the module's docstring says; their truth is drawn at the original size and
-#: then resized as a bool image, ours comes from `studies.Frame`. Not to be found out: an older version of their code
-#: halves both variances of the CNR, which makes it √2 larger, and which one gave the paper's numbers is not said.
+#: ``dombrowski2023`` (github.com/MischaD/chest-distillation). Map: mean attention at 64², nothing done to it (scaling
+#: it to [0, 1] for the scores without a threshold, as they do, changes none). Foreground: ``"gmm-majority"``. CNR
+#: signed and unbiased, over the union. mIoU over the two classes. Top-1 by argmax. Distance between the centres of two
+#: boxes in pixels, none for several boxes. Mean over phrases. Not the same here: their mixture starts at random; they
+#: fail on an empty foreground, which here scores as the module's docstring says; their truth is drawn at the original
+#: size and then resized as a bool image, ours comes from `studies.Frame`. Not to be found out: another version of
+#: their code halves both variances of the CNR, which makes it √2 larger, and which one gave the paper's numbers is not
+#: said.
 #:
 #: ``nuetzel2025`` (github.com/Felix-012/generate_to_ground). The same, but the map is scaled to [0, 1] before the
 #: mixture is fitted, and a map whose foreground is empty scores 0 in everything, the distance included. Not the same
@@ -580,13 +590,13 @@ _PUBLISHED = {
 #: mean over phrases (as here) they write one that weights each phrase with how often its finding occurs, so that
 #: findings count with their square; which one the paper prints is not said.
 #:
-#: ``vilouras2024`` (github.com/vios-s/ldm-phrase-grounding). The map is enlarged to 512², smoothed (σ = 2.5 pixels; here
-#: 2.5/512 of the side), scaled to [0, 1], and set to 0 up to Otsu's threshold. CNR absolute, with biased variances, per
-#: box in turn; ``cnr_signed`` is their "non-absolute" one. mIoU over the thresholds .1 to .5, on the union. AUC through
-#: 5 thresholds. Mean over findings. Not the same here: they score at the original image's size (nearest neighbour),
-#: where the part of a box that the crop cut off is truth no map can reach, while here it is left out (see `kept`); a
-#: CNR without noise is the largest number there is and not infinity. Their maps scale each timestep and layer to [0, 1]
-#: before the mean, which is the making of a map and not done again here.
+#: ``vilouras2024`` (github.com/vios-s/ldm-phrase-grounding). The map is enlarged to 512², smoothed (σ = 2.5 pixels;
+#: here 2.5/512 of the side), scaled to [0, 1], and set to 0 up to Otsu's threshold. CNR absolute, with biased
+#: variances, per box in turn; ``cnr_signed`` is their "non-absolute" one. mIoU over the thresholds .1 to .5, on the
+#: union. AUC through 5 thresholds. Mean over findings. Not the same here: they score at the original image's size
+#: (nearest neighbour), where the part of a box that the crop cut off is truth no map can reach, while here it is left
+#: out (see `kept`); a CNR without noise is the largest number there is and not infinity. Their maps scale each timestep
+#: and layer to [0, 1] before the mean, which is the making of a map and not done again here.
 PROTOCOLS: dict[str, Protocol] = {
     "book": Protocol(
         "the scores of this book",
@@ -724,6 +734,7 @@ def score_table(
     priors: Sequence[np.ndarray] | None = None,
     progress: Callable[[Iterable], Iterable] = lambda items: items,
     protocol: str | Protocol = "book",
+    random: int = 32,
 ) -> list[dict[str, float]]:
     """One row per phrase: ``target`` (area of the mask), the scores, and the same with ``prior_`` and ``chance_``.
 
@@ -733,6 +744,7 @@ def score_table(
         priors: the `centre_prior` of each row's finding; without it there are no ``prior_`` keys.
         progress: wraps the loop, e.g. a progress bar.
         protocol: a name in `PROTOCOLS`, or one of your own; by default the scores are `SCORES`.
+        random: number of random maps of ``chance_``, see `chance`; 0 leaves these keys out.
 
     Raises:
         ValueError: what `score` raises, naming the row (from 0); or lengths that differ.
@@ -746,7 +758,8 @@ def score_table(
             row = {"target": float(np.mean(target.mask)), **score(heatmap, target, chosen)}
             if priors is not None:
                 row |= _prefixed("prior_", score(priors[i], target, chosen))
-            row |= _prefixed("chance_", chance(target, np.shape(heatmap), protocol=chosen))
+            if random:
+                row |= _prefixed("chance_", chance(target, np.shape(heatmap), random, protocol=chosen))
         except ValueError as error:
             raise ValueError(f"row {i}: {error}") from error
         rows.append(row)
@@ -940,6 +953,8 @@ def _checked(mask: np.ndarray) -> np.ndarray:
     mask = np.asarray(mask)
     if mask.ndim != 2 or not (mask.dtype == bool or np.issubdtype(mask.dtype, np.integer)):
         raise ValueError(f"a mask is bool (H, W), or integer labels of its boxes: got {mask.dtype} {mask.shape}")
+    if mask.dtype != bool and mask.size and mask.min() < 0:
+        raise ValueError("a mask is bool, or labels of its boxes with 0 outside: got negative ones")
     mask = mask if mask.dtype == bool else mask != 0
     if not mask.any() or mask.all():
         which = "full" if mask.size and mask.all() else "empty"
@@ -1018,7 +1033,20 @@ def _best_cut(heatmap: _Map, target: _Target) -> tuple[float, float]:
     return float(max(lower, default=-math.inf)), float(found[best])
 
 
-def _contrast(inside: np.ndarray, outside: np.ndarray, signed: bool, ddof: int) -> float:
+def _contrasts(heatmap: _Map, target: _Target, ddof: int, per: str) -> list[float]:
+    if per == "union":
+        return [_contrast(*heatmap.split(target), ddof)]
+    values, labels = heatmap.at(target.mask.shape), target.labels
+    outside, found = ~target.mask if per == "box" else np.ones_like(target.mask), []
+    for part in target.parts:
+        inside = labels == part
+        if per == "box in turn":
+            outside &= ~inside
+        found.append(_contrast(values[inside], values[outside], ddof))
+    return found
+
+
+def _contrast(inside: np.ndarray, outside: np.ndarray, ddof: int) -> float:
     largest = max(float(np.abs(v).max()) for v in (inside, outside))
     inside, outside = inside.astype(np.float64), outside.astype(np.float64)
     contrast = float(inside.mean() - outside.mean())
@@ -1026,8 +1054,7 @@ def _contrast(inside: np.ndarray, outside: np.ndarray, signed: bool, ddof: int) 
     # Relative to the map's magnitude: a constant map's mean is off by a rounding error, which is no contrast.
     if abs(contrast) <= 1e-12 * largest:
         return 0.0
-    ratio = contrast / noise if noise else math.copysign(math.inf, contrast)
-    return ratio if signed else abs(ratio)
+    return contrast / noise if noise else math.copysign(math.inf, contrast)
 
 
 def _near(mask: np.ndarray, row: int, column: int, distance: float) -> bool:
