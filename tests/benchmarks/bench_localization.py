@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_localization.py [--maps 100]
 
 One core does it all; the limit is for two. Maps of 64² (the paper's) and of 512² with one or two boxes each come from a
-generator, and nothing but the scores is kept. Seconds are the processor's, so that others on the machine disturb little,
-and are told for 1,000 maps, whatever number was scored. "chance" are the same scores of 8 random maps for each mask.
-"memory" is the peak of the whole process in GB: it must not grow with the number of maps.
+generator, and nothing but the scores is kept. Seconds are the processor's, so that others on the machine disturb
+little, and are told for 1,000 maps, whatever number was scored. "chance" are milliseconds: the same scores of
+8 random maps for one mask. "memory" is the peak of the whole process in GB: it must not grow with the number of maps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LIMIT = 60.0
 
 
 def cases(n: int, side: int, seed: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Noise with a warm spot somewhere, float32 ``(side, side)``, and labels of one or two boxes, uint8 ``(512, 512)``."""
+    """Noise with a warm spot somewhere, float32 ``(side, side)``, and one or two boxes, uint8 ``(512, 512)``."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:side, :side] / side
     for i in range(n):
