@@ -1,19 +1,27 @@
-"""Localization scores: answers worked out by hand, invariants, parity with sklearn and torch, degenerate input."""
+"""Localization scores: answers by hand, invariants, parity with sklearn and torch, protocols, degenerate input."""
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from sklearn.metrics import f1_score, jaccard_score, roc_auc_score
+from scipy import ndimage
+from sklearn.metrics import average_precision_score, f1_score, jaccard_score, roc_auc_score
 from sklearn.mixture import GaussianMixture
 
 from chestxai import localization as loc
+from chestxai import runs
+from chestxai.sources import phantom
+from chestxai.studies import Box, Finding, Frame, GroundTruth, Study, phrases
 
 
 def square(size: int = 8, top: int = 2, left: int = 2, height: int = 4, width: int = 4) -> np.ndarray:
@@ -63,6 +71,112 @@ class TestByHand:
         assert loc.cnr(self.heatmap, ~self.mask, signed=False) == pytest.approx(1 / 2)
         assert loc.cnr(self.heatmap, self.mask, ddof=0) == pytest.approx(1 / math.sqrt(2))
 
+    def test_average_precision(self):
+        # 4 hits (precision 1), 3 misses, 2 hits (precision 2/3); each hit is half of the recall.
+        assert loc.average_precision(self.heatmap, self.mask) == pytest.approx((1 + 2 / 3) / 2)
+
+    def test_auc_through_two_thresholds_only_knows_the_maximum(self):
+        # Above 1: everything (1, 1). Above 4: half of the inside, nothing of the outside, (0, 1/2).
+        assert loc.auc_roc(self.heatmap, self.mask, bins=2) == pytest.approx((1 / 2 + 1) / 2)
+
+    def test_energy(self):
+        # Of 4, 3, 2, 1 the mask holds 4 and 2; above the minimum of 1 these are 3, 2, 1, 0.
+        assert loc.energy(self.heatmap, self.mask) == pytest.approx((3 + 1) / 6)
+        assert loc.energy(self.heatmap, self.mask, floor="zero") == pytest.approx((4 + 2) / 10)
+        assert loc.energy(self.heatmap - 3, self.mask, floor="zero") == 1  # 1, 0, and what is negative does not count
+
+    def test_pointing_game_by_argmax_takes_the_first(self):
+        heatmap, mask = np.array([[5.0, 5.0], [5.0, 0.0]]), np.array([[False, True], [True, False]])
+        assert loc.pointing_game(heatmap, mask) == 2 / 3
+        assert loc.pointing_game(heatmap, mask, ties="first") == 0
+
+    @pytest.mark.parametrize("many", [False, True])
+    def test_pointing_game_of_zhang_et_al_forgives_15_pixels(self, many):
+        """A disc of 15 pixels, the rim included; with few maxima and with many, which are measured differently."""
+        heatmap, mask = np.zeros((64, 64)), np.zeros((64, 64), dtype=bool)
+        heatmap[20 : 26 if many else 21, 10] = heatmap[20, 10 : 14 if many else 11] = 1
+        heatmap[40, 5 : 20 if many else 5] = 1
+        hot = heatmap == 1
+        mask[32, 19] = True  # from (20, 10): 12 down, 9 right, exactly 15
+        far = np.hypot(*(np.argwhere(hot) - (32, 19)).T)
+        assert loc.pointing_game(heatmap, mask, tolerance=15) == pytest.approx((far <= 15).mean())
+        assert loc.pointing_game(heatmap, mask, tolerance=14.9) < loc.pointing_game(heatmap, mask, tolerance=15)
+        assert "pointing_game_15" in loc.PROTOCOLS["full"].scores
+        assert loc.score(heatmap, mask, "full")["pointing_game_15"] == loc.pointing_game(heatmap, mask, tolerance=15)
+
+    def test_cnr_per_box(self):
+        """Two boxes, and what counts as outside of each."""
+        heatmap = np.array([[9.0, 7.0, 0.0, 2.0, 5.0, 3.0]])
+        mask = np.array([[1, 1, 0, 0, 2, 2]])
+        ratio = lambda a, b: (np.mean(a) - np.mean(b)) / math.sqrt(np.var(a) + np.var(b))  # noqa: E731
+        first, second, none = [9, 7], [5, 3], [0, 2]
+        options = {"ddof": 0}
+        assert loc.cnr(heatmap, mask, **options) == pytest.approx(ratio(first + second, none))
+        expected = np.mean([ratio(first, none), ratio(second, none)])
+        assert loc.cnr(heatmap, mask, per="box", **options) == pytest.approx(expected)
+        expected = np.mean([ratio(first, none + second), ratio(second, none)])
+        assert loc.cnr(heatmap, mask, per="box in turn", **options) == pytest.approx(expected)
+        # Without labels, the parts that do not touch are the boxes; touching boxes need labels.
+        assert loc.cnr(heatmap, mask > 0, per="box") == loc.cnr(heatmap, mask, per="box")
+        near = np.array([[1, 1, 2, 2, 0, 0]])
+        assert loc.cnr(heatmap, near > 0, per="box") == loc.cnr(heatmap, near > 0) != loc.cnr(heatmap, near, per="box")
+        # The absolute value is of each box: one above and one below its surroundings do not cancel.
+        heatmap = np.array([[2.0, 3.0, 1.0, 1.5, 0.0, -1.0]])
+        assert loc.cnr(heatmap, mask, per="box", signed=False) > abs(loc.cnr(heatmap, mask, per="box"))
+
+    def test_otsu_splits_two_clusters_at_the_lower_ones_last_bin(self):
+        heatmap = np.array([[0.0, 1.0, 1.98, 10.0, 11.0, 12.0]])
+        width = 12 / 256
+        assert loc.otsu_threshold(heatmap) == pytest.approx((int(1.98 / width) + 0.5) * width)
+        np.testing.assert_array_equal(loc.foreground(heatmap, (1, 6), "otsu"), heatmap > 5)
+        # In four bins of width 1 the lower class is 0 and 1, and its last bin is [1, 2).
+        assert loc.otsu_threshold(np.array([[0.0, 1.0, 4.0]]), bins=4) == pytest.approx(1.5)
+
+    def test_a_fixed_area_takes_the_hottest_and_never_more(self):
+        heatmap = np.arange(100, dtype=np.float64).reshape(10, 10)
+        np.testing.assert_array_equal(loc.foreground(heatmap, (10, 10), ("area", 0.07)), heatmap >= 93)
+        assert not loc.foreground(heatmap, (10, 10), ("area", 0.004)).any()
+        heatmap[9] = 95  # ten pixels tied where seven are asked for
+        assert not loc.foreground(heatmap, (10, 10), ("area", 0.07)).any()
+        assert loc.iou(heatmap, heatmap == 95, ("area", 0.1)) == 1
+
+    def test_the_oracle(self):
+        heatmap = np.array([[5.0, 4.0, 3.0, 2.0, 1.0]])
+        mask = np.array([[True, False, True, False, False]])
+        # From the top: 1/2, 1/3, 2/3, 2/4, 2/5.
+        assert loc.oracle_threshold(heatmap, mask) == (2, pytest.approx(2 / 3))
+        assert loc.iou(heatmap, mask, "oracle") == pytest.approx(2 / 3)
+        assert loc.dice(heatmap, mask, "oracle") == pytest.approx(4 / 5)
+        # A map that is cold in a large target has one best answer: everything.
+        assert loc.oracle_threshold(-heatmap, heatmap > 1) == (-math.inf, pytest.approx(4 / 5))
+
+    def test_the_published_foreground_votes_before_it_is_enlarged(self):
+        heatmap = np.zeros((7, 7), np.float32)
+        heatmap[2:5, 2:5] = 1  # its corners have four hot neighbours of nine, its sides six
+        heatmap[0, 6] = heatmap[5, 5] = 1  # a stray pixel on the border stays, one off it goes
+        hot = loc.foreground(heatmap, (7, 7), "gmm-majority")
+        expected = np.zeros((7, 7), dtype=bool)
+        expected[2:5, 3] = expected[3, 2:5] = expected[0, 6] = True
+        # (4, 4) has a fifth one in (5, 5).
+        expected[4, 4] = True
+        np.testing.assert_array_equal(hot, expected)
+        # Enlarged as an image of 0 and 1: a lone pixel of 8 x 8 is cut to what is nearer to it than to its neighbours.
+        lone = np.zeros((8, 8), np.float32)
+        lone[0, 0] = 1
+        assert (
+            loc.foreground(lone, (64, 64), "gmm-majority").sum()
+            == (
+                torch.nn.functional.interpolate(torch.from_numpy(lone)[None, None], (64, 64), mode="bilinear") > 0.5
+            ).sum()
+        )
+
+    def test_the_published_box_against_the_mask(self):
+        # Rows and columns 2-5, of which the published box keeps 2-4: 9 of 16 pixels.
+        heatmap = square().astype(np.float32)
+        assert loc.bbox_mask_iou(heatmap, square(), "gmm") == pytest.approx(9 / 16)
+        assert loc.bbox_mask_iou(heatmap, square(), "gmm", "classes") == pytest.approx((9 / 16 + 48 / 55) / 2)
+        assert loc.bbox_mask_iou(np.zeros((8, 8)), square(), "gmm") == 0
+
     def test_overlaps(self):
         # prediction: columns 2-5 of rows 2-3 (8 pixels), truth: rows 2-5 (16 pixels), all of it inside.
         heatmap, mask = square(height=2).astype(np.float32), square()
@@ -104,6 +218,11 @@ class TestByHand:
         diagonal = math.hypot(8, 8)
         assert loc.centre_distance(heatmap, square()) == pytest.approx(3 / diagonal)
         assert loc.centre_distance(heatmap, square(), "box") == pytest.approx(3 / diagonal)
+        assert loc.centre_distance(heatmap, square(), unit="pixels") == pytest.approx(3)
+        two = np.zeros((8, 8), dtype=bool)
+        two[4, 0] = two[4, 7] = True
+        assert loc.centre_distance(heatmap, two, unit="pixels") == pytest.approx(math.hypot(3, 0.5))
+        assert math.isnan(loc.centre_distance(heatmap, two, several="nan"))
         heatmap[3, 7] = 2  # centre of that pixel: (3.5, 7.5)
         assert loc.centre_distance(heatmap, square(), "argmax") == pytest.approx(math.hypot(0.5, 3.5) / diagonal)
 
@@ -142,6 +261,44 @@ class TestParity:
     def test_auc_is_sklearns(self, heatmap, mask):
         assert loc.auc_roc(heatmap, mask) == pytest.approx(roc_auc_score(mask.ravel(), heatmap.ravel()), abs=1e-12)
 
+    @given(heatmaps, masks)
+    def test_average_precision_is_sklearns(self, heatmap, mask):
+        expected = average_precision_score(mask.ravel(), heatmap.ravel())
+        assert loc.average_precision(heatmap, mask) == pytest.approx(expected, abs=1e-12)
+
+    @given(heatmaps, masks, st.integers(2, 6))
+    def test_binned_auc_is_the_curve_through_those_points(self, heatmap, mask, bins):
+        low, high = heatmap.min(), heatmap.max()
+        points = [(0, 0)]
+        for t in np.linspace(1, 0, bins).astype(np.float32):
+            hot = heatmap >= low + t * (high - low)
+            points.append((hot[~mask].mean(), hot[mask].mean()))
+        expected = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(points))
+        assert loc.auc_roc(heatmap, mask, bins) == pytest.approx(expected, abs=1e-12)
+
+    @given(heatmaps, masks)
+    def test_the_oracle_is_the_best_of_all_thresholds(self, heatmap, mask):
+        ious = {t: ((heatmap > t) & mask).sum() / ((heatmap > t) | mask).sum() for t in (-np.inf, *np.unique(heatmap))}
+        threshold, best = loc.oracle_threshold(heatmap, mask)
+        assert best == pytest.approx(max(ious.values()), abs=1e-12)
+        assert threshold == max(t for t, value in ious.items() if value > best - 1e-12)  # the highest of equals
+
+    @given(arrays.arrays(np.float64, 30, elements=st.floats(-1e3, 1e3)), st.integers(2, 40))
+    def test_otsu_is_the_best_of_all_splits(self, values, bins):
+        """Every split of the histogram, its between-class variance written out."""
+        if np.ptp(values) < 1e-6:
+            return
+        counts, edges = np.histogram((values - values.min()) / np.ptp(values), bins, (0, 1))
+        centres = (edges[1:] + edges[:-1]) / 2
+        apart = []
+        for k in range(1, bins):
+            below, above = np.repeat(centres[:k], counts[:k]), np.repeat(centres[k:], counts[k:])
+            apart.append(below.size * above.size * (below.mean() - above.mean()) ** 2)
+        found = (loc.otsu_threshold(values.reshape(5, 6), bins) - values.min()) / np.ptp(values)
+        k = int(np.abs(centres - found).argmin())
+        assert found == pytest.approx(centres[k], abs=1e-9)
+        assert apart[k] == pytest.approx(max(apart), rel=1e-9)
+
     @given(heatmaps, masks, st.floats(0, 1))
     def test_overlaps_are_sklearns(self, heatmap, mask, threshold):
         hot = loc.foreground(heatmap, mask.shape, threshold)
@@ -153,12 +310,13 @@ class TestParity:
         assert both == pytest.approx((inside + jaccard_score(~truth, ~found, zero_division=0)) / 2)
 
     @pytest.mark.parametrize("seed", range(5))
-    @pytest.mark.parametrize("scale", [1e-4, 1, 1e4])
-    def test_gmm_threshold_is_sklearns(self, seed, scale):
-        """Started at the same split, on the same standardised values, EM takes the very same steps."""
+    @pytest.mark.parametrize(("scale", "standardise"), [(1e-4, True), (1, True), (1e4, True), (1e-3, False)])
+    def test_gmm_threshold_is_sklearns(self, seed, scale, standardise):
+        """Started at the same split, on the same values, EM takes the very same steps."""
         rng = np.random.default_rng(seed)
         values = scale * np.concatenate([rng.normal(0, 1, 900), rng.normal(2.5, 0.7, 124)])
-        z = np.sort((values - values.mean()) / values.std())
+        centre, spread = (values.mean(), values.std()) if standardise else (0, 1)
+        z = np.sort((values - centre) / spread)
         costs = [z[:i].var() * i + z[i:].var() * (z.size - i) for i in range(1, z.size)]
         i = 1 + int(np.argmin(costs))
         parts = z[:i], z[i:]
@@ -168,8 +326,11 @@ class TestParity:
             means_init=[[p.mean()] for p in parts],
             precisions_init=[[[1 / (p.var() + 1e-6)]] for p in parts],
         ).fit(z[:, None])
-        expected = values.mean() + values.std() * mixture.means_.mean()
-        assert loc.gmm_threshold(values.reshape(32, 32)) == pytest.approx(expected, rel=1e-6, abs=1e-9 * scale)
+        expected = centre + spread * mixture.means_.mean()
+        found = loc.gmm_threshold(values.reshape(32, 32), standardise=standardise)
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-9 * scale)
+        # Values of a thousandth are merged by a regularisation that was meant for values of 1.
+        assert standardise or found != pytest.approx(loc.gmm_threshold(values.reshape(32, 32)), rel=1e-3)
 
     def test_gmm_threshold_of_many_pixels_is_pooled_without_harm(self):
         heatmap = blob(64, 30, 20, 9) + 0.05 * np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
@@ -179,15 +340,20 @@ class TestParity:
 
 class TestInvariants:
     @given(heatmaps, masks)
-    def test_auc_is_blind_to_monotone_transforms(self, heatmap, mask):
-        assert loc.auc_roc(np.exp(heatmap.astype(np.float64) / 3), mask) == loc.auc_roc(heatmap, mask)
+    def test_rank_scores_are_blind_to_monotone_transforms(self, heatmap, mask):
+        moved = np.exp(heatmap.astype(np.float64) / 3)
+        for blind in (loc.auc_roc, loc.average_precision, lambda h, m: loc.oracle_threshold(h, m)[1]):
+            assert blind(moved, mask) == blind(heatmap, mask)
         assert loc.auc_roc(-heatmap, mask) == pytest.approx(1 - loc.auc_roc(heatmap, mask))
 
     @given(heatmaps, masks, st.floats(0.01, 100), st.floats(-100, 100))
     def test_cnr_is_blind_to_scale_and_shift(self, heatmap, mask, scale, shift):
         moved = scale * heatmap.astype(np.float64) + shift
         # The shift costs digits where the scale is small.
-        assert loc.cnr(moved, mask) == pytest.approx(loc.cnr(heatmap, mask), rel=1e-6, abs=1e-6)
+        for options in ({}, {"signed": False, "ddof": 0}, {"per": "box"}, {"per": "box in turn", "ddof": 0}):
+            expected = loc.cnr(heatmap, mask, **options)
+            assert loc.cnr(moved, mask, **options) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+        assert loc.energy(moved, mask) == pytest.approx(loc.energy(heatmap, mask), abs=1e-6)
 
     @given(heatmaps, masks)
     @settings(max_examples=50)
@@ -198,6 +364,17 @@ class TestInvariants:
             for h, m in ((heatmap, mask), (heatmap.T, mask.T))
         ]
         assert rows[0] == pytest.approx(rows[1])
+
+    @given(heatmaps, masks, st.sampled_from(list(loc.PROTOCOLS)))
+    @settings(max_examples=60)
+    def test_transposing_both_changes_nothing_under_any_protocol(self, heatmap, mask, name):
+        # What goes by reading order is left out: the first of equals, and boxes in turn where there are several.
+        heatmap = heatmap + np.arange(42, dtype=np.float32).reshape(6, 7) / 64  # no two are equal
+        labels = mask.astype(np.int64)
+        rows = [loc.score(heatmap, labels, name), loc.score(heatmap.T, labels.T, name)]
+        for row in rows if name in ("book", "full") else ():
+            row.pop("bbox_iou")
+        assert rows[0] == pytest.approx(rows[1], nan_ok=True, rel=1e-5, abs=1e-6)
 
     @given(heatmaps, masks)
     @settings(max_examples=50)
@@ -220,6 +397,44 @@ class TestInvariants:
         assert row.pop("centre_distance") == 0
         assert set(row.values()) == {1.0}
 
+    @pytest.mark.parametrize("name", loc.PROTOCOLS)
+    def test_the_truth_itself_is_perfect_under_every_protocol(self, name):
+        mask = square(64, 20, 24, 16, 12)
+        row = loc.score(mask.astype(np.float32), mask, name)
+        # The voted foreground loses the four corners, the published box a row and a column, the smoothing an edge.
+        voted = 1 - 4 / (16 * 12)
+        boxed = 15 * 11 / (16 * 12)
+        worst = {"dombrowski2023": min(voted, boxed), "nuetzel2025": min(voted, boxed), "vilouras2024": 0.8}.get(
+            name, 1
+        )
+        for key, value in row.items():
+            if key.startswith("cnr"):
+                assert value > 3
+            elif key in loc.LOWER_IS_BETTER:
+                assert value == pytest.approx(0, abs=1e-9)
+            elif key == "iou_area":  # the target is smaller than the tenth, all of which ties with nothing
+                assert value == 1
+            else:
+                assert worst - 1e-9 <= value <= 1, key
+        assert row["auc_roc"] == pytest.approx(1, abs=0.01)
+
+    @given(heatmaps, masks)
+    @settings(max_examples=50)
+    def test_ranges_of_every_score(self, heatmap, mask):
+        row = loc.score(heatmap, mask, "full")
+        assert all(0 <= v <= 1 for k, v in row.items() if not k.startswith("cnr") and k != "centre_distance_pixels")
+        assert row["iou_oracle"] >= max(row["iou"], row["iou_otsu"], row["iou_area"], mask.mean())
+        assert row["cnr_absolute"] == abs(row["cnr"])
+        assert row["centre_distance_pixels"] == pytest.approx(row["centre_distance"] * math.hypot(6, 7))
+
+    @given(heatmaps, st.lists(masks, min_size=3, max_size=3))
+    @settings(max_examples=30)
+    def test_a_map_that_has_met_other_truths_scores_the_same(self, heatmap, many):
+        """Shared work is kept from truth to truth (chance does so): nothing of one may leak into another."""
+        shared, full = loc._Map(heatmap), loc.PROTOCOLS["full"]
+        for mask in (*many, many[0]):
+            assert loc._score(shared, loc._Target(mask), full) == loc.score(heatmap, mask, full)
+
     def test_a_small_map_is_scored_at_the_mask(self):
         heatmap, mask = blob(16, 8, 8, 2), square(64, 22, 22, 20, 20)
         assert loc.score(heatmap, mask)["auc_roc"] > 0.99
@@ -241,6 +456,22 @@ class TestDegenerate:
                 "centre_distance": pytest.approx(0.25),
             }
 
+    def test_a_constant_map_knows_nothing_under_any_protocol(self):
+        mask = square(8, 0, 0, 4, 4)
+        for heatmap in (np.zeros((2, 2)), np.full((3, 3), 0.1, np.float32), np.full((8, 8), -1e6)):
+            row = loc.score(heatmap, mask, "full")
+            for key in ("average_precision", "pointing_game", "energy", "iou_oracle"):
+                assert row[key] == 0.25, key
+            for key in ("iou_otsu", "iou_area", "miou_thresholds", "cnr_absolute", "cnr_per_box"):
+                assert row[key] == 0, key
+            assert row["centre_distance_pixels"] == pytest.approx(math.hypot(2, 2))
+            assert loc.energy(heatmap, mask, floor="zero") == 0.25
+            assert loc.score(heatmap, mask, "vilouras2024") == {"auc_roc": 0.5, "cnr": 0, "cnr_signed": 0, "miou": 0}
+            assert set(loc.score(heatmap, mask, "nuetzel2025").values()) == {0.0}
+            published = loc.score(heatmap, mask, "dombrowski2023")
+            assert (published["auc_roc"], published["iou"]) == (0.5, 0)
+            assert published["centre_distance_pixels"] == pytest.approx(math.hypot(2, 2))
+
     @pytest.mark.parametrize("name", loc.SCORES)
     def test_nothing_to_localise_is_refused(self, name):
         score, heatmap = getattr(loc, name), np.eye(4)
@@ -254,6 +485,16 @@ class TestDegenerate:
             score(np.where(np.eye(4) * np.arange(4) == 2, np.nan, heatmap), np.eye(4, dtype=bool))
         with pytest.raises(ValueError, match=r"\(h, w\)"):
             score(np.zeros(4), np.eye(4, dtype=bool))
+        with pytest.raises(ValueError, match="negative"):
+            score(heatmap, -np.eye(4, dtype=np.int8))
+        assert score(heatmap, np.eye(4, dtype=np.uint8)) == score(heatmap, np.eye(4, dtype=bool))
+
+    @pytest.mark.parametrize("name", loc.PROTOCOLS)
+    def test_nothing_to_localise_is_refused_by_every_protocol(self, name):
+        with pytest.raises(ValueError, match="mask is empty"):
+            loc.score(np.eye(4), np.zeros((4, 4), dtype=np.uint8), name)
+        with pytest.raises(ValueError, match="1 values that are NaN"):
+            loc.score(np.where(np.arange(16).reshape(4, 4) == 7, np.nan, np.eye(4)), np.eye(4, dtype=bool), name)
 
     def test_one_pixel_has_no_variance(self):
         heatmap = np.array([[3.0, 1.0], [0.0, 2.0]])
@@ -262,13 +503,111 @@ class TestDegenerate:
     def test_wrong_options_name_the_right_ones(self):
         for call in (
             lambda: loc.iou(np.eye(8), square(), 1.5),
-            lambda: loc.iou(np.eye(8), square(), "otsu"),
+            lambda: loc.iou(np.eye(8), square(), "median"),
             lambda: loc.miou(np.eye(8), square(), "both"),
             lambda: loc.centre_distance(np.eye(8), square(), "median"),
             lambda: loc.pointing_game(np.eye(8), square(), -1),
+            lambda: loc.pointing_game(np.eye(8), square(), ties="last"),
+            lambda: loc.iou(np.eye(8), square(), ("area", 1)),
+            lambda: loc.iou(np.eye(8), square(), ["area", 0.5]),
+            lambda: loc.foreground(np.eye(8), (8, 8), "oracle"),
+            lambda: loc.auc_roc(np.eye(8), square(), bins=1),
+            lambda: loc.otsu_threshold(np.eye(8), bins=1),
+            lambda: loc.energy(np.eye(8), square(), floor="mean"),
+            lambda: loc.cnr(np.eye(8), square(), per="pixel"),
+            lambda: loc.bbox_mask_iou(np.eye(8), square(), meaning="both"),
+            lambda: loc.centre_distance(np.eye(8), square(), unit="metres"),
+            lambda: loc.centre_distance(np.eye(8), square(), several="first"),
         ):
             with pytest.raises(ValueError, match=r"must be|≥ 0"):
                 call()
+
+
+class TestProtocols:
+    """Each paper's evaluation, written out a second time from its description, in torch and loops."""
+
+    def test_dombrowski2023(self):
+        rng = np.random.default_rng(1)
+        heatmap = (blob(64, 30, 20, 9) + 0.1 * rng.standard_normal((64, 64))).astype(np.float32) / 77
+        mask = square(512, 180, 100, 150, 110)
+        enlarge = lambda v: torch.nn.functional.interpolate(  # noqa: E731
+            torch.as_tensor(v, dtype=torch.float32)[None, None], (512, 512), mode="bilinear", align_corners=False
+        )[0, 0]
+        hot = torch.from_numpy(heatmap > loc.gmm_threshold(heatmap, standardise=False)).float()
+        votes = torch.nn.functional.conv2d(hot[None, None], torch.full((1, 1, 3, 3), 1 / 9))[0, 0]
+        hot[1:-1, 1:-1] = (votes >= 0.5).float()
+        hot = enlarge(hot).round().bool().numpy()
+        scaled = enlarge((heatmap - heatmap.min()) / (heatmap.max() - heatmap.min())).numpy()
+        truth, inside, outside = mask.ravel(), *(torch.from_numpy(scaled[m]).double() for m in (mask, ~mask))
+        rows, columns = np.flatnonzero(hot.any(axis=1)), np.flatnonzero(hot.any(axis=0))
+        box = np.zeros_like(mask)
+        box[rows[0] : rows[-1], columns[0] : columns[-1]] = True
+        centre = (rows[0] + (rows[-1] - rows[0]) / 2, columns[0] + (columns[-1] - columns[0]) / 2)
+        both = lambda a: jaccard_score(~truth, ~a.ravel())  # noqa: E731
+        expected = {
+            "auc_roc": roc_auc_score(truth, scaled.ravel()),
+            "pointing_game": float(mask[np.unravel_index(scaled.argmax(), scaled.shape)]),
+            "cnr": float((inside.mean() - outside.mean()) / torch.sqrt(inside.var() + outside.var())),
+            "iou": jaccard_score(truth, hot.ravel()),
+            "miou": (jaccard_score(truth, hot.ravel()) + both(hot)) / 2,
+            "bbox_iou": jaccard_score(truth, box.ravel()),
+            "bbox_miou": (jaccard_score(truth, box.ravel()) + both(box)) / 2,
+            "centre_distance_pixels": math.hypot(centre[0] - (180 + 149 / 2), centre[1] - (100 + 109 / 2)),
+        }
+        row = loc.score(heatmap, mask, "dombrowski2023")
+        assert row == pytest.approx(expected, abs=1e-6)
+        assert 0.1 < row["iou"] < 0.9  # neither everything nor nothing, or little of it would be tested
+        two = mask.astype(np.uint8)
+        two[:20, :20] = 2
+        assert math.isnan(loc.score(heatmap, two, "dombrowski2023")["centre_distance_pixels"])
+        # The mixture sees the scale of attention in the one, and not in the other.
+        nuetzel = loc.PROTOCOLS["nuetzel2025"]
+        assert loc.score(heatmap, mask, nuetzel) == pytest.approx(loc.score(77 * heatmap, mask, nuetzel), abs=1e-5)
+        assert loc.score(heatmap / 10, mask, "dombrowski2023") != pytest.approx(row, abs=1e-3)
+
+    def test_vilouras2024(self):
+        rng = np.random.default_rng(2)
+        heatmap = (blob(64, 20, 18, 7) + 0.2 * rng.standard_normal((64, 64))).astype(np.float32)
+        boxes = [(100, 90, 120, 130), (180, 150, 90, 100), (10, 400, 60, 60)]  # y, x, h, w; two of them overlap
+        labels = np.zeros((512, 512), np.uint8)
+        for i, (y, x, h, w) in enumerate(boxes, start=1):
+            region = labels[y : y + h, x : x + w]
+            region[region == 0] = i
+        big = torch.nn.functional.interpolate(
+            torch.from_numpy(heatmap)[None, None], (512, 512), mode="bilinear", align_corners=False
+        )[0, 0].numpy()
+        big = ndimage.gaussian_filter(big, sigma=(2.5, 2.5), order=0)
+        big = (big - big.min()) / (big.max() - big.min())
+        big = big * (big > loc.otsu_threshold(big))
+        found, left = {True: [], False: []}, big.astype(np.float64)
+        for y, x, h, w in boxes:
+            inside = left[y : y + h, x : x + w].copy()
+            left[y : y + h, x : x + w] = np.nan
+            ratio = (np.nanmean(inside) - np.nanmean(left)) / np.sqrt(np.nanvar(inside) + np.nanvar(left))
+            found[True].append(ratio)
+            found[False].append(abs(ratio))
+        truth = labels > 0
+        points = [(0, 0), *(((big >= t)[~truth].sum(), (big >= t)[truth].sum()) for t in (1, 0.75, 0.5, 0.25, 0))]
+        area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(points))
+        expected = {
+            "auc_roc": area / points[-1][0] / points[-1][1],
+            "cnr": np.mean(found[False]),
+            "cnr_signed": np.mean(found[True]),
+            "miou": np.mean([jaccard_score(truth.ravel(), (big > t).ravel()) for t in (0.1, 0.2, 0.3, 0.4, 0.5)]),
+        }
+        row = loc.score(heatmap, labels, "vilouras2024")
+        assert row == pytest.approx(expected, abs=1e-6)
+        assert row["cnr"] != pytest.approx(row["cnr_signed"])
+
+    def test_a_protocol_is_a_name_or_settings_of_ones_own(self):
+        own = replace(loc.PROTOCOLS["book"], scores={"ap": loc.average_precision})
+        assert loc.score(np.eye(8), square(), own) == {"ap": loc.average_precision(np.eye(8), square())}
+        with pytest.raises(ValueError, match="no protocol 'vilouras': choose from book, full, dombrowski2023"):
+            loc.score(np.eye(8), square(), "vilouras")
+
+    def test_the_books_is_the_default(self):
+        assert tuple(loc.PROTOCOLS["book"].scores) == loc.SCORES
+        assert set(loc.SCORES) < set(loc.PROTOCOLS["full"].scores)
 
 
 class TestBaselines:
@@ -302,6 +641,25 @@ class TestBaselines:
         assert rows[0]["target"] == 144 / 1024
         assert rows[1]["auc_roc"] == loc.auc_roc(heatmaps[1], masks[1])
 
+    @pytest.mark.parametrize("name", loc.PROTOCOLS)
+    def test_score_table_of_a_protocol(self, name):
+        heatmaps, masks = [blob(16, 8, 8, 2), blob(16, 4, 4, 2)], [square(32, 10, 10, 12, 12), square(32, 0, 0, 9, 9)]
+        rows = loc.score_table(heatmaps, masks, [loc.centre_prior(masks)] * 2, protocol=name, random=2)
+        scores = loc.PROTOCOLS[name].scores
+        assert list(rows[0]) == ["target", *(p + s for p in ("", "prior_", "chance_") for s in scores)]
+        assert rows[1]["auc_roc"] == loc.score(heatmaps[1], masks[1], name)["auc_roc"]
+        assert not any(key.startswith("chance_") for key in loc.score_table(heatmaps, masks, random=0)[0])
+
+    def test_chance_under_a_protocol_is_what_random_maps_score(self):
+        rng, mask = np.random.default_rng(7), square(32, 3, 5, 12, 14)
+        rows = [loc.score(rng.standard_normal((16, 16)), mask, "vilouras2024") for _ in range(150)]
+        expected = loc.chance(mask, (16, 16), n=150, protocol="vilouras2024")
+        for key, value in expected.items():
+            observed = [row[key] for row in rows]
+            assert value == pytest.approx(np.mean(observed), abs=4 * np.std(observed) / math.sqrt(75)), key
+        # The trap of the absolute value: a map that knows nothing is not at 0.
+        assert expected["cnr"] > 0.1 > abs(expected["cnr_signed"])
+
     def test_score_table_names_the_bad_row(self):
         with pytest.raises(ValueError, match="row 1: the mask is empty"):
             loc.score_table([np.eye(8)] * 2, [square(), np.zeros((8, 8), dtype=bool)])
@@ -309,3 +667,148 @@ class TestBaselines:
             loc.score_table([np.eye(8)], [square()] * 2)
         with pytest.raises(ValueError, match="no mask or prior for heatmap 1"):
             loc.score_table([np.eye(8)] * 2, [square()])
+
+
+def case(boxes: tuple[Box, ...] = (), mask: np.ndarray | None = None, size: tuple[int, int] = (40, 60)) -> GroundTruth:
+    finding = Finding("Edema", "Edema.", boxes=boxes, mask=mask)
+    return GroundTruth(Study("a", "p", "here", "test", "", size, (finding,)), finding)
+
+
+class TestTruth:
+    def test_boxes_are_told_apart_and_the_first_one_wins(self):
+        truth = case((Box(12, 4, 10, 10), Box(18, 8, 10, 10), Box(0, 0, 5, 5)))
+        frame = Frame(40, 60, 40)  # the crop takes ten columns from either side
+        labels = loc.box_labels(truth.finding, frame)
+        np.testing.assert_array_equal(labels > 0, frame.mask(truth.finding))
+        assert labels.dtype == np.uint8
+        assert (labels == 1).sum() == 100
+        assert (labels == 2).sum() == 100 - 4 * 6
+        assert not (labels == 3).any()  # cut away altogether
+
+    def test_parts_of_an_exact_mask(self):
+        mask = np.zeros((40, 60), dtype=bool)
+        mask[5:9, 15:20] = mask[20:30, 30:40] = True
+        assert np.unique(loc.box_labels(case(mask=mask).finding, Frame(40, 60, 40))).tolist() == [0, 1, 2]
+
+    def test_how_much_the_crop_leaves(self):
+        frame = Frame(40, 60, 20)
+        # Half of 100 pixels, all of 300: 350 of 400.
+        boxes = (Box(5, 0, 10, 10), Box(20, 0, 30, 10))
+        assert loc.kept(case(boxes).finding, frame) == pytest.approx(350 / 400)
+        mask = np.zeros((40, 60), dtype=bool)
+        mask[:10, 5:15] = mask[:10, 20:50] = True
+        assert loc.kept(case(boxes, mask).finding, frame) == pytest.approx(350 / 400)
+        assert loc.kept(case(boxes, np.kron(mask, np.ones((3, 3), bool))).finding, frame) == pytest.approx(350 / 400)
+        assert loc.kept(case(boxes).finding, Frame(40, 60, 20, "letterbox")) == pytest.approx(1)
+        assert loc.kept(case((Box(0, 0, 10, 40),)).finding, frame) == 0
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's folder as the attention notebook leaves it: two checkpoints on phantoms, the last truth not grounded."""
+    truths = phrases(phantom.load(n=12))
+    grounded, rng = range(len(truths) - 1), np.random.default_rng(0)
+    tables = []
+    for step in (0, 80):
+        maps = rng.standard_normal((len(grounded), 16, 16)).astype(np.float32)
+        tensors = {"maps": torch.from_numpy(maps), "rows": torch.tensor(list(grounded))}
+        runs.save_tensors(tmp_path / "maps" / f"step-{step}.safetensors", tensors, {"identity": "x"})
+        masks = [Frame(*truths[i].study.size, 64).mask(truths[i].finding) for i in grounded]
+        about = [
+            {"study": t.study.id, "patient": t.study.patient, "finding": t.finding.name, "phrase": t.finding.phrase}
+            for t in truths[:-1]
+        ]
+        scores = loc.score_table(maps, masks)
+        tables.append(pd.DataFrame([{**a, **s, "step": step} for a, s in zip(about, scores, strict=True)]))
+    pd.concat(tables).to_csv(tmp_path / "grounding.csv", index=False)
+    loc.save_masks(tmp_path / "maps" / "masks.safetensors", truths, 64)
+    return tmp_path
+
+
+class TestScoringAgain:
+    def test_the_books_scores_come_back(self, run):
+        old = pd.read_csv(run / "grounding.csv")
+        new, skipped = loc.rescore(run)
+        assert not skipped
+        assert list(new)[:7] == ["study", "patient", "finding", "phrase", "step", "target", "kept"]
+        assert (new["kept"] == 1).all()
+        same = ["study", "patient", "finding", "phrase", "step", "target", *loc.SCORES]
+        pd.testing.assert_frame_equal(new[same], old[same], check_dtype=False)
+
+    def test_command_line(self, run, capsys):
+        assert loc.main([str(run), "--protocol", "vilouras2024", "--random", "2"]) == 0
+        table = pd.read_csv(run / "grounding-vilouras2024.csv")
+        maps = runs.load_tensors(run / "maps" / "step-80.safetensors")["maps"].numpy()
+        masks = runs.load_tensors(run / "maps" / "masks.safetensors")["masks"].numpy()
+        again = loc.score(maps[3], masks[3], "vilouras2024")
+        row = table[table["step"] == 80].iloc[3]
+        assert {key: row[key] for key in again} == pytest.approx(again)
+        assert row["chance_cnr"] == pytest.approx(loc.chance(masks[3], (16, 16), 2, protocol="vilouras2024")["cnr"])
+        printed = capsys.readouterr().out
+        findings = table[table["step"] == 80].groupby("finding")["miou"].mean()
+        assert "mean over findings" in printed
+        assert f"{findings.mean():.3f}" in printed
+        assert loc.main([str(run / "grounding.csv"), "--out", str(run / "here.csv"), "--random", "0"]) == 0
+        assert "chance_cnr" not in pd.read_csv(run / "here.csv")
+
+    def test_a_row_that_cannot_be_scored_is_left_out_and_listed(self, run, capsys):
+        path = run / "maps" / "step-80.safetensors"
+        tensors = runs.load_tensors(path)
+        tensors["maps"][2, 0, 0] = math.nan
+        runs.save_tensors(path, tensors)
+        table, skipped = loc.rescore(run, random=0)
+        assert len(table) == len(pd.read_csv(run / "grounding.csv")) - 1
+        assert len(skipped) == 1
+        assert skipped[0].startswith("step 80, ")
+        assert "1 values that are NaN" in skipped[0]
+        loc.main([str(run), "--random", "0"])
+        assert "1 left out" in capsys.readouterr().out
+        tensors["maps"][:] = math.nan
+        runs.save_tensors(path, tensors)
+        runs.save_tensors(run / "maps" / "step-0.safetensors", tensors)
+        with pytest.raises(ValueError, match=r"none of .* rows could be scored"):
+            loc.rescore(run)
+
+    def test_what_does_not_belong_together_is_named(self, run, tmp_path):
+        masks, table = run / "maps" / "masks.safetensors", run / "grounding.csv"
+        whole, good = masks.read_bytes(), table.read_text()
+        tensors, keys = runs.load_tensors(masks), json.loads(runs.tensor_metadata(masks)["keys"])
+        runs.save_tensors(masks, tensors, {"keys": json.dumps(keys[::-1])})
+        with pytest.raises(ValueError, match=r"step-0.safetensors: its \d+ maps and masks are not of the \d+ rows"):
+            loc.rescore(run)
+        masks.write_bytes(whole[:1000])
+        with pytest.raises(ValueError, match=r"masks.safetensors: damaged"):
+            loc.rescore(run)
+        runs.save_tensors(masks, {"masks": tensors["masks"]})
+        with pytest.raises(ValueError, match=r"masks.safetensors: holds no kept"):
+            loc.rescore(run)
+        masks.unlink()
+        with pytest.raises(ValueError, match=r"there is no .*masks.safetensors; run the attention notebook again"):
+            loc.rescore(run)
+        masks.write_bytes(whole)
+        table.write_text("\n".join(good.split("\n")[:-2]))
+        with pytest.raises(ValueError, match=r"step-80.safetensors: its"):
+            loc.rescore(run)
+        for text, problem in (("study,step\na,0\n", "has no column patient"), ("", "not a readable CSV")):
+            table.write_text(text)
+            with pytest.raises(ValueError, match=problem):
+                loc.rescore(run)
+        table.write_text(good.replace(",80\n", ",last\n"))
+        with pytest.raises(ValueError, match="no whole number"):
+            loc.rescore(run)
+        with pytest.raises(ValueError, match="there is no"):
+            loc.rescore(tmp_path / "elsewhere")
+
+    def test_the_table_that_is_read_is_not_written_over(self, run):
+        with pytest.raises(ValueError, match="is the table that is read"):
+            loc.main([str(run), "--out", str(run / "grounding.csv")])
+        with pytest.raises(ValueError, match="no protocol 'best'"):
+            loc.main([str(run), "--protocol", "best"])
+
+    def test_distances_that_do_not_exist_are_no_part_of_a_mean(self, run):
+        table, _ = loc.rescore(run, "dombrowski2023", random=1)
+        assert table["centre_distance_pixels"].isna().any()
+        means = loc.averages(table, "dombrowski2023")
+        assert means.index.tolist() == [(0, "map"), (0, "chance"), (80, "map"), (80, "chance")]
+        last = table.loc[table["step"] == 80, "centre_distance_pixels"]
+        assert means.loc[(80, "map"), "centre_distance_pixels"] == pytest.approx(np.nanmean(last))
