@@ -5,8 +5,8 @@ patients (Field & Welsh 2007, "Bootstrapping clustered data"). scipy does the re
 its seed.
 
 A bootstrap interval of few patients is too narrow. Of the 95 % intervals of a skewed mean in [0, 1] with 1 to 3 phrases
-each, the truth is in about 88 % (10 patients), 92 % (28), 94 % (100, 250): `FewGroupsWarning` says so below
-`FEW_GROUPS`, and ``expand=True`` brings 28 patients to 94 %. ``tests/benchmarks/bench_stats.py`` prints the table.
+each, the truth is in about 88 % (10 patients), 92 % (28), 94 % (100, 250). Expanded intervals, the default, bring 28
+patients to 94 %; `FewGroupsWarning` says where neither is enough. ``tests/benchmarks/bench_stats.py`` prints the table.
 
 Patients are one level, training seeds another: all seeds are scored on the same patients, so the two are crossed, and
 `seeds_ci` treats seeds as readers are treated in studies of many readers and cases.
@@ -123,7 +123,7 @@ def bootstrap_ci(
     level: float = 0.95,
     method: Method = "percentile",
     seed: int = 0,
-    expand: bool = False,
+    expand: bool = True,
 ) -> Interval:
     """Bootstrap interval of a statistic of one column, resampling groups.
 
@@ -136,7 +136,8 @@ def bootstrap_ci(
         method: ``"percentile"``, or ``"bca"`` (bias-corrected and accelerated, Efron 1987).
         seed: of the resampling.
         expand: take quantiles so far out that the interval of a symmetric mean is as wide as Student's (Hesterberg
-            2015, "What teachers should know about the bootstrap", 4.3.3): recommended, and needed below 40 groups.
+            2015, "What teachers should know about the bootstrap", 4.3.3): next to nothing of many groups, and needed
+            below 40. False: the textbook's, for comparison.
 
     Returns:
         the interval; of a single group it has no width to tell, so its bounds are NaN. Rows that are all equal (a
@@ -150,7 +151,7 @@ def bootstrap_ci(
 
     Example:
         >>> rng = np.random.default_rng(0)
-        >>> str(bootstrap_ci(*clustered_scores(rng, patients=40, mean=0.8), expand=True))
+        >>> str(bootstrap_ci(*clustered_scores(rng, patients=40, mean=0.8)))
         '0.778 [0.718, 0.842]'
     """
     values = _column(values, "values")
@@ -174,7 +175,7 @@ def bootstrap_statistic(
     level: float = 0.95,
     method: Method = "percentile",
     seed: int = 0,
-    expand: bool = False,
+    expand: bool = True,
 ) -> Interval:
     """Bootstrap interval of a statistic of several columns, e.g. the AUC of scores and labels, resampling groups.
 
@@ -217,7 +218,7 @@ def paired_difference(
     method: Method = "percentile",
     permutations: int = 9999,
     seed: int = 0,
-    expand: bool = False,
+    expand: bool = True,
 ) -> Difference:
     """Mean of ``a − b`` over the same rows, with a clustered interval and the p-value of `sign_flip_test`.
 
@@ -470,7 +471,7 @@ def coverage(
 
     Example:
         >>> def interval(scores, patients):
-        ...     return bootstrap_ci(scores, patients, n=500, expand=True)
+        ...     return bootstrap_ci(scores, patients, n=500)
         >>> print(coverage(lambda rng: clustered_scores(rng, patients=28), 0.85, interval, runs=100))
         0.950 [0.887, 0.984]
     """

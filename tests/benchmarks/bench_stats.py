@@ -23,8 +23,8 @@ from chestxai.stats import Interval, bootstrap_ci, clustered_scores, coverage, p
 
 PATIENTS = (5, 10, 20, 28, 40, 100, 250)
 METHODS = {
-    "percentile": {"method": "percentile"},
-    "BCa": {"method": "bca"},
+    "percentile": {"method": "percentile", "expand": False},
+    "BCa": {"method": "bca", "expand": False},
     "percentile, expanded": {"method": "percentile", "expand": True},
     "BCa, expanded": {"method": "bca", "expand": True},
 }
