@@ -408,6 +408,7 @@ for step in runs.progress([0, *steps], "checkpoints"):
     maps_of[step] = maps
 
 table = pd.concat(tables, ignore_index=True)
+localization.save_masks(run / "maps" / "masks.safetensors", test, size, settings.data.fit)
 runs.write_atomic(run / "grounding.csv", table.to_csv(index=False))
 columns = ["auc_roc", "pointing_game", "cnr", "miou"]
 overview = table.groupby("step")[columns].mean()
