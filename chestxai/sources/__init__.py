@@ -13,13 +13,14 @@ from pathlib import Path
 from PIL import Image
 
 from chestxai import runs
-from chestxai.studies import Study, split_by_patient
+from chestxai.studies import Study, is_dicom, read_dicom, split_by_patient
 
 #: Names `load` knows, and what each is.
 SOURCES = {
     "phantom": "a digital chest phantom with exact truth (ships with the book)",
     "openi": "Open-i / Indiana University chest X-rays: images and reports, no credentials",
     "nih": "NIH ChestX-ray14: images, labels, and 984 radiologists' boxes, no credentials",
+    "folder": "one's own data: a csv of images, texts and boxes beside the images",
     "mimic": "MIMIC-CXR-JPG with MS-CXR: images, reports, and radiologists' boxes of phrases, credentials of PhysioNet",
 }
 
@@ -86,11 +87,20 @@ def image_files(folders: Iterable[Path]) -> dict[str, Path]:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """``(height, width)`` from the header of a PNG or JPEG; no pixel is decoded.
+    """``(height, width)`` from the header of a PNG, JPEG or DICOM file; no pixel is decoded.
 
     Raises:
         ValueError: the header cannot be read.
+        ModuleNotFoundError: a DICOM file, and pydicom is not installed; says how to install it.
     """
+    if is_dicom(path):
+        try:
+            found = read_dicom(path, header=True)
+        except ValueError as error:
+            raise ValueError(
+                f"unreadable image header ({path.name}: {type(error.__cause__ or error).__name__})"
+            ) from error
+        return int(found.Rows), int(found.Columns)
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as image:
             return image.height, image.width
@@ -98,8 +108,12 @@ def image_size(path: Path) -> tuple[int, int]:
         raise ValueError(f"unreadable image header ({path.name}: {type(error).__name__})") from error
 
 
-def csv_rows(path: Path, columns: Sequence[str], advice: str) -> Iterator[tuple[int, dict[str, str]]]:
+def csv_rows(
+    path: Path, columns: Sequence[str], advice: str, *, fold: bool = True
+) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and cells (by column, white space folded, "" where a row is short) of every row that is not blank.
+
+    With ``fold=False`` white space inside a cell, such as the lines of a report, stays as it is.
 
     A header cell like ``Bbox [x`` or ``h]`` is read as ``x`` and ``h``: NIH's header has its commas inside brackets.
 
@@ -116,7 +130,7 @@ def csv_rows(path: Path, columns: Sequence[str], advice: str) -> Iterator[tuple[
                 first = ",".join(header)[:200]
                 raise ValueError(f"{path}: column {', '.join(missing)} missing; its first line is {first!r}. {advice}")
             for row in rows:
-                values = [" ".join(cell.split()) for cell in row]
+                values = [" ".join(cell.split()) if fold else cell.strip() for cell in row]
                 if any(values):
                     cells = dict(zip(header, values, strict=False))
                     yield rows.line_num, {name: cells.get(name, "") for name in {*header, *columns}}
