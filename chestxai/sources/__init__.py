@@ -22,10 +22,11 @@ SOURCES = {
     "nih": "NIH ChestX-ray14: images, labels, and 984 radiologists' boxes, no credentials",
     "folder": "one's own data: a csv of images, texts and boxes beside the images",
     "mimic": "MIMIC-CXR-JPG with MS-CXR: images, reports, and radiologists' boxes of phrases, credentials of PhysioNet",
+    "vindr": "VinDr-CXR: images and boxes of three readers or their consensus, no reports, credentials of PhysioNet",
 }
 
 #: Sources whose images and reports may not be passed on, be it on a published page: their terms bind each user.
-CREDENTIALED = frozenset({"mimic"})
+CREDENTIALED = frozenset({"mimic", "vindr"})
 
 
 class Studies(list[Study]):
