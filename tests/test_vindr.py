@@ -171,6 +171,17 @@ class TestReaders:
         (study,), _ = everything(collection(tmp_path, rows))
         assert study.findings == ()
 
+    def test_one_place_under_two_names_weighs_once(self, tmp_path):
+        rows = [box(1, label, 0, 0, 10, 10, reader=1) for label in ("Infiltration", "Lung Opacity")]
+        (study,), _ = everything(collection(tmp_path, [*rows, box(1, "Infiltration", 2, 0, 12, 10, reader=2)]))
+        assert [(f.name, f.boxes) for f in study.findings] == [("Lung Opacity", (Box(1, 0, 10, 10),))]
+
+    def test_neighbours_of_neighbours_are_not_one_place(self):
+        # Overlaps of 0.67 and 0.6 with the one in the middle; the third and the pair of the others only 0.49.
+        boxes = [(f"R{x}", Box(x, 0, 10, 10)) for x in (0, 2, 4.5)]
+        assert vindr.join(boxes, 2, 0.5) == ([Box(1, 0, 10, 10)], [2])
+        assert len(vindr.join(boxes, 3, 0.48)[0]) == 1
+
     def test_two_boxes_of_one_reader_agree_with_nobody(self):
         boxes = [("R1", Box(0, 0, 10, 10)), ("R1", Box(1, 0, 10, 10))]
         assert vindr.join(boxes, 2, 0.5) == ([], [0, 1])

@@ -224,7 +224,8 @@ def join(boxes: Sequence[tuple[str, Box]], agree: int, overlap: float) -> tuple[
 
     Returns:
         One box a group that holds at least ``agree`` readers, the mean of the group's corners, in the order of their
-        first boxes; and the indices of the boxes in no such group. The order of the readers has no say.
+        first boxes; and the indices of the boxes in no such group. Save for a tie, the order of the boxes has
+        no say.
     """
     if not boxes:
         return [], []
