@@ -22,11 +22,12 @@ SOURCES = {
     "nih": "NIH ChestX-ray14: images, labels, and 984 radiologists' boxes, no credentials",
     "folder": "one's own data: a csv of images, texts and boxes beside the images",
     "mimic": "MIMIC-CXR-JPG with MS-CXR: images, reports, and radiologists' boxes of phrases, credentials of PhysioNet",
+    "padchest": "PadChest-GR: images, sentences in Spanish and English with boxes, on request from BIMCV",
     "vindr": "VinDr-CXR: images and boxes of three readers or their consensus, no reports, credentials of PhysioNet",
 }
 
 #: Sources whose images and reports may not be passed on, be it on a published page: their terms bind each user.
-CREDENTIALED = frozenset({"mimic", "vindr"})
+CREDENTIALED = frozenset({"mimic", "padchest", "vindr"})
 
 
 class Studies(list[Study]):
