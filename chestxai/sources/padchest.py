@@ -17,9 +17,9 @@ A `Study` is one image; ``id`` is its ImageID without ending, and the report its
 
 **Findings.** A positive sentence (``abnormal``; where that is absent, one that has boxes or denies nothing) is a
 present finding with its boxes for each of its ``labels`` that is one of the eight (`LABELS`); one without any labels
-for each finding of the eight that `reports.find` reads in its English. A negative sentence denies what it names in English. The
-phrase is the sentence. Positive sentences about anything else stay in the report only, and their boxes are listed.
-Side, zone and severity are read from the English sentence, whatever the language of the report.
+for each finding of the eight that `reports.find` reads in its English. A negative sentence denies what it names in
+English. The phrase is the sentence. Positive sentences about anything else stay in the report only, and their boxes are
+listed. Side, zone and severity are read from the English sentence, whatever the report's language.
 """
 
 from __future__ import annotations
