@@ -16,9 +16,9 @@ what that begins with. ``size`` is the image file's own, which the outlines must
 
 **Findings.** The observations that are one of the eight, present or denied as labelled; Airspace Opacity, as early
 files have it, is Lung Opacity. A present one has the radiologists' mask, and a box around each connected part of it.
-Enlarged Cardiomediastinum, Lung Lesion and the other observations are named in the report, but are no `Finding`. Masks are
-bool, by default at most 1,024 pixels long (a pixel is set when half of it is covered, so that a thousand fit into memory; one
-too small for that keeps the pixels it falls in); boxes are exact.
+Enlarged Cardiomediastinum, Lung Lesion and the other observations are named in the report, but are no `Finding`. Masks
+are bool, by default at most 1,024 pixels long (a pixel is set when half of it is covered, so that a thousand fit into
+memory; one too small for that keeps the pixels it falls in); boxes are exact.
 
 **Reports.** There are none: ``report`` is a sentence made from the labels and ``phrase`` the words of it that name the
 finding, as in `nih`.
