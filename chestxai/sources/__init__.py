@@ -238,8 +238,15 @@ def fingerprint(source: str, studies: Sequence[Study]) -> str:
     The place of the folder has no say, nor have records that were left out or the order of a study's findings. Pixels
     are not read: an image edited in place without a change of its length is not noticed.
     """
-    records = []
+    return runs.fingerprint(source, _records(studies))
+
+
+def _records(studies: Iterable[Study]) -> Iterator[tuple]:
+    # Studies may share their findings, as most of MIMIC's do: equal ones are written out once.
+    shown: dict[int, list[str]] = {}
     for s in studies:
-        file = (s.path.name, os.stat(s.path).st_size) if s.path else ()
-        records.append((s.id, s.patient, s.split, s.report, s.size, sorted(map(repr, s.findings)), s.attributes, *file))
-    return runs.fingerprint(source, records)
+        if id(s.findings) not in shown:
+            shown[id(s.findings)] = sorted(map(repr, s.findings))
+        path = os.fspath(s.path) if s.path else ""
+        file = (os.path.basename(path), os.stat(path).st_size) if path else ()
+        yield s.id, s.patient, s.split, s.report, s.size, shown[id(s.findings)], s.attributes, *file
