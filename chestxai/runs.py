@@ -145,13 +145,25 @@ def fingerprint(*values: Any) -> str:
     """A short stable name (16 hex digits) for values: equal values, equal name, in every process and on every machine.
 
     Values are what JSON knows, and paths, sets and numpy scalars. The order of a dictionary's keys is no difference,
-    nor is that between a list and a tuple.
+    nor is that between a list, a tuple and an iterator, whose items are read one at a time and never kept.
 
     Raises:
         TypeError: any other value, whose text may hold an address in memory or leave out the middle of an array.
     """
-    text = json.dumps(values, sort_keys=True, default=_jsonable, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    encode = json.JSONEncoder(sort_keys=True, default=_jsonable, separators=(",", ":")).encode
+    digest = hashlib.sha256()
+    for i, value in enumerate(values):
+        digest.update(b"," if i else b"[")
+        if not isinstance(value, Iterator):
+            digest.update(encode(value).encode())
+            continue
+        start = b"["
+        for item in value:
+            digest.update(start + encode(item).encode())
+            start = b","
+        digest.update(b"]" if start == b"," else b"[]")
+    digest.update(b"]" if values else b"[]")
+    return digest.hexdigest()[:16]
 
 
 def _jsonable(value: Any) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -140,22 +140,82 @@ def phrases(studies: Iterable[Study]) -> list[GroundTruth]:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read a PNG or JPEG as uint8 grey ``(h, w)``; 16-bit files are scaled by their own range.
+    """Read a PNG, JPEG or DICOM file as uint8 grey ``(h, w)``.
+
+    More than 8 bits are scaled by the image's own range, lowest value black and highest white. Of a DICOM file (told by
+    its content, not its name) the modality LUT and the first VOI LUT or window are applied before that, and MONOCHROME1
+    is inverted, so that bone is white in every image; one grey frame is read, a film loop or a colour image refused.
 
     Raises:
         ValueError: not a readable image (truncated, empty, another format); names the file.
+        ModuleNotFoundError: a DICOM file, and pydicom is not installed; says how to install it.
     """
+    if is_dicom(path):
+        return _read_dicom(path)
     try:
         with Image.open(path) as image:
             image.load()
             if image.mode in ("I;16", "I;16B", "I", "F"):
-                values = np.asarray(image, dtype=np.float32)
-                low, high = float(values.min()), float(values.max())
-                return ((values - low) * (255.0 / max(high - low, 1e-6))).round().astype(np.uint8)
+                return _to_bytes(np.asarray(image, dtype=np.float32))
             return np.asarray(image.convert("L"))
     # A damaged header may also announce gigapixels, which Pillow refuses with an exception of its own.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable image ({error})") from error
+
+
+def _to_bytes(values: np.ndarray) -> np.ndarray:
+    low, high = float(values.min()), float(values.max())
+    return ((values - low) * (255.0 / max(high - low, 1e-6))).round().astype(np.uint8)
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file's content says that it is DICOM: ``DICM`` after 128 bytes; False for one that cannot be opened."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def read_dicom(path: Path, *, header: bool = False) -> Any:
+    """The elements of a DICOM file as a pydicom ``Dataset``; ``header=True``: its rows and columns only, much faster.
+
+    Raises:
+        ValueError: the file is damaged, or its frame is none or larger than Pillow allows an image; names the file.
+        ModuleNotFoundError: pydicom is not installed; says how to install it.
+    """
+    try:
+        from pydicom import dcmread
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{path} is a DICOM file: reading those needs pydicom; install it with pip install 'chestxai[dicom]'"
+        ) from error
+    try:
+        found = dcmread(path, stop_before_pixels=header, specific_tags=["Rows", "Columns"] if header else None)
+        height, width = int(found.Rows), int(found.Columns)
+    # A damaged element may raise nearly anything, from struct.error to AttributeError.
+    except Exception as error:
+        raise ValueError(f"{path}: not a readable DICOM file ({error})") from error
+    if not 0 < height * width <= 2 * (Image.MAX_IMAGE_PIXELS or height * width):
+        raise ValueError(f"{path}: not a readable DICOM file ({height} × {width} pixels)")
+    return found
+
+
+def _read_dicom(path: Path) -> np.ndarray:
+    found = read_dicom(path)
+    try:
+        from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+        kind = str(found.PhotometricInterpretation)
+        if kind not in ("MONOCHROME1", "MONOCHROME2"):
+            raise ValueError(f"a grey image is needed, this one is {kind}")
+        values = apply_voi_lut(apply_modality_lut(found.pixel_array, found), found).astype(np.float64)
+        if values.ndim != 2:
+            raise ValueError(f"one frame is needed, this one has the shape {values.shape}")
+        return _to_bytes(-values if kind == "MONOCHROME1" else values)
+    # The same for pixels: pydicom leaves decoding to several libraries, each with its own errors.
+    except Exception as error:
+        raise ValueError(f"{path}: not a readable image ({' '.join(str(error).split())})") from error
 
 
 @dataclass(frozen=True)

@@ -241,6 +241,11 @@ class TestNames:
         # Runs on disk are found again by these names: a change here makes every one of them anew.
         assert runs.fingerprint("demo", {"lr": 5e-5, "steps": 100}, [1, None, True]) == "810744011773af33"
 
+    @given(st.lists(st.lists(st.integers() | st.text()), max_size=4))
+    def test_an_iterator_is_a_list_read_item_by_item(self, values):
+        assert runs.fingerprint("a", iter(values), "b") == runs.fingerprint("a", values, "b")
+        assert runs.fingerprint(iter(values)) == runs.fingerprint(values)
+
     @given(st.dictionaries(st.text(), st.integers() | st.text() | st.lists(st.floats(allow_nan=False))), st.randoms())
     @settings(deadline=None)
     def test_the_order_of_keys_is_no_difference(self, values, random):

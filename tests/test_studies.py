@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import sys
 import tempfile
 import zlib
 from dataclasses import replace
@@ -15,7 +16,18 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydicom import Dataset, dcmread
+from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    generate_uid,
+)
 
+from chestxai.sources import image_size
 from chestxai.studies import (
     FINDINGS,
     Box,
@@ -50,6 +62,28 @@ def filled(height: int, width: int, box: Box) -> np.ndarray:
 def study(id: str = "s", patient: str = "p", **options: object) -> Study:
     given = {"source": "made", "split": "test", "report": "", "size": (8, 8), "array": np.full((8, 8), 7, np.uint8)}
     return Study(id, patient, **(given | options))
+
+
+def dicom(path: Path, values: np.ndarray, photometric: str = "MONOCHROME2", **elements: object) -> Path:
+    """A DICOM file of a grey image, uint8 or uint16 ``(h, w)``, as a detector of 12 or 8 bits stores it."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[path.name])
+    found = Dataset()
+    found.file_meta = meta
+    found.SOPClassUID, found.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    found.Modality, found.PhotometricInterpretation, found.SamplesPerPixel = "DX", photometric, 1
+    found.Rows, found.Columns = values.shape
+    found.BitsAllocated = 8 * values.itemsize
+    found.BitsStored = min(12, found.BitsAllocated)
+    found.HighBit, found.PixelRepresentation = found.BitsStored - 1, 0
+    found.PixelData = values.tobytes()
+    for name, value in elements.items():
+        setattr(found, name, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found.save_as(path, enforce_file_format=True)
+    return path
 
 
 class TestBox:
@@ -295,6 +329,117 @@ class TestReadImage:
             path.write_bytes(content)
             with contextlib.suppress(ValueError):
                 assert read_image(path).dtype == np.uint8
+
+
+class TestDicom:
+    # 12 bits: black is 100, white 4000; three steps of 1,300 between.
+    values = np.array([[100, 1400], [2700, 4000]], np.uint16)
+
+    def test_scaled_by_its_own_range(self, tmp_path):
+        path = dicom(tmp_path / "a.dicom", self.values)
+        assert read_image(path).tolist() == [[0, 85], [170, 255]]
+        assert read_image(path).dtype == np.uint8
+        assert image_size(path) == (2, 2)
+
+    def test_monochrome1_is_inverted(self, tmp_path):
+        assert read_image(dicom(tmp_path / "a.dicom", self.values, "MONOCHROME1")).tolist() == [[255, 170], [85, 0]]
+
+    def test_the_first_window_is_applied_by_hand(self, tmp_path):
+        # DICOM PS3.3 C.11.2.1.2: of a window of 2601 about 2050.5, 750 and less is black, 3350 and more is white.
+        window = {"WindowCenter": [2050.5, 9], "WindowWidth": [2601, 9]}
+        steps = np.array([[0, 750, 1400], [2050, 3350, 4095]], np.uint16)
+        read = read_image(dicom(tmp_path / "a.dicom", steps, **window))
+        assert read.tolist() == [[0, 0, 64], [128, 255, 255]]
+        inverted = read_image(dicom(tmp_path / "b.dicom", steps, "MONOCHROME1", **window))
+        np.testing.assert_allclose(inverted.astype(int), 255 - read.astype(int), atol=1)
+
+    def test_a_voi_lut_counts_more_than_a_window(self, tmp_path):
+        lut = Dataset()
+        lut.LUTDescriptor = [4, 0, 8]
+        lut.add_new("LUTData", "US", [0, 20, 250, 255])
+        path = dicom(tmp_path / "a.dicom", np.arange(4, dtype=np.uint16).reshape(2, 2), WindowCenter=2, WindowWidth=4)
+        found = dcmread(path)
+        found.VOILUTSequence = [lut]
+        found.save_as(path)
+        assert read_image(path).tolist() == [[0, 20], [250, 255]]
+
+    def test_the_modality_lut_comes_before_the_window(self, tmp_path):
+        # Twice the stored value less 1000: only then does the window of 0 to 2000 mean 500 to 1500.
+        rescale = {"RescaleSlope": 2, "RescaleIntercept": -1000, "WindowCenter": 1000.5, "WindowWidth": 2001}
+        steps = np.array([[0, 500], [1000, 1500]], np.uint16)
+        assert read_image(dicom(tmp_path / "a.dicom", steps, **rescale)).tolist() == [[0, 0], [128, 255]]
+
+    def test_packed_as_jpeg_2000(self, tmp_path):
+        values = np.arange(64 * 48, dtype=np.uint16).reshape(64, 48)
+        path = dicom(tmp_path / "a.dicom", values)
+        expected = read_image(path)
+        stored = io.BytesIO()
+        Image.fromarray(values).save(stored, "jpeg2000", irreversible=False, no_jp2=True)
+        found = dcmread(path)
+        found.file_meta.TransferSyntaxUID = JPEG2000Lossless
+        found.PixelData = encapsulate([stored.getvalue()])
+        found["PixelData"].is_undefined_length = True
+        found.BitsStored, found.HighBit = 16, 15
+        found.save_as(path)
+        np.testing.assert_array_equal(read_image(path), expected)
+
+    def test_the_name_has_no_say(self, tmp_path):
+        path = dicom(tmp_path / "a.png", self.values)
+        assert (image_size(path), read_image(path)[1, 1]) == ((2, 2), 255)
+        Image.fromarray(np.full((3, 4), 7, np.uint8)).save(tmp_path / "b.dcm", "png")
+        assert (image_size(tmp_path / "b.dcm"), read_image(tmp_path / "b.dcm")[0, 0]) == ((3, 4), 7)
+
+    @pytest.mark.parametrize(
+        ("elements", "message"),
+        [
+            ({"PhotometricInterpretation": "RGB"}, "a grey image is needed, this one is RGB"),
+            ({"NumberOfFrames": 2, "PixelData": bytes(16)}, r"one frame is needed, this one has the shape \(2, 2, 2\)"),
+            ({"PixelData": bytes(3)}, "number of bytes of pixel data is less"),
+            ({"Rows": 0}, r"0 × 2 pixels"),
+            ({"Rows": 60_000, "Columns": 60_000}, r"60000 × 60000 pixels"),
+            ({"BitsAllocated": 13}, "'Bits Allocated' value of '13' is invalid"),
+        ],
+    )
+    def test_what_cannot_be_read_is_named(self, tmp_path, elements, message):
+        path = dicom(tmp_path / "a.dicom", self.values, **elements)
+        with pytest.raises(ValueError, match=rf"a\.dicom: not a readable .*{message}"):
+            read_image(path)
+
+    def test_a_packing_that_nothing_installed_reads_says_what_would(self, tmp_path):
+        path = dicom(tmp_path / "a.dicom", self.values)
+        found = dcmread(path)
+        found.file_meta.TransferSyntaxUID = JPEGLosslessSV1
+        found.PixelData = encapsulate([bytes(8)])
+        found["PixelData"].is_undefined_length = True
+        found.save_as(path)
+        with pytest.raises(ValueError, match=r"a\.dicom: not a readable image .*pylibjpeg"):
+            read_image(path)
+
+    def test_without_pydicom_it_says_how_to_install_it(self, tmp_path, monkeypatch):
+        path = dicom(tmp_path / "a.dicom", self.values)
+        monkeypatch.setitem(sys.modules, "pydicom", None)
+        for read in (read_image, image_size):
+            with pytest.raises(
+                ModuleNotFoundError, match=r"a\.dicom is a DICOM file: .*pip install 'chestxai\[dicom\]'"
+            ):
+                read(path)
+        # Other images need it not.
+        Image.fromarray(np.zeros((3, 4), np.uint8)).save(tmp_path / "b.png")
+        assert read_image(tmp_path / "b.png").shape == (3, 4)
+
+    @settings(max_examples=60)
+    @given(st.data())
+    @pytest.mark.filterwarnings("ignore")
+    def test_damaged_bytes_never_raise_anything_else(self, data):
+        with tempfile.TemporaryDirectory() as folder:
+            path = dicom(Path(folder) / "x.dicom", self.values, WindowCenter=2000, WindowWidth=3000)
+            content = bytearray(path.read_bytes())
+            for _ in range(data.draw(st.integers(1, 3))):
+                content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+            path.write_bytes(content[: data.draw(st.integers(100, len(content)))])
+            for read in (read_image, image_size):
+                with contextlib.suppress(ValueError):
+                    read(path)
 
 
 class TestStudy:

@@ -9,22 +9,31 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from chestxai import runs
-from chestxai.studies import Study, split_by_patient
+from chestxai.studies import Box, Study, is_dicom, read_dicom, split_by_patient
 
 #: Names `load` knows, and what each is.
 SOURCES = {
     "phantom": "a digital chest phantom with exact truth (ships with the book)",
     "openi": "Open-i / Indiana University chest X-rays: images and reports, no credentials",
     "nih": "NIH ChestX-ray14: images, labels, and 984 radiologists' boxes, no credentials",
+    "folder": "one's own data: a csv of images, texts and boxes beside the images",
     "mimic": "MIMIC-CXR-JPG with MS-CXR: images, reports, and radiologists' boxes of phrases, credentials of PhysioNet",
+    "padchest": "PadChest-GR: images, sentences in Spanish and English with boxes, on request from BIMCV",
+    "chexlocalize": "CheXlocalize: images of CheXpert with radiologists' masks, no reports, agreement of Stanford",
+    "coco": "MS-COCO: photographs, captions and objects, the paper's control outside medicine, no credentials",
+    "vindr": "VinDr-CXR: images and boxes of three readers or their consensus, no reports, credentials of PhysioNet",
 }
 
 #: Sources whose images and reports may not be passed on, be it on a published page: their terms bind each user.
-CREDENTIALED = frozenset({"mimic"})
+CREDENTIALED = frozenset({"chexlocalize", "mimic", "padchest", "vindr"})
 
 
 class Studies(list[Study]):
@@ -86,11 +95,20 @@ def image_files(folders: Iterable[Path]) -> dict[str, Path]:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """``(height, width)`` from the header of a PNG or JPEG; no pixel is decoded.
+    """``(height, width)`` from the header of a PNG, JPEG or DICOM file; no pixel is decoded.
 
     Raises:
         ValueError: the header cannot be read.
+        ModuleNotFoundError: a DICOM file, and pydicom is not installed; says how to install it.
     """
+    if is_dicom(path):
+        try:
+            found = read_dicom(path, header=True)
+        except ValueError as error:
+            raise ValueError(
+                f"unreadable image header ({path.name}: {type(error.__cause__ or error).__name__})"
+            ) from error
+        return int(found.Rows), int(found.Columns)
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as image:
             return image.height, image.width
@@ -98,8 +116,92 @@ def image_size(path: Path) -> tuple[int, int]:
         raise ValueError(f"unreadable image header ({path.name}: {type(error).__name__})") from error
 
 
-def csv_rows(path: Path, columns: Sequence[str], advice: str) -> Iterator[tuple[int, dict[str, str]]]:
+def coco_masks() -> ModuleType:
+    """``pycocotools.mask``.
+
+    Raises:
+        ModuleNotFoundError: it is not installed; says how to install it.
+    """
+    try:
+        from pycocotools import mask
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "masks in COCO's formats need pycocotools; install it with pip install 'chestxai[masks]'"
+        ) from error
+    return mask
+
+
+def decode_mask(rle: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """Bool ``(height, width)`` of a COCO run-length mask, ``{"size": [h, w], "counts": …}``, packed or plain.
+
+    Raises:
+        ValueError: it is none, or of another size than ``size``.
+        ModuleNotFoundError: pycocotools is not installed; says how to install it.
+    """
+    coco = coco_masks()
+    counts = rle.get("counts")
+    if tuple(rle.get("size") or ()) != size:
+        raise ValueError(f"mask in another frame than the image's {size[0]} × {size[1]}")
+    if isinstance(counts, list):
+        if not all(isinstance(n, int) and n >= 0 for n in counts) or sum(counts) != size[0] * size[1]:
+            raise ValueError("mask whose runs do not fill its frame")
+        rle = coco.frPyObjects({"size": list(size), "counts": counts}, *size)
+    elif not isinstance(counts, str) or not _fills(counts, size):
+        raise ValueError("mask whose runs do not fill its frame")
+    return coco.decode(rle).astype(bool)
+
+
+def _fills(counts: str, size: tuple[int, int]) -> bool:
+    """Whether packed runs fill the frame exactly: of six bits a character five are a number's, the sixth "goes on".
+
+    The library does not ask: runs that are too few leave memory as it was, and some damaged ones end the process.
+    """
+    lengths: list[int] = []
+    number = shift = 0
+    for character in counts:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 30:
+            return False
+        number |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            number -= (1 << shift) * bool(bits & 16)
+            # From the fourth on, a run is told by its difference to the one before the last.
+            lengths.append(number + (lengths[-2] if len(lengths) > 2 else 0))
+            if lengths[-1] < 0:
+                return False
+            number = shift = 0
+    return shift == 0 and sum(lengths) == size[0] * size[1]
+
+
+def boxes_of(mask: np.ndarray) -> tuple[Box, ...]:
+    """The tight box of each connected part (also over corners) of a bool ``(h, w)`` mask, from top to bottom."""
+    parts = ndimage.find_objects(ndimage.label(mask, np.ones((3, 3)))[0])
+    return tuple(
+        Box(float(x.start), float(y.start), float(x.stop - x.start), float(y.stop - y.start)) for y, x in parts
+    )
+
+
+def smaller_mask(mask: np.ndarray, longest: int) -> np.ndarray:
+    """A bool mask at most ``longest`` pixels long, as it is where it is no longer, or for 0.
+
+    A pixel is set when half of it is covered; a mask too small for that keeps the pixels it falls in.
+    """
+    height, width = mask.shape
+    if not longest or max(height, width) <= longest:
+        return mask
+    share = longest / max(height, width)
+    size = max(1, round(width * share)), max(1, round(height * share))
+    covered = np.asarray(Image.fromarray(mask.astype(np.float32)).resize(size, Image.Resampling.BOX))
+    return covered >= 0.5 if (covered >= 0.5).any() else covered > 0
+
+
+def csv_rows(
+    path: Path, columns: Sequence[str], advice: str, *, fold: bool = True
+) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and cells (by column, white space folded, "" where a row is short) of every row that is not blank.
+
+    With ``fold=False`` white space inside a cell, such as the lines of a report, stays as it is.
 
     A header cell like ``Bbox [x`` or ``h]`` is read as ``x`` and ``h``: NIH's header has its commas inside brackets.
 
@@ -116,7 +218,7 @@ def csv_rows(path: Path, columns: Sequence[str], advice: str) -> Iterator[tuple[
                 first = ",".join(header)[:200]
                 raise ValueError(f"{path}: column {', '.join(missing)} missing; its first line is {first!r}. {advice}")
             for row in rows:
-                values = [" ".join(cell.split()) for cell in row]
+                values = [" ".join(cell.split()) if fold else cell.strip() for cell in row]
                 if any(values):
                     cells = dict(zip(header, values, strict=False))
                     yield rows.line_num, {name: cells.get(name, "") for name in {*header, *columns}}
@@ -136,8 +238,15 @@ def fingerprint(source: str, studies: Sequence[Study]) -> str:
     The place of the folder has no say, nor have records that were left out or the order of a study's findings. Pixels
     are not read: an image edited in place without a change of its length is not noticed.
     """
-    records = []
+    return runs.fingerprint(source, _records(studies))
+
+
+def _records(studies: Iterable[Study]) -> Iterator[tuple]:
+    # Studies may share their findings, as most of MIMIC's do: equal ones are written out once.
+    shown: dict[int, list[str]] = {}
     for s in studies:
-        file = (s.path.name, os.stat(s.path).st_size) if s.path else ()
-        records.append((s.id, s.patient, s.split, s.report, s.size, sorted(map(repr, s.findings)), s.attributes, *file))
-    return runs.fingerprint(source, records)
+        if id(s.findings) not in shown:
+            shown[id(s.findings)] = sorted(map(repr, s.findings))
+        path = os.fspath(s.path) if s.path else ""
+        file = (os.path.basename(path), os.stat(path).st_size) if path else ()
+        yield s.id, s.patient, s.split, s.report, s.size, shown[id(s.findings)], s.attributes, *file
