@@ -4,9 +4,10 @@ What is resampled is always the *group* (the patient), with all of its rows, so 
 patients (Field & Welsh 2007, "Bootstrapping clustered data"). scipy does the resampling. Everything is deterministic by
 its seed.
 
-A bootstrap interval of few patients is too narrow. Of the 95 % intervals of a skewed mean in [0, 1] with 1 to 3 phrases
-each, the truth is in about 88 % (10 patients), 92 % (28), 94 % (100, 250). Expanded intervals, the default, bring 28
-patients to 94 %; `FewGroupsWarning` says where neither is enough. ``tests/benchmarks/bench_stats.py`` prints the table.
+A textbook's bootstrap interval of few patients is too narrow. Of the 95 % intervals of skewed scores in [0, 1], 1 to 3
+phrases a patient, the truth is in 88 to 91 % (10 patients), 92 to 95 % (28), 94 to 95 % (100, 250). Expanded, as by
+default, it is in 93 to 97 % from 20 patients on; below that, `FewGroupsWarning` says so.
+``tests/benchmarks/bench_stats.py`` prints the table.
 
 Patients are one level, training seeds another: all seeds are scored on the same patients, so the two are crossed, and
 `seeds_ci` treats seeds as readers are treated in studies of many readers and cases.
@@ -345,8 +346,8 @@ def seeds_ci(values: np.ndarray, groups: Sequence | np.ndarray | None = None, le
     patients less the interaction, the half-width is ``sqrt(t²_{seeds − 1} V_s + t²_{patients − 1} V_p)`` (Banerjee
     1960, "Approximate confidence interval for linear functions of means of k populations"): of normal effects it covers
     at least ``level`` with however few seeds, be they all alike or all that matters. In simulation with skewed scores
-    that is 93 to 99 %. Two shorter ones fall short: a t-interval with Satterthwaite's degrees of freedom covers down to
-    90 %, and resampling seeds and patients (Owen 2007, "The pigeonhole bootstrap") down to 78 %, for of two seeds it
+    that is 94 to 99 %. Two shorter ones fall short: a t-interval with Satterthwaite's degrees of freedom covers down to
+    88 %, and resampling seeds and patients (Owen 2007, "The pigeonhole bootstrap") down to 76 %, for of two seeds it
     has half of their variance. ``tests/benchmarks/bench_stats.py`` prints all three.
 
     What it says, honestly. One seed tells nothing of other seeds: the interval covers other patients only, and a

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import brentq
 
 from chestxai import runs as storage
 from chestxai.localization import LOWER_IS_BETTER, SCORES
-from chestxai.stats import Difference, Interval, bootstrap_ci, paired_difference
+from chestxai.stats import Difference, Interval, bootstrap_ci, paired_difference, seeds_ci
 
 #: Column of the table -> its name in print; the arrow points to the better side.
 NAMES = {
@@ -41,7 +42,10 @@ _NEEDED = ["step", "patient", *_KEY]
 
 @dataclass(frozen=True)
 class Comparison(Difference):
-    """``a − b`` of one score on the same phrases, averaged over seeds: a `Difference` that knows what it is of."""
+    """``a − b`` of one score on the same phrases: a `Difference` that knows what it is of.
+
+    ``seeds`` is the number of seeds that its interval is over; 1 if it is over patients only.
+    """
 
     metric: str
     a: str
@@ -117,8 +121,10 @@ def compare(
 ) -> Comparison:
     """Paired difference ``a − b`` of a localization score on the phrases that all runs have.
 
-    A phrase's score is first averaged over the seeds of a variant. Interval and p-value are over patients
-    (`paired_difference`): with one seed each they say nothing about what another seed would give.
+    With one seed each, interval and p-value are over patients (`paired_difference`) and say nothing about what another
+    seed would give. With as many seeds of both, two at least, they are over seeds and patients (`seeds_ci`; the p-value
+    is one less the level at which the interval ends at zero). With unequal numbers a phrase's score is first averaged
+    over seeds, and only patients vary.
 
     Args:
         runs_a: run folders of one variant.
@@ -137,14 +143,20 @@ def compare(
     b, step_b = _phrases(runs_b, metric, step)
     if step_a != step_b:
         raise ValueError(f"the runs end at different steps ({step_a} and {step_b}): say which step to compare")
-    both = a.join(b["score"].rename("score_b"), how="inner")
+    both = a.join(b[["score", "seeds"]].add_suffix("_b"), how="inner")
     if finding is not None:
         both = both[both.index.get_level_values("finding") == finding]
     both = both[np.isfinite(both["score"]) & np.isfinite(both["score_b"])]
     if both.empty:
         of = f" of {finding}" if finding else ""
         raise ValueError(f"no phrase{of} has {metric} in all of {', '.join(map(str, [*runs_a, *runs_b]))}")
-    difference = paired_difference(both["score"], both["score_b"], both["patient"], n=n, level=level, seed=seed)
+    crossed = len(runs_a) == len(runs_b) > 1
+    if crossed:
+        each = np.stack(both["seeds"]) - np.stack(both["seeds_b"])
+        interval = seeds_ci(each, both["patient"], level)
+        difference = Difference(interval.estimate, interval.low, interval.high, _p(each, both["patient"]))
+    else:
+        difference = paired_difference(both["score"], both["score_b"], both["patient"], n=n, level=level, seed=seed)
     return Comparison(
         **vars(difference),
         metric=metric,
@@ -153,8 +165,19 @@ def compare(
         step=step_a,
         phrases=len(both),
         patients=both["patient"].nunique(),
-        seeds=min(len(runs_a), len(runs_b)),
+        seeds=len(runs_a) if crossed else 1,
     )
+
+
+def _p(values: np.ndarray, patients: pd.Series) -> float:
+    """One less the level at which the interval over seeds and patients just reaches zero."""
+
+    def reach(p: float) -> float:
+        interval = seeds_ci(values, patients, 1 - p)
+        return (interval.high - interval.low) / 2 - abs(interval.estimate)
+
+    least = 1e-12
+    return float(brentq(reach, least, 1 - least)) if reach(least) > 0 > reach(1 - least) else float(values.mean() == 0)
 
 
 def by_finding(
@@ -237,7 +260,9 @@ def verdict(difference: Comparison, better: str = "frozen") -> str:
     else:
         said = f"Undecided: {better} and {other} cannot be told apart"
     name = NAMES.get(d.metric, d.metric).rstrip(" ↑↓")
-    seeds = f"{d.seeds} seeds" if d.seeds > 1 else "one seed: the interval covers other patients, not other seeds"
+    seeds = "the interval covers other patients, not other seeds"
+    if d.seeds > 1:
+        seeds = f"{d.seeds} seeds: the interval covers other seeds and other patients"
     return (
         f"{said}: the {name} of {better} minus that of {other} is {shown} "
         f"({d.phrases} phrases of {d.patients} patients, step {d.step}; {seeds})."
@@ -323,7 +348,7 @@ def _localization(rows: pd.DataFrame, n: int, level: float) -> dict[str, float]:
 
 
 def _phrases(runs: Sequence[Path], metric: str, step: int | None) -> tuple[pd.DataFrame, int]:
-    """Per phrase (index study, finding, phrase): patient and the means over seeds of score, prior and chance."""
+    """Per phrase (index study, finding, phrase): patient, scores by seed, and the means of score, prior and chance."""
     if not runs:
         raise ValueError("no runs to compare; make some with 'make book'")
     frames, steps = [], set()
@@ -350,6 +375,7 @@ def _phrases(runs: Sequence[Path], metric: str, step: int | None) -> tuple[pd.Da
     if index.empty:
         raise ValueError(f"the runs have no phrase in common: {', '.join(map(str, runs))}")
     out = frames[0].loc[index].copy()
+    out["seeds"] = list(np.stack([frame.loc[index, "score"].to_numpy() for frame in frames], axis=1))
     for column in ("score", "prior", "chance"):
         out[column] = np.mean([frame.loc[index, column].to_numpy() for frame in frames], axis=0)
     return out, steps.pop()

@@ -376,11 +376,20 @@ class TestSeeds:
         four = vars(variance_components(np.repeat(values, 4, axis=0), groups))
         assert four == pytest.approx(vars(variance_components(values)))
 
+    def test_patients_of_unequal_size_by_hand(self):
+        # Shares (−2 + 0)/3 and 2/3 of the mean 3: 2 · 8/9; as much as 3²/(2² + 1²) patients of equal size would say.
+        found = variance_components(np.array([[1.0], [3.0], [5.0]]), groups=["a", "a", "b"])
+        assert found.patients == pytest.approx(9 / 5)
+        assert found.patient == pytest.approx(9 / 5 * 16 / 9)
+
     def test_components_are_unbiased(self):
         rng = np.random.default_rng(0)
         found = [variance_components(crossed(rng, 40, 4, 0.5, 1.0, 0.7)) for _ in range(400)]
+        groups = np.repeat(np.arange(40), 1 + np.arange(40) % 3)
+        uneven = [variance_components(crossed(rng, 40, 4, 0.5, 1.0, 0.7)[groups], groups) for _ in range(400)]
         for name, truth in (("seed", 0.25), ("patient", 1.0), ("interaction", 0.49)):
-            assert np.mean([getattr(c, name) for c in found]) == pytest.approx(truth, rel=0.1), name
+            for components in (found, uneven):
+                assert np.mean([getattr(c, name) for c in components]) == pytest.approx(truth, rel=0.12), name
 
     def test_standard_error_tells_what_more_would_bring(self):
         components = variance_components(self.values)
