@@ -74,7 +74,7 @@ PATTERNS: dict[str, dict[str, re.Pattern[str]]] = {
     "vindr": {"VinDr image_id": _whole(r"[0-9a-f]{32}")},
     "padchest": {
         "PadChest ImageID": _whole(r"\d{20,}_[\w-]+(?:\.png)?"),
-        "PadChest StudyID or PatientID": _whole(r"\d{30,}"),
+        "PadChest StudyID or PatientID": _whole(r"\d{30,50}"),
     },
 }
 _UID = {"DICOM UID": _whole(r"[12]\.\d+(?:\.\d+){4,}")}
@@ -85,6 +85,8 @@ _SENTENCE = re.compile(r"[.!?:]+(?:\s|$)|\n\s*\n|\n\s*(?:\d{1,2}[.)]|[-*•])\s"
 _BREAK = "\0"
 _WORD = re.compile(rf"[^\W_]+|{_BREAK}")
 _TOKEN = re.compile(r"[0-9a-z]+(?:[._-][0-9a-z]+)*")
+# Not at a decimal point.
+_PARTS = re.compile(r"[_-]|(?<!\d)\.|\.(?!\d)")
 _DATA_URI = re.compile(
     r"data:\s*(?:image|video|audio|application|font|text)/[\w.+-]+\s*[;,](?:base64,[\w+/=%-]*)?", re.IGNORECASE
 )
@@ -269,7 +271,8 @@ def _phrases(phrases: Iterable[str]) -> dict[int, np.ndarray]:
     for phrase in phrases:
         words = _words(phrase)
         n = min(len(words), _WINDOW)
-        if n >= _LEAST and not any(_words(reports.name_in(phrase, name)) == words for name in FINDINGS):
+        plain = " ".join(phrase.split())
+        if n >= _LEAST and not any(_words(reports.name_in(plain, name)) == words for name in FINDINGS):
             found[n].append(_windows(_hashed(words), n))
     return {n: np.unique(np.concatenate(parts)) for n, parts in found.items() if parts}
 
@@ -338,9 +341,9 @@ def leaks(shown: Any, known: Private | Iterable[Study | str]) -> list[Leak]:
 
 
 def _instead(what: Sequence[str], known: Private) -> str:
-    held = [name for name in known.names if name in sources.CREDENTIALED]
-    terms = "; ".join(f"{name}, {sources.terms(name).licence}" for name in held) or "its source"
-    return f"Withheld ({', '.join(what)}): the terms of the data do not allow showing it ({terms})."
+    held = [f"{name}: {sources.terms(name).licence}" for name in known.names if name in sources.CREDENTIALED]
+    terms = f" ({'; '.join(held)})" if held else ""
+    return f"Withheld ({', '.join(what)}): not to be passed on{terms}."
 
 
 def _line(text: str) -> Any:
@@ -437,7 +440,7 @@ def _identifiers(text: str, known: Private) -> list[str]:
     found = [name for group in (*groups, _UID) for name, pattern in group.items() if pattern.search(text)]
     if known.ids:
         for token in _TOKEN.findall(text.lower()):
-            forms = {token, token.rpartition(".")[0], *re.split(r"[._-]", token)}
+            forms = {token, token.rpartition(".")[0], *_PARTS.split(token)}
             # MIMIC writes p and s before the number of a patient and of a study.
             if not known.ids.isdisjoint(forms | {form[1:] for form in forms if form[:1] in "ps"}):
                 found.append("identifier of a study or patient")
@@ -455,8 +458,8 @@ class _Reader(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = [value for _, value in attrs if value]
         self.inside = tag if tag in ("script", "style") else ""
-        # A finished page has pictures of its own in _static, and icons.
-        static = self.page and (tag == "svg" or any("_static/" in value for value in values))
+        # A finished page has pictures of its own.
+        static = self.page and any("_static/" in value for value in values)
         self.picture |= tag in _PICTURES and not static
         self.picture |= any(_DATA_URI.search(value) for value in values)
         if not (self.page and tag in ("script", "link", "meta")):
