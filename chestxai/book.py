@@ -18,7 +18,7 @@ from typing import Any
 import nbformat
 import yaml
 
-from chestxai import batch, plots, profiles, runs, sources, tradeoff
+from chestxai import batch, guard, plots, profiles, runs, tradeoff
 from chestxai.batch import Node
 from chestxai.profiles import ROOT, Profile
 from chestxai.studies import FINDINGS, Frame, phrases
@@ -28,15 +28,17 @@ BUILD = ROOT / "_build"
 SOURCES = ("_config.yml", "intro.md", "references.bib", "data/overview.png")
 
 
-def assemble(nodes: Sequence[Node], folder: Path) -> Path:
+def assemble(nodes: Sequence[Node], folder: Path, private: guard.Private | None = None) -> Path:
     """Lay out the book's source in ``folder``: pages, executed notebooks, table of contents, plotly.js.
 
     Args:
         nodes: of `batch.plan`; all must be finished.
         folder: is made anew.
+        private: of `guard.of`, what is withheld from the pages; None where all may be shown.
 
     Raises:
-        ValueError: a notebook has not been executed, or has changed since; says how to run it.
+        ValueError: a notebook has not been executed, or has changed since; says how to run it. Or something private is
+            left; lists the places, and ``folder`` is not touched.
     """
     missing = [node.name for node in nodes if not node.finished()]
     if missing:
@@ -44,12 +46,8 @@ def assemble(nodes: Sequence[Node], folder: Path) -> Path:
             f"{len(missing)} notebooks are not run or have changed since ({missing[0]}, …): run 'make book', or "
             "'python -m chestxai.batch' with the same options first"
         )
-    folder = Path(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    for name in SOURCES:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, folder / name)
     pages: dict[str, list[tuple[str, str]]] = {}
+    notebooks: dict[str, Any] = {}
     for node in nodes:
         chapter = node.notebook.stem
         first = chapter not in pages
@@ -57,13 +55,43 @@ def assemble(nodes: Sequence[Node], folder: Path) -> Path:
         page = f"notebooks/{chapter}{slug}"
         title = node.name.split(" · ", 1)[-1]
         pages.setdefault(chapter, []).append((page, title))
-        notebook = published(nbformat.read(node.executed, as_version=4), node)
+        notebooks[page] = published(nbformat.read(node.executed, as_version=4), node)
+    if private is not None:
+        notebooks = {page: guard.withhold(notebook, private) for page, notebook in notebooks.items()}
+        intro = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell((ROOT / "intro.md").read_text())])
+        refuse(
+            [
+                f"{page}, {leak}"
+                for page, shown in {"intro": intro, **notebooks}.items()
+                for leak in guard.leaks(shown, private)
+            ]
+        )
+    folder = Path(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in SOURCES:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, folder / name)
+    for page, notebook in notebooks.items():
         (folder / page).parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, folder / f"{page}.ipynb")
     toc = contents(yaml.safe_load((ROOT / "_toc.yml").read_text()), pages)
     (folder / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False, allow_unicode=True))
     plots.write_plotlyjs(folder / "_static")
     return folder
+
+
+def refuse(places: Sequence[str]) -> None:
+    """Stop if anything private is left to be seen.
+
+    Raises:
+        ValueError: lists the ``places``.
+    """
+    if places:
+        raise ValueError(
+            f"nothing is built: {len(places)} places still show credentialed data, which may not be passed on: "
+            + "; ".join(places)
+            + ". Take them out of the notebook and run it again"
+        )
 
 
 def published(notebook: Any, node: Node) -> Any:
@@ -200,19 +228,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--overview", action="store_true", help="only draw the README's picture, data/overview.png")
     given = parser.parse_args(arguments)
     profile, nodes = batch.planned(given)
-    closed = {profile.data.source, profile.boxes} & sources.CREDENTIALED
-    if closed:
-        raise ValueError(
-            f"pages that show {', '.join(sorted(closed))} may not be published: its images and reports are for "
-            "credentialed users alone; read the executed notebooks in runs/ where they are"
-        )
+    closed = guard.closed(profile)
     if given.overview:
+        if closed:
+            raise ValueError(
+                f"the README's picture may not show {', '.join(closed)}: its images are passed on to no one"
+            )
         print(overview(profile, nodes, ROOT / "data" / "overview.png", given.data))
         return 0
-    source = assemble(nodes, given.output / "book")
+    private = None
+    if closed:
+        print(f"Withholding images, report texts and identifiers of {', '.join(closed)} …", flush=True)
+        private = guard.of(profile, given.data)
+    source = assemble(nodes, given.output / "book", private)
+    table = results(nodes)
+    if private is not None:
+        refuse([f"table of results, {leak}" for leak in guard.leaks(table, private)])
     print(f"Building {len(nodes)} executed notebooks into pages …", flush=True)
     index = build(source, given.output)
-    print(f"\nResults of profile {profile.name} (mean [95 % interval]):\n\n{results(nodes)}\n")
+    print(f"\nResults of profile {profile.name} (mean [95 % interval]):\n\n{table}\n")
     print(f"Open {index}")
     return 0
 

@@ -8,6 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -52,6 +53,74 @@ class Studies(list[Study]):
     def reasons(self) -> dict[str, int]:
         """How many records were left out for which reason, the commonest first."""
         return dict(Counter(line.partition(": ")[2].partition(" (")[0] for line in self.skipped).most_common())
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On which terms a data set is given: its licence, where it stands, and its conditions in one line.
+
+    ``credentialed`` says that images, reports and identifiers bind each user and may not be shown to others: pages of
+    such data go through `chestxai.guard`.
+    """
+
+    licence: str
+    url: str
+    conditions: str
+    credentialed: bool
+
+
+_CLOSED = "each user signs; images, reports and identifiers are passed on to no one"
+#: Source → licence, address, conditions.
+_TERMS = {
+    "phantom": ("Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0", "made from no patient's data; free"),
+    "openi": (
+        "CC BY-NC-ND 4.0",
+        "https://openi.nlm.nih.gov/faq#collection",
+        "name the collection; not for commerce; pass on unchanged only",
+    ),
+    "nih": (
+        "NIH Clinical Center's terms",
+        "https://nihcc.app.box.com/v/ChestXray-NIHCC",
+        "free to use; name the NIH Clinical Center and cite Wang et al. 2017",
+    ),
+    "folder": ("your own", "", "what may be shown of your own data is yours to know"),
+    "coco": (
+        "CC BY 4.0 (annotations), Flickr's terms (images)",
+        "https://cocodataset.org/#termsofuse",
+        "name the COCO Consortium; each image keeps its own licence",
+    ),
+    "mimic": (
+        "PhysioNet Credentialed Health Data License 1.5.0",
+        "https://physionet.org/content/mimic-cxr-jpg/",
+        _CLOSED,
+    ),
+    "vindr": (
+        "PhysioNet Credentialed Health Data License 1.5.0",
+        "https://physionet.org/content/vindr-cxr/",
+        _CLOSED,
+    ),
+    "padchest": (
+        "PadChest Dataset Research Use Agreement",
+        "https://bimcv.cipf.es/bimcv-projects/padchest/",
+        _CLOSED,
+    ),
+    "chexlocalize": (
+        "Stanford University Dataset Research Use Agreement",
+        "https://aimi.stanford.edu/datasets/chexlocalize",
+        "each user agrees; for research that is not commerce; not to be passed on",
+    ),
+}
+
+
+def terms(name: str) -> Terms:
+    """The terms of a source.
+
+    Raises:
+        ValueError: none are known for it, so nothing of it may be shown.
+    """
+    if name not in _TERMS:
+        raise ValueError(f"no terms are known for source {name!r}: known are those of {', '.join(_TERMS)}")
+    return Terms(*_TERMS[name], credentialed=name in CREDENTIALED)
 
 
 def load(name: str, root: str | Path | None = None, split: str = "test", **options: object) -> Studies:

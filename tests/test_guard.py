@@ -1,0 +1,627 @@
+"""The guard: each kind of leak planted, found and withheld; aggregates left alone; books that stop, one that builds."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
+from test_mimic import EFFUSION, P, box, collection, image, listed, name, visit
+from test_tradeoff import write_run
+
+from chestxai import batch, book, guard, plots, profiles, runs, sources
+from chestxai.guard import PATTERNS, Leak
+from chestxai.studies import FINDINGS, Finding, Study
+
+PAPER = profiles.load("paper")
+#: From the report that the tests of MIMIC write, and its phrase.
+SENTENCE = "Small right pleural effusion and bibasilar atelectasis"
+KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
+PATIENTS = {P: "train", P + 1: "validate", P + 2: "test"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A folder of sources with three patients in MIMIC's format."""
+    root = tmp_path_factory.mktemp("guard") / "data"
+    boxes = [box(p, "Pleural Effusion", EFFUSION) for p in PATIENTS]
+    splits = [listed(p, split) for p, split in PATIENTS.items()]
+    collection(root / "mimic", [image(p) for p in PATIENTS], splits, boxes)
+    return root
+
+
+@pytest.fixture(scope="module")
+def known(data) -> guard.Private:
+    return guard.of(PAPER, data)
+
+
+def png() -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(buffer, "png")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def shown(**data: Any) -> Any:
+    """An output; the first underscore of a name stands for the slash of its MIME type."""
+    return new_output("display_data", data={key.replace("_", "/", 1): value for key, value in data.items()})
+
+
+def printed(*texts: str, stream: str = "stdout") -> list[Any]:
+    return [new_output("stream", name=stream, text=text) for text in texts]
+
+
+def drawn(figure: go.Figure) -> Any:
+    return new_output("display_data", data={"application/vnd.plotly.v1+json": json.loads(figure.to_json())})
+
+
+def embedded(figure: go.Figure) -> Any:
+    """As `plots.setup` has it on the page."""
+    return shown(text_html=figure.to_html(include_plotlyjs=False, full_html=False))
+
+
+RNG = np.random.default_rng(0)
+RADIOGRAPH = RNG.integers(0, 255, (1, 32, 32), np.uint8)
+TABLE = pd.DataFrame({"finding": ["Pleural Effusion", "Edema"], "AUC-ROC": [0.71, 0.66], "n": [120, 1_200_000]})
+
+
+def long_text_table() -> pd.DataFrame:
+    return pd.DataFrame({"report": ["There is a small right pleural effusion. No pneumothorax, and much besides."]})
+
+
+def animation() -> go.Figure:
+    frames = [go.Frame(data=[go.Heatmap(z=RADIOGRAPH[0])])]
+    return go.Figure(go.Heatmap(z=np.zeros((4, 4))), frames=frames)
+
+
+def layout_image() -> go.Figure:
+    figure = go.Figure(go.Scatter(x=[1, 2], y=[3, 4]))
+    return figure.add_layout_image(source="files/chest.jpg", x=0, y=1)
+
+
+def menu() -> go.Figure:
+    """A picture that a button puts in the place of a small grid."""
+    button = {"method": "restyle", "args": [{"z": [RADIOGRAPH[0].tolist()]}], "label": "b"}
+    return go.Figure(go.Heatmap(z=[[1]]), {"updatemenus": [{"buttons": [button]}]})
+
+
+def hover(text: str) -> go.Figure:
+    return go.Figure(go.Scatter(x=[1, 2], y=[3, 4], text=[text, "another"]))
+
+
+URI = f"data:image/png;base64,{png()}"
+IMG = f'<p>look</p><img src="{URI}">'
+#: What is planted: outputs, and the name by which it must be found.
+PLANTED: dict[str, tuple[Callable[[], Any], str]] = {
+    "png": (lambda: shown(image_png=png(), text_plain="<Figure size 640x480>"), "picture"),
+    "jpeg": (lambda: shown(image_jpeg=png()), "picture"),
+    "gif": (lambda: shown(image_gif=png()), "picture"),
+    "svg": (lambda: shown(**{"image_svg+xml": "<svg><path d='M0 0'/></svg>"}), "picture"),
+    "pdf": (lambda: shown(application_pdf=png()), "picture"),
+    "a data URI in html": (lambda: shown(text_html=IMG), "picture"),
+    "a file in html": (lambda: shown(text_html="<img src='sample.png'>"), "picture"),
+    "svg in html": (lambda: shown(text_html="<div><svg viewBox='0 0 9 9'></svg></div>"), "picture"),
+    "a background in html": (lambda: shown(text_html=f"<i style='background:url({URI})'>"), "picture"),
+    "a style in html": (lambda: shown(text_html=f"<style>i {{background:url({URI})}}</style>"), "picture"),
+    "an image in Markdown": (lambda: shown(text_markdown="![a chest](sample.png)"), "picture"),
+    "a data URI in a text": (lambda: printed(IMG), "picture"),
+    "image traces": (lambda: drawn(plots.images(RADIOGRAPH)), "picture"),
+    "image traces in html": (lambda: embedded(plots.images(RADIOGRAPH)), "picture"),
+    "an image trace of numbers": (lambda: drawn(go.Figure(go.Image(z=np.zeros((9, 9, 3), np.uint8)))), "picture"),
+    "a layout image": (lambda: drawn(layout_image()), "picture"),
+    "a layout image in html": (lambda: embedded(layout_image()), "picture"),
+    "a heatmap that is a picture": (lambda: drawn(go.Figure(go.Heatmap(z=RADIOGRAPH[0]))), "picture"),
+    "such a heatmap in lists": (lambda: drawn(go.Figure(go.Heatmap(z=RADIOGRAPH[0].tolist()))), "picture"),
+    "such a heatmap in html": (lambda: embedded(go.Figure(go.Heatmap(z=RADIOGRAPH[0]))), "picture"),
+    "such a surface": (lambda: drawn(go.Figure(go.Surface(z=RADIOGRAPH[0]))), "picture"),
+    "such a contour, flat": (lambda: drawn(go.Figure(go.Contour(z=RADIOGRAPH[0].ravel(), x=[1], y=[1]))), "picture"),
+    "such a heatmap in an animation": (lambda: embedded(animation()), "picture"),
+    "such a heatmap behind a button": (lambda: embedded(menu()), "picture"),
+    "a widget": (
+        lambda: shown(**{"application_vnd.jupyter.widget-view+json": {"model_id": "0"}, "text_plain": "VBox()"}),
+        "widget",
+    ),
+    "a widget's state in html": (
+        lambda: shown(text_html="<script type='application/vnd.jupyter.widget-state+json'>{}</script>"), "widget",
+    ),
+    "another script": (lambda: shown(text_html="<script>draw([1, 2])</script>"), "script"),
+    "JavaScript": (lambda: shown(application_javascript="draw([1, 2])"), "output of unknown kind"),
+    "Vega": (lambda: shown(**{"application_vnd.vegalite.v5+json": {"mark": "bar"}}), "output of unknown kind"),
+    "a subject": (lambda: printed(f"worst: p{P} at 0.2\n"), "MIMIC subject_id"),
+    "a subject that is a number": (lambda: shown(text_plain=f"subject  {P}.0"), "MIMIC subject_id"),
+    "a study": (lambda: printed(f"files/s{visit(P)}.txt"), "MIMIC study_id"),
+    "a dicom_id": (lambda: printed(f"reading {name(P)}.jpg"), "MIMIC dicom_id"),
+    "a dicom_id in another case": (lambda: printed(name(P).upper()), "MIMIC dicom_id"),
+    "an identifier in two pieces": (lambda: printed("p1000", "0032\n"), "MIMIC subject_id"),
+    "subjects on an axis": (lambda: drawn(go.Figure(go.Bar(x=np.array([P, P + 1]), y=[1, 2]))), "MIMIC subject_id"),
+    "subjects on an axis in html": (lambda: embedded(go.Figure(go.Bar(x=[P, P + 1], y=[1, 2]))), "MIMIC subject_id"),
+    "subjects as keys": (lambda: shown(application_json={str(P): 0.5}), "MIMIC subject_id"),
+    "a sentence": (lambda: printed(f"the report says: {SENTENCE}.\n"), "report text"),
+    "a sentence in two pieces": (
+        lambda: printed("Small right pleural effu", "sion and bibasilar atelectasis"), "report text",
+    ),
+    "a sentence in other type": (
+        lambda: printed("SMALL  right\n   pleural effusion, and\tbibasilar ATELECTASIS"), "report text",
+    ),
+    "a report that pandas cut short": (lambda: shown(text_html=long_text_table().to_html()), "report text"),
+    "the same as text": (lambda: shown(text_plain=long_text_table().to_string(max_colwidth=50)), "report text"),
+    "a sentence with words marked": (
+        lambda: shown(text_html=SENTENCE.replace("effusion", "<b title='x'>effu</b>sion")), "report text",
+    ),
+    "a sentence in a title": (lambda: shown(text_html=f"<p title='{SENTENCE}'>x</p>"), "report text"),
+    "a sentence in a comment": (lambda: shown(text_html=f"<p>x</p><!-- {SENTENCE} -->"), "report text"),
+    "a sentence in Markdown": (lambda: shown(text_markdown=f"> {SENTENCE}"), "report text"),
+    "a sentence glued": (lambda: shown(**{"application_papermill.record/text/plain": SENTENCE}), "report text"),
+    "a sentence beside a figure": (
+        lambda: shown(text_html=embedded(hover("x")).data["text/html"].replace("if (", f"/* {SENTENCE} */ if (")),
+        "report text",
+    ),
+    "a phrase in a table": (lambda: shown(text_html=TABLE.assign(phrase=EFFUSION).to_html()), "phrase"),
+    "a phrase in a caption of lines": (lambda: drawn(hover("“Small right<br>pleural effusion”: 0.7")), "phrase"),
+    "the same in html": (lambda: embedded(hover("“Small right<br>pleural effusion”: 0.7")), "phrase"),
+    "an error": (
+        lambda: new_output(
+            "error", ename="ValueError", evalue="the phrase is not in the prompt",
+            traceback=["\x1b[0;31mValueError\x1b[0m: no 'small right \x1b[1mpleural\x1b[0m effusion and bibasilar'"],
+        ),
+        "report text",
+    ),
+    "an error's last line": (
+        lambda: new_output("error", ename="KeyError", evalue=name(P), traceback=["KeyError"]), "MIMIC dicom_id",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(params=PLANTED)
+def planted(request) -> tuple[Any, str]:
+    made, what = PLANTED[request.param]
+    outputs = made()
+    cell = new_code_cell("x", outputs=outputs if isinstance(outputs, list) else [outputs])
+    aggregate = new_code_cell("y", outputs=[shown(text_html=TABLE.to_html()), *printed("120 phrases")])
+    return new_notebook(cells=[new_markdown_cell("# Title"), cell, aggregate]), what
+
+
+class TestPlanted:
+    def test_is_found(self, planted, known):
+        notebook, what = planted
+        found = guard.leaks(notebook, known)
+        assert Leak(2, "output", what) in found
+        assert {leak.cell for leak in found} == {2}
+
+    def test_is_withheld_whole_with_one_line_that_says_why(self, planted, known):
+        notebook, what = planted
+        before = nbformat.writes(notebook)
+        guarded = guard.withhold(notebook, known)
+        assert guard.leaks(guarded, known) == []
+        (output,) = guarded.cells[1].outputs
+        assert list(output.data) == ["text/plain"]
+        (line,) = output.data["text/plain"].splitlines()
+        assert what in line
+        assert line.endswith("not to be passed on (mimic: PhysioNet Credentialed Health Data License 1.5.0).")
+        # The rest is as it was, and so is the notebook that was given.
+        assert guarded.cells[::2] == notebook.cells[::2]
+        assert nbformat.writes(notebook) == before
+        nbformat.validate(guarded)
+
+    def test_what_is_listed_names_the_thing_but_does_not_show_it(self, planted, known):
+        told = " ".join(map(str, guard.leaks(planted[0], known)))
+        for secret in (str(P), name(P), "small", "right", "bibasilar", "base64"):
+            assert secret not in told.lower()
+
+
+class TestOtherPlaces:
+    def test_an_attachment(self, known):
+        cell = new_markdown_cell("Look:\n\n![a chest](attachment:a.png)\n\nSo.")
+        cell["attachments"] = {"a.png": {"image/png": png()}}
+        notebook = new_notebook(cells=[cell])
+        assert guard.leaks(notebook, known) == [Leak(1, "attachment", "picture")]
+        (guarded,) = guard.withhold(notebook, known).cells
+        assert "attachments" not in guarded
+        assert guarded.source.startswith("Look:\n\n*Withheld (attachment): ")
+        assert guarded.source.endswith("*\n\nSo.")
+        assert guard.leaks(guard.withhold(notebook, known), known) == []
+
+    @pytest.mark.parametrize("tag", ["parameters", "injected-parameters"])
+    def test_parameters_that_name_the_folder_or_a_study(self, known, data, tag):
+        cell = new_code_cell(
+            f'seed = 0\ndata = "{data}"\nstudy = "{name(P)}"\nsteps = 10000000', metadata={"tags": [tag]}
+        )
+        cell.source = cell.source.replace("10000000", "60_000")
+        notebook = new_notebook(cells=[cell])
+        assert {leak.what for leak in guard.leaks(notebook, known)} >= {"data folder", "MIMIC dicom_id"}
+        lines = guard.withhold(notebook, known).cells[0].source.split("\n")
+        assert (lines[0], lines[3]) == ("seed = 0", "steps = 60_000")
+        assert lines[1].startswith("# Withheld (data folder): ")
+        assert lines[2].startswith("# Withheld (MIMIC dicom_id")
+        assert guard.leaks(guard.withhold(notebook, known), known) == []
+
+    def test_metadata(self, known, data):
+        cell = new_code_cell("x", metadata={"tags": ["a"], "papermill": {"error": f"no {name(P)}"}})
+        notebook = new_notebook(cells=[cell])
+        notebook.metadata |= {
+            "kernelspec": KERNEL,
+            "widgets": {"application/vnd.jupyter.widget-state+json": {"state": {}}},
+            "papermill": {"parameters": {"data": f"{data}/mimic"}},
+        }
+        found = guard.leaks(notebook, known)
+        assert {str(leak) for leak in found} >= {
+            "metadata: widget",
+            "metadata: data folder",
+            "cell 1, metadata: MIMIC dicom_id",
+        }
+        guarded = guard.withhold(notebook, known)
+        assert guarded.metadata == {"kernelspec": KERNEL}
+        assert guarded.cells[0].metadata == {"tags": ["a"]}
+
+    @pytest.mark.parametrize("make", [new_markdown_cell, new_code_cell])
+    def test_what_a_person_wrote_is_listed_and_never_changed(self, known, make):
+        cell = make(
+            f"# As in {name(P)}:\n# small right pleural effusion and bibasilar\n# atelectasis <img src='{URI}'>"
+        )
+        notebook = new_notebook(cells=[cell])
+        listed = [
+            Leak(1, "source", what)
+            for what in ("picture", "MIMIC dicom_id", "identifier of a study or patient", "report text")
+        ]
+        assert guard.leaks(notebook, known) == listed
+        assert guard.withhold(notebook, known) == notebook
+
+    def test_a_person_may_use_anyones_words(self, known):
+        words = f"“{EFFUSION}” names the finding. There is no pneumothorax."
+        notebook = new_notebook(cells=[new_markdown_cell(words)])
+        assert guard.leaks(notebook, known) == []
+        # The same words in an output are withheld.
+        notebook.cells.append(new_code_cell("x", outputs=printed(words)))
+        assert {leak.cell for leak in guard.leaks(notebook, known)} == {2}
+
+    @pytest.mark.parametrize(("patients", "found"), [(guard.COMMON - 1, True), (guard.COMMON, False)])
+    def test_a_passage_is_anyones_when_enough_patients_share_it(self, patients, found):
+        passage = "The cardiac silhouette is of normal size today."
+        # Ten reports of one patient are one patient's.
+        others = [Study(f"d{i}", "one", "mimic", "test", f"{passage} Report {i}.", (1, 1)) for i in range(20)]
+        few = guard.private([*([passage] * (patients - 1)), *others])
+        notebook = new_notebook(cells=[new_markdown_cell(passage)])
+        assert (guard.leaks(notebook, few) != []) is found
+        notebook.cells[0] = new_code_cell("x", outputs=printed(passage))
+        assert guard.leaks(notebook, few) == [Leak(1, "output", "report text")]
+
+    @pytest.mark.parametrize(
+        ("page", "found"),
+        [
+            (f"<p>{SENTENCE}</p>", ["report text", "phrase"]),
+            (f"<p>{name(P)}</p>", ["MIMIC dicom_id", "identifier of a study or patient"]),
+            (IMG, ["picture"]),
+            ("<img src='_images/1f2e.png'>", ["picture"]),
+            ("<svg></svg>", ["picture"]),
+            ("<img src='../_static/logo.png'><script src='x.js?v=12345678'></script><script>theme()</script>", []),
+            (hover("x").to_html(), []),
+            (hover(EFFUSION).to_html(), ["phrase"]),
+            (go.Figure(go.Heatmap(z=RADIOGRAPH[0])).to_html(), ["picture"]),
+            (TABLE.to_string(), []),
+        ],
+    )  # fmt: skip
+    def test_a_page(self, known, page, found):
+        assert guard.leaks(page, known) == [Leak(0, "page", what) for what in found]
+
+    def test_the_studies_or_texts_themselves_may_be_given(self, data):
+        found = sources.load("mimic", data / "mimic", "test")
+        notebook = new_notebook(cells=[new_code_cell("x", outputs=printed(f"{SENTENCE} {found[0].id}"))])
+        texts = guard.leaks(notebook, [f"IMPRESSION: {SENTENCE}."])
+        assert texts == [Leak(1, "output", "MIMIC dicom_id"), Leak(1, "output", "report text")]
+        studies = guard.leaks(notebook, found)
+        assert [leak.what for leak in studies] == [
+            "MIMIC dicom_id", "identifier of a study or patient", "report text", "phrase",
+        ]  # fmt: skip
+        assert guard.leaks(guard.withhold(notebook, [SENTENCE]), [SENTENCE]) == []
+
+
+class TestAggregates:
+    def test_pass_unchanged_byte_for_byte(self, known):
+        labels = RNG.integers(0, 2, (500, len(FINDINGS)))
+        trace = pd.DataFrame({"step": range(0, 60_000, 500), "loss": RNG.random(120), "lr": 5e-5})
+        layers = pd.DataFrame(RNG.random((16, 40)), index=[f"up.{i}" for i in range(16)], columns=range(0, 1000, 25))
+        figures = [
+            plots.cooccurrence(labels),
+            go.Figure(go.Heatmap(z=layers.to_numpy(), x=list(layers.columns), y=list(layers.index))),
+            go.Figure(go.Scatter(x=trace["step"], y=trace["loss"], error_y={"array": RNG.random(120)})),
+            go.Figure(go.Scatter(x=RNG.random(5000), y=RNG.random(5000), mode="markers")),
+            go.Figure(go.Histogram2d(x=RNG.random(5000), y=RNG.random(5000), nbinsx=60, nbinsy=60)),
+        ]
+        texts = [
+            "22,565,376 weights in the text encoder, 83% of those a learnable run trains\n",
+            "There is a small difference between the right and the left: pleural effusion 0.12345678 ± 0.10000032\n",
+            f"Pleural Effusion: AUC 0.71, n = 1043\nof {runs.fingerprint('x')}, commit {40 * 'a'}, {64 * '5'}\n",
+            "step 60000, seed 20240101, 110000032, 100000321, chestxai 1.10000032\n",
+        ]
+        notebook = new_notebook(
+            cells=[
+                new_markdown_cell("# The trade-off\n\n$x^2$, `y`, and a [link](a.md); ![a figure](figure.png)"),
+                new_code_cell("seed = 0\nsteps = 60_000", metadata={"tags": ["injected-parameters"]}),
+                *(new_code_cell("f", outputs=[drawn(f), embedded(f)], execution_count=3) for f in figures),
+                new_code_cell("t", outputs=[shown(text_html=TABLE.to_html(), text_plain=TABLE.to_string())]),
+                new_code_cell(
+                    "t", outputs=[shown(text_html=TABLE.style.format(precision=2).set_caption("scores").to_html())]
+                ),
+                new_code_cell("t", outputs=[shown(text_html=TABLE.describe().to_html(), text_latex="$a$")]),
+                *(new_code_cell("p", outputs=printed(*text.split(" ", 1))) for text in texts),
+                new_code_cell(
+                    "e", outputs=[new_output("error", ename="E", evalue="no", traceback=["\x1b[31mE\x1b[0m"])]
+                ),
+            ]
+        )
+        notebook.metadata |= {"kernelspec": KERNEL, "papermill": {"duration": 12345678.9}}
+        before = nbformat.writes(notebook)
+        assert guard.leaks(notebook, known) == []
+        assert nbformat.writes(guard.withhold(notebook, known)) == before
+
+    def test_cells_of_a_table_do_not_join_to_a_phrase(self, known):
+        table = pd.DataFrame({"a": ["small right"], "b": ["pleural effusion"]})
+        assert (
+            guard.leaks(new_notebook(cells=[new_code_cell("x", outputs=[shown(text_html=table.to_html())])]), known)
+            == []
+        )
+
+    @pytest.mark.parametrize(("side", "found"), [(guard.GRID - 1, False), (guard.GRID, True)])
+    def test_a_grid_is_a_picture_from_so_many_rows_and_columns_on(self, known, side, found):
+        for z in (np.ones((side, 90)), np.ones((90, side)).tolist()):
+            notebook = new_notebook(cells=[new_code_cell("x", outputs=[drawn(go.Figure(go.Heatmap(z=z)))])])
+            assert (guard.leaks(notebook, known) != []) is found
+
+    @pytest.mark.parametrize("phrase", ["edema", "Pleural  effusion", "enlarged cardiac silhouette", "hazy"])
+    def test_the_name_of_a_finding_or_a_word_alone_is_no_phrase(self, phrase):
+        study = Study("d1", "p1", "mimic", "test", "", (1, 1), (Finding("Edema", phrase),))
+        assert guard.leaks(f"AUC of {phrase}: 0.7", [study]) == []
+        more = Study("d1", "p1", "mimic", "test", "", (1, 1), (Finding("Edema", f"mild {phrase}"),))
+        assert guard.leaks(f"AUC of mild {phrase}: 0.7", [more]) == [Leak(0, "page", "phrase")]
+
+
+class TestIdentifiers:
+    @pytest.mark.parametrize(
+        ("source", "what", "texts"),
+        [
+            ("mimic", "MIMIC subject_id",
+             ["p10000032", "10000032", "19999987.", "p10/p10000032/s1", "a_10000032", "10000032.0"]),
+            ("mimic", "MIMIC study_id", ["s50414267", "50414267", "(50414267)", "s50414267.txt", "S50414267"]),
+            ("mimic", "MIMIC dicom_id", ["02aa804e-bde0afdd-112c0b34-7bc16630-4e384014.jpg"]),
+            ("vindr", "VinDr image_id", [f"{4 * '01234567'}.dicom", f"[{4 * '89ABCDEF'}]"]),
+            ("padchest", "PadChest ImageID", ["216840111366964013307756408102012330110403276_00-163-058.png"]),
+            ("padchest", "PadChest StudyID or PatientID", ["313572750430997347502932654319389875966"]),
+            ("padchest", "DICOM UID", ["1.2.826.0.1.3680043.8.498"]),
+        ],
+    )  # fmt: skip
+    def test_are_recognised_by_their_form(self, source, what, texts):
+        only = guard.private([], [source])
+        for text in texts:
+            assert Leak(0, "page", what) in guard.leaks(f"see {text} there", only), text
+
+    @pytest.mark.parametrize("source", PATTERNS)
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "0.10000032", "1.50414267", "110000032", "1000003", "20240101", "8", "b10000032", "10,000,032",
+            "1234567890123456789", "3ee479438cf8b5e0d341", 40 * "a", 64 * "0", "10_000_032", "1.19.6", "127.0.0.1",
+            "16884ab4-3f0e-4d1c-9a0e-9d1b6f6a2c11", "10000032.5",
+        ],
+    )  # fmt: skip
+    def test_other_numbers_are_none(self, source, text):
+        assert guard.leaks(f"see {text} there", guard.private([], [source])) == []
+
+    def test_of_another_source_do_not_count(self):
+        only = guard.private([], ["vindr"])
+        assert guard.leaks("12345678 parameters", only) == []
+        assert guard.leaks("12345678 parameters", guard.private([])) == [Leak(0, "page", "MIMIC subject_id")]
+
+    def test_of_the_very_studies_count_whatever_their_form(self):
+        study = Study(
+            "CXR-77-004",
+            "pat0017",
+            "vindr",
+            "test",
+            "",
+            (1, 1),
+            path=Path("x/scan2024b.png"),
+            attributes={"study": "v123456", "age": 123456.5},
+        )
+        for text in ("cxr-77-004/Edema/edema", "of pat0017.", "scan2024b.png", "_v123456_", "sv123456"):
+            assert [leak.what for leak in guard.leaks(text, [study])] == ["identifier of a study or patient"], text
+        for text in ("CXR-77-0041", "pat00171", "123456.5"):
+            assert guard.leaks(text, [study]) == []
+
+    def test_short_ones_would_be_everywhere(self):
+        assert guard.leaks("12 of 17", [Study("12", "17", "vindr", "test", "", (1, 1))]) == []
+
+
+WORDS = st.lists(st.sampled_from("abc"), max_size=12)
+
+
+class TestText:
+    @given(report=st.lists(WORDS, max_size=4), text=WORDS)
+    def test_is_found_exactly_when_a_sentence_or_six_words_in_a_row_are_there(self, report, text):
+        def inside(part: list[str]) -> bool:
+            return any(text[i : i + len(part)] == part for i in range(len(text) - len(part) + 1))
+
+        words = [w for sentence in report for w in sentence]
+        expected = any(len(s) >= 4 and inside(s) for s in report) or any(
+            inside(words[i : i + 6]) for i in range(len(words) - 5)
+        )
+        written = ".\n".join(" ".join(sentence) for sentence in report)
+        assert bool(guard.leaks(" ".join(text), [written])) is expected
+
+    @given(st.data())
+    def test_white_space_case_and_punctuation_do_not_hide_it(self, data):
+        gaps = st.sampled_from([" ", "\n", "\t ", ", ", " - ", " <br>", "&nbsp;", "<b>", "</b> "])
+        forms = st.sampled_from([str.upper, str.lower, str.title])
+        text = "".join(data.draw(forms)(word) + data.draw(gaps) + " " for word in SENTENCE.split())
+        assert guard.leaks(text, [f"FINDINGS: ___ {SENTENCE}. No edema."]) == [Leak(0, "page", "report text")]
+
+    def test_blanks_and_numbers_of_a_list_do_not_hide_it(self):
+        report = "IMPRESSION:\n 1. Stable ___ effusion.\n 2. No new edema seen."
+        assert guard.leaks("Stable effusion. No new edema seen.", [report]) != []
+        assert guard.leaks("impression: 1. stable ___ effusion 2. no new edema", [report]) != []
+
+    def test_letters_written_in_two_ways_are_the_same(self):
+        assert guard.leaks("pequen\u0303o derrame pleural derecho", ["Peque\u00f1o derrame pleural derecho."]) != []
+
+
+class TestTerms:
+    @pytest.mark.parametrize("source", sources.SOURCES)
+    def test_every_source_carries_its_terms(self, source):
+        terms = sources.terms(source)
+        assert terms.credentialed is (source in sources.CREDENTIALED)
+        assert terms.licence
+        assert terms.conditions
+        assert "\n" not in terms.conditions
+        assert terms.url.startswith("https://") or source == "folder"
+
+    def test_by_hand(self):
+        assert sources.terms("mimic").licence == "PhysioNet Credentialed Health Data License 1.5.0"
+        assert sources.terms("openi").licence == "CC BY-NC-ND 4.0"
+        with pytest.raises(ValueError, match="no terms are known for source 'chexphoto'"):
+            sources.terms("chexphoto")
+
+    @pytest.mark.parametrize("profile", [p for p in profiles.names() if p != "paper"])
+    def test_books_of_open_data_are_not_touched(self, profile):
+        assert guard.closed(profiles.load(profile)) == ()
+
+    def test_of_the_paper(self, known, data):
+        assert guard.closed(PAPER) == known.names == ("mimic",)
+        assert {name(p).lower() for p in PATIENTS} | {str(p) for p in PATIENTS} <= known.ids
+        assert str(data) in known.folders
+        with pytest.raises(ValueError, match="say where they are with --data, the folder that holds mimic/"):
+            guard.of(PAPER, "")
+        with pytest.raises(FileNotFoundError, match="Terms: credentialed access"):
+            guard.of(PAPER, data.parent)
+
+
+@pytest.fixture
+def executed(data, tmp_path) -> list[str]:
+    """The executed notebooks of profile "paper" as a batch leaves them, full of data; the options that name them."""
+    out = tmp_path / "runs"
+    options = ["--profile", "paper", "--variants", "frozen", "--data", str(data), "--out", str(out)]
+    run = write_run(tmp_path / "written", "frozen", 0)
+    every = [make() for make, _ in PLANTED.values()]
+    for node in planned(options):
+        outputs = [shown(image_png=png()), *printed(f"see {name(P)}: {SENTENCE}")]
+        if node.notebook.stem == "01_reports_and_images":
+            outputs = [part for output in every for part in (output if isinstance(output, list) else [output])]
+        attached = new_markdown_cell("![a chest](attachment:a.png)")
+        attached["attachments"] = {"a.png": {"image/png": png()}}
+        cells = [
+            new_markdown_cell(f"# {node.notebook.stem}"),
+            new_code_cell(f'data = "{data}"\nseed = 0', metadata={"tags": ["injected-parameters"]}),
+            attached,
+            new_code_cell("x", outputs=outputs),
+            new_code_cell("t", outputs=[shown(text_html=TABLE.to_html()), embedded(hover("bars"))]),
+        ]
+        notebook = new_notebook(cells=cells, metadata={"kernelspec": KERNEL, "widgets": {"state": {}}})
+        node.folder.mkdir(parents=True, exist_ok=True)
+        node.executed.write_text(json.dumps(notebook))
+        for made in node.makes:
+            (node.folder / made).write_bytes((run / made).read_bytes() if (run / made).is_file() else b"")
+        runs.write_json(node.record, {"identity": node.identity})
+    return [*options, "--output", str(tmp_path / "_build")]
+
+
+def planned(options: list[str]) -> list[batch.Node]:
+    parser = argparse.ArgumentParser()
+    batch.add_options(parser)
+    return batch.planned(parser.parse_args(options[:8]))[1]
+
+
+class TestBook:
+    def test_builds_with_the_aggregates_and_nothing_else(self, executed, known, data, tmp_path, capsys):
+        secrets = (name(P), str(P), "bibasilar", str(data).lower(), png().lower())
+        complete = {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*.ipynb")}
+        assert book.main(executed) == 0
+        told = capsys.readouterr().out
+        assert "Withholding images, report texts and identifiers of mimic" in told
+        assert "AUC-ROC" in told
+        html = tmp_path / "_build" / "html"
+        pages = sorted(html.glob("notebooks/*.html"))
+        assert [page.stem for page in pages] == [chapter.name for chapter in batch.CHAPTERS]
+        for page in pages:
+            text = page.read_text()
+            assert guard.leaks(text, known) == [], page.name
+            assert "Withheld (picture): not to be passed on (mimic: PhysioNet" in text
+            assert "Plotly.newPlot" in text
+            assert "Pleural Effusion" in text
+        # Nowhere in what is published: not in the pages, nor in the notebooks offered for download or the search index.
+        for file in html.rglob("*"):
+            if file.is_file() and "_static" not in file.parts:
+                content = file.read_bytes().lower()
+                assert not [secret for secret in secrets if secret.encode() in content], file
+        # The researcher's own stay complete.
+        assert {p: p.read_bytes() for p in complete} == complete
+
+    def test_without_the_guard_a_book_shows_everything(self, executed, tmp_path):
+        # So it is the guard that withholds; and books of open data are laid out as ever.
+        source = book.assemble(planned(executed), tmp_path / "open")
+        pages = [page.read_text() for page in source.glob("notebooks/*.ipynb")]
+        assert len(pages) == len(batch.CHAPTERS)
+        assert all(png() in page and name(P) in page and SENTENCE in page for page in pages)
+
+    def test_stops_with_the_list_when_something_is_left(self, executed, tmp_path, monkeypatch, capsys):
+        html = tmp_path / "_build" / "html"
+        html.mkdir(parents=True)
+        (html / "index.html").write_text("an earlier book")
+        withhold = guard.withhold
+
+        def careless(notebook: Any, known: Any) -> Any:
+            guarded = withhold(notebook, known)
+            if "06_tradeoff" in guarded.cells[0].source:
+                guarded.cells.append(new_code_cell("x", outputs=[shown(image_png=png()), *printed(f"see {name(P)}")]))
+            return guarded
+
+        monkeypatch.setattr(guard, "withhold", careless)
+        with pytest.raises(SystemExit) as stopped:
+            runs.command(lambda: book.main(executed))
+        assert stopped.value.code == 2
+        told = capsys.readouterr().err
+        assert told.startswith("error: nothing is built: 3 places still show credentialed data")
+        assert (
+            "notebooks/06_tradeoff, cell 6, output: picture; notebooks/06_tradeoff, cell 6, output: MIMIC dicom_id"
+            in told
+        )
+        assert name(P) not in told
+        assert [p.name for p in html.iterdir()] == ["index.html"]
+        assert (html / "index.html").read_text() == "an earlier book"
+        assert not (tmp_path / "_build" / "book").exists()
+
+    def test_stops_when_a_person_wrote_a_report_into_a_chapter(self, executed, tmp_path):
+        path = tmp_path / "runs" / "paper" / "06_tradeoff.ipynb"
+        notebook = nbformat.read(path, as_version=4)
+        notebook.cells.append(new_markdown_cell(f"As one report says: {SENTENCE}."))
+        nbformat.write(notebook, path)
+        with pytest.raises(ValueError, match=r"1 places .*: notebooks/06_tradeoff, cell 6, source: report text\. Take"):
+            book.main(executed)
+        assert not (tmp_path / "_build").exists()
+
+    def test_needs_the_data_to_look_for(self, executed):
+        i = executed.index("--data")
+        with pytest.raises(ValueError, match="say where they are with --data"):
+            book.main(executed[:i] + executed[i + 2 :])
+
+    def test_the_picture_of_the_readme_is_never_of_credentialed_data(self, executed):
+        before = (profiles.DATA / "overview.png").read_bytes()
+        with pytest.raises(ValueError, match=r"README's picture may not show mimic"):
+            book.main([*executed, "--overview"])
+        assert (profiles.DATA / "overview.png").read_bytes() == before
+
+    def test_the_published_table_is_of_aggregates_only(self, executed, known, tmp_path):
+        # What is printed comes from grounding.csv, which has one row a phrase and is not published.
+        nodes = planned(executed)
+        assert guard.leaks(book.results(nodes), known) == []
+        table = book.tradeoff.table([n.folder for n in nodes if "fidelity.json" in n.makes], n=100)
+        assert not {"study", "patient", "phrase", "finding", "prompt"} & {*table.columns}
