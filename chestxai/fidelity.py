@@ -496,7 +496,7 @@ def _xrv(folder: Path) -> XrvSpace:
     convert = (
         f"import pathlib, safetensors.torch, torchxrayvision as xrv; path = pathlib.Path({path.as_posix()!r}); "
         "path.parent.mkdir(parents=True, exist_ok=True); "
-        f'safetensors.torch.save_file(xrv.models.DenseNet(weights="{_XRV}").state_dict(), path)'
+        f"safetensors.torch.save_file(xrv.models.DenseNet(weights='{_XRV}').state_dict(), path)"
     )
     advice = (
         f"the feature space 'xrv' needs {path}: 'pip install torchxrayvision', then download the weights and turn "
@@ -663,7 +663,12 @@ def extract(
             raise ValueError(
                 f"image {label} is {shape[0]} × {shape[1]}, not {size} × {size} as others: say size= to resize all"
             )
-        waiting.append(Frame(*shape, size, fit).image(pixels))
+        try:
+            waiting.append(Frame(*shape, size, fit).image(pixels))
+        except ValueError as error:
+            # A study's file that is not of the size its data set says.
+            skipped.append(f"{label}: {error}")
+            continue
         names.append(label)
         if len(waiting) == batch:
             parts.append(features(space, np.stack(waiting), batch))
@@ -715,12 +720,13 @@ def _read(item: np.ndarray | str | Path | Study, i: int, root: Path | None) -> t
         if item.ndim != 2 or item.dtype != np.uint8 or not item.size:
             raise ValueError(f"image {i}: must be uint8 (h, w), got {item.dtype} {item.shape}")
         return str(i), item.shape, item
+    study = isinstance(item, Study)
     try:
-        if isinstance(item, Study):
-            return item.id, item.size, item.pixels()
-        pixels = read_image(Path(item))
+        pixels = item.pixels() if study else read_image(Path(item))
     except ValueError as error:
-        raise _Unreadable(str(error)) from error
+        raise _Unreadable(f"{item.id}: {error}" if study else str(error)) from error
+    if study:
+        return item.id, item.size, pixels
     return _name(item, root), pixels.shape, pixels
 
 
@@ -743,7 +749,9 @@ def _content(images: Any, root: Path | None = None) -> str:
         if isinstance(item, np.ndarray):
             digest.update(_content(item).encode())
         else:
-            digest.update(f"{_name(item, root)}\0{runs.sha256(Path(item))}\n".encode())
+            # What cannot be opened is skipped later.
+            held = runs.sha256(Path(item)) if Path(item).is_file() else "no file"
+            digest.update(f"{_name(item, root)}\0{held}\n".encode())
     return digest.hexdigest()
 
 
@@ -874,7 +882,8 @@ def fid_infinity(
     all, is extrapolated by least squares to 1/N = 0. The real set is all of it every time, as in the paper: its own
     bias remains, so compare only values against the same real set. No interval: the subsets share their images.
 
-    Linear it is only where N is well above the number of features; below, FID∞ is too low.
+    Linear it is only where N is well above the number of features; with fewer images FID∞ is a rough guess, which
+    more ``draws`` make less noisy, not less wrong.
 
     Args:
         real: features float ``(n, d)``.
@@ -977,7 +986,8 @@ def _radii(points: np.ndarray, k: int) -> np.ndarray:
     """Distance of each point to its ``k``-th nearest neighbour, itself not counted."""
     if not 1 <= k < len(points):
         raise ValueError(f"k = {k} neighbours need more than {k} images (and k ≥ 1), got {len(points)}")
-    return NearestNeighbors(n_neighbors=k).fit(points).kneighbors()[0][:, -1]
+    # About their middle, for scikit-learn loses digits of distances far from the origin.
+    return NearestNeighbors(n_neighbors=k).fit(points - points.mean(axis=0)).kneighbors()[0][:, -1]
 
 
 def _balls(centres: np.ndarray, radii: np.ndarray, points: np.ndarray, closed: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -1057,7 +1067,7 @@ def memorisation(
         seed: of the bootstrap.
 
     Raises:
-        ValueError: features that do not fit each other, or ``quantile`` outside (0, 1).
+        ValueError: features that do not fit each other; ``quantile`` outside (0, 1); unseen images that were seen.
     """
     if not 0 < quantile < 1:
         raise ValueError(f"quantile must be in (0, 1), got {quantile}")
@@ -1065,6 +1075,10 @@ def memorisation(
     index = NearestNeighbors(n_neighbors=1).fit(np.asarray(train, dtype=np.float64))
     (distance, nearest), (away, _) = ([a[:, 0] for a in index.kneighbors(points)] for points in pairs)
     threshold = float(np.quantile(away, quantile))
+    if threshold <= 1e-5 * float(np.sqrt((np.asarray(train, dtype=np.float64) ** 2).sum(axis=1).mean())):
+        raise ValueError(
+            f"{quantile:.0%} or more of the unseen real images are training images: give real images of other patients"
+        )
     rng = np.random.default_rng(seed)
     members = _members(groups, len(distance), "generated"), _members(unseen_groups, len(away), "unseen")
     drawn = []
