@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import sys
 import threading
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy import linalg
 from sklearn.metrics import roc_auc_score
 from torchmetrics.image import MultiScaleStructuralSimilarityIndexMeasure
@@ -21,7 +24,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from chestxai import fidelity, models, runs
 from chestxai.fidelity import FindingsClassifier
 from chestxai.profiles import SamplingSettings
-from chestxai.studies import FINDINGS, Finding, Study
+from chestxai.studies import FINDINGS, Finding, Frame, Study
 
 
 @pytest.fixture(scope="module")
@@ -319,6 +322,331 @@ class TestKid:
         assert torch.rand(1) == expected
 
 
+def clouds(seed: int, n: int = 40, m: int = 30, d: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((n, d)), 1.3 * rng.standard_normal((m, d)) + 0.3
+
+
+class TestNeighbours:
+    # On a line, with k = 1. Real 0, 1, 3: radii 1, 1, 2. Generated 2, 10, 10.5: radii 8, 0.5, 0.5.
+    real, fake = np.array([[0.0], [1], [3]]), np.array([[2.0], [10], [10.5]])
+
+    def test_precision_and_recall_by_hand(self):
+        """2 lies on the rim of the ball around 1, and in that around 3; all of the real ones in the ball around 2."""
+        precision, recall = fidelity.precision_recall(self.real, self.fake, k=1)
+        assert (precision.estimate, recall.estimate) == (pytest.approx(1 / 3), 1)
+        precision, recall = fidelity.precision_recall(self.fake, self.real, k=1)
+        assert (precision.estimate, recall.estimate) == (1, pytest.approx(1 / 3))
+
+    def test_the_rim_belongs_to_precision_not_to_density(self):
+        """2 and −1 are as far from 1 and 0 as these are from each other."""
+        real, fake = np.array([[0.0], [1], [9]]), np.array([[2.0], [-1]])
+        assert fidelity.precision_recall(real, fake, k=1)[0].estimate == 1
+        assert fidelity.density_coverage(real, fake, k=1)[0].estimate == pytest.approx(1 / 2), "2 is inside 9's ball"
+
+    def test_density_and_coverage_by_hand(self):
+        """2 is inside the ball around 3 alone: a third of the generated images in one ball, a third of the balls."""
+        density, coverage = fidelity.density_coverage(self.real, self.fake, k=1)
+        assert (density.estimate, coverage.estimate) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
+        # With k = 2 the radii are 3, 2, 3. Ten images in the middle lie in all three balls.
+        density, coverage = fidelity.density_coverage(self.real, np.full((10, 1), 1.2), k=2)
+        assert (density.estimate, coverage.estimate) == (3 / 2, 1)
+
+    @given(st.integers(0, 1000), st.integers(1, 6))
+    @settings(max_examples=30)
+    def test_are_the_definitions(self, seed, k):
+        """Every ball and every point, one after the other."""
+        real, fake = clouds(seed, 17, 13)
+
+        def radius(points, i):
+            return sorted(np.linalg.norm(points - points[i], axis=1))[k]
+
+        def near(a, b):
+            return np.linalg.norm(a - b)
+
+        inside = [[near(y, x) <= radius(real, i) for i, x in enumerate(real)] for y in fake]
+        covered = [[near(x, y) <= radius(fake, j) for j, y in enumerate(fake)] for x in real]
+        precision, recall = fidelity.precision_recall(real, fake, k)
+        density, coverage = fidelity.density_coverage(real, fake, k)
+        assert precision.estimate == pytest.approx(np.mean([any(row) for row in inside]))
+        assert recall.estimate == pytest.approx(np.mean([any(row) for row in covered]))
+        assert density.estimate == pytest.approx(np.sum(inside) / k / len(fake))
+        assert coverage.estimate == pytest.approx(np.mean(np.any(inside, axis=0)))
+
+    @given(st.integers(0, 1000), st.floats(0.01, 100), st.floats(-50, 50))
+    @settings(max_examples=30)
+    def test_shift_and_scale_leave_them(self, seed, scale, shift):
+        real, fake = clouds(seed)
+        before, after = (
+            [i.estimate for i in (*fidelity.precision_recall(a, b, n=2), *fidelity.density_coverage(a, b, n=2))]
+            for a, b in ((real, fake), (scale * real + shift, scale * fake + shift))
+        )
+        assert before == pytest.approx(after)
+
+    def test_a_set_against_itself(self):
+        """Ties everywhere, far from the origin: each point's k-th neighbour is on its rim."""
+        real = clouds(0, d=40)[0] + 1000
+        assert [i.estimate for i in fidelity.precision_recall(real, real)] == [1, 1]
+        assert [i.estimate for i in fidelity.density_coverage(real, real)] == [1, 1]
+
+    def test_collapse_lowers_recall_and_noise_precision(self, rng):
+        real = rng.standard_normal((200, 5))
+        collapsed, noisy = 0.1 * rng.standard_normal((200, 5)), 3 * rng.standard_normal((200, 5))
+        precision, recall = fidelity.precision_recall(real, collapsed)
+        assert precision.estimate > 0.95
+        assert recall.high < 0.1
+        precision, recall = fidelity.precision_recall(real, noisy)
+        assert precision.high < 0.5
+        assert recall.estimate > 0.9
+
+    def test_images_of_a_prompt_are_resampled_together(self):
+        real, fake = clouds(1, m=20)
+        fake, prompts = np.repeat(fake, 6, axis=0), np.repeat(np.arange(20), 6)
+        alone, together = (fidelity.precision_recall(real, fake, k=8, groups=g)[0] for g in (None, prompts))
+        assert together.high - together.low > 1.5 * (alone.high - alone.low) > 0
+        real, fake = clouds(1, n=20)
+        real, patients = np.repeat(real, 6, axis=0), np.repeat(np.arange(20), 6)
+        alone, together = (fidelity.density_coverage(real, fake, k=8, real_groups=g)[1] for g in (None, patients))
+        assert together.high - together.low > 1.5 * (alone.high - alone.low) > 0
+
+    @pytest.mark.parametrize("k", [0, 3])
+    def test_too_few_images(self, k):
+        with pytest.raises(ValueError, match="neighbours need more than"):
+            fidelity.precision_recall(self.real, self.fake, k=k)
+        with pytest.raises(ValueError, match="neighbours need more than"):
+            fidelity.density_coverage(self.real, self.fake, k=k)
+
+
+class TestFidInfinity:
+    def test_finds_the_distance_that_few_images_hide(self):
+        """Two normal clouds a distance 2 apart: FID∞ is 4, and the FID of the images at hand is far above."""
+        rng = np.random.default_rng(0)
+        real, fake = rng.standard_normal((6000, 16)), rng.standard_normal((300, 16))
+        fake[:, 0] += 2
+        found = fidelity.fid_infinity(real, fake, draws=3)
+        assert found.fids[-1] == pytest.approx(fidelity.fid(real, fake))
+        assert found.fids[-1] > 4.2
+        assert found.estimate == pytest.approx(4, abs=0.25)
+        assert found.slope > 0
+
+    def test_is_the_line_through_the_subsets(self):
+        real, fake = clouds(3, 60, 60, 4)
+        found = fidelity.fid_infinity(real, fake, points=5, smallest=20)
+        assert found.sizes.tolist() == [20, 30, 40, 50, 60]
+        slope, estimate = np.polyfit(1 / found.sizes, found.fids, 1)
+        assert (found.slope, found.estimate) == (pytest.approx(slope), pytest.approx(estimate))
+
+    def test_sizes_are_the_papers_where_there_are_enough(self):
+        def sizes(n, d):
+            return fidelity.fid_infinity(np.eye(d + 2, d), np.random.default_rng(0).standard_normal((n, d))).sizes
+
+        assert (sizes(200, 4).min(), len(sizes(200, 4))) == (20, 15)
+        assert sizes(40, 4).min() == 8, "twice the number of features"
+        assert sizes(10, 30).min() == 5, "but no more than half"
+
+    def test_seeded(self):
+        real, fake = clouds(3)
+        first, again, other = (fidelity.fid_infinity(real, fake, seed=seed).estimate for seed in (0, 0, 1))
+        assert first == again != other
+
+    def test_needs_two_sizes(self):
+        with pytest.raises(ValueError, match="two or more sizes"):
+            fidelity.fid_infinity(np.eye(3), np.eye(3)[:2])
+        with pytest.raises(ValueError, match="two or more sizes"):
+            fidelity.fid_infinity(np.eye(9), np.eye(9), points=1)
+
+
+class TestMemorisation:
+    def test_by_hand(self):
+        train, unseen = np.array([[0.0], [10], [20]]), np.array([[1.0], [12], [23], [24]])
+        found = fidelity.memorisation(train, np.array([[9.9], [0.5], [15.5], [30]]), unseen, quantile=0.5)
+        assert found.unseen.tolist() == [1, 2, 3, 4]
+        assert found.threshold == 2.5
+        assert found.nearest.tolist() == [1, 0, 2, 2]
+        np.testing.assert_allclose(found.distance, [0.1, 0.5, 4.5, 10])
+        assert found.closer.estimate == 0.5
+        assert found.suspects.tolist() == [0, 1]
+        assert found.found is None
+
+    def test_planted_copies_are_found(self, trained):
+        """A quarter of the images are training images with a little noise; new ones are no closer than chance."""
+        model = fidelity.load_classifier(trained)
+        images = {seed: pictures(n, seed)[0] for seed, n in ((0, 300), (1, 120), (2, 120))}
+        train, unseen, honest = (fidelity.features(model, images[seed]) for seed in (0, 1, 2))
+        planted = fidelity.features(model, fidelity.copies(images[0], noise=1))
+        found = fidelity.memorisation(train, np.concatenate([honest, planted[:30]]), unseen, planted=planted)
+        assert found.found == 1
+        assert found.closer.low > 0.1
+        assert set(found.suspects) >= set(range(120, 150))
+        assert (found.nearest[120:] == np.arange(30)).all()
+        clean = fidelity.memorisation(train, honest, unseen)
+        assert clean.closer.low <= 0.05 <= clean.closer.high
+
+    def test_interval_holds_the_chance_of_honest_images(self):
+        """In 95 of 100 worlds, about; the threshold's own uncertainty included, without which it is far fewer."""
+        rng, hits = np.random.default_rng(0), 0
+        for _ in range(60):
+            train, fake, unseen = (rng.standard_normal((n, 3)) for n in (50, 200, 100))
+            interval = fidelity.memorisation(train, fake, unseen, quantile=0.2, n=200).closer
+            hits += interval.low <= 0.2 <= interval.high
+        assert hits >= 53
+
+    def test_copies_are_nearly_the_images(self, rng):
+        images = rng.integers(20, 236, (5, 16, 16)).astype(np.uint8)
+        made = fidelity.copies(images, n=3)
+        assert made.shape == (3, 16, 16)
+        assert (made.astype(int) - images[:3]).std() == pytest.approx(4, rel=0.1)
+        np.testing.assert_array_equal(made, fidelity.copies(images, n=3))
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match="quantile"):
+            fidelity.memorisation(*[np.eye(3)] * 3, quantile=0)
+        with pytest.raises(ValueError, match="one group for each of 3 unseen"):
+            fidelity.memorisation(np.eye(3), np.eye(3), 2 * np.eye(3), unseen_groups=["a"])
+        with pytest.raises(ValueError, match="unseen real images are training images"):
+            fidelity.memorisation(*[np.eye(3)] * 3)
+        with pytest.raises(ValueError, match="features must be"):
+            fidelity.memorisation(np.eye(3), np.eye(4), np.eye(3))
+
+
+class Means(torch.nn.Module):
+    """A feature space of two: mean and spread of the grey values. Counts the images it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def forward(self, images):
+        self.seen += len(images)
+        values = images.float().flatten(1)
+        return torch.stack([values.mean(1), values.std(1)], 1)
+
+
+class Broken(torch.nn.Module):
+    def forward(self, images):
+        return images.float().mean(dim=(2, 3)) / 0
+
+
+class TestExtract:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        """Five images, one in a sub-folder and one of another shape; two files that are none."""
+        root = tmp_path / "images"
+        (root / "patient").mkdir(parents=True)
+        images = pictures(5, size=32)[0]
+        for name, image in zip(("a.png", "c.PNG", "d.jpg", "patient/z.png"), images, strict=False):
+            Image.fromarray(image).save(root / name)
+        Image.fromarray(np.repeat(images[4], 2, axis=1)).save(root / "wide.png")
+        (root / "b.png").write_bytes((root / "a.png").read_bytes()[:300])
+        (root / ".hidden.png").write_bytes(b"")
+        (root / "notes.txt").write_text("none")
+        return root
+
+    def test_a_folder_in_order_without_what_cannot_be_read(self, folder):
+        found = fidelity.extract(Means(), folder, size=32, batch=2)
+        assert found.names == ("a.png", "c.PNG", "d.jpg", "patient/z.png", "wide.png")
+        assert len(found.skipped) == 1
+        assert "b.png: not a readable image" in found.skipped[0]
+        first = pictures(5, size=32)[0][0]
+        np.testing.assert_allclose(found.values[0], [first.mean(), first.std(ddof=1)], rtol=1e-5)
+        wide = Frame(32, 64, 32).image(np.repeat(pictures(5, size=32)[0][4], 2, axis=1))
+        np.testing.assert_allclose(found.values[4], [wide.mean(), wide.std(ddof=1)], rtol=1e-5)
+
+    def test_folder_list_array_and_generator_are_one(self, trained):
+        model, images = fidelity.load_classifier(trained), pictures(7)[0]
+        wanted = fidelity.features(model, images)
+        for kind in (np.array, list, iter):
+            found = fidelity.extract(model, kind(images), batch=3)
+            np.testing.assert_allclose(found.values, wanted, atol=1e-5)
+            assert found.names == tuple("0123456")
+        assert found.space == model.description
+
+    def test_studies(self):
+        good = study("good", "")
+        studies = [Study("good", "p", "s", "test", "", (32, 32), array=pictures(1, size=32)[0][0])]
+        studies += [Study("bad", "p", "s", "test", "", (32, 32), path="nowhere.png")]
+        found = fidelity.extract(Means(), iter(studies))
+        assert found.names == (good.id,)
+        assert found.skipped[0].startswith("bad: ")
+
+    def test_no_more_than_a_batch_is_held(self):
+        """A generator of 300 images, of which at most a batch and the one in hand are alive at a time."""
+        alive, most = set(), 0
+
+        def stream():
+            nonlocal most
+            for i in range(300):
+                image = np.full((16, 16), i % 256, np.uint8)
+                alive.add(i)
+                weakref.finalize(image, alive.discard, i)
+                most = max(most, len(alive))
+                yield image
+
+        found = fidelity.extract(Means(), stream(), batch=10)
+        np.testing.assert_allclose(found.values[:, 0], np.arange(300) % 256)
+        assert most <= 12
+
+    def test_cached_by_content_space_and_framing(self, folder, tmp_path):
+        space, cache = Means(), tmp_path / "cache"
+        first = fidelity.extract(space, folder, size=32, cache=cache)
+        again = fidelity.extract(space, folder, size=32, cache=cache)
+        assert space.seen == 5
+        np.testing.assert_array_equal(again.values, first.values)
+        assert (again.names, again.skipped, again.space) == (first.names, first.skipped, first.space)
+        assert len(list(cache.iterdir())) == 1
+        # Another size, other weights, another image, another name: each is computed.
+        fidelity.extract(space, folder, size=16, cache=cache)
+        assert space.seen == 10
+        space.register_buffer("other", torch.ones(1))
+        fidelity.extract(space, folder, size=32, cache=cache)
+        assert space.seen == 15
+        Image.fromarray(pictures(9, size=32)[0][8]).save(folder / "a.png")
+        changed = fidelity.extract(space, folder, size=32, cache=cache)
+        assert space.seen == 20
+        assert (changed.values[0] != first.values[0]).any()
+        (folder / "a.png").rename(folder / "e.png")
+        renamed = fidelity.extract(space, folder, size=32, cache=cache)
+        assert "e.png" in renamed.names
+        assert space.seen == 25
+        # A damaged file is made again.
+        for file in cache.iterdir():
+            file.write_bytes(file.read_bytes()[:-8])
+        again = fidelity.extract(space, folder, size=32, cache=cache)
+        assert space.seen == 30
+        np.testing.assert_array_equal(again.values, renamed.values)
+
+    def test_a_stream_is_cached_by_the_name_it_is_given(self, tmp_path):
+        space, images = Means(), pictures(4, size=32)[0]
+        with pytest.raises(ValueError, match="needs identity="):
+            fidelity.extract(space, iter(images), cache=tmp_path)
+        for name in ("a", "a", "b"):
+            fidelity.extract(space, iter(images), cache=tmp_path, identity=name)
+        assert space.seen == 8
+
+    def test_a_bar_and_any_module_without_a_description(self, folder):
+        seen = []
+        found = fidelity.extract(Means(), folder, size=32, progress=lambda items: seen.append(len(items)) or items)
+        assert seen == [6]
+        assert found.space.startswith("Means (weights sha256 ")
+
+    def test_what_is_wrong_with_all_is_fatal(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="not a folder"):
+            fidelity.extract(Means(), tmp_path / "nothing")
+        with pytest.raises(ValueError, match="holds no image"):
+            fidelity.extract(Means(), tmp_path)
+        (tmp_path / "a.png").write_bytes(b"no image")
+        with pytest.raises(ValueError, match="none of 1 images could be read"):
+            fidelity.extract(Means(), tmp_path)
+        with pytest.raises(ValueError, match="there are no images"):
+            fidelity.extract(Means(), [])
+        with pytest.raises(ValueError, match=r"image 1: must be uint8"):
+            fidelity.extract(Means(), [np.zeros((4, 4), np.uint8), np.zeros((4, 4))])
+        with pytest.raises(ValueError, match="say size="):
+            fidelity.extract(Means(), [np.zeros((4, 4), np.uint8), np.zeros((5, 5), np.uint8)])
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            fidelity.extract(Broken(), [np.zeros((4, 4), np.uint8)])
+
+
 class TestMsSsim:
     def test_copies_are_alike_and_noise_is_not(self, rng):
         noise = rng.integers(0, 256, (4, 64, 64)).astype(np.uint8)
@@ -473,6 +801,104 @@ class TestClassifier:
         assert not (tmp_path / "out").exists()
 
 
+class TestFeatureSpaces:
+    """The two whose weights are not ours. Their packages are optional: with them installed, the networks are tried."""
+
+    shades = torch.tensor([0, 128, 255], dtype=torch.uint8)[:, None, None, None].expand(3, 1, 64, 64)
+
+    def test_inception_gets_three_equal_bytes(self):
+        def network(x):
+            assert x.dtype == torch.uint8
+            assert x.shape == (3, 3, 64, 64)
+            return (x.float().mean(dim=(2, 3)),)
+
+        got = fidelity.InceptionSpace(network)(self.shades)
+        assert got.tolist() == [[0] * 3, [128] * 3, [255] * 3]
+
+    def test_xrv_gets_its_own_range_and_size(self):
+        shapes = []
+
+        class Trunk(torch.nn.Module):
+            def forward(self, x):
+                shapes.append(x.shape)
+                return torch.cat([x, -x], 1)
+
+        got = fidelity.XrvSpace(Trunk())(self.shades)
+        assert shapes == [(3, 1, 224, 224)]
+        # Black is −1024, white 1024; negative features are cut off before the mean.
+        grey = (2 * 128 / 255 - 1) * 1024
+        np.testing.assert_allclose(got, [[0, 1024], [grey, 0], [1024, 0]], rtol=1e-4)
+
+    @pytest.mark.parametrize("space", [fidelity.InceptionSpace, fidelity.XrvSpace])
+    def test_scaled_once_and_said_how(self, space):
+        with pytest.raises(ValueError, match="the network scales them itself"):
+            space(torch.nn.Identity())(self.shades / 255)
+        assert "px (grey" in space.description
+        assert f"{space.num_features} features at {space.size} px" in space.description
+
+    @pytest.mark.parametrize(
+        ("name", "package", "file", "remedy"),
+        [
+            ("inception", "torch_fidelity", fidelity._INCEPTION, "download https://"),
+            ("xrv", "torchxrayvision", f"{fidelity._XRV}.safetensors", "python -c"),
+        ],
+    )
+    def test_what_is_missing_is_said_with_how_to_get_it(self, name, package, file, remedy, tmp_path, monkeypatch):
+        pip = "pip install " + package.replace("_", "-")
+        with pytest.raises(FileNotFoundError, match=rf"(?s){file} is missing.*{pip}.*{remedy}"):
+            fidelity.feature_space(name, tmp_path)
+        (tmp_path / file).write_bytes(b"weights")
+        # What an absent package looks like to an import, whether it is installed here or not.
+        for module in (package, "torch_fidelity.feature_extractor_inceptionv3"):
+            monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(FileNotFoundError, match=rf"(?s){package}.*{pip}.*{remedy}"):
+            fidelity.feature_space(name, tmp_path)
+
+    def test_the_advice_is_a_program(self, tmp_path):
+        with pytest.raises(FileNotFoundError) as error:
+            fidelity.feature_space("xrv", tmp_path / "it's here")
+        code = str(error.value).partition('python -c "')[2].removesuffix('"')
+        compile(code, "advice", "exec")
+        assert "save_file" in code
+
+    def test_inception_is_not_unpickled(self, tmp_path):
+        pytest.importorskip("torch_fidelity")
+        (tmp_path / fidelity._INCEPTION).write_bytes(b"weights")
+        with pytest.raises(ValueError, match="damaged"):
+            fidelity.feature_space("inception", tmp_path)
+
+    def test_xrv_is_its_packages_features(self, tmp_path):
+        xrv = pytest.importorskip("torchxrayvision")
+        theirs = xrv.models.DenseNet(weights=None).eval()
+        runs.save_tensors(tmp_path / f"{fidelity._XRV}.safetensors", theirs.state_dict())
+        images = pictures(2, size=224)[0]
+        ours = fidelity.features(fidelity.feature_space("xrv", tmp_path), images)
+        with torch.inference_mode():
+            wanted = theirs.features2(
+                torch.from_numpy(np.stack([xrv.utils.normalize(x, 255) for x in images]))[:, None]
+            )
+        np.testing.assert_allclose(ours, wanted, rtol=1e-4)
+
+
+class TestTransfer:
+    def test_textures_are_taught(self, tmp_path, monkeypatch):
+        (images, labels), (real, real_labels) = pictures(300), pictures(150, 1)
+        labels[:, 0] = 0
+        taught = fidelity.transfer_auc(images, labels, real, real_labels, tmp_path / "t", epochs=4, n=50)
+        assert taught["macro"].estimate > 0.8
+        assert math.isnan(taught[FINDINGS[0]].estimate), "never shown"
+        monkeypatch.setattr(fidelity, "train_classifier", None)
+        again = fidelity.transfer_auc(images, labels, real, real_labels, tmp_path / "t", epochs=4, n=50)
+        assert again["macro"] == taught["macro"], "read, not trained again"
+        assert "300 images of generated" in fidelity.load_classifier(tmp_path / "t").description
+
+    def test_wrong_labels_teach_nothing(self, tmp_path):
+        images, labels = pictures(300)
+        shuffled = np.random.default_rng(0).permutation(labels)
+        auc = fidelity.transfer_auc(images, shuffled, *pictures(150, 1), tmp_path / "t", epochs=4, n=50)["macro"]
+        assert abs(auc.estimate - 0.5) < 0.1
+
+
 class TestSharedClassifier:
     @staticmethod
     def load(count):
@@ -543,7 +969,8 @@ class TestEvaluate:
         result = fidelity.evaluate(real, fake, labels, self.groups, model, resamples=20)
         result |= fidelity.reference(real, real_labels, model, others=pictures(48, 7)[0], resamples=20)
         assert json.loads(json.dumps(result, allow_nan=False)) == result
-        for name in ("fid", "ms_ssim", "classifier_auc", "fid_real", "ms_ssim_real", "classifier_auc_real"):
+        near = ("fid", "precision", "recall", "density", "coverage")
+        for name in (*near, "ms_ssim", "classifier_auc", *(f"{n}_real" for n in (*near, "ms_ssim", "classifier_auc"))):
             assert result[f"{name}_low"] <= result[name] <= result[f"{name}_high"], name
         assert {"kid", "kid_std", "kid_real", "kid_real_std"} <= result.keys()
         for name in ("classifier_auc_by_finding", "classifier_auc_real_by_finding"):
@@ -607,3 +1034,63 @@ def test_command_line_trains_on_a_source(tmp_path, monkeypatch, capsys):
     assert fidelity.main(["train", "--out", str(tmp_path / "c"), *small]) == 0
     assert "macro" in capsys.readouterr().out
     assert fidelity.feature_space("phantom", tmp_path / "c").size == 32
+
+
+class TestCommandLine:
+    @pytest.fixture
+    def folders(self, tmp_path):
+        """40 real images of 20 patients; 24 generated, two a prompt, 8 of them copies of training images."""
+        real, fake, train = (pictures(n, seed)[0] for n, seed in ((40, 5), (24, 6), (40, 7)))
+        fake[:8] = train[:8]
+        for folder, images in (("real", real), ("fake", fake), ("train", train)):
+            for i, image in enumerate(images):
+                path = tmp_path / folder / f"{i // 2:02d}" / f"{i % 2}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(path)
+        (tmp_path / "fake" / "bad.png").write_bytes(b"no image")
+        return tmp_path
+
+    def test_scores_two_folders(self, folders, trained, capsys):
+        arguments = ["--real", str(folders / "real"), "--generated", str(folders / "fake"), "--features", str(trained)]
+        more = ["--training", str(folders / "train"), "--cache", str(folders / "cache"), "--resamples", "4"]
+        assert fidelity.main(arguments + more) == 0
+        out = capsys.readouterr().out
+        assert "bad.png: not a readable image" in out
+        assert "24 images" in out
+        assert "1 left out" in out
+        assert len(list((folders / "cache").iterdir())) == 3
+        model = fidelity.load_classifier(trained)
+        real, fake = (fidelity.extract(model, folders / name).values for name in ("real", "fake"))
+        assert f"feature space: {model.description}" in out
+        assert f"{fidelity.fid(real, fake):.3f} [" in out
+        assert f"{fidelity.kid(real, fake)[0]:.4f} ± " in out
+        rows = {line.split("  ")[0].strip(): line for line in out.splitlines()}
+        recall = fidelity.precision_recall(real, fake)[1].estimate
+        assert f" {recall:.3f} [" in rows["recall ↑"]
+        images = np.stack([np.asarray(Image.open(path)) for path in sorted((folders / "fake").glob("*/*.png"))])
+        within = fidelity.ms_ssim(images, np.repeat(np.arange(12), 2).tolist())
+        assert f" {within:.3f} [" in rows["MS-SSIM of two generated, one sub-folder"]
+        assert "MS-SSIM of two real" in rows
+        train = fidelity.extract(model, folders / "train").values
+        memory = fidelity.memorisation(train, fake, real, groups=np.arange(24) // 2, unseen_groups=np.arange(40) // 2)
+        assert f"{memory.closer:.1%}" in rows["closer to a training image than 95 % of the real"]
+        assert memory.closer.estimate >= 8 / 24
+
+    def test_without_an_interval_and_flat(self, folders, trained, capsys):
+        flat = folders / "flat"
+        flat.mkdir()
+        for i, image in enumerate(pictures(12, 3)[0]):
+            Image.fromarray(image).save(flat / f"{i}.png")
+        assert fidelity.main(["--real", str(folders / "real"), "--generated", str(flat), "--features", str(trained),
+                              "--resamples", "0"]) == 0  # fmt: skip
+        rows = {line.split("  ")[0].strip(): line for line in capsys.readouterr().out.splitlines()}
+        assert "[" not in rows["FID ↓"]
+        assert "[" in rows["precision ↑"]
+        assert "MS-SSIM of two generated, one sub-folder" not in rows
+
+    def test_both_folders_are_needed(self, capsys):
+        with pytest.raises(SystemExit):
+            fidelity.main(["--real", "a"])
+        assert "--generated" in capsys.readouterr().err
+        with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
+            fidelity.main(["--real", "nowhere", "--generated", "nowhere"])
