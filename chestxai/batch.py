@@ -55,6 +55,7 @@ CHAPTERS = (
     Chapter("04_localization", needs=("03_attention",), weight=25),
     Chapter("05_fidelity", needs=("02_finetuning",), makes=("fidelity.json",), each_run=True, weight=150),
     Chapter("06_tradeoff", needs=("03_attention", "05_fidelity"), makes=("tradeoff.csv",)),
+    Chapter("07_knowledge", needs=("03_attention", "05_fidelity"), makes=("knowledge.csv",), weight=60),
 )
 
 

@@ -109,7 +109,7 @@ class TestPlan:
     def test_the_book_itself_can_be_planned(self):
         nodes = batch.plan(SMOKE, SMOKE.variants, SMOKE.seeds)
         assert [n.notebook.stem for n in nodes] == sorted(n.notebook.stem for n in nodes)
-        assert len(nodes) == 9
+        assert len(nodes) == 10
 
 
 class TestRun:
