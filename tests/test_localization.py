@@ -467,6 +467,9 @@ class TestDegenerate:
             assert row["centre_distance_pixels"] == pytest.approx(math.hypot(2, 2))
             assert loc.energy(heatmap, mask, floor="zero") == 0.25
             assert loc.score(heatmap, mask, "vilouras2024") == {"auc_roc": 0.5, "cnr": 0, "cnr_signed": 0, "miou": 0}
+            # Smoothing rounds, and scaling to [0, 1] would make a picture of the rounding errors.
+            large = loc.score(heatmap, square(512, 100, 50, 200, 90), "vilouras2024")
+            assert large == {"auc_roc": 0.5, "cnr": 0, "cnr_signed": 0, "miou": 0}
             assert set(loc.score(heatmap, mask, "nuetzel2025").values()) == {0.0}
             published = loc.score(heatmap, mask, "dombrowski2023")
             assert (published["auc_roc"], published["iou"]) == (0.5, 0)
