@@ -551,8 +551,7 @@ def _scaled(heatmap: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 def _vilouras(heatmap: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """The map as Vilouras et al. 2024 hand it to their scores, see `PROTOCOLS`."""
-    # Scaled first as well, which changes nothing, except that a constant map stays constant under smoothing.
-    big = min_max(smooth(min_max(resize(heatmap, shape)), 2.5 * max(shape) / 512))
+    big = min_max(smooth(resize(heatmap, shape), 2.5 * max(shape) / 512))
     return np.where(big > otsu_threshold(big), big, np.float32(0))
 
 
