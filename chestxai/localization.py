@@ -551,8 +551,7 @@ def _scaled(heatmap: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 def _vilouras(heatmap: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """The map as Vilouras et al. 2024 hand it to their scores, see `PROTOCOLS`."""
-    # Scaled first as well, which changes nothing, except that a constant map stays constant under smoothing.
-    big = min_max(smooth(min_max(resize(heatmap, shape)), 2.5 * max(shape) / 512))
+    big = min_max(smooth(resize(heatmap, shape), 2.5 * max(shape) / 512))
     return np.where(big > otsu_threshold(big), big, np.float32(0))
 
 
@@ -699,9 +698,9 @@ def chance(
 ) -> dict[str, float]:
     """What a random map scores on this mask, for each score of a protocol.
 
-    In the book's, exact where a closed form exists: AUC 0.5; CNR 0; pointing game = area (the maximum may be anywhere).
-    For the others, which depend on how coarse a map is, and for other protocols, the mean over ``n`` maps of white
-    Gaussian noise.
+    Exact where a closed form exists: AUC 0.5; signed CNR 0; pointing game = area, with the tolerance around it (the
+    maximum may be anywhere). For the others, which depend on how coarse a map is, and for all scores of a protocol that
+    changes maps unevenly, the mean over ``n`` maps of white Gaussian noise.
 
     Args:
         mask: the truth ``(H, W)``.
@@ -712,9 +711,13 @@ def chance(
     """
     target, chosen = _target(mask), _chosen(protocol)
     if chosen is not PROTOCOLS["book"]:
+        known = _known(target, chosen)
+        rest = replace(chosen, scores={key: f for key, f in chosen.scores.items() if key not in known})
         maps = _random_maps(target.mask.shape, tuple(shape), n, seed, chosen.prepare)
-        rows = [_score(noise, target, chosen) for noise in maps]
-        return {key: float(np.mean([row[key] for row in rows])) for key in chosen.scores}
+        rows = [_score(noise, target, rest) for noise in maps]
+        return {
+            key: known[key] if key in known else float(np.mean([row[key] for row in rows])) for key in chosen.scores
+        }
     random = _random_foregrounds(target.mask.shape, tuple(shape), n, seed)
     rows = [
         {
@@ -724,8 +727,7 @@ def chance(
         }
         for hot, box, centre in random
     ]
-    known = {"auc_roc": 0.5, "pointing_game": float(target.mask.mean()), "cnr": 0.0}
-    return known | {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+    return _known(target, chosen) | {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
 
 
 def score_table(
@@ -814,7 +816,7 @@ def save_masks(path: Path, truths: Sequence[GroundTruth], size: int, fit: Fit = 
 
 
 def rescore(
-    table: Path, protocol: str | Protocol = "book", random: int = 8, description: str = "scoring"
+    table: Path, protocol: str | Protocol = "book", random: int = 32, description: str = "scoring"
 ) -> tuple[pd.DataFrame, list[str]]:
     """Score what a run has stored once more, under any protocol; neither the model nor the images are needed.
 
@@ -978,6 +980,24 @@ def _score(heatmap: _Map, target: _Target, chosen: Protocol) -> dict[str, float]
     if chosen.blank and not heatmap.foreground(target, "gmm-majority").any():
         return dict.fromkeys(chosen.scores, 0.0)
     return {key: function(heatmap, target) for key, function in chosen.scores.items()}
+
+
+def _known(target: _Target, chosen: Protocol) -> dict[str, float]:
+    """Those scores of a random map that need no sampling."""
+    if chosen.prepare not in (None, _scaled):
+        return {}
+    found = {}
+    for key, function in chosen.scores.items():
+        options = getattr(function, "keywords", {})
+        function = getattr(function, "func", function)
+        if function is auc_roc and not options.get("bins"):
+            found[key] = 0.5
+        elif function is cnr and options.get("signed", True):
+            found[key] = 0.0
+        elif function is pointing_game:
+            near = options.get("tolerance", 0)
+            found[key] = float((ndimage.distance_transform_edt(~target.mask) <= near if near else target.mask).mean())
+    return found
 
 
 def _cut(heatmap: _Map, shape: tuple[int, int], threshold: Threshold) -> np.ndarray:
@@ -1162,7 +1182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=Path, help="the table to write (default: grounding-<protocol>.csv beside the first)"
     )
     parser.add_argument(
-        "--random", type=int, default=8, help="random maps that give chance, 0 for none (default: %(default)s)"
+        "--random", type=int, default=32, help="random maps that give chance, 0 for none (default: %(default)s)"
     )
     given = parser.parse_args(arguments)
     if given.random < 0:

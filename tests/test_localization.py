@@ -467,6 +467,9 @@ class TestDegenerate:
             assert row["centre_distance_pixels"] == pytest.approx(math.hypot(2, 2))
             assert loc.energy(heatmap, mask, floor="zero") == 0.25
             assert loc.score(heatmap, mask, "vilouras2024") == {"auc_roc": 0.5, "cnr": 0, "cnr_signed": 0, "miou": 0}
+            # Smoothing rounds, and scaling to [0, 1] would make a picture of the rounding errors.
+            large = loc.score(heatmap, square(512, 100, 50, 200, 90), "vilouras2024")
+            assert large == {"auc_roc": 0.5, "cnr": 0, "cnr_signed": 0, "miou": 0}
             assert set(loc.score(heatmap, mask, "nuetzel2025").values()) == {0.0}
             published = loc.score(heatmap, mask, "dombrowski2023")
             assert (published["auc_roc"], published["iou"]) == (0.5, 0)
@@ -660,6 +663,17 @@ class TestBaselines:
         # The trap of the absolute value: a map that knows nothing is not at 0.
         assert expected["cnr"] > 0.1 > abs(expected["cnr_signed"])
 
+    def test_chance_is_exact_where_it_can_be(self):
+        mask = square(64, 20, 20, 8, 8)
+        found = loc.chance(mask, (16, 16), n=3, protocol="full")
+        assert (found["auc_roc"], found["cnr"], found["cnr_per_box"]) == (0.5, 0, 0)
+        assert found["pointing_game"] == mask.mean()
+        far = np.hypot(*(np.maximum(0, np.maximum(20 - i, i - 27)) for i in np.mgrid[:64, :64]))
+        assert found["pointing_game_15"] == (far <= 15).mean()
+        assert found["cnr_absolute"] > 0
+        assert list(found) == list(loc.PROTOCOLS["full"].scores)
+        assert loc.chance(mask, (16, 16), n=3, protocol="nuetzel2025")["auc_roc"] == 0.5
+
     def test_score_table_names_the_bad_row(self):
         with pytest.raises(ValueError, match="row 1: the mask is empty"):
             loc.score_table([np.eye(8)] * 2, [square(), np.zeros((8, 8), dtype=bool)])
@@ -728,7 +742,7 @@ def run(tmp_path):
 class TestScoringAgain:
     def test_the_books_scores_come_back(self, run):
         old = pd.read_csv(run / "grounding.csv")
-        new, skipped = loc.rescore(run)
+        new, skipped = loc.rescore(run, random=2)
         assert not skipped
         assert list(new)[:7] == ["study", "patient", "finding", "phrase", "step", "target", "kept"]
         assert (new["kept"] == 1).all()
@@ -767,7 +781,7 @@ class TestScoringAgain:
         runs.save_tensors(path, tensors)
         runs.save_tensors(run / "maps" / "step-0.safetensors", tensors)
         with pytest.raises(ValueError, match=r"none of .* rows could be scored"):
-            loc.rescore(run)
+            loc.rescore(run, random=0)
 
     def test_what_does_not_belong_together_is_named(self, run, tmp_path):
         masks, table = run / "maps" / "masks.safetensors", run / "grounding.csv"
