@@ -126,9 +126,9 @@ class TestRecord:
         assert to_images([study], 8)[0].shape == (1, 8, 8)
 
     def test_airspace_opacity_is_lung_opacity(self, tmp_path):
-        truth = {key(1): outlines(Airspace_Opacity=[square(1, 2, 3)])}
+        truth = {key(1): outlines(Airspace_Opacity=[square(1, 2, 3)], Lung_Opacity=[square(9, 9, 5)])}
         (study,) = sources.load("chexlocalize", collection(tmp_path, [row(1, "Lung Opacity")], truth))
-        assert study.present()[0].boxes == (Box(1, 2, 3, 3),)
+        assert study.present()[0].boxes == (Box(1, 2, 3, 3), Box(9, 9, 5, 5))
 
     def test_normal_and_denied(self, tmp_path):
         (study,) = sources.load("chexlocalize", collection(tmp_path, [row(1, "No Finding")]))

@@ -149,6 +149,11 @@ class TestRecord:
         # Without labels and boxes the English decides.
         assert [(f.name, f.present) for f in one.findings] == [("Pneumothorax", False)]
 
+    def test_labels_count_where_the_sentence_is_not_understood(self, tmp_path):
+        item = {"sentence_en": "Blurred left angle.", "labels": ["pleural effusion"]}
+        (one,), _ = everything(collection(tmp_path, [study(1, item)], [row(1)]))
+        assert [(f.name, f.present) for f in one.findings] == [("Pleural Effusion", True)]
+
     def test_the_latest_reports_count(self, tmp_path):
         root = collection(tmp_path, [study(1, EFFUSION)], [row(1)])
         (root / "grounded_reports_20230101.json").write_text("[]")

@@ -321,6 +321,9 @@ def _splits(
     splits: dict[str, str] = {}
     notes: list[_Note] = []
     for where, (patient, split) in _rows(path, ("subject_id", "split")):
+        # A row an image: most say again what is known.
+        if patient in splits and splits[patient] == _SPLITS.get(split):
+            continue
         try:
             _number("subject_id", patient)
             if split not in _SPLITS:
