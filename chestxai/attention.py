@@ -25,8 +25,8 @@ Heads = Literal["mean", "keep"]
 Times = Literal["mean", "keep"] | Sequence[int]
 Layers = str | int | Sequence[str | int]
 
-# Probabilities of all tokens are needed for the softmax; about this many at once, 4 MB in float32. More is no faster.
-_BUDGET = 1_000_000
+# Probabilities of all tokens are needed for the softmax; about this many at once, 1 MB in float32. More is no faster.
+_BUDGET = 250_000
 
 
 def cross_attention_layers(unet: UNet2DConditionModel) -> dict[str, Attention]:
@@ -188,7 +188,8 @@ class Capture:
         if attn.norm_k is not None:
             k = attn.norm_k(k)
         if mask is not None:
-            mask = attn.prepare_attention_mask(mask, length, b).view(b, heads, -1, length).float()
+            # The same for every position, as texts are masked.
+            mask = attn.prepare_attention_mask(mask, length, b).view(b, heads, 1, length).float()
         grid = _grid(positions, self._latents)
         keep = (self.heads == "keep") * heads
         shape = (weights.shape[1], *([keep] if keep else []), *grid)
@@ -204,16 +205,21 @@ class Capture:
             self._sums[name] = torch.cat([*start, torch.zeros(missing, *shape, device=query.device)])
             start = [self._counts[name]] if name in self._counts else []
             self._counts[name] = torch.cat([*start, torch.zeros(missing, device=query.device)])
-        for part in torch.nonzero(wanted)[:, 0].split(max(1, _BUDGET // (heads * positions * length))):
+        block = max(1, _BUDGET // (heads * length))  # positions at once; of short maps, several rows
+        for part in torch.nonzero(wanted)[:, 0].split(max(1, block // positions)):
             slots, place, part = (x.to(query.device) for x in (rows[part], places[part], part))
-            logits = (q[part].float() * depth**-0.5) @ k[part].float().transpose(-1, -2)
-            if mask is not None:
-                logits = logits + mask[part]
-            probabilities = logits.softmax(dim=-1)
-            if not keep:
-                probabilities = probabilities.mean(dim=1, keepdim=True)
-            # (rows, heads or 1, positions, groups) → (rows, groups, heads or 1, positions)
-            picked = (probabilities @ weights[slots][:, None].transpose(-1, -2)).permute(0, 3, 1, 2)
+            keys, chosen = k[part].float().transpose(-1, -2), weights[slots][:, None].transpose(-1, -2)
+            pieces = []
+            for at in range(0, positions, block):
+                logits = (q[part, :, at : at + block].float() * depth**-0.5) @ keys
+                if mask is not None:
+                    logits = logits + mask[part]
+                probabilities = logits.softmax(dim=-1)
+                if not keep:
+                    probabilities = probabilities.mean(dim=1, keepdim=True)
+                # (rows, heads or 1, positions, groups) → (rows, groups, heads or 1, positions)
+                pieces.append((probabilities @ chosen).permute(0, 3, 1, 2))
+            picked = torch.cat(pieces, dim=-1)
             self._sums[name].index_add_(0, place, picked.reshape(len(part), *shape))
             self._counts[name].index_add_(0, place, torch.ones(len(part), device=query.device))
         if self._stops and name == self.names[-1]:

@@ -199,6 +199,22 @@ def test_a_text_mask_takes_tokens_out(unet):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("budget", [1, 300, 3000])
+def test_maps_do_not_depend_on_how_much_is_read_at_once(unet, monkeypatch, budget):
+    arguments = inputs()
+    mask = torch.tensor([[True] * 5 + [False] * 2, [True] * 7])
+    for options in ({}, {"encoder_attention_mask": mask}):
+        with capture(unet, [[1, 4]] * 2, heads="keep") as whole:
+            unet(*arguments, **options)
+        monkeypatch.setattr(attention, "_BUDGET", budget)
+        with capture(unet, [[1, 4]] * 2, heads="keep") as pieces:
+            unet(*arguments, **options)
+        monkeypatch.undo()
+        for name, values in whole.maps().items():
+            torch.testing.assert_close(pieces.maps()[name], values)
+
+
+@torch.no_grad()
 def test_memory_does_not_depend_on_the_number_of_passes(unet):
     sizes = []
     for passes in (1, 20):

@@ -63,7 +63,7 @@ def test_ones_own_profile_is_loaded_by_its_path_and_named_after_its_file(tmp_pat
         ({"finetune__steps": 0}, "finetune.steps: Input should be greater than 0"),
         ({"finetune__ucg": 1.5}, "finetune.ucg"),
         ({"finetune__accumulate": 3}, "batch_size 8 is not a multiple of accumulate 3"),
-        ({"grounding__last": 60}, "last 60 exceeds steps 50"),
+        ({"grounding__last": 60}, "last 60 exceeds steps 10"),
         ({"variants": ["thawed"]}, "variants.0"),
         ({"data__size": 20}, "data.size"),
         ({"name": "../elsewhere"}, "name"),
