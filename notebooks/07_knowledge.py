@@ -149,6 +149,7 @@ wanted = max(
     key=lambda i: (
         min(labels["test"][i].sum(), 2),
         any(not f.present for f in reports.find(texts["test"][i])),
+        not texts["test"][i].isupper(),
         -len(texts["test"][i]),
     ),
 )
@@ -189,9 +190,12 @@ read_well = {
     for name, some in answers.items()
 }
 table = pd.DataFrame(
-    {name: knowledge.f1(some, labels["test"]).round(3) for name, some in answers.items()},
+    {
+        name: [f"{v:.3f}" for v in knowledge.f1(some, labels["test"])]
+        for name, some in answers.items()
+    },
     index=findings,
-).astype(object)
+)
 table.loc["macro-F1"] = [str(interval) for interval in read_well.values()]
 table
 
@@ -240,7 +244,20 @@ curves = knowledge.robustness(
     n=min(resamples, 200),
     progress=lambda some: runs.progress(some, "changed reports"),
 )
-who = {"rules": "#555555", "TF-IDF": plots.COLORS[2], **plots.VARIANTS}
+who = {
+    "rules": "#555555",
+    "TF-IDF": plots.COLORS[2],
+    "classifier": plots.COLORS[4],
+    "centre prior": "#222222",
+    **plots.VARIANTS,
+}
+marks = dict(
+    zip(
+        who,
+        ("diamond", "x", "triangle-up", "diamond-open", "circle", "square"),
+        strict=True,
+    )
+)
 drawn = curves.assign(
     up=curves["high"] - curves["mean"],
     down=curves["mean"] - curves["low"],
@@ -249,10 +266,10 @@ drawn = curves.assign(
 )  # fmt: skip
 px.line(
     drawn, x="shown", y="mean", error_y="up", error_y_minus="down", color="reader", symbol="reader",
-    line_dash="reader", facet_col="change", facet_col_spacing=0.03, color_discrete_map=who,
+    line_dash="reader", facet_col="change", facet_col_spacing=0.03, color_discrete_map=who, symbol_map=marks,
     template=plots.TEMPLATE, height=420, labels={"shown": "strength", "mean": "macro-F1"},
     title="Macro-F1 on reports that say the same in another form (95 % intervals)",
-).update_layout(legend={"y": 1.1}, margin={"t": 110}).for_each_annotation(
+).update_layout(legend={"y": 1.1}, legend_title_text="", margin={"t": 110}).for_each_annotation(
     lambda a: a.update(text=a.text.removeprefix("change="))
 )  # fmt: skip
 
@@ -343,7 +360,7 @@ px.bar(
     x="evidence", y="prompt", color="variant", pattern_shape="variant", barmode="group", color_discrete_map=who,
     template=plots.TEMPLATE, height=420, labels={"evidence": "evidence (thousandths of the noise's variance)", "prompt": ""},
     title=f"Evidence in one test image; it shows: {shows or 'none of them'}",
-).update_yaxes(autorange="reversed").update_layout(legend={"y": 1.02})  # fmt: skip
+).update_yaxes(autorange="reversed").update_layout(legend={"y": 1.02}, legend_title_text="")  # fmt: skip
 
 # %% [markdown]
 # A bar to the right: told of this finding, the model denoises the image better than told that it is normal. Look
@@ -454,7 +471,7 @@ answer = pd.concat([answer, pointing], ignore_index=True)
 px.scatter(
     answer.assign(up=answer["high"] - answer["mean"], down=answer["mean"] - answer["low"]),
     x="mean", y="reader", error_x="up", error_x_minus="down", color="reader", symbol="reader", facet_col="question",
-    facet_col_spacing=0.05, color_discrete_map=who | {"classifier": plots.COLORS[3], "centre prior": "#222222"},
+    facet_col_spacing=0.05, color_discrete_map=who, symbol_map=marks,
     category_orders={"reader": [*variants, "rules", "TF-IDF", "classifier", "centre prior"]},
     template=plots.TEMPLATE, height=380, labels={"mean": "", "reader": ""},
     title="What each treatment knows, and how well it points (95 % intervals)",
@@ -499,6 +516,23 @@ if both:
         f"- **on the map**, `learnable` {worse} `frozen`: {pointed.estimate:+.3f} "
         f"[{pointed.low:+.3f}, {pointed.high:+.3f}]"
     )
+    less, gained = (
+        any(f(d) for d in more.values())
+        for f in (lambda d: d.high < 0, lambda d: d.low > 0)
+    )
+    if pointed.high < 0:
+        told.append(
+            "\nIt points worse "
+            + (
+                "and has lost knowledge, too."
+                if less
+                else "although it knows more: what it has learned is no longer tied to the place."
+                if gained
+                else "and knowledge does not explain it: no loss of that is seen."
+            )
+        )
+    else:
+        told.append("\nOn these data a learnable encoder does not point worse.")
 Markdown(
     "Paired differences, learnable minus frozen, with 95 % intervals:\n\n"
     + "\n".join(told)
@@ -549,18 +583,24 @@ pd.DataFrame(
 ).rename_axis("timestep").round(3)
 
 # %% [markdown]
-# **2.** Do the readers understand *no*? Ask them about a finding that is stated, denied, and hoped not to be there.
+# **2.** Do the readers understand *no*? Ask them about a finding that is stated, denied, and hoped not to be there, in
+# a report that says little else.
 
 # %% tags=["hide-cell"]
+# A softmax must put its weight somewhere: where nothing else is said, it lands on the denied word. The head has learned
+# from reports what such a word means there, and may be wrong about one that stands nearly alone.
 name = "Pleural Effusion" if "Pleural Effusion" in findings else findings[0]
-told = [
-    f"Large {name.lower()}.",
-    f"No {name.lower()}.",
-    f"There is no evidence of {name.lower()}.",
-    f"Evaluate for {name.lower()}.",
-]
+told = {
+    said.format(
+        name.lower()
+    ): f"{said.format(name.lower())} The osseous structures are intact."
+    for said in ("Large {}.", "No {}.", "There is no evidence of {}.", "Evaluate for {}.")
+}
 k = findings.index(name)
-pd.DataFrame({reader: readers[reader](told)[:, k] for reader in readers}, index=told)
+pd.DataFrame(
+    {reader: readers[reader](list(told.values()))[:, k] for reader in readers},
+    index=list(told),
+)
 
 # %% [markdown]
 # **3.** Does the order of the sentences matter to the attention, and should it?
