@@ -240,8 +240,8 @@ px.line(
 
 # %% tags=["hide-input"]
 Markdown(
-    f"{short} of the paper's {whole} timesteps {'come' if short > 1 else 'comes'} within 0.005 of all of them, chosen on these validation phrases; "
-    f"this profile reads {len(timesteps)} on the test phrases below."
+    f"{short} of the paper's {whole} timesteps {'come' if short > 1 else 'comes'} within 0.005 of all of them, chosen on "
+    f"these validation phrases; this profile reads {len(timesteps)} on the test phrases below."
 )
 
 # %% [markdown]
