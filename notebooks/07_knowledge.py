@@ -516,23 +516,23 @@ if both:
         f"- **on the map**, `learnable` {worse} `frozen`: {pointed.estimate:+.3f} "
         f"[{pointed.low:+.3f}, {pointed.high:+.3f}]"
     )
-    less, gained = (
-        any(f(d) for d in more.values())
-        for f in (lambda d: d.high < 0, lambda d: d.low > 0)
-    )
-    if pointed.high < 0:
-        told.append(
-            "\nIt points worse "
-            + (
-                "and has lost knowledge, too."
-                if less
-                else "although it knows more: what it has learned is no longer tied to the place."
-                if gained
-                else "and knowledge does not explain it: no loss of that is seen."
-            )
+
+# %% tags=["hide-input"]
+if both and pointed.high < 0:
+    less = any(d.high < 0 for d in more.values())
+    gained = any(d.low > 0 for d in more.values())
+    told.append(
+        "\nIt points worse "
+        + (
+            "and has lost knowledge, too."
+            if less
+            else "although it knows more."
+            if gained
+            else "and knowledge does not explain it: no loss of that is seen."
         )
-    else:
-        told.append("\nOn these data a learnable encoder does not point worse.")
+    )
+elif both:
+    told.append("\nOn these data it is not shown that a learnable encoder points worse.")
 Markdown(
     "Paired differences, learnable minus frozen, with 95 % intervals:\n\n"
     + "\n".join(told)
