@@ -76,11 +76,16 @@ PATTERNS: dict[str, dict[str, re.Pattern[str]]] = {
         "PadChest ImageID": _whole(r"\d{20,}_[\w-]+(?:\.png)?"),
         "PadChest StudyID or PatientID": _whole(r"\d{30,50}"),
     },
+    "chexlocalize": {"CheXpert patient": _whole(r"patient\d{5}")},
 }
+# plotly names each figure by one; one in two hundred begins like a number of MIMIC's.
+_UUID = re.compile(r"(?<![0-9a-f])[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?![0-9a-f])", re.IGNORECASE)
 _UID = {"DICOM UID": _whole(r"[12]\.\d+(?:\.\d+){4,}")}
 
 _LEAST, _SENTENCE_WORDS, _WINDOW = 2, 4, 6
 _SENTENCE = re.compile(r"[.!?:]+(?:\s|$)|\n\s*\n|\n\s*(?:\d{1,2}[.)]|[-*•])\s")
+# PadChest writes a sentence a line.
+_LINE = re.compile(r"[.!?:]+(?:\s|$)|\n\s*(?=[A-Z])")
 # Between two of these no passage runs on: cells of a table, blocks of a page.
 _BREAK = "\0"
 _WORD = re.compile(rf"[^\W_]+|{_BREAK}")
@@ -252,7 +257,7 @@ def _passages(patients: Iterable[Iterable[str]]) -> tuple[dict[int, np.ndarray],
             # Also as the notebooks show it.
             for form in (text, reports.clean(text)) if _CLEANED.search(text) else (text,):
                 own[_WINDOW].append(_windows(_hashed(_words(form)), _WINDOW))
-            for sentence in _SENTENCE.split(text):
+            for sentence in {*_SENTENCE.split(text), *_LINE.split(text)}:
                 words = _words(sentence)
                 if len(words) in found:
                     own[len(words)].append(_windows(_hashed(words), len(words)))
@@ -415,7 +420,7 @@ def _joined(value: Any) -> str:
 def _in_text(text: str, known: Private, written: bool = False) -> list[str]:
     """Names of what a plain text shows. ``written``: by a person, who may use anyone's words."""
     text = _ANSI.sub("", text)
-    text, pictures = _DATA_URI.subn(" ", text)
+    text, pictures = _DATA_URI.subn(" ", _UUID.sub(" ", text))
     found = ["picture"] if pictures else []
     if any(folder in text for folder in known.folders):
         found.append("data folder")

@@ -100,14 +100,14 @@ _TERMS = {
         _CLOSED,
     ),
     "padchest": (
-        "PadChest Dataset Research Use Agreement",
-        "https://bimcv.cipf.es/bimcv-projects/padchest/",
+        "PadChest Dataset Research Use Agreement of BIMCV",
+        "https://bimcv.cipf.es/bimcv-projects/padchest-gr/",
         _CLOSED,
     ),
     "chexlocalize": (
         "Stanford University Dataset Research Use Agreement",
         "https://aimi.stanford.edu/datasets/chexlocalize",
-        "each user agrees; for research that is not commerce; not to be passed on",
+        _CLOSED,
     ),
 }
 
