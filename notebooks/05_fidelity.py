@@ -43,10 +43,9 @@ from scipy.linalg import sqrtm
 from scipy.ndimage import gaussian_filter
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
-from sklearn.neighbors import NearestNeighbors
 
 from chestxai import fidelity, finetune, models, plots, profiles, reports, runs, tradeoff
-from chestxai.stats import Interval, bootstrap_ci, bootstrap_statistic
+from chestxai.stats import Interval, bootstrap_statistic
 from chestxai.studies import FINDINGS, to_images
 
 settings = profiles.load(profile)
@@ -283,6 +282,58 @@ Markdown(
 )
 
 # %% [markdown]
+# The more images, the nearer FID comes to what infinitely many would have; against one over their number it is nearly a
+# straight line, and where that line meets zero is *FID∞* {cite}`chong2020unbiased`. With fewer images than features
+# the line bends: read it as a correction, not as a result.
+
+# %%
+trend = {
+    name: fidelity.fid_infinity(
+        features["real"], features[name], smallest=most // 4, draws=10
+    )
+    for name in ("other real", now)
+}
+points = pd.concat(
+    pd.DataFrame({"1 / images": 1 / t.sizes, "FID": t.fids, "compared with real": name})
+    for name, t in trend.items()
+)
+figure = px.scatter(
+    points, x="1 / images", y="FID", color="compared with real", symbol="compared with real", template=plots.TEMPLATE,
+    height=380, range_x=[0, None], title="Where FID goes with ever more images",
+)  # fmt: skip
+for t, trace in zip(trend.values(), tuple(figure.data), strict=True):
+    end = 1 / t.sizes.min()
+    figure.add_scatter(
+        x=[0, end], y=[t.estimate, t.estimate + t.slope * end], mode="lines", showlegend=False,
+        line={"color": trace.marker.color, "dash": "dash"},
+    )  # fmt: skip
+figure
+
+# %% [markdown]
+# FID is one number for two failings. *Precision* is the share of generated images that lie near a real one, *recall* the
+# share of real images that lie near a generated one {cite}`kynkaanniemi2019precision`: real, and varied. *Density* and
+# *coverage* {cite}`naeem2020reliable` ask the same of neighbourhoods around real images only, so that one outlier counts
+# for less.
+
+# %%
+pd.DataFrame(
+    {
+        name: {
+            score: f"{interval:.2f}"
+            for score, interval in fidelity.scores(
+                features["real"],
+                features[name],
+                groups=None if name == "other real" else prompts,
+                real_groups=patients,
+                resamples=0,
+            ).items()
+            if score != "fid"
+        }
+        for name in ("base", now, "other real")
+    }
+).T
+
+# %% [markdown]
 # ## Varied?
 #
 # A model that draws one good image for a prompt again and again fools the classifier, and nearly FID. MS-SSIM
@@ -446,39 +497,33 @@ Markdown("By these intervals:\n\n" + "\n".join(f"- {line}" for line in lines))
 
 # %%
 seen = to_images(profiles.sample(train, 5000), size, fit)[0]
-index = NearestNeighbors(n_neighbors=1).fit(fidelity.features(classifier, seen))
-distance, nearest = (a[:, 0] for a in index.kneighbors(features[now]))
-unseen = index.kneighbors(np.concatenate([features["real"], features["other real"]]))[0]
-closest = np.argsort(distance)[:4]
+memory = fidelity.memorisation(
+    fidelity.features(classifier, seen),
+    features[now],
+    np.concatenate([features["real"], features["other real"]]),
+    groups=prompts,
+    # Would a copy be found? Plant some: training images with a little noise.
+    planted=fidelity.features(classifier, fidelity.copies(seen)),
+)
+closest = np.argsort(memory.distance)[:4]
 plots.images(
-    np.concatenate([drawn[last][closest], seen[nearest[closest]]]),
-    titles=[f"generated, distance {d:.2f}" for d in distance[closest]]
+    np.concatenate([drawn[last][closest], seen[memory.nearest[closest]]]),
+    titles=[f"generated, distance {d:.2f}" for d in memory.distance[closest]]
     + ["nearest training image"] * len(closest),
     columns=len(closest),
     title="The generated images that are nearest to a training image, and that image",
 )
 
-# %%
-near = np.quantile(unseen, 0.05)
-closer = bootstrap_ci((distance < near).astype(float), prompts)
-# Would a copy be found? Plant some: training images with a little noise.
-noisy = (
-    (seen[:32] + np.random.default_rng(0).normal(0, 4, seen[:32].shape))
-    .clip(0, 255)
-    .astype(np.uint8)
-)
-planted = (index.kneighbors(fidelity.features(classifier, noisy))[0] < near).mean()
-
 # %% tags=["hide-input"]
 Markdown(
-    f"{closer:.0%} of the generated images are nearer to one of {len(seen)} (of {len(train)}) training images than 95 "
+    f"{memory.closer:.0%} of the generated images are nearer to one of {len(seen)} (of {len(train)}) training images than 95 "
     "of 100 unseen real images are; chance is 5 %. "
     + (
         "That is more. It need not be copying, for a smooth, typical chest is near to many: compare the pairs above. "
-        if closer.low > 0.05
+        if memory.closer.low > 0.05
         else "That is no more than chance: no sign of memory. "
     )
-    + f"Of the planted copies {planted:.0%} are that near."
+    + f"Of the planted copies {memory.found:.0%} are that near."
 )
 
 # %% [markdown]
