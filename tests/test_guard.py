@@ -368,7 +368,7 @@ class TestAggregates:
 
     def test_cells_and_paragraphs_do_not_join_to_a_phrase(self, known):
         table = pd.DataFrame({"a": ["small right"], "b": ["pleural effusion"]})
-        for page in (table.to_html(), "<p>small right</p>pleural effusion", "small right<hr>pleural effusion"):
+        for page in (table.to_html(), "<p>small right</p> pleural effusion", "small right <hr> pleural effusion"):
             assert guard.leaks(page, known) == []
         assert guard.leaks("<p>small right <i>pleural</i> effusion</p>", known) != []
 
