@@ -485,14 +485,14 @@ def _check_space(
 
 def _tidy(out: Path, identity: str) -> None:
     """Remove what a kill left half-written, and all of a run with another ``identity``."""
-    for path in [*out.glob(".*.part"), *out.glob("checkpoints/*.part")]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    runs.tidy(out)
+    for path in out.glob("checkpoints/*.part"):
+        runs.remove(path)
     marker = out / "identity.txt"
     if marker.is_file() and marker.read_text().strip() == identity:
         return
     for name in ("run.json", "train.csv", "resume.safetensors", "checkpoints", "model", *_RESULTS):
-        path = out / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        runs.remove(out / name)
     runs.write_atomic(marker, identity + "\n")
 
 

@@ -449,8 +449,7 @@ def ground_truths(
         shutil.rmtree(parts, ignore_errors=True)  # a kill after the last write leaves it
         stored = runs.load_tensors(path)
         return _kept(truths, stored["maps"].numpy(), stored["rows"].tolist(), runs.tensor_metadata(path))
-    for stray in path.parent.glob(f".{path.name}.*.part"):
-        stray.unlink()
+    runs.tidy(path.parent, path.name)
     parts.mkdir(parents=True, exist_ok=True)
     timesteps = paper_timesteps(pipeline.scheduler, settings.steps, settings.last, settings.stride)
     size = models.image_size(pipeline)

@@ -167,15 +167,22 @@ def load_pipeline(
 def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> Path:
     """Save a complete pipeline (safetensors) that `load_pipeline` and stock diffusers load.
 
-    ``model_index.json`` is written last: a folder that has it is complete.
+    The folder is there in full or not at all; a pipeline that was there before is replaced.
+
+    Raises:
+        ValueError: the folder holds something else, which would be lost.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    index = folder / "model_index.json"
-    index.unlink(missing_ok=True)
+    if folder.exists() and not (folder / "model_index.json").is_file() and any(folder.iterdir()):
+        raise ValueError(f"{folder}: holds something else than a pipeline; choose a folder that is new or empty")
+    part = folder.with_name(f".{folder.name}.model.part")
+    runs.remove(part)
+    part.mkdir(parents=True)
     for name in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
-        getattr(pipeline, name).save_pretrained(folder / name)
-    pipeline.save_config(folder)
+        getattr(pipeline, name).save_pretrained(part / name)
+    pipeline.save_config(part)
+    runs.remove(folder)
+    part.rename(folder)
     return folder
 
 

@@ -13,6 +13,7 @@ import os
 import platform
 import resource
 import secrets
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -31,7 +32,7 @@ _PACKAGES = ("chestxai", "torch", "diffusers", "transformers", "accelerate", "to
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` to write to; it replaces ``path`` on success and vanishes on failure.
+    """A temporary file near ``path`` to write to; it replaces ``path`` on success and vanishes on failure.
 
     Folders on the way are made. The file gets the permissions of any other the user makes.
 
@@ -39,9 +40,13 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: naming ``path`` and what to do when the disk is full or not writable.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+    # In a folder of its own: safetensors writes beside the file it is given, and what a kill leaves of that must be
+    # known for ours.
+    private = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+    part = private / path.name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        private.mkdir()
         part.touch(exist_ok=False)
         mode = part.stat().st_mode
         yield part
@@ -54,8 +59,25 @@ def replacing(path: Path) -> Iterator[Path]:
         raise OSError(f"cannot write {path}: {error}{_remedy(error)}") from error
     finally:
         # Where the folder itself is the problem, there is nothing to tidy either.
-        with suppress(OSError):
-            part.unlink()
+        shutil.rmtree(private, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it, or nothing if there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def tidy(folder: Path, name: str = "*") -> None:
+    """Remove what killed writers have left in ``folder`` of files called ``name`` (a pattern; ``**/*``: in all below).
+
+    Only for the one who knows that nobody is writing there.
+    """
+    where, _, last = name.rpartition("/")
+    for stray in list(Path(folder).glob(f"{where or '.'}/.{last}.*.part")):
+        remove(stray)
 
 
 def _remedy(error: OSError | SafetensorError) -> str:

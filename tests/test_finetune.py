@@ -456,13 +456,12 @@ def test_an_interrupted_call_gives_the_pipeline_back_and_goes_on(undisturbed, tm
 def test_a_stop_while_the_model_is_written_costs_no_training(tmp_path, monkeypatch):
     from chestxai import finetune as module
 
-    def broken(pipeline, folder):
-        (folder / "unet").mkdir(parents=True)
+    def stopped(_):
         raise KeyboardInterrupt
 
     pipeline = models.random_pipeline("sd")
     with monkeypatch.context() as patch:
-        patch.setattr(models, "save_pipeline", broken)
+        patch.setattr(pipeline.vae, "save_pretrained", stopped)  # when the U-Net has been written
         with pytest.raises(KeyboardInterrupt):
             finetune(pipeline, studies(), settings(), tmp_path)
     assert not is_finished(tmp_path)

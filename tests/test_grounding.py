@@ -509,7 +509,9 @@ def test_a_killed_run_goes_on_with_the_chunk_it_was_in(pipeline, truths, tmp_pat
 
 def test_what_a_kill_leaves_is_tidied_and_damage_is_named(pipeline, truths, tmp_path):
     path = tmp_path / "maps.safetensors"
-    (tmp_path / ".maps.safetensors.0123.part").write_bytes(b"half")
+    stray = tmp_path / ".maps.safetensors.0123.part"
+    stray.mkdir()
+    (stray / ".tmp4567").write_bytes(b"half")
     ground_truths(pipeline, truths[:2], settings(), path)
     (tmp_path / "maps.parts").mkdir()  # killed between the last write and the tidying
     ground_truths(pipeline, truths[:2], settings(), path)

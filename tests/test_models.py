@@ -310,7 +310,8 @@ def test_a_tokenizer_without_a_limit_gets_the_encoders(tmp_path):
     assert tokenizer.model_max_length == encoder.config.max_position_embeddings == 512
 
 
-def test_what_is_not_there_is_said(tmp_path):
+def test_what_is_not_there_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     remedy = r"Give 'tiny', a folder in diffusers format \(model_index.json"
     with pytest.raises(
         FileNotFoundError, match=rf"cannot load the base model '.*nowhere': there is no such folder. {remedy}"
@@ -371,7 +372,7 @@ def test_a_folder_keeps_its_own_scheduler(tmp_path):
         assert scheduler.config.prediction_type == "v_prediction"
 
 
-def test_a_folder_that_is_being_written_is_not_taken_for_a_complete_one(tmp_path, monkeypatch):
+def test_a_failing_save_leaves_the_pipeline_that_was_there(tmp_path, monkeypatch):
     pipeline = models.random_pipeline("sd")
     folder = models.save_pipeline(pipeline, tmp_path / "saved")
 
@@ -381,8 +382,14 @@ def test_a_folder_that_is_being_written_is_not_taken_for_a_complete_one(tmp_path
     monkeypatch.setattr(pipeline.scheduler, "save_pretrained", broken)
     with pytest.raises(OSError, match="disk full"):
         models.save_pipeline(pipeline, folder)
-    with pytest.raises(FileNotFoundError, match=r"no model_index.json"):
-        models.load_pipeline(folder)
+    assert same_weights(models.load_pipeline(folder, device="cpu").unet, pipeline.unet)
+
+
+def test_a_folder_of_other_things_is_not_replaced_by_a_pipeline(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match=r"holds something else than a pipeline; choose a folder that is new or empty"):
+        models.save_pipeline(models.random_pipeline("sd"), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_half_precision_on_disk_is_float32_in_memory(tmp_path):

@@ -66,7 +66,7 @@ class TestReplacing:
         with runs.replacing(tmp_path / "a") as part:
             part.write_text("half")
             assert not (tmp_path / "a").exists()
-            assert part.parent == tmp_path
+            assert part.stat().st_dev == tmp_path.stat().st_dev  # so that renaming is one step
         assert (tmp_path / "a").read_text() == "half"
 
     def test_two_writers_at_once_do_not_share_a_part(self, tmp_path):
@@ -159,6 +159,22 @@ class TestKilled:
         # What the killed writer could not tidy up disturbs no later one.
         runs.write_atomic(path, "again")
         assert path.read_text() == "again"
+
+    def test_what_a_killed_writer_of_tensors_leaves_is_known_for_ours(self, tmp_path):
+        """safetensors writes to ``.tmpXXXXXX`` beside the file it is given, a name that does not say whose it was."""
+        code = "import sys, torch; from chestxai import runs\nx = {'x': torch.ones(50_000_000)}\n"
+        code += "while True: runs.save_tensors(sys.argv[1], x)"
+        path = tmp_path / "model.safetensors"
+        with subprocess.Popen([sys.executable, "-c", code, str(path)]) as writer:
+            until = time.monotonic() + 60
+            while not any(p.name.startswith(".tmp") for p in tmp_path.rglob("*")):
+                assert time.monotonic() < until
+                assert writer.poll() is None
+            writer.kill()
+        (tmp_path / "run.json").touch()
+        assert leftovers(tmp_path)
+        runs.tidy(tmp_path.parent, "**/*")
+        assert {p.name for p in tmp_path.rglob("*")} <= {"model.safetensors", "run.json"}
 
 
 class TestJson:
