@@ -18,6 +18,7 @@ import hashlib
 import json
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -115,7 +116,7 @@ def finetune(
         # In a notebook the cell is run again with the pipeline that it trained the first time.
         again = about.get("model") == weights and str(about.get("identity")).startswith(f"{recipe}-")
         if again or about.get("identity") == identity:
-            (out / "resume.safetensors").unlink(missing_ok=True)
+            runs.remove(out / "resume")
             if not again:
                 finished = models.load_pipeline(out / "model", device="cpu")
                 for name, part in trained.items():
@@ -168,7 +169,8 @@ def finetune(
             )
     accelerator.wait_for_everyone()
     # Last, so that a kill in between costs no more than writing the model again.
-    (out / "resume.safetensors").unlink(missing_ok=True)
+    if accelerator.is_main_process:
+        runs.remove(out / "resume")
     return out
 
 
@@ -321,13 +323,21 @@ def load_checkpoint(pipeline: StableDiffusionPipeline, run: Path, step: int) -> 
 
     Raises:
         FileNotFoundError: no such checkpoint; lists those there are.
-        ValueError: the checkpoint does not fit the pipeline.
+        ValueError: the checkpoint is damaged, or does not fit the pipeline.
     """
     available = checkpoints(run)
     if step not in available:
         raise FileNotFoundError(f"{run}: no checkpoint of step {step}; there are {list(available) or 'none'}")
-    for path in sorted(available[step].glob("*.safetensors")):
-        _load(getattr(pipeline, path.stem), runs.load_tensors(path), path)
+    for name in ("text_encoder", "unet"):
+        path = available[step] / f"{name}.safetensors"
+        if name == "unet" or path.is_file():
+            try:
+                tensors = runs.load_tensors(path)
+            except (ValueError, OSError) as error:
+                raise ValueError(
+                    f"{path}: damaged or missing; remove {run} and fine-tune again, or use another checkpoint"
+                ) from error
+            _load(getattr(pipeline, name), tensors, path)
     return pipeline
 
 
@@ -470,8 +480,8 @@ def _check_space(
 
     weights = size(*trained.values())
     checkpoints = -(-settings.steps // settings.checkpoint_every)
-    # The resumable state is weights, average and two moments, there twice while one is renamed over the other.
-    needed = weights * (checkpoints + 8) + size(pipeline.unet, pipeline.text_encoder, pipeline.vae)
+    # The resumable state is weights, average and two moments; two are kept while a third is written.
+    needed = weights * (checkpoints + 12) + size(pipeline.unet, pipeline.text_encoder, pipeline.vae)
     out.mkdir(parents=True, exist_ok=True)
     # An unfinished run has some of it already, another run is replaced.
     needed -= sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
@@ -491,7 +501,7 @@ def _tidy(out: Path, identity: str) -> None:
     marker = out / "identity.txt"
     if marker.is_file() and marker.read_text().strip() == identity:
         return
-    for name in ("run.json", "train.csv", "resume.safetensors", "checkpoints", "model", *_RESULTS):
+    for name in ("run.json", "train.csv", "resume", "checkpoints", "model", *_RESULTS):
         runs.remove(out / name)
     runs.write_atomic(marker, identity + "\n")
 
@@ -540,7 +550,15 @@ def _checkpoint(
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
     # Written after the folder: a resume never starts beyond what can be scored.
-    runs.save_tensors(out / "resume.safetensors", state, {"step": str(step), "identity": identity})
+    runs.save_tensors(out / "resume" / f"step-{step}.safetensors", state, {"identity": identity})
+    for old in list(_states(out))[2:]:
+        runs.remove(old)
+
+
+def _states(out: Path) -> dict[Path, int]:
+    """What a run can be resumed from, the latest first: the last two, for the case that the last is damaged."""
+    found = {path: int(path.stem[5:]) for path in (out / "resume").glob("step-*.safetensors")}
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def _resume(
@@ -550,17 +568,13 @@ def _resume(
     optimizer: torch.optim.Optimizer,
     averages: dict[str, EMAModel],
 ) -> int:
-    path = out / "resume.safetensors"
-    if not path.is_file():
+    state, step = _last_state(out, identity)
+    if not step:
         return 0
-    metadata = runs.tensor_metadata(path)
-    if metadata.get("identity") != identity:
-        return 0
-    state, step = runs.load_tensors(path), int(metadata["step"])
     for name, module in trained.items():
         mine = {k.removeprefix(f"{name}/"): v for k, v in state.items() if k.startswith(f"{name}/")}
         average = {k.removeprefix("average/"): mine.pop(k) for k in list(mine) if k.startswith("average/")}
-        _load(module, mine, path)
+        _load(module, mine, out / "resume")
         averages[name].shadow_params = [average[key].to(p.device) for key, p in module.named_parameters()]
         averages[name].optimization_step = step
     everything = [p for group in optimizer.param_groups for p in group["params"]]
@@ -571,6 +585,17 @@ def _resume(
             # AdamW's fused step counts on the parameter's device.
             optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in moments.items()}
     return step
+
+
+def _last_state(out: Path, identity: str) -> tuple[dict[str, Tensor], int]:
+    """The latest state that is whole, and its step; a damaged one is told. ({}, 0) if there is none."""
+    for path, step in _states(out).items():
+        try:
+            if runs.tensor_metadata(path).get("identity") == identity:
+                return runs.load_tensors(path), step
+        except ValueError as error:
+            warnings.warn(f"{error}. Going on from an earlier state", stacklevel=2)
+    return {}, 0
 
 
 def _load(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

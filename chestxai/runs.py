@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.std import tqdm
 
 _PACKAGES = ("chestxai", "torch", "diffusers", "transformers", "accelerate", "torchmetrics", "scikit-learn", "numpy")
+_CHECKSUM = "sha256"
 
 
 @contextmanager
@@ -126,33 +127,48 @@ def read_json(path: Path) -> Any:
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> Path:
-    """Write named tensors as safetensors in one step."""
+    """Write named tensors as safetensors in one step, with a checksum of their content in the file's metadata."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     with replacing(path) as part:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, metadata)
+        save_file(tensors, part, {**(metadata or {}), _CHECKSUM: _checksum(tensors)})
     return Path(path)
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file.
+    """Read a safetensors file; the format itself would not notice a tensor's changed bytes, the checksum does.
 
     Raises:
         ValueError: naming the file when it is damaged.
     """
     try:
-        return load_file(path)
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            expected = (file.metadata() or {}).get(_CHECKSUM)
     except SafetensorError as error:
         raise ValueError(f"{path}: damaged or not a safetensors file ({error}); delete it and run again") from error
+    if expected not in (None, _checksum(tensors)):
+        raise ValueError(f"{path}: damaged (its content is not what was written); delete it and run again")
+    return tensors
+
+
+def _checksum(tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def tensor_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file, {} when it has none.
+    """The metadata given to `save_tensors`, {} when there are none; the tensors are not read.
 
     Raises:
         ValueError: naming the file when it is damaged.
     """
     try:
         with safe_open(path, "pt") as file:
-            return file.metadata() or {}
+            return {k: v for k, v in (file.metadata() or {}).items() if k != _CHECKSUM}
     except SafetensorError as error:
         raise ValueError(f"{path}: damaged or not a safetensors file ({error}); delete it and run again") from error
 

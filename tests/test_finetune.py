@@ -392,8 +392,8 @@ def undisturbed(tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("after", ["train.csv", "checkpoints/step-6"])
-def test_a_killed_run_goes_on_to_the_same_bits(undisturbed, tmp_path, after):
+def test_a_killed_run_goes_on_to_the_same_bits(undisturbed, tmp_path, kill):
+    after = ("train.csv", "checkpoints/step-6")[kill % 2]
     process = PROCESSES.Process(target=train, args=(str(tmp_path),))
     process.start()
     limit = time.monotonic() + 60
@@ -407,8 +407,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(undisturbed, tmp_path, after):
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert not (tmp_path / "run.json").exists()
-    left, resume = log_of(tmp_path), tmp_path / "resume.safetensors"
-    kept = int(runs.tensor_metadata(resume)["step"]) if resume.exists() else 0
+    left = log_of(tmp_path)
+    kept = max([int(path.stem[5:]) for path in tmp_path.glob("resume/step-*.safetensors")], default=0)
     train(str(tmp_path))
     ours, theirs = log_of(tmp_path), log_of(undisturbed)
     np.testing.assert_array_equal(
@@ -500,16 +500,50 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_was(tmp_path):
 def test_damaged_files_are_named(finished, tmp_path):
     path = checkpoints(finished)[2] / "unet.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"step-2/unet.safetensors: damaged.*delete it"):
+    with pytest.raises(ValueError, match=r"step-2/unet.safetensors: damaged or missing; remove .* and fine-tune again"):
+        load_checkpoint(models.random_pipeline("sd"), finished, 2)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"step-2/unet.safetensors: damaged or missing"):
         load_checkpoint(models.random_pipeline("sd"), finished, 2)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 3; there are \[2, 4, 5\]"):
         load_checkpoint(models.random_pipeline("sd"), finished, 3)
     with pytest.raises(FileNotFoundError, match="there are none"):
         load_checkpoint(models.random_pipeline("sd"), tmp_path / "nowhere", 3)
-    (finished / "run.json").unlink()
-    (finished / "resume.safetensors").write_bytes(b"not what it was")
-    with pytest.raises(ValueError, match=r"resume.safetensors: damaged.*delete it and run again"):
-        finetune(models.random_pipeline("sd"), studies(), settings(steps=5), finished, variant="learnable")
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("damaged", [1, 2])
+@pytest.mark.parametrize("damage", [_flip, _cut, lambda path: path.write_bytes(b"")])
+def test_a_damaged_state_is_told_and_the_one_before_it_used(undisturbed, tmp_path, monkeypatch, damage, damaged):
+    from chestxai import finetune as module
+
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "save_pipeline", lambda *_: (_ for _ in ()).throw(OSError("the disk has gone")))
+        with pytest.raises(OSError, match="the disk has gone"):
+            train(str(tmp_path))
+    states = sorted(tmp_path.glob("resume/*"), key=lambda path: int(path.stem[5:]))
+    assert [path.name for path in states] == ["step-12.safetensors", "step-14.safetensors"]
+    for path in states[-damaged:]:
+        damage(path)
+    steps = []
+    original = module.draw
+    monkeypatch.setattr(module, "draw", lambda step, *rest: steps.append(step) or original(step, *rest))
+    with pytest.warns(UserWarning, match=r"resume/step-\d+.safetensors: damaged.*Going on from an earlier"):
+        train(str(tmp_path))
+    assert steps == list(range(12 if damaged == 1 else 0, 14))
+    assert files(tmp_path) == files(undisturbed)
+    assert log_of(tmp_path)["loss"].tolist() == log_of(undisturbed)["loss"].tolist()
+    for path in undisturbed.rglob("*.safetensors"):
+        assert equal(runs.load_tensors(path), runs.load_tensors(tmp_path / path.relative_to(undisturbed))), path
 
 
 def test_a_checkpoint_of_another_model_is_refused_and_changes_nothing(finished):
@@ -540,7 +574,8 @@ def test_too_little_space_is_told_before_the_first_step(tmp_path, monkeypatch):
         finetune(pipeline, studies(), settings(), tmp_path)
     assert files(tmp_path) == []
     # What is there already counts: a run that is nearly done must not ask for all of it again.
-    (tmp_path / "resume.safetensors").write_bytes(bytes(8 * size))
+    (tmp_path / "resume").mkdir()
+    (tmp_path / "resume/step-1.safetensors").write_bytes(bytes(12 * size))
     finetune(pipeline, studies(), settings(steps=1), tmp_path)
     assert is_finished(tmp_path)
 

@@ -21,6 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from chestxai import runs
 
@@ -231,6 +232,19 @@ class TestTensors:
     def test_a_trained_tensor_is_saved_without_its_graph(self, tmp_path):
         weight = torch.ones(3, requires_grad=True)
         assert not runs.load_tensors(runs.save_tensors(tmp_path / "x", {"w": weight * 2}))["w"].requires_grad
+
+    def test_one_flipped_bit_is_found(self, tmp_path):
+        """safetensors checks its header alone: without the checksum, another number would be read."""
+        path = runs.save_tensors(tmp_path / "x.safetensors", {"a": torch.ones(100), "b": torch.zeros(100)})
+        content = bytearray(path.read_bytes())
+        content[-200] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"x\.safetensors: damaged \(its content is not what was written\)"):
+            runs.load_tensors(path)
+
+    def test_files_of_others_have_no_checksum_and_are_read(self, tmp_path):
+        save_file({"a": torch.ones(2)}, tmp_path / "x.safetensors")
+        assert runs.load_tensors(tmp_path / "x.safetensors")["a"].tolist() == [1, 1]
 
     @pytest.mark.parametrize("damage", ["empty", "cut", "text", "header"])
     @pytest.mark.parametrize("read", [runs.load_tensors, runs.tensor_metadata])
