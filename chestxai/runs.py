@@ -16,6 +16,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -228,6 +229,12 @@ def record() -> dict[str, Any]:
 
 class _Progress(tqdm):
     """A tqdm that also tells a batch how far it is: the outermost bar writes to the file ``CHESTXAI_STATUS`` names."""
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        # tqdm looks at the clock on the wall, which may be set while it runs.
+        self._time = time.monotonic
+        self.start_t = self.last_print_t = self._time()
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         path = os.environ.get("CHESTXAI_STATUS")

@@ -80,18 +80,15 @@ class TestPlan:
         write(notebooks, "b", SOURCES["b"] + "  # changed")
         after = {n.name: n.identity for n in planned(notebooks)}
         assert {name[0] for name in before if before[name] != after[name]} == {"b", "c"}
-        other = SMOKE.model_copy(update={"seeds": (5,)})
+        other = SMOKE.model_copy(update={"sampling": SMOKE.sampling.model_copy(update={"images": 99})})
         assert all(n.identity != after[n.name] for n in planned(notebooks, profile=other))
+        # One more seed changes nothing of those there are, but for what is made of all of them.
+        more = {n.name: n.identity for n in planned(notebooks, seeds=(0, 1))}
+        assert {name for name in after if more[name] != after[name]} == {"c", "d"}
 
     def test_a_module_counts_if_it_is_imported_even_indirectly(self, notebooks):
         def modules(code: str) -> set[str]:
-            waiting, seen = batch._imports(code), set()
-            while waiting:
-                path = waiting.pop()
-                if path not in seen:
-                    seen.add(path)
-                    waiting |= batch._module_imports(path)
-            return {p.stem for p in seen}
+            return {p.stem for p in batch._modules(code)}
 
         assert modules("from chestxai import studies") == {"studies", "__init__"}
         assert {"grounding", "attention", "models", "runs", "studies"} <= modules("import chestxai.grounding")
