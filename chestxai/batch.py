@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import ast
+import csv
 import functools
+import io
 import os
 import queue
 import shutil
@@ -22,15 +24,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from chestxai import grid, profiles, runs
 from chestxai.profiles import ROOT, Profile
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 NOTEBOOKS = ROOT / "notebooks"
 PACKAGE = Path(__file__).resolve().parent
@@ -288,9 +287,8 @@ def _base(base: str) -> str:
 
 def _source(notebook: Path) -> tuple[str, set[str]]:
     """Fingerprint of a notebook's cells and of every package module it imports, directly or not; those modules."""
-    import nbformat
-
-    cells = [(c.cell_type, c.source) for c in nbformat.read(notebook, as_version=4).cells]
+    # As JSON: to import nbformat takes a second.
+    cells = [(c["cell_type"], "".join(c["source"])) for c in runs.read_json(notebook)["cells"]]
     # Lines that are not Python (magics) import nothing of ours.
     code = "\n".join(
         line for kind, text in cells if kind == "code" for line in text.splitlines() if not line.startswith(("%", "!"))
@@ -581,6 +579,9 @@ def _outcome(future: Any, node: Node) -> Outcome:
 
 def _gpus() -> list[str]:
     """What CUDA calls the GPUs that this process may use."""
+    # Drivers of NVIDIA, AMD and WSL; where there is none, the second that torch takes to import is saved.
+    if sys.platform == "linux" and not any(Path("/dev", name).exists() for name in ("nvidiactl", "kfd", "dxg")):
+        return []
     import torch
 
     count = torch.cuda.device_count()
@@ -683,39 +684,39 @@ def _short(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def table(outcomes: Sequence[Outcome], path: Path | None = None) -> pd.DataFrame:
+def table(outcomes: Sequence[Outcome], path: Path | None = None) -> list[dict[str, Any]]:
     """What ran, was skipped, failed or could not run, and why; written to ``path`` as csv if one is given.
 
     Returns:
-        one row per node, with the columns notebook, status ("finished", "skipped", "failed" or "blocked"), seconds,
-        reason and executed: the executed notebook (of a failed node the one with the traceback), relative to the folder
-        of ``path`` or where that is None to the current one; empty where there is none.
+        one row per node with notebook, status ("finished", "skipped", "failed" or "blocked"), seconds, reason, and
+        executed: the executed notebook (of a failed node the one with the traceback), relative to the folder of
+        ``path`` or where that is None to the current one; "" where there is none.
     """
-    import pandas as pd
-
     rows = []
     for o in outcomes:
         shown = o.node.failed if o.status == "failed" else o.node.executed
         where = _short(shown) if path is None else os.path.relpath(shown, path.parent)
-        seconds = round(o.seconds, 1)
-        rows.append((o.node.name, o.status, seconds, o.reason, where if shown.is_file() else ""))
-    found = pd.DataFrame(rows, columns=["notebook", "status", "seconds", "reason", "executed"])
+        row = {"notebook": o.node.name, "status": o.status, "seconds": round(o.seconds, 1), "reason": o.reason}
+        rows.append(row | {"executed": where if shown.is_file() else ""})
     if path is not None:
-        runs.write_atomic(path, found.to_csv(index=False))
-    return found
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        runs.write_atomic(path, text.getvalue())
+    return rows
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
-    """The table of `table` to be read, and how many nodes are in which state."""
+    """`table` to be read, and how many nodes are in which state."""
     words = {"finished": "run", "skipped": "unchanged and skipped", "failed": "failed", "blocked": "not run"}
     counts = {status: sum(o.status == status for o in outcomes) for status in words}
     text = ", ".join(f"{n} {words[status]}" for status, n in counts.items() if n)
-    shown = table(outcomes)
     lines = [
-        f"  {row.status:8s} {row.seconds:7.1f} s  {row.notebook}"
-        + (f": {row.reason}" if row.reason else "")
-        + (f"  → {row.executed}" if row.executed else "")
-        for row in shown.itertuples()
+        f"  {row['status']:8s} {row['seconds']:7.1f} s  {row['notebook']}"
+        + (f": {row['reason']}" if row["reason"] else "")
+        + (f"  → {row['executed']}" if row["executed"] else "")
+        for row in table(outcomes)
     ]
     return "\n".join([*lines, f"{len(outcomes)} notebooks: {text}."])
 

@@ -20,13 +20,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from tqdm.std import tqdm
+
+if TYPE_CHECKING:
+    import torch
 
 _PACKAGES = ("chestxai", "torch", "diffusers", "transformers", "accelerate", "torchmetrics", "scikit-learn", "numpy")
 
@@ -128,6 +129,9 @@ def read_json(path: Path) -> Any:
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> Path:
     """Write named tensors as safetensors in one step."""
+    # Only here and below: torch takes a second to import, which a batch's workers have no need of.
+    from safetensors.torch import save_file
+
     with replacing(path) as part:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, metadata)
     return Path(path)
@@ -139,6 +143,8 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: naming the file when it is damaged.
     """
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -210,6 +216,8 @@ def record() -> dict[str, Any]:
 
     The commit is None outside of a git checkout, and where git is not installed.
     """
+    import torch
+
     try:
         commit = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"], capture_output=True, text=True
