@@ -123,8 +123,8 @@ class Node:
         name: what it is called in tables; no two of a graph are equal.
         notebook: what is executed.
         folder: where the executed notebook and its results go.
-        root: the profile's folder, which one batch at a time has to itself.
         parameters: what papermill injects.
+        root: the profile's folder, which one batch at a time has to itself.
         needs: names of the nodes whose results it reads.
         makes: files it leaves in ``folder``.
         gpu: it wants a GPU where there is one.
@@ -137,8 +137,8 @@ class Node:
     name: str
     notebook: Path
     folder: Path
-    root: Path
     parameters: dict[str, Any] = field(hash=False)
+    root: Path = Path()
     needs: tuple[str, ...] = ()
     makes: tuple[str, ...] = ()
     gpu: bool = False
@@ -259,7 +259,7 @@ def plan(
             # Where things lie is no part of what they are.
             identity = runs.fingerprint(shared, own, [nodes[n].identity for n in needs])
             nodes[name] = Node(
-                name, notebook, folder, root, {**common, **own}, tuple(needs), chapter.makes, chapter.gpu, twin,
+                name, notebook, folder, {**common, **own}, root, tuple(needs), chapter.makes, chapter.gpu, twin,
                 chapter.keeps, chapter.weight, identity,
             )  # fmt: skip
             if chapter.work:
@@ -333,8 +333,8 @@ def _imports(code: str) -> set[Path]:
 
 
 # Run by the kernel before all else. Who kills a batch leaves its kernels a second to live (they look for their parent
-# once a second), and a lost machine even more: two kernels must never write the same files.
-_HOLD = "import filelock; get_ipython().held = filelock.FileLock({path!r}); get_ipython().held.acquire()"
+# once a second), and a lost machine even more: two kernels must never write the same files. It is FileLock's own lock.
+_HOLD = "import fcntl; get_ipython().held = open({path!r}, 'a'); fcntl.flock(get_ipython().held, fcntl.LOCK_EX)"
 
 
 def execute(node: Node, threads: int | None = None) -> Outcome:

@@ -209,4 +209,5 @@ def table(cells: Sequence[Cell], done: Collection[Path], path: Path, out: Path |
 def _last(whole: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
     keys = [*settings, "variant", "seed"]
     last = whole.groupby(keys, dropna=False, sort=False)["step"].transform("max") == whole["step"]
-    return whole[last][[*keys, "step", *(name for name in SHOWN if name in whole)]].round(4)
+    scores = [name for name in SHOWN if name in whole]
+    return whole[last][[*keys, "step", *scores]].round(dict.fromkeys(scores, 4))

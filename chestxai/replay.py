@@ -72,20 +72,25 @@ def replay(record: Path, out: Path | None = None, data: str = "") -> int:
     runs.write_atomic(source, nbformat.writes(stripped(nbformat.read(kept, as_version=4))))
     parameters = {"profile": str(settings), "variant": variant, "seed": seed, "data": root, "out": str(out)}
     folder = profiles.run_folder(profile, variant, seed, out)
-    node = Node(f"replay of {record}", source, folder, out, parameters, makes=("run.json", "train.csv"))
+    node = Node(f"replay of {record}", source, folder, parameters, makes=("run.json", "train.csv"))
     print(f"  replaying  {profile.name} · {variant} · seed {seed} in {out}", flush=True)
     outcome = batch.execute(node, before.get("threads"))
     if outcome.status != "finished":
         raise ValueError(f"the replay failed: {outcome.reason}; see {node.failed}")
 
-    after = runs.read_json(folder / "run.json")
-    if before["data"]["fingerprint"] != after["data"]["fingerprint"]:
+    return 0 if equal(record.parent, folder) else 1
+
+
+def equal(before: Path, after: Path) -> bool:
+    """Whether two finished runs have the same losses and weights, to the last bit; what is told of it is printed."""
+    then, now = (runs.read_json(folder / "run.json") for folder in (before, after))
+    if then["data"]["fingerprint"] != now["data"]["fingerprint"]:
         print("  differs    the data: their fingerprint is not that of the record")
-    told = _losses(*(pd.read_csv(path.parent / "train.csv") for path in (record, folder / "run.json")))
-    same = before["model"] == after["model"]
+    told = _losses(*(pd.read_csv(folder / "train.csv") for folder in (before, after)))
+    same = then["model"] == now["model"]
     print(f"  loss curve {told or 'equal at every step'}")
-    print(f"  weights    {'equal' if same else 'differ'} ({before['model']}, now {after['model']})")
-    return 0 if same and not told else 1
+    print(f"  weights    {'equal' if same else 'differ'} ({then['model']}, now {now['model']})")
+    return same and not told
 
 
 def stripped(notebook: Any) -> Any:
