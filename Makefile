@@ -4,15 +4,19 @@ PROFILE ?= demo
 DATA ?=
 VARIANTS ?=
 SEEDS ?=
+GRID ?= data/grids/text_rate.yaml
 BIN := .venv/bin
 OPTIONS := --profile $(PROFILE) $(if $(DATA),--data "$(DATA)") $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(SEEDS),--seeds $(SEEDS))
 
-.PHONY: book test lab notebooks clean
+.PHONY: book grid test lab notebooks clean
 .DELETE_ON_ERROR:
 
 book: .venv/installed  ## run every notebook and build the pages (PROFILE=demo, DATA=folder, VARIANTS=…, SEEDS=…)
 	@$(BIN)/python -m chestxai.batch $(OPTIONS)
 	@$(BIN)/python -m chestxai.book $(OPTIONS)
+
+grid: .venv/installed  ## run the notebooks for a grid of settings and print the scores (GRID=file, DATA=folder)
+	@$(BIN)/python -m chestxai.batch --grid "$(GRID)" $(if $(DATA),--data "$(DATA)")
 
 test: .venv/installed  ## run the tests
 	@$(BIN)/python -m pytest -n auto

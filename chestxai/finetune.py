@@ -62,6 +62,7 @@ def finetune(
     fit: Fit = "crop",
     data_fingerprint: str = "",
     cache: Path | None = None,
+    about: dict[str, Any] | None = None,
 ) -> Path:
     """Fine-tune ``pipeline`` on the images and report prompts of ``studies`` and leave a finished run in ``out``.
 
@@ -85,6 +86,7 @@ def finetune(
         fit: how an image becomes a square.
         data_fingerprint: names the data; part of what makes a run the same, with the studies' ids and reports.
         cache: folder for encoded latents, shared between runs on the same data.
+        about: goes into ``run.json`` as it is: `profiles.about`, from which the run can be repeated.
 
     Returns:
         ``out``, with ``run.json`` (written last), ``model/``, ``checkpoints/step-<k>/`` and ``train.csv``, whose
@@ -165,6 +167,7 @@ def finetune(
                     "wall_seconds_last_start": round(time.perf_counter() - started, 2),
                     "final_loss": round(float(trace["loss"].tail(50).mean()), 6),
                     **runs.record(),
+                    **(about or {}),
                 },
             )
     accelerator.wait_for_everyone()
@@ -635,6 +638,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fit=profile.data.fit,
         data_fingerprint=studies.fingerprint,
         cache=profiles.profile_folder(profile, given.out) / "cache",
+        about=profiles.about(profile, given.data),
     )
     print(f"{run}: finished")
     return 0

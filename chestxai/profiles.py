@@ -168,6 +168,11 @@ def run_folder(profile: Profile, variant: str, seed: int, out: str | Path | None
     return profile_folder(profile, out) / check_variant(variant) / f"seed-{seed}"
 
 
+def about(profile: Profile, data: str | Path = "") -> dict[str, Any]:
+    """What a run's record must say of its settings to be repeated: the whole profile, and the folder of the data."""
+    return {"profile": profile.model_dump(mode="json"), "data_root": str(Path(data).resolve()) if data else ""}
+
+
 def check_variant(name: str) -> str:
     """``name`` if it is a known text-encoder treatment.
 
@@ -201,18 +206,41 @@ def studies(profile: Profile, split: str, data: str | Path = "", *, boxes: bool 
     return sources.Studies(chosen[:count], skipped=found.skipped, fingerprint=f"{found.fingerprint}-{count}")
 
 
-def check_data(profile: Profile, data: str | Path = "") -> None:
-    """Look before a long run whether the profile's data are there.
+def check_data(profile: Profile, data: str | Path = "", known: dict[Any, Any] | None = None) -> dict[str, str]:
+    """Look before a long run whether the profile's data are there, and what they are.
+
+    Args:
+        profile: the settings.
+        data: folder that holds one sub-folder per source.
+        known: what other profiles of the same batch have found; each split of a source is loaded once.
+
+    Returns:
+        split ("train", …, "boxes test") → fingerprint of what its source holds. Nothing for phantoms: they are made, by
+        code and settings.
 
     Raises:
         ValueError, FileNotFoundError: as `studies`; no test image has a box to be scored against.
     """
-    for name, what in ((profile.data.source, "image"), (profile.boxes, "box")):
-        if name != "phantom":
-            found = studies(profile, "test", data, boxes=what == "box")
-            if not found:
-                reasons = "; ".join(f"{n} × {reason}" for reason, n in list(found.reasons().items())[:3])
-                raise ValueError(f"{Path(data) / name}: no study of the test split has a usable {what} ({reasons})")
+    known = {} if known is None else known
+    found: dict[str, str] = {}
+    for name, boxes in ((profile.data.source, False), (profile.boxes, True)):
+        for split in ("test", "train", "val") if name != "phantom" else ():
+            if (name, split, boxes) not in known:
+                loaded = studies(profile.model_copy(update={"data": _whole(profile.data)}), split, data, boxes=boxes)
+                if split == "test" and not loaded:
+                    what = "box" if boxes else "image"
+                    reasons = "; ".join(f"{n} × {reason}" for reason, n in list(loaded.reasons().items())[:3])
+                    raise ValueError(f"{Path(data) / name}: no study of the test split has a usable {what} ({reasons})")
+                known[name, split, boxes] = loaded.fingerprint
+                # Of one source, the same studies are looked at for their boxes in the test split alone.
+                if not boxes and split != "test":
+                    known[name, split, True] = loaded.fingerprint
+            found[f"boxes {split}" if boxes else split] = known[name, split, boxes]
+    return found
+
+
+def _whole(settings: DataSettings) -> DataSettings:
+    return settings.model_copy(update={"train": None, "val": None, "test": None})
 
 
 def sample(items: list[Study], n: int, seed: int = 0) -> list[Study]:

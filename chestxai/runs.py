@@ -16,16 +16,18 @@ import secrets
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from tqdm.std import tqdm
+
+if TYPE_CHECKING:
+    import torch
 
 _PACKAGES = ("chestxai", "torch", "diffusers", "transformers", "accelerate", "torchmetrics", "scikit-learn", "numpy")
 _CHECKSUM = "sha256"
@@ -128,6 +130,9 @@ def read_json(path: Path) -> Any:
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> Path:
     """Write named tensors as safetensors in one step, with a checksum of their content in the file's metadata."""
+    # Only here and below: torch takes a second to import, which a batch's workers have no need of.
+    from safetensors.torch import save_file
+
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     with replacing(path) as part:
         save_file(tensors, part, {**(metadata or {}), _CHECKSUM: _checksum(tensors)})
@@ -140,6 +145,8 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: naming the file when it is damaged.
     """
+    from safetensors.torch import load_file
+
     try:
         tensors = load_file(path)
         with safe_open(path, "pt") as file:
@@ -152,6 +159,8 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _checksum(tensors: dict[str, torch.Tensor]) -> str:
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -225,6 +234,8 @@ def record() -> dict[str, Any]:
 
     The commit is None outside of a git checkout, and where git is not installed.
     """
+    import torch
+
     try:
         commit = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"], capture_output=True, text=True
@@ -244,6 +255,12 @@ def record() -> dict[str, Any]:
 
 class _Progress(tqdm):
     """A tqdm that also tells a batch how far it is: the outermost bar writes to the file ``CHESTXAI_STATUS`` names."""
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        # tqdm looks at the clock on the wall, which may be set while it runs.
+        self._time = time.monotonic
+        self.start_t = self.last_print_t = self._time()
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         path = os.environ.get("CHESTXAI_STATUS")

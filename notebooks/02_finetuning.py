@@ -168,6 +168,7 @@ finetune.finetune(
     fit=settings.data.fit,
     data_fingerprint=studies.fingerprint,
     cache=profiles.profile_folder(settings, out) / "cache",
+    about=profiles.about(settings, data),
 )
 steps = list(finetune.checkpoints(run))
 finetune.load_checkpoint(pipeline, run, steps[-1])

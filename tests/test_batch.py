@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import nbformat
+import numpy as np
+import psutil
 import pytest
+import yaml
 from filelock import FileLock
+from PIL import Image
 
-from chestxai import batch, profiles, runs
+from chestxai import batch, grid, profiles, replay, runs
 from chestxai.batch import Chapter
 
 SMOKE = profiles.load("smoke")
@@ -27,6 +36,7 @@ RUN = """from pathlib import Path
 folder = Path(out) / 'smoke' / variant / f'seed-{seed}'
 folder.mkdir(parents=True, exist_ok=True)
 """
+ROOT = Path(batch.__file__).resolve().parents[1]
 SOURCES = {
     "a": RUN + "(folder / 'a.txt').write_text(f'{variant} {seed}')",
     "b": RUN + "(folder / 'b.txt').write_text((folder / 'a.txt').read_text().upper())",
@@ -36,7 +46,7 @@ SOURCES = {
 
 
 def write(folder: Path, name: str, code: str) -> Path:
-    each = "variant = ''\nseed = 0" if name in "ab" else "variants = []\nseeds = []"
+    each = "variant = ''\nseed = 0" if name in "abg" else "variants = []\nseeds = []"
     cells = [
         nbformat.v4.new_code_cell(f"profile = ''\n{each}\ndata = ''\nout = ''", metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(code),
@@ -80,23 +90,80 @@ class TestPlan:
         write(notebooks, "b", SOURCES["b"] + "  # changed")
         after = {n.name: n.identity for n in planned(notebooks)}
         assert {name[0] for name in before if before[name] != after[name]} == {"b", "c"}
-        other = SMOKE.model_copy(update={"seeds": (5,)})
+        other = SMOKE.model_copy(update={"sampling": SMOKE.sampling.model_copy(update={"images": 99})})
         assert all(n.identity != after[n.name] for n in planned(notebooks, profile=other))
+        # One more seed changes nothing of those there are, but for what is made of all of them.
+        more = {n.name: n.identity for n in planned(notebooks, seeds=(0, 1))}
+        assert {name for name in after if more[name] != after[name]} == {"c", "d"}
 
     def test_a_module_counts_if_it_is_imported_even_indirectly(self, notebooks):
         def modules(code: str) -> set[str]:
-            waiting, seen = batch._imports(code), set()
-            while waiting:
-                path = waiting.pop()
-                if path not in seen:
-                    seen.add(path)
-                    waiting |= batch._module_imports(path)
-            return {p.stem for p in seen}
+            return {p.stem for p in batch._modules(code)}
 
         assert modules("from chestxai import studies") == {"studies", "__init__"}
         assert {"grounding", "attention", "models", "runs", "studies"} <= modules("import chestxai.grounding")
         assert "plots" not in modules("from chestxai.finetune import finetune")
         assert {"phantom", "openi", "nih"} <= modules("from chestxai import sources")
+
+    def test_data_and_weights_count_by_their_content(self, notebooks, tmp_path):
+        write(notebooks, "a", "from chestxai import models\n" + SOURCES["a"])
+        chapters = (
+            Chapter("a", each_run=True, reads=("train",)),
+            Chapter("b", needs=("a",), each_run=True, reads=()),
+            Chapter("d", reads=("test", "boxes test")),
+        )
+        base, data = tmp_path / "base", tmp_path / "data"
+        shutil.copytree(profiles.DATA / "tiny", base)
+        rows = ["image,text,finding,x,y,w,h,patient,split"]
+        for split in ("train", "val", "test"):
+            rows.append(f"{split}.png,Marked cardiomegaly.,Cardiomegaly,4,4,9,9,{split},{split}")
+            (data / "folder").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((64, 64), 9, np.uint8)).save(data / "folder" / f"{split}.png")
+        (data / "folder" / "mine.csv").write_text("\n".join(rows) + "\n")
+        settings = SMOKE.data.model_copy(update={"source": "folder"})
+        profile = SMOKE.model_copy(update={"base": str(base), "data": settings})
+
+        def identities(where: Path = data) -> dict[str, str]:
+            more = {"data": str(where), "out": tmp_path / "runs", "chapters": chapters, "notebooks": notebooks}
+            return {n.name[0]: n.identity for n in batch.plan(profile, ["frozen"], [0], **more)}
+
+        def changed(before: dict[str, str]) -> set[str]:
+            return {name for name, identity in identities().items() if identity != before[name]}
+
+        first = identities()
+        assert not changed(first)
+        # Where they lie is no difference, nor is when they were written.
+        shutil.copytree(data, tmp_path / "elsewhere")
+        os.utime(data / "folder" / "train.png", (0, 0))
+        assert identities(tmp_path / "elsewhere") == identities() == first
+        (data / "folder" / "mine.csv").write_text("\n".join(rows).replace("Marked", "Mild", 1) + "\n")
+        assert changed(first) == {"a", "b"}
+        second = identities()
+        (data / "folder" / "mine.csv").write_text("\n".join(rows).replace("Marked", "Mild") + "\n")
+        assert changed(second) == {"d"}
+        third = identities()
+        weights = runs.load_tensors(base / "vae" / "diffusion_pytorch_model.safetensors")
+        weights[min(weights)] += 1
+        runs.save_tensors(base / "vae" / "diffusion_pytorch_model.safetensors", weights)
+        assert changed(third) == {"a", "b"}
+
+    def test_shipped_files_count_where_their_module_is_imported(self, notebooks, tmp_path, monkeypatch):
+        shutil.copytree(profiles.DATA / "classifier", tmp_path / "classifier")
+        monkeypatch.setattr(batch, "_SHIPPED", {"fidelity": tmp_path / "classifier"})
+        write(notebooks, "c", "from chestxai import fidelity\n" + SOURCES["c"])
+        before = {n.name: n.identity for n in planned(notebooks)}
+        (tmp_path / "classifier" / "classifier.json").write_text("{}")
+        assert {n.name for n in planned(notebooks) if n.identity != before[n.name]} == {"c"}
+
+    def test_every_split_that_a_chapter_reads_is_declared(self):
+        import re
+
+        for chapter in batch.CHAPTERS:
+            code = (batch.NOTEBOOKS / f"{chapter.name}.py").read_text()
+            for split, boxes in re.findall(r'profiles\.studies\(\w+, (\w+|"\w+"), data(, boxes=True)?\)', code):
+                every = batch.BOXES if boxes else batch.IMAGES
+                named = [f"boxes {split[1:-1]}" if boxes else split[1:-1]] if split.startswith('"') else every
+                assert set(named) <= set(chapter.reads), f"{chapter.name} reads {named}"
 
     def test_errors_say_what_is_wrong(self, notebooks):
         with pytest.raises(ValueError, match="unknown variant 'thawed'"):
@@ -158,6 +225,14 @@ while missing := [name for name in {made} if not (Path(out) / name).exists()]:
         assert "no light" in failed.node.failed.read_text()
         assert not failed.node.executed.exists()
         assert "1 failed" in batch.summary(outcomes)
+        root = notebooks.parent / "runs/smoke"
+        with open(root / "batch.csv") as file:
+            rows = {row["notebook"]: row for row in csv.DictReader(file)}
+        assert {name: row["status"] for name, row in rows.items()} == states(outcomes)
+        assert rows["a · frozen · seed 0"]["executed"] == "frozen/seed-0/a.failed.ipynb"
+        assert rows["b · frozen · seed 0"]["reason"] == "needs a · frozen · seed 0"
+        assert rows["b · frozen · seed 0"]["executed"] == ""
+        assert (root / rows["d"]["executed"]).is_file()
         write(notebooks, "a", SOURCES["a"])
         assert "failed" not in states(batch.run(planned(notebooks), workers=2, quiet=True)).values()
         assert not failed.node.failed.exists()
@@ -173,14 +248,190 @@ while missing := [name for name in {made} if not (Path(out) / name).exists()]:
         assert outcome.status == "failed"
         assert "DeadKernel" in outcome.reason
 
-    def test_a_running_scheduler_is_used(self, notebooks):
-        from distributed import LocalCluster
+    def test_who_wants_a_gpu_gets_one_of_its_own(self, notebooks, monkeypatch):
+        write(notebooks, "g", RUN + "import os\n(folder / 'g.txt').write_text(os.environ['CUDA_VISIBLE_DEVICES'])")
+        monkeypatch.setattr(batch, "_gpus", lambda: ["5"])
+        nodes = planned(notebooks, chapters=(Chapter("g", each_run=True, gpu=True), Chapter("d")))
+        assert set(states(batch.run(nodes, workers=2, quiet=True)).values()) == {"finished"}
+        # The second worker, which has no GPU, was free all the time.
+        assert [path.read_text() for path in notebooks.parent.rglob("g.txt")] == ["5", "5"]
 
-        with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
-            outcomes = batch.run(
-                planned(notebooks, variants=("frozen",)), scheduler=cluster.scheduler_address, quiet=True
-            )
+    @pytest.mark.parametrize("gpus", [[], ["7"]])
+    def test_a_running_scheduler_is_used_and_its_gpus_asked_for(self, notebooks, capsys, gpus):
+        write(notebooks, "g", RUN + "import os\n(folder / 'g.txt').write_text(os.environ['CUDA_VISIBLE_DEVICES'])")
+        nodes = planned(notebooks, chapters=(Chapter("g", each_run=True, gpu=True),))
+        environment = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = "any"
+        try:
+            with batch._cluster(2, gpus) as cluster:
+                outcomes = batch.run(nodes, scheduler=cluster.scheduler_address)
+        finally:
+            os.environ.pop("CUDA_VISIBLE_DEVICES")
+            os.environ |= {} if environment is None else {"CUDA_VISIBLE_DEVICES": environment}
         assert set(states(outcomes).values()) == {"finished"}
+        assert {path.read_text() for path in notebooks.parent.rglob("g.txt")} == set(gpus or ["any"])
+        assert ("no worker declares a GPU" in capsys.readouterr().out) == (not gpus)
+
+    def test_two_kernels_never_work_on_one_node(self, notebooks, tmp_path):
+        """A kernel of a killed worker may live for a second: who comes after waits for its end."""
+        (node,) = planned(notebooks, chapters=(Chapter("d"),))
+        node.folder.mkdir(parents=True)
+        code = batch._HOLD.format(path=str(node.folder / ".d.lock")).replace("get_ipython()", "type")
+        code = f"class type: pass\n{code}\nprint('held', flush=True)\nimport time\ntime.sleep(1.5)"
+        stray = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        stray.stdout.readline()
+        outcome = batch.execute(node)
+        assert stray.poll() == 0
+        assert outcome.status == "finished"
+
+
+SETTINGS = {"sampling.images": [16, 8], "finetune.text_learning_rate": [5e-5]}
+
+
+class TestGrid:
+    def file(self, folder: Path, **content) -> Path:
+        path = folder / "mine.yaml"
+        path.write_text(yaml.safe_dump({"profile": "smoke", **content}, sort_keys=False))
+        return path
+
+    def test_a_combination_is_a_profile_named_after_what_differs(self, tmp_path):
+        settings = {"data.train": [48, 24], "finetune.steps": [8, 4], "finetune.text_learning_rate": [2e-4]}
+        path = self.file(tmp_path, seeds=[3, 4], settings=settings)
+        cells = grid.load(path, tmp_path)
+        assert [cell.profile.name for cell in cells] == [
+            "smoke.text_learning_rate-0.0002", "smoke.finetune.steps-4.text_learning_rate-0.0002",
+            "smoke.train-24.text_learning_rate-0.0002", "smoke.train-24.finetune.steps-4.text_learning_rate-0.0002",
+        ]  # fmt: skip
+        last = cells[-1]
+        assert last.changes == {"data.train": 24, "finetune.steps": 4, "finetune.text_learning_rate": 2e-4}
+        last.write()
+        # The file is a profile like any other: the book is made with it.
+        assert profiles.load(last.path) == last.profile
+        assert (last.profile.finetune.steps, last.profile.data.train, last.profile.seeds) == (4, 24, (3, 4))
+        assert last.profile.variants == SMOKE.variants
+        same = grid.load(self.file(tmp_path, settings={"finetune.learning_rate": [0.001]}), tmp_path)
+        assert [(cell.profile, cell.path) for cell in same] == [(SMOKE, "")]
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ({"settings": {"finetune.rate": [1]}}, "settings.finetune.rate: no such setting; there are"),
+            ({"settings": {"name": ["x"]}}, "settings.name: no such setting"),
+            ({"settings": {"finetune.steps": [4, 0]}}, "finetune.steps: Input should be greater than 0 (got 0)"),
+            ({"settings": {"finetune.steps": []}}, "settings.finetune.steps: an empty list"),
+            ({"settings": {"finetune.learning_rate": [1e-2, 0.01]}}, "smoke.learning_rate-0.01 is there twice"),
+            ({"settings": {"finetune.steps": 4}}, "settings.finetune.steps"),
+            ({"seeds": [0, 0]}, "seeds: 0 is there twice"),
+            ({"variants": ["thawed"]}, "variants.0"),
+            ({"profile": "nothing"}, "profile: unknown profile 'nothing'"),
+            ({"speed": 1}, "speed: Extra inputs are not permitted"),
+        ],
+    )
+    def test_a_wrong_grid_is_told_by_file_and_key(self, tmp_path, content, message):
+        with pytest.raises(ValueError, match=r"mine\.yaml") as caught:
+            grid.load(self.file(tmp_path, **content))
+        assert message in str(caught.value)
+
+    @pytest.mark.parametrize("text", ["[1, 2", "words", "!!python/object/apply:os.getcwd []"])
+    def test_what_is_no_yaml_of_a_grid_is_refused(self, tmp_path, text):
+        (tmp_path / "mine.yaml").write_text(text)
+        with pytest.raises(ValueError, match=r"mine\.yaml"):
+            grid.load(tmp_path / "mine.yaml")
+
+    def test_the_one_that_ships_can_be_planned(self, tmp_path):
+        (path,) = (profiles.DATA / "grids").glob("*.yaml")
+        nodes = batch.plan_grid(grid.load(path, tmp_path), out=tmp_path)
+        assert len({n.name for n in nodes}) == len(nodes) == 3 * 7
+        assert {n.root.name for n in nodes} == {
+            "demo", "demo.text_learning_rate-5e-06", "demo.text_learning_rate-0.0005"
+        }  # fmt: skip
+        assert not list(tmp_path.iterdir())
+
+    def test_one_graph_whose_common_work_is_done_once(self, notebooks):
+        out = notebooks.parent / "runs"
+        cells = grid.load(self.file(notebooks.parent, variants=["frozen"], settings=SETTINGS), out)
+        long = """from chestxai import profiles
+settings = profiles.load(profile)
+run = profiles.run_folder(settings, variant, seed, out)
+run.mkdir(parents=True, exist_ok=True)
+if not (run / 'big').is_dir():
+    (run / 'big').mkdir()
+    (run / 'big' / 'work.txt').write_text('done')
+    with open(Path(out) / 'log.txt', 'a') as log:
+        log.write(settings.name + '\\n')
+(run / 'a.txt').write_text(settings.name)
+""".replace("settings =", "from pathlib import Path\nsettings =", 1)
+        write(notebooks, "a", long)
+        scores = "variant,seed,step,fid\\nfrozen,0,4,9\\nfrozen,0,8,"
+        write(notebooks, "c", f"""from chestxai import profiles
+settings = profiles.load(profile)
+table = profiles.profile_folder(settings, out) / 'tradeoff.csv'
+table.write_text('{scores}' + str(settings.sampling.images) + '\\n')
+""")  # fmt: skip
+        chapters = (
+            Chapter("a", makes=("a.txt",), each_run=True, work=("finetune",), keeps=("big",)),
+            Chapter("c", needs=("a",), makes=("tradeoff.csv",)),
+        )
+        more = {"chapters": chapters, "notebooks": notebooks}
+        for cell in cells:
+            cell.write()
+        nodes = batch.plan_grid(cells, out=out, **more)
+        outcomes = batch.run(nodes, workers=2, quiet=True)
+        assert set(states(outcomes).values()) == {"finished"}, batch.summary(outcomes)
+        assert (out / "log.txt").read_text() == "smoke\n"
+        names = ["smoke", "smoke.images-8"]
+        assert [(out / n / "frozen/seed-0/a.txt").read_text() for n in names] == names
+        assert (out / "smoke.images-8/frozen/seed-0/big/work.txt").read_text() == "done"
+        shown = grid.table(cells, [n.root for n in nodes], out / "mine.csv", out)
+        assert [line.split() for line in shown.splitlines()] == [
+            ["sampling.images", "finetune.text_learning_rate", "variant", "seed", "step", "fid"],
+            ["16", "0.00005", "frozen", "0", "8", "16"],
+            ["8", "0.00005", "frozen", "0", "8", "8"],
+        ]
+        assert len((out / "mine.csv").read_text().splitlines()) == 1 + 4
+        assert grid.table(cells, [nodes[0].root], out / "mine.csv", out).endswith(
+            "Without smoke.images-8: not finished."
+        )
+        # A plan of the profile alone, as the book makes it, finds all of it finished.
+        alone = batch.plan(profiles.load(cells[1].path), ["frozen"], [0], profile_path=cells[1].path, out=out, **more)
+        assert all(node.finished() for node in alone)
+
+
+class TestReplay:
+    def record(self, folder: Path, **more) -> Path:
+        about = profiles.about(SMOKE) | {"finished": True, "variant": "frozen", "seed": 0, "model": "m"}
+        write(folder, "02_finetuning", "pass")
+        (folder / "train.csv").write_text("step,loss,grad_norm,lr,seconds\n1,0.5,1,0.1,3\n2,0.25,1,0.1,4\n")
+        return runs.write_json(folder / "run.json", about | {"data": {"fingerprint": "f"}} | more)
+
+    def test_what_cannot_be_repeated_is_told(self, tmp_path):
+        record = self.record(tmp_path / "run", finished=False)
+        with pytest.raises(ValueError, match="the run is not finished"):
+            replay.replay(record)
+        record = runs.write_json(record, {"finished": True, "variant": "frozen"})
+        with pytest.raises(ValueError, match="it lacks profile, data_root, seed, model"):
+            replay.replay(record)
+        record = self.record(tmp_path / "run")
+        with pytest.raises(ValueError, match="a folder that is new or empty"):
+            replay.replay(record, tmp_path)
+        (tmp_path / "run" / "train.csv").unlink()
+        with pytest.raises(FileNotFoundError, match=r"train\.csv is missing"):
+            replay.replay(record)
+
+    @pytest.mark.parametrize(
+        ("loss", "model", "told"),
+        [
+            ("0.25", "m", "equal at every step"),
+            ("0.26", "m", "differs from step 2 on: loss 0.25 then, 0.26 now"),
+            ("0.25", "n", "weights    differ"),
+        ],
+    )
+    def test_losses_and_weights_are_compared_and_time_is_not(self, tmp_path, capsys, loss, model, told):
+        self.record(tmp_path / "then")
+        self.record(tmp_path / "now", model=model)
+        (tmp_path / "now/train.csv").write_text(f"step,loss,grad_norm,lr,seconds\n1,0.5,1,0.1,7\n2,{loss},1,0.1,9\n")
+        assert replay.equal(tmp_path / "then", tmp_path / "now") == (loss == "0.25" and model == "m")
+        assert told in capsys.readouterr().out
 
 
 class TestCommand:
@@ -214,43 +465,182 @@ class TestCommand:
         assert "to run     03_attention · frozen · seed 0  after 02_finetuning · frozen · seed 0" in done.stdout
         assert not list(tmp_path.iterdir())
 
-    def test_a_second_batch_on_the_same_folder_refuses(self, tmp_path):
+    @pytest.mark.parametrize("variants", ["frozen,learnable", "frozen"])
+    def test_a_second_batch_on_the_same_folder_refuses(self, tmp_path, variants):
         (tmp_path / "smoke").mkdir()
         with FileLock(tmp_path / "smoke" / ".lock"):
-            done = self.command("--profile", "smoke", "--out", str(tmp_path))
+            done = self.command("--profile", "smoke", "--variants", variants, "--out", str(tmp_path))
         assert done.returncode == 2
         assert "another batch is at work" in done.stderr
 
 
-KILLED = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import test_batch
-from chestxai import batch
+# Workers import the script as well: only the batch itself needs this module.
+START = """
 if __name__ == "__main__":
-    batch.run(test_batch.planned(Path({notebooks!r})), workers=2, quiet=True)
+    import json, sys
+    from pathlib import Path
+    sys.path.insert(0, {tests!r})
+    import test_batch
+    from chestxai import batch
+    notebooks = Path({notebooks!r})
+    def start(**options):
+        outcomes = batch.run(test_batch.planned(notebooks, **options), workers=2, quiet=True)
+        return {{o.node.name: (o.status, o.reason) for o in outcomes}}
+"""
+LOG = "with open(Path(out) / 'log.txt', 'a') as log:\n    log.write('{}\\n')\n"
+
+
+def script(folder: Path, notebooks: Path, code: str) -> Path:
+    path = folder / "script.py"
+    start = START.format(tests=str(Path(__file__).parent), notebooks=str(notebooks))
+    path.write_text(start + "".join(f"    {line}\n" for line in code.splitlines()))
+    return path
+
+
+def words(process: psutil.Process) -> str:
+    """The command line of a process; "" when it has ended, and nobody has asked yet with what result."""
+    try:
+        return " ".join(process.cmdline()) if process.status() != psutil.STATUS_ZOMBIE else ""
+    except psutil.Error:
+        return ""
+
+
+def test_killed_at_any_moment_nothing_is_lost_repeated_or_left_running(notebooks, tmp_path, kill):
+    """SIGKILL of the batch, of a worker, of a kernel, in turn; what is found at the end is known by hand."""
+    whom, chance = ("batch", "worker", "kernel")[kill % 3], random.Random(kill)
+    for name in "abcd":
+        each = f"{name} {{variant}}" if name in "ab" else name
+        slow = "import time\ntime.sleep(0.3)\n"
+        log = "from pathlib import Path\n" + LOG.format(each).replace("write('", "write(f'")
+        write(notebooks, name, log + slow + SOURCES[name])
+    out = notebooks.parent / "runs"
+    out.mkdir()
+    path = script(tmp_path, notebooks, "start()")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, path], env=environment, start_new_session=True)
+    moment, delay, deadline = chance.randint(1, 5), chance.uniform(0, 0.5), time.monotonic() + 60
+
+    def log() -> Counter[str]:
+        return Counter((out / "log.txt").read_text().splitlines() if (out / "log.txt").exists() else [])
+
+    while log().total() < moment and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(delay)
+    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    signs = {"worker": "spawn_main", "kernel": "ipykernel_launcher"}
+    ended = {n.name for n in planned(notebooks) if n.finished()}
+    before = log()
+    chosen = [p for p in family if whom in signs and signs[whom] in words(p)]
+    if whom == "batch":
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        deadline = time.monotonic() + 5
+        while any(map(words, family)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not [words(p) for p in family if words(p)], "what the batch has started goes on without it"
+        after = log()
+    elif chosen:
+        chance.choice(chosen).kill()
+    process.wait(timeout=60)
+    outcomes = batch.run(planned(notebooks), workers=2, quiet=True)
+    assert set(states(outcomes).values()) <= {"finished", "skipped"}
+    assert ended <= {name for name, state in states(outcomes).items() if state == "skipped"}
+    if whom == "batch":
+        assert before.total() <= after.total() <= 6
+    for name in ended:
+        letter, _, rest = name.partition(" · ")
+        line = f"{letter} {rest.split(' · ')[0]}" if rest else letter
+        assert log()[line] == 1, f"{name} was finished and ran again"
+    for variant in ("frozen", "learnable"):
+        assert (out / f"smoke/{variant}/seed-0/b.txt").read_text() == f"{variant} 0".upper()
+    shown = nbformat.read(out / "smoke/c.ipynb", as_version=4).cells[-1].outputs[0].text
+    assert shown == "['FROZEN 0', 'LEARNABLE 0']\n"
+    strays = [p for pattern in ("*.part.ipynb", ".*.part", ".*.status") for p in out.rglob(pattern)]
+    assert not strays
+    assert (out / "smoke/.lock").exists()  # the killed batch's, and no obstacle
+
+
+def namespace(command: str) -> list[str]:
+    """A shell command with mounts of its own: root has them, and so has any user where the system lets them."""
+    return ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", command]
+
+
+mounts = pytest.mark.skipif(
+    not shutil.which("unshare")
+    or subprocess.run(namespace("mount -t tmpfs none /mnt"), capture_output=True).returncode != 0,
+    reason="this system lets nobody mount",
+)
+
+
+@mounts
+def test_a_full_disk_fails_what_needs_it_and_keeps_the_rest(notebooks, tmp_path):
+    big = "from chestxai import runs\nruns.write_atomic(folder / 'a.txt', b'x' * 600_000)"
+    write(notebooks, "a", RUN + big)
+    (notebooks.parent / "runs").mkdir()
+    chapters = "chapters=(test_batch.Chapter('d'), test_batch.Chapter('a', makes=('a.txt',), each_run=True))"
+    code = f"""ballast = notebooks.parent / 'runs' / 'ballast'
+ballast.write_bytes(b'x' * 700_000)
+first = start(variants=('frozen',), {chapters})
+ballast.unlink()
+print(json.dumps([first, start(variants=('frozen',), {chapters})]))"""
+    path = script(tmp_path, notebooks, code)
+    mount = f"mount -t tmpfs -o size=1m none {notebooks.parent / 'runs'} && exec {sys.executable} {path}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(namespace(mount), capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(done.stdout.splitlines()[-1])
+    status, reason = first["a · frozen · seed 0"]
+    assert status == "failed"
+    assert "No space left on device" in reason
+    assert "free some disk space" in reason
+    assert first["d"][0] == "finished"
+    assert {name: status for name, (status, _) in second.items()} == {"a · frozen · seed 0": "finished", "d": "skipped"}
+
+
+@mounts
+def test_read_only_input_is_no_obstacle_and_read_only_output_is_told(notebooks, tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    code = "print(json.dumps(start(chapters=(test_batch.Chapter('d'),))))"
+    path = script(tmp_path, notebooks, code)
+    binds = " && ".join(f"mount --bind {p} {p} && mount -o remount,bind,ro {p}" for p in (ROOT, notebooks, closed))
+    command = f"{sys.executable} -m chestxai.batch --profile smoke --out {closed}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        namespace(f"{binds} && {sys.executable} {path}; {command}"), capture_output=True, text=True, env=environment
+    )
+    assert json.loads(done.stdout.splitlines()[0])["d"][0] == "finished", done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2
+    assert last.startswith(f"error: cannot write in {closed / 'smoke'}: Read-only file system. Remedy:"), done.stderr
+
+
+CLOCK = """
+import time
+real = time.time
+time.time = lambda: real() + (3600 if int(2 * time.monotonic()) % 2 else -3600)
 """
 
 
-def test_a_killed_batch_goes_on_where_it_was(notebooks, tmp_path):
-    slow = SOURCES["b"] + "\nimport time\ntime.sleep(60 if not (folder / 'again').exists() else 0)"
-    write(notebooks, "b", slow)
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED.format(tests=str(Path(__file__).parent), notebooks=str(notebooks)))
-    process = subprocess.Popen([sys.executable, str(script)], start_new_session=True)
-    root = notebooks.parent / "runs/smoke"
-    deadline = time.monotonic() + 60
-    while not (root / "frozen/seed-0/b.txt").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    made = (root / "frozen/seed-0/a.ipynb").stat().st_mtime_ns
-    assert not (root / "frozen/seed-0/b.json").exists()
-    for variant in ("frozen", "learnable"):
-        (root / variant / "seed-0/again").touch()
-    second = states(batch.run(planned(notebooks), workers=2, quiet=True))
-    assert second["a · frozen · seed 0"] == "skipped"
-    assert second["b · frozen · seed 0"] == "finished"
-    assert (root / "frozen/seed-0/a.ipynb").stat().st_mtime_ns == made
-    assert runs.read_json(root / "frozen/seed-0/b.json")["name"] == "b · frozen · seed 0"
+def test_the_clock_on_the_wall_decides_nothing(notebooks, tmp_path):
+    """In every process it jumps by two hours, twice a second, and files come from the past and the future."""
+    (tmp_path / "clock").mkdir()
+    (tmp_path / "clock" / "sitecustomize.py").write_text(CLOCK)
+    chapters = "chapters=(test_batch.Chapter('d'), test_batch.Chapter('c', needs=('d',)))"
+    code = f"""import os, time
+assert abs(time.time() - os.stat(__file__).st_mtime) > 1800, 'the clock is as it was'
+first = start({chapters})
+for path, when in zip(sorted(notebooks.parent.rglob('*.*')), (0, 4e9) * 1000):
+    os.utime(path, (when, when))
+print(json.dumps([first, start({chapters})]))"""
+    path = script(tmp_path, notebooks, code)
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'clock'}:{ROOT}"}
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True, env=environment, timeout=90)
+    spent = time.monotonic() - began
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(done.stdout.splitlines()[-1])
+    assert {status for status, _ in first.values()} == {"finished"}
+    assert {status for status, _ in second.values()} == {"skipped"}
+    for record in notebooks.parent.glob("runs/smoke/*.json"):
+        assert 0 <= runs.read_json(record)["seconds"] < spent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -54,6 +55,26 @@ def test_a_run_leaves_what_the_design_says(nodes, out):
     # Both variants start from the same base, under the same noise.
     base = table[table["step"] == 0].drop(columns=["variant"])
     pd.testing.assert_frame_equal(base.iloc[:1].reset_index(drop=True), base.iloc[1:].reset_index(drop=True))
+
+
+def test_a_run_is_repeated_from_what_it_left(nodes, out, tmp_path, monkeypatch, capsys):
+    """From a copy elsewhere, with today's notebook gone: the kept one is executed, and the weights are the same."""
+    monkeypatch.setattr(batch, "NOTEBOOKS", tmp_path / "gone")
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for name in ("run.json", "train.csv", "02_finetuning.ipynb"):
+        shutil.copyfile(out / "smoke/learnable/seed-0" / name, kept / name)
+    about = json.loads((kept / "run.json").read_text())
+    assert about["profile"] == SMOKE.model_dump(mode="json")
+    about["versions"]["torch"] = "1.0"
+    (kept / "run.json").write_text(json.dumps(about))
+    assert batch.main(["--replay", str(kept / "run.json"), "--out", str(tmp_path / "again")]) == 0
+    told = capsys.readouterr().out
+    assert "torch: 1.0 then, " in told
+    assert "loss curve equal at every step" in told
+    assert f"weights    equal ({about['model']}" in told
+    source = nbformat.read(tmp_path / "again/02_finetuning.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in source.cells)
 
 
 def test_running_again_runs_nothing(nodes):

@@ -616,7 +616,7 @@ class TestBook:
 
     def test_needs_the_data_to_look_for(self, executed):
         i = executed.index("--data")
-        with pytest.raises(ValueError, match="say where they are with --data"):
+        with pytest.raises(ValueError, match="reads 'mimic' from disk: say where"):
             book.main(executed[:i] + executed[i + 2 :])
 
     def test_the_picture_of_the_readme_is_never_of_credentialed_data(self, executed):
