@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import json
 import os
 import re
 from collections import Counter
@@ -185,6 +186,24 @@ def image_size(path: Path) -> tuple[int, int]:
         raise ValueError(f"unreadable image header ({path.name}: {type(error).__name__})") from error
 
 
+def coco_json(path: Path, keys: Iterable[str], advice: str) -> dict[str, list[Any]]:
+    """A json in COCO's format, of which the lists ``keys`` are needed.
+
+    Raises:
+        FileNotFoundError, ValueError: it is not there, damaged, or lacks a list; names the file and ``advice``.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} has no {path.name}. {advice}")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged or cut off ({error}); download it again. {advice}") from error
+    missing = [key for key in keys if not isinstance(found, dict) or not isinstance(found.get(key), list)]
+    if missing:
+        raise ValueError(f"{path}: lists of {', '.join(missing)} are missing: not a file of COCO. {advice}")
+    return found
+
+
 def coco_masks() -> ModuleType:
     """``pycocotools.mask``.
 
@@ -301,21 +320,23 @@ def split_patients(patients: Iterable[str], fractions: dict[str, float], seed: i
     return {stub.patient: stub.split for stub in split_by_patient(stubs, fractions, seed)}
 
 
-def fingerprint(source: str, studies: Sequence[Study]) -> str:
+def fingerprint(source: str, studies: Sequence[Study], lengths: Iterable[int] | None = None) -> str:
     """Names exactly what was loaded: every record, and name and length in bytes of every image file.
+
+    ``lengths`` are those of the files, from whoever has asked for them already; by default they are looked up.
 
     The place of the folder has no say, nor have records that were left out or the order of a study's findings. Pixels
     are not read: an image edited in place without a change of its length is not noticed.
     """
-    return runs.fingerprint(source, _records(studies))
+    known = (os.stat(s.path).st_size if s.path else 0 for s in studies) if lengths is None else lengths
+    return runs.fingerprint(source, _records(studies, known))
 
 
-def _records(studies: Iterable[Study]) -> Iterator[tuple]:
+def _records(studies: Iterable[Study], lengths: Iterable[int]) -> Iterator[tuple]:
     # Studies may share their findings, as most of MIMIC's do: equal ones are written out once.
     shown: dict[int, list[str]] = {}
-    for s in studies:
+    for s, length in zip(studies, lengths, strict=True):
         if id(s.findings) not in shown:
             shown[id(s.findings)] = sorted(map(repr, s.findings))
-        path = os.fspath(s.path) if s.path else ""
-        file = (os.path.basename(path), os.stat(path).st_size) if path else ()
+        file = (s.path.name, length) if s.path else ()
         yield s.id, s.patient, s.split, s.report, s.size, shown[id(s.findings)], s.attributes, *file
