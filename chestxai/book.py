@@ -238,12 +238,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     private = None
     if closed:
-        print(f"Withholding images, report texts and identifiers of {', '.join(closed)} …", flush=True)
+        own = "; where your own data may be shown, say data: {credentialed: false} in the profile"
+        hint = own if "folder" in closed else ""
+        print(f"Withholding images, report texts and identifiers of {', '.join(closed)} …{hint}", flush=True)
         private = guard.of(profile, given.data)
     source = assemble(nodes, given.output / "book", private)
     table = results(nodes)
     if private is not None:
-        refuse([f"table of results, {leak}" for leak in guard.leaks(table, private)])
+        refuse([f"table of results, {leak.what}" for leak in guard.leaks(table, private)])
     print(f"Building {len(nodes)} executed notebooks into pages …", flush=True)
     index = build(source, given.output)
     print(f"\nResults of profile {profile.name} (mean [95 % interval]):\n\n{table}\n")

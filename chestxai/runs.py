@@ -258,12 +258,15 @@ def progress(iterable: Iterable | None = None, description: str = "", total: int
 def command(main: Callable[[], int | None]) -> None:
     """Run a command line's ``main`` and exit with its code, None being 0.
 
-    An error a person can act on (ValueError, OSError) is one line on stderr and exit code 2; Ctrl-C is exit code 130.
-    Anything else is a bug and keeps its traceback.
+    An error a person can act on (ValueError, OSError, an optional library that is missing) is one line on stderr and
+    exit code 2; Ctrl-C is exit code 130. Anything else is a bug and keeps its traceback.
     """
     try:
         sys.exit(main() or 0)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        # Ours say how to install the library; Python's own, which names a module, is of a broken installation.
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            raise
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -8,14 +8,16 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 from scipy import ndimage
 
 from chestxai import runs
@@ -34,8 +36,9 @@ SOURCES = {
     "vindr": "VinDr-CXR: images and boxes of three readers or their consensus, no reports, credentials of PhysioNet",
 }
 
-#: Sources whose images and reports may not be passed on, be it on a published page: their terms bind each user.
-CREDENTIALED = frozenset({"chexlocalize", "mimic", "padchest", "vindr"})
+#: Sources whose images and reports may not be passed on, be it on a published page: their terms bind each user. One's
+#: own data are taken for such, until a profile says otherwise: what has been published cannot be taken back.
+CREDENTIALED = frozenset({"chexlocalize", "folder", "mimic", "padchest", "vindr"})
 
 
 class Studies(list[Study]):
@@ -84,7 +87,7 @@ _TERMS = {
         "https://nihcc.app.box.com/v/ChestXray-NIHCC",
         "free to use; name the NIH Clinical Center and cite Wang et al. 2017",
     ),
-    "folder": ("your own", "", "what may be shown of your own data is yours to know"),
+    "folder": ("your own", "", "withheld, until the profile says data: {credentialed: false}"),
     "coco": (
         "CC BY 4.0 (annotations), Flickr's terms (images)",
         "https://cocodataset.org/#termsofuse",
@@ -141,8 +144,31 @@ def load(name: str, root: str | Path | None = None, split: str = "test", **optio
         raise ValueError(f"unknown source {name!r}: choose one of {', '.join(SOURCES)}")
     if split not in ("train", "val", "test"):
         raise ValueError(f"unknown split {split!r}: choose one of train, val, test")
-    module = importlib.import_module(f"chestxai.sources.{name}")
-    return module.load(None if root is None else Path(root), split=split, **options)
+    return _module(name).load(None if root is None else Path(root), split=split, **options)
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"chestxai.sources.{name}")
+
+
+def check_options(name: str, options: Mapping[str, object]) -> None:
+    """Whether a source takes these options: those of its ``load``, but for the number and size of phantoms.
+
+    Raises:
+        ValueError: it does not know one, or not that value; names the option and what may be said.
+    """
+    load = _module(name).load
+    hints = get_type_hints(load)
+    # A profile says these itself.
+    known = [key for key, p in signature(load).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    known = [key for key in known if (name, key) not in (("phantom", "n"), ("phantom", "size"))]
+    for key, value in options.items():
+        if key not in known:
+            raise ValueError(f"{name} has no option {key!r}: it has {', '.join(known)}")
+        try:
+            TypeAdapter(hints[key]).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise ValueError(f"option {key!r} of {name}: {error.errors()[0]['msg']} (got {value!r})") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -214,7 +240,7 @@ def coco_masks() -> ModuleType:
         from pycocotools import mask
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "masks in COCO's formats need pycocotools; install it with pip install 'chestxai[masks]'"
+            "masks in COCO's formats need pycocotools; install it with 'python -m pip install pycocotools'"
         ) from error
     return mask
 

@@ -4,7 +4,7 @@ The folder::
 
     folder/
       *.csv                    one table, or several with the same columns
-      anything/below/it.png    the images: PNG of 8 or 16 bits, JPEG or DICOM (which needs ``chestxai[dicom]``)
+      anything/below/it.png    the images: PNG of 8 or 16 bits, JPEG or DICOM (which needs pydicom)
 
 The csv has a header and is separated by commas. Columns, in any order; others are passed over:
 
@@ -27,7 +27,8 @@ finding of the eight that `reports.find` reads in the text; where that is none o
 is present; a finding without one is present unless the text denies it. A row with neither is a report: its findings are
 all that `reports.find` reads in it.
 
-**Terms** are those of your data: whether a page that shows them may be published is for you to know.
+**Terms** are those of your data, and only you know them. So pages withhold its images, texts and identifiers, as they
+do of credentialed data (`chestxai.guard`), until your profile says ``data: {credentialed: false}``.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ The folder, as PhysioNet gives it (https://physionet.org/content/vindr-cxr/1.0.0
                                        image_id,rad_id,class_name,x_min,y_min,x_max,y_max; test has no rad_id
       annotations/image_labels_train.csv, image_labels_test.csv     optional: 0 or 1 a class, which adds Pneumonia
 
-Images need pydicom (``chestxai[dicom]``) and are read as `studies.read_image` says: VOI LUT applied, MONOCHROME1
+Images need pydicom and are read as `studies.read_image` says: VOI LUT applied, MONOCHROME1
 inverted. ``size`` is rows and columns of the DICOM header, the frame of the boxes.
 
 **Three readers.** Each image of train was read by three radiologists (rad_id) on their own, each of test by five in
