@@ -10,8 +10,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from inspect import signature
+from inspect import getdoc, signature
 from pathlib import Path
+from textwrap import dedent
 from types import ModuleType
 from typing import Any, get_type_hints
 
@@ -57,6 +58,27 @@ class Studies(list[Study]):
     def reasons(self) -> dict[str, int]:
         """How many records were left out for which reason, the commonest first."""
         return dict(Counter(line.partition(": ")[2].partition(" (")[0] for line in self.skipped).most_common())
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a reader should know of a data set before using it; `card` adds what the code says of it elsewhere.
+
+    Attributes:
+        title: its name in full.
+        size: images, patients, boxes.
+        reports: their language, or what stands in their place.
+        findings: where they come from, and in what form.
+        split: the rule.
+        cite: keys of references.bib.
+    """
+
+    title: str
+    size: str
+    reports: str
+    findings: str
+    split: str
+    cite: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -127,6 +149,42 @@ def terms(name: str) -> Terms:
     return Terms(*_TERMS[name], credentialed=name in CREDENTIALED)
 
 
+def card(name: str) -> dict[str, str]:
+    """The data card of a source as rows of a table: what each module's ``CARD`` says, its terms, options, and where
+    to get it."""
+    module, given = _module(name), terms(name)
+    own = module.CARD
+    licence = f"[{given.licence}]({given.url})" if given.url else given.licence
+    return {
+        "what": SOURCES[name],
+        "size": own.size,
+        "reports": own.reports,
+        "findings": own.findings,
+        "split": own.split,
+        "licence": licence,
+        "conditions": given.conditions,
+        "pages show": "aggregates only"
+        if given.credentialed
+        else "images, texts and places; the conditions say what of them you may pass on",
+        "options": ", ".join(f"`{key}` ({default})" for key, default in options_of(name).items()),
+        "where": getattr(module, "GET", "It ships with the book."),
+    }
+
+
+def cards() -> str:
+    """The page of all data cards, in MyST Markdown; each with its files as the module reads them."""
+    parts = []
+    for name in SOURCES:
+        module = _module(name)
+        rows = [f"| **{key}** | {value} |" for key, value in card(name).items()]
+        rows += [f"| **cite** | {{cite}}`{','.join(module.CARD.cite)}` |"] if module.CARD.cite else []
+        # The folder is the block that stands indented in the module's description.
+        files = re.search(r"::\n\n((?: {4}.*\n)+)", getdoc(module) or "")
+        layout = f"\n```text\n{dedent(files[1])}```\n" if files else ""
+        parts.append(f"## {module.CARD.title}\n\n| | `{name}` |\n|---|---|\n" + "\n".join(rows) + f"\n{layout}")
+    return "\n".join(parts)
+
+
 def load(name: str, root: str | Path | None = None, split: str = "test", **options: object) -> Studies:
     """Load one split of a data set.
 
@@ -151,17 +209,20 @@ def _module(name: str) -> ModuleType:
     return importlib.import_module(f"chestxai.sources.{name}")
 
 
+def options_of(name: str) -> dict[str, Any]:
+    """The options of a source that a profile may give, with their defaults."""
+    own = {key: p.default for key, p in signature(_module(name).load).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    # Number and size of phantoms are settings of the profile itself.
+    return {key: default for key, default in own.items() if (name, key) not in (("phantom", "n"), ("phantom", "size"))}
+
+
 def check_options(name: str, options: Mapping[str, object]) -> None:
     """Whether a source takes these options: those of its ``load``, but for the number and size of phantoms.
 
     Raises:
         ValueError: it does not know one, or not that value; names the option and what may be said.
     """
-    load = _module(name).load
-    hints = get_type_hints(load)
-    # A profile says these itself.
-    known = [key for key, p in signature(load).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    known = [key for key in known if (name, key) not in (("phantom", "n"), ("phantom", "size"))]
+    known, hints = options_of(name), get_type_hints(_module(name).load)
     for key, value in options.items():
         if key not in known:
             raise ValueError(f"{name} has no option {key!r}: it has {', '.join(known)}")

@@ -38,9 +38,18 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from chestxai import runs
-from chestxai.sources import Studies, boxes_of, csv_rows, decode_mask, fingerprint, image_size, smaller_mask
+from chestxai.sources import Card, Studies, boxes_of, csv_rows, decode_mask, fingerprint, image_size, smaller_mask
 from chestxai.sources.nih import sentence
 from chestxai.studies import FINDINGS, Finding, Study
+
+CARD = Card(
+    title="CheXlocalize",
+    size="234 and 668 images of CheXpert's validation and test sets",
+    reports="none; a sentence is made from the labels, in English",
+    findings="labels by radiologists; outlines as masks, with the boxes of their parts",
+    split="CheXpert's validation set is val, its test set test; nothing to train on",
+    cite=("saporta2022chexlocalize", "irvin2019chexpert"),
+)
 
 #: Observations of CheXpert that are none of the eight findings, with the words that stand for them in a report.
 OTHERS = {

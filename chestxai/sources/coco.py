@@ -32,8 +32,26 @@ from typing import Any
 import numpy as np
 
 from chestxai import runs
-from chestxai.sources import Studies, coco_json, coco_masks, decode_mask, fingerprint, smaller_mask, split_patients
+from chestxai.sources import (
+    Card,
+    Studies,
+    coco_json,
+    coco_masks,
+    decode_mask,
+    fingerprint,
+    smaller_mask,
+    split_patients,
+)
 from chestxai.studies import Box, Finding, Study
+
+CARD = Card(
+    title="MS-COCO",
+    size="118,287 photographs to train on and 5,000 to test on (2017)",
+    reports="English captions, one for each photograph",
+    findings="the named ones of 80 categories, with boxes and masks; none of the eight",
+    split="the official val is test; the official train 90 : 10",
+    cite=("lin2014coco",),
+)
 
 #: Shares of the official train split.
 TRAIN_VAL = {"train": 0.9, "val": 0.1}

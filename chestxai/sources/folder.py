@@ -38,8 +38,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from chestxai import reports, runs
-from chestxai.sources import Studies, csv_rows, fingerprint, image_size, split_patients
+from chestxai.sources import Card, Studies, csv_rows, fingerprint, image_size, split_patients
 from chestxai.studies import FINDINGS, Box, Finding, Study
+
+CARD = Card(
+    title="Your own data",
+    size="what your table lists",
+    reports="the texts of your table, in English where findings are to be read in them",
+    findings="as your table names them, or read in the texts; boxes where it has them",
+    split="as your table has it, else 80 : 10 : 10 by patient",
+    cite=(),
+)
 
 #: Shares of the patients without a split; which one is whose follows from the name of the patient and the seed alone.
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}

@@ -43,8 +43,17 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from chestxai import reports, runs
-from chestxai.sources import Studies, coco_json, fingerprint, split_patients
+from chestxai.sources import Card, Studies, coco_json, fingerprint, split_patients
 from chestxai.studies import FINDINGS, Box, Finding, Study
+
+CARD = Card(
+    title="MIMIC-CXR-JPG with MS-CXR",
+    size="377,110 images, 227,835 examinations of 65,379 patients (2.0.0); about a thousand phrases with boxes",
+    reports="English; names and dates blanked (___)",
+    findings="the eight of MS-CXR with phrase and boxes; the others as labelled by CheXpert or NegBio",
+    split="the official one by patient; p19 is test; a patient with a phrase is never trained on",
+    cite=("johnson2019mimiccxrjpg", "boecking2022mscxr"),
+)
 
 #: Shares of the patients with a phrase whom MS-CXR gives no split to score on.
 BOXED = {"val": 0.2, "test": 0.8}

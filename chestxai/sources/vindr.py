@@ -44,9 +44,18 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist
 
 from chestxai import runs
-from chestxai.sources import Studies, csv_rows, fingerprint, image_size, split_patients
+from chestxai.sources import Card, Studies, csv_rows, fingerprint, image_size, split_patients
 from chestxai.sources.nih import sentence
 from chestxai.studies import FINDINGS, Box, Finding, Study
+
+CARD = Card(
+    title="VinDr-CXR",
+    size="18,000 frontal images of two hospitals; three radiologists a training image, five a test image",
+    reports="none; a sentence is made from the labels, in English",
+    findings="eight classes of image labels, seven of them with boxes, joined over readers",
+    split="the official test; the official train 90 : 10; each image counts as a patient",
+    cite=("nguyen2022vindr",),
+)
 
 #: Shares of the images of the official train split.
 TRAIN_VAL = {"train": 0.9, "val": 0.1}
