@@ -154,14 +154,13 @@ def card(name: str) -> dict[str, str]:
     to get it."""
     module, given = _module(name), terms(name)
     own = module.CARD
-    licence = f"[{given.licence}]({given.url})" if given.url else given.licence
     return {
         "what": SOURCES[name],
         "size": own.size,
         "reports": own.reports,
         "findings": own.findings,
         "split": own.split,
-        "licence": licence,
+        "licence": f"{given.licence}, {given.url}" if given.url else given.licence,
         "conditions": given.conditions,
         "pages show": "aggregates only"
         if given.credentialed
@@ -176,7 +175,8 @@ def cards() -> str:
     parts = []
     for name in SOURCES:
         module = _module(name)
-        rows = [f"| **{key}** | {value} |" for key, value in card(name).items()]
+        linked = {key: re.sub(r"https?://\S*[\w/]", r"<\g<0>>", value) for key, value in card(name).items()}
+        rows = [f"| **{key}** | {value} |" for key, value in linked.items()]
         rows += [f"| **cite** | {{cite}}`{','.join(module.CARD.cite)}` |"] if module.CARD.cite else []
         # The folder is the block that stands indented in the module's description.
         files = re.search(r"::\n\n((?: {4}.*\n)+)", getdoc(module) or "")
