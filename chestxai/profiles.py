@@ -51,6 +51,9 @@ class DataSettings(_Settings):
     @model_validator(mode="after")
     def _known(self) -> DataSettings:
         used = [*dict.fromkeys((self.source, self.boxes or self.source))]
+        unknown = [name for name in used if name not in sources.SOURCES]
+        if unknown:
+            raise ValueError(f"unknown source {unknown[0]!r}: choose one of {', '.join(sources.SOURCES)}")
         for name, given in self.options.items():
             if name not in used:
                 raise ValueError(f"options of {name!r}, which is not read here: the sources are {', '.join(used)}")

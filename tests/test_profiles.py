@@ -69,7 +69,7 @@ def test_ones_own_profile_is_loaded_by_its_path_and_named_after_its_file(tmp_pat
         ({"variants": ["thawed"]}, "variants.0"),
         ({"data__size": 20}, "data.size"),
         ({"name": "../elsewhere"}, "name"),
-        ({"data__source": "nowhere"}, "data: Value error, no terms are known for source 'nowhere'"),
+        ({"data__source": "nowhere"}, "data: Value error, unknown source 'nowhere': choose one of phantom"),
         ({"data__options": {"vindr": {"agree": 3}}}, "options of 'vindr', which is not read here"),
         ({"data__options": {"phantom": {"sed": 1}}}, "phantom has no option 'sed': it has seed, normal"),
         ({"data__options": {"phantom": {"n": 1}}}, "phantom has no option 'n'"),
