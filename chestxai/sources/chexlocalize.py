@@ -4,7 +4,7 @@ pathologies (Saporta et al. 2022, https://doi.org/10.1038/s42256-022-00536-x).
 The folder, as Stanford AIMI gives it (https://aimi.stanford.edu/datasets/chexlocalize)::
 
     chexlocalize/
-      CheXpert/val/patient64541/study1/view1_frontal.jpg, …, CheXpert/test/…       JPEG of the original size
+      CheXpert/val/patientNNNNN/study1/view1_frontal.jpg, …, CheXpert/test/…       JPEG of the original size
       CheXpert/val_labels.csv, test_labels.csv                     Path and 14 observations, 1 or 0, by consensus
       CheXlocalize/gt_annotations_val.json, gt_annotations_test.json        outlines: image → pathology → polygons
       CheXlocalize/gt_segmentations_val.json, gt_segmentations_test.json    the same as run-length masks of COCO

@@ -5,9 +5,9 @@ https://arxiv.org/abs/2204.09817), used as by Dombrowski et al. 2024 (https://ar
 The folder, as PhysioNet gives it (versions 2.0.0 and 2.1.0; a csv may be packed, .csv.gz, or not)::
 
     mimic/
-      files/p10/p10000032/s50414267/….jpg                   images of any resolution, named by dicom_id
+      files/p1x/p1xxxxxxx/s5xxxxxxx/….jpg                   images of any resolution, named by dicom_id
       mimic-cxr-2.0.0-metadata.csv.gz, -split.csv.gz, -chexpert.csv.gz (or -negbio.csv.gz, see `load`)
-      mimic-cxr-reports/files/p10/p10000032/s50414267.txt   from MIMIC-CXR; or files/p10/p10000032/s50414267.txt
+      mimic-cxr-reports/files/p1x/p1xxxxxxx/s5xxxxxxx.txt   from MIMIC-CXR; or files/p1x/p1xxxxxxx/s5xxxxxxx.txt
       ms-cxr/MS_CXR_Local_Alignment_v1.1.0.csv or .json     from MS-CXR, or v1.0.0 (also of MS-CXR 0.1); or in mimic/
 
 A study is one frontal image (AP or PA) with the report of its examination; ``id`` is its dicom_id, ``patient`` the
