@@ -18,7 +18,7 @@ from typing import Any
 import nbformat
 import yaml
 
-from chestxai import batch, guard, plots, profiles, runs, tradeoff
+from chestxai import batch, guard, plots, profiles, runs, sources, tradeoff
 from chestxai.batch import Node
 from chestxai.profiles import ROOT, Profile
 from chestxai.studies import FINDINGS, Frame, phrases
@@ -74,10 +74,28 @@ def assemble(nodes: Sequence[Node], folder: Path, private: guard.Private | None 
     for page, notebook in notebooks.items():
         (folder / page).parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, folder / f"{page}.ipynb")
+    (folder / "data_cards.md").write_text(data_cards(folder))
     toc = contents(yaml.safe_load((ROOT / "_toc.yml").read_text()), pages)
     (folder / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False, allow_unicode=True))
     plots.write_plotlyjs(folder / "_static")
     return folder
+
+
+def data_cards(folder: Path) -> str:
+    """The page of data cards, with a sample where no terms forbid one: phantoms, drawn into ``folder`` here and now."""
+    found = phrases(sources.load("phantom", split="test", n=100, size=128))
+    shown = [next(t for t in found if t.finding.name == name) for name in FINDINGS]
+    images, masks = [t.study.pixels() for t in shown], [t.finding.mask for t in shown]
+    (folder / "_static").mkdir(parents=True, exist_ok=True)
+    titles = [t.finding.name for t in shown]
+    plots.contact_sheet(images, 4, titles, masks=masks).save(folder / "_static" / "phantoms.png")
+    start = (
+        "# Data cards\n\nWhat each data set is that the book can read, on which terms it is given, and what a profile "
+        "may ask of it (`options`, in brackets what holds otherwise). Chapter 1 counts what a run has read. Samples "
+        "are shown of phantoms only, which are no person's:\n\n```{image} _static/phantoms.png\n"
+        ":alt: A phantom radiograph for each of the eight findings, its place outlined\n:width: 100%\n```\n\n"
+    )
+    return start + sources.cards()
 
 
 def refuse(places: Sequence[str]) -> None:
@@ -238,12 +256,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     private = None
     if closed:
-        print(f"Withholding images, report texts and identifiers of {', '.join(closed)} …", flush=True)
+        own = "; where your own data may be shown, say data: {credentialed: false} in the profile"
+        hint = own if "folder" in closed else ""
+        print(f"Withholding images, report texts and identifiers of {', '.join(closed)} …{hint}", flush=True)
         private = guard.of(profile, given.data)
     source = assemble(nodes, given.output / "book", private)
     table = results(nodes)
     if private is not None:
-        refuse([f"table of results, {leak}" for leak in guard.leaks(table, private)])
+        refuse([f"table of results, {leak.what}" for leak in guard.leaks(table, private)])
     print(f"Building {len(nodes)} executed notebooks into pages …", flush=True)
     index = build(source, given.output)
     print(f"\nResults of profile {profile.name} (mean [95 % interval]):\n\n{table}\n")

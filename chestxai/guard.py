@@ -25,6 +25,10 @@ or code, is never changed: it stays and is listed, and is for its author to take
 words and phrases may stand ("the heart is enlarged"), and so may passages that reports of `COMMON` or more patients
 share ("there is no pleural effusion or pneumothorax"): they are anyone's words.
 
+One's own data (``folder``) go through it as well, unless the profile says ``data: {credentialed: false}``; with
+``credentialed: true`` so do data that are open. A patient of one's own who is named by fewer than six characters, or
+without a digit, is not looked for by name.
+
 What the guard cannot see: a picture of numbers below `GRID`, text in other words or another language, and a table of
 one row a patient that names nobody. Aggregates of few patients are not looked for either.
 """
@@ -77,6 +81,8 @@ PATTERNS: dict[str, dict[str, re.Pattern[str]]] = {
         "PadChest StudyID or PatientID": _whole(r"\d{30,50}"),
     },
     "chexlocalize": {"CheXpert patient": _whole(r"patient\d{5}")},
+    # Nobody knows what those of one's own data look like: only the very ones are looked for.
+    "folder": {},
 }
 # plotly names each figure by one; one in two hundred begins like a number of MIMIC's.
 _UUID = re.compile(r"(?<![0-9a-f])[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?![0-9a-f])", re.IGNORECASE)
@@ -90,6 +96,7 @@ _LINE = re.compile(r"[.!?:]+(?:\s|$)|\n\s*(?=[A-Z])")
 _BREAK = "\0"
 _WORD = re.compile(rf"[^\W_]+|{_BREAK}")
 _TOKEN = re.compile(r"[0-9a-z]+(?:[._-][0-9a-z]+)*")
+_PATH = re.compile(r"[0-9a-z]+(?:[._/-][0-9a-z]+)*")
 # Not at a decimal point.
 _PARTS = re.compile(r"[_-]|(?<!\d)\.|\.(?!\d)")
 _DATA_URI = re.compile(
@@ -153,14 +160,16 @@ class Private:
 
 
 def closed(profile: Profile) -> tuple[str, ...]:
-    """The sources of a profile that are credentialed.
+    """The sources of a profile that are credentialed, by their terms or because the profile says so.
 
     Raises:
         ValueError: the terms of a source are not known.
     """
-    return tuple(
-        name for name in dict.fromkeys((profile.data.source, profile.boxes)) if sources.terms(name).credentialed
-    )
+    used, said = dict.fromkeys((profile.data.source, profile.boxes)), profile.data.credentialed
+    if said:
+        # Of a phantom nothing is anyone's.
+        return tuple(name for name in used if name != "phantom")
+    return tuple(name for name in used if sources.terms(name).credentialed and not (name == "folder" and said is False))
 
 
 def of(profile: Profile, data: str | Path) -> Private:
@@ -181,7 +190,7 @@ def of(profile: Profile, data: str | Path) -> Private:
         study
         for name, folder in zip(names, folders, strict=True)
         for split in ("train", "val", "test")
-        for study in sources.load(name, folder, split)
+        for study in sources.load(name, folder, split, **profile.data.options.get(name, {}))
     )
     return private(studies, names, [data, *folders] if names else [])
 
@@ -444,7 +453,9 @@ def _identifiers(text: str, known: Private) -> list[str]:
     groups = [PATTERNS[name] for name in known.names if name in PATTERNS] or [*PATTERNS.values()]
     found = [name for group in (*groups, _UID) for name, pattern in group.items() if pattern.search(text)]
     if known.ids:
-        for token in _TOKEN.findall(text.lower()):
+        low = text.lower()
+        # Paths, too: a study of one's own data is named by the path of its image.
+        for token in {*_TOKEN.findall(low), *_PATH.findall(low)}:
             forms = {token, token.rpartition(".")[0], *_PARTS.split(token)}
             # MIMIC writes p and s before the number of a patient and of a study.
             if not known.ids.isdisjoint(forms | {form[1:] for form in forms if form[:1] in "ps"}):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from chestxai import sources
+from chestxai import runs, sources
 from chestxai.studies import Fit, Study, phrases
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +32,11 @@ class _Settings(BaseModel):
 
 class DataSettings(_Settings):
     """Which studies: ``source`` trains the model and gives the real images and prompts of the fidelity scores,
-    ``boxes`` (by default the same) gives the phrases that are grounded. The counts cap each split."""
+    ``boxes`` (by default the same) gives the phrases that are grounded. The counts cap each split.
+
+    ``options`` are those of a source's ``load``, by the name of the source: ``{vindr: {agree: 3}}``. ``credentialed``
+    says whether pages go through `chestxai.guard`; by default the terms of the sources decide (`sources.terms`); only
+    ``folder``, one's own data, can be set free."""
 
     source: str
     boxes: str | None = None
@@ -41,6 +45,23 @@ class DataSettings(_Settings):
     test: int | None = Field(None, gt=0)
     size: int = Field(64, ge=32, multiple_of=8)
     fit: Fit = "crop"
+    options: dict[str, dict[str, Any]] = {}
+    credentialed: bool | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> DataSettings:
+        used = [*dict.fromkeys((self.source, self.boxes or self.source))]
+        unknown = [name for name in used if name not in sources.SOURCES]
+        if unknown:
+            raise ValueError(f"unknown source {unknown[0]!r}: choose one of {', '.join(sources.SOURCES)}")
+        for name, given in self.options.items():
+            if name not in used:
+                raise ValueError(f"options of {name!r}, which is not read here: the sources are {', '.join(used)}")
+            sources.check_options(name, given)
+        closed = [name for name in used if sources.terms(name).credentialed and name != "folder"]
+        if closed and self.credentialed is False:
+            raise ValueError(f"credentialed cannot be false: the terms of {', '.join(closed)} bind each user")
+        return self
 
 
 class FinetuneSettings(_Settings):
@@ -187,18 +208,22 @@ def check_variant(name: str) -> str:
 def studies(profile: Profile, split: str, data: str | Path = "", *, boxes: bool = False) -> sources.Studies:
     """The profile's studies of one split: of its training source, or with ``boxes=True`` of its grounding source.
 
-    ``data`` is the folder that holds one sub-folder per source (``openi/``, ``nih/``); phantoms need none.
+    ``data`` is the folder that holds one sub-folder per source (``openi/``, ``nih/``); phantoms need none. Options of
+    the source are part of the fingerprint: some change what a study does not say, such as the fineness of its masks.
     """
     name = profile.boxes if boxes else profile.data.source
+    options = profile.data.options.get(name, {})
     count = getattr(profile.data, split, None)
     if name == "phantom":
-        return sources.load(name, split=split, n=count or 1000, size=profile.data.size)
+        return sources.load(name, split=split, n=count or 1000, size=profile.data.size, **options)
     if not data:
         raise ValueError(
             f"profile {profile.name!r} reads {name!r} from disk: say where, as in "
             f"'make book PROFILE={profile.name} DATA=/path/to/folder', the folder that holds {name}/"
         )
-    found = sources.load(name, root=Path(data) / name, split=split)
+    found = sources.load(name, root=Path(data) / name, split=split, **options)
+    if options:
+        found.fingerprint = runs.fingerprint(found.fingerprint, options)
     # Of a source that is scored, only studies with something to point at count.
     chosen = [s for s in found if phrases([s])] if boxes else list(found)
     if count is None or len(chosen) <= count:

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,7 +193,7 @@ def fingerprint(*values: Any) -> str:
     """A short stable name (16 hex digits) for values: equal values, equal name, in every process and on every machine.
 
     Values are what JSON knows, and paths, sets and numpy scalars. The order of a dictionary's keys is no difference,
-    nor is that between a list, a tuple and an iterator, whose items are read one at a time and never kept.
+    nor is that between a list, a tuple and an iterator, whose items are read some at a time and never kept.
 
     Raises:
         TypeError: any other value, whose text may hold an address in memory or leave out the middle of an array.
@@ -204,9 +205,10 @@ def fingerprint(*values: Any) -> str:
         if not isinstance(value, Iterator):
             digest.update(encode(value).encode())
             continue
+        # Some at a time, without the brackets of their list: to set up the encoder costs as much as an item.
         start = b"["
-        for item in value:
-            digest.update(start + encode(item).encode())
+        while some := list(islice(value, 100)):
+            digest.update(start + encode(some)[1:-1].encode())
             start = b","
         digest.update(b"]" if start == b"," else b"[]")
     digest.update(b"]" if values else b"[]")
@@ -289,12 +291,15 @@ def progress(iterable: Iterable | None = None, description: str = "", total: int
 def command(main: Callable[[], int | None]) -> None:
     """Run a command line's ``main`` and exit with its code, None being 0.
 
-    An error a person can act on (ValueError, OSError) is one line on stderr and exit code 2; Ctrl-C is exit code 130.
-    Anything else is a bug and keeps its traceback.
+    An error a person can act on (ValueError, OSError, an optional library that is missing) is one line on stderr and
+    exit code 2; Ctrl-C is exit code 130. Anything else is a bug and keeps its traceback.
     """
     try:
         sys.exit(main() or 0)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        # Ours say how to install the library; Python's own, which names a module, is of a broken installation.
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            raise
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -188,7 +188,7 @@ def read_dicom(path: Path, *, header: bool = False) -> Any:
         from pydicom import dcmread
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{path} is a DICOM file: reading those needs pydicom; install it with pip install 'chestxai[dicom]'"
+            f"{path} is a DICOM file: reading those needs pydicom; install it with 'python -m pip install pydicom'"
         ) from error
     try:
         found = dcmread(path, stop_before_pixels=header, specific_tags=["Rows", "Columns"] if header else None)

@@ -11,7 +11,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from chestxai import batch, book, profiles
+from chestxai import batch, book, profiles, sources
 from chestxai.batch import Node
 from chestxai.localization import SCORES
 
@@ -97,6 +97,18 @@ def test_the_pages_show_the_executions(html, nodes):
         assert "application/vnd.jupyter.widget-view" not in text, name
         # Nothing is loaded from another machine but the theme's and MathJax's own files.
         assert str(Path.home()) not in text, name
+
+
+def test_every_source_has_its_card_on_the_page(html):
+    text = (html / "data_cards.html").read_text()
+    shown = re.sub(r"<[^>]+>", "", text)
+    for name in sources.SOURCES:
+        assert f'<code class="docutils literal notranslate"><span class="pre">{name}</span></code>' in text
+        assert sources.terms(name).conditions in shown.replace("’", "'")
+        # The files as the module reads them.
+        assert name == "phantom" or f"{name}/" in shown
+    assert "{cite}" not in shown
+    assert (html / "_static" / "phantoms.png").is_file()
 
 
 def test_solutions_are_folded_away(html):

@@ -241,7 +241,7 @@ class TestFatal:
         truth = {key(1): {"Edema": packed(np.ones((HEIGHT, WIDTH)))}}
         root = collection(tmp_path, [row(1, "Edema")], truth, kind="segmentations")
         monkeypatch.setitem(sys.modules, "pycocotools", None)
-        with pytest.raises(ModuleNotFoundError, match=r"pip install 'chestxai\[masks\]'"):
+        with pytest.raises(ModuleNotFoundError, match=r"python -m pip install pycocotools"):
             sources.load("chexlocalize", root, truth="rle")
 
 

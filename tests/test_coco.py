@@ -231,7 +231,7 @@ class TestFatal:
     def test_masks_without_pycocotools(self, tmp_path, monkeypatch):
         root = collection(tmp_path, [image(1)], [thing(1, 18, 1, 2, 3, 4)])
         monkeypatch.setitem(sys.modules, "pycocotools", None)
-        with pytest.raises(ModuleNotFoundError, match=r"pip install 'chestxai\[masks\]'"):
+        with pytest.raises(ModuleNotFoundError, match=r"python -m pip install pycocotools"):
             sources.load("coco", root, masks=True)
         assert len(sources.load("coco", root)) == 1
 

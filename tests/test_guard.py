@@ -501,6 +501,48 @@ class TestTerms:
     def test_books_of_open_data_are_not_touched(self, profile):
         assert guard.closed(profiles.load(profile)) == ()
 
+    def test_ones_own_data_are_withheld_until_the_profile_says_otherwise(self):
+        for source, boxes, said, closed in [
+            ("folder", None, None, ("folder",)),
+            ("folder", None, True, ("folder",)),
+            ("folder", None, False, ()),
+            ("phantom", "folder", None, ("folder",)),
+            ("openi", "nih", None, ()),
+            ("openi", "nih", True, ("openi", "nih")),
+            ("phantom", None, True, ()),
+            ("mimic", "folder", None, ("mimic", "folder")),
+        ]:
+            own = profiles.DataSettings(source=source, boxes=boxes, credentialed=said)
+            assert guard.closed(PAPER.model_copy(update={"data": own})) == closed
+
+    def test_of_ones_own_data(self, tmp_path):
+        (tmp_path / "folder" / "scans").mkdir(parents=True)
+        Image.fromarray(np.full((8, 8), 90, np.uint8)).save(tmp_path / "folder" / "scans" / "7.png")
+        row = "scans/7.png,Left basal haze behind a large heart.,ward-0815"
+        (tmp_path / "folder" / "a.csv").write_text(f"image,text,patient\n{row}\n")
+        own = PAPER.model_copy(update={"data": profiles.DataSettings(source="folder")})
+        mine = guard.of(own, tmp_path)
+        assert mine.names == ("folder",)
+        for text, what in {
+            "see scans/7.png": "identifier of a study or patient",
+            "of ward-0815, too": "identifier of a study or patient",
+            "a haze; left basal haze behind a large heart": "report text phrase",
+            # Numbers in the form of MIMIC's are nobody's here.
+            "10000032 weights": "",
+            "scans/8.png": "",
+        }.items():
+            notebook = new_notebook(cells=[new_code_cell("x", outputs=printed(text))])
+            assert " ".join(leak.what for leak in guard.leaks(notebook, mine)) == what, text
+        picture = new_notebook(cells=[new_code_cell("x", outputs=[shown(image_png=png())])])
+        assert "Withheld (picture): not to be passed on (folder: your own)" in str(guard.withhold(picture, mine))
+
+    def test_options_of_a_source_are_those_of_the_run(self, tmp_path, monkeypatch):
+        asked = []
+        monkeypatch.setattr(sources, "load", lambda *given, **options: asked.append(options) or [])
+        own = profiles.DataSettings(source="padchest", options={"padchest": {"language": "es"}})
+        guard.of(PAPER.model_copy(update={"data": own}), tmp_path)
+        assert asked == [{"language": "es"}] * 3
+
     def test_of_the_paper(self, known, data):
         assert guard.closed(PAPER) == known.names == ("mimic",)
         assert {name(p).lower() for p in PATIENTS} | {str(p) for p in PATIENTS} <= known.ids
@@ -604,6 +646,42 @@ class TestBook:
         assert [p.name for p in html.iterdir()] == ["index.html"]
         assert (html / "index.html").read_text() == "an earlier book"
         assert not (tmp_path / "_build" / "book").exists()
+
+    def test_stops_when_the_table_of_results_shows_something(self, executed, tmp_path, monkeypatch, capsys):
+        results = book.results
+        monkeypatch.setattr(book, "results", lambda nodes: f"{results(nodes)}\n{name(P)}: {SENTENCE}.")
+        with pytest.raises(SystemExit) as stopped:
+            runs.command(lambda: book.main(executed))
+        assert stopped.value.code == 2
+        out, told = capsys.readouterr()
+        assert told.startswith("error: nothing is built: 4 places still show credentialed data")
+        for what in ("MIMIC dicom_id", "identifier of a study or patient", "report text", "phrase"):
+            assert f"table of results, {what}" in told
+        # Neither the message nor what was printed before it shows the thing.
+        assert SENTENCE not in out + told
+        assert name(P) not in out + told
+        assert not (tmp_path / "_build" / "html").exists()
+
+    def test_lists_each_kind_that_is_left(self, executed, tmp_path, monkeypatch):
+        withhold = guard.withhold
+        made = [make() for make, _ in PLANTED.values()]
+        cells = [new_code_cell("x", outputs=m if isinstance(m, list) else [m]) for m in made]
+
+        def careless(notebook: Any, known: Any) -> Any:
+            guarded = withhold(notebook, known)
+            if "07_knowledge" in guarded.cells[0].source:
+                guarded.cells += cells
+                guarded.metadata["widgets"] = {"state": {}}
+            return guarded
+
+        monkeypatch.setattr(guard, "withhold", careless)
+        with pytest.raises(ValueError, match="nothing is built") as stopped:
+            book.main(executed)
+        places = str(stopped.value).partition("passed on: ")[2].partition(". Take them out")[0].split("; ")
+        assert "notebooks/07_knowledge, metadata: widget" in places
+        for i, (kind, (_, what)) in enumerate(PLANTED.items(), start=6):
+            assert f"notebooks/07_knowledge, cell {i}, output: {what}" in places, kind
+        assert not (tmp_path / "_build").exists()
 
     def test_stops_when_a_person_wrote_a_report_into_a_chapter(self, executed, tmp_path):
         path = tmp_path / "runs" / "paper" / "06_tradeoff.ipynb"

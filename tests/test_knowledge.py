@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,6 +66,56 @@ class TestTruth:
         assert labels.tolist() == [[n == "Edema" for n in FINDINGS], [n == "Pneumonia" for n in FINDINGS]]
         assert knowledge.truth([])[0].shape == (0, 8)
 
+    @pytest.mark.parametrize(
+        ("terms", "expected"),
+        [
+            ("Opacity/lung/base/left; Cardiomegaly/mild", {"Lung Opacity": "left"}),
+            ("Opacity/lung/base/left; Infiltrate/lung/right", {"Lung Opacity": "bilateral"}),
+            ("Pleural Effusion/bilateral; Pleural Effusion/left/small", {"Pleural Effusion": "bilateral"}),
+            ("Costophrenic Angle/right/blunted; Scarring/lung/left", {"Pleural Effusion": "right"}),
+            ("Hydropneumothorax/left", {"Pleural Effusion": "left", "Pneumothorax": "left"}),
+            ("normal", {}),
+        ],
+    )
+    def test_indexers_sides(self, terms, expected):
+        assert knowledge.mesh_sides(terms) == expected
+
+    def test_the_rules_are_scored_by_hand(self):
+        def study(name: str, report: str, major: str) -> Study:
+            return Study(name, name, "openi", "test", report, (1, 1), attributes={"mesh_major": major})
+
+        left = study("1", "Left pleural effusion.", "Pleural Effusion/left")
+        some = [
+            left,
+            replace(left, id="1b"),  # another image of the same report
+            study("2", "Pleural effusion on the right. No edema.", "Pleural Effusion/bilateral"),
+            study("3", "There may be pneumonia.", "Opacity/lung"),
+            study("4", "Clear lungs.", "normal"),
+            study("5", "Mild scoliosis. Pneumothorax.", "normal"),
+            study("6", "Effusion.", "No Indexing"),
+        ]
+        found = knowledge.rule_scores(some)
+        assert list(found.index) == [*FINDINGS, "normal"]
+        effusion, pneumonia, opacity, gas, normal = (
+            found.loc[name].to_dict()
+            for name in ("Pleural Effusion", "Pneumonia", "Lung Opacity", "Pneumothorax", "normal")
+        )
+        assert effusion == {
+            "there": 2, "precision": 1, "recall": 1, "f1": 1, "wrong": 0, "hedged": 0, "sided": 2, "side_right": 0.5,
+        }  # fmt: skip
+        assert (pneumonia["there"], pneumonia["precision"], pneumonia["f1"]) == (0, 0, 0)
+        assert (pneumonia["wrong"], pneumonia["hedged"]) == (1, 1)
+        assert (opacity["there"], opacity["recall"], opacity["f1"]) == (1, 0, 0)
+        assert np.isnan(opacity["precision"])
+        assert (gas["wrong"], gas["hedged"]) == (1, 0)
+        assert (normal["there"], normal["precision"], normal["recall"]) == (2, 1, 0.5)
+
+    def test_of_phantoms_the_truth_is_their_own(self):
+        found = knowledge.rule_scores(PHANTOMS)
+        assert "normal" not in found.index
+        assert found["there"].sum() == sum(len({f.name for f in s.present()}) for s in PHANTOMS)
+        assert found["f1"].min() > 0.95
+
     def test_rare_findings_are_left_out(self):
         train, test = np.zeros((20, 8)), np.zeros((10, 8))
         train[:6, :3] = 1
@@ -79,6 +130,19 @@ class TestPassages:
         assert knowledge.sentences(text) == [
             "Small effusion.", "Seen by Dr. Smith on film 12.", "At 2.5 cm.", "no edema", "clear", "Stable",
         ]  # fmt: skip
+
+    def test_the_label_of_an_item_is_none_of_its_words_whatever_it_is(self):
+        text = "Finding 1: Small effusion.\nPoint 12: no edema\nÖdem 3: none. Scan of 2012: clear. Zone 2 is clear."
+        assert knowledge.sentences(text.replace("\n", ". ")) == [
+            "Small effusion..", "no edema.", "none.", "Scan of 2012: clear.", "Zone 2 is clear.",
+        ]  # fmt: skip
+
+    @given(st.integers(0, 10_000))
+    @settings(max_examples=60, deadline=None)
+    def test_a_template_changes_no_passage(self, seed):
+        # So a reader of encoder states cannot lose by it, whatever the encoder.
+        report = PHANTOMS[seed % len(PHANTOMS)].report
+        assert knowledge.passages(knowledge.change(report, "template", 1.0, seed)) == knowledge.passages(report)
 
     def test_only_what_is_said_of_the_image(self):
         assert knowledge.passages(REPORT) == [

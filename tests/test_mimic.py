@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import gc
 import gzip
+import re
 import shutil
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from chestxai import reports, sources
+from chestxai import reports, runs, sources
 from chestxai.sources import mimic
 from chestxai.studies import FINDINGS, Box, Frame, phrases, split_by_patient, to_images
 
@@ -115,6 +117,41 @@ def collection(
             report.write_text(text)
     (root / "files").mkdir(exist_ok=True)
     return root
+
+
+def as_json(path: Path) -> Path:
+    """MS-CXR's csv rewritten as its json, in COCO's format, in its place."""
+    with open(path, newline="") as lines:
+        rows = [*csv.DictReader(lines)]
+    path.unlink()
+    images = {row["dicom_id"]: row for row in rows}
+    ids = {name: 17 + i for i, name in enumerate(images)}
+    return runs.write_json(
+        path.with_suffix(".json"),
+        {
+            "info": {"description": "MS-CXR"},
+            "licenses": [],
+            "categories": [{"id": i, "name": name, "supercategory": ""} for i, name in enumerate(FINDINGS, 1)],
+            "images": [
+                {"id": ids[name], "file_name": f"{name}.jpg", "path": row["path"], "num_annotations": 1}
+                | {key: int(row[f"image_{key}"]) for key in ("width", "height")}
+                for name, row in images.items()
+            ],
+            "annotations": [
+                {
+                    "id": i,
+                    "image_id": ids[row["dicom_id"]],
+                    "category_id": 1 + FINDINGS.index(row["category_name"]),
+                    "bbox": [float(row[key]) for key in "xywh"],
+                    "area": float(row["w"]) * float(row["h"]),
+                    "iscrowd": 0,
+                    "label_text": row["label_text"],
+                }
+                | ({"split": row["split"]} if row.get("split") else {})
+                for i, row in enumerate(rows)
+            ],
+        },
+    )
 
 
 def everything(root: Path, **options: object) -> tuple[sources.Studies, list[str]]:
@@ -318,6 +355,45 @@ class TestLayout:
         collection(tmp_path, [image(P)], [listed(P)], [box(P, "Edema", "new edema", split="val")])
         assert len([*root.glob("ms-cxr/*.csv")]) == 2
         assert everything(root)[0][0].findings[0].phrase == "new edema"
+
+    @pytest.mark.parametrize("splits", [("", "", ""), ("test", "val", "train")])
+    def test_boxes_from_csv_and_from_json_are_the_same(self, tmp_path, splits):
+        people = [P, GOOD, GOOD + 1]
+        boxes = [
+            row + (f",{split}" if split else "")
+            for patient, split in zip(people, splits, strict=True)
+            for row in (
+                box(patient, "Pleural Effusion", EFFUSION, 10, 20, 8, 4),
+                box(patient, "Atelectasis", 'bibasilar, ""mild"" atelectasis', 2, 30, 5, 5),
+                box(patient, "Pleural Effusion", EFFUSION, 1, 2, 3, 4),
+                box(patient, "Pneumonia", "retrocardiac density", 5, 6, 7, 8),
+                box(patient, "Edema", "edema", 38, 2, 9, 4),
+            )
+        ]
+        root = collection(tmp_path, [image(p) for p in people], [listed(p) for p in people], boxes)
+        loaded = {mode: everything(root, mode=mode) for mode in ("phrase", "impression")}
+        names = [sources.load("mimic", root, split).fingerprint for split in ("train", "val", "test")]
+        (path,) = root.glob("ms-cxr/*.csv")
+        as_json(path)
+        for mode, (studies, skipped) in loaded.items():
+            again, lines = everything(root, mode=mode)
+            assert again == studies
+            assert [s.attributes for s in again] == [s.attributes for s in studies]
+            # The same boxes are left out for the same reasons, each where it stands.
+            assert [line.partition(": ")[2] for line in lines] == [line.partition(": ")[2] for line in skipped]
+            assert len(lines) == (6 if mode == "phrase" else 9)
+            assert all(re.match(rf"{path.stem}\.json:annotations\[\d+\]: ", line) for line in lines)
+        assert [sources.load("mimic", root, split).fingerprint for split in ("train", "val", "test")] == names
+
+    def test_of_one_version_the_csv_is_read_and_a_newer_json_before_an_older_csv(self, tmp_path):
+        root = collection(tmp_path, [image(P)], [listed(P)], [box(P, "Edema", "new edema", split="val")])
+        (newer,) = root.glob("ms-cxr/*.csv")
+        content = newer.read_text()
+        as_json(newer)
+        collection(tmp_path, [image(P)], [listed(P)], [box(P, "Edema", "edema")])
+        assert everything(root)[0][0].findings[0].phrase == "new edema"
+        newer.write_text(content.replace("new edema", "edema of the csv"))
+        assert everything(root)[0][0].findings[0].phrase == "edema of the csv"
 
     def test_reports_beside_the_images(self, tmp_path):
         root = collection(tmp_path, [image(P)], [listed(P)])
@@ -531,6 +607,25 @@ class TestBadRows:
         self.check(root, f"MS_CXR_Local_Alignment_v1.1.0.csv:3: {reason}", split="val")
         assert [f.boxes for f in everything(root)[0][0].findings] == [(Box(10, 20, 8, 4),)]
 
+    def test_annotations_of_the_json(self, tmp_path):
+        root = collection(tmp_path, [image(GOOD)], [listed(GOOD)], [box(GOOD, "Edema", "edema", split="val")])
+        path = as_json(next(root.glob("ms-cxr/*.csv")))
+        content = runs.read_json(path)
+        (good,) = content["annotations"]
+        odd = [{"bbox": [1, 2]}, {"category_id": 99}, {"label_text": None}, {"image_id": 99}, {"bbox": "all"}]
+        runs.write_json(path, content | {"annotations": [good, *({**good, **change} for change in odd), "text"]})
+        (study,), skipped = everything(root)
+        assert [f.boxes for f in study.findings] == [(Box(10, 20, 8, 4),)]
+        assert [line.partition("annotations")[2] for line in skipped] == [
+            # Of no image of the json, and so of no patient: these two are listed in every split.
+            "[4]: box of no frontal image of the metadata ()",
+            "[6]: unknown category ('')",
+            "[1]: not a box (1, 2, , , 40, 48)",
+            "[2]: unknown category ('')",
+            f"[3]: box without a phrase ({name(GOOD)}, Edema)",
+            "[5]: not a box (, , , , 40, 48)",
+        ]
+
     def test_a_box_of_nobody_is_listed_in_every_split(self, tmp_path):
         row = f"Edema,edema,chest.jpg,1,2,3,4,40,48,{name(P)}"
         root = collection(tmp_path, [image(GOOD)], [listed(GOOD)], [row])
@@ -619,6 +714,14 @@ class TestFatal:
         root = collection(tmp_path, [image(P)], [listed(P)])
         write(root / path, header, [])
         with pytest.raises(ValueError, match=rf"{path}: column {columns}.* missing; its first line is .*{self.TERMS}"):
+            sources.load("mimic", root)
+
+    @pytest.mark.parametrize("content", ["", "[1, 2", "[]", '{"images": [], "categories": []}'])
+    def test_a_damaged_json(self, tmp_path, content):
+        root = collection(tmp_path, [image(P)], [listed(P)], [box(P, "Edema", "edema")])
+        as_json(next(root.glob("ms-cxr/*.csv"))).write_text(content)
+        problem = r"damaged or cut off|lists of .*annotations are missing"
+        with pytest.raises(ValueError, match=rf"v1\.0\.0\.json: (?:{problem}).*{self.TERMS}"):
             sources.load("mimic", root)
 
     @pytest.mark.parametrize("keep", [5, 60, -9])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +69,13 @@ def test_ones_own_profile_is_loaded_by_its_path_and_named_after_its_file(tmp_pat
         ({"variants": ["thawed"]}, "variants.0"),
         ({"data__size": 20}, "data.size"),
         ({"name": "../elsewhere"}, "name"),
+        ({"data__source": "nowhere"}, "data: Value error, unknown source 'nowhere': choose one of phantom"),
+        ({"data__options": {"vindr": {"agree": 3}}}, "options of 'vindr', which is not read here"),
+        ({"data__options": {"phantom": {"sed": 1}}}, "phantom has no option 'sed': it has seed, normal"),
+        ({"data__options": {"phantom": {"n": 1}}}, "phantom has no option 'n'"),
+        ({"data__options": {"phantom": {"seed": "1"}}}, "option 'seed' of phantom: Input should be a valid integer"),
+        ({"data__boxes": "mimic", "data__options": {"mimic": {"mode": "x"}}}, "should be 'phrase' or 'impression'"),
+        ({"data__boxes": "mimic", "data__credentialed": False}, "the terms of mimic bind each user"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_file(tmp_path, changes, message):
@@ -105,6 +114,33 @@ def test_data_on_disk_are_asked_for_by_the_command_that_takes_them(tmp_path):
         profiles.studies(profile, "test")
     with pytest.raises(FileNotFoundError, match="openi"):
         profiles.check_data(profile, tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(sources.SOURCES))
+def test_the_options_of_every_source_can_be_said_in_a_profile(tmp_path, name):
+    load = importlib.import_module(f"chestxai.sources.{name}").load
+    defaults = {k: p.default for k, p in inspect.signature(load).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    given = {k: v for k, v in defaults.items() if (name, k) not in (("phantom", "n"), ("phantom", "size"))}
+    assert "seed" in given or name in ("chexlocalize", "padchest")
+    profile = profiles.load(written(tmp_path, data__boxes=name, data__options={name: given}))
+    assert profile.data.options == {name: given}
+
+
+def test_options_reach_the_source_and_name_the_data(tmp_path):
+    plain = profiles.load("smoke")
+    normal = profiles.load(written(tmp_path, data__options={"phantom": {"normal": True}}))
+    assert any(s.present() for s in profiles.studies(plain, "test"))
+    assert not any(s.present() for s in profiles.studies(normal, "test"))
+
+    nih(tmp_path / "nih", boxed=9, plain=40)
+    names = set()
+    for options in ({}, {"seed": 0}, {"seed": 1}, {"boxes": "any"}):
+        own = profiles.load(written(tmp_path, data__boxes="nih", data__options={"nih": options}))
+        found = profiles.studies(own, "test", tmp_path, boxes=True)
+        expected = [s for s in sources.load("nih", tmp_path / "nih", "test", **options) if phrases([s])]
+        assert found == expected
+        names.add(found.fingerprint)
+    assert len(names) == 4
 
 
 def nih(root: Path, boxed: int, plain: int) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import math
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -23,7 +25,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from chestxai import runs
+from chestxai import finetune, profiles, runs
 
 needs_dev_full = pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full on this system")
 
@@ -128,7 +130,7 @@ class TestReplacing:
 # Writes "a"s and "b"s in turn for ever, and says so after the first whole file; told "half", it stops in the middle.
 _WRITER = """
 import sys, time
-from chestxai import runs
+from chestxai import finetune, profiles, runs
 path, how = sys.argv[1:]
 runs.write_atomic(path, "a" * 3_000_000)
 print("ready", flush=True)
@@ -344,7 +346,14 @@ class TestCommand:
         assert self.outcome(lambda: None, capsys) == (0, "")
         assert self.outcome(lambda: 3, capsys) == (3, "")
 
-    @pytest.mark.parametrize("error", [ValueError("no such split"), FileNotFoundError(2, "No such file", "x.csv")])
+    @pytest.mark.parametrize(
+        "error",
+        [
+            ValueError("no such split"),
+            FileNotFoundError(2, "No such file", "x.csv"),
+            ModuleNotFoundError("this needs pydicom; install it"),
+        ],
+    )
     def test_an_error_one_can_act_on_is_one_line(self, error, capsys):
         def main():
             raise error
@@ -370,3 +379,19 @@ class TestCommand:
     def test_a_bug_keeps_its_traceback(self):
         with pytest.raises(ZeroDivisionError):
             runs.command(lambda: 1 // 0)
+        with pytest.raises(ModuleNotFoundError, match=r"No module named 'chestxai\.nothing'"):
+            runs.command(lambda: importlib.import_module("chestxai.nothing"))
+
+    def test_a_library_that_is_missing_is_one_line_of_the_command(self, tmp_path, capsys, monkeypatch):
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder" / "a.dcm").write_bytes(bytes(128) + b"DICM")
+        (tmp_path / "folder" / "a.csv").write_text("image,text\na.dcm,Left pleural effusion.\n")
+        own = tmp_path / "own.yaml"
+        smoke = (profiles.DATA / "profiles" / "smoke.yaml").read_text()
+        own.write_text(re.sub(r"data: .*", "data: {source: folder}", smoke))
+        # As Python has it: a module that is None cannot be imported.
+        monkeypatch.setitem(sys.modules, "pydicom", None)
+        options = ["--profile", str(own), "--data", str(tmp_path), "--out", str(tmp_path / "runs")]
+        code, told = self.outcome(lambda: finetune.main(options), capsys)
+        assert code == 2
+        assert re.fullmatch(r"error: .*a\.dcm is a DICOM file: .* 'python -m pip install pydicom'\n", told)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import csv
 import importlib
+import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import getdoc, signature
 from pathlib import Path
+from textwrap import dedent
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 from scipy import ndimage
 
 from chestxai import runs
@@ -33,8 +37,9 @@ SOURCES = {
     "vindr": "VinDr-CXR: images and boxes of three readers or their consensus, no reports, credentials of PhysioNet",
 }
 
-#: Sources whose images and reports may not be passed on, be it on a published page: their terms bind each user.
-CREDENTIALED = frozenset({"chexlocalize", "mimic", "padchest", "vindr"})
+#: Sources whose images and reports may not be passed on, be it on a published page: their terms bind each user. One's
+#: own data are taken for such, until a profile says otherwise: what has been published cannot be taken back.
+CREDENTIALED = frozenset({"chexlocalize", "folder", "mimic", "padchest", "vindr"})
 
 
 class Studies(list[Study]):
@@ -53,6 +58,27 @@ class Studies(list[Study]):
     def reasons(self) -> dict[str, int]:
         """How many records were left out for which reason, the commonest first."""
         return dict(Counter(line.partition(": ")[2].partition(" (")[0] for line in self.skipped).most_common())
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a reader should know of a data set before using it; `card` adds what the code says of it elsewhere.
+
+    Attributes:
+        title: its name in full.
+        size: images, patients, boxes.
+        reports: their language, or what stands in their place.
+        findings: where they come from, and in what form.
+        split: the rule.
+        cite: keys of references.bib.
+    """
+
+    title: str
+    size: str
+    reports: str
+    findings: str
+    split: str
+    cite: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -83,7 +109,7 @@ _TERMS = {
         "https://nihcc.app.box.com/v/ChestXray-NIHCC",
         "free to use; name the NIH Clinical Center and cite Wang et al. 2017",
     ),
-    "folder": ("your own", "", "what may be shown of your own data is yours to know"),
+    "folder": ("your own", "", "withheld, until the profile says data: {credentialed: false}"),
     "coco": (
         "CC BY 4.0 (annotations), Flickr's terms (images)",
         "https://cocodataset.org/#termsofuse",
@@ -123,6 +149,42 @@ def terms(name: str) -> Terms:
     return Terms(*_TERMS[name], credentialed=name in CREDENTIALED)
 
 
+def card(name: str) -> dict[str, str]:
+    """The data card of a source as rows of a table: what each module's ``CARD`` says, its terms, options, and where
+    to get it."""
+    module, given = _module(name), terms(name)
+    own = module.CARD
+    return {
+        "what": SOURCES[name],
+        "size": own.size,
+        "reports": own.reports,
+        "findings": own.findings,
+        "split": own.split,
+        "licence": f"{given.licence}, {given.url}" if given.url else given.licence,
+        "conditions": given.conditions,
+        "pages show": "aggregates only"
+        if given.credentialed
+        else "images, texts and places; the conditions say what of them you may pass on",
+        "options": ", ".join(f"`{key}` ({default})" for key, default in options_of(name).items()),
+        "where": getattr(module, "GET", "It ships with the book."),
+    }
+
+
+def cards() -> str:
+    """The page of all data cards, in MyST Markdown; each with its files as the module reads them."""
+    parts = []
+    for name in SOURCES:
+        module = _module(name)
+        linked = {key: re.sub(r"https?://\S*[\w/]", r"<\g<0>>", value) for key, value in card(name).items()}
+        rows = [f"| **{key}** | {value} |" for key, value in linked.items()]
+        rows += [f"| **cite** | {{cite}}`{','.join(module.CARD.cite)}` |"] if module.CARD.cite else []
+        # The folder is the block that stands indented in the module's description.
+        files = re.search(r"::\n\n((?: {4}.*\n)+)", getdoc(module) or "")
+        layout = f"\n```text\n{dedent(files[1])}```\n" if files else ""
+        parts.append(f"## {module.CARD.title}\n\n| | `{name}` |\n|---|---|\n" + "\n".join(rows) + f"\n{layout}")
+    return "\n".join(parts)
+
+
 def load(name: str, root: str | Path | None = None, split: str = "test", **options: object) -> Studies:
     """Load one split of a data set.
 
@@ -140,8 +202,34 @@ def load(name: str, root: str | Path | None = None, split: str = "test", **optio
         raise ValueError(f"unknown source {name!r}: choose one of {', '.join(SOURCES)}")
     if split not in ("train", "val", "test"):
         raise ValueError(f"unknown split {split!r}: choose one of train, val, test")
-    module = importlib.import_module(f"chestxai.sources.{name}")
-    return module.load(None if root is None else Path(root), split=split, **options)
+    return _module(name).load(None if root is None else Path(root), split=split, **options)
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"chestxai.sources.{name}")
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """The options of a source that a profile may give, with their defaults."""
+    own = {key: p.default for key, p in signature(_module(name).load).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    # Number and size of phantoms are settings of the profile itself.
+    return {key: default for key, default in own.items() if (name, key) not in (("phantom", "n"), ("phantom", "size"))}
+
+
+def check_options(name: str, options: Mapping[str, object]) -> None:
+    """Whether a source takes these options: those of its ``load``, but for the number and size of phantoms.
+
+    Raises:
+        ValueError: it does not know one, or not that value; names the option and what may be said.
+    """
+    known, hints = options_of(name), get_type_hints(_module(name).load)
+    for key, value in options.items():
+        if key not in known:
+            raise ValueError(f"{name} has no option {key!r}: it has {', '.join(known)}")
+        try:
+            TypeAdapter(hints[key]).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise ValueError(f"option {key!r} of {name}: {error.errors()[0]['msg']} (got {value!r})") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -185,6 +273,24 @@ def image_size(path: Path) -> tuple[int, int]:
         raise ValueError(f"unreadable image header ({path.name}: {type(error).__name__})") from error
 
 
+def coco_json(path: Path, keys: Iterable[str], advice: str) -> dict[str, list[Any]]:
+    """A json in COCO's format, of which the lists ``keys`` are needed.
+
+    Raises:
+        FileNotFoundError, ValueError: it is not there, damaged, or lacks a list; names the file and ``advice``.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} has no {path.name}. {advice}")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged or cut off ({error}); download it again. {advice}") from error
+    missing = [key for key in keys if not isinstance(found, dict) or not isinstance(found.get(key), list)]
+    if missing:
+        raise ValueError(f"{path}: lists of {', '.join(missing)} are missing: not a file of COCO. {advice}")
+    return found
+
+
 def coco_masks() -> ModuleType:
     """``pycocotools.mask``.
 
@@ -195,7 +301,7 @@ def coco_masks() -> ModuleType:
         from pycocotools import mask
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "masks in COCO's formats need pycocotools; install it with pip install 'chestxai[masks]'"
+            "masks in COCO's formats need pycocotools; install it with 'python -m pip install pycocotools'"
         ) from error
     return mask
 
@@ -301,21 +407,23 @@ def split_patients(patients: Iterable[str], fractions: dict[str, float], seed: i
     return {stub.patient: stub.split for stub in split_by_patient(stubs, fractions, seed)}
 
 
-def fingerprint(source: str, studies: Sequence[Study]) -> str:
+def fingerprint(source: str, studies: Sequence[Study], lengths: Iterable[int] | None = None) -> str:
     """Names exactly what was loaded: every record, and name and length in bytes of every image file.
+
+    ``lengths`` are those of the files, from whoever has asked for them already; by default they are looked up.
 
     The place of the folder has no say, nor have records that were left out or the order of a study's findings. Pixels
     are not read: an image edited in place without a change of its length is not noticed.
     """
-    return runs.fingerprint(source, _records(studies))
+    known = (os.stat(s.path).st_size if s.path else 0 for s in studies) if lengths is None else lengths
+    return runs.fingerprint(source, _records(studies, known))
 
 
-def _records(studies: Iterable[Study]) -> Iterator[tuple]:
+def _records(studies: Iterable[Study], lengths: Iterable[int]) -> Iterator[tuple]:
     # Studies may share their findings, as most of MIMIC's do: equal ones are written out once.
     shown: dict[int, list[str]] = {}
-    for s in studies:
+    for s, length in zip(studies, lengths, strict=True):
         if id(s.findings) not in shown:
             shown[id(s.findings)] = sorted(map(repr, s.findings))
-        path = os.fspath(s.path) if s.path else ""
-        file = (os.path.basename(path), os.stat(path).st_size) if path else ()
+        file = (s.path.name, length) if s.path else ()
         yield s.id, s.patient, s.split, s.report, s.size, shown[id(s.findings)], s.attributes, *file

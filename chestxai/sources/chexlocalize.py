@@ -4,7 +4,7 @@ pathologies (Saporta et al. 2022, https://doi.org/10.1038/s42256-022-00536-x).
 The folder, as Stanford AIMI gives it (https://aimi.stanford.edu/datasets/chexlocalize)::
 
     chexlocalize/
-      CheXpert/val/patient64541/study1/view1_frontal.jpg, …, CheXpert/test/…       JPEG of the original size
+      CheXpert/val/patientNNNNN/study1/view1_frontal.jpg, …, CheXpert/test/…       JPEG of the original size
       CheXpert/val_labels.csv, test_labels.csv                     Path and 14 observations, 1 or 0, by consensus
       CheXlocalize/gt_annotations_val.json, gt_annotations_test.json        outlines: image → pathology → polygons
       CheXlocalize/gt_segmentations_val.json, gt_segmentations_test.json    the same as run-length masks of COCO
@@ -38,9 +38,18 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from chestxai import runs
-from chestxai.sources import Studies, boxes_of, csv_rows, decode_mask, fingerprint, image_size, smaller_mask
+from chestxai.sources import Card, Studies, boxes_of, csv_rows, decode_mask, fingerprint, image_size, smaller_mask
 from chestxai.sources.nih import sentence
 from chestxai.studies import FINDINGS, Finding, Study
+
+CARD = Card(
+    title="CheXlocalize",
+    size="234 and 668 images of CheXpert's validation and test sets",
+    reports="none; a sentence is made from the labels, in English",
+    findings="labels by radiologists; outlines as masks, with the boxes of their parts",
+    split="CheXpert's validation set is val, its test set test; nothing to train on",
+    cite=("saporta2022chexlocalize", "irvin2019chexpert"),
+)
 
 #: Observations of CheXpert that are none of the eight findings, with the words that stand for them in a report.
 OTHERS = {

@@ -23,7 +23,6 @@ into train and val. Each photograph counts as a patient.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from functools import cache
@@ -33,8 +32,26 @@ from typing import Any
 import numpy as np
 
 from chestxai import runs
-from chestxai.sources import Studies, coco_masks, decode_mask, fingerprint, smaller_mask, split_patients
+from chestxai.sources import (
+    Card,
+    Studies,
+    coco_json,
+    coco_masks,
+    decode_mask,
+    fingerprint,
+    smaller_mask,
+    split_patients,
+)
 from chestxai.studies import Box, Finding, Study
+
+CARD = Card(
+    title="MS-COCO",
+    size="118,287 photographs to train on and 5,000 to test on (2017)",
+    reports="English captions, one for each photograph",
+    findings="the named ones of 80 categories, with boxes and masks; none of the eight",
+    split="the official val is test; the official train 90 : 10",
+    cite=("lin2014coco",),
+)
 
 #: Shares of the official train split.
 TRAIN_VAL = {"train": 0.9, "val": 0.1}
@@ -75,9 +92,9 @@ def load(root: Path | None, split: str = "test", *, masks: bool = False, longest
         coco_masks()
     part = _part(root, "val" if split == "test" else "train")
     path = root / "annotations" / f"instances_{part}.json"
-    instances = _json(path, ("images", "annotations", "categories"))
+    instances = coco_json(path, ("images", "annotations", "categories"), GET)
     captions: dict[object, list[str]] = {}
-    for item in _json(root / "annotations" / f"captions_{part}.json", ("annotations",))["annotations"]:
+    for item in coco_json(root / "annotations" / f"captions_{part}.json", ("annotations",), GET)["annotations"]:
         if isinstance(item, dict) and isinstance(item.get("caption"), str) and item["caption"].strip():
             captions.setdefault(item.get("image_id"), []).append(" ".join(item["caption"].split()))
     names = {c.get("id"): str(c.get("name")) for c in instances["categories"] if isinstance(c, dict)}
@@ -219,16 +236,3 @@ def _image(item: dict[str, Any], folder: Path) -> tuple[Path, tuple[int, int]]:
     if not (folder / name).is_file():
         raise ValueError(f"no image file ({name})")
     return folder / name, size
-
-
-def _json(path: Path, keys: Iterable[str]) -> dict[str, list[Any]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} has no {path.name}. {GET}")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged or cut off ({error}); download it again. {GET}") from error
-    missing = [key for key in keys if not isinstance(found, dict) or not isinstance(found.get(key), list)]
-    if missing:
-        raise ValueError(f"{path}: lists of {', '.join(missing)} are missing: not a file of COCO. {GET}")
-    return found

@@ -4,7 +4,7 @@ The folder::
 
     folder/
       *.csv                    one table, or several with the same columns
-      anything/below/it.png    the images: PNG of 8 or 16 bits, JPEG or DICOM (which needs ``chestxai[dicom]``)
+      anything/below/it.png    the images: PNG of 8 or 16 bits, JPEG or DICOM (which needs pydicom)
 
 The csv has a header and is separated by commas. Columns, in any order; others are passed over:
 
@@ -27,7 +27,8 @@ finding of the eight that `reports.find` reads in the text; where that is none o
 is present; a finding without one is present unless the text denies it. A row with neither is a report: its findings are
 all that `reports.find` reads in it.
 
-**Terms** are those of your data: whether a page that shows them may be published is for you to know.
+**Terms** are those of your data, and only you know them. So pages withhold its images, texts and identifiers, as they
+do of credentialed data (`chestxai.guard`), until your profile says ``data: {credentialed: false}``.
 """
 
 from __future__ import annotations
@@ -37,8 +38,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from chestxai import reports, runs
-from chestxai.sources import Studies, csv_rows, fingerprint, image_size, split_patients
+from chestxai.sources import Card, Studies, csv_rows, fingerprint, image_size, split_patients
 from chestxai.studies import FINDINGS, Box, Finding, Study
+
+CARD = Card(
+    title="Your own data",
+    size="what your table lists",
+    reports="the texts of your table, in English where findings are to be read in them",
+    findings="as your table names them, or read in the texts; boxes where it has them",
+    split="as your table has it, else 80 : 10 : 10 by patient",
+    cite=(),
+)
 
 #: Shares of the patients without a split; which one is whose follows from the name of the patient and the seed alone.
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}

@@ -5,13 +5,16 @@ https://arxiv.org/abs/2204.09817), used as by Dombrowski et al. 2024 (https://ar
 The folder, as PhysioNet gives it (versions 2.0.0 and 2.1.0; a csv may be packed, .csv.gz, or not)::
 
     mimic/
-      files/p10/p10000032/s50414267/….jpg                   images of any resolution, named by dicom_id
+      files/p1x/p1xxxxxxx/s5xxxxxxx/….jpg                   images of any resolution, named by dicom_id
       mimic-cxr-2.0.0-metadata.csv.gz, -split.csv.gz, -chexpert.csv.gz (or -negbio.csv.gz, see `load`)
-      mimic-cxr-reports/files/p10/p10000032/s50414267.txt   from MIMIC-CXR; or files/p10/p10000032/s50414267.txt
-      ms-cxr/MS_CXR_Local_Alignment_v1.1.0.csv              from MS-CXR, or v1.0.0 (also of MS-CXR 0.1); or in mimic/
+      mimic-cxr-reports/files/p1x/p1xxxxxxx/s5xxxxxxx.txt   from MIMIC-CXR; or files/p1x/p1xxxxxxx/s5xxxxxxx.txt
+      ms-cxr/MS_CXR_Local_Alignment_v1.1.0.csv or .json     from MS-CXR, or v1.0.0 (also of MS-CXR 0.1); or in mimic/
 
 A study is one frontal image (AP or PA) with the report of its examination; ``id`` is its dicom_id, ``patient`` the
 subject_id. ``size`` is that of the original, from the metadata: no image is opened.
+
+MS-CXR comes twice, as csv and as json in COCO's format, and either will do. Of several the newer version is read, of
+one version the csv.
 
 **Findings.** Each phrase of MS-CXR is a present `Finding` with all the boxes drawn for it; two phrases of one image
 stay two findings. The other findings are the labels of the examination, without a phrase: 1 is present, 0 denied, and
@@ -29,18 +32,28 @@ import gc
 import gzip
 import os
 import re
+import stat
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from operator import itemgetter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from chestxai import reports, runs
-from chestxai.sources import Studies, fingerprint, split_patients
+from chestxai.sources import Card, Studies, coco_json, fingerprint, split_patients
 from chestxai.studies import FINDINGS, Box, Finding, Study
+
+CARD = Card(
+    title="MIMIC-CXR-JPG with MS-CXR",
+    size="377,110 images, 227,835 examinations of 65,379 patients (2.0.0); about a thousand phrases with boxes",
+    reports="English; names and dates blanked (___)",
+    findings="the eight of MS-CXR with phrase and boxes; the others as labelled by CheXpert or NegBio",
+    split="the official one by patient; p19 is test; a patient with a phrase is never trained on",
+    cite=("johnson2019mimiccxrjpg", "boecking2022mscxr"),
+)
 
 #: Shares of the patients with a phrase whom MS-CXR gives no split to score on.
 BOXED = {"val": 0.2, "test": 0.8}
@@ -130,8 +143,8 @@ def load(
     metadata, official, labelled = (
         _find(root, [name.format(part) for name in packed]) for part in ("metadata", "split", labels)
     )
-    folders = ("ms-cxr/", "")
-    aligned = _find(root, [f"{f}MS_CXR_Local_Alignment_v{v}.csv" for v in ("1.1.0", "1.0.0") for f in folders])
+    versions = [f"MS_CXR_Local_Alignment_v{v}.{kind}" for v in ("1.1.0", "1.0.0") for kind in ("csv", "json")]
+    aligned = _find(root, [f"{folder}{name}" for name in versions for folder in ("ms-cxr/", "")])
     if not (root / "files").is_dir():
         raise FileNotFoundError(f"{root} has no files/, the folder of the images. {GET}")
     images, notes = _images(metadata)
@@ -142,6 +155,7 @@ def load(
     skipped = [line for line, who in notes + more + others + unknown if splits.get(who, split) == split]
 
     studies: list[Study] = []
+    lengths: list[int] = []
     texts: dict[str, str] = {}
     files = os.path.join(root, "files", "")
     for image in runs.progress(mine, "reading reports", disable=len(mine) < 20_000):
@@ -150,7 +164,8 @@ def load(
         # Put together as text: of 240,000 images a Path for each folder would take longer than all else.
         path = f"{files}{folder}/{image.name}.jpg"
         try:
-            if not os.path.isfile(path):
+            length = _length(path)
+            if length is None:
                 raise ValueError(f"no image file ({image.name})")
             if image.study not in texts:
                 texts[image.study] = _report(root, f"{folder}.txt")
@@ -170,6 +185,7 @@ def load(
         about: dict[str, str | float] = {"view": image.view, "study": image.study}
         if -1 in values:
             about["uncertain"] = "|".join(name for name, value in zip(FINDINGS, values, strict=True) if value == -1)
+        lengths.append(length)
         studies.append(
             Study(image.name, image.patient, "mimic", split, report, image.size, found, Path(path), attributes=about)
         )
@@ -178,7 +194,7 @@ def load(
         raise ValueError(
             f"{root}: none of the {len(mine)} frontal images of the {split} split is of use; the first: {first}. {GET}"
         )
-    return Studies(studies, skipped, fingerprint("mimic", studies))
+    return Studies(studies, skipped, fingerprint("mimic", studies, lengths))
 
 
 @cache  # There are far fewer sets of labels than images: equal ones share their findings.
@@ -215,6 +231,15 @@ def _find(root: Path, names: Sequence[str]) -> Path:
         if (root / name).is_file():
             return root / name
     raise FileNotFoundError(f"{root} has no {' nor '.join(names)}. {GET}")
+
+
+def _length(path: str) -> int | None:
+    """Bytes of a file, None where there is none: one question to the disk for the index and its fingerprint."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def _rows(path: Path, columns: Sequence[str], optional: str = "") -> Iterator[tuple[str, list[str]]]:
@@ -275,7 +300,8 @@ def _boxes(path: Path, images: dict[str, _Image]) -> tuple[dict[str, list[_Row]]
     patients: dict[str, str] = {}
     notes: list[_Note] = []
     columns = ("dicom_id", "category_name", "label_text", "path", "x", "y", "w", "h", "image_width", "image_height")
-    for where, (name, label, phrase, file, *numbers, split) in _rows(path, (*columns, "split"), optional="split"):
+    rows = _annotations(path) if path.suffix == ".json" else _rows(path, (*columns, "split"), optional="split")
+    for where, (name, label, phrase, file, *numbers, split) in rows:
         spelled = re.search(r"\bp([1-9]\d{7})/", file, re.ASCII)
         patient = images[name].patient if name in images else spelled[1] if spelled else ""
         if patient:
@@ -304,6 +330,32 @@ def _boxes(path: Path, images: dict[str, _Image]) -> tuple[dict[str, list[_Row]]
         except ValueError as error:
             notes.append((f"{where}: {error}", patient))
     return boxes, patients, notes
+
+
+def _annotations(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """``file:annotations[place]`` and the same cells as the rows of the csv, of MS-CXR's json.
+
+    An image is named by its file; the json has no split where the csv has none.
+    """
+    found = coco_json(path, ("images", "categories", "annotations"), GET)
+    images, categories = (
+        {item.get("id"): item for item in found[key] if isinstance(item, dict)} for key in ("images", "categories")
+    )
+    for i, item in enumerate(found["annotations"]):
+        item = item if isinstance(item, dict) else {}
+        image, category = images.get(item.get("image_id"), {}), categories.get(item.get("category_id"), {})
+        numbers = item.get("bbox") if isinstance(item.get("bbox"), list) else []
+        cells = (
+            PurePosixPath(str(image.get("file_name") or "")).stem,
+            category.get("name"),
+            item.get("label_text"),
+            image.get("path"),
+            *(numbers + [None] * 4)[:4],
+            image.get("width"),
+            image.get("height"),
+            item.get("split", image.get("split")),
+        )
+        yield f"{path.name}:annotations[{i}]", ["" if cell is None else str(cell).strip() for cell in cells]
 
 
 def _box(numbers: Sequence[str]) -> Box:

@@ -36,8 +36,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from chestxai.sources import Studies, csv_rows, fingerprint, image_files, image_size, split_patients
+from chestxai.sources import Card, Studies, csv_rows, fingerprint, image_files, image_size, split_patients
 from chestxai.studies import FINDINGS, Box, Finding, Study
+
+CARD = Card(
+    title="NIH ChestX-ray14",
+    size="112,120 frontal images of 30,805 patients; 984 boxes",
+    reports="none; a sentence is made from the labels, in English",
+    findings="seven labels that are one of the eight, mined from reports; boxes by a radiologist",
+    split="the official list, the rest 90 : 10; without it 80 : 10 : 10 by patient, those with boxes never in train",
+    cite=("wang2017chestxray8",),
+)
 
 #: Side of the square frame in which all boxes of ChestX-ray14 are given, in pixels.
 FRAME = 1024

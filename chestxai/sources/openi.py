@@ -41,8 +41,17 @@ from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from chestxai import reports
-from chestxai.sources import Studies, csv_rows, fingerprint, image_files, image_size, split_patients
+from chestxai.sources import Card, Studies, csv_rows, fingerprint, image_files, image_size, split_patients
 from chestxai.studies import Study
+
+CARD = Card(
+    title="Open-i (Indiana University)",
+    size="7,470 images with 3,955 reports",
+    reports="English; names and dates blanked (XXXX)",
+    findings="read in the reports (`reports.find`), with side and zone; no boxes; indexers' MeSH terms beside them",
+    split="80 : 10 : 10 by report, for a report is all that is known of the patient",
+    cite=("demner2016openi",),
+)
 
 #: Shares of the patients; which one is whose follows from the uid and the seed alone.
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}

@@ -31,8 +31,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chestxai import reports, runs
-from chestxai.sources import Studies, csv_rows, fingerprint, image_size
+from chestxai.sources import Card, Studies, csv_rows, fingerprint, image_size
 from chestxai.studies import Box, Finding, Study
+
+CARD = Card(
+    title="PadChest-GR",
+    size="4,555 frontal images of one hospital",
+    reports="sentences in Spanish, and in English by translation",
+    findings="positive sentences that name one of the eight, with boxes; negative ones as denials",
+    split="the official one by patient",
+    cite=("castro2024padchestgr",),
+)
 
 #: Labels of PadChest → findings of the book, drawn as the lexicon of `reports` draws them: volume loss is Atelectasis,
 #: a blunted angle Pleural Effusion, infiltrates and alveolar patterns are Lung Opacity, heart insufficiency is Edema.

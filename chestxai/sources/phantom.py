@@ -19,8 +19,17 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from chestxai import runs
-from chestxai.sources import Studies
+from chestxai.sources import Card, Studies
 from chestxai.studies import FINDINGS, Finding, Study, box_of
+
+CARD = Card(
+    title="Digital chest phantom",
+    size="endless; the profile says how many",
+    reports="English, written with the image by rules",
+    findings="all eight, with exact masks; denials are written, too",
+    split="by patient, of one to three studies; drawn for each split apart",
+    cite=(),
+)
 
 FIELD = 34.0
 #: Linear attenuation coefficients in 1/cm at the effective energy of a chest radiograph (about 60 keV; NIST XCOM:

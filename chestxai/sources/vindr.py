@@ -10,7 +10,7 @@ The folder, as PhysioNet gives it (https://physionet.org/content/vindr-cxr/1.0.0
                                        image_id,rad_id,class_name,x_min,y_min,x_max,y_max; test has no rad_id
       annotations/image_labels_train.csv, image_labels_test.csv     optional: 0 or 1 a class, which adds Pneumonia
 
-Images need pydicom (``chestxai[dicom]``) and are read as `studies.read_image` says: VOI LUT applied, MONOCHROME1
+Images need pydicom and are read as `studies.read_image` says: VOI LUT applied, MONOCHROME1
 inverted. ``size`` is rows and columns of the DICOM header, the frame of the boxes.
 
 **Three readers.** Each image of train was read by three radiologists (rad_id) on their own, each of test by five in
@@ -44,9 +44,18 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist
 
 from chestxai import runs
-from chestxai.sources import Studies, csv_rows, fingerprint, image_size, split_patients
+from chestxai.sources import Card, Studies, csv_rows, fingerprint, image_size, split_patients
 from chestxai.sources.nih import sentence
 from chestxai.studies import FINDINGS, Box, Finding, Study
+
+CARD = Card(
+    title="VinDr-CXR",
+    size="18,000 frontal images of two hospitals; three radiologists a training image, five a test image",
+    reports="none; a sentence is made from the labels, in English",
+    findings="eight classes of image labels, seven of them with boxes, joined over readers",
+    split="the official test; the official train 90 : 10; each image counts as a patient",
+    cite=("nguyen2022vindr",),
+)
 
 #: Shares of the images of the official train split.
 TRAIN_VAL = {"train": 0.9, "val": 0.1}
