@@ -97,7 +97,7 @@ class TestReplacing:
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
         path = runs.save_tensors(tmp_path / "out", {"x": torch.ones(1)})
-        monkeypatch.setattr(runs, "save_file", full)
+        monkeypatch.setattr("safetensors.torch.save_file", full)
         with pytest.raises(OSError, match=r"cannot write .*out: .*No space left.*free some disk space and run again"):
             runs.save_tensors(path, {"x": torch.zeros(1)})
         assert runs.load_tensors(path)["x"] == 1
