@@ -249,18 +249,19 @@ def check_data(profile: Profile, data: str | Path = "", known: dict[Any, Any] | 
     known = {} if known is None else known
     found: dict[str, str] = {}
     for name, boxes in ((profile.data.source, False), (profile.boxes, True)):
+        source = name, runs.fingerprint(profile.data.options.get(name, {}))
         for split in ("test", "train", "val") if name != "phantom" else ():
-            if (name, split, boxes) not in known:
+            if (source, split, boxes) not in known:
                 loaded = studies(profile.model_copy(update={"data": _whole(profile.data)}), split, data, boxes=boxes)
                 if split == "test" and not loaded:
                     what = "box" if boxes else "image"
                     reasons = "; ".join(f"{n} × {reason}" for reason, n in list(loaded.reasons().items())[:3])
                     raise ValueError(f"{Path(data) / name}: no study of the test split has a usable {what} ({reasons})")
-                known[name, split, boxes] = loaded.fingerprint
+                known[source, split, boxes] = loaded.fingerprint
                 # Of one source, the same studies are looked at for their boxes in the test split alone.
                 if not boxes and split != "test":
-                    known[name, split, True] = loaded.fingerprint
-            found[f"boxes {split}" if boxes else split] = known[name, split, boxes]
+                    known[source, split, True] = loaded.fingerprint
+            found[f"boxes {split}" if boxes else split] = known[source, split, boxes]
     return found
 
 

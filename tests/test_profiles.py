@@ -143,6 +143,16 @@ def test_options_reach_the_source_and_name_the_data(tmp_path):
     assert len(names) == 4
 
 
+def test_a_batch_of_several_profiles_knows_data_by_their_options(tmp_path):
+    nih(tmp_path / "nih", boxed=9, plain=40)
+    options, known, found = ({"seed": 0}, {"seed": 1}, {"seed": 0}), {}, []
+    for given in options:
+        own = profiles.load(written(tmp_path, data__boxes="nih", data__options={"nih": given}))
+        found.append(profiles.check_data(own, tmp_path, known)["boxes test"])
+    assert found[0] != found[1]
+    assert found[0] == found[2]
+
+
 def nih(root: Path, boxed: int, plain: int) -> None:
     (root / "images").mkdir(parents=True)
     entry, boxes = ["Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"], []
