@@ -14,9 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from scipy import ndimage
+from scipy import ndimage, stats
 from sklearn.metrics import average_precision_score, f1_score, jaccard_score, roc_auc_score
 from sklearn.mixture import GaussianMixture
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from chestxai import localization as loc
 from chestxai import runs
@@ -260,6 +261,18 @@ class TestParity:
     @given(heatmaps, masks)
     def test_auc_is_sklearns(self, heatmap, mask):
         assert loc.auc_roc(heatmap, mask) == pytest.approx(roc_auc_score(mask.ravel(), heatmap.ravel()), abs=1e-12)
+
+    @given(heatmaps, masks)
+    def test_auc_is_scipys_and_torchmetrics(self, heatmap, mask):
+        inside, outside = heatmap[mask], heatmap[~mask]
+        u = stats.mannwhitneyu(inside, outside).statistic
+        assert loc.auc_roc(heatmap, mask) == pytest.approx(u / inside.size / outside.size, abs=1e-12)
+        # In [0, 1]: outside of it torchmetrics takes scores for logits.
+        ranks = np.unique(heatmap, return_inverse=True)[1].reshape(-1)
+        scores, truth = torch.from_numpy(ranks / 64), torch.from_numpy(mask.ravel().astype(int))
+        assert loc.auc_roc(heatmap, mask) == pytest.approx(float(binary_auroc(scores, truth)), abs=1e-6)
+        expected = float(binary_average_precision(scores, truth))
+        assert loc.average_precision(heatmap, mask) == pytest.approx(expected, abs=1e-6)
 
     @given(heatmaps, masks)
     def test_average_precision_is_sklearns(self, heatmap, mask):
@@ -632,6 +645,19 @@ class TestBaselines:
             observed = [row[key] for row in rows]
             # Both are sampled: the closed forms for an infinite number of maps, the others with the same spread.
             assert expected[key] == pytest.approx(np.mean(observed), abs=4 * np.std(observed) / math.sqrt(100)), key
+
+    @pytest.mark.parametrize("name", loc.PROTOCOLS)
+    def test_chance_is_the_mean_over_its_maps_to_the_last_digit(self, name):
+        """Ranked once and met by many truths, a random map scores what it does by itself."""
+        protocol, random = loc.PROTOCOLS[name], np.random.default_rng(0)
+        maps = [random.standard_normal((16, 16)).astype(np.float32) for _ in range(4)]
+        for mask in (square(48, 5, 9, 20, 14).astype(np.uint8), square(48, 30, 1, 9, 40) + 2 * square(48, 2, 2, 4, 4)):
+            found = loc.chance(mask, (16, 16), n=4, protocol=name)
+            known = loc._known(loc._Target(mask), protocol)
+            alone = [loc.score(heatmap, mask, name) for heatmap in maps]
+            for key in protocol.scores:
+                expected = known[key] if key in known else np.mean([row[key] for row in alone])
+                assert found[key] == pytest.approx(expected, abs=1e-12, nan_ok=True), key
 
     def test_chance_is_repeatable(self):
         assert loc.chance(square()) == loc.chance(square())
