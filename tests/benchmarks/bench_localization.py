@@ -3,11 +3,12 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_localization.py [--maps 100] [--random 8]
 
 What is timed is `localization.score_table`, all of it: the scores, and what random maps get on the same mask
-("chance_"). "chapter 3" is what the book computes for each phrase: its eight scores, those of the centre prior, and 32
-random maps. One core does it all; the limit is for two. Maps of 64² (the paper's) and of 512² with one or two boxes each
-come from a generator, and nothing but the scores is kept. "cpu" are the processor's seconds, which others on the machine
-disturb little, "wall" those of the clock, both for 1,000 maps, whatever number was scored (the random maps, made once,
-count in full). "memory" is the peak of the whole process in GB: it must not grow with the number of maps.
+("chance_"). "chapter 3" is what the book computes for each phrase: its eight scores, those of the centre prior, and
+32 random maps. One core does it all; the limit is for two. Maps of 64² (the paper's) and of 512² with one or two boxes
+each come from a generator, and nothing but the scores is kept. "cpu" are the processor's seconds, which others on the
+machine disturb little, "wall" those of the clock, both for 1,000 maps, whatever number was scored (the random maps,
+made once, are in it: the fewer are scored, the more they weigh). "memory" is the peak of the whole process in GB: it
+must not grow with the number of maps.
 """
 
 from __future__ import annotations
