@@ -286,7 +286,8 @@ Markdown(
     "**What it misses.** All but one pixel. A map may be right everywhere and wrong in its maximum, or wrong "
     f"everywhere and lucky. The maximum of a map of {grid[0]} × {grid[1]} is also only known to {size / grid[0]:.0f} "
     f"pixels, wider than some targets. A tolerance of 15 pixels is {15 / size:.0%} of this frame's side and {15 / 500:.0%} "
-    f"of a photograph's, so a tolerance must be told with the size of the frame. And a hit is 0 or 1, so it needs many phrases: with {len(rows)} of them, the "
+    f"of a photograph's, so a tolerance must be told with the size of the frame. And a hit is 0 or 1, "
+    f"so it needs many phrases: with {len(rows)} of them, the "
     f"standard error of a share is up to {0.5 / np.sqrt(len(rows)):.2f}."
 )
 
