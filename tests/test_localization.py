@@ -517,6 +517,23 @@ class TestDegenerate:
         heatmap = np.array([[3.0, 1.0], [0.0, 2.0]])
         assert loc.cnr(heatmap, heatmap == 3) == pytest.approx((3 - 1) / 1)
 
+    @pytest.mark.parametrize("name", loc.PROTOCOLS)
+    def test_one_pixel_is_a_mask_and_one_pixel_is_a_map(self, name):
+        mask = square(64, 20, 30, 1, 1)
+        hot = mask.astype(np.float32)
+        row = loc.score(hot, mask, name)
+        if name == "nuetzel2025":  # the vote of its neighbours takes the pixel away, and nothing left scores 0
+            assert set(row.values()) == {0.0}
+            return
+        assert row["auc_roc"] > 0.99
+        assert not any(math.isnan(value) for value in row.values())
+        if name == "full":
+            for key in ("average_precision", "pointing_game", "energy", "iou", "iou_oracle", "dice", "bbox_iou"):
+                assert row[key] == 1, key
+            assert (row["cnr"], row["centre_distance"]) == (math.inf, 0)
+        # A map of one pixel is constant, whatever its value.
+        assert loc.score(np.array([[0.3]]), mask, name) == loc.score(np.zeros((4, 4)), mask, name)
+
     def test_wrong_options_name_the_right_ones(self):
         for call in (
             lambda: loc.iou(np.eye(8), square(), 1.5),
