@@ -31,6 +31,8 @@ data = ""  # folder that holds one sub-folder per source (openi/, nih/); phantom
 out = ""  # root of the runs; empty: the project's runs/
 
 # %%
+import warnings
+
 import numpy as np
 import pandas as pd
 import plotly.express as px
@@ -43,6 +45,8 @@ from chestxai import localization, models, plots, profiles, runs, stats, tradeof
 from chestxai.localization import LOWER_IS_BETTER, SCORES
 from chestxai.studies import FINDINGS, Frame, GroundTruth, box_of, phrases
 
+# What few patients mean for an interval is measured in chapter 6.
+warnings.simplefilter("ignore", stats.FewGroupsWarning)
 settings = profiles.load(profile)
 plots.setup()
 size = models.image_size(models.load_pipeline(settings.base, device="cpu"))
