@@ -202,7 +202,7 @@ def build(source: Path, output: Path = BUILD) -> Path:
 def results(nodes: Sequence[Node]) -> str:
     """The result table (measure × variant, with intervals and references) of the batch's runs, as text."""
     folders = [n.folder for n in nodes if "fidelity.json" in n.makes]
-    return tradeoff.summary(tradeoff.table(folders, n=1000)).to_string()
+    return tradeoff.summary(tradeoff.table(folders, n=1000), folders).to_string()
 
 
 def overview(profile: Profile, nodes: Sequence[Node], path: Path, data: str = "") -> Path:

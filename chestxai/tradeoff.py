@@ -15,15 +15,28 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
+from scipy.stats import t as student
 
 from chestxai import runs as storage
 from chestxai.localization import LOWER_IS_BETTER, SCORES
-from chestxai.stats import Difference, Interval, bootstrap_ci, paired_difference, seeds_ci
+from chestxai.stats import (
+    Difference,
+    Interval,
+    bootstrap_ci,
+    holm,
+    minimal_detectable_difference,
+    paired_difference,
+    seeds_ci,
+)
 
 #: Column of the table -> its name in print; the arrow points to the better side.
 NAMES = {
     "fid": "FID ↓",
     "kid": "KID ↓",
+    "precision": "precision ↑",
+    "recall": "recall ↑",
+    "density": "density ↑",
+    "coverage": "coverage ↑",
     "ms_ssim": "MS-SSIM within a prompt",
     "classifier_auc": "classifier AUC ↑",
     "auc_roc": "AUC-ROC ↑",
@@ -44,7 +57,10 @@ _NEEDED = ["step", "patient", *_KEY]
 class Comparison(Difference):
     """``a − b`` of one score on the same phrases: a `Difference` that knows what it is of.
 
-    ``seeds`` is the number of seeds that its interval is over; 1 if it is over patients only.
+    Attributes:
+        seeds: the number of seeds that its interval is over; 1 if it is over patients only.
+        detectable: the true difference that a test on so many patients and seeds finds four times in five, see
+            `minimal_detectable_difference`; NaN of one patient.
     """
 
     metric: str
@@ -54,6 +70,7 @@ class Comparison(Difference):
     phrases: int
     patients: int
     seeds: int
+    detectable: float = math.nan
 
 
 def table(runs: Sequence[Path], n: int = 2000, level: float = 0.95) -> pd.DataFrame:
@@ -118,6 +135,7 @@ def compare(
     n: int = 2000,
     level: float = 0.95,
     seed: int = 0,
+    alpha: float = 0.05,
 ) -> Comparison:
     """Paired difference ``a − b`` of a localization score on the phrases that all runs have.
 
@@ -135,6 +153,7 @@ def compare(
         n: bootstrap resamples.
         level: confidence level.
         seed: of bootstrap and permutations.
+        alpha: of the test that ``detectable`` is of; less than 0.05 where it is one of several (`compare_findings`).
 
     Raises:
         FileNotFoundError, ValueError: as `table`; also no common phrase, or different last steps.
@@ -155,8 +174,13 @@ def compare(
         each = np.stack(both["seeds"]) - np.stack(both["seeds_b"])
         interval = seeds_ci(each, both["patient"], level)
         difference = Difference(interval.estimate, interval.low, interval.high, _p(each, both["patient"]))
+        differences = each
     else:
         difference = paired_difference(both["score"], both["score_b"], both["patient"], n=n, level=level, seed=seed)
+        differences = both["score"] - both["score_b"]
+    patients, detectable = both["patient"].nunique(), math.nan
+    if patients > 1:
+        detectable = minimal_detectable_difference(differences, both["patient"], alpha=alpha)
     return Comparison(
         **vars(difference),
         metric=metric,
@@ -164,8 +188,56 @@ def compare(
         b=_variant(runs_b),
         step=step_a,
         phrases=len(both),
-        patients=both["patient"].nunique(),
+        patients=patients,
         seeds=len(runs_a) if crossed else 1,
+        detectable=detectable,
+    )
+
+
+def compare_findings(
+    runs_a: Sequence[Path],
+    runs_b: Sequence[Path],
+    metric: str = "auc_roc",
+    *,
+    step: int | None = None,
+    n: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """`compare` of each finding by itself, with p-values for that many questions asked at once.
+
+    Returns:
+        index ``finding``, of all that have a phrase; columns ``difference`` (`Comparison`, whose interval and ``p`` are
+        those of one question alone); ``holm``, p adjusted by Holm (1979): what is ≤ 0.05 holds for all of them together
+        with an error of 5 %; ``detectable``, the true difference that each would find four times in five at 0.05 over
+        the number of findings (Holm at its strictest); ``phrases`` and ``patients``.
+
+    Raises:
+        FileNotFoundError, ValueError: as `compare`.
+    """
+    found = [_phrases(runs, metric, step)[0] for runs in (runs_a, runs_b)]
+    both = found[0].join(found[1][["score"]].add_suffix("_b"), how="inner")
+    both = both[np.isfinite(both["score"]) & np.isfinite(both["score_b"])]
+    findings = sorted(both.index.unique("finding"))
+    options: dict[str, Any] = {
+        "step": step,
+        "n": n,
+        "level": level,
+        "seed": seed,
+        "alpha": 0.05 / max(1, len(findings)),
+    }
+    if not findings:
+        compare(runs_a, runs_b, metric, **options)  # says what is missing
+    each = [compare(runs_a, runs_b, metric, finding=name, **options) for name in findings]
+    return pd.DataFrame(
+        {
+            "difference": each,
+            "holm": holm([c.p for c in each]),
+            "detectable": [c.detectable for c in each],
+            "phrases": [c.phrases for c in each],
+            "patients": [c.patients for c in each],
+        },
+        index=pd.Index(findings, name="finding"),
     )
 
 
@@ -185,6 +257,8 @@ def by_finding(
 ) -> pd.DataFrame:
     """A score per variant and finding, and over all of them, averaged over the seeds of a variant.
 
+    Its interval is over patients, and with several seeds over seeds and patients (`seeds_ci`).
+
     Returns:
         columns ``finding`` (last: ``"all"``), ``variant, mean, low, high, prior, chance, n`` (phrases); ``prior`` and
         ``chance`` NaN where ``grounding.csv`` does not have them.
@@ -200,7 +274,7 @@ def by_finding(
             part = scores if finding == "all" else scores.xs(finding, level="finding")
             if part.empty:
                 continue
-            interval = bootstrap_ci(part["score"], part["patient"], n=n, level=level)
+            interval = _interval(part, n, level)
             row = {"finding": finding, "variant": variant, "mean": interval.estimate}
             row |= {"low": interval.low, "high": interval.high}
             rows.append(row | {"prior": part["prior"].mean(), "chance": part["chance"].mean(), "n": len(part)})
@@ -209,32 +283,109 @@ def by_finding(
     return found.reset_index(drop=True)
 
 
-def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """The table to print: measures by variant at the last step, averaged over seeds, beside their references.
+def estimates(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000, level: float = 0.95) -> pd.DataFrame:
+    """Every measure of every variant at the last step, beside its references, as numbers: `summary` prints it.
 
     Args:
         table: of `table`.
+        runs: the folders that it is of; needed where a variant has several seeds, whose interval is of the phrases.
+        n: bootstrap resamples of patients, where there is one seed.
+        level: confidence level.
 
     Returns:
-        strings. Rows: the measures of `NAMES` that the table has. Columns: the variants, as ``0.842 [0.811, 0.869]``
-        (KID as mean ± standard deviation over subsets); ``centre prior`` and ``chance`` for localization; ``real
-        images``, where a fidelity score is defined on them. With several seeds, estimates and bounds are averaged: a
-        cautious interval, for the mean of seeds varies less than one of them.
+        rows: the measures of `NAMES` that the table has, by their printed name. Columns: the variants; ``centre prior``
+        and ``chance`` for localization; ``real images``, where a fidelity score is defined on them. Cells: `Interval`,
+        a number where there is none (KID), NaN where there is neither. `stats.format_table` exports it.
+
+        One seed: intervals over patients (localization) or as `fidelity` gives them. Several: the mean over seeds, with
+        an interval over new seeds and new patients, `seeds_ci`. Fidelity has no such table of seeds by patients; its
+        half-width is the root of the squares of one seed's own (their mean) and of Student's of the seeds' estimates,
+        which have the former's chance in them once more: a cautious one.
+
+    Raises:
+        ValueError: several seeds, and ``runs`` are not theirs.
     """
     last = table.loc[table.groupby(["variant", "seed"])["step"].idxmax()]
-    variants = {name: rows.mean(numeric_only=True) for name, rows in last.groupby("variant", sort=True)}
-    overall = last.mean(numeric_only=True)
-    out: dict[str, dict[str, str]] = {}
+    folders: dict[str, list[Path]] = {}
+    for run in map(Path, runs):
+        folders.setdefault(_identity(run)[0], []).append(run)
+    overall, out = last.mean(numeric_only=True), {}
     for column, name in NAMES.items():
         if column not in last or last[column].isna().all():
             continue
-        row = {variant: _cell(numbers, column) for variant, numbers in variants.items()}
-        for label, key in (("centre prior", f"prior_{column}"), ("chance", f"chance_{column}")):
-            row[label] = _number(overall.get(key, math.nan))
-        row["real images"] = _cell(overall, f"{column}_real")
+        row: dict[str, Interval | float] = {}
+        for variant, rows in last.groupby("variant", sort=True):
+            rows = rows[rows[column].notna()]
+            if column in SCORES and len(rows) > 1:
+                of = folders.get(variant, [])
+                if sorted(_identity(run)[1] for run in of) != sorted(rows["seed"]):
+                    raise ValueError(f"{variant} has {len(rows)} seeds: give the folders of these runs as runs=")
+                scores = _phrases(of, column, None)[0]
+                row[variant] = _interval(scores[np.isfinite(scores["score"])], n, level)
+            else:
+                row[variant] = _over_seeds(rows, column, level)
+        row["centre prior"] = overall.get(f"prior_{column}", math.nan)
+        row["chance"] = overall.get(f"chance_{column}", math.nan)
+        row["real images"] = _whole(overall, f"{column}_real")
         out[name] = row
-    frame = pd.DataFrame.from_dict(out, orient="index")
-    return frame.loc[:, (frame != "–").any()]
+    frame = pd.DataFrame.from_dict(out, orient="index", dtype=object)
+    return frame.loc[:, frame.notna().any()]
+
+
+def summary(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000, level: float = 0.95) -> pd.DataFrame:
+    """The table to print: `estimates` as strings, ``0.842 [0.811, 0.869]``.
+
+    KID is followed by its standard deviation over subsets.
+
+    Args:
+        table, runs, n, level: as of `estimates`.
+    """
+    found = estimates(table, runs, n, level)
+    last = table.loc[table.groupby(["variant", "seed"])["step"].idxmax()]
+    spreads = {variant: rows.mean(numeric_only=True) for variant, rows in last.groupby("variant")}
+    spreads["real images"] = last.mean(numeric_only=True)
+    columns = {name: column for column, name in NAMES.items()}
+    return pd.DataFrame(
+        {
+            who: [
+                _cell(value, spreads[who].get(columns[name] + _STD[who == "real images"]) if who in spreads else None)
+                for name, value in cells.items()
+            ]
+            for who, cells in found.items()
+        },
+        index=found.index,
+    )
+
+
+_STD = ("_std", "_real_std")
+
+
+def _interval(scores: pd.DataFrame, n: int, level: float) -> Interval:
+    """Of the mean of `_phrases`: over seeds and patients where there are several seeds, else over patients."""
+    each = np.stack(scores["seeds"]) if len(scores) else np.empty((0, 1))
+    if not len(scores):
+        return Interval(math.nan, math.nan, math.nan)
+    if each.shape[1] == 1:
+        return bootstrap_ci(scores["score"], scores["patient"], n=n, level=level)
+    found = seeds_ci(each, scores["patient"], level)
+    return Interval(found.estimate, found.low, found.high)
+
+
+def _whole(numbers: pd.Series, column: str) -> Interval | float:
+    value, low, high = (float(numbers.get(column + end, math.nan)) for end in ("", "_low", "_high"))
+    return Interval(value, low, high) if math.isfinite(low) and math.isfinite(high) else value
+
+
+def _over_seeds(rows: pd.DataFrame, column: str, level: float) -> Interval | float:
+    """Of the seeds' own estimates and intervals, see `estimates`."""
+    found = _whole(rows.mean(numeric_only=True), column)
+    if len(rows) < 2 or not isinstance(found, Interval):
+        return found
+    seeds = student.ppf((1 + level) / 2, len(rows) - 1) * rows[column].sem()
+    own = [np.sqrt(np.mean(np.square(rows[column] - rows[f"{column}_{end}"]))) for end in ("low", "high")]
+    return Interval(
+        found.estimate, found.estimate - float(np.hypot(own[0], seeds)), found.estimate + float(np.hypot(own[1], seeds))
+    )
 
 
 def verdict(difference: Comparison, better: str = "frozen") -> str:
@@ -381,14 +532,10 @@ def _phrases(runs: Sequence[Path], metric: str, step: int | None) -> tuple[pd.Da
     return out, steps.pop()
 
 
-def _cell(numbers: pd.Series, column: str) -> str:
-    value = numbers.get(column, math.nan)
-    low, high = (numbers.get(f"{column}_{end}", math.nan) for end in ("low", "high"))
-    spec = _spec(value)
-    if math.isfinite(low) and math.isfinite(high):
-        return format(Interval(value, low, high), spec)
-    std = numbers.get(f"{column}_std", math.nan)
-    return f"{value:{spec}} ± {std:{spec}}" if math.isfinite(std) else _number(value)
+def _cell(value: Interval | float, std: float | None) -> str:
+    if isinstance(value, Interval):
+        return format(value, _spec(value.estimate))
+    return _number(value) + (f" ± {std:{_spec(value)}}" if std is not None and math.isfinite(std) else "")
 
 
 def _number(value: float) -> str:

@@ -31,15 +31,22 @@ data = ""  # folder that holds one sub-folder per source (openi/, nih/); phantom
 out = ""  # root of the runs; empty: the project's runs/
 
 # %%
+import warnings
+
 import numpy as np
 import pandas as pd
+import plotly.express as px
+import plotly.graph_objects as go
 from IPython.display import Markdown
 from scipy import ndimage
+from sklearn.metrics import precision_recall_curve
 
 from chestxai import localization, models, plots, profiles, runs, stats, tradeoff
 from chestxai.localization import LOWER_IS_BETTER, SCORES
 from chestxai.studies import FINDINGS, Frame, GroundTruth, box_of, phrases
 
+# What few patients mean for an interval is measured in chapter 6.
+warnings.simplefilter("ignore", stats.FewGroupsWarning)
 settings = profiles.load(profile)
 plots.setup()
 size = models.image_size(models.load_pipeline(settings.base, device="cpu"))
@@ -81,10 +88,18 @@ written = [auc.loc[i, v] for v in variants for i in rows[:5]]
 assert np.allclose(again, written, atol=1e-3), (
     "maps and grounding.csv are of different data: run chapter 3 again"
 )
+kept = pd.Series({i: localization.kept(test[i].finding, frame_of(test[i])) for i in rows})
+cut_off = kept[kept < 0.995]
 Markdown(
     f"{len(rows)} phrases of {len({test[i].study.patient for i in rows})} patients, each with a heatmap of {grid[0]} × "
     f"{grid[1]} from each variant's first seed at its last checkpoint. They are scored in the model's frame of {size} "
-    f"× {size} pixels, to which a map is enlarged bilinearly. Nothing is normalised or smoothed before."
+    f"× {size} pixels, to which a map is enlarged bilinearly. Nothing is normalised or smoothed before. "
+    + (
+        f"That frame cuts {len(cut_off)} of the targets, the worst to {cut_off.min():.0%} of its area: a map is held against "
+        "what is left, and `kept` in grounding.csv says how much that is."
+        if len(cut_off)
+        else "That frame cuts none of the targets."
+    )
 )
 
 # %% [markdown]
@@ -181,13 +196,77 @@ Markdown(
 )
 
 # %% [markdown]
+# ## The hot end of the order: average precision
+#
+# Average precision asks for the order, too, but from the hottest pixel down: of what has been called so far, how much is
+# target? It is the area under this curve, without the easy background's help. Chance is the target's share of the image.
+
+# %%
+curves = {
+    "centre prior": prior[finding.name],
+    **{v: localization.resize(maps[v][example], mask.shape) for v in variants},
+}
+points = []
+for name, some in curves.items():
+    precision, recall, _ = precision_recall_curve(mask.ravel(), some.ravel())
+    ap = localization.average_precision(some, mask)
+    points.append(
+        pd.DataFrame(
+            {"recall": recall, "precision": precision, "map": f"{name} ({ap:.2f})"}
+        )
+    )
+px.line(
+    pd.concat(points), x="recall", y="precision", color="map", template=plots.TEMPLATE, height=360,
+    range_y=[0, 1.02], title=f"“{finding.phrase}”: precision from the hottest pixel down (average precision)",
+).add_hline(mask.mean(), line_dash="dot", annotation_text="chance")  # fmt: skip
+
+# %% tags=["hide-input"]
+target_area = pd.Series({i: masks[i].mean() for i in rows})
+precise = pd.Series(
+    {i: localization.average_precision(maps[variants[0]][i], masks[i]) for i in rows}
+)
+Markdown(
+    "**What it misses.** That targets differ in size: chance is the size, so a small target scores low under any map. Here "
+    f"targets fill {target_area.min():.1%} to {target_area.max():.0%} of the image; the average precision of "
+    f"`{variants[0]}` has a rank correlation of {precise.corr(target_area, 'spearman'):+.2f} with that."
+)
+
+# %% [markdown]
+# ## How much of it? Energy
+#
+# The energy-based pointing game {cite}`wang2020scorecam` is the share of a map's mass that lies in the target. But what is
+# mass? Attention is never 0, and a map that is nearly even has most of its mass in what is common to all pixels. So the
+# book counts what is above the map's minimum; taken as it is, the number would hardly move from the target's area.
+
+# %%
+shares = {
+    name: {
+        "above the map's minimum": np.mean(
+            [localization.energy(some[i], masks[i]) for i in rows]
+        ),
+        "as it is": np.mean([localization.energy(some[i], masks[i], "zero") for i in rows]),
+    }
+    for name, some in {
+        "constant": {i: np.ones(grid, np.float32) for i in rows},
+        "centre prior": {i: prior[test[i].finding.name] for i in rows},
+        **maps,
+    }.items()
+}
+pd.DataFrame(shares).T.rename_axis("share of the mass in the target").round(3)
+
+# %% [markdown]
+# **What it misses.** Where in the target, and how much of it: one hot pixel inside has all of its mass there.
+#
 # ## Does it hit? The pointing game (Top-1)
 #
 # The hottest pixel is in the target or not {cite}`zhang2018excitation`. That is what a user wants to know who is shown
-# one spot. Chance is the share of the image that the target fills. A tolerance forgives a near miss:
+# one spot. Chance is the share of the image that the target fills. A tolerance forgives a near miss: Zhang et al. count a
+# maximum up to 15 pixels from the target, in photographs at their own size, some 500 pixels. The code takes a tolerance
+# literally, in pixels of the frame that the mask is in, and does not scale it: here are both, 15 pixels and the same share
+# of the side.
 
 # %%
-tolerances = [0, size // 32, size // 16, size // 8]
+tolerances = [0, round(15 * size / 500, 2), size / 16, 15]
 guesses = {"centre prior": {i: prior[test[i].finding.name] for i in rows}, **maps}
 pd.DataFrame(
     {
@@ -195,16 +274,24 @@ pd.DataFrame(
             np.mean([localization.pointing_game(some[i], masks[i], t) for i in rows])
             for t in tolerances
         ]
-        for name, some in guesses.items()
+        for name, some in {"chance": None, **guesses}.items()
+        if some
     },
     index=pd.Index(tolerances, name="tolerance (pixels)"),
+).assign(
+    chance=[
+        np.mean([(ndimage.distance_transform_edt(~masks[i]) <= t).mean() for i in rows])
+        for t in tolerances
+    ]
 ).round(3)
 
 # %% tags=["hide-input"]
 Markdown(
     "**What it misses.** All but one pixel. A map may be right everywhere and wrong in its maximum, or wrong "
     f"everywhere and lucky. The maximum of a map of {grid[0]} × {grid[1]} is also only known to {size / grid[0]:.0f} "
-    f"pixels, wider than some targets. And a hit is 0 or 1, so it needs many phrases: with {len(rows)} of them, the "
+    f"pixels, wider than some targets. A tolerance of 15 pixels is {15 / size:.0%} of this frame's side and {15 / 500:.0%} "
+    f"of a photograph's, so a tolerance must be told with the size of the frame. And a hit is 0 or 1, "
+    f"so it needs many phrases: with {len(rows)} of them, the "
     f"standard error of a share is up to {0.5 / np.sqrt(len(rows)):.2f}."
 )
 
@@ -281,6 +368,53 @@ plots.overlays(
     title="What lies above the threshold",
     scale="foreground",
     limits=(0, 1),
+)
+
+# %% [markdown]
+# The mixture is one way to cut. Otsu's threshold splits the histogram where the two parts differ most, a fixed one takes a
+# fraction of the map's range, a fixed area the hottest tenth of the image, and the *oracle* the cut with the best overlap
+# with the very mask: no score, but what a map could give.
+
+# %%
+ways = {
+    "mixture": "gmm",
+    "Otsu": "otsu",
+    "half the range": 0.5,
+    "hottest tenth": ("area", 0.1),
+}
+oracle, best = localization.oracle_threshold(raw, mask)
+cuts = {name: localization.foreground(raw, mask.shape, way) for name, way in ways.items()}
+cuts["oracle"] = heat > oracle
+plots.overlays(
+    [picture] * len(cuts),
+    [hot.astype(np.float32) for hot in cuts.values()],
+    masks=[mask] * len(cuts),
+    titles=[
+        f"{name}: {hot.mean():.0%} of the image, IoU {(hot & mask).sum() / (hot | mask).sum():.2f}"
+        for name, hot in cuts.items()
+    ],
+    title=f"One map of {variants[0]}, five ways to cut it",
+    scale="foreground",
+    limits=(0, 1),
+)
+
+# %%
+by_way = {
+    name: {
+        way: np.mean([localization.iou(some[i], masks[i], how) for i in rows])
+        for way, how in {**ways, "oracle": "oracle"}.items()
+    }
+    for name, some in {"random": noise, **guesses}.items()
+}
+pd.DataFrame(by_way).T.rename_axis("mean IoU").round(3)
+
+# %% tags=["hide-input"]
+gap = {v: by_way[v]["oracle"] - by_way[v]["mixture"] for v in variants}
+Markdown(
+    "**What they miss.** A threshold decides without knowing the target's size. "
+    + ", ".join(f"`{v}` loses {loss:.3f}" for v, loss in gap.items())
+    + " of IoU to the mixture's cut, compared with the oracle's. And the oracle knows the truth: even noise gets "
+    f"{by_way['random']['oracle']:.3f} from it."
 )
 
 # %% [markdown]
@@ -367,6 +501,91 @@ Markdown(
 )
 
 # %% [markdown]
+# ## What fools which measure
+#
+# Eight maps made by hand for this one target, each wrong in its own way but the first. Below is what every measure says of
+# them. Colour is the score between that of a constant map, which says nothing (white), and that of the perfect one (dark
+# green); brown is worse than nothing.
+
+# %%
+span = max(2, round(np.sqrt(mask.sum()) / 2))
+aside = 1 if np.argwhere(mask)[:, 1].mean() < size / 2 else -1
+grown = ndimage.binary_dilation(mask, iterations=span)
+wrong = np.roll(mask[:, ::-1], 0) & ~mask
+handmade = {
+    "perfect": mask,
+    "shifted": ndimage.shift(mask.astype(float), (0, aside * 2 * span), order=0),
+    "too large": grown,
+    "ring": grown & ~mask,
+    "two, one wrong": mask | wrong,
+    "inverted": ~mask,
+}
+# A little blur, as no model's map is sharp.
+handmade = {
+    name: ndimage.gaussian_filter(np.asarray(some, dtype=np.float32), size / 64)
+    for name, some in handmade.items()
+}
+spot = np.zeros(mask.shape, np.float32)
+spot[tuple(np.argwhere(mask)[mask.sum() // 2])] = 1
+handmade |= {"one hot pixel": spot, "constant": np.zeros_like(spot)}
+plots.overlays(
+    [picture] * len(handmade),
+    list(handmade.values()),
+    masks=[mask] * len(handmade),
+    titles=list(handmade),
+    title="Eight maps for one target",
+    scale="heat",
+    limits=(0, 1),
+)
+
+# %%
+asked = {
+    "auc_roc": "AUC-ROC", "average_precision": "average precision", "pointing_game": "Top-1",
+    "pointing_game_15": "Top-1, 15 pixels", "energy": "energy", "cnr": "CNR", "cnr_absolute": "CNR, absolute",
+    "iou": "IoU, mixture", "iou_otsu": "IoU, Otsu", "iou_area": "IoU, hottest tenth", "iou_oracle": "IoU, oracle",
+    "dice": "Dice", "miou": "mIoU, classes", "miou_thresholds": "mIoU, thresholds", "bbox_iou": "box IoU",
+    "centre_distance": "centre distance",
+}  # fmt: skip
+said = pd.DataFrame(
+    {name: localization.score(some, mask, "full") for name, some in handmade.items()}
+).loc[list(asked)]
+nothing, all_of_it = said["constant"], said["perfect"]
+skill = said.sub(nothing, axis=0).div(all_of_it - nothing, axis=0)
+figure = go.Figure(
+    go.Heatmap(
+        z=skill.clip(-1, 1), x=list(said), y=list(asked.values()), zmid=0, zmin=-1, zmax=1,
+        colorscale="BrBG", showscale=False, text=said, texttemplate="%{text:.2f}", hoverinfo="skip",
+    )
+)  # fmt: skip
+figure.update_layout(
+    template=plots.TEMPLATE, height=560, title="Every measure on the eight maps (centre distance: lower is better)",
+    yaxis={"autorange": "reversed", "showgrid": False}, xaxis={"side": "top", "showgrid": False},
+    margin={"t": 100},
+)  # fmt: skip
+
+# %% tags=["hide-input"]
+taken = {
+    name: [asked[s] for s in asked if skill.loc[s, name] >= 0.9]
+    for name in said
+    if name not in ("perfect", "constant")
+}
+free = [asked[s] for s in asked if s not in LOWER_IS_BETTER and nothing[s] >= 0.25]
+Markdown(
+    "Taken for nine tenths of perfect, or more, are:\n\n"
+    + "\n".join(f"- *{name}* by {', '.join(who)}" for name, who in taken.items() if who)
+    + (
+        "\n\nBy none: "
+        + ", ".join(f"*{name}*" for name, who in taken.items() if not who)
+        + "."
+        if not all(taken.values())
+        else ""
+    )
+    + f"\n\nA map that says nothing gets a quarter or more from {', '.join(free)}."
+)
+
+# %% [markdown]
+# No measure sees everything, and no map fools all of them: that is why several are reported.
+#
 # ## Definition or skill?
 #
 # Now all maps under all measures, as means over the test phrases. What separates *perfect* from 1 is the measure or the
@@ -439,7 +658,8 @@ means.unstack("map")[list(dict.fromkeys(under["map"]))].round(3)
 # ## The answer: do the maps point at the disease?
 #
 # Each finding with its 95 % interval, which says what other *patients* might have given: it is found by drawing
-# patients, with all of their phrases, again and again. The diamond is the centre prior and the bar is chance.
+# patients, with all of their phrases, again and again (chapter 6 tries out whether such intervals hold what they promise).
+# With several seeds it covers other seeds, too. The diamond is the centre prior and the bar is chance.
 
 # %%
 every = [folder for found in folders.values() for folder in found]
@@ -579,6 +799,49 @@ first = {
 better = [name if means[s].nunique() > 1 else "neither" for s, name in first.items()]
 print(pd.Series(better).value_counts().to_string())
 means.rename(columns=tradeoff.NAMES).round(3).T.assign(better=better)
+
+# %% [markdown]
+# **4.** Each of these measures can be fooled: energy, average precision, the oracle's IoU, the fixed area's, the absolute CNR,
+# box IoU (and with it nothing of Dice), and the distance of the centres. Make a map for each that it takes for perfect or nearly
+# so, and that you would not show to anyone.
+
+# %% tags=["hide-cell"]
+box = box_of(mask)
+frame_only = np.zeros(mask.shape, np.float32)
+rows_of, columns_of = (
+    slice(int(a), int(a + n)) for a, n in ((box.y, box.h), (box.x, box.w))
+)
+frame_only[rows_of, columns_of] = 1
+frame_only[rows_of, columns_of][1:-1, 1:-1] = 0  # only the rim of the box
+# In the right order, but nobody could see it: the target is 0 and the rest spreads down to −1.
+order_only = np.where(mask, 0, -0.01 - np.random.default_rng(0).random(mask.shape)).astype(
+    np.float32
+)
+around = (np.hypot(*(np.indices(mask.shape) - np.array([[[box.y + box.h / 2]], [[box.x + box.w / 2]]])))).astype(
+    np.float32
+)  # fmt: skip
+tenth = np.zeros(mask.size, np.float32)
+inside_first = np.argsort(~mask.ravel(), kind="stable")
+tenth[inside_first] = np.linspace(1, 0, mask.size)  # the target first, then anything
+fooled = {
+    "energy": spot,
+    "average_precision": order_only,
+    "iou_oracle": order_only,
+    "cnr_absolute": handmade["inverted"],
+    "bbox_iou": frame_only,
+    "centre_distance": (around < 2).astype(np.float32),
+    "iou_area": tenth.reshape(mask.shape),
+}
+# The hottest tenth is right by definition where a target fills a tenth; elsewhere it cannot be.
+pd.DataFrame(
+    {
+        "the map made for": asked[name],
+        "gets": localization.score(some, mask, "full")[name],
+        "a perfect one": said.loc[name, "perfect"],
+        "its IoU and Dice": f"{localization.iou(some, mask):.2f}, {localization.dice(some, mask):.2f}",
+    }
+    for name, some in fooled.items()
+).round(3)
 
 # %% [markdown]
 # ## Takeaways

@@ -527,6 +527,78 @@ Markdown(
 )
 
 # %% [markdown]
+# ## What fools which measure
+#
+# Five sets of images made from real ones, each wrong in its own way, and what the measures say of them: training images
+# themselves; four real images again and again; the other real images blurred, noisy, or only a quarter of them.
+
+# %%
+n = len(others)
+grain = np.random.default_rng(0).normal(0, 20, others.shape)
+handmade = {
+    "other real": others,
+    "training images": seen[:n],
+    "four, repeated": others[np.arange(n) % 4],
+    "blurred": np.stack([gaussian_filter(x, size / 64) for x in others]),
+    "noisy": (others + grain).clip(0, 255).astype(np.uint8),
+    "a quarter of them": others[: max(6, n // 4)],
+}
+plots.images(
+    np.stack([x[0] for x in handmade.values()]),
+    titles=list(handmade),
+    columns=len(handmade),
+    title="The first image of each set",
+)
+
+# %%
+told = {}
+for name, x in handmade.items():
+    values = fidelity.features(classifier, x)
+    close = fidelity.memorisation(
+        fidelity.features(classifier, seen),
+        values,
+        np.concatenate([features["real"], features["other real"]]),
+        n=0,
+    )
+    told[name] = {
+        **{
+            k: v.estimate
+            for k, v in fidelity.scores(features["real"], values, resamples=0).items()
+        },
+        "kid": fidelity.kid(features["real"], values)[0],
+        "ms_ssim": fidelity.ms_ssim(x),
+        "near a training image": close.closer.estimate,
+    }
+told = pd.DataFrame(told).T
+names = tradeoff.NAMES | {"ms_ssim": "MS-SSIM of any two"}
+told.rename(columns=names).round(3)
+
+# %% tags=["hide-input"]
+worse = {"fid": 1, "kid": 1, "precision": -1, "recall": -1, "density": -1, "coverage": -1, "ms_ssim": 1}  # fmt: skip
+change = pd.DataFrame(
+    {k: sign * (told[k] - told.loc["other real", k]) for k, sign in worse.items()}
+)
+most = change.abs().max()
+Markdown(
+    "Which measure changes by a quarter, or more, of its largest change above, in the direction that is worse:\n\n"
+    + "\n".join(
+        f"- *{name}*: "
+        + (
+            ", ".join(
+                names[k].rstrip(" ↑↓")
+                for k in worse
+                if change.loc[name, k] >= most[k] / 4 > 0
+            )
+            or "none"
+        )
+        for name in told.index
+        if name != "other real"
+    )
+    + f"\n\nOf the training images {told.loc['training images', 'near a training image']:.0%} are nearer to a training image "
+    "than 95 of 100 unseen ones are: only that look-up is made to see copies."
+)
+
+# %% [markdown]
 # ## Exercises
 #
 # **1.** Guidance pushes towards the prompt. Draw two prompts with no guidance (1) and with a lot (8). What happens to
@@ -631,6 +703,62 @@ asked_side = [sided(reports.find(p)) for p in prompts]
 print("real images:", side_auc(real, [sided(s.findings) for s in kept], patients))
 for step, images in drawn.items():
     print(f"step {step}:", side_auc(images, asked_side, prompts))
+
+# %% [markdown]
+# **5.** Are the generated images good for teaching? Train a classifier on them, and one on as many real images, and test both on
+# the real test images. What does this see that the classifier's AUC above does not?
+
+# %% tags=["hide-cell"]
+# A model that draws one good image for each finding satisfies a classifier of real images, but teaches little. Compare
+# with as many real images: few images teach little, whoever drew them. A blank row is a classifier with nothing to learn.
+epochs = max(2, min(40, resamples // 5))
+taught = {}
+real_others = to_images(validation, size, fit)[1]
+pupils = {
+    "generated": (drawn[last], labels),
+    "real": (others, np.stack([s.labels() for s in real_others])),
+}
+for name, (pupil_images, pupil_labels) in pupils.items():
+    taught[name] = fidelity.transfer_auc(
+        pupil_images,
+        pupil_labels,
+        real,
+        real_labels,
+        run / "transfer" / f"{name}-{last}",
+        patients=patients,
+        source=f"{name} images",
+        epochs=epochs,
+        n=resamples,
+    )["macro"]
+pd.DataFrame(
+    {
+        "images": [len(x) for x, _ in pupils.values()],
+        "macro AUC on real images": [str(a) for a in taught.values()],
+    },
+    index=pd.Index(taught, name=f"trained on ({epochs} epochs)"),
+)
+
+# %% [markdown]
+# **6.** Make a set of images that is precise and has no recall, and one that has recall and is not precise.
+
+# %% tags=["hide-cell"]
+# One real image many times, and real images between which noise is mixed. Density and coverage tell the same story.
+one = np.repeat(others[:1], len(others), axis=0)
+drift = np.random.default_rng(1).integers(0, 256, others.shape, dtype=np.uint8)
+pd.DataFrame(
+    {
+        name: {
+            k: v.estimate
+            for k, v in fidelity.scores(
+                features["real"], fidelity.features(classifier, x), resamples=0
+            ).items()
+        }
+        for name, x in {
+            "one image": fidelity.copies(one, len(one), 2),
+            "real, and noise among it": np.concatenate([others, drift]),
+        }.items()
+    }
+).T.rename(columns=tradeoff.NAMES).round(3)
 
 # %% [markdown]
 # ## Takeaways

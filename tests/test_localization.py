@@ -14,9 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from scipy import ndimage
+from scipy import ndimage, stats
 from sklearn.metrics import average_precision_score, f1_score, jaccard_score, roc_auc_score
 from sklearn.mixture import GaussianMixture
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from chestxai import localization as loc
 from chestxai import runs
@@ -262,6 +263,19 @@ class TestParity:
         assert loc.auc_roc(heatmap, mask) == pytest.approx(roc_auc_score(mask.ravel(), heatmap.ravel()), abs=1e-12)
 
     @given(heatmaps, masks)
+    @settings(max_examples=50)
+    def test_auc_is_scipys_and_torchmetrics(self, heatmap, mask):
+        inside, outside = heatmap[mask], heatmap[~mask]
+        u = stats.mannwhitneyu(inside.astype(float), outside.astype(float), method="asymptotic").statistic
+        assert loc.auc_roc(heatmap, mask) == pytest.approx(u / inside.size / outside.size, abs=1e-12)
+        # In [0, 1]: outside of it torchmetrics takes scores for logits.
+        ranks = np.unique(heatmap, return_inverse=True)[1].reshape(-1)
+        scores, truth = torch.from_numpy(ranks / 64), torch.from_numpy(mask.ravel().astype(int))
+        assert loc.auc_roc(heatmap, mask) == pytest.approx(float(binary_auroc(scores, truth)), abs=1e-6)
+        expected = float(binary_average_precision(scores, truth))
+        assert loc.average_precision(heatmap, mask) == pytest.approx(expected, abs=1e-6)
+
+    @given(heatmaps, masks)
     def test_average_precision_is_sklearns(self, heatmap, mask):
         expected = average_precision_score(mask.ravel(), heatmap.ravel())
         assert loc.average_precision(heatmap, mask) == pytest.approx(expected, abs=1e-12)
@@ -503,6 +517,23 @@ class TestDegenerate:
         heatmap = np.array([[3.0, 1.0], [0.0, 2.0]])
         assert loc.cnr(heatmap, heatmap == 3) == pytest.approx((3 - 1) / 1)
 
+    @pytest.mark.parametrize("name", loc.PROTOCOLS)
+    def test_one_pixel_is_a_mask_and_one_pixel_is_a_map(self, name):
+        mask = square(64, 20, 30, 1, 1)
+        hot = mask.astype(np.float32)
+        row = loc.score(hot, mask, name)
+        if name == "nuetzel2025":  # the vote of its neighbours takes the pixel away, and nothing left scores 0
+            assert set(row.values()) == {0.0}
+            return
+        assert row["auc_roc"] > 0.99
+        assert not any(math.isnan(value) for value in row.values())
+        if name == "full":
+            for key in ("average_precision", "pointing_game", "energy", "iou", "iou_oracle", "dice", "bbox_iou"):
+                assert row[key] == 1, key
+            assert (row["cnr"], row["centre_distance"]) == (math.inf, 0)
+        # A map of one pixel is constant, whatever its value.
+        assert loc.score(np.array([[0.3]]), mask, name) == loc.score(np.zeros((4, 4)), mask, name)
+
     def test_wrong_options_name_the_right_ones(self):
         for call in (
             lambda: loc.iou(np.eye(8), square(), 1.5),
@@ -632,6 +663,19 @@ class TestBaselines:
             observed = [row[key] for row in rows]
             # Both are sampled: the closed forms for an infinite number of maps, the others with the same spread.
             assert expected[key] == pytest.approx(np.mean(observed), abs=4 * np.std(observed) / math.sqrt(100)), key
+
+    @pytest.mark.parametrize("name", loc.PROTOCOLS)
+    def test_chance_is_the_mean_over_its_maps_to_the_last_digit(self, name):
+        """Ranked once and met by many truths, a random map scores what it does by itself."""
+        protocol, random = loc.PROTOCOLS[name], np.random.default_rng(0)
+        maps = [random.standard_normal((16, 16)).astype(np.float32) for _ in range(4)]
+        for mask in (square(48, 5, 9, 20, 14).astype(np.uint8), square(48, 30, 1, 9, 40) + 2 * square(48, 2, 2, 4, 4)):
+            found = loc.chance(mask, (16, 16), n=4, protocol=name)
+            known = loc._known(loc._Target(mask), protocol)
+            alone = [loc.score(heatmap, mask, name) for heatmap in maps]
+            for key in protocol.scores:
+                expected = known[key] if key in known else np.mean([row[key] for row in alone])
+                assert found[key] == pytest.approx(expected, abs=1e-12, nan_ok=True), key
 
     def test_chance_is_repeatable(self):
         assert loc.chance(square()) == loc.chance(square())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -13,7 +14,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from chestxai import tradeoff
+from chestxai.stats import format_table, holm, minimal_detectable_difference, seeds_ci
 from chestxai.tradeoff import Comparison
+
+# Known answers need few patients.
+pytestmark = pytest.mark.filterwarnings("ignore::chestxai.stats.FewGroupsWarning")
 
 
 def write_run(
@@ -205,18 +210,101 @@ def test_by_finding(frozen, learnable):
     assert tradeoff.by_finding(frozen, "centre_distance", n=100)["prior"].isna().all()
 
 
-def test_summary(frozen, learnable):
-    printed = tradeoff.summary(tradeoff.table([*frozen, *learnable], n=200))
-    assert list(printed.columns) == ["frozen", "learnable", "centre prior", "chance", "real images"]
-    assert list(printed.index) == ["FID ↓", "KID ↓", "MS-SSIM within a prompt", "AUC-ROC ↑", "centre distance ↓"]
-    assert printed.loc["FID ↓", "frozen"] == "19.0 [1.0, 40.0]"
-    assert printed.loc["KID ↓", "frozen"] == "0.012 ± 0.003"
-    assert printed.loc["MS-SSIM within a prompt", "real images"] == "0.350"
-    assert printed.loc["AUC-ROC ↑", ["centre prior", "chance", "real images"]].tolist() == ["0.700", "0.500", "–"]
-    table = tradeoff.table(frozen, n=200).query("step == 200")
-    assert printed.loc["AUC-ROC ↑", "frozen"].startswith(
-        f"{table['auc_roc'].mean():.3f} [{table['auc_roc_low'].mean():.3f}"
-    )
+class TestSummary:
+    def test_is_printed_beside_its_references(self, frozen, learnable):
+        runs = [frozen[0], learnable[0]]
+        table = tradeoff.table(runs, n=200)
+        printed = tradeoff.summary(table)
+        assert list(printed.columns) == ["frozen", "learnable", "centre prior", "chance", "real images"]
+        assert list(printed.index) == ["FID ↓", "KID ↓", "MS-SSIM within a prompt", "AUC-ROC ↑", "centre distance ↓"]
+        assert printed.loc["FID ↓", "frozen"] == "19.0 [1.0, 40.0]"
+        assert printed.loc["KID ↓", "frozen"] == "0.012 ± 0.003"
+        assert printed.loc["KID ↓", "chance"] == "–"
+        assert printed.loc["MS-SSIM within a prompt", "real images"] == "0.350"
+        assert printed.loc["AUC-ROC ↑", ["centre prior", "chance", "real images"]].tolist() == ["0.700", "0.500", "–"]
+        # One seed: the interval over patients, as the table has it.
+        row = table.query("variant == 'frozen' and step == 200").iloc[0]
+        assert (
+            printed.loc["AUC-ROC ↑", "frozen"]
+            == f"{row['auc_roc']:.3f} [{row['auc_roc_low']:.3f}, {row['auc_roc_high']:.3f}]"
+        )
+
+    def test_seeds_are_a_level_of_their_own(self, tmp_path):
+        runs = [write_run(tmp_path, "frozen", seed, gain=gain) for seed, gain in enumerate((0.0, 0.1, 0.2))]
+        table = tradeoff.table(runs, n=100)
+        found = tradeoff.estimates(table, runs).loc["AUC-ROC ↑", "frozen"]
+        frames = [pd.read_csv(run / "grounding.csv", keep_default_na=False).query("step == 200") for run in runs]
+        scores = np.stack([frame["auc_roc"] for frame in frames], axis=1)
+        expected = seeds_ci(scores, frames[0]["patient"])
+        assert (found.estimate, found.low, found.high) == pytest.approx(
+            (expected.estimate, expected.low, expected.high)
+        )
+        # Bounds averaged over seeds would not know that the seeds differ by ten times the patients' error.
+        averaged = (table["auc_roc_high"] - table["auc_roc_low"])[table["step"] == 200].mean()
+        assert found.high - found.low > 2 * averaged
+        with pytest.raises(ValueError, match="frozen has 3 seeds: give the folders"):
+            tradeoff.estimates(table, runs[:2])
+        shown = tradeoff.summary(table, runs).loc["AUC-ROC ↑", "frozen"]
+        assert shown == f"{found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+    def test_fidelity_over_seeds_by_hand(self, tmp_path):
+        runs = [write_run(tmp_path, "frozen", seed, gain=gain) for seed, gain in enumerate((0.0, 0.1, 0.2))]
+        found = tradeoff.estimates(tradeoff.table(runs, n=100), runs)
+        # FIDs 20, 19 and 18, each [1, 40]; Student's t of two degrees of freedom is 4.303.
+        seeds = 4.303 / np.sqrt(3)
+        low = np.sqrt((19**2 + 18**2 + 17**2) / 3 + seeds**2)
+        high = np.sqrt((20**2 + 21**2 + 22**2) / 3 + seeds**2)
+        fid = found.loc["FID ↓", "frozen"]
+        assert (fid.estimate, fid.low, fid.high) == pytest.approx((19, 19 - low, 19 + high), abs=1e-3)
+        assert found.loc["KID ↓", "frozen"] == pytest.approx(0.012)
+
+    def test_numbers_are_exported(self, frozen, learnable):
+        runs = [*frozen, *learnable]
+        found = tradeoff.estimates(tradeoff.table(runs, n=100), runs)
+        read = pd.read_csv(io.StringIO(format_table(found, "csv")), index_col=0)
+        cell = found.loc["AUC-ROC ↑", "learnable"]
+        assert read.loc["AUC-ROC ↑", ["learnable", "learnable_low", "learnable_high"]].tolist() == pytest.approx(
+            [cell.estimate, cell.low, cell.high]
+        )
+        assert read.loc["KID ↓", "frozen"] == pytest.approx(0.012)
+        assert r"\toprule" in format_table(found, "latex")
+        assert "| FID ↓ | 19.000 [1.000, 40.000] |" in format_table(found)
+
+
+class TestCompareFindings:
+    def test_each_is_the_comparison_of_that_finding_and_holm_knows_how_many(self, frozen, learnable):
+        found = tradeoff.compare_findings(frozen[:1], learnable[:1], n=200)
+        assert found.index.tolist() == ["Cardiomegaly", "Edema"]
+        alone = tradeoff.compare(frozen[:1], learnable[:1], finding="Edema", n=200, alpha=0.025)
+        assert found.loc["Edema", "difference"] == alone
+        assert found.loc["Edema", ["phrases", "patients"]].tolist() == [12, 12]
+        p = [c.p for c in found["difference"]]
+        assert found["holm"].tolist() == pytest.approx(holm(p))
+        assert (found["holm"] >= p).all()
+
+    def test_detectable_is_of_the_spread_over_patients(self, frozen, learnable):
+        # Of different seeds, whose noise does not cancel.
+        runs = frozen[:1], learnable[1:]
+        frames = [pd.read_csv(run / "grounding.csv", keep_default_na=False) for (run,) in runs]
+        edema = [f.query("step == 200 and finding == 'Edema'")["auc_roc"].to_numpy() for f in frames]
+        expected = minimal_detectable_difference(edema[0] - edema[1], alpha=0.05 / 2)
+        assert expected > 0.005
+        found = tradeoff.compare_findings(*runs, n=100)
+        assert found.loc["Edema", "detectable"] == pytest.approx(expected)
+        assert tradeoff.compare(*runs, finding="Edema", n=100).detectable < expected  # of one question only
+        # Two seeds of which one knows little: it has to be larger.
+        both = tradeoff.compare(frozen, learnable[::-1], finding="Edema", n=100)
+        assert both.seeds == 2
+
+    def test_of_one_patient_nothing_is_detectable(self, tmp_path):
+        runs = [[write_run(tmp_path, name, 0, patients=1)] for name in ("frozen", "learnable")]
+        assert np.isnan(tradeoff.compare_findings(*runs, n=50)["detectable"]).all()
+
+    def test_nothing_in_common(self, frozen, learnable):
+        path = learnable[0] / "grounding.csv"
+        pd.read_csv(path, keep_default_na=False).assign(auc_roc="").to_csv(path, index=False)
+        with pytest.raises(ValueError, match="no phrase has auc_roc"):
+            tradeoff.compare_findings(frozen[:1], learnable[:1])
 
 
 class TestVerdict:
