@@ -24,8 +24,13 @@ from chestxai.stats import Difference, Interval, bootstrap_ci, paired_difference
 NAMES = {
     "fid": "FID ↓",
     "kid": "KID ↓",
+    "precision": "precision ↑",
+    "recall": "recall ↑",
+    "density": "density ↑",
+    "coverage": "coverage ↑",
     "ms_ssim": "MS-SSIM within a prompt",
     "classifier_auc": "classifier AUC ↑",
+    "transfer_auc": "train on generated, test on real: AUC ↑",
     "auc_roc": "AUC-ROC ↑",
     "pointing_game": "Top-1 ↑",
     "cnr": "CNR ↑",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import linalg
 from sklearn.metrics import roc_auc_score
+from sklearn.metrics.pairwise import polynomial_kernel
 from torchmetrics.image import MultiScaleStructuralSimilarityIndexMeasure
 from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -308,6 +310,20 @@ class TestKid:
         expected = (xx.sum() - xx.trace()) / 30 + (yy.sum() - yy.trace()) / 30 - 2 * kernel(real, fake).mean()
         mean, std = fidelity.kid(real, fake, subsets=4000)
         assert mean == pytest.approx(expected, abs=4 * std / math.sqrt(4000))
+
+    def test_is_sklearns_kernel_on_the_same_subsets(self, rng):
+        """torchmetrics' subsets, drawn here again; scikit-learn's kernel ``(x·y / d + 1)³``."""
+        real, fake = rng.standard_normal((60, 16)), rng.standard_normal((50, 16)) + 0.2
+        size, values = 25, []
+        kernel = functools.partial(polynomial_kernel, degree=3, gamma=1 / 16, coef0=1)
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            for _ in range(20):
+                x, y = (points[torch.randperm(len(points))[:size].numpy()] for points in (real, fake))
+                within = [(kernel(z, z).sum() - kernel(z, z).trace()) / size / (size - 1) for z in (x, y)]
+                values.append(sum(within) - 2 * kernel(x, y).mean())
+        mean, std = fidelity.kid(real, fake, subsets=20, subset_size=size, seed=5)
+        assert (mean, std) == (pytest.approx(np.mean(values), abs=1e-6), pytest.approx(np.std(values), abs=1e-6))
 
     def test_equal_distributions_are_at_zero(self, rng):
         mean, std = fidelity.kid(rng.standard_normal((400, 8)), rng.standard_normal((400, 8)))
