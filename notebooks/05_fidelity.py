@@ -19,11 +19,14 @@
 #
 # **How real and how varied are the generated images, and do they show what was asked for?**
 #
-# These are three questions, and no single number answers them:
+# These are several questions, and no single number answers them:
 #
-# - *Real?* Are the generated images, as a crowd, like real ones? FID and KID compare the two crowds.
+# - *Real?* Are the generated images, as a crowd, like real ones? FID and KID compare the two crowds, precision and recall
+#   ask each image about its neighbours.
 # - *Varied?* Does one prompt give one image again and again? MS-SSIM compares images of the same prompt.
 # - *Asked for?* Does a classifier of real images find the finding that the prompt names?
+# - *Of use?* Does a classifier that has only seen generated images know its way about real ones?
+# - *New?* Or are they copies of training images?
 #
 # Every number is shown with what real images score themselves, and with an interval.
 
@@ -46,7 +49,7 @@ from sklearn.metrics import roc_auc_score
 
 from chestxai import fidelity, finetune, models, plots, profiles, reports, runs, tradeoff
 from chestxai.stats import Interval, bootstrap_statistic
-from chestxai.studies import FINDINGS, to_images
+from chestxai.studies import FINDINGS, Frame, to_images
 
 settings = profiles.load(profile)
 run = profiles.run_folder(settings, variant, seed, out)
@@ -81,7 +84,8 @@ validation = profiles.sample(
 )
 real, kept, unreadable = to_images(profiles.studies(settings, "test", data), size, fit)
 real_labels, patients = np.stack([s.labels() for s in kept]), [s.patient for s in kept]
-others = to_images(validation, size, fit)[0]
+others, kept_others, _ = to_images(validation, size, fit)
+others_labels = np.stack([s.labels() for s in kept_others])
 prompts, labels, origins = fidelity.requests(kept, settings.sampling)
 pd.Series(prompts).value_counts(sort=False).rename_axis("prompt").rename(
     "images"
@@ -397,6 +401,83 @@ plots.scores_by_finding(
 # A finding that no prompt asks for has no AUC, and one that few prompts ask for has a wide interval: the images of one
 # prompt are one request, and are resampled together.
 #
+# ## Of use?
+#
+# That test is easily passed: one good image of a finding, repeated, is enough. A harder one turns it round
+# {cite}`ravuri2019cas`. A new classifier learns from the generated images alone, and is tested on *real* ones. What it
+# can reach is what the same lesson from as many real training images reaches; chance is 0.5.
+
+
+# %%
+def small(images):
+    """No larger than a classifier needs."""
+    side = min(size, 128)
+    return np.stack([Frame(*image.shape, side, fit).image(image) for image in images])
+
+
+pupils, kept_pupils, _ = to_images(profiles.sample(train, len(prompts)), size, fit)
+pupils_labels = np.stack([s.labels() for s in kept_pupils])
+lessons = {
+    "real images": (pupils, pupils_labels, profiles.profile_folder(settings, out)),
+    now: (drawn[last], labels, run),
+}
+learnt = {
+    name: fidelity.transfer_auc(
+        small(images),
+        shows,
+        small(real),
+        real_labels,
+        folder / "transfer",
+        patients=patients,
+        source=name,
+        epochs=20,
+        progress=lambda epochs: runs.progress(epochs, f"learning from {name}"),  # noqa: B023
+    )
+    for name, (images, shows, folder) in lessons.items()
+}
+for name, suffix in ((now, ""), ("real images", "_real")):
+    for end, value in vars(learnt[name]["macro"]).items():
+        key = f"transfer_auc{suffix}" + ("" if end == "estimate" else f"_{end}")
+        scores[last][key] = float(value) if np.isfinite(value) else None
+
+# %%
+count = dict(zip((*FINDINGS, "all"), [*real_labels.sum(0), len(real)], strict=True))
+learnt_table = pd.DataFrame(
+    {
+        "finding": "all" if finding == "macro" else finding,
+        "variant": f"learnt from {name}",
+        "mean": v.estimate,
+        "low": v.low,
+        "high": v.high,
+        "chance": 0.5,
+    }
+    for name, found in learnt.items()
+    for finding, v in found.items()
+    if np.isfinite(v.estimate)
+)
+plots.scores_by_finding(
+    learnt_table.assign(n=learnt_table["finding"].map(count)),
+    "AUC on real images",
+    "What generated images teach (n: real images that show it)",
+)
+
+# %% tags=["hide-input"]
+taught, limit = learnt[now]["macro"], learnt["real images"]["macro"]
+if not taught.low > 0.5:
+    teaches = "It cannot be told that the generated images teach anything"
+elif taught.high < limit.low:
+    teaches = "The generated images teach, but less than real ones"
+else:
+    teaches = "The generated images teach, and it cannot be told that they do so less than real ones"
+Markdown(
+    f"Averaged over findings, {len(prompts)} generated images teach an AUC of **{taught}**, {len(pupils)} real ones of "
+    f"**{limit}**. {teaches}. Both intervals are over test patients; they do not cover another training."
+)
+
+# %% [markdown]
+# Real images lose to many more real ones here: compare the classifier above. So read the lesson against that of as many
+# real images, never by itself.
+#
 # ## The answer: over the checkpoints
 
 # %%
@@ -497,8 +578,9 @@ Markdown("By these intervals:\n\n" + "\n".join(f"- {line}" for line in lines))
 
 # %%
 seen = to_images(profiles.sample(train, 5000), size, fit)[0]
+train_features = fidelity.features(classifier, seen)
 memory = fidelity.memorisation(
-    fidelity.features(classifier, seen),
+    train_features,
     features[now],
     np.concatenate([features["real"], features["other real"]]),
     groups=prompts,
@@ -527,6 +609,107 @@ Markdown(
 )
 
 # %% [markdown]
+# ## Which measure notices what?
+#
+# Every measure has a failing that it does not see. So let us fail on purpose. We take real images, spoil them in ways
+# that models do, and score them as if they had been generated; their own findings stand for the prompts.
+
+# %%
+most = min(len(others), len(pupils))
+whole, shows = others[:most], others_labels[:most]
+kind = np.where(shows.any(axis=1), shows.argmax(axis=1), -1)
+first = [int(np.flatnonzero(kind == k)[0]) for k in kind]
+grain = np.random.default_rng(0).normal(0, 24, whole.shape)
+healthy, part = kind < 0, slice(0, max(8, most // 4))
+spoiled = {
+    "other patients": (whole, shows),
+    "fewer of them": (whole[part], shows[part]),
+    "only without a finding": (whole[healthy], shows[healthy]),
+    "copies of training images": (fidelity.copies(pupils, most), pupils_labels[:most]),
+    "one image a finding": (fidelity.copies(whole[first], most), shows),
+    "four images": (fidelity.copies(whole[np.arange(most) % 4], most), shows),
+    "blur": (np.stack([gaussian_filter(x, size / 64) for x in whole]), shows),
+    "noise": ((whole + grain).clip(0, 255).astype(np.uint8), shows),
+}
+# Fewer have too few neighbours, or no two with the same findings.
+spoiled = {name: pair for name, pair in spoiled.items() if len(pair[0]) >= 8}
+rows = min(3, *(len(images) for images, _ in spoiled.values()))
+plots.images(
+    np.concatenate([images[[i]] for i in range(rows) for images, _ in spoiled.values()]),
+    titles=[*spoiled, *[""] * (rows - 1) * len(spoiled)],
+    columns=len(spoiled),
+    title="Some images of each set",
+)
+
+# %%
+measures = {
+    "fid": "FID ↓", "kid": "KID ↓", "precision": "precision ↑", "recall": "recall ↑", "density": "density ↑",
+    "coverage": "coverage ↑", "ms_ssim": "MS-SSIM ↓", "classifier_auc": "classifier AUC ↑", "memory": "near training ↓",
+}  # fmt: skip
+
+
+def judged(images, shows, n):
+    """Every measure of one set, with its interval where there is one."""
+    groups = [str(row) for row in shows.astype(int).tolist()]
+    found = fidelity.evaluate(
+        real, images, shows, groups, classifier, patients=patients, resamples=n
+    )
+    near = fidelity.memorisation(
+        train_features, fidelity.features(classifier, images), features["real"]
+    )
+    return {name: interval(found, name) for name in measures if name != "memory"} | {
+        "kid": Interval(
+            found["kid"], *(found["kid"] + 2 * found["kid_std"] * np.array([-1, 1]))
+        ),
+        "memory": near.closer,
+    }
+
+
+reactions = {
+    name: judged(*pair, resamples if name == "other patients" else 0)
+    for name, pair in spoiled.items()
+}
+
+# %%
+fair = reactions["other patients"]
+values = pd.DataFrame(
+    {name: {m: row[m].estimate for m in measures} for name, row in reactions.items()}
+).T
+half = pd.Series({m: max((fair[m].high - fair[m].low) / 2, 1e-9) for m in measures})
+better = pd.Series({m: 1 if label.endswith("↑") else -1 for m, label in measures.items()})
+# In widths of chance: below −1, the measure says "worse than real images of other patients".
+change = (values - values.loc["other patients"]) / half * better
+figure = px.imshow(
+    change.rename(columns=measures), zmin=-4, zmax=4, color_continuous_scale="RdBu", aspect="auto", height=440,
+    template=plots.TEMPLATE, labels={"color": "change,<br>in half-widths<br>of the interval"},
+    title="What each measure says of spoiled real images: red is worse, blue better, pale is chance",
+)  # fmt: skip
+figure.update_traces(
+    text=[["–" if np.isnan(v) else f"{v:.2f}" for v in row] for row in values.to_numpy()],
+    texttemplate="%{text}",
+)
+figure.update_xaxes(side="top", title="").update_yaxes(title="")
+
+# %% tags=["hide-input"]
+lines = []
+for m, label in measures.items():
+    missed = [
+        name
+        for name in change.index[1:]
+        if np.isfinite(change.loc[name, m]) and change.loc[name, m] > -1
+    ]
+    lines.append(
+        f"**{label[:-2]}** has no quarrel with: {'; '.join(missed) or 'none of them'}"
+    )
+Markdown("\n".join(f"- {line}." for line in lines))
+
+# %% [markdown]
+# Read the figure by row. *Fewer of them* are as real as all; what turns red there depends on the number of images. *Only
+# without a finding* is a real crowd, but another one. *Copies* are what only the look at the training images is for. In
+# *one image a finding* every image is good and shows what it should: the measures of variety must notice. *Noise* is the
+# trap of MS-SSIM, which takes grain for variety. And read it by column: no column is red where, and only where, something
+# is wrong.
+#
 # ## Exercises
 #
 # **1.** Guidance pushes towards the prompt. Draw two prompts with no guidance (1) and with a lot (8). What happens to
@@ -633,10 +816,90 @@ for step, images in drawn.items():
     print(f"step {step}:", side_auc(images, asked_side, prompts))
 
 # %% [markdown]
+# **5.** *One image a finding* shows what it should. Would it make a good textbook? Let a classifier learn from it.
+
+# %% tags=["hide-cell"]
+# Its AUC as a picture of the finding is that of real images, nearly; but who has seen one effusion does not know the next.
+images, shows = spoiled["one image a finding"]
+book = fidelity.transfer_auc(
+    small(images),
+    shows,
+    small(real),
+    real_labels,
+    run / "transfer-collapsed",
+    patients=patients,
+    source="one image a finding",
+    epochs=20,
+)
+pd.DataFrame(
+    {
+        "classifier AUC": {
+            "one image a finding": reactions["one image a finding"]["classifier_auc"],
+            now: interval(scores[last], "classifier_auc"),
+        },
+        "learnt from it: AUC on real images": {
+            "one image a finding": book["macro"],
+            now: learnt[now]["macro"],
+        },
+    }
+).map(str)
+
+# %% [markdown]
+# **6.** Precision trusts every real image, and recall every generated one. Put a single picture of pure noise among the
+# real images, or among the generated ones. What happens to the noisy set's scores, and to density and coverage?
+
+# %% tags=["hide-cell"]
+# The outlier's neighbours are far away, so its ball is huge and takes in whatever lies between: one picture makes the
+# others precise, or lets them recall all. Density counts over all balls, and coverage has none around generated images.
+static = np.random.default_rng(0).integers(0, 256, (1, size, size)).astype(np.uint8)
+outlier = fidelity.features(classifier, static)
+noisy = fidelity.features(classifier, spoiled["noise"][0])
+pairs = {
+    "as they are": (features["real"], noisy),
+    "outlier among the real": (np.concatenate([features["real"], outlier]), noisy),
+    "outlier among the generated": (features["real"], np.concatenate([noisy, outlier])),
+}
+pd.DataFrame(
+    {
+        name: {
+            score: found.estimate
+            for score, found in fidelity.scores(*pair, resamples=0).items()
+            if score != "fid"
+        }
+        for name, pair in pairs.items()
+    }
+).T.round(2)
+
+# %% [markdown]
+# **7.** Our search for copies found the planted ones. Would it find a copy that is noisier, shifted by two pixels, or
+# mirrored?
+
+# %% tags=["hide-cell"]
+# What the feature space finds far away is not found. No search can say that nothing was copied, only that nothing was
+# that it would have found.
+planted = {f"noise of {level}": fidelity.copies(seen, noise=level) for level in (4, 16, 32)}
+planted |= {"shifted": np.roll(seen[:32], 2, axis=2), "mirrored": seen[:32, :, ::-1].copy()}
+pd.Series(
+    {
+        name: fidelity.memorisation(
+            train_features,
+            features[now],
+            features["real"],
+            planted=fidelity.features(classifier, images),
+            n=0,
+        ).found
+        for name, images in planted.items()
+    },
+    name="share of copies found",
+).to_frame()
+
+# %% [markdown]
 # ## Takeaways
 #
 # - FID and KID compare crowds, not images; they depend on the feature space, and FID on the number of images.
 # - The floor is not zero: real images of other patients set it.
 # - MS-SSIM within a prompt sees mode collapse, the classifier's AUC sees whether the prompt is obeyed, a look at the
-#   nearest training image sees copies. A model can be good at one of these and bad at the others.
+#   nearest training image sees copies. A model can be good at one of these and bad at the others, and each can be fooled:
+#   by grain, by one image a finding, by a copy that the feature space does not know again.
+# - Whether images are of use is best asked by using them: train on generated, test on real.
 # - None of them says *where* the model looks when it reads a word. That was chapter 3; chapter 6 puts both together.
