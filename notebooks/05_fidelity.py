@@ -38,6 +38,8 @@ data = ""  # folder that holds one sub-folder per source (openi/, nih/); phantom
 out = ""  # root of the runs; empty: the project's runs/
 
 # %%
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import plotly.express as px
@@ -638,7 +640,7 @@ plots.images(
     np.concatenate([images[[i]] for i in range(rows) for images, _ in spoiled.values()]),
     titles=[*spoiled, *[""] * (rows - 1) * len(spoiled)],
     columns=len(spoiled),
-    title="Some images of each set",
+    title="The first images of each set",
 )
 
 # %%
@@ -649,19 +651,19 @@ measures = {
 
 
 def judged(images, shows, n):
-    """Every measure of one set, with its interval where there is one."""
-    groups = [str(row) for row in shows.astype(int).tolist()]
-    found = fidelity.evaluate(
-        real, images, shows, groups, classifier, patients=patients, resamples=n
-    )
-    near = fidelity.memorisation(
-        train_features, fidelity.features(classifier, images), features["real"]
-    )
-    return {name: interval(found, name) for name in measures if name != "memory"} | {
-        "kid": Interval(
-            found["kid"], *(found["kid"] + 2 * found["kid_std"] * np.array([-1, 1]))
-        ),
-        "memory": near.closer,
+    """Every measure of one set; intervals from n resamples."""
+    values = fidelity.features(classifier, images)
+    found = fidelity.scores(features["real"], values, real_groups=patients, resamples=n)
+    kid, std = fidelity.kid(features["real"], values)
+    auc = fidelity.classifier_auc(fidelity.predict(classifier, images), shows, n=max(n, 2))
+    alike = [str(row) for row in shows.astype(int).tolist()]
+    return found | {
+        "kid": Interval(kid, kid - 2 * std, kid + 2 * std),
+        "ms_ssim": replace(similar_real, estimate=fidelity.ms_ssim(images, alike)),
+        "classifier_auc": auc["macro"],
+        "memory": fidelity.memorisation(
+            train_features, values, features["real"], n=n
+        ).closer,
     }
 
 
@@ -705,10 +707,10 @@ Markdown("\n".join(f"- {line}." for line in lines))
 
 # %% [markdown]
 # Read the figure by row. *Fewer of them* are as real as all; what turns red there depends on the number of images. *Only
-# without a finding* is a real crowd, but another one. *Copies* are what only the look at the training images is for. In
-# *one image a finding* every image is good and shows what it should: the measures of variety must notice. *Noise* is the
-# trap of MS-SSIM, which takes grain for variety. And read it by column: no column is red where, and only where, something
-# is wrong.
+# without a finding* is a real crowd, but another one, and smooth chests are near to many. *Copies* are what the look at the
+# training images is for. In *one image a finding* every image is good and shows what it should: the measures of variety
+# must notice. *Noise* is the trap of MS-SSIM, which takes grain for variety. Then read it by column: is any red where, and
+# only where, something is wrong?
 #
 # ## Exercises
 #
@@ -819,7 +821,7 @@ for step, images in drawn.items():
 # **5.** *One image a finding* shows what it should. Would it make a good textbook? Let a classifier learn from it.
 
 # %% tags=["hide-cell"]
-# Its AUC as a picture of the finding is that of real images, nearly; but who has seen one effusion does not know the next.
+# The classifier knows each finding in it. But who has seen one effusion may not know the next.
 images, shows = spoiled["one image a finding"]
 book = fidelity.transfer_auc(
     small(images),
@@ -846,37 +848,36 @@ pd.DataFrame(
 
 # %% [markdown]
 # **6.** Precision trusts every real image, and recall every generated one. Put a single picture of pure noise among the
-# real images, or among the generated ones. What happens to the noisy set's scores, and to density and coverage?
+# real images, or among the generated ones. What do they say then of the noisy set and of the four images? What do density
+# and coverage say?
 
 # %% tags=["hide-cell"]
-# The outlier's neighbours are far away, so its ball is huge and takes in whatever lies between: one picture makes the
-# others precise, or lets them recall all. Density counts over all balls, and coverage has none around generated images.
+# The outlier's neighbours are far away, so its ball is huge, and takes in what is nearer to it than they are: one picture
+# makes others precise, or lets them recall what they never drew. Density counts over all balls, and coverage has none
+# around generated images.
 static = np.random.default_rng(0).integers(0, 256, (1, size, size)).astype(np.uint8)
 outlier = fidelity.features(classifier, static)
-noisy = fidelity.features(classifier, spoiled["noise"][0])
-pairs = {
-    "as they are": (features["real"], noisy),
-    "outlier among the real": (np.concatenate([features["real"], outlier]), noisy),
-    "outlier among the generated": (features["real"], np.concatenate([noisy, outlier])),
-}
-pd.DataFrame(
-    {
-        name: {
-            score: found.estimate
-            for score, found in fidelity.scores(*pair, resamples=0).items()
-            if score != "fid"
+outcomes = {}
+for name in ("noise", "four images"):
+    of = fidelity.features(classifier, spoiled[name][0])
+    for said, real_ones, generated in (
+        ("as it is", features["real"], of),
+        ("outlier among the real", np.concatenate([features["real"], outlier]), of),
+        ("outlier among the generated", features["real"], np.concatenate([of, outlier])),
+    ):
+        found = fidelity.scores(real_ones, generated, resamples=0)
+        outcomes[name, said] = {
+            score: v.estimate for score, v in found.items() if score != "fid"
         }
-        for name, pair in pairs.items()
-    }
-).T.round(2)
+pd.DataFrame(outcomes).T.round(2)
 
 # %% [markdown]
 # **7.** Our search for copies found the planted ones. Would it find a copy that is noisier, shifted by two pixels, or
 # mirrored?
 
 # %% tags=["hide-cell"]
-# What the feature space finds far away is not found. No search can say that nothing was copied, only that nothing was
-# that it would have found.
+# What the feature space takes for something else is not found. No search can say that nothing was copied, only that
+# nothing was copied in a way that it would have found.
 planted = {f"noise of {level}": fidelity.copies(seen, noise=level) for level in (4, 16, 32)}
 planted |= {"shifted": np.roll(seen[:32], 2, axis=2), "mirrored": seen[:32, :, ::-1].copy()}
 pd.Series(

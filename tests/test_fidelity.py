@@ -12,6 +12,7 @@ import weakref
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,7 +24,7 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from torchmetrics.image import MultiScaleStructuralSimilarityIndexMeasure
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from chestxai import fidelity, models, runs
+from chestxai import fidelity, models, runs, tradeoff
 from chestxai.fidelity import FindingsClassifier
 from chestxai.profiles import SamplingSettings
 from chestxai.studies import FINDINGS, Finding, Frame, Study
@@ -924,6 +925,7 @@ class TestTransfer:
         again = fidelity.transfer_auc(*arguments, source="phantom", epochs=4, n=50)
         assert again["macro"] == taught["macro"], "read, not trained again"
         assert "300 images of phantom" in fidelity.load_classifier(tmp_path / "t").description
+        assert runs.read_json(tmp_path / "t" / "classifier.json")["batch"] == 300 // 8, "few images, more steps"
 
     def test_wrong_labels_teach_nothing(self, tmp_path):
         images, labels = pictures(300)
@@ -1010,6 +1012,11 @@ class TestEvaluate:
             assert set(result[name]) == set(FINDINGS)
         assert result["classifier_auc"] > 0.8
         assert (result["images_real"], result["images_fake"]) == (60, 48)
+        printed = tradeoff.summary(pd.DataFrame([{"variant": "frozen", "seed": 0, "step": 1} | result]))
+        for name in (*near, "kid", "ms_ssim", "classifier_auc"):
+            row = printed.loc[tradeoff.NAMES[name]]
+            assert float(row["frozen"].split()[0]) == pytest.approx(result[name], abs=0.06)
+            assert row["real images"] != "–"
 
     def test_equal_prompts_are_one_group(self, trained):
         """Two studies with one text: eight images of one prompt, not two prompts of four."""
