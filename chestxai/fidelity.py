@@ -537,6 +537,7 @@ def shared_classifier(
     *,
     data: str = "",
     epochs: int = 12,
+    batch: int = 64,
     seed: int = 0,
     shipped: Path | None = SHIPPED,
     progress: Callable[[Iterable], Iterable] = lambda items: items,
@@ -553,6 +554,7 @@ def shared_classifier(
         load: "train" or "val" -> images uint8 ``(n, s, s)`` and labels ``(n, 8)``; called only to train.
         data: fingerprint of the training studies; another one means another classifier.
         epochs: of the training.
+        batch: of the training.
         seed: of the training.
         shipped: folder of the one that ships; None where none can.
         progress: wraps the loop over epochs.
@@ -561,7 +563,7 @@ def shared_classifier(
     about = Path(shipped) / "classifier.json" if shipped is not None else None
     if about and about.is_file() and runs.read_json(about).get("source") == source:
         return feature_space(source, about.parent)
-    wanted = {"source": source, "data": data, "epochs": epochs, "seed": seed}
+    wanted = {"source": source, "data": data, "epochs": epochs, "batch": batch, "seed": seed}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         try:
@@ -1236,7 +1238,8 @@ def transfer_auc(
         folder: where the classifier is kept; a second call with the same images, labels and settings reads it.
         patients: of the real images, resampled together.
         source: what the training images are, recorded.
-        epochs: passes over them. A few hundred images need more than the default to be learnt.
+        epochs: passes over them, in batches of an eighth of them, 8 to 64: few images must make some steps, too. A few
+            hundred need more than the default to be learnt.
         n: bootstrap resamples. They cover other patients, not another training.
         seed: of training and bootstrap.
         progress: wraps the loop over epochs.
@@ -1253,6 +1256,7 @@ def transfer_auc(
         lambda split: (images, labels) if split == "train" else (real_images, real_labels),
         data=runs.fingerprint(_content(images), _content(labels)),
         epochs=epochs,
+        batch=min(64, max(8, len(images) // 8)),
         seed=seed,
         shipped=None,
         progress=progress,

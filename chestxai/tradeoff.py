@@ -39,6 +39,7 @@ NAMES = {
     "coverage": "coverage ↑",
     "ms_ssim": "MS-SSIM within a prompt",
     "classifier_auc": "classifier AUC ↑",
+    "transfer_auc": "train on generated, test on real: AUC ↑",
     "auc_roc": "AUC-ROC ↑",
     "pointing_game": "Top-1 ↑",
     "cnr": "CNR ↑",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -11,6 +12,7 @@ import weakref
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,10 +20,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import linalg
 from sklearn.metrics import roc_auc_score
+from sklearn.metrics.pairwise import polynomial_kernel
 from torchmetrics.image import MultiScaleStructuralSimilarityIndexMeasure
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from chestxai import fidelity, models, runs
+from chestxai import fidelity, models, runs, tradeoff
 from chestxai.fidelity import FindingsClassifier
 from chestxai.profiles import SamplingSettings
 from chestxai.studies import FINDINGS, Finding, Frame, Study
@@ -308,6 +311,20 @@ class TestKid:
         expected = (xx.sum() - xx.trace()) / 30 + (yy.sum() - yy.trace()) / 30 - 2 * kernel(real, fake).mean()
         mean, std = fidelity.kid(real, fake, subsets=4000)
         assert mean == pytest.approx(expected, abs=4 * std / math.sqrt(4000))
+
+    def test_is_sklearns_kernel_on_the_same_subsets(self, rng):
+        """torchmetrics' subsets, drawn here again; scikit-learn's kernel ``(x·y / d + 1)³``."""
+        real, fake = rng.standard_normal((60, 16)), rng.standard_normal((50, 16)) + 0.2
+        size, values = 25, []
+        kernel = functools.partial(polynomial_kernel, degree=3, gamma=1 / 16, coef0=1)
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            for _ in range(20):
+                x, y = (points[torch.randperm(len(points))[:size].numpy()] for points in (real, fake))
+                within = [(kernel(z, z).sum() - kernel(z, z).trace()) / size / (size - 1) for z in (x, y)]
+                values.append(sum(within) - 2 * kernel(x, y).mean())
+        mean, std = fidelity.kid(real, fake, subsets=20, subset_size=size, seed=5)
+        assert (mean, std) == (pytest.approx(np.mean(values), abs=1e-6), pytest.approx(np.std(values), abs=1e-6))
 
     def test_equal_distributions_are_at_zero(self, rng):
         mean, std = fidelity.kid(rng.standard_normal((400, 8)), rng.standard_normal((400, 8)))
@@ -908,6 +925,7 @@ class TestTransfer:
         again = fidelity.transfer_auc(*arguments, source="phantom", epochs=4, n=50)
         assert again["macro"] == taught["macro"], "read, not trained again"
         assert "300 images of phantom" in fidelity.load_classifier(tmp_path / "t").description
+        assert runs.read_json(tmp_path / "t" / "classifier.json")["batch"] == 300 // 8, "few images, more steps"
 
     def test_wrong_labels_teach_nothing(self, tmp_path):
         images, labels = pictures(300)
@@ -994,6 +1012,11 @@ class TestEvaluate:
             assert set(result[name]) == set(FINDINGS)
         assert result["classifier_auc"] > 0.8
         assert (result["images_real"], result["images_fake"]) == (60, 48)
+        printed = tradeoff.summary(pd.DataFrame([{"variant": "frozen", "seed": 0, "step": 1} | result]))
+        for name in (*near, "kid", "ms_ssim", "classifier_auc"):
+            row = printed.loc[tradeoff.NAMES[name]]
+            assert float(row["frozen"].split()[0]) == pytest.approx(result[name], abs=0.06)
+            assert row["real images"] != "–"
 
     def test_equal_prompts_are_one_group(self, trained):
         """Two studies with one text: eight images of one prompt, not two prompts of four."""
