@@ -312,8 +312,12 @@ def minimal_detectable_difference(
     the clustered standard error); that of `sign_flip_test` is close to it. It tells what a study could have seen,
     from the *spread* of the differences: it does not depend on their mean, and is no statement on the difference found.
 
+    Of several seeds it is for the test that `seeds_ci` is: the shifts of the two parts, by seeds and by patients, add
+    as squares, as their t-quantiles do there. Cautious like that one, the more so the fewer seeds.
+
     Args:
-        differences: float ``(rows,)``, a − b on the same items: of a pilot, or of the study itself.
+        differences: float ``(rows,)``, a − b on the same items, or ``(rows, seeds)`` as of `seeds_ci`: of a pilot, or
+            of the study itself.
         groups: the group (patient) of each row.
         power: probability in (0, 1) of finding it.
         alpha: of the test; ``0.05 / findings`` for one of several findings under `holm`, at worst.
@@ -325,17 +329,23 @@ def minimal_detectable_difference(
     Raises:
         ValueError: fewer than two groups or patients, or a probability that is none.
     """
-    differences = _column(differences, "differences")
+    if np.ndim(differences) < 2:
+        differences = _column(differences, "differences")[:, None]
     if not (0 < power < 1 and 0 < alpha < 1):
         raise ValueError(f"power and alpha are probabilities in (0, 1), got {power} and {alpha}")
-    index, count = _groups(groups, differences.size)
+    differences, index, count = _table(differences, groups)
     planned = count if patients is None else patients
     if min(count, planned) < 2:
         raise ValueError(f"a spread needs at least two patients: there are {count}, and {planned} are planned")
-    by_patient, _, _ = _crossed(differences[:, None], index, count)
-    critical = stats.t.ppf(1 - alpha / 2, planned - 1)
-    shift = special.nctdtrinc(planned - 1, 1 - power, critical)
-    return float(shift * np.sqrt(by_patient * count / planned))
+    by_patient, by_seed, crossed = _crossed(differences, index, count)
+
+    def shift(freedom: int) -> float:
+        return float(special.nctdtrinc(freedom, 1 - power, stats.t.ppf(1 - alpha / 2, freedom)))
+
+    found = shift(planned - 1) ** 2 * max(by_patient - crossed, 0.0) * count / planned
+    if differences.shape[1] > 1:
+        found += shift(differences.shape[1] - 1) ** 2 * max(by_seed + crossed * (count / planned - 1), 0.0)
+    return float(np.sqrt(found))
 
 
 def seeds_ci(values: np.ndarray, groups: Sequence | np.ndarray | None = None, level: float = 0.95) -> SeedInterval:

@@ -59,8 +59,8 @@ class Comparison(Difference):
 
     Attributes:
         seeds: the number of seeds that its interval is over; 1 if it is over patients only.
-        detectable: the true difference that a test on these patients finds four times in five
-            (`minimal_detectable_difference`, of the mean over seeds: what seeds add is not in it); NaN of one patient.
+        detectable: the true difference that a test on so many patients and seeds finds four times in five, see
+            `minimal_detectable_difference`; NaN of one patient.
     """
 
     metric: str
@@ -174,11 +174,13 @@ def compare(
         each = np.stack(both["seeds"]) - np.stack(both["seeds_b"])
         interval = seeds_ci(each, both["patient"], level)
         difference = Difference(interval.estimate, interval.low, interval.high, _p(each, both["patient"]))
+        differences = each
     else:
         difference = paired_difference(both["score"], both["score_b"], both["patient"], n=n, level=level, seed=seed)
+        differences = both["score"] - both["score_b"]
     patients, detectable = both["patient"].nunique(), math.nan
     if patients > 1:
-        detectable = minimal_detectable_difference(both["score"] - both["score_b"], both["patient"], alpha=alpha)
+        detectable = minimal_detectable_difference(differences, both["patient"], alpha=alpha)
     return Comparison(
         **vars(difference),
         metric=metric,

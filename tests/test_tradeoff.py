@@ -292,6 +292,9 @@ class TestCompareFindings:
         found = tradeoff.compare_findings(*runs, n=100)
         assert found.loc["Edema", "detectable"] == pytest.approx(expected)
         assert tradeoff.compare(*runs, finding="Edema", n=100).detectable < expected  # of one question only
+        # Two seeds of which one knows little: it has to be larger.
+        both = tradeoff.compare(frozen, learnable[::-1], finding="Edema", n=100)
+        assert both.seeds == 2
 
     def test_of_one_patient_nothing_is_detectable(self, tmp_path):
         runs = [[write_run(tmp_path, name, 0, patients=1)] for name in ("frozen", "learnable")]
