@@ -1120,7 +1120,11 @@ def paired(
         label += " (each row on its own scale; 95 % interval)"
     marks = ["" if pd.isna(row.get("n", np.nan)) else f" ({row['n']:.0f})" for row in rows]
     fig.update_layout(
-        template=TEMPLATE, height=110 + 42 * len(rows), margin={"t": 74 if title else 40, "r": 170, "b": 52},
+        template=TEMPLATE, height=110 + 42 * len(rows),
+        margin={
+            "t": 74 if title else 40, "r": 170, "b": 52,
+            "l": 24 + max(_text_width(f"{row['name']}{mark}", 13) for row, mark in zip(rows, marks, strict=True)),
+        },
         xaxis={"title": {"text": label}, "range": [-1.12, 1.12], **ticks},
         yaxis={
             "tickvals": list(range(len(rows))), "range": [len(rows) - 0.4, -0.6], "ticks": "", "showline": False,

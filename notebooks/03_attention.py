@@ -401,6 +401,9 @@ for step in runs.progress([0, *steps], "checkpoints"):
             "patient": t.study.patient,
             "finding": t.finding.name,
             "phrase": t.finding.phrase,
+            "kept": localization.kept(
+                t.finding, Frame(*t.study.size, size, settings.data.fit)
+            ),  # by the crop
         }
         for t in rows
     )

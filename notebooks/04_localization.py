@@ -33,12 +33,15 @@ out = ""  # root of the runs; empty: the project's runs/
 # %%
 import numpy as np
 import pandas as pd
+import plotly.express as px
+import plotly.graph_objects as go
 from IPython.display import Markdown
 from scipy import ndimage
+from sklearn.metrics import precision_recall_curve
 
 from chestxai import localization, models, plots, profiles, runs, stats, tradeoff
 from chestxai.localization import LOWER_IS_BETTER, SCORES
-from chestxai.studies import FINDINGS, Frame, GroundTruth, box_of, phrases
+from chestxai.studies import FINDINGS, Box, Frame, GroundTruth, box_of, phrases
 
 settings = profiles.load(profile)
 plots.setup()
@@ -81,10 +84,18 @@ written = [auc.loc[i, v] for v in variants for i in rows[:5]]
 assert np.allclose(again, written, atol=1e-3), (
     "maps and grounding.csv are of different data: run chapter 3 again"
 )
+kept = pd.Series({i: localization.kept(test[i].finding, frame_of(test[i])) for i in rows})
+cut_off = kept[kept < 0.995]
 Markdown(
     f"{len(rows)} phrases of {len({test[i].study.patient for i in rows})} patients, each with a heatmap of {grid[0]} × "
     f"{grid[1]} from each variant's first seed at its last checkpoint. They are scored in the model's frame of {size} "
-    f"× {size} pixels, to which a map is enlarged bilinearly. Nothing is normalised or smoothed before."
+    f"× {size} pixels, to which a map is enlarged bilinearly. Nothing is normalised or smoothed before. "
+    + (
+        f"That frame cuts {len(cut_off)} of the targets, the worst to {cut_off.min():.0%} of its area: a map is held against "
+        "what is left, and `kept` in grounding.csv says how much that is."
+        if len(cut_off)
+        else "That frame cuts none of the targets."
+    )
 )
 
 # %% [markdown]
@@ -181,31 +192,137 @@ Markdown(
 )
 
 # %% [markdown]
+# ## The hot end of the order: average precision
+#
+# Average precision asks for the order, too, but from the hottest pixel down: of what has been called so far, how much is
+# target? It is the area under this curve, without the easy background's help. Chance is the target's share of the image.
+
+# %%
+curves = {
+    "centre prior": prior[finding.name],
+    **{v: localization.resize(maps[v][example], mask.shape) for v in variants},
+}
+points = []
+for name, some in curves.items():
+    precision, recall, _ = precision_recall_curve(mask.ravel(), some.ravel())
+    ap = localization.average_precision(some, mask)
+    points.append(
+        pd.DataFrame(
+            {"recall": recall, "precision": precision, "map": f"{name} ({ap:.2f})"}
+        )
+    )
+px.line(
+    pd.concat(points), x="recall", y="precision", color="map", template=plots.TEMPLATE, height=360,
+    range_y=[0, 1.02], title="Precision from the hottest pixel down (in brackets: average precision)",
+).add_hline(mask.mean(), line_dash="dot", annotation_text="chance")  # fmt: skip
+
+# %% tags=["hide-input"]
+target_area = pd.Series({i: masks[i].mean() for i in rows})
+precise = pd.Series(
+    {i: localization.average_precision(maps[variants[0]][i], masks[i]) for i in rows}
+)
+Markdown(
+    "**What it misses.** That targets differ in size: chance is the size, so a small target scores low under any map. Here "
+    f"targets fill {target_area.min():.1%} to {target_area.max():.0%} of the image; the average precision of "
+    f"`{variants[0]}` has a rank correlation of {precise.corr(target_area, 'spearman'):+.2f} with that."
+)
+
+# %% [markdown]
+# ## How much of it? Energy
+#
+# The energy-based pointing game {cite}`wang2020scorecam` is the share of a map's mass that lies in the target. But what is
+# mass? Attention is never 0, and a map that is nearly even has most of its mass in what is common to all pixels. So the
+# book counts what is above the map's minimum; taken as it is, the number would hardly move from the target's area. Here is
+# one map twice, each time as a share of its maximum: what has a colour is counted.
+
+# %%
+raw = maps[variants[0]][example]
+counted = {"as it is": "zero", "above its minimum": "min"}
+plots.overlays(
+    [picture] * 2,
+    [raw / raw.max(), plots.normalize(raw)],
+    masks=[mask] * 2,
+    titles=[
+        f"{name}: {localization.energy(raw, mask, floor):.1%} of the mass in {mask.mean():.1%} of the image"
+        for name, floor in counted.items()
+    ],
+    title=f"The mass of a map of {variants[0]}",
+    scale="counted",
+    limits=(0, 1),
+)
+
+# %%
+shares = {
+    name: {
+        "above the map's minimum": np.mean(
+            [localization.energy(some[i], masks[i]) for i in rows]
+        ),
+        "as it is": np.mean([localization.energy(some[i], masks[i], "zero") for i in rows]),
+    }
+    for name, some in {
+        "constant": {i: np.ones(grid, np.float32) for i in rows},
+        "centre prior": {i: prior[test[i].finding.name] for i in rows},
+        **maps,
+    }.items()
+}
+pd.DataFrame(shares).T.rename_axis("share of the mass in the target").round(3)
+
+# %% [markdown]
+# **What it misses.** Where in the target, and how much of it: one hot pixel inside has all of its mass there.
+#
 # ## Does it hit? The pointing game (Top-1)
 #
 # The hottest pixel is in the target or not {cite}`zhang2018excitation`. That is what a user wants to know who is shown
-# one spot. Chance is the share of the image that the target fills. A tolerance forgives a near miss:
+# one spot. Chance is the share of the image that the target fills.
+#
+# A tolerance forgives a near miss. Zhang et al. count a maximum up to 15 pixels from the target, in photographs at their
+# own size, some 500 pixels. `pointing_game` takes a tolerance *literally*, in pixels of the frame that the mask is in, and
+# does not scale it: whoever scores in a smaller frame and writes 15 plays another game. Here are none, the same share of
+# the side as theirs, and 15 pixels. Yellow is where a maximum counts as a hit; its share of the image is chance. The box is
+# around the map's maximum.
 
 # %%
-tolerances = [0, size // 32, size // 16, size // 8]
+tolerances = [0, round(15 * size / 500, 2), 15]
+away = {i: ndimage.distance_transform_edt(~masks[i]) for i in rows}
+y, x = np.unravel_index(np.argmax(localization.resize(raw, mask.shape)), mask.shape)
+plots.overlays(
+    [picture] * len(tolerances),
+    [(away[example] <= t).astype(np.float32) for t in tolerances],
+    masks=[mask] * len(tolerances),
+    boxes=[[("", Box(x - 1, y - 1, 3, 3))]] * len(tolerances),
+    titles=[
+        f"{t} pixels: {(away[example] <= t).mean():.0%} of the image is a hit, the map's maximum is"
+        f"{'' if localization.pointing_game(raw, mask, t) else ' none'}"
+        for t in tolerances
+    ],
+    title=f"What a tolerance forgives a map of {variants[0]}",
+    scale="a hit",
+    limits=(0, 1),
+)
+
+# %%
 guesses = {"centre prior": {i: prior[test[i].finding.name] for i in rows}, **maps}
 pd.DataFrame(
     {
-        name: [
-            np.mean([localization.pointing_game(some[i], masks[i], t) for i in rows])
-            for t in tolerances
-        ]
-        for name, some in guesses.items()
+        "chance": [np.mean([(away[i] <= t).mean() for i in rows]) for t in tolerances],
+        **{
+            name: [
+                np.mean([localization.pointing_game(some[i], masks[i], t) for i in rows])
+                for t in tolerances
+            ]
+            for name, some in guesses.items()
+        },
     },
-    index=pd.Index(tolerances, name="tolerance (pixels)"),
+    index=pd.Index([f"{t} pixels" for t in tolerances], name="tolerance"),
 ).round(3)
 
 # %% tags=["hide-input"]
 Markdown(
     "**What it misses.** All but one pixel. A map may be right everywhere and wrong in its maximum, or wrong "
     f"everywhere and lucky. The maximum of a map of {grid[0]} × {grid[1]} is also only known to {size / grid[0]:.0f} "
-    f"pixels, wider than some targets. And a hit is 0 or 1, so it needs many phrases: with {len(rows)} of them, the "
-    f"standard error of a share is up to {0.5 / np.sqrt(len(rows)):.2f}."
+    f"pixels, wider than some targets. A tolerance of 15 pixels is {15 / size:.0%} of this frame's side and {15 / 500:.0%} "
+    "of a photograph's, so it must be told with the size of the frame. And a hit is 0 or 1, so it needs many phrases: "
+    f"with {len(rows)} of them, the standard error of a share is up to {0.5 / np.sqrt(len(rows)):.2f}."
 )
 
 # %% [markdown]
@@ -257,7 +374,6 @@ pd.DataFrame(bent).T[["auc_roc", "pointing_game", "cnr", "iou"]].rename(
 # map's values and cuts half-way between their means. The mask plays no part in it.
 
 # %%
-raw = maps[variants[0]][example]
 threshold = localization.gmm_threshold(raw)
 plots.histogram(
     heat,
@@ -281,6 +397,54 @@ plots.overlays(
     title="What lies above the threshold",
     scale="foreground",
     limits=(0, 1),
+)
+
+# %% [markdown]
+# The mixture is one way to cut. Otsu's threshold splits the histogram where the two parts differ most, a fixed one takes a
+# fraction of the map's range, a fixed area the hottest tenth of the image, and the *oracle* the cut with the best overlap
+# with the very mask: no score, but what a map could give.
+
+# %%
+ways = {
+    "mixture": "gmm",
+    "Otsu": "otsu",
+    "half the range": 0.5,
+    "hottest tenth": ("area", 0.1),
+}
+oracle, best = localization.oracle_threshold(raw, mask)
+cuts = {name: localization.foreground(raw, mask.shape, way) for name, way in ways.items()}
+cuts["oracle"] = heat > oracle
+plots.overlays(
+    [picture] * len(cuts),
+    [hot.astype(np.float32) for hot in cuts.values()],
+    masks=[mask] * len(cuts),
+    titles=[
+        f"{name}: {hot.mean():.0%} of the image, IoU {(hot & mask).sum() / (hot | mask).sum():.2f}"
+        for name, hot in cuts.items()
+    ],
+    columns=3,
+    title=f"One map of {variants[0]}, five ways to cut it",
+    scale="foreground",
+    limits=(0, 1),
+)
+
+# %%
+by_way = {
+    name: {
+        way: np.mean([localization.iou(some[i], masks[i], how) for i in rows])
+        for way, how in {**ways, "oracle": "oracle"}.items()
+    }
+    for name, some in {"random": noise, **guesses}.items()
+}
+pd.DataFrame(by_way).T.rename_axis("mean IoU").round(3)
+
+# %% tags=["hide-input"]
+gap = {v: by_way[v]["oracle"] - by_way[v]["mixture"] for v in variants}
+Markdown(
+    "**What they miss.** A threshold decides without knowing the target's size. "
+    + ", ".join(f"`{v}` loses {loss:.3f}" for v, loss in gap.items())
+    + " of IoU to the mixture's cut, compared with the oracle's. And the oracle knows the truth: even noise gets "
+    f"{by_way['random']['oracle']:.3f} from it."
 )
 
 # %% [markdown]
@@ -339,7 +503,11 @@ boxes = [
 ]
 plots.images(
     [frame_of(test[i]).image(test[i].study.pixels()) for i in placed],
-    titles=[f"“{test[i].finding.phrase}”" for i in placed],
+    titles=[
+        f"“{test[i].finding.phrase}”: box IoU {localization.bbox_iou(maps[variants[0]][i], masks[i]):.2f}, centres "
+        f"{localization.centre_distance(maps[variants[0]][i], masks[i]):.2f} of the diagonal apart"
+        for i in placed
+    ],
     masks=[masks[i] for i in placed],
     boxes=[[(name, box) for name, box in pair if box] for pair in boxes],
     columns=2,
@@ -348,7 +516,7 @@ plots.images(
 
 # %% tags=["hide-input"]
 nothing = np.zeros(grid, np.float32)
-away = pd.Series({i: localization.centre_distance(nothing, masks[i]) for i in rows})
+lost = np.mean([localization.centre_distance(nothing, masks[i]) for i in rows])
 own = [localization.bbox_iou(masks[i].astype(np.float32), masks[i]) for i in parted]
 middles = [(b.y + b.h / 2, b.x + b.w / 2) for b in (box_of(masks[i]) for i in parted)]
 beside = sum(
@@ -362,11 +530,100 @@ Markdown(
         if parted
         else "**What they miss.** The form of a finding, and findings of several parts, which are not among these. "
     )
-    + f"A map that points nowhere has its centre in the middle of the image, and is {away.mean():.2f} of the diagonal "
+    + f"A map that points nowhere has its centre in the middle of the image, and is {lost:.2f} of the diagonal "
     "away from the target on average: a distance has to be seen beside that."
 )
 
 # %% [markdown]
+# ## What fools which measure
+#
+# Eight maps made by hand for this one target, each wrong in its own way but the first. Below is what every measure says of
+# them. Colour is where the score lies between that of a constant map, which says nothing (white), and that of the perfect
+# one (dark green); brown is worse than nothing.
+
+# %%
+span = max(2, round(np.sqrt(mask.sum()) / 2))
+aside = 1 if np.argwhere(mask)[:, 1].mean() < size / 2 else -1
+grown = ndimage.binary_dilation(mask, iterations=span)
+wrong = mask[:, ::-1] & ~mask  # the same place in the other half
+handmade = {
+    "perfect": mask,
+    "shifted": ndimage.shift(mask.astype(float), (0, aside * 2 * span), order=0),
+    "too large": grown,
+    "ring": grown & ~mask,
+    "two, one wrong": mask | wrong,
+    "inverted": ~mask,
+}
+# A little blur, as no model's map is sharp.
+handmade = {
+    name: ndimage.gaussian_filter(np.asarray(some, dtype=np.float32), size / 64)
+    for name, some in handmade.items()
+}
+spot = np.zeros(mask.shape, np.float32)
+spot[tuple(np.argwhere(mask)[mask.sum() // 2])] = 1
+handmade |= {"one hot pixel": spot, "constant": np.zeros_like(spot)}
+plots.overlays(
+    [picture] * len(handmade),
+    list(handmade.values()),
+    masks=[mask] * len(handmade),
+    titles=list(handmade),
+    title="Eight maps for one target",
+    scale="heat",
+    limits=(0, 1),
+)
+
+# %%
+asked = {
+    "auc_roc": "AUC-ROC", "average_precision": "average precision", "pointing_game": "Top-1",
+    "pointing_game_15": "Top-1, 15 pixels", "energy": "energy", "cnr": "CNR", "cnr_absolute": "CNR, absolute",
+    "iou": "IoU, mixture", "iou_otsu": "IoU, Otsu", "iou_area": "IoU, hottest tenth", "iou_oracle": "IoU, oracle",
+    "dice": "Dice", "miou": "mIoU, classes", "miou_thresholds": "mIoU, thresholds", "bbox_iou": "box IoU",
+    "centre_distance": "centre distance",
+}  # fmt: skip
+said = pd.DataFrame(
+    {name: localization.score(some, mask, "full") for name, some in handmade.items()}
+).loc[list(asked)]
+nothing, all_of_it = said["constant"], said["perfect"]
+skill = said.sub(nothing, axis=0).div(all_of_it - nothing, axis=0)
+figure = go.Figure(
+    go.Heatmap(
+        z=skill.clip(-1, 1), x=list(said), y=list(asked.values()), zmid=0, zmin=-1, zmax=1,
+        colorscale="BrBG", showscale=False, text=said, texttemplate="%{text:.2f}", hoverinfo="skip",
+    )
+)  # fmt: skip
+figure.update_layout(
+    template=plots.TEMPLATE, height=560, title="Every measure on the eight maps (centre distance: lower is better)",
+    yaxis={"autorange": "reversed", "showgrid": False}, margin={"t": 90, "b": 16},
+    xaxis={
+        "side": "top", "showgrid": False, "tickangle": 0, "tickvals": list(said),
+        "ticktext": [name.replace(" ", "<br>", 1) for name in said],
+    },
+)  # fmt: skip
+
+# %% tags=["hide-input"]
+taken = {
+    name: [asked[s] for s in asked if skill.loc[s, name] >= 0.9]
+    for name in said
+    if name not in ("perfect", "constant")
+}
+free = [asked[s] for s in asked if s not in LOWER_IS_BETTER and nothing[s] >= 0.25]
+Markdown(
+    "Taken for nine tenths of perfect, or more, are:\n\n"
+    + "\n".join(f"- *{name}* by {', '.join(who)}" for name, who in taken.items() if who)
+    + (
+        "\n\nBy none: "
+        + ", ".join(f"*{name}*" for name, who in taken.items() if not who)
+        + "."
+        if not all(taken.values())
+        else ""
+    )
+    + f"\n\nA map that says nothing gets a quarter or more from {', '.join(free)}."
+)
+
+# %% [markdown]
+# Look for a column that every measure rejects, and for a measure that rejects every wrong column. That neither is easy to
+# find is why several are reported.
+#
 # ## Definition or skill?
 #
 # Now all maps under all measures, as means over the test phrases. What separates *perfect* from 1 is the measure or the
@@ -400,7 +657,6 @@ compared.rename(columns=tradeoff.NAMES).round(2)
 
 # %%
 some = profiles.sample(rows, 60, seeds[0])
-noise = np.random.default_rng(0)
 under = pd.DataFrame(
     {
         "protocol": protocol,
@@ -412,12 +668,12 @@ under = pd.DataFrame(
     for i in runs.progress(some, "protocols")
     for truth in [localization.box_labels(test[i].finding, frame_of(test[i]))]
     for name, heatmap in {
-        "random": noise.standard_normal(grid).astype(np.float32),
+        "random": noise[i],
+        "inverted": perfect(i)["inverted"],
         "centre prior": prior[test[i].finding.name],
         **{variant: maps[variant][i] for variant in variants},
-        f"perfect, {grid[0]} × {grid[1]}": localization.resize(
-            masks[i].astype(np.float32), grid
-        ),
+        f"perfect, {grid[0]} × {grid[1]}": perfect(i)[f"perfect, {grid[0]} × {grid[1]}"],
+        "perfect": perfect(i)["perfect"],
     }.items()
     for protocol in ("dombrowski2023", "nuetzel2025", "vilouras2024")
     for score, value in localization.score(heatmap, truth, protocol).items()
@@ -433,13 +689,15 @@ means["vilouras2024"] = by_finding.groupby(["protocol", "score", "map"], sort=Fa
 means.unstack("map")[list(dict.fromkeys(under["map"]))].round(3)
 
 # %% [markdown]
-# Read each row from left to right: a protocol that gives *random* much gives it to everyone, and one that gives *perfect*
-# little cannot praise a good map.
+# Read each row from left to right: a protocol that gives *random* much gives it to everyone, one that praises *inverted*
+# has no sign, and one that gives *perfect* little cannot praise a good map. What differs down a column is definition: the
+# maps are the same.
 #
 # ## The answer: do the maps point at the disease?
 #
 # Each finding with its 95 % interval, which says what other *patients* might have given: it is found by drawing
-# patients, with all of their phrases, again and again. The diamond is the centre prior and the bar is chance.
+# patients, with all of their phrases, again and again (chapter 6 tries out whether such intervals hold what they promise).
+# With several seeds it covers other seeds, too. The diamond is the centre prior and the bar is chance.
 
 # %%
 every = [folder for found in folders.values() for folder in found]
@@ -579,6 +837,73 @@ first = {
 better = [name if means[s].nunique() > 1 else "neither" for s, name in first.items()]
 print(pd.Series(better).value_counts().to_string())
 means.rename(columns=tradeoff.NAMES).round(3).T.assign(better=better)
+
+# %% [markdown]
+# **4.** Each of these can be fooled: energy, average precision, the IoU of the oracle and of the hottest tenth, the absolute
+# CNR, box IoU, and the distance of the centres. Make a map for each that it takes for perfect or nearly so, and that you
+# would not show to anyone.
+
+# %% tags=["hide-cell"]
+box, random = box_of(mask), np.random.default_rng(0)
+top, left, high, wide = (int(v) for v in (box.y, box.x, box.h, box.w))
+rim = np.zeros(mask.shape, np.float32)
+rim[top : top + high, left : left + wide] = 1
+rim[top + 1 : top + high - 1, left + 1 : left + wide - 1] = 0
+dot = np.zeros(mask.shape, np.float32)
+dot[top + high // 2, left + wide // 2] = 1
+# In the right order, but nobody could see it: the target is at 0, and noise begins right below.
+ordered = np.where(mask, 0, -0.01 - random.random(mask.shape)).astype(np.float32)
+fooled = {
+    "energy": spot,
+    "average_precision": ordered,
+    "iou_oracle": ordered,
+    "iou_area": ordered,
+    "cnr_absolute": handmade["inverted"],
+    "bbox_iou": rim,
+    "centre_distance": dot,
+}
+pd.DataFrame(
+    {
+        "the measure": asked[name],
+        "its map gets": localization.score(some, mask, "full")[name],
+        "the target itself": localization.score(mask.astype(np.float32), mask, "full")[
+            name
+        ],
+        "IoU, mixture": localization.iou(some, mask),
+    }
+    for name, some in fooled.items()
+).set_index("the measure").round(3)
+
+# %% [markdown]
+# **5.** Add one very hot pixel to a model's map, as a broken detector would. Which thresholds survive it, and which scores
+# without a threshold?
+
+# %% tags=["hide-cell"]
+broken = heat.copy()
+broken[0, 0] = heat.max() + 20 * np.ptp(heat)
+survives = {
+    name: {
+        **{way: localization.iou(some, mask, how) for way, how in ways.items()},
+        "AUC-ROC": localization.auc_roc(some, mask),
+        "Top-1": localization.pointing_game(some, mask),
+        "energy": localization.energy(some, mask),
+        "CNR": localization.cnr(some, mask),
+    }
+    for name, some in {"the map": heat, "with one hot pixel": broken}.items()
+}
+# What depends on the range or on squares is lost. Order and area hardly notice, and the maximum is now in a corner.
+pd.DataFrame(survives).T.round(3)
+
+# %% [markdown]
+# **6.** Dice grows with IoU, always. Can the mean Dice still prefer another variant than the mean IoU?
+
+# %% tags=["hide-cell"]
+# Yes: the curve bends, so Dice forgives a middling map more than IoU does. Two phrases are enough.
+two = pd.DataFrame({"even": [0.5, 0.5], "one good, one bad": [1.0, 0.04]})
+assert two["even"].mean() < two["one good, one bad"].mean()  # IoU
+bent = 2 * two / (1 + two)
+assert bent["even"].mean() > bent["one good, one bad"].mean()  # Dice
+pd.DataFrame({"mean IoU": two.mean(), "mean Dice": bent.mean()}).round(3)
 
 # %% [markdown]
 # ## Takeaways
