@@ -214,7 +214,7 @@ for name, some in curves.items():
 px.line(
     pd.concat(points), x="recall", y="precision", color="map", template=plots.TEMPLATE, height=360,
     range_y=[0, 1.02], title="<b>Precision from the hottest pixel down</b> (in brackets: average precision)",
-).add_hline(mask.mean(), line_dash="dot", annotation_text="chance")  # fmt: skip
+).update_layout(legend_title_text="").add_hline(mask.mean(), line_dash="dot", annotation_text="chance")  # fmt: skip
 
 # %% tags=["hide-input"]
 target_area = pd.Series({i: masks[i].mean() for i in rows})
@@ -291,8 +291,8 @@ plots.overlays(
     masks=[mask] * len(tolerances),
     boxes=[[("", Box(x - 1, y - 1, 3, 3))]] * len(tolerances),
     titles=[
-        f"{t} pixels: {(away[example] <= t).mean():.0%} of the image is a hit, the map's maximum is"
-        f"{'' if localization.pointing_game(raw, mask, t) else ' none'}"
+        f"{t} pixels, {(away[example] <= t).mean():.0%} of the image: "
+        + ("a hit" if localization.pointing_game(raw, mask, t) else "a miss")
         for t in tolerances
     ],
     title=f"What a tolerance forgives a map of {variants[0]}",

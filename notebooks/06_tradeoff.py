@@ -262,14 +262,16 @@ own = max(c.high - c.low for c in held.values()) / 2
 Markdown(
     f"Of {trials} simulated data sets of each size, a share is known to about ±{own:.3f}. "
     + (
-        f"From {reach} patients on, the intervals used here held the truth in 93 to 97 % of them. "
+        "That is too little to tell 93 from 97 %. "
+        if own > 0.02
+        else f"From {reach} patients on, the intervals used here held the truth in 93 to 97 % of them. "
         if reach
-        else "Not even the largest held the truth in 93 to 97 % of them. "
+        else "Not even with the most patients was the truth in 93 to 97 % of the intervals. "
     )
     + (f"With {' and '.join(map(str, few))} they hold it less often. " if few else "")
     + (
         f"With {' and '.join(map(str, open_))} this many data sets cannot tell. "
-        if open_
+        if open_ and own <= 0.02
         else ""
     )
     + (
