@@ -865,7 +865,7 @@ def rescore(
     Read are, in the table's folder,
 
     - ``grounding.csv``: one row per checkpoint (``step``, 0 being the base) and phrase (``study``, ``patient``,
-      ``finding``, ``phrase``), with ``target`` and the scores of `score_table`;
+      ``finding``, ``phrase``, and ``kept``, see below), with ``target`` and the scores of `score_table`;
     - ``maps/step-<step>.safetensors``: ``maps`` float32 ``(n, h, w)`` in the order of that step's rows in the table,
       and ``rows``, their numbers among all phrases;
     - ``maps/masks.safetensors``: the truth of all phrases, of `save_masks`.

@@ -43,7 +43,7 @@ from sklearn.metrics import precision_recall_curve
 
 from chestxai import localization, models, plots, profiles, runs, stats, tradeoff
 from chestxai.localization import LOWER_IS_BETTER, SCORES
-from chestxai.studies import FINDINGS, Frame, GroundTruth, box_of, phrases
+from chestxai.studies import FINDINGS, Box, Frame, GroundTruth, box_of, phrases
 
 # What few patients mean for an interval is measured in chapter 6.
 warnings.simplefilter("ignore", stats.FewGroupsWarning)
@@ -217,8 +217,8 @@ for name, some in curves.items():
     )
 px.line(
     pd.concat(points), x="recall", y="precision", color="map", template=plots.TEMPLATE, height=360,
-    range_y=[0, 1.02], title=f"“{finding.phrase}”: precision from the hottest pixel down (average precision)",
-).add_hline(mask.mean(), line_dash="dot", annotation_text="chance")  # fmt: skip
+    range_y=[0, 1.02], title="<b>Precision from the hottest pixel down</b> (in brackets: average precision)",
+).update_layout(legend_title_text="").add_hline(mask.mean(), line_dash="dot", annotation_text="chance")  # fmt: skip
 
 # %% tags=["hide-input"]
 target_area = pd.Series({i: masks[i].mean() for i in rows})
@@ -236,7 +236,24 @@ Markdown(
 #
 # The energy-based pointing game {cite}`wang2020scorecam` is the share of a map's mass that lies in the target. But what is
 # mass? Attention is never 0, and a map that is nearly even has most of its mass in what is common to all pixels. So the
-# book counts what is above the map's minimum; taken as it is, the number would hardly move from the target's area.
+# book counts what is above the map's minimum; taken as it is, the number would hardly move from the target's area. Here is
+# one map twice, each time as a share of its maximum: what has a colour is counted.
+
+# %%
+raw = maps[variants[0]][example]
+counted = {"as it is": "zero", "above its minimum": "min"}
+plots.overlays(
+    [picture] * 2,
+    [raw / raw.max(), plots.normalize(raw)],
+    masks=[mask] * 2,
+    titles=[
+        f"{name}: {localization.energy(raw, mask, floor):.1%} of the mass in {mask.mean():.1%} of the image"
+        for name, floor in counted.items()
+    ],
+    title=f"The mass of a map of {variants[0]}",
+    scale="counted",
+    limits=(0, 1),
+)
 
 # %%
 shares = {
@@ -260,29 +277,47 @@ pd.DataFrame(shares).T.rename_axis("share of the mass in the target").round(3)
 # ## Does it hit? The pointing game (Top-1)
 #
 # The hottest pixel is in the target or not {cite}`zhang2018excitation`. That is what a user wants to know who is shown
-# one spot. Chance is the share of the image that the target fills. A tolerance forgives a near miss: Zhang et al. count a
-# maximum up to 15 pixels from the target, in photographs at their own size, some 500 pixels. The code takes a tolerance
-# literally, in pixels of the frame that the mask is in, and does not scale it: here are both, 15 pixels and the same share
-# of the side.
+# one spot. Chance is the share of the image that the target fills.
+#
+# A tolerance forgives a near miss. Zhang et al. count a maximum up to 15 pixels from the target, in photographs at their
+# own size, some 500 pixels. `pointing_game` takes a tolerance *literally*, in pixels of the frame that the mask is in, and
+# does not scale it: whoever scores in a smaller frame and writes 15 plays another game. Here are none, the same share of
+# the side as theirs, and 15 pixels. Yellow is where a maximum counts as a hit; its share of the image is chance. The box is
+# around the map's maximum.
 
 # %%
-tolerances = [0, round(15 * size / 500, 2), size / 16, 15]
+tolerances = [0, round(15 * size / 500, 2), 15]
+away = {i: ndimage.distance_transform_edt(~masks[i]) for i in rows}
+y, x = np.unravel_index(np.argmax(localization.resize(raw, mask.shape)), mask.shape)
+plots.overlays(
+    [picture] * len(tolerances),
+    [(away[example] <= t).astype(np.float32) for t in tolerances],
+    masks=[mask] * len(tolerances),
+    boxes=[[("", Box(x - 1, y - 1, 3, 3))]] * len(tolerances),
+    titles=[
+        f"{t} pixels, {(away[example] <= t).mean():.0%} of the image: "
+        + ("a hit" if localization.pointing_game(raw, mask, t) else "a miss")
+        for t in tolerances
+    ],
+    title=f"What a tolerance forgives a map of {variants[0]}",
+    scale="a hit",
+    limits=(0, 1),
+)
+
+# %%
 guesses = {"centre prior": {i: prior[test[i].finding.name] for i in rows}, **maps}
 pd.DataFrame(
     {
-        name: [
-            np.mean([localization.pointing_game(some[i], masks[i], t) for i in rows])
-            for t in tolerances
-        ]
-        for name, some in {"chance": None, **guesses}.items()
-        if some
+        "chance": [np.mean([(away[i] <= t).mean() for i in rows]) for t in tolerances],
+        **{
+            name: [
+                np.mean([localization.pointing_game(some[i], masks[i], t) for i in rows])
+                for t in tolerances
+            ]
+            for name, some in guesses.items()
+        },
     },
-    index=pd.Index(tolerances, name="tolerance (pixels)"),
-).assign(
-    chance=[
-        np.mean([(ndimage.distance_transform_edt(~masks[i]) <= t).mean() for i in rows])
-        for t in tolerances
-    ]
+    index=pd.Index([f"{t} pixels" for t in tolerances], name="tolerance"),
 ).round(3)
 
 # %% tags=["hide-input"]
@@ -290,9 +325,8 @@ Markdown(
     "**What it misses.** All but one pixel. A map may be right everywhere and wrong in its maximum, or wrong "
     f"everywhere and lucky. The maximum of a map of {grid[0]} × {grid[1]} is also only known to {size / grid[0]:.0f} "
     f"pixels, wider than some targets. A tolerance of 15 pixels is {15 / size:.0%} of this frame's side and {15 / 500:.0%} "
-    f"of a photograph's, so a tolerance must be told with the size of the frame. And a hit is 0 or 1, "
-    f"so it needs many phrases: with {len(rows)} of them, the "
-    f"standard error of a share is up to {0.5 / np.sqrt(len(rows)):.2f}."
+    "of a photograph's, so it must be told with the size of the frame. And a hit is 0 or 1, so it needs many phrases: "
+    f"with {len(rows)} of them, the standard error of a share is up to {0.5 / np.sqrt(len(rows)):.2f}."
 )
 
 # %% [markdown]
@@ -344,7 +378,6 @@ pd.DataFrame(bent).T[["auc_roc", "pointing_game", "cnr", "iou"]].rename(
 # map's values and cuts half-way between their means. The mask plays no part in it.
 
 # %%
-raw = maps[variants[0]][example]
 threshold = localization.gmm_threshold(raw)
 plots.histogram(
     heat,
@@ -390,9 +423,10 @@ plots.overlays(
     [hot.astype(np.float32) for hot in cuts.values()],
     masks=[mask] * len(cuts),
     titles=[
-        f"{name}: {hot.mean():.0%} of the image, IoU {(hot & mask).sum() / (hot | mask).sum():.2f}"
+        f"{name}: {hot.mean():.0%}, IoU {(hot & mask).sum() / (hot | mask).sum():.2f}"
         for name, hot in cuts.items()
     ],
+    columns=3,
     title=f"One map of {variants[0]}, five ways to cut it",
     scale="foreground",
     limits=(0, 1),
@@ -473,7 +507,11 @@ boxes = [
 ]
 plots.images(
     [frame_of(test[i]).image(test[i].study.pixels()) for i in placed],
-    titles=[f"“{test[i].finding.phrase}”" for i in placed],
+    titles=[
+        f"“{test[i].finding.phrase}”: box IoU {localization.bbox_iou(maps[variants[0]][i], masks[i]):.2f}, centres "
+        f"{localization.centre_distance(maps[variants[0]][i], masks[i]):.2f} of the diagonal apart"
+        for i in placed
+    ],
     masks=[masks[i] for i in placed],
     boxes=[[(name, box) for name, box in pair if box] for pair in boxes],
     columns=2,
@@ -482,7 +520,7 @@ plots.images(
 
 # %% tags=["hide-input"]
 nothing = np.zeros(grid, np.float32)
-away = pd.Series({i: localization.centre_distance(nothing, masks[i]) for i in rows})
+lost = np.mean([localization.centre_distance(nothing, masks[i]) for i in rows])
 own = [localization.bbox_iou(masks[i].astype(np.float32), masks[i]) for i in parted]
 middles = [(b.y + b.h / 2, b.x + b.w / 2) for b in (box_of(masks[i]) for i in parted)]
 beside = sum(
@@ -496,7 +534,7 @@ Markdown(
         if parted
         else "**What they miss.** The form of a finding, and findings of several parts, which are not among these. "
     )
-    + f"A map that points nowhere has its centre in the middle of the image, and is {away.mean():.2f} of the diagonal "
+    + f"A map that points nowhere has its centre in the middle of the image, and is {lost:.2f} of the diagonal "
     "away from the target on average: a distance has to be seen beside that."
 )
 
@@ -504,14 +542,14 @@ Markdown(
 # ## What fools which measure
 #
 # Eight maps made by hand for this one target, each wrong in its own way but the first. Below is what every measure says of
-# them. Colour is the score between that of a constant map, which says nothing (white), and that of the perfect one (dark
-# green); brown is worse than nothing.
+# them. Colour is where the score lies between that of a constant map, which says nothing (white), and that of the perfect
+# one (dark green); brown is worse than nothing.
 
 # %%
 span = max(2, round(np.sqrt(mask.sum()) / 2))
 aside = 1 if np.argwhere(mask)[:, 1].mean() < size / 2 else -1
 grown = ndimage.binary_dilation(mask, iterations=span)
-wrong = np.roll(mask[:, ::-1], 0) & ~mask
+wrong = mask[:, ::-1] & ~mask  # the same place in the other half
 handmade = {
     "perfect": mask,
     "shifted": ndimage.shift(mask.astype(float), (0, aside * 2 * span), order=0),
@@ -558,9 +596,12 @@ figure = go.Figure(
     )
 )  # fmt: skip
 figure.update_layout(
-    template=plots.TEMPLATE, height=560, title="Every measure on the eight maps (centre distance: lower is better)",
-    yaxis={"autorange": "reversed", "showgrid": False}, xaxis={"side": "top", "showgrid": False},
-    margin={"t": 100},
+    template=plots.TEMPLATE, height=560, title="<b>Every measure on the eight maps</b> (centre distance: lower is better)",
+    yaxis={"autorange": "reversed", "showgrid": False}, margin={"t": 90, "b": 16},
+    xaxis={
+        "side": "top", "showgrid": False, "tickangle": 0, "tickvals": list(said),
+        "ticktext": [name.replace(" ", "<br>", 1) for name in said],
+    },
 )  # fmt: skip
 
 # %% tags=["hide-input"]
@@ -584,7 +625,8 @@ Markdown(
 )
 
 # %% [markdown]
-# No measure sees everything, and no map fools all of them: that is why several are reported.
+# Look for a column that every measure rejects, and for a measure that rejects every wrong column. That neither is easy to
+# find is why several are reported.
 #
 # ## Definition or skill?
 #
@@ -619,28 +661,29 @@ compared.rename(columns=tradeoff.NAMES).round(2)
 
 # %%
 some = profiles.sample(rows, 60, seeds[0])
-noise = np.random.default_rng(0)
-under = pd.DataFrame(
-    {
-        "protocol": protocol,
-        "map": name,
-        "finding": test[i].finding.name,
-        "score": score,
-        "value": value,
-    }
-    for i in runs.progress(some, "protocols")
-    for truth in [localization.box_labels(test[i].finding, frame_of(test[i]))]
-    for name, heatmap in {
-        "random": noise.standard_normal(grid).astype(np.float32),
-        "centre prior": prior[test[i].finding.name],
-        **{variant: maps[variant][i] for variant in variants},
-        f"perfect, {grid[0]} × {grid[1]}": localization.resize(
-            masks[i].astype(np.float32), grid
-        ),
-    }.items()
-    for protocol in ("dombrowski2023", "nuetzel2025", "vilouras2024")
-    for score, value in localization.score(heatmap, truth, protocol).items()
-)
+truths = {i: localization.box_labels(test[i].finding, frame_of(test[i])) for i in some}
+scored = []
+for protocol in ("dombrowski2023", "nuetzel2025", "vilouras2024"):
+    for i in runs.progress(some, protocol):
+        exact, coarse, inverted = perfect(i).items()
+        tried_maps = {
+            "inverted": inverted[1],
+            "centre prior": prior[test[i].finding.name],
+            **{variant: maps[variant][i] for variant in variants},
+            **dict([coarse, exact]),
+        }
+        found = {
+            "random": localization.chance(truths[i], grid, 8, protocol=protocol),
+            **{
+                m: localization.score(h, truths[i], protocol) for m, h in tried_maps.items()
+            },
+        }
+        scored += [
+            (protocol, score, name, test[i].finding.name, value)
+            for name, values in found.items()
+            for score, value in values.items()
+        ]
+under = pd.DataFrame(scored, columns=["protocol", "score", "map", "finding", "value"])
 # The third takes the mean over findings, the others that over phrases.
 means = under.groupby(["protocol", "score", "map"], sort=False)["value"].mean()
 by_finding = under.groupby(["protocol", "score", "map", "finding"], sort=False)[
@@ -652,8 +695,9 @@ means["vilouras2024"] = by_finding.groupby(["protocol", "score", "map"], sort=Fa
 means.unstack("map")[list(dict.fromkeys(under["map"]))].round(3)
 
 # %% [markdown]
-# Read each row from left to right: a protocol that gives *random* much gives it to everyone, and one that gives *perfect*
-# little cannot praise a good map.
+# Read each row from left to right: a protocol that gives *random* much gives it to everyone, one that praises *inverted*
+# has no sign, and one that gives *perfect* little cannot praise a good map. What differs down a column is definition: the
+# maps are the same.
 #
 # ## The answer: do the maps point at the disease?
 #
@@ -801,47 +845,74 @@ print(pd.Series(better).value_counts().to_string())
 means.rename(columns=tradeoff.NAMES).round(3).T.assign(better=better)
 
 # %% [markdown]
-# **4.** Each of these measures can be fooled: energy, average precision, the oracle's IoU, the fixed area's, the absolute CNR,
-# box IoU (and with it nothing of Dice), and the distance of the centres. Make a map for each that it takes for perfect or nearly
-# so, and that you would not show to anyone.
+# **4.** Each of these can be fooled: energy, average precision, the oracle's IoU, the absolute CNR, box IoU, and the distance
+# of the centres. Make a map for each that gets as much as the perfect map of the gallery, and that you would not show to
+# anyone.
 
 # %% tags=["hide-cell"]
-box = box_of(mask)
-frame_only = np.zeros(mask.shape, np.float32)
-rows_of, columns_of = (
-    slice(int(a), int(a + n)) for a, n in ((box.y, box.h), (box.x, box.w))
-)
-frame_only[rows_of, columns_of] = 1
-frame_only[rows_of, columns_of][1:-1, 1:-1] = 0  # only the rim of the box
-# In the right order, but nobody could see it: the target is 0 and the rest spreads down to −1.
-order_only = np.where(mask, 0, -0.01 - np.random.default_rng(0).random(mask.shape)).astype(
-    np.float32
-)
-around = (np.hypot(*(np.indices(mask.shape) - np.array([[[box.y + box.h / 2]], [[box.x + box.w / 2]]])))).astype(
-    np.float32
-)  # fmt: skip
-tenth = np.zeros(mask.size, np.float32)
-inside_first = np.argsort(~mask.ravel(), kind="stable")
-tenth[inside_first] = np.linspace(1, 0, mask.size)  # the target first, then anything
+box, random = box_of(mask), np.random.default_rng(0)
+top, left, high, wide = (int(v) for v in (box.y, box.x, box.h, box.w))
+rim = np.zeros(mask.shape, np.float32)
+rim[top : top + high, left : left + wide] = 1
+rim[top + 1 : top + high - 1, left + 1 : left + wide - 1] = 0
+dot = np.zeros(mask.shape, np.float32)
+dot[top + high // 2, left + wide // 2] = 1
+# In the right order, but nobody could see it: the target is at 0, and noise begins right below.
+ordered = np.where(mask, 0, -0.01 - random.random(mask.shape)).astype(np.float32)
 fooled = {
     "energy": spot,
-    "average_precision": order_only,
-    "iou_oracle": order_only,
+    "average_precision": ordered,
+    "iou_oracle": ordered,
     "cnr_absolute": handmade["inverted"],
-    "bbox_iou": frame_only,
-    "centre_distance": (around < 2).astype(np.float32),
-    "iou_area": tenth.reshape(mask.shape),
+    "bbox_iou": rim,
+    "centre_distance": dot,
 }
-# The hottest tenth is right by definition where a target fills a tenth; elsewhere it cannot be.
 pd.DataFrame(
     {
-        "the map made for": asked[name],
-        "gets": localization.score(some, mask, "full")[name],
-        "a perfect one": said.loc[name, "perfect"],
-        "its IoU and Dice": f"{localization.iou(some, mask):.2f}, {localization.dice(some, mask):.2f}",
+        "the measure": asked[name],
+        "its map gets": localization.score(some, mask, "full")[name],
+        "the perfect one": said.loc[name, "perfect"],
+        "its IoU, mixture": localization.iou(some, mask),
     }
     for name, some in fooled.items()
-).round(3)
+).set_index("the measure").round(3)
+
+# %% [markdown]
+# **5.** Add one very hot pixel to the perfect map of the gallery, as a broken detector would. Which thresholds survive it, and
+# which scores without a threshold?
+
+# %% tags=["hide-cell"]
+broken = handmade["perfect"].copy()
+broken[0, 0] = 20 * broken.max()
+asked_of = [
+    "iou",
+    "iou_otsu",
+    "iou_area",
+    "iou_oracle",
+    "auc_roc",
+    "average_precision",
+    "energy",
+]
+asked_of += ["pointing_game", "cnr", "miou_thresholds"]
+# What goes by the values' range or squares is lost, and so is the maximum. Energy pays for the pixel's mass. What goes by
+# order, the fixed area's cut too, hardly notices one pixel.
+pd.DataFrame(
+    {
+        name: localization.score(some, mask, "full")
+        for name, some in {"perfect": handmade["perfect"], "with the pixel": broken}.items()
+    }
+).loc[asked_of].rename(index=asked).round(3).T
+
+# %% [markdown]
+# **6.** Dice grows with IoU, always. Can the mean Dice still prefer another variant than the mean IoU?
+
+# %% tags=["hide-cell"]
+# Yes: the curve bends, so Dice forgives a middling map more than IoU does. Two phrases are enough.
+two = pd.DataFrame({"even": [0.5, 0.5], "one good, one bad": [1.0, 0.04]})
+assert two["even"].mean() < two["one good, one bad"].mean()  # IoU
+bent = 2 * two / (1 + two)
+assert bent["even"].mean() > bent["one good, one bad"].mean()  # Dice
+pd.DataFrame({"mean IoU": two.mean(), "mean Dice": bent.mean()}).round(3)
 
 # %% [markdown]
 # ## Takeaways
