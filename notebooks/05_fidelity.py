@@ -659,7 +659,9 @@ def judged(images, shows, n):
     alike = [str(row) for row in shows.astype(int).tolist()]
     return found | {
         "kid": Interval(kid, kid - 2 * std, kid + 2 * std),
-        "ms_ssim": replace(similar_real, estimate=fidelity.ms_ssim(images, alike)),
+        "ms_ssim": replace(
+            similar_real, estimate=fidelity.ms_ssim(images, alike, pairs=20)
+        ),
         "classifier_auc": auc["macro"],
         "memory": fidelity.memorisation(
             train_features, values, features["real"], n=n
