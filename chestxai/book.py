@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import yaml
 from chestxai import batch, guard, plots, profiles, runs, sources, tradeoff
 from chestxai.batch import Node
 from chestxai.profiles import ROOT, Profile
+from chestxai.stats import FewGroupsWarning
 from chestxai.studies import FINDINGS, Frame, phrases
 
 BUILD = ROOT / "_build"
@@ -202,7 +204,11 @@ def build(source: Path, output: Path = BUILD) -> Path:
 def results(nodes: Sequence[Node]) -> str:
     """The result table (measure × variant, with intervals and references) of the batch's runs, as text."""
     folders = [n.folder for n in nodes if "fidelity.json" in n.makes]
-    return tradeoff.summary(tradeoff.table(folders, n=1000), folders).to_string()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", FewGroupsWarning)
+        table = tradeoff.summary(tradeoff.table(folders, n=1000), folders).to_string()
+    # Once, not for each of a hundred cells.
+    return table + (f"\n\nBeware: {told[0].message}." if told else "")
 
 
 def overview(profile: Profile, nodes: Sequence[Node], path: Path, data: str = "") -> Path:
