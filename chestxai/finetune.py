@@ -662,11 +662,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m chestxai.finetune",
         description="Fine-tune one variant of a profile; a finished run is left alone, an unfinished one gone on with.",
     )
-    parser.add_argument("--profile", default="demo", help="a name in data/profiles or a .yaml file (default: demo)")
-    parser.add_argument("--variant", default="frozen", help="treatment of the text encoder (default: frozen)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
-    parser.add_argument("--data", default="", help="folder that holds one sub-folder per source (openi/, nih/)")
-    parser.add_argument("--out", type=Path, help="root of the runs (default: runs/)")
+    profiles.add_options(parser)
     given = parser.parse_args(arguments)
     profile = profiles.load(given.profile)
     check_variant(given.variant)

@@ -6,6 +6,7 @@ continuous integration (``smoke``), on real public X-rays (``open``), and with t
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,6 +167,15 @@ def profile_folder(profile: Profile, out: str | Path | None = None) -> Path:
 def run_folder(profile: Profile, variant: str, seed: int, out: str | Path | None = None) -> Path:
     """``runs/<profile>/<variant>/seed-<n>``, the folder of one run."""
     return profile_folder(profile, out) / check_variant(variant) / f"seed-{seed}"
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """The options of a command about one run: profile, variant, seed, data and out."""
+    parser.add_argument("--profile", default="demo", help="a name in data/profiles or a .yaml file (default: demo)")
+    parser.add_argument("--variant", default="frozen", help="treatment of the text encoder (default: frozen)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    parser.add_argument("--data", default="", help="folder that holds one sub-folder per source (openi/, nih/)")
+    parser.add_argument("--out", type=Path, help="root of the runs (default: runs/)")
 
 
 def check_variant(name: str) -> str:

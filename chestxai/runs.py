@@ -18,11 +18,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.std import tqdm
@@ -251,6 +253,15 @@ def progress(iterable: Iterable | None = None, description: str = "", total: int
     interval = 0.2 if sys.stderr.isatty() else 2.0 if "CHESTXAI_STATUS" in os.environ else 10.0
     options = {"mininterval": interval, "dynamic_ncols": True, **options}
     return _Progress(iterable, desc=description, total=total, **options)
+
+
+def processes() -> PartialState:
+    """For a command that shares its work: meet the other processes that ``accelerate launch`` has started, if any.
+
+    They may wait a day for each other; one that fails takes the others with it.
+    """
+    cpu = os.environ.get("ACCELERATE_USE_CPU") == "true" or not torch.cuda.is_available()
+    return PartialState(cpu=cpu, timeout=timedelta(days=1))
 
 
 def command(main: Callable[[], int | None]) -> None:
