@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from diffusers import DDPMScheduler, StableDiffusionPipeline
@@ -181,7 +181,9 @@ def _accelerator(settings: FinetuneSettings) -> Accelerator:
     state = accelerator.state
     if state.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         # accelerate passes over this wish on CPUs, though torch can shard there as well.
-        state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, FullyShardedDataParallelPlugin()
+        # Said to PartialState, which every AcceleratorState takes it from again.
+        PartialState().distributed_type = state.distributed_type = DistributedType.FSDP
+        state.fsdp_plugin = FullyShardedDataParallelPlugin()
     other = state.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
     if other or (state.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2):
         raise ValueError(
