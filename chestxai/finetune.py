@@ -163,9 +163,10 @@ def finetune(
                     **runs.record(),
                 },
             )
-    accelerator.wait_for_everyone()
     # Last, so that a kill in between costs no more than writing the model again.
-    (out / "resume.safetensors").unlink(missing_ok=True)
+    if accelerator.is_main_process:
+        (out / "resume.safetensors").unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
     return out
 
 

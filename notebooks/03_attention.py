@@ -354,7 +354,7 @@ compared(
 #
 # Step 0 is the base before any fine-tuning. Each map is scored against the finding's mask, and so are two maps that know
 # nothing of the image: chance, and the *centre prior*, the mean mask of that finding in the training data. Chapter 4 explains
-# the scores.
+# the scores. With several GPUs, `python -m chestxai.grounding` makes these maps beforehand, as the README says.
 
 # %%
 located = phrases(profiles.studies(settings, "train", data, boxes=True))

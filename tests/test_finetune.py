@@ -402,7 +402,7 @@ def train(
 
 
 def train_on_two(out: Path, chosen: FinetuneSettings, how: str, **options) -> None:
-    """As `torchrun --nproc-per-node 2` or `accelerate launch --cpu` start them: gloo on the CPU."""
+    """As `torchrun --nproc-per-node 2` starts them: gloo on the CPU."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -712,6 +712,24 @@ def test_two_processes_equal_one(tmp_path, how, variant):
     for path in (tmp_path / "one").rglob("*.safetensors"):
         a, b = runs.load_tensors(path), runs.load_tensors(tmp_path / "two" / path.relative_to(tmp_path / "one"))
         close(a, b, atol=2e-4, rtol=0)
+
+
+def refused(out: str, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    with pytest.raises(ValueError, match=r"version 2 of FSDP, not FSDP version 1: use data/accelerate/ddp.yaml or"):
+        finetune(models.random_pipeline("sd"), studies(), settings(), Path(out))
+
+
+def test_the_first_version_of_fsdp_is_refused_before_anything_is_done(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    environment |= dict.fromkeys(("RANK", "LOCAL_RANK"), "0") | dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "1")
+    environment |= {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}
+    process = PROCESSES.Process(target=refused, args=(str(tmp_path), environment))
+    process.start()
+    wait(process)
+    assert files(tmp_path) == []
 
 
 def test_a_sharded_run_is_gone_on_with_by_one_process_and_the_other_way_round(tmp_path):
