@@ -681,7 +681,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data_fingerprint=studies.fingerprint,
         cache=profiles.profile_folder(profile, given.out) / "cache",
     )
-    print(f"{run}: finished")
+    if PartialState().is_main_process:
+        print(f"{run}: finished")
     return 0
 
 

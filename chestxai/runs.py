@@ -20,14 +20,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.std import tqdm
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 _PACKAGES = ("chestxai", "torch", "diffusers", "transformers", "accelerate", "torchmetrics", "scikit-learn", "numpy")
 
@@ -260,6 +262,8 @@ def processes() -> PartialState:
 
     They may wait a day for each other; one that fails takes the others with it.
     """
+    from accelerate import PartialState  # a second to import, and few need it
+
     cpu = os.environ.get("ACCELERATE_USE_CPU") == "true" or not torch.cuda.is_available()
     return PartialState(cpu=cpu, timeout=timedelta(days=1))
 
