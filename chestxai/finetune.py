@@ -14,12 +14,14 @@ leaves the run where chapter 2 of the book finds it finished.
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
+import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -29,13 +31,14 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import extract_model_from_parallel
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from chestxai import models, profiles, reports, runs
@@ -94,7 +97,8 @@ def finetune(
         step), seconds (spent in steps since the first one, over all starts) and images_per_second.
 
     Raises:
-        ValueError: unknown variant, no usable study, a checkpoint that does not fit the model.
+        ValueError: unknown variant, no usable study, a checkpoint that does not fit the model, a batch that cannot be
+            shared equally, a way of being distributed that the loop does not know.
         OSError: too little disk space, told before the first step.
         FloatingPointError: the loss is no longer finite.
     """
@@ -125,14 +129,7 @@ def finetune(
                     part.load_state_dict(getattr(finished, name).state_dict())
             return out
 
-    # accelerate keeps the precision of the first run of a process and refuses another.
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != settings.precision:
-        AcceleratorState._reset_state()
-    accelerator = Accelerator(
-        mixed_precision=settings.precision,
-        gradient_accumulation_steps=settings.accumulate,
-        step_scheduler_with_optimizer=False,
-    )
+    accelerator = _accelerator(settings)
     world = accelerator.num_processes
     if settings.batch_size % (world * settings.accumulate):
         raise ValueError(
@@ -170,11 +167,64 @@ def finetune(
                     **(about or {}),
                 },
             )
-    accelerator.wait_for_everyone()
     # Last, so that a kill in between costs no more than writing the model again.
     if accelerator.is_main_process:
         runs.remove(out / "resume")
+    accelerator.wait_for_everyone()
     return out
+
+
+def _accelerator(settings: FinetuneSettings) -> Accelerator:
+    # accelerate keeps the precision of the first run of a process and refuses another.
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != settings.precision:
+        AcceleratorState._reset_state()
+    accelerator = Accelerator(
+        mixed_precision=settings.precision,
+        gradient_accumulation_steps=settings.accumulate,
+        step_scheduler_with_optimizer=False,
+    )
+    state = accelerator.state
+    if state.distributed_type == DistributedType.MULTI_CPU and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        # accelerate passes over this wish on CPUs, though torch can shard there as well.
+        # Said to PartialState, which every AcceleratorState takes it from again.
+        PartialState().distributed_type = state.distributed_type = DistributedType.FSDP
+        state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    other = state.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+    if other or (state.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2):
+        raise ValueError(
+            f"fine-tuning knows DDP and version 2 of FSDP, not {state.distributed_type.value}"
+            f"{'' if other else ' version 1'}: use data/accelerate/ddp.yaml or data/accelerate/fsdp.yaml"
+        )
+    if accelerator.is_fsdp2:
+        # autocast chooses the precision of each operation, as it does everywhere else; gradients stay in float32.
+        state.fsdp_plugin.mixed_precision_policy = None
+    return accelerator
+
+
+class _Model(torch.nn.Module):
+    """The modules that learn as one, which is what DDP and FSDP take; ``text`` holds states, or tokens to encode."""
+
+    def __init__(self, unet: torch.nn.Module, text_encoder: torch.nn.Module | None = None) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+        # FSDP gathers the weights of one of these blocks at a time.
+        blocks = {name for part in self.children() for name in getattr(part, "_no_split_modules", None) or ()}
+        self._no_split_modules = sorted(blocks & {type(module).__name__ for module in self.modules()})
+
+    def forward(self, noisy: Tensor, times: Tensor, text: dict[str, Tensor]) -> Tensor:
+        states = text["states"] if "states" in text else models.text_states(self.text_encoder, text).float()
+        return self.unet(noisy, times, states, return_dict=False)[0]
+
+
+def _whole(value: Tensor) -> Tensor:
+    """A tensor that FSDP has spread over the processes, which must all ask, in full; any other as it is."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _like(whole: Tensor, other: Tensor) -> Tensor:
+    """The inverse: ``whole`` spread as ``other`` is, and where it is."""
+    whole = whole.to(other.device)
+    return distribute_tensor(whole, other.device_mesh, other.placements) if isinstance(other, DTensor) else whole
 
 
 def _train(
@@ -206,18 +256,22 @@ def _train(
         part.requires_grad_(True)
     pipeline.unet.train()
     rates = {"unet": settings.learning_rate, "text_encoder": settings.text_learning_rate}
-    own = {name: list(part.parameters()) for name, part in trained.items()}  # to list them takes 2 % of a step
-    groups = [{"params": own[name], "lr": rates[name]} for name in trained]
-    parameters = [p for group in groups for p in group["params"]]
+    # What FSDP has sharded cannot be made whole again: it gets a copy, and the pipeline stays as it is, off the device.
+    model = _Model(**(copy.deepcopy(trained) if accelerator.is_fsdp2 else trained))
+    if accelerator.is_fsdp2:
+        for part in trained.values():
+            part.to("cpu")
+    groups = [{"params": list(getattr(model, name).parameters()), "lr": rates[name]} for name in trained]
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    own = {name: list(getattr(model, name).parameters()) for name in trained}  # to list them takes 2 % of a step
+    parameters = [p for name in trained for p in own[name]]
     averages = {
         name: _Average(own[name], decay=settings.ema_decay, use_ema_warmup=True, power=0.75) for name in trained
     }
-    first = _resume(out, identity, trained, optimizer, averages)
-    warmup = _warmup(optimizer, settings.warmup, first)
+    first = _resume(out, identity, trained, own, optimizer.optimizer, averages)
+    warmup = _warmup(optimizer.optimizer, settings.warmup, first)
     log = _Log(out / "train.csv", first, accelerator.is_main_process)
-    *wrapped, optimizer = accelerator.prepare(*trained.values(), optimizer)
-    unet, encoder = wrapped[0], wrapped[1] if learnable else pipeline.text_encoder
     schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
     timesteps = schedule.config.num_train_timesteps
     bar = runs.progress(
@@ -237,9 +291,10 @@ def _train(
             x, noise, times = latents[rows].to(device), noise.to(device), times.to(device)
             chosen = torch.where(dropped, empty, text_rows[rows])
             given = {name: values[chosen].to(device) for name, values in text.items()}
-            with accelerator.accumulate(*wrapped), accelerator.autocast():
-                states = given["states"] if "states" in given else models.text_states(encoder, given).float()
-                predicted = unet(schedule.add_noise(x, noise, times), times, states, return_dict=False)[0]
+            with accelerator.accumulate(prepared), accelerator.autocast():
+                if not learnable and "states" not in given:
+                    given = {"states": models.text_states(pipeline.text_encoder, given).float()}
+                predicted = prepared(schedule.add_noise(x, noise, times), times, given)
                 loss = F.mse_loss(predicted.float(), _target(schedule, x, noise, times))
                 accelerator.backward(loss)
                 total += loss.detach() / settings.accumulate
@@ -252,7 +307,7 @@ def _train(
         rate = optimizer.param_groups[0]["lr"]
         warmup.step()
         # One read from the device a step, for every read waits for it.
-        value, length = torch.stack([accelerator.reduce(total, "mean"), norm.float()]).tolist()
+        value, length = torch.stack([accelerator.reduce(total, "mean"), _whole(norm).float()]).tolist()
         if not np.isfinite(value):
             raise FloatingPointError(
                 f"{out}: the loss is {value} at step {step + 1}; lower the learning rate or use bf16 instead of fp16"
@@ -261,11 +316,13 @@ def _train(
         bar.set_postfix(loss=f"{value:.3f}", refresh=False)
         if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
             log.flush()
-            if accelerator.is_main_process:
-                _checkpoint(out, step + 1, identity, trained, optimizer, averages)
+            if accelerator.is_main_process or accelerator.is_fsdp2:
+                writes = accelerator.is_main_process
+                _checkpoint(out, step + 1, identity, trained, own, optimizer.optimizer, averages, writes)
             accelerator.wait_for_everyone()
     for name, average in averages.items():
-        average.copy_to(own[name])
+        average.shadow_params = [_whole(value) for value in average.shadow_params]
+        average.copy_to(trained[name].parameters())
 
 
 class _Average(EMAModel):
@@ -284,6 +341,7 @@ def _put_back(trained: dict[str, torch.nn.Module]) -> Iterator[None]:
     Else a second call in the same notebook would take half-trained weights for the base.
     """
     before = {name: {k: v.to("cpu", copy=True) for k, v in part.state_dict().items()} for name, part in trained.items()}
+    device = trained["unet"].device
     try:
         yield
     except BaseException:
@@ -292,11 +350,8 @@ def _put_back(trained: dict[str, torch.nn.Module]) -> Iterator[None]:
         raise
     finally:
         for part in trained.values():
-            # Mixed precision wraps the forward pass; the model that is handed back computes as the saved one will.
-            extract_model_from_parallel(part, keep_fp32_wrapper=False)
-            part.__dict__.pop("forward", None)  # what accelerate leaves would run this module's weights in a copy, too
             part.zero_grad()
-            part.eval().requires_grad_(False)
+            part.to(device).eval().requires_grad_(False)
 
 
 def _warmup(optimizer: torch.optim.Optimizer, steps: int, done: int) -> torch.optim.lr_scheduler.LRScheduler:
@@ -533,23 +588,32 @@ def _checkpoint(
     step: int,
     identity: str,
     trained: dict[str, torch.nn.Module],
-    optimizer: Any,
+    own: dict[str, list[torch.nn.Parameter]],
+    optimizer: torch.optim.Optimizer,
     averages: dict[str, EMAModel],
+    writes: bool,
 ) -> None:
+    def gathered(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        # One at a time, and kept by the process that writes only.
+        return {key: whole.cpu() for key, whole in ((key, _whole(value)) for key, value in named) if writes}
+
     folder = out / "checkpoints" / f"step-{step}"
     part = folder.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)
-    state: dict[str, Tensor] = {}
+    state, shadows = {}, {}
     for name, module in trained.items():
-        named = dict(module.named_parameters())
-        shadow = dict(zip(named, averages[name].shadow_params, strict=True))
-        runs.save_tensors(part / f"{name}.safetensors", shadow)
-        state |= {f"{name}/{key}": value for key, value in named.items()}
-        state |= {f"{name}/average/{key}": value for key, value in shadow.items()}
-    inner = getattr(optimizer, "optimizer", optimizer)
-    for i, parameter in enumerate(p for group in inner.param_groups for p in group["params"]):
+        names = [key for key, _ in module.named_parameters()]
+        shadows[name] = gathered(zip(names, averages[name].shadow_params, strict=True))
+        state |= {f"{name}/{key}": value for key, value in gathered(zip(names, own[name], strict=True)).items()}
+        state |= {f"{name}/average/{key}": value for key, value in shadows[name].items()}
+    for i, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
         # A parameter that never had a gradient has no moments.
-        state |= {f"optimizer/{i}/{key}": value for key, value in inner.state.get(parameter, {}).items()}
+        moments = gathered(optimizer.state.get(parameter, {}).items())
+        state |= {f"optimizer/{i}/{key}": value for key, value in moments.items()}
+    if not writes:
+        return
+    shutil.rmtree(part, ignore_errors=True)
+    for name, shadow in shadows.items():
+        runs.save_tensors(part / f"{name}.safetensors", shadow)
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
     # Written after the folder: a resume never starts beyond what can be scored.
@@ -568,6 +632,7 @@ def _resume(
     out: Path,
     identity: str,
     trained: dict[str, torch.nn.Module],
+    own: dict[str, list[torch.nn.Parameter]],
     optimizer: torch.optim.Optimizer,
     averages: dict[str, EMAModel],
 ) -> int:
@@ -578,7 +643,12 @@ def _resume(
         mine = {k.removeprefix(f"{name}/"): v for k, v in state.items() if k.startswith(f"{name}/")}
         average = {k.removeprefix("average/"): mine.pop(k) for k in list(mine) if k.startswith("average/")}
         _load(module, mine, out / "resume")
-        averages[name].shadow_params = [average[key].to(p.device) for key, p in module.named_parameters()]
+        shadows = []
+        for (key, loaded), p in zip(module.named_parameters(), own[name], strict=True):
+            if isinstance(p, DTensor):
+                p.data.copy_(_like(loaded.detach(), p))
+            shadows.append(_like(average[key], p))
+        averages[name].shadow_params = shadows
         averages[name].optimization_step = step
     everything = [p for group in optimizer.param_groups for p in group["params"]]
     for i, parameter in enumerate(everything):
@@ -586,7 +656,10 @@ def _resume(
         moments = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         if moments:
             # AdamW's fused step counts on the parameter's device.
-            optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in moments.items()}
+            optimizer.state[parameter] = {
+                k: _like(v, parameter) if v.shape == parameter.shape else v.to(parameter.device)
+                for k, v in moments.items()
+            }
     return step
 
 
@@ -619,17 +692,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m chestxai.finetune",
         description="Fine-tune one variant of a profile; a finished run is left alone, an unfinished one gone on with.",
     )
-    parser.add_argument("--profile", default="demo", help="a name in data/profiles or a .yaml file (default: demo)")
-    parser.add_argument("--variant", default="frozen", help="treatment of the text encoder (default: frozen)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
-    parser.add_argument("--data", default="", help="folder that holds one sub-folder per source (openi/, nih/)")
-    parser.add_argument("--out", type=Path, help="root of the runs (default: runs/)")
+    profiles.add_options(parser)
     given = parser.parse_args(arguments)
     profile = profiles.load(given.profile)
     check_variant(given.variant)
     studies = profiles.studies(profile, "train", given.data)
     run = finetune(
-        models.load_pipeline(profile.base),
+        models.load_pipeline(profile.base, device="cpu"),  # each process has its own GPU, known later
         studies,
         profile.finetune,
         profiles.run_folder(profile, given.variant, given.seed, given.out),
@@ -640,7 +709,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cache=profiles.profile_folder(profile, given.out) / "cache",
         about=profiles.about(profile, given.data),
     )
-    print(f"{run}: finished")
+    if PartialState().is_main_process:
+        print(f"{run}: finished")
     return 0
 
 

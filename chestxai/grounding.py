@@ -10,24 +10,32 @@ three ways:
   et al. 2021), conditional on the prompt, and read at the chosen timesteps on it.
 - ``generation``: the model draws an image for the prompt and is read while it does; no real image is looked at, so its
   map says where the model would put the finding.
+
+From a shell, on one process or, through ``accelerate launch -m``, on many GPUs and machines:
+
+    python -m chestxai.grounding --profile paper --variant learnable --data /path/to/folder
+
+leaves the maps of a fine-tuned run's checkpoints where chapter 3 of the book finds them finished.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler, SchedulerMixin, StableDiffusionPipeline
 
-from chestxai import attention, models, reports, runs
-from chestxai.profiles import GroundingSettings, Method
-from chestxai.studies import Fit, Frame, GroundTruth, Study
+from chestxai import attention, finetune, models, profiles, reports, runs
+from chestxai.profiles import GroundingSettings, Method, Profile
+from chestxai.studies import Fit, Frame, GroundTruth, Study, phrases
 
 #: Phrases whose maps are written together: what a kill can cost.
 CHUNK = 64
@@ -420,7 +428,9 @@ def ground_truths(
     """Heatmaps of a whole data set, kept in ``path``; a finished file is read, an unfinished one gone on with.
 
     The prompt of a row is its phrase, as MS-CXR's are. Rows are done in chunks of `CHUNK`, each written in one step,
-    so that a killed run loses at most one; beside the maps themselves, memory does not grow with the data.
+    so that a killed run loses at most one; beside the maps themselves, memory does not grow with the data. Of several
+    processes (``accelerate launch``; all call this with the same arguments and see the same ``path``) each does its
+    share of the chunks, the main one joins them, and all return the same.
 
     Args:
         pipeline: of `models.load_pipeline`, with the checkpoint's weights.
@@ -443,70 +453,137 @@ def ground_truths(
     path = Path(path)
     identity = identity or models.fingerprint(pipeline)
     name = runs.fingerprint(identity, settings.model_dump(), seed, fit, [[t.key, _content(t.study)] for t in truths])
-    parts = path.with_suffix(".parts")
+    if _is_named(path, name):
+        shutil.rmtree(path.with_suffix(".parts"), ignore_errors=True)  # a kill after the last write leaves it
+        stored, about = runs.load_tensors(path), runs.tensor_metadata(path)
+        return stored["maps"].numpy(), [truths[i] for i in stored["rows"].tolist()], _skipped(about)
     chunks = [truths[i : i + CHUNK] for i in range(0, len(truths), CHUNK)]
-    if path.is_file() and runs.tensor_metadata(path).get("identity") == name:
-        shutil.rmtree(parts, ignore_errors=True)  # a kill after the last write leaves it
-        stored = runs.load_tensors(path)
-        return _kept(truths, stored["maps"].numpy(), stored["rows"].tolist(), runs.tensor_metadata(path))
-    runs.tidy(path.parent, path.name)
-    parts.mkdir(parents=True, exist_ok=True)
-    timesteps = paper_timesteps(pipeline.scheduler, settings.steps, settings.last, settings.stride)
-    size = models.image_size(pipeline)
+    parts = [path.with_suffix(".parts") / f"{number:05d}.safetensors" for number in range(len(chunks))]
+    left = [number for number, part in enumerate(parts) if not _is_named(part, name)]
+    state = PartialState()
+    state.wait_for_everyone()  # all have looked before one writes
+    if state.is_main_process:
+        runs.tidy(path.parent, path.name)
+    mine = left[state.process_index :: state.num_processes]
+    bar = runs.progress(
+        total=sum(len(chunks[number]) for number in mine),
+        description=description,
+        disable=not state.is_main_process,
+    )
+    for number in mine:
+        try:
+            found, rows, lines = _ground_chunk(pipeline, chunks[number], settings, seed, fit)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{path}, rows from {number * CHUNK}: {error}") from error
+        rows = torch.tensor([number * CHUNK + i for i in rows], dtype=torch.long)
+        tensors = {"maps": torch.from_numpy(found), "rows": rows}
+        runs.save_tensors(parts[number], tensors, {"identity": name, "skipped": "\n".join(lines)})
+        bar.update(len(chunks[number]))
+    bar.close()
+    state.wait_for_everyone()
     maps, rows, skipped = [], [], []
-    bar = runs.progress(total=len(truths), description=description)
-    for number, chunk in enumerate(chunks):
-        part = parts / f"{number:05d}.safetensors"
-        if not (part.is_file() and runs.tensor_metadata(part).get("identity") == name):
-            keep, lines = [], []
-            for i, truth in enumerate(chunk, start=number * CHUNK):
-                try:
-                    words = target_words(truth, settings.target)
-                    reports.token_positions(pipeline.tokenizer, truth.finding.phrase, words)
-                    image = Frame(*truth.study.size, size, fit).image(truth.study.pixels())
-                    keep.append((i, image, truth.finding.phrase, words))
-                except ValueError as error:
-                    lines.append(" ".join(f"{truth.key}: {error}".split()))
-            found = np.zeros((0, 1, 1), np.float32)
-            if keep:
-                try:
-                    found = ground_many(
-                        pipeline,
-                        None if settings.method == "generation" else np.stack([image for _, image, _, _ in keep]),
-                        [prompt for _, _, prompt, _ in keep],
-                        [words for _, _, _, words in keep],
-                        timesteps=timesteps,
-                        seed=seed,
-                        draws=settings.draws,
-                        batch=settings.batch,
-                        method=settings.method,
-                        steps=settings.steps,
-                        guidance=settings.guidance,
-                    )
-                except FloatingPointError as error:
-                    raise FloatingPointError(f"{path}, rows from {keep[0][0]}: {error}") from error
-            runs.save_tensors(
-                part,
-                {"maps": torch.from_numpy(found), "rows": torch.tensor([i for i, *_ in keep], dtype=torch.long)},
-                {"identity": name, "skipped": "\n".join(lines)},
-            )
+    for part in parts:
         stored = runs.load_tensors(part)
         if len(stored["rows"]):
             maps.append(stored["maps"])
-            rows.append(stored["rows"])
-        skipped += [line for line in runs.tensor_metadata(part).get("skipped", "").split("\n") if line]
-        bar.update(len(chunk))
-    bar.close()
+            rows += stored["rows"].tolist()
+        skipped += _skipped(runs.tensor_metadata(part))
+    if maps and state.is_main_process:
+        tensors = {"maps": torch.cat(maps), "rows": torch.tensor(rows)}
+        runs.save_tensors(path, tensors, {"identity": name, "skipped": "\n".join(skipped)})
+    state.wait_for_everyone()  # all have read the parts
+    if state.is_main_process:
+        # Also where there are no maps, or the next call, the images put right, would find nothing to do.
+        shutil.rmtree(path.with_suffix(".parts"), ignore_errors=True)
     if not maps:
-        shutil.rmtree(parts)  # or the next call, the images put right, would find nothing to do
         raise ValueError(
             f"none of {len(truths)} phrases could be grounded; the first: {(skipped or ['no phrases'])[0]}"
         )
-    runs.save_tensors(
-        path, {"maps": torch.cat(maps), "rows": torch.cat(rows)}, {"identity": name, "skipped": "\n".join(skipped)}
+    return torch.cat(maps).numpy(), [truths[i] for i in rows], skipped
+
+
+def _ground_chunk(
+    pipeline: StableDiffusionPipeline, chunk: Sequence[GroundTruth], settings: GroundingSettings, seed: int, fit: Fit
+) -> tuple[np.ndarray, list[int], list[str]]:
+    """Maps float32 ``(n, h, w)``, the positions in the chunk that they belong to, and a line for each one left out."""
+    size = models.image_size(pipeline)
+    keep, lines = [], []
+    for i, truth in enumerate(chunk):
+        try:
+            words = target_words(truth, settings.target)
+            reports.token_positions(pipeline.tokenizer, truth.finding.phrase, words)
+            image = Frame(*truth.study.size, size, fit).image(truth.study.pixels())
+            keep.append((i, image, truth.finding.phrase, words))
+        except ValueError as error:
+            lines.append(" ".join(f"{truth.key}: {error}".split()))
+    if not keep:
+        return np.zeros((0, 1, 1), np.float32), [], lines
+    rows, images, prompts, words = zip(*keep, strict=True)
+    maps = ground_many(
+        pipeline,
+        None if settings.method == "generation" else np.stack(images),
+        prompts,
+        words,
+        timesteps=paper_timesteps(pipeline.scheduler, settings.steps, settings.last, settings.stride),
+        seed=seed,
+        draws=settings.draws,
+        batch=settings.batch,
+        method=settings.method,
+        steps=settings.steps,
+        guidance=settings.guidance,
     )
-    shutil.rmtree(parts)
-    return _kept(truths, torch.cat(maps).numpy(), torch.cat(rows).tolist(), runs.tensor_metadata(path))
+    return maps, list(rows), lines
+
+
+def ground_run(
+    profile: Profile, run: Path, truths: Sequence[GroundTruth]
+) -> Iterator[tuple[int, np.ndarray, list[GroundTruth], list[str]]]:
+    """`ground_truths` of the base, which is step 0, and of every checkpoint of a finished run.
+
+    The maps are kept in ``run/maps/step-<k>.safetensors``. Their noise is that of seed 0 in every run, so that runs
+    differ in their weights only.
+
+    Args:
+        profile: the one the run was made with.
+        run: a folder that `finetune.finetune` has finished.
+        truths: of the profile's test split.
+
+    Yields:
+        The step, and what `ground_truths` returns.
+
+    Raises:
+        FileNotFoundError: the run is not finished; says how to make it.
+        ValueError, FloatingPointError: as `ground_truths`.
+    """
+    run = Path(run)
+    if not finetune.is_finished(run):
+        raise FileNotFoundError(f"{run}: not a finished run; fine-tune first, with python -m chestxai.finetune")
+    identity = runs.read_json(run / "run.json")["identity"]
+    pipeline = models.load_pipeline(profile.base, device=PartialState().device)
+    for step in (0, *finetune.checkpoints(run)):
+        if step:
+            finetune.load_checkpoint(pipeline, run, step)
+        yield (
+            step,
+            *ground_truths(
+                pipeline,
+                truths,
+                profile.grounding,
+                run / "maps" / f"step-{step}.safetensors",
+                seed=0,
+                fit=profile.data.fit,
+                identity=f"{identity}-{step}",
+                description=f"step {step}",
+            ),
+        )
+
+
+def _is_named(path: Path, name: str) -> bool:
+    return path.is_file() and runs.tensor_metadata(path).get("identity") == name
+
+
+def _skipped(metadata: dict[str, str]) -> list[str]:
+    return [line for line in metadata.get("skipped", "").split("\n") if line]
 
 
 def _content(study: Study) -> str | int | None:
@@ -516,8 +593,26 @@ def _content(study: Study) -> str | int | None:
     return study.path.stat().st_size if study.path is not None and study.path.is_file() else None
 
 
-def _kept(
-    truths: Sequence[GroundTruth], maps: np.ndarray, rows: Sequence[int], metadata: dict[str, str]
-) -> tuple[np.ndarray, list[GroundTruth], list[str]]:
-    skipped = [line for line in metadata.get("skipped", "").split("\n") if line]
-    return maps, [truths[i] for i in rows], skipped
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m chestxai.grounding``: the maps of one run of a profile."""
+    parser = argparse.ArgumentParser(
+        prog="python -m chestxai.grounding",
+        description="Ground all test phrases with every checkpoint of a fine-tuned run; finished maps are left alone.",
+    )
+    profiles.add_options(parser)
+    given = parser.parse_args(arguments)
+    profile = profiles.load(given.profile)
+    run = profiles.run_folder(profile, given.variant, given.seed, given.out)
+    runs.processes()
+    test = phrases(profiles.studies(profile, "test", given.data, boxes=True))
+    for step, maps, _, skipped in ground_run(profile, run, test):
+        if PartialState().is_main_process:
+            print(f"{run}: step {step}, {len(maps)} maps, {len(skipped)} phrases left out")
+    return 0
+
+
+if __name__ == "__main__":
+    # Under its own name, not as __main__, so that what it saves names this module.
+    from chestxai import grounding as module
+
+    runs.command(module.main)

@@ -6,6 +6,7 @@ continuous integration (``smoke``), on real public X-rays (``open``), and with t
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any, Literal
 
@@ -192,6 +193,15 @@ def run_folder(profile: Profile, variant: str, seed: int, out: str | Path | None
 def about(profile: Profile, data: str | Path = "") -> dict[str, Any]:
     """What a run's record must say of its settings to be repeated: the whole profile, and the folder of the data."""
     return {"profile": profile.model_dump(mode="json"), "data_root": str(Path(data).resolve()) if data else ""}
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """The options of a command about one run: profile, variant, seed, data and out."""
+    parser.add_argument("--profile", default="demo", help="a name in data/profiles or a .yaml file (default: demo)")
+    parser.add_argument("--variant", default="frozen", help="treatment of the text encoder (default: frozen)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    parser.add_argument("--data", default="", help="folder that holds one sub-folder per source (openi/, nih/)")
+    parser.add_argument("--out", type=Path, help="root of the runs (default: runs/)")
 
 
 def check_variant(name: str) -> str:

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from tqdm.std import tqdm
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import PartialState
 
 _PACKAGES = ("chestxai", "torch", "diffusers", "transformers", "accelerate", "torchmetrics", "scikit-learn", "numpy")
 _CHECKSUM = "sha256"
@@ -286,6 +288,17 @@ def progress(iterable: Iterable | None = None, description: str = "", total: int
     interval = 0.2 if sys.stderr.isatty() else 2.0 if "CHESTXAI_STATUS" in os.environ else 10.0
     options = {"mininterval": interval, "dynamic_ncols": True, **options}
     return _Progress(iterable, desc=description, total=total, **options)
+
+
+def processes() -> PartialState:
+    """For a command that shares its work: meet the other processes that ``accelerate launch`` has started, if any.
+
+    They may wait a day for each other; one that fails takes the others with it.
+    """
+    from accelerate import PartialState  # few need it
+
+    cpu = os.environ.get("ACCELERATE_USE_CPU") == "true" or not torch.cuda.is_available()
+    return PartialState(cpu=cpu, timeout=timedelta(days=1))
 
 
 def command(main: Callable[[], int | None]) -> None:

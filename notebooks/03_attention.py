@@ -354,7 +354,7 @@ compared(
 #
 # Step 0 is the base before any fine-tuning. Each map is scored against the finding's mask, and so are two maps that know
 # nothing of the image: chance, and the *centre prior*, the mean mask of that finding in the training data. Chapter 4 explains
-# the scores.
+# the scores. With several GPUs, `python -m chestxai.grounding` makes these maps beforehand, as the README says.
 
 # %%
 located = phrases(profiles.studies(settings, "train", data, boxes=True))
@@ -376,21 +376,8 @@ prior = {
 
 # %%
 tables, maps_of = [], {}
-identity = runs.read_json(run / "run.json")["identity"]
-for step in runs.progress([0, *steps], "checkpoints"):
-    model = pipeline if step else models.load_pipeline(settings.base)
-    if step:
-        finetune.load_checkpoint(model, run, step)
-    maps, rows, skipped = grounding.ground_truths(
-        model,
-        test,
-        settings.grounding,
-        run / "maps" / f"step-{step}.safetensors",
-        seed=0,
-        fit=settings.data.fit,
-        identity=f"{identity}-{step}",
-        description=f"step {step}",
-    )
+everything = grounding.ground_run(settings, run, test)
+for step, maps, rows, skipped in runs.progress(everything, "checkpoints", len(steps) + 1):
     masks = [Frame(*t.study.size, size, settings.data.fit).mask(t.finding) for t in rows]
     scores = pd.DataFrame(
         localization.score_table(maps, masks, [prior[t.finding.name] for t in rows])

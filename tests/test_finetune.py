@@ -16,12 +16,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from chestxai import models, runs, sources
+from chestxai import models, profiles, runs, sources
 from chestxai.finetune import checkpoints, draw, finetune, is_finished, load_checkpoint, training_pairs
 from chestxai.profiles import FinetuneSettings
 
@@ -371,11 +372,57 @@ LONG = settings(steps=14, batch_size=2, checkpoint_every=3, warmup=4)
 
 
 def train(
-    out: str, environment: dict[str, str] | None = None, chosen: FinetuneSettings = LONG, kind: str = "sd"
+    out: str,
+    environment: dict[str, str] | None = None,
+    chosen: FinetuneSettings = LONG,
+    kind: str = "sd",
+    variant: str = "learnable",
+    until: int | None = None,
 ) -> None:
+    from chestxai import finetune as module
+
     os.environ.update(environment or {})
     torch.set_num_threads(1)
-    finetune(models.random_pipeline(kind), studies(), chosen, Path(out), variant="learnable")
+    pipeline, original = models.random_pipeline(kind), module.draw
+    if until is None:
+        finetune(pipeline, studies(), chosen, Path(out), variant=variant)
+        return
+
+    def stopped(step, *rest):
+        if step == until:
+            raise KeyboardInterrupt
+        return original(step, *rest)
+
+    before = weights(pipeline)
+    module.draw = stopped
+    with pytest.raises(KeyboardInterrupt):
+        finetune(pipeline, studies(), chosen, Path(out), variant=variant)
+    module.draw = original
+    assert equal(weights(pipeline), before)  # plain, and as it was given
+
+
+def train_on_two(out: Path, chosen: FinetuneSettings, how: str, **options) -> None:
+    """As `torchrun --nproc-per-node 2` starts them: gloo on the CPU."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    if how == "fsdp":
+        config = yaml.safe_load((profiles.DATA / "accelerate/fsdp.yaml").read_text())["fsdp_config"]
+        common |= {"ACCELERATE_USE_FSDP": "true"} | {key.upper(): str(value) for key, value in config.items()}
+    processes = []
+    for rank in ("0", "1"):
+        environment = common | {"RANK": rank, "LOCAL_RANK": rank}
+        processes.append(PROCESSES.Process(target=train, args=(str(out), environment, chosen), kwargs=options))
+        processes[-1].start()
+    for process in processes:
+        wait(process, 120)
 
 
 def wait(process, timeout: float = 60) -> None:
@@ -686,34 +733,53 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
         finetune(models.random_pipeline("sd"), studies(), settings(), tmp_path, variant="thawed")
 
 
-def test_two_processes_equal_one(tmp_path):
-    """As `torchrun --nproc-per-node 2` or `accelerate launch --cpu` start them: gloo on the CPU."""
+@pytest.mark.parametrize(("how", "variant"), [("ddp", "learnable"), ("fsdp", "learnable"), ("fsdp", "frozen")])
+def test_two_processes_equal_one(tmp_path, how, variant):
     chosen = settings(steps=4, accumulate=2, checkpoint_every=4)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true",
-    }
-    processes = []
-    for rank in ("0", "1"):
-        environment = common | {"RANK": rank, "LOCAL_RANK": rank}
-        processes.append(PROCESSES.Process(target=train, args=(str(tmp_path / "two"), environment, chosen, "bert")))
-        processes[-1].start()
-    train(str(tmp_path / "one"), chosen=chosen, kind="bert")
-    for process in processes:
-        wait(process)
+    train_on_two(tmp_path / "two", chosen, how, kind="bert", variant=variant)
+    train(str(tmp_path / "one"), chosen=chosen, kind="bert", variant=variant)
     about = json.loads((tmp_path / "two" / "run.json").read_text())
     assert about["processes"] == 2
     one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
     np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-4)
     np.testing.assert_allclose(two["grad_norm"], one["grad_norm"], rtol=1e-3)
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+    for path in (tmp_path / "one").rglob("*.safetensors"):
+        a, b = runs.load_tensors(path), runs.load_tensors(tmp_path / "two" / path.relative_to(tmp_path / "one"))
+        close(a, b, atol=2e-4, rtol=0)
+
+
+def refused(out: str, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    with pytest.raises(ValueError, match=r"version 2 of FSDP, not FSDP version 1: use data/accelerate/ddp.yaml or"):
+        finetune(models.random_pipeline("sd"), studies(), settings(), Path(out))
+
+
+def test_the_first_version_of_fsdp_is_refused_before_anything_is_done(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    environment |= dict.fromkeys(("RANK", "LOCAL_RANK"), "0") | dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "1")
+    environment |= {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}
+    process = PROCESSES.Process(target=refused, args=(str(tmp_path), environment))
+    process.start()
+    wait(process)
+    assert files(tmp_path) == []
+
+
+def test_a_sharded_run_is_gone_on_with_by_one_process_and_the_other_way_round(tmp_path):
+    chosen = settings(steps=3, checkpoint_every=1, warmup=3)
+    whole, mixed = tmp_path / "whole", tmp_path / "mixed"
+    train(str(whole), chosen=chosen)
+    train_on_two(mixed, chosen, "fsdp", until=1)
+    assert list(checkpoints(mixed)) == [1]
+    train(str(mixed), chosen=chosen, until=2)
+    assert list(checkpoints(mixed)) == [1, 2]
+    train_on_two(mixed, chosen, "fsdp")
+    np.testing.assert_allclose(log_of(mixed)["loss"], log_of(whole)["loss"], rtol=1e-4)
+    np.testing.assert_allclose(log_of(mixed)["grad_norm"], log_of(whole)["grad_norm"], rtol=1e-3)
     for part in ("unet", "text_encoder"):
-        a, b = (runs.load_tensors(tmp_path / n / f"checkpoints/step-4/{part}.safetensors") for n in ("one", "two"))
+        a, b = (runs.load_tensors(out / f"checkpoints/step-3/{part}.safetensors") for out in (mixed, whole))
         close(a, b, atol=2e-4, rtol=0)
 
 
@@ -726,7 +792,6 @@ def test_the_loop_keeps_the_schedule_of_the_base(both):
 
 
 def test_the_command_leaves_the_run_where_the_book_finds_it(tmp_path, capsys):
-    from chestxai import profiles
     from chestxai.finetune import main
 
     text = (profiles.DATA / "profiles/smoke.yaml").read_text()

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
 import random
+import shutil
 import signal
+import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +19,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from chestxai import attention, grounding, models, reports, runs, sources
+from chestxai import attention, finetune, grounding, models, profiles, reports, runs, sources
 from chestxai.grounding import (
     ground,
     ground_groups,
@@ -519,3 +522,82 @@ def test_what_a_kill_leaves_is_tidied_and_damage_is_named(pipeline, truths, tmp_
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(ValueError, match=r"maps.safetensors: damaged.*delete it and run again"):
         ground_truths(pipeline, truths[:2], settings(), path)
+
+
+# --- the command, on several processes -------------------------------------------------------------------------------
+
+
+def _commanded(options: list[str], environment: dict[str, str], folder: str) -> None:
+    """The command in chunks of two, each process saying which rows it grounded."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    grounding.CHUNK = 2
+    original = grounding.ground_many
+
+    def marked(pipeline, images, *arguments, **more):
+        with open(Path(folder) / f"rank-{environment['RANK']}", "a") as file:
+            file.writelines(f"{grounding._print(image)}\n" for image in images)
+        return original(pipeline, images, *arguments, **more)
+
+    grounding.ground_many = marked
+    grounding.main(options)
+
+
+def test_the_command_on_two_processes_leaves_the_maps_that_chapter_3_finds(tmp_path, monkeypatch):
+    text = (profiles.DATA / "profiles/smoke.yaml").read_text()
+    own = tmp_path / "own.yaml"
+    for old, new in (("train: 48", "train: 4"), ("test: 32", "test: 12"), ("steps: 8", "steps: 1"), ("e: 8", "e: 4")):
+        text = text.replace(old, new)
+    own.write_text(text)
+    profile = profiles.load(own)
+    options = ["--profile", str(own), "--variant", "frozen", "--seed", "1", "--out"]
+    with pytest.raises(FileNotFoundError, match=r"not a finished run; fine-tune first"):
+        grounding.main([*options, str(tmp_path / "two")])
+    finetune.main([*options, str(tmp_path / "two")])
+    shutil.copytree(tmp_path / "two", tmp_path / "one")
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = []
+    for rank in "01":
+        environment = common | {"ACCELERATE_USE_CPU": "true", "RANK": rank, "LOCAL_RANK": rank}
+        arguments = ([*options, str(tmp_path / "two")], environment, str(tmp_path))
+        processes.append(PROCESSES.Process(target=_commanded, args=arguments))
+        processes[-1].start()
+    test = phrases(profiles.studies(profile, "test", boxes=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(grounding, "CHUNK", 2)
+        one = list(grounding.ground_run(profile, profiles.run_folder(profile, "frozen", 1, tmp_path / "one"), test))
+    for process in processes:
+        process.join(120)
+        if process.exitcode is None:
+            process.kill()
+        assert process.exitcode == 0
+
+    # Every chunk of both models was made once, half of them by each process.
+    made = [(tmp_path / f"rank-{rank}").read_text().split() for rank in "01"]
+    steps = [0, 1]
+    every = [str(grounding._print(t.study.pixels())) for t in test]
+    assert sorted(made[0] + made[1]) == sorted(every * len(steps))
+    assert abs(len(made[0]) - len(made[1])) <= 2 * len(steps)
+
+    # As chapter 3 calls it, in its own words.
+    monkeypatch.setattr(grounding, "ground_many", lambda *_, **__: pytest.fail("they are made again"))
+    chapter = (profiles.ROOT / "notebooks/03_attention.py").read_text().splitlines()
+    (call,) = [line for line in chapter if "grounding.ground_run(" in line]
+    run = profiles.run_folder(profile, "frozen", 1, tmp_path / "two")
+    names = {"grounding": grounding, "settings": profile, "run": run, "test": test}
+    exec(call, names)
+    two = list(names[call.split(" = ")[0]])
+    assert [row[0] for row in two] == [row[0] for row in one] == steps
+    for ours, theirs in zip(two, one, strict=True):
+        np.testing.assert_array_equal(ours[1], theirs[1])
+        assert [t.key for t in ours[2]] == [t.key for t in theirs[2]]
+        assert ours[3] == theirs[3]
+    assert sorted(p.name for p in (run / "maps").iterdir()) == ["step-0.safetensors", "step-1.safetensors"]
+    for step in steps:
+        name = Path("own/frozen/seed-1/maps") / f"step-{step}.safetensors"
+        about = [runs.tensor_metadata(tmp_path / root / name) for root in ("one", "two")]
+        assert about[0] == about[1]
