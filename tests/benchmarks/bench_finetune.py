@@ -1,7 +1,7 @@
-"""Training speed and memory: `finetune` against diffusers' text-to-image example, and against the step no loop can beat.
+"""Training speed and memory: `finetune`, diffusers' text-to-image example, and the step that no loop can beat.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/bench_finetune.py [--size tiny] [--size sd2] [--variant frozen] …
-    python tests/benchmarks/bench_finetune.py --device cuda --dtype bf16 --size sd2 --batch 4
+    OMP_NUM_THREADS=1 PYTHONPATH=. python tests/benchmarks/bench_finetune.py [--size tiny] [--variant frozen]
+    PYTHONPATH=. python tests/benchmarks/bench_finetune.py --device cuda --dtype bf16 --size sd2 --batch 4
 
 Three contenders train the same model on the same studies, in the same batch size and precision:
 
@@ -51,7 +51,7 @@ from chestxai import models, reports, sources
 from chestxai.profiles import FinetuneSettings
 from chestxai.studies import Study
 
-BATCH = {"tiny": 24, "sd2": 4}
+BATCH = {"tiny": 24, "sd2": 2}
 
 
 class Turns:
