@@ -21,12 +21,12 @@ with 32² latents. The example's loss on the tiny base is another, since it samp
 `finetune` takes its mode.
 
 `finetune` keeps a copy of the trained weights, to give the pipeline back after an interruption, and reads all weights
-for its fingerprint, of which the example leaves most word embeddings on the disk: its peak is higher by that.
+for its fingerprint, of which the example leaves most word embeddings on the disk: its peak is higher, mostly by these.
 
 Tried on the bare step of the tiny base (batch 24, one thread of a busy CPU, 5 rounds; ratio of the processor's time to
-that of the step as it is, where the same step a second time gave 1.02) and left out, being no gain of 2 %: channels_last
-0.985, other bits; an AdamW that is not fused 1.015, other bits. Clipping costs 1.015, one tensor at a time 1.002: no
-more than the noise. A compiled U-Net was not measured: compiling it took longer than 8 minutes there.
+that of the step as it is, where the same step a second time gave 1.02) and left out, being no gain of 2 %:
+channels_last 0.985, other bits; an AdamW that is not fused 1.015, other bits. Clipping costs 1.015, one tensor at a
+time 1.002: no more than the noise. A compiled U-Net was not measured.
 """
 
 from __future__ import annotations
