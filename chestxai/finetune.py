@@ -118,11 +118,11 @@ def finetune(
     learnable = variant == "learnable"
     trained = {"unet": pipeline.unet} | ({"text_encoder": pipeline.text_encoder} if learnable else {})
     if is_finished(out):
-        about = runs.read_json(out / "run.json")
+        before = runs.read_json(out / "run.json")
         # In a notebook the cell is run again with the pipeline that it trained the first time.
-        again = about.get("model") == weights and str(about.get("identity")).startswith(f"{recipe}-")
-        if again or about.get("identity") == identity:
-            runs.remove(out / "resume")
+        again = before.get("model") == weights and str(before.get("identity")).startswith(f"{recipe}-")
+        if again or before.get("identity") == identity:
+            shutil.rmtree(out / "resume", ignore_errors=True)  # of many processes, all try
             if not again:
                 finished = models.load_pipeline(out / "model", device="cpu")
                 for name, part in trained.items():

@@ -295,7 +295,8 @@ def processes() -> PartialState:
 
     They may wait a day for each other; one that fails takes the others with it.
     """
-    from accelerate import PartialState  # few need it
+    import torch
+    from accelerate import PartialState
 
     cpu = os.environ.get("ACCELERATE_USE_CPU") == "true" or not torch.cuda.is_available()
     return PartialState(cpu=cpu, timeout=timedelta(days=1))
