@@ -23,7 +23,7 @@ import json
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import PartialState
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from filelock import FileLock
 from scipy import stats
@@ -44,8 +45,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 from tqdm.std import tqdm
 
-from chestxai import models, reports, runs, sources
-from chestxai.profiles import SamplingSettings
+from chestxai import finetune, models, profiles, reports, runs, sources
+from chestxai.profiles import Profile, SamplingSettings
 from chestxai.stats import Interval, bootstrap_ci, bootstrap_statistic
 from chestxai.studies import FINDINGS, Fit, Frame, Study, read_image, to_images
 
@@ -129,7 +130,7 @@ def sample(
 
     The file (safetensors: ``images``; its metadata hold the prompts) is named by everything that it depends on, the
     pipeline's weights included: whatever changes, it is drawn again. Each batch is written in one step, so that a
-    killed run loses at most one.
+    killed run loses at most one. Under ``accelerate launch`` each process draws its share of them; all get the whole.
 
     Args:
         pipeline: of `models.load_pipeline`, with a checkpoint's weights; its own scheduler is left alone.
@@ -169,11 +170,15 @@ def sample(
     text = models.encode_text(pipeline, unique).to(pipeline.unet.dtype)
     side = models.image_size(pipeline) // pipeline.vae_scale_factor
     shape = (pipeline.unet.config.in_channels, side, side)
-    files = []
-    for number, start in enumerate(range(0, len(prompts), settings.batch)):
+    starts = range(0, len(prompts), settings.batch)
+    files = [parts / f"{number:05d}.safetensors" for number in range(len(starts))]
+    left = [number for number, file in enumerate(files) if not _drawn(file, name)]
+    state = PartialState()
+    state.wait_for_everyone()  # all have looked before one writes
+    mine = set(left[state.process_index :: state.num_processes])
+    for number, start in enumerate(starts):
         rows = range(start, min(start + settings.batch, len(prompts)))
-        files.append(parts / f"{number:05d}.safetensors")
-        if not _drawn(files[-1], name):
+        if number in mine:
             noise = torch.stack([_start(shape, seed, i) for i in rows]).to(device, pipeline.unet.dtype)
             with torch.inference_mode(), torch.autocast(device.type, kind, enabled=kind is not None):
                 latents = sampler(
@@ -190,13 +195,42 @@ def sample(
                     "its training has diverged, or fp16 overflows: try bf16"
                 )
             images = torch.from_numpy(models.decode_latents(pipeline, latents.float()))
-            runs.save_tensors(files[-1], {"images": images}, {"identity": name})
+            runs.save_tensors(files[number], {"images": images}, {"identity": name})
         advance(len(rows))
+    state.wait_for_everyone()
     whole = torch.cat([runs.load_tensors(file)["images"] for file in files])
-    about = {"prompts": json.dumps(prompts), "settings": settings.model_dump_json(), "seed": str(seed)}
-    runs.save_tensors(path, {"images": whole}, {"identity": name} | about)
-    shutil.rmtree(parts)
+    if state.is_main_process:
+        about = {"prompts": json.dumps(prompts), "settings": settings.model_dump_json(), "seed": str(seed)}
+        runs.save_tensors(path, {"images": whole}, {"identity": name} | about)
+    state.wait_for_everyone()  # all have read the parts
+    if state.is_main_process:
+        shutil.rmtree(parts)
     return whole.numpy()
+
+
+def sample_run(
+    pipeline: StableDiffusionPipeline, profile: Profile, run: Path, prompts: Sequence[str], bar: tqdm | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """`sample` of the base, which is step 0, and of every checkpoint of a run, all from the same noise.
+
+    The images are kept in ``run/samples/step-<k>.safetensors``.
+
+    Args:
+        pipeline: the profile's base; at the end it has the last checkpoint's weights.
+        profile: the one the run was made with.
+        run: a folder of `finetune.finetune`.
+        prompts: of `requests`.
+        bar: of `runs.progress`, advanced by one for each image.
+
+    Yields:
+        The step, and its images, as `sample` returns them.
+    """
+    for step in (0, *finetune.checkpoints(run)):
+        if step:
+            finetune.load_checkpoint(pipeline, run, step)
+        path = Path(run) / "samples" / f"step-{step}.safetensors"
+        precision = profile.finetune.precision
+        yield step, sample(pipeline, prompts, profile.sampling, path, precision=precision, bar=bar)
 
 
 def _drawn(path: Path, identity: str) -> bool:
@@ -1477,7 +1511,8 @@ def _json(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Two folders' scores as a table, or with ``train`` the training of a feature space's classifier."""
+    """Two folders' scores as a table; with ``train`` the training of a feature space's classifier, with ``draw`` the
+    images of a run of a profile."""
     parser = argparse.ArgumentParser(
         prog="python -m chestxai.fidelity",
         description="Scores of a folder of generated images against one of real ones (PNG or JPEG, at any depth). "
@@ -1505,9 +1540,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     train.add_argument("--size", type=int, default=64, help="pixels (default: 64)")
     train.add_argument("--epochs", type=int, default=12)
     train.add_argument("--seed", type=int, default=0)
+    draw = commands.add_parser("draw", help="draw the images of a fine-tuned run that chapter 5 scores")
+    profiles.add_options(draw)
     options = parser.parse_args(arguments)
     if options.command == "train":
         return _train(options)
+    if options.command == "draw":
+        return _draw(options)
     if options.real is None or options.generated is None:
         parser.error("--real and --generated are both needed")
     return _score(options)
@@ -1607,5 +1646,26 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
+def _draw(options: argparse.Namespace) -> int:
+    profile = profiles.load(options.profile)
+    run = profiles.run_folder(profile, options.variant, options.seed, options.out)
+    if not finetune.is_finished(run):
+        raise FileNotFoundError(f"{run}: not a finished run; fine-tune first, with python -m chestxai.finetune")
+    main = runs.processes().is_main_process
+    pipeline = models.load_pipeline(profile.base, device=PartialState().device)
+    studies = profiles.studies(profile, "test", options.data)
+    _, kept, _ = to_images(studies, models.image_size(pipeline), profile.data.fit)
+    prompts, *_ = requests(kept, profile.sampling)
+    steps = (0, *finetune.checkpoints(run))
+    with runs.progress(total=len(steps) * len(prompts), description="draw", disable=not main) as bar:
+        for step, images in sample_run(pipeline, profile, run, prompts, bar):
+            if main:
+                bar.write(f"{run}: step {step}, {len(images)} images")
+    return 0
+
+
 if __name__ == "__main__":
-    runs.command(main)
+    # Under its own name, not as __main__, so that what it saves names this module.
+    from chestxai import fidelity as module
+
+    runs.command(module.main)

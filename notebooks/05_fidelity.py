@@ -155,17 +155,7 @@ scores, drawn = {}, {}
 with runs.progress(
     total=len(steps) * len(prompts), description=f"draw · {variant} · seed {seed}"
 ) as bar:
-    for step in steps:
-        if step:
-            finetune.load_checkpoint(pipeline, run, step)
-        images = fidelity.sample(
-            pipeline,
-            prompts,
-            settings.sampling,
-            run / "samples" / f"step-{step}.safetensors",
-            precision=settings.finetune.precision,
-            bar=bar,
-        )
+    for step, images in fidelity.sample_run(pipeline, settings, run, prompts, bar):
         scores[step] = reference | fidelity.evaluate(
             real,
             images,

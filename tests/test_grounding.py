@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from chestxai import attention, finetune, grounding, models, profiles, reports, runs, sources
+from chestxai import attention, fidelity, finetune, grounding, models, profiles, reports, runs, sources
 from chestxai.grounding import (
     ground,
     ground_groups,
@@ -30,7 +30,7 @@ from chestxai.grounding import (
     target_words,
 )
 from chestxai.profiles import GroundingSettings
-from chestxai.studies import Finding, GroundTruth, phrases
+from chestxai.studies import Finding, GroundTruth, phrases, to_images
 
 PROMPT = "small left pleural effusion"
 
@@ -528,7 +528,7 @@ def test_what_a_kill_leaves_is_tidied_and_damage_is_named(pipeline, truths, tmp_
 
 
 def _commanded(options: list[str], environment: dict[str, str], folder: str) -> None:
-    """The command in chunks of two, each process saying which rows it grounded."""
+    """Both commands, grounding in chunks of two, each process saying which rows it grounded and how many it drew."""
     os.environ.update(environment)
     torch.set_num_threads(1)
     grounding.CHUNK = 2
@@ -541,12 +541,27 @@ def _commanded(options: list[str], environment: dict[str, str], folder: str) -> 
 
     grounding.ground_many = marked
     grounding.main(options)
+    decode = models.decode_latents
+
+    def counted(pipeline, latents):
+        with open(Path(folder) / f"drawn-{environment['RANK']}", "a") as file:
+            file.write(f"{len(latents)}\n")
+        return decode(pipeline, latents)
+
+    models.decode_latents = counted
+    fidelity.main(["draw", *options])
 
 
-def test_the_command_on_two_processes_leaves_the_maps_that_chapter_3_finds(tmp_path, monkeypatch):
+def test_the_commands_on_two_processes_leave_what_chapters_3_and_5_find(tmp_path, monkeypatch):
     text = (profiles.DATA / "profiles/smoke.yaml").read_text()
     own = tmp_path / "own.yaml"
-    for old, new in (("train: 48", "train: 4"), ("test: 32", "test: 12"), ("steps: 8", "steps: 1"), ("e: 8", "e: 4")):
+    for old, new in (
+        ("train: 48", "train: 4"),
+        ("test: 32", "test: 12"),
+        ("steps: 8", "steps: 1"),
+        ("e: 8", "e: 4"),
+        ("t: 4}", "t: 4, batch: 4}"),
+    ):
         text = text.replace(old, new)
     own.write_text(text)
     profile = profiles.load(own)
@@ -601,3 +616,16 @@ def test_the_command_on_two_processes_leaves_the_maps_that_chapter_3_finds(tmp_p
         name = Path("own/frozen/seed-1/maps") / f"step-{step}.safetensors"
         about = [runs.tensor_metadata(tmp_path / root / name) for root in ("one", "two")]
         assert about[0] == about[1]
+
+    # And the images of chapter 5: each batch drawn by one of the two, and the same as one process draws.
+    drawn = [[int(n) for n in (tmp_path / f"drawn-{rank}").read_text().split()] for rank in "01"]
+    pipeline = models.load_pipeline(profile.base, device="cpu")
+    _, kept, _ = to_images(profiles.studies(profile, "test"), 64)
+    prompts, *_ = fidelity.requests(kept, profile.sampling)
+    assert sum(map(sum, drawn)) == len(prompts) * len(steps)
+    assert len(drawn[0]) == len(drawn[1])
+    run = profiles.run_folder(profile, "frozen", 1, tmp_path / "one")
+    for step, images in fidelity.sample_run(pipeline, profile, run, prompts):
+        path = tmp_path / "two/own/frozen/seed-1/samples" / f"step-{step}.safetensors"
+        np.testing.assert_array_equal(runs.load_tensors(path)["images"].numpy(), images)
+        assert runs.tensor_metadata(path) == runs.tensor_metadata(run / "samples" / path.name)
