@@ -678,7 +678,7 @@ change = (values - values.loc["other patients"]) / half * better
 figure = px.imshow(
     change.rename(columns=measures), zmin=-4, zmax=4, color_continuous_scale="RdBu", aspect="auto", height=440,
     template=plots.TEMPLATE, labels={"color": "change,<br>in half-widths<br>of the interval"},
-    title="What each measure says of spoiled real images: red is worse, blue better, pale is chance",
+    title="Spoiled real images: red is worse, blue better, pale chance",
 )  # fmt: skip
 figure.update_traces(
     text=[["–" if np.isnan(v) else f"{v:.2f}" for v in row] for row in values.to_numpy()],
