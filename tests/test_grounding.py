@@ -475,8 +475,8 @@ def _slowly(folder: str) -> None:
     ground_truths(models.random_pipeline("sd"), rows, settings(last=8), Path(folder) / "maps.safetensors")
 
 
-@pytest.mark.parametrize("after", [1, 3])
-def test_a_killed_run_goes_on_with_the_chunk_it_was_in(pipeline, truths, tmp_path, monkeypatch, after):
+def test_a_killed_run_goes_on_with_the_chunk_it_was_in(pipeline, truths, tmp_path, monkeypatch, kill):
+    after = (1, 3)[kill % 2]
     process = PROCESSES.Process(target=_slowly, args=(str(tmp_path),))
     process.start()
     path, parts, limit = tmp_path / "maps.safetensors", tmp_path / "maps.parts", time.monotonic() + 60
