@@ -1648,9 +1648,7 @@ def _train(options: argparse.Namespace) -> int:
 
 def _draw(options: argparse.Namespace) -> int:
     profile = profiles.load(options.profile)
-    run = profiles.run_folder(profile, options.variant, options.seed, options.out)
-    if not finetune.is_finished(run):
-        raise FileNotFoundError(f"{run}: not a finished run; fine-tune first, with python -m chestxai.finetune")
+    run = finetune.check_finished(profiles.run_folder(profile, options.variant, options.seed, options.out))
     main = runs.processes().is_main_process
     pipeline = models.load_pipeline(profile.base, device=PartialState().device)
     studies = profiles.studies(profile, "test", options.data)

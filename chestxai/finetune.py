@@ -369,6 +369,17 @@ def is_finished(out: Path, identity: str | None = None) -> bool:
     return bool(found.get("finished")) and (identity is None or found.get("identity") == identity)
 
 
+def check_finished(run: Path) -> Path:
+    """``run`` if it is finished.
+
+    Raises:
+        FileNotFoundError: it is not; says how to make it.
+    """
+    if not is_finished(run):
+        raise FileNotFoundError(f"{run}: not a finished run; fine-tune first, with python -m chestxai.finetune")
+    return Path(run)
+
+
 def checkpoints(run: Path) -> dict[int, Path]:
     """The complete checkpoints of a run, by step."""
     folders = (Path(run) / "checkpoints").glob("step-*")

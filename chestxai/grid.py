@@ -91,7 +91,7 @@ def load(path: Path, out: Path | None = None) -> list[Cell]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML ({error})") from error
     except ValidationError as error:
-        raise ValueError(f"{path}: {_told(error)}") from error
+        raise ValueError(f"{path}: {profiles.told(error, 'grid')}") from error
     try:
         plain = profiles.load(grid.profile)
     except ValueError as error:
@@ -137,7 +137,7 @@ def _cell(
         # Checked once before it is named: 1e-3 and 0.001 are one value.
         checked = Profile.model_validate(dump)
     except ValidationError as error:
-        raise ValueError(f"{path}: settings: {_told(error)}") from error
+        raise ValueError(f"{path}: settings: {profiles.told(error)}") from error
     found = dict(_leaves(checked.model_dump()))
     differs = {key: found[key] for key in sorted(changes) if found[key] != known[key]}
     changes = {key: found[key] for key in changes}
@@ -164,12 +164,6 @@ def _leaves(settings: dict[str, Any], before: str = "") -> Iterator[tuple[str, A
             yield from _leaves(value, f"{before}{key}.")
         elif before or key not in _NOT_VARIED:
             yield f"{before}{key}", value
-
-
-def _told(error: ValidationError) -> str:
-    return "; ".join(
-        f"{'.'.join(map(str, e['loc'])) or 'grid'}: {e['msg']} (got {e['input']!r})" for e in error.errors()
-    )
 
 
 def table(cells: Sequence[Cell], done: Collection[Path], path: Path, out: Path | None = None) -> str:

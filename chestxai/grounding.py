@@ -555,9 +555,7 @@ def ground_run(
         FileNotFoundError: the run is not finished; says how to make it.
         ValueError, FloatingPointError: as `ground_truths`.
     """
-    run = Path(run)
-    if not finetune.is_finished(run):
-        raise FileNotFoundError(f"{run}: not a finished run; fine-tune first, with python -m chestxai.finetune")
+    run = finetune.check_finished(run)
     identity = runs.read_json(run / "run.json")["identity"]
     pipeline = models.load_pipeline(profile.base, device=PartialState().device)
     for step in (0, *finetune.checkpoints(run)):

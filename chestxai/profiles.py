@@ -174,10 +174,14 @@ def load(name: str | Path) -> Profile:
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not valid YAML ({error})") from error
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(map(str, e['loc'])) or 'profile'}: {e['msg']} (got {e['input']!r})" for e in error.errors()
-        ]
-        raise ValueError(f"{path}: " + "; ".join(lines)) from error
+        raise ValueError(f"{path}: {told(error)}") from error
+
+
+def told(error: ValidationError, whole: str = "profile") -> str:
+    """What is wrong with which setting, in one line; ``whole`` is what to call all of them together."""
+    return "; ".join(
+        f"{'.'.join(map(str, e['loc'])) or whole}: {e['msg']} (got {e['input']!r})" for e in error.errors()
+    )
 
 
 def profile_folder(profile: Profile, out: str | Path | None = None) -> Path:

@@ -53,7 +53,7 @@ def replay(record: Path, out: Path | None = None, data: str = "") -> int:
     try:
         profile = Profile.model_validate(before["profile"])
     except ValidationError as error:
-        raise ValueError(f"{record}: its profile is none that this version knows ({error})") from error
+        raise ValueError(f"{record}: its profile is none that this version knows ({profiles.told(error)})") from error
     variant, seed = before["variant"], before["seed"]
     if out is None:
         out = profiles.RUNS / "replay" / f"{profile.name}-{variant}-seed-{seed}"
