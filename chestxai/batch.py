@@ -339,8 +339,9 @@ _HOLD = "import fcntl; get_ipython().held = open({path!r}, 'a'); fcntl.flock(get
 
 def execute(node: Node, threads: int | None = None) -> Outcome:
     """Run one node, its kernel in a process of its own; what goes wrong is an outcome, not an exception."""
+    import papermill.exceptions
+
     started = time.perf_counter()
-    papermill = _papermill()
     part = node.executed.with_suffix(".part.ipynb")
 
     def failed(reason: str) -> Outcome:
@@ -391,19 +392,6 @@ def execute(node: Node, threads: int | None = None) -> Outcome:
         return failed(_reason(type(error).__name__, str(error)))
     finally:
         _status(node).unlink(missing_ok=True)
-
-
-def _papermill() -> Any:
-    # With it comes jsonschema, which builds a grammar for a kind of address that no notebook has: 1.0 of the 1.3 s that
-    # the import takes. Where the grammar is not installed, jsonschema goes without.
-    grammar = "rfc3987_syntax"
-    absent = sys.modules.setdefault(grammar, None) is None
-    try:
-        import papermill.exceptions
-    finally:
-        if absent:
-            del sys.modules[grammar]
-    return papermill
 
 
 def _reason(name: str, text: str) -> str:
