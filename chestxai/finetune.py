@@ -144,7 +144,7 @@ def finetune(
     accelerator.wait_for_everyone()
 
     started = time.perf_counter()
-    with _put_back(trained):
+    with _put_back(trained, out / "resume" / f"base-{accelerator.process_index}.safetensors"):
         _train(accelerator, pipeline, trained, latents, prompts, settings, out, identity, seed)
         if accelerator.is_main_process:
             models.save_pipeline(pipeline, out / "model")
@@ -167,6 +167,7 @@ def finetune(
                     **(about or {}),
                 },
             )
+    accelerator.wait_for_everyone()  # each has a file of its own there
     # Last, so that a kill in between costs no more than writing the model again.
     if accelerator.is_main_process:
         runs.remove(out / "resume")
@@ -335,20 +336,25 @@ class _Average(EMAModel):
 
 
 @contextmanager
-def _put_back(trained: dict[str, torch.nn.Module]) -> Iterator[None]:
+def _put_back(trained: dict[str, torch.nn.Module], kept: Path) -> Iterator[None]:
     """Leave the modules as plain ones in eval mode; after an exception, Ctrl-C included, with the weights they had.
 
-    Else a second call in the same notebook would take half-trained weights for the base.
+    Else a second call in the same notebook would take half-trained weights for the base. The weights wait in the file
+    ``kept``: in memory they would be one more copy beside the average and the moments.
     """
-    before = {name: {k: v.to("cpu", copy=True) for k, v in part.state_dict().items()} for name, part in trained.items()}
+    before = {f"{name}/{key}": value for name, part in trained.items() for key, value in part.state_dict().items()}
+    runs.save_tensors(kept, before)
+    del before
     device = trained["unet"].device
     try:
         yield
     except BaseException:
+        before = runs.load_tensors(kept)
         for name, part in trained.items():
-            part.load_state_dict(before[name])
+            part.load_state_dict({key: before[f"{name}/{key}"] for key in part.state_dict()})
         raise
     finally:
+        runs.remove(kept)
         for part in trained.values():
             part.zero_grad()
             part.to(device).eval().requires_grad_(False)
@@ -549,8 +555,8 @@ def _check_space(
 
     weights = size(*trained.values())
     checkpoints = -(-settings.steps // settings.checkpoint_every)
-    # The resumable state is weights, average and two moments; two are kept while a third is written.
-    needed = weights * (checkpoints + 12) + size(pipeline.unet, pipeline.text_encoder, pipeline.vae)
+    # The resumable state is weights, average and two moments; two are kept while a third is written; and the base.
+    needed = weights * (checkpoints + 13) + size(pipeline.unet, pipeline.text_encoder, pipeline.vae)
     out.mkdir(parents=True, exist_ok=True)
     # An unfinished run has some of it already, another run is replaced.
     needed -= sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
