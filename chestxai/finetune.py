@@ -197,6 +197,8 @@ def _accelerator(settings: FinetuneSettings) -> Accelerator:
             f"{'' if other else ' version 1'}: use data/accelerate/ddp.yaml or data/accelerate/fsdp.yaml"
         )
     if accelerator.is_fsdp2:
+        # accelerate's own outlives the run, and with it which blocks of the first model are gathered at a time.
+        state.fsdp_plugin = FullyShardedDataParallelPlugin()
         # autocast chooses the precision of each operation, as it does everywhere else; gradients stay in float32.
         state.fsdp_plugin.mixed_precision_policy = None
     return accelerator

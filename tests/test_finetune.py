@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,8 +30,10 @@ from chestxai.profiles import FinetuneSettings
 
 COLUMNS = ["step", "loss", "grad_norm", "lr", "seconds", "images_per_second"]
 
-# Processes to be killed are forked from one that has imported everything and done nothing.
+# Processes to be killed are forked from one that has imported everything and done nothing; those that train together
+# start from nothing, as a launcher starts them.
 PROCESSES = multiprocessing.get_context("forkserver")
+LAUNCHED = multiprocessing.get_context("spawn")
 PROCESSES.set_forkserver_preload(["chestxai.finetune", "chestxai.grounding"])
 
 
@@ -372,8 +376,7 @@ LONG = settings(steps=14, batch_size=2, checkpoint_every=3, warmup=4)
 
 
 def train(
-    out: str,
-    environment: dict[str, str] | None = None,
+    out: Path,
     chosen: FinetuneSettings = LONG,
     kind: str = "sd",
     variant: str = "learnable",
@@ -381,11 +384,10 @@ def train(
 ) -> None:
     from chestxai import finetune as module
 
-    os.environ.update(environment or {})
     torch.set_num_threads(1)
     pipeline, original = models.random_pipeline(kind), module.draw
     if until is None:
-        finetune(pipeline, studies(), chosen, Path(out), variant=variant)
+        finetune(pipeline, studies(), chosen, out, variant=variant)
         return
 
     def stopped(step, *rest):
@@ -396,13 +398,20 @@ def train(
     before = weights(pipeline)
     module.draw = stopped
     with pytest.raises(KeyboardInterrupt):
-        finetune(pipeline, studies(), chosen, Path(out), variant=variant)
+        finetune(pipeline, studies(), chosen, out, variant=variant)
     module.draw = original
     assert equal(weights(pipeline), before)  # plain, and as it was given
 
 
-def train_on_two(out: Path, chosen: FinetuneSettings, how: str, **options) -> None:
-    """As `torchrun --nproc-per-node 2` starts them: gloo on the CPU."""
+def take_part(environment: dict[str, str], together: list[dict[str, Any]]) -> None:
+    faulthandler.enable()  # were native code to crash, the report would say where
+    os.environ.update(environment)
+    for arguments in together:
+        train(**arguments)
+
+
+def train_on_two(how: str, *together: dict[str, Any]) -> None:
+    """One run after the other, each by two processes as `torchrun --nproc-per-node 2` starts them: gloo on the CPU."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -419,10 +428,10 @@ def train_on_two(out: Path, chosen: FinetuneSettings, how: str, **options) -> No
     processes = []
     for rank in ("0", "1"):
         environment = common | {"RANK": rank, "LOCAL_RANK": rank}
-        processes.append(PROCESSES.Process(target=train, args=(str(out), environment, chosen), kwargs=options))
+        processes.append(LAUNCHED.Process(target=take_part, args=(environment, together)))
         processes[-1].start()
     for process in processes:
-        wait(process, 120)
+        wait(process, 240)
 
 
 def wait(process, timeout: float = 60) -> None:
@@ -435,13 +444,13 @@ def wait(process, timeout: float = 60) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed")
-    train(str(out))
+    train(out)
     return out
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(undisturbed, tmp_path, kill):
     after = ("train.csv", "checkpoints/step-6")[kill % 2]
-    process = PROCESSES.Process(target=train, args=(str(tmp_path),))
+    process = PROCESSES.Process(target=train, args=(tmp_path,))
     process.start()
     limit = time.monotonic() + 60
     while not (tmp_path / after).exists():
@@ -456,7 +465,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(undisturbed, tmp_path, kill):
     assert not (tmp_path / "run.json").exists()
     left = log_of(tmp_path)
     kept = max([int(path.stem[5:]) for path in tmp_path.glob("resume/step-*.safetensors")], default=0)
-    train(str(tmp_path))
+    train(tmp_path)
     ours, theirs = log_of(tmp_path), log_of(undisturbed)
     np.testing.assert_array_equal(
         ours[["step", "loss", "grad_norm", "lr"]], theirs[["step", "loss", "grad_norm", "lr"]]
@@ -576,7 +585,7 @@ def test_a_damaged_state_is_told_and_the_one_before_it_used(undisturbed, tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr(models, "save_pipeline", lambda *_: (_ for _ in ()).throw(OSError("the disk has gone")))
         with pytest.raises(OSError, match="the disk has gone"):
-            train(str(tmp_path))
+            train(tmp_path)
     states = sorted(tmp_path.glob("resume/*"), key=lambda path: int(path.stem[5:]))
     assert [path.name for path in states] == ["step-12.safetensors", "step-14.safetensors"]
     for path in states[-damaged:]:
@@ -585,7 +594,7 @@ def test_a_damaged_state_is_told_and_the_one_before_it_used(undisturbed, tmp_pat
     original = module.draw
     monkeypatch.setattr(module, "draw", lambda step, *rest: steps.append(step) or original(step, *rest))
     with pytest.warns(UserWarning, match=r"resume/step-\d+.safetensors: damaged.*Going on from an earlier"):
-        train(str(tmp_path))
+        train(tmp_path)
     assert steps == list(range(12 if damaged == 1 else 0, 14))
     assert files(tmp_path) == files(undisturbed)
     assert log_of(tmp_path)["loss"].tolist() == log_of(undisturbed)["loss"].tolist()
@@ -733,20 +742,24 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
         finetune(models.random_pipeline("sd"), studies(), settings(), tmp_path, variant="thawed")
 
 
-@pytest.mark.parametrize(("how", "variant"), [("ddp", "learnable"), ("fsdp", "learnable"), ("fsdp", "frozen")])
-def test_two_processes_equal_one(tmp_path, how, variant):
-    chosen = settings(steps=4, accumulate=2, checkpoint_every=4)
-    train_on_two(tmp_path / "two", chosen, how, kind="bert", variant=variant)
-    train(str(tmp_path / "one"), chosen=chosen, kind="bert", variant=variant)
-    about = json.loads((tmp_path / "two" / "run.json").read_text())
-    assert about["processes"] == 2
-    one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
-    np.testing.assert_allclose(two["loss"], one["loss"], rtol=1e-4)
-    np.testing.assert_allclose(two["grad_norm"], one["grad_norm"], rtol=1e-3)
-    assert files(tmp_path / "two") == files(tmp_path / "one")
-    for path in (tmp_path / "one").rglob("*.safetensors"):
-        a, b = runs.load_tensors(path), runs.load_tensors(tmp_path / "two" / path.relative_to(tmp_path / "one"))
-        close(a, b, atol=2e-4, rtol=0)
+@pytest.mark.parametrize(("how", "variants"), [("ddp", ["learnable"]), ("fsdp", ["learnable", "frozen"])])
+def test_two_processes_equal_one(tmp_path, how, variants):
+    def runs_in(folder):
+        chosen = settings(steps=4, accumulate=2, checkpoint_every=4)
+        return [{"out": tmp_path / folder / v, "chosen": chosen, "kind": "bert", "variant": v} for v in variants]
+
+    train_on_two(how, *runs_in("two"))
+    for arguments in runs_in("one"):
+        train(**arguments)
+    for variant in variants:
+        one, two = tmp_path / "one" / variant, tmp_path / "two" / variant
+        about = json.loads((two / "run.json").read_text())
+        assert about["processes"] == 2
+        np.testing.assert_allclose(log_of(two)["loss"], log_of(one)["loss"], rtol=1e-4)
+        np.testing.assert_allclose(log_of(two)["grad_norm"], log_of(one)["grad_norm"], rtol=1e-3)
+        assert files(two) == files(one)
+        for path in one.rglob("*.safetensors"):
+            close(runs.load_tensors(path), runs.load_tensors(two / path.relative_to(one)), atol=2e-4, rtol=0)
 
 
 def refused(out: str, environment: dict[str, str]) -> None:
@@ -769,18 +782,18 @@ def test_the_first_version_of_fsdp_is_refused_before_anything_is_done(tmp_path):
 
 def test_a_sharded_run_is_gone_on_with_by_one_process_and_the_other_way_round(tmp_path):
     chosen = settings(steps=3, checkpoint_every=1, warmup=3)
-    whole, mixed = tmp_path / "whole", tmp_path / "mixed"
-    train(str(whole), chosen=chosen)
-    train_on_two(mixed, chosen, "fsdp", until=1)
-    assert list(checkpoints(mixed)) == [1]
-    train(str(mixed), chosen=chosen, until=2)
-    assert list(checkpoints(mixed)) == [1, 2]
-    train_on_two(mixed, chosen, "fsdp")
-    np.testing.assert_allclose(log_of(mixed)["loss"], log_of(whole)["loss"], rtol=1e-4)
-    np.testing.assert_allclose(log_of(mixed)["grad_norm"], log_of(whole)["grad_norm"], rtol=1e-3)
-    for part in ("unet", "text_encoder"):
-        a, b = (runs.load_tensors(out / f"checkpoints/step-3/{part}.safetensors") for out in (mixed, whole))
-        close(a, b, atol=2e-4, rtol=0)
+    whole, gathered, spread = tmp_path / "whole", tmp_path / "gathered", tmp_path / "spread"
+    train(whole, chosen)
+    train(spread, chosen, until=2)
+    train_on_two("fsdp", {"out": gathered, "chosen": chosen, "until": 1}, {"out": spread, "chosen": chosen})
+    assert list(checkpoints(gathered)) == [1]
+    train(gathered, chosen)
+    for mixed in (gathered, spread):
+        np.testing.assert_allclose(log_of(mixed)["loss"], log_of(whole)["loss"], rtol=1e-4)
+        np.testing.assert_allclose(log_of(mixed)["grad_norm"], log_of(whole)["grad_norm"], rtol=1e-3)
+        for part in ("unet", "text_encoder"):
+            a, b = (runs.load_tensors(out / f"checkpoints/step-3/{part}.safetensors") for out in (mixed, whole))
+            close(a, b, atol=2e-4, rtol=0)
 
 
 def test_the_loop_keeps_the_schedule_of_the_base(both):
