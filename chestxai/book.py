@@ -27,7 +27,7 @@ from chestxai.studies import FINDINGS, Frame, phrases
 
 BUILD = ROOT / "_build"
 #: What the book is made of besides the notebooks.
-SOURCES = ("_config.yml", "intro.md", "references.bib", "data/overview.png")
+SOURCES = ("_config.yml", "intro.md", "references.bib", "data/overview.png", "_static/tables.css")
 
 
 def assemble(nodes: Sequence[Node], folder: Path, private: guard.Private | None = None) -> Path:

@@ -1087,12 +1087,12 @@ def paired(
     for low, high in np.sort(drawn[:, 1:], axis=1):
         side = 0 if low > 0 else 1 if high < 0 else None
         colors.append("#777777" if side is None else _color(names[side], side))
+    digits = [1 if size >= 10 else 2 if size >= 0.1 else 3 for size in reach]
+    texts = [_interval(*row, digits=n) for row, n in zip(values, digits, strict=True)]
+    texts = ["+" + text if row[0] > 0 else text for row, text in zip(values, texts, strict=True)]
     fig = go.Figure()
-    for i, row in enumerate(rows):
+    for i, (row, text) in enumerate(zip(rows, texts, strict=True)):
         mean, low, high = drawn[i, 0], *sorted(drawn[i, 1:])
-        text = _interval(*values[i], digits=1 if reach[i] >= 10 else 2 if reach[i] >= 0.1 else 3)
-        if values[i, 0] > 0:
-            text = "+" + text
         fig.add_scatter(
             x=[mean], y=[i], mode="markers", showlegend=False, marker={"color": colors[i], "size": 11},
             error_x={
@@ -1122,7 +1122,7 @@ def paired(
     fig.update_layout(
         template=TEMPLATE, height=110 + 42 * len(rows),
         margin={
-            "t": 74 if title else 40, "r": 170, "b": 52,
+            "t": 74 if title else 40, "r": 24 + max(_text_width(text, 13) for text in texts), "b": 52,
             "l": 24 + max(_text_width(f"{row['name']}{mark}", 13) for row, mark in zip(rows, marks, strict=True)),
         },
         xaxis={"title": {"text": label}, "range": [-1.12, 1.12], **ticks},

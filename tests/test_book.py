@@ -86,6 +86,7 @@ def test_the_pages_show_the_executions(html, nodes):
     assert len(pages) == len(nodes)
     assert "02_finetuning-learnable-0" in pages
     assert "Plotly.newPlot" in pages["06_tradeoff"]
+    assert "_static/tables.css" in pages["06_tradeoff"]
     assert (
         "Undecided" in pages["06_tradeoff"]
         or "Supported" in pages["06_tradeoff"]

@@ -400,6 +400,8 @@ def test_paired_differences_point_to_the_better_variant():
     texts = " ".join(a.text for a in fig.layout.annotations)
     assert "+0.20 [0.10, 0.30]" in texts
     assert "frozen better →" in texts
+    longer = plots.paired(table.assign(estimate=-0.019, low=-0.030, high=-0.006))  # three digits and minus signs
+    assert longer.layout.margin.r > fig.layout.margin.r > 24
     with pytest.raises(ValueError, match="cannot share"):
         plots.paired(table, shared=True)
     shared = plots.paired(table.iloc[[0, 2]], shared=True)
