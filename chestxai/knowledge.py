@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -628,6 +629,19 @@ def _headers(text: str, strength: float, rng: np.random.Generator) -> str:
     return "\n\n".join(part for key, part in reports.sections(text).items() if key in _SAYS) or text
 
 
+def _lines(text: str, strength: float, rng: np.random.Generator) -> str:
+    """Lines broken at a margin and indented by a blank, as MIMIC-CXR has them."""
+    if rng.random() >= strength:
+        return text
+    margin = int(rng.integers(30, 80))
+    return _within(text, lambda part: "\n ".join(line for own in part.split("\n") for line in _broken(own, margin)))
+
+
+def _broken(line: str, margin: int) -> list[str]:
+    # An empty line has to stay: it ends a paragraph.
+    return textwrap.wrap(line, margin, break_on_hyphens=False, break_long_words=False) or [""]
+
+
 def _order(text: str, strength: float, rng: np.random.Generator) -> str:
     """Sentences of a section in another order."""
 
@@ -700,23 +714,25 @@ CHANGES: dict[str, Callable[[str, float, np.random.Generator], str]] = {
     "template": _template,
     "headers": _headers,
     "case": _case,
+    "lines": _lines,
 }
 #: The kinds that keep every word a statement hangs on.
-FORMATTING = ("blanks", "order", "template", "headers", "case")
+FORMATTING = ("blanks", "order", "template", "headers", "case", "lines")
 
 
 def change(report: str, kinds: str | Sequence[str], strength: float, seed: int | Sequence[int] = 0) -> str:
     """The same report in another form; what it says of the image stays true.
 
-    ``case``, ``headers`` (missing), ``order`` (of sentences), ``template`` (numbered lists, items, labels with colons)
-    and ``blanks`` (XXXX for words that no statement hangs on) are formatting; ``typos`` and ``abbreviations`` change
-    the words themselves. Words that deny are never touched, but for "without", which may become "w/o".
+    ``case``, ``headers`` (missing), ``order`` (of sentences), ``template`` (numbered lists, items, labels with colons),
+    ``lines`` (broken at a margin) and ``blanks`` (XXXX for words that no statement hangs on) are formatting; ``typos``
+    and ``abbreviations`` change the words themselves. Words that deny are never touched, but for "without", which may
+    become "w/o".
 
     Args:
         report: any report.
         kinds: one or several of `CHANGES`.
-        strength: in [0, 1], the share of words, sentences or sections (for headers: of reports) that is changed; 0
-            changes nothing.
+        strength: in [0, 1], the share of words, sentences or sections (for headers and lines: of reports) that is
+            changed; 0 changes nothing.
         seed: of the draws. A report is changed in the same way each time.
 
     Raises:

@@ -12,8 +12,9 @@ of 3,500 and 860. Both bring spaCy, 0.3 GB installed, and medspaCy holds numpy b
 
 from __future__ import annotations
 
+import bisect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +45,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     ),
     "Cardiomegaly": (
         r"cardiomegaly",
-        rf"{_HEART} {_GAP}{_LARGE}(?! pulmonary)(?: in size)?",
+        rf"{_HEART}:? {_GAP}{_LARGE}(?! pulmonary)(?: in size)?",
         rf"{_HEART} (?:\w+ ){{0,3}}upper limits? (?:of )?normal (?:or|to) (?:\w+ )?enlarged",
         r"(?:enlarged|large|prominent|increased)(?: size of the)? (?:cardiac|heart|cardiomediastinal"
         r"|cardiopericardial)(?: (?:silhouette|size|shadow|contours?))?",
@@ -119,19 +120,28 @@ _ALL = re.compile(rf"\b(?:{_GROUPS}|(?P<other>{_OTHER}))(?!\w)")
 # Context of a mention
 # ---------------------------------------------------------------------------------------------------------------------
 
+# What "not" may stand before without denying the finding: it has not changed, or was not there on another day.
+_AS_BEFORE = (
+    r"(?:significantly|appreciably|substantially|(?:much )?(?:changed|increased|decreased|improved|worse|worsened"
+    r"|enlarged|larger|smaller|progressed|resolved|cleared)|well|excluded|entirely|completely|as|previously"
+    r"|(?:clearly |definitely )?(?:seen|present|visible|visuali[sz]ed|identified|evident|noted|apparent|there)"
+    r" (?:on|in|at) (?:(?:the|a|any|his|her|that|most) ){0,2}(?:prior|previous|earlier|last|old|recent|comparison"
+    r"|preceding))"
+)
 # A change that is denied is not a finding that is denied: "no change in the effusion".
 _NOT_NEGATION = (
-    r"no (?:significant |interval |appreciable |substantial |definite |large )*(?:change|increase|decrease"
-    r"|improvement|progression|difference|worsening)"
+    r"no (?:(?:significant|interval|appreciable|substantial|definite|large|relevant|short|major|obvious|notable|marked"
+    r"|considerable|further|new|other|clear|visible|evident)[ -](?:term )?)*(?:changes?|increase|decrease|improvement"
+    r"|progression|difference|worsening|growth|resolution"
+    r"|enlargement(?! of (?:the )?(?:cardiac|heart|cardiomediastinal)))|no more than"
     r"|without (?:significant |interval |appreciable )*(?:change|increase|decrease|improvement)|not only"
     r"|(?:can|could)(?: ?not|'t) (?:be )?(?:exclude|entirely|completely|rule)"
-    r"|not (?:significantly |appreciably )?(?:changed|increased|decreased|improved|well|excluded|entirely"
-    r"|completely)|no longer as|not as"
+    rf"|not {_AS_BEFORE}|no longer as"
 )
 _NEGATION = (
     r"no|not|non(?!-)|nor|neither|never|none|without|w/o|absent|absence of|free (?:of|from)|clear of|negative for"
     r"|denies|devoid of|lack of|ruled? out|rules out"
-    r"|(?<!partial )(?<!incomplete )resolution of|resolved|clearing of|cleared|rather than"
+    r"|(?<!partial )(?<!incomplete )resolution of|(?<!has )(?<!have )(?:resolved|cleared)|clearing of|rather than"
     r"|(?:isn|aren|wasn|weren|doesn|don)'t|unlikely|excludes?"
 )
 _PRE = re.compile(rf"\b(?:(?P<keep>{_NOT_NEGATION})|(?P<no>{_NEGATION}))(?!\w)")
@@ -140,8 +150,8 @@ _POST = re.compile(
     r"\W{0,2}(?:(?:which|that|this|have|has|had|is|are|was|were|be|been|now|also|since|again|completely"
     r"|nearly|seen|noted|described|previously|appears?|remains?|process|disease|change|changes|\(\w+\)) )*"
     r"(?:(?:is|are|was|were) )?"
-    r"(?:not(?! (?:well|changed|significantly|excluded|entirely|completely|resolved|cleared|improved))"
-    r"|no longer|absent|ruled out|excluded|resolved|cleared|resolution|denied|negative|none|nil|no(?=\W*$)"
+    rf"(?:not(?! {_AS_BEFORE}\b)"
+    r"|no longer(?! as\b)|absent|ruled out|excluded|resolved|cleared|resolution|denied|negative|none|nil|no(?=\W*$)"
     r"|(?:unlikely|less likely)(?=\W*$|[.,;)]| (?:given|in|based|as|because|considering))"
     r"|within (?:the )?(?:normal (?:limits|range)|limits of normal))\b"
 )
@@ -149,13 +159,15 @@ _POST = re.compile(
 _ENDS = re.compile(
     r";|:|\b(?:but|however|although|though|except|other than|aside from|apart from|besides|otherwise|yet"
     r"|whereas|while|there (?:is|are|has|have)|which|causing|due to|secondary to"
-    r"|consistent with|compatible with|suggest(?:ing|ive)|represent(?:ing|s)|demonstrat(?:es|ing)|shows?"
+    r"|(?<!not )(?:consistent with|compatible with|suggest(?:ing|ive)|represent(?:ing|s))|demonstrat(?:es|ing)|shows?"
     r"|status post|stable|unchanged)\b"
     r"|,\s+(?:this|these|it)\b"
     r"|(?:,\s+(?:and )?(?:with )?|\bwith |\band (?=(?:the|an?)\b))(?:(?:the|an?) )?(?:again )?"
     r"(?:mild|mildly|moderate|moderately|minimal|small|tiny|trace|persistent|bibasilar|improv\w+|worsen\w+|increas\w+|left|right|bilateral|low"
-    r"|calcified|borderline)\b(?!.*\b(?:or|nor)\b)"
+    r"|calcified|borderline)\b(?P<listed>)"
 )
+# "No pneumonia, small effusion, or pneumothorax": what looks like a new statement is in the list.
+_GOES_ON = re.compile(r"[^;:]*,\s(?:or|nor)\b")
 # What may stand between two members of a list, before the word that names the next.
 _LISTED = re.compile(r"(?:,? (?:and|or|and/or) |, |/)(?:(?!(?:there|is|are|has|have|with|no|not)\b)[\w-]+ ){0,3}")
 # Not asserted of this image: an indication, a history, advice.
@@ -172,14 +184,19 @@ _UNCERTAIN = re.compile(
     r"|differential|presumed|appears? to|not excluded)\b"
 )
 
+_COLON = re.compile(r"\s?:\s(?:there (?:is|are) |is |are )?")
 _CLAUSE = re.compile(
-    r";|(?:,\s++|(?<![\s,])\s++)(?:but|however|although|though|whereas|while|except)\b"
+    r";|,\s++(?=[a-z][a-z -]{2,40}:\s)|(?:,\s++|(?<![\s,])\s++)(?:but|however|although|though|whereas|while|except)\b"
     r"|,\s++(?:and )?(?=there (?:is|are)\b)"
-    r"|:\s(?!\s*(?:no|none|nil|absent|negative)\W*(?:$|[.;\n]))"
+    r"|(?<!heart)(?<!heart size)(?<!silhouette):\s(?!\s*(?:no|none|nil|absent|negative)\W*(?:$|[.;\n]))"
 )
 # A sentence ends at . ! ? before white space, at a blank line, or where the next list item starts; "Dr." stays whole.
 _SENTENCE = re.compile(
     r"(?<!\bdr)(?<!\bvs)(?<!\bno)[.!?]+(?=\s|$)|\n[ \t\r]*+\n|\n(?=[ \t\r]*+(?:\d{1,2}[.)]|[-*•])\s)"
+)
+# White space that is more than one blank.
+_RUN = re.compile(
+    r"[^\S\n]*\n(?P<blank>[^\S\n]*\n\s*)?(?:[^\S\n]*(?P<item>(?=(?:\d{1,2}[.)]|[-*•])\s)))?[^\S\n]*|[^\S\n]{2,}|[\t\xa0]"
 )
 _LEAD = re.compile(
     r"[\s.,;:*•()/-]*(?:\(?\d{1,2}[.)](?=\s|\D)\s*)?[\s.,;:*•/-]*(?:(?:but|however|although|though|whereas|while"
@@ -250,16 +267,22 @@ def mentions(text: str) -> list[Mention]:
     In the order of the text. A mention that is not asserted of this image ("history of pneumonia", "evaluate for
     effusion") is left out. Other abnormalities than the eight have the name "".
     """
-    low = _lower(text)
     found: list[Mention] = []
     for key, start, end in _spans(text):
         if key in _SILENT:
             continue
-        for first, last in _split(low, start, end, _SENTENCE):
-            sentence = _ALL.search(low, first, last)
-            if sentence:
-                found.extend(_read(low, first, last))
+        low, back = _folded(text[start:end])
+        for first, last in _split(low, 0, len(low), _SENTENCE):
+            if _ALL.search(low, first, last):
+                found.extend(_placed(mention, start, back) for mention in _read(low, first, last))
     return found
+
+
+def _placed(m: Mention, start: int, back: Callable[[int], int]) -> Mention:
+    """A mention in a folded section, in the text."""
+    places = (start + back(m.start), start + back(m.end - 1) + 1)
+    phrase = (start + back(m.phrase_start), start + back(m.phrase_end - 1) + 1)
+    return Mention(m.name, *places, *phrase, m.present, m.uncertain, m.side, m.zone, m.severity)
 
 
 def find(text: str) -> list[Finding]:
@@ -288,21 +311,47 @@ def normal(text: str) -> bool:
 def name_in(phrase: str, finding_name: str) -> str:
     """The words of ``phrase`` that name the finding, verbatim ("Enlarged cardiac silhouette"); "" if there are none.
 
-    Raises:
-        ValueError: ``finding_name`` is not one of the eight.
+    Of a finding that is none of the eight (of one's own data, or an object of MS-COCO), its very name or the plural.
     """
-    if finding_name not in _PATTERNS:
-        raise ValueError(f"unknown finding {finding_name!r}: expected one of {', '.join(FINDINGS)}")
-    match = _PATTERNS[finding_name].search(_lower(phrase))
+    low, back = _folded(phrase)
+    if finding_name in _PATTERNS:
+        match = _PATTERNS[finding_name].search(low)
+    else:
+        match = re.search(rf"\b{re.escape(_folded(finding_name.strip())[0])}(?:e?s)?(?!\w)", low)
     if match is None and finding_name == "Pleural Effusion":
-        match = _AIR_AND_FLUID.search(_lower(phrase))
-    return phrase[match.start() : match.end()] if match else ""
+        match = _AIR_AND_FLUID.search(low)
+    return phrase[back(match.start()) : back(match.end() - 1) + 1] if match else ""
 
 
 def _lower(text: str) -> str:
     low = text.lower()
     # A few characters grow when lowered (İ): offsets must stay those of the original.
     return low if len(low) == len(text) else "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
+
+
+def _folded(text: str) -> tuple[str, Callable[[int], int]]:
+    """``text`` in lower case with one blank between words, and what finds a place of it in ``text``.
+
+    Where a line was wrapped says nothing: MIMIC-CXR breaks every report at the margin. What ends a sentence stays: a
+    blank line, and a line that begins an item of a list.
+    """
+    low = _lower(text)
+    parts: list[str] = []
+    ours, theirs, place = [0], [0], 0
+    for run in _RUN.finditer(low):
+        parts += (low[place : run.start()], "\n\n" if run["blank"] else "\n" if run["item"] is not None else " ")
+        place = run.end()
+        ours.append(ours[-1] + len(parts[-2]) + len(parts[-1]))
+        theirs.append(place)
+    if not parts:
+        return low, lambda i: i
+    parts.append(low[place:])
+
+    def back(i: int) -> int:
+        k = bisect.bisect_right(ours, i) - 1
+        return theirs[k] + i - ours[k]
+
+    return "".join(parts), back
 
 
 def _split(text: str, start: int, end: int, pattern: re.Pattern[str]) -> Iterator[tuple[int, int]]:
@@ -313,7 +362,13 @@ def _split(text: str, start: int, end: int, pattern: re.Pattern[str]) -> Iterato
 
 
 def _read(low: str, start: int, end: int) -> Iterator[Mention]:
+    clauses: list[tuple[int, int]] = []
     for first, last in _split(low, start, end, _CLAUSE):
+        # In a form, "Effusion: small, left", what is said of the finding that the label names.
+        if clauses and low.startswith(":", first) and _ALL.fullmatch(low, *_trim(low, *clauses[-1])):
+            first = clauses.pop()[0]
+        clauses.append((first, last))
+    for first, last in clauses:
         hits = list(_ALL.finditer(low, first, last))
         if hits:
             yield from _clause(low, first, last, hits)
@@ -348,14 +403,30 @@ def _denials(low: str, hits: Sequence[re.Match[str]], triggers: Sequence[re.Matc
     before, after = [], []
     for hit in hits:
         own = re.search(r"\bnot\b|n't\b|\bno longer\b", hit[0]) is not None
-        before.append(
-            own or any(t.end() <= hit.start() and not _ENDS.search(low, t.end(), hit.start()) for t in triggers)
-        )
-        after.append(_POST.match(low, hit.end(), last) is not None)
+        before.append(own or any(t.end() <= hit.start() and _reaches(low, t, hit.start(), last) for t in triggers))
+        after.append(_POST.match(low, hit.end(), last) is not None or _denied_label(low, hit.end(), last))
     # "Consolidation, atelectasis and effusion have resolved": what follows a list holds for all of it.
     for i in range(len(hits) - 2, -1, -1):
         after[i] |= after[i + 1] and _LISTED.fullmatch(low, hits[i].end(), hits[i + 1].start()) is not None
     return [b or a for b, a in zip(before, after, strict=True)]
+
+
+def _reaches(low: str, negation: re.Match[str], end: int, last: int) -> bool:
+    """Whether a negation holds for a mention at ``end`` behind it, in a clause up to ``last``."""
+    start = negation.end()
+    # "Effusions resolved, edema persists."
+    if negation["no"] in ("resolved", "cleared") and "," in low[start:end]:
+        return False
+    return all(
+        stop["listed"] is not None and _GOES_ON.match(low, stop.end(), last) for stop in _ENDS.finditer(low, start, end)
+    )
+
+
+def _denied_label(low: str, end: int, last: int) -> bool:
+    """Whether a form says no to a finding that it names: "Effusion: none seen", "Effusion: there is no effusion"."""
+    colon = _COLON.match(low, end, last)
+    answer = _PRE.match(low, colon.end(), last) if colon else None
+    return answer is not None and answer["no"] is not None
 
 
 def _segment(low: str, low_edge: int, hit: re.Match[str], high_edge: int, first: int, last: int) -> tuple[int, int]:
@@ -429,10 +500,19 @@ _SHOUTED = re.compile(
     r"(?:^|\n|[.!?] )[ \t]*+"
     r"(?P<name>(?:FINDING|IMPRESSION|CONCLUSION|INDICATION|COMPARISON)S?|TECHNIQUE)[ \t]++(?=[\w-])"
 )
+# Without a colon, as MIMIC-CXR has it.
+_ADDENDUM = re.compile(r"(?:^|\n)[ \t]*+ADDENDUM[ \t]{2,}+(?=\S)")
+# Ends a preliminary reading that stands before it.
+_FINAL = re.compile(r"\n[ \t_]*+FINAL REPORT[ \t:]*+(?=\r?\n|$)")
 _BOILERPLATE = re.compile(
     r"\s*+(?:\*+\s*+)?(?:FINAL|PRELIMINARY|WET READ)?\s*+(?:RADIOLOGY )?REPORT\s*+:?\s*+", re.IGNORECASE
 )
-_EXAM_LINE = re.compile(r"\s*+(?=[^\n:]*\b(?:CHEST|RADIOGRAPHS?|VIEWS?|PORTABLE|CXR)\b)[A-Z0-9 ,./()&-]{4,90}:")
+_EXAM_LINE = re.compile(
+    r"\s*+(?:(?=[^\n:]*\b(?:CHEST|RADIOGRAPHS?|VIEWS?|PORTABLE|CXR)\b)[A-Z0-9 ,./()&-]{4,90}:"
+    # Without a colon, alone before a blank line: "PORTABLE CHEST OF ___".
+    r"|(?:PORTABLE|AP|PA|FRONTAL|SINGLE|UPRIGHT|SUPINE|CHEST (?:RADIOGRAPH|X-RAY|PA|AP))\b[A-Z0-9 ,/()&_-]{0,90}\r?\n"
+    r"[ \t]*\r?\n)"
+)
 
 
 def _spans(text: str) -> list[tuple[str, int, int]]:
@@ -449,6 +529,11 @@ def _spans(text: str) -> list[tuple[str, int, int]]:
     for match in _HEADER.finditer(text):
         # From its number or mark on, which belong to the header and not to the section before.
         marks.append((match.start(), match.end(), _key(match)))
+    marks += [(match.start(), match.end(), "addendum") for match in _ADDENDUM.finditer(text)]
+    if marks:
+        first = min(marks)[0]
+        marks += [(match.start(), match.end(), "final") for match in _FINAL.finditer(text, first)]
+        marks.sort()
     if not marks and not text.isupper():
         for match in _SHOUTED.finditer(text):
             name = match["name"].lower().rstrip("s")
@@ -460,6 +545,10 @@ def _spans(text: str) -> list[tuple[str, int, int]]:
     known = {key for _, _, key in marks}
     ends = [start for start, _, _ in marks[1:]] + [len(text)]
     for (_, start, key), end in zip(marks, ends, strict=True):
+        if key == "final":
+            if text[start:end].strip(" \t\r\n*#_"):
+                spans.append(("preamble" if "findings" in known else "findings", _body(text, start, end), end))
+            continue
         if key in _SILENT and "findings" not in known:
             # "COMPARISON: none.\n\n The lungs are clear …": what follows the blank line is the unnamed body.
             gap = re.compile(r"\n[ \t]*\r?\n").search(

@@ -217,8 +217,8 @@ Markdown(
 #
 # A reader that has understood a report does not mind how it is written. Each test report is rewritten more and more,
 # and what it says stays true: *formatting* (upper and lower case, no headers, sentences in another order, numbered
-# lists and labels, blanks in place of words that mean nothing for the findings, all at once), *typing errors*, and the
-# *abbreviations* that radiologists use. Words that deny are left alone. Every reader is spared what is known to mean
+# lists and labels, blanks in place of words that mean nothing for the findings, lines broken at a margin, all at once),
+# *typing errors*, and the *abbreviations* that radiologists use. Words that deny are left alone. Every reader is spared what is known to mean
 # nothing: headers, blanks, and the numbers and labels of lists ("2.", "Finding 2:") are taken away before it reads, for
 # an encoder would take them for words. What the report from above looks like:
 
@@ -269,17 +269,17 @@ drawn = curves.assign(
 )  # fmt: skip
 px.line(
     drawn, x="shown", y="mean", error_y="up", error_y_minus="down", color="reader", symbol="reader",
-    line_dash="reader", facet_col="change", facet_col_wrap=4, facet_col_spacing=0.03, facet_row_spacing=0.12,
-    color_discrete_map=who, symbol_map=marks, template=plots.TEMPLATE, height=640,
+    line_dash="reader", facet_col="change", facet_col_wrap=3, facet_col_spacing=0.03, facet_row_spacing=0.09,
+    color_discrete_map=who, symbol_map=marks, template=plots.TEMPLATE, height=860,
     labels={"shown": "strength", "mean": "macro-F1"},
     title="Macro-F1 on reports that say the same in another form (95 % intervals)",
-).update_layout(legend={"y": 1.07}, legend_title_text="", margin={"t": 110}).for_each_annotation(
+).update_layout(legend={"y": 1.05}, legend_title_text="", margin={"t": 110}).for_each_annotation(
     lambda a: a.update(text=a.text.removeprefix("change="))
 )  # fmt: skip
 
 # %% [markdown]
-# Strength is the share of words, sentences or sections that is changed (for headers: of reports). At 1 nearly every
-# longer word has a typing error, more than any report has.
+# Strength is the share of words, sentences or sections that is changed (for headers and lines: of reports). At 1 nearly
+# every longer word has a typing error, more than any report has.
 #
 # Points of macro-F1 that are lost at full strength, each kind alone and all formatting together:
 

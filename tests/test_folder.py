@@ -253,6 +253,24 @@ class TestFatal:
         ):
             sources.load("folder", tmp_path)
 
+    def test_a_text_with_commas_and_no_quotes_is_told_before_its_words_become_patients(self, tmp_path):
+        collection(tmp_path, [row("0.png")])
+        lines = ["image,text,patient", '0.png,"No effusion, or edema.",P1', "0.png,No effusion, or edema.,P1"]
+        (tmp_path / "mine.csv").write_text("\n".join(lines))
+        with pytest.raises(
+            ValueError, match=r"mine.csv:3: 4 cells for 3 columns: put texts that have commas in quotes"
+        ):
+            everything(tmp_path)
+        # Empty cells at the end of a line, as spreadsheets leave them, move nothing.
+        (tmp_path / "mine.csv").write_text("\n".join([*lines[:2], "0.png,Edema.,P1,,"]))
+        assert one(tmp_path).patient == "P1"
+
+    def test_a_comma_in_a_quoted_header_moves_no_column(self, tmp_path):
+        columns = ("image", "text", "notes, internal", "patient", "split")
+        collection(tmp_path, [row(patient="P1", split="val", **{"notes, internal": "seen"})], columns)
+        study = one(tmp_path)
+        assert (study.patient, study.split) == ("P1", "val")
+
     def test_half_a_box(self, tmp_path):
         root = collection(tmp_path, [row(x=1, y=2)], ("image", "text", "x", "y"))
         with pytest.raises(ValueError, match=r"mine\.csv: x, y, w and h go together: column w, h missing"):

@@ -369,6 +369,9 @@ def test_the_words_that_name_the_finding_are_read(studies):
     assert words("Small left pleural effusion.") == "pleural effusion"
     assert words("Small left pleural effusion.", "phrase") == "Small left pleural effusion."
     assert words("Hazy left base") == "Hazy left base"
+    # Of one's own data, or of MS-COCO.
+    assert target_words(GroundTruth(studies[0], Finding("Nodule", "Small nodule on the right"))) == "nodule"
+    assert target_words(GroundTruth(studies[0], Finding("person", "People at play"))) == "People at play"
 
 
 def test_a_data_set_is_grounded_as_its_rows_are(either, truths, tmp_path):

@@ -364,7 +364,7 @@ DENIALS = re.compile(r"\b(?:no|not|without|w/o|free|clear|negative|resolved)\b",
 
 
 class TestChange:
-    @pytest.mark.parametrize("kind", ["case", "headers", "order", "template"])
+    @pytest.mark.parametrize("kind", ["case", "headers", "order", "template", "lines"])
     def test_rules_find_the_same_in_another_form(self, kind):
         for i, study in enumerate(PHANTOMS):
             for strength in (0.4, 1.0):
@@ -408,6 +408,14 @@ class TestChange:
         moved = [np.mean([knowledge.change(t, kind, s, i) != t for i, t in enumerate(texts)]) for s in (0.1, 1.0)]
         assert moved[0] < moved[1]
         assert moved[1] > 0.6
+
+    def test_lines_are_broken_between_words(self):
+        text = "FINDINGS: " + "Small left effusion. " * 9 + "\n\nIMPRESSION: Small left effusion."
+        changed = knowledge.change(text, "lines", 1.0)
+        assert changed.split() == text.split()
+        assert max(map(len, changed.split("\n"))) <= 80 + len("FINDINGS: ")
+        assert "\n Small" in changed or "\n left" in changed or "\n effusion" in changed
+        assert "\n\nIMPRESSION" in changed
 
     def test_blanks_take_only_what_means_nothing(self):
         changed = knowledge.change(REPORT, "blanks", 1.0)

@@ -381,13 +381,15 @@ def csv_rows(
     A header cell like ``Bbox [x`` or ``h]`` is read as ``x`` and ``h``: NIH's header has its commas inside brackets.
 
     Raises:
-        ValueError: a column is missing or the file is no csv; names file, line and ``advice``.
+        ValueError: a column is missing, a row has more cells than the header (a text with a comma and no quotes, from
+            which on each cell would be taken for another's), or the file is no csv; names file, line and ``advice``.
     """
     with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
         rows = csv.reader(file)
         try:
-            # Joined first, for some programs save NIH's header with quotes: "Bbox [x,y,w,h]".
-            header = [re.sub(r"^Bbox \[|\]$", "", cell.strip()) for cell in ",".join(next(rows, [])).split(",")]
+            # Some programs save NIH's header with quotes, as one cell: "Bbox [x,y,w,h]".
+            cells = [part for cell in next(rows, []) for part in (cell.split(",") if "Bbox [" in cell else [cell])]
+            header = [re.sub(r"^Bbox \[|\]$", "", cell.strip()) for cell in cells]
             missing = [name for name in columns if name not in header]
             if missing:
                 first = ",".join(header)[:200]
@@ -395,6 +397,11 @@ def csv_rows(
             for row in rows:
                 values = [" ".join(cell.split()) if fold else cell.strip() for cell in row]
                 if any(values):
+                    if any(values[len(header) :]):
+                        raise ValueError(
+                            f"{path}:{rows.line_num}: {len(values)} cells for {len(header)} columns: put texts that "
+                            f"have commas in quotes. {advice}"
+                        )
                     cells = dict(zip(header, values, strict=False))
                     yield rows.line_num, {name: cells.get(name, "") for name in {*header, *columns}}
         except csv.Error as error:
