@@ -16,6 +16,10 @@ The rules, in doubt against showing:
   punctuation and white space do not count, and the six words catch a text that was cut short. Numbers that a list
   gives its items and the blanks of de-identification do not count either.
 - **Phrases** of a finding, of two or more words, that are more than the finding's name.
+- **Both word by word**: in cells of one word each, along a row or down a column of a table, in a list of HTML or JSON,
+  or in the pieces that a tokenizer makes of words ("p ##ne ##um", "large</w>", "Ġlarge"), which are put together. By
+  chance neighbouring cells make a short phrase ("left", "effusion"): there, only four or more words count, unless the
+  marks of a tokenizer are seen.
 - **Identifiers.** Everything in the form of the source's own (`PATTERNS`), and those of the very studies.
 - **The folder of the data.**
 
@@ -26,11 +30,13 @@ words and phrases may stand ("the heart is enlarged"), and so may passages that 
 share ("there is no pleural effusion or pneumothorax"): they are anyone's words.
 
 One's own data (``folder``) go through it as well, unless the profile says ``data: {credentialed: false}``; with
-``credentialed: true`` so do data that are open. A patient of one's own who is named by fewer than six characters, or
-without a digit, is not looked for by name.
+``credentialed: true`` so do data that are open. What names a patient or a file is looked for whatever its letters and
+signs, blanks too; but not where it has fewer than six characters, or no digit.
 
-What the guard cannot see: a picture of numbers below `GRID`, text in other words or another language, and a table of
-one row a patient that names nobody. Aggregates of few patients are not looked for either.
+What the guard cannot see: a picture of numbers below `GRID`; one drawn as the points of a scatter, whose colours are
+its pixels, or written as a table of numbers; text in other words or another language, or cut into pieces other than
+words and a tokenizer's; and a table of one row a patient that names nobody. Aggregates of few patients are not looked
+for either.
 """
 
 from __future__ import annotations
@@ -40,10 +46,12 @@ import binascii
 import copy
 import functools
 import hashlib
+import html
 import json
 import math
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -89,14 +97,35 @@ _UUID = re.compile(r"(?<![0-9a-f])[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?!
 _UID = {"DICOM UID": _whole(r"[12]\.\d+(?:\.\d+){4,}")}
 
 _LEAST, _SENTENCE_WORDS, _WINDOW = 2, 4, 6
+# Characters of the shortest identifier that is looked for.
+_ID = 6
 _SENTENCE = re.compile(r"[.!?:]+(?:\s|$)|\n\s*\n|\n\s*(?:\d{1,2}[.)]|[-*•])\s")
 # PadChest writes a sentence a line.
 _LINE = re.compile(r"[.!?:]+(?:\s|$)|\n\s*(?=[A-Z])")
-# Between two of these no passage runs on: cells of a table, blocks of a page.
-_BREAK = "\0"
+# Between two of these no passage runs on: cells of a table, blocks of a page; and the edge of a row or a list.
+_BREAK, _ROW = "\0", "\1"
 _WORD = re.compile(rf"[^\W_]+|{_BREAK}")
 _TOKEN = re.compile(r"[0-9a-z]+(?:[._-][0-9a-z]+)*")
 _PATH = re.compile(r"[0-9a-z]+(?:[._/-][0-9a-z]+)*")
+# An identifier that these find; any other is looked for as it is written, see `_any_literal`.
+_PLAIN = re.compile(f"{_TOKEN.pattern}|{_PATH.pattern}")
+_SUFFIX = re.compile(r"\.[a-z]\w{1,4}$")
+_DIGITS = re.compile(r"\d+")
+# What a longer word or number would go on with; where words are written without blanks, a letter may stand beside.
+_MORE = r"[^\W_\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+_BEGINS = re.compile(rf"(?<!{_MORE})(?<!\d\.)")
+_ENDS = re.compile(rf"(?!{_MORE}|\.\d*[1-9])")
+# What tokenizers mark: a piece that goes on with a word, the end of a word, its beginning, and tokens that are none.
+_SPECIAL = re.compile(r"\[(?:CLS|SEP|PAD|UNK|MASK|BOS|EOS)\]|<\|\w+\|>|</?s>|<(?:pad|unk|mask|bos|eos)>")
+_MARK = re.compile(rf"##(?=\w)|</w>|[Ġ▁](?=\w)|{_SPECIAL.pattern}")
+# One of these is in each mark; they are quicker to look for.
+_SIGNS = ("##", "Ġ", "▁", "<|", "w>", "s>", "d>", "k>", "S]", "P]", "D]", "K]")
+_NESTED = (dict, list)
+_LETTER = re.compile(r"[^\W\d_]")
+_GAP = re.compile(r"[\s'\",|]+(##(?=\w))?")
+_EDGE = re.compile(r"</w>|[Ġ▁]")
+_CHUNK = re.compile(r"[^\s,;|]+")
+_TAG = re.compile(r"</?(?!w>|s>|pad>|unk>|mask>|bos>|eos>)[a-z][^<>]*>", re.IGNORECASE)
 # Not at a decimal point.
 _PARTS = re.compile(r"[_-]|(?<!\d)\.|\.(?!\d)")
 _DATA_URI = re.compile(
@@ -113,6 +142,8 @@ _INLINE = frozenset(
     "a abbr b bdi bdo cite code data del dfn em font i ins kbd label mark q s samp small span strong sub sup time tt u "
     "var".split()
 )
+_ROWS = frozenset("table tr ul ol dl".split())
+_CELLS = frozenset("table tr td th".split())
 #: MIME types of text that can be read; anything else but plotly's figures is withheld.
 _TEXTS = frozenset({"text/plain", "text/html", "text/markdown", "text/latex", "application/json"})
 _GLUED = "application/papermill.record/"
@@ -140,7 +171,7 @@ class Private:
 
     Attributes:
         names: the sources.
-        ids: identifiers of studies, patients and files, in lower case.
+        ids: identifiers of studies, patients and files, as `_folded` writes them.
         sentences, phrases: number of words → sorted hashes (uint64) of passages with so many.
         rare: those of the longest passages of ``sentences`` that reports of fewer than `COMMON` patients have.
         folders: absolute paths of the data.
@@ -152,6 +183,22 @@ class Private:
     phrases: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
     rare: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
     folders: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def uuids(self) -> frozenset[str]:
+        """Those in ``ids``."""
+        return frozenset(uuid for name in self.ids for uuid in _UUID.findall(name))
+
+    @functools.cached_property
+    def literal(self) -> dict[str, set[tuple[int, int]]]:
+        """Of ``ids`` that no token covers: longest number in it → where that begins, and how long the whole is."""
+        found: dict[str, set[tuple[int, int]]] = defaultdict(set)
+        for name in self.ids:
+            numbers = [*_DIGITS.finditer(name)]
+            if numbers and not _PLAIN.fullmatch(name):
+                longest = max(numbers, key=lambda number: len(number[0]))
+                found[longest[0]].add((longest.start(), len(name)))
+        return dict(found)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -215,8 +262,13 @@ def private(items: Iterable[Study | str], names: Sequence[str] = (), folders: It
             seen.setdefault(item.source)
         texts.setdefault(item.patient, set()).add(item.report)
         phrases.update(f.phrase for f in item.findings)
-        named = [item.id, item.patient, item.path.stem if item.path else "", *item.attributes.values()]
-        ids.update(name.lower() for name in named if isinstance(name, str) and _is_id(name))
+        # Words with a year in them are none.
+        named = [v for v in item.attributes.values() if isinstance(v, str) and not any(c.isspace() for c in v)]
+        named += [item.id, item.patient, item.path.stem if item.path else ""]
+        if item.source == "folder":
+            # Named by the path of the image.
+            named.append(_SUFFIX.sub("", item.id.rpartition("/")[2].lower()))
+        ids.update(_folded(name) for name in named if _is_id(name))
     sentences, rare = _passages(texts.values())
     paths = {form for f in folders for form in (str(f), str(Path(f).absolute()), str(Path(f).resolve()))}
     return Private(
@@ -232,7 +284,13 @@ def private(items: Iterable[Study | str], names: Sequence[str] = (), folders: It
 
 def _is_id(text: str) -> bool:
     # Short ones ("12") are everywhere.
-    return len(text) >= 6 and any(c.isdigit() for c in text) and not any(c.isspace() for c in text)
+    return len(text) >= _ID and any(c.isdecimal() for c in text)
+
+
+def _folded(text: str) -> str:
+    """One spelling for all that look the same: in lower case, composed, with single blanks."""
+    low = text.lower()
+    return " ".join((low if low.isascii() else unicodedata.normalize("NFC", low)).split())
 
 
 def _words(text: str) -> list[str]:
@@ -426,20 +484,102 @@ def _joined(value: Any) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _in_text(text: str, known: Private, written: bool = False) -> list[str]:
-    """Names of what a plain text shows. ``written``: by a person, who may use anyone's words."""
+def _in_text(text: str, known: Private, written: bool = False, runs: Iterable[Sequence[str]] = ()) -> list[str]:
+    """Names of what a plain text shows.
+
+    Args:
+        text: cells and blocks apart by `_BREAK`.
+        written: by a person, who may use anyone's words.
+        runs: cells that are read on besides.
+    """
     text = _ANSI.sub("", text)
-    text, pictures = _DATA_URI.subn(" ", _UUID.sub(" ", text))
+    text = _UUID.sub(lambda uuid: uuid[0] if uuid[0].lower() in known.uuids else " ", text)
+    text, pictures = _DATA_URI.subn(" ", text)
     found = ["picture"] if pictures else []
     if any(folder in text for folder in known.folders):
         found.append("data folder")
     found += _identifiers(text, known)
-    hashes = _hashed(_words(text))
-    passages = {"report text": known.rare} if written else {"report text": known.sentences, "phrase": known.phrases}
-    for what, by_length in passages.items():
-        if any(_any_among(_windows(hashes, n), values) for n, values in by_length.items()):
-            found.append(what)
-    return found
+    if written:
+        return found + _passages_in(text, {"report text": known.rare})
+    passages = {"report text": known.sentences, "phrase": known.phrases}
+    found += _passages_in(text, passages)
+    if not {*passages} <= {*found}:
+        plain, pieced = _read_on([*runs, *_lines(text)])
+        long = {what: {n: v for n, v in of.items() if n >= _SENTENCE_WORDS} for what, of in passages.items()}
+        found += [*_passages_in(plain, long), *_passages_in(pieced, passages)]
+    return list(dict.fromkeys(found))
+
+
+def _passages_in(text: str, passages: dict[str, dict[int, np.ndarray]]) -> list[str]:
+    """Names of those passages, by number of words, that a text has."""
+    hashes, found = _hashed(_words(text)), set()
+    for n in sorted({n for by_length in passages.values() for n in by_length}):
+        # In order they are found much faster.
+        values = np.sort(_windows(hashes, n))
+        found |= {what for what, of in passages.items() if what not in found and n in of and _any_among(values, of[n])}
+    return [what for what in passages if what in found]
+
+
+def _read_on(runs: Iterable[Sequence[str]]) -> tuple[str, str]:
+    """Cells of one word each as running text: those without the marks of a tokenizer, and those with, put together.
+
+    A cell of several words ends what is read on.
+    """
+    runs, plain, pieced = [*runs], [], []
+    lines = [" ".join(run) for run in runs]
+    signs = _may_be_marked(_BREAK.join(lines))
+    for run, line in zip(runs, lines, strict=True):
+        marked = signs and _MARK.search(line) is not None
+        if not marked and (len(run) < 2 or not _LETTER.search(line)):
+            continue
+        line = " ".join(
+            cell if len(cell.split(None, 1)) < 2 or (marked and _MARK.search(cell)) else _BREAK for cell in run
+        )
+        if marked:
+            pieced += _put_together(line)
+        else:
+            plain.append(line)
+    between = f" {_BREAK} "
+    return between.join(plain), between.join(pieced)
+
+
+def _may_be_marked(text: str) -> bool:
+    return any(sign in text for sign in _SIGNS)
+
+
+def _put_together(text: str) -> list[str]:
+    """Readings of a text in a tokenizer's pieces: by the marks of pieces that go on, and by those of words' edges."""
+    text = _GAP.sub(lambda gap: "" if gap[1] else " ", _SPECIAL.sub(_ROW, text)).replace("##", "")
+    readings = [_EDGE.sub(" ", text).replace(_ROW, " ")]
+    if _EDGE.search(text):
+        readings.append(_EDGE.sub(" ", _GAP.sub("", text)).replace(_ROW, " "))
+    return readings
+
+
+def _lines(text: str) -> Iterator[Sequence[str]]:
+    """Cells of plain text to read on: blocks in a tokenizer's pieces; of tables the columns, and rows that are broken.
+
+    What stands in a column begins or ends at the same place of its line; rows that pandas breaks have the same label.
+    """
+    marked = _may_be_marked(text)
+    for block in text.split(_BREAK):
+        if marked and _MARK.search(block):
+            yield [block]
+        if "\n" not in block.strip():
+            continue
+        # Places where something begins are counted from 0, those where it ends from -1 down.
+        cells: dict[int, list[str]] = defaultdict(list)
+        rows: dict[str, list[str]] = defaultdict(list)
+        for line in block.split("\n"):
+            bare = line.strip()
+            if "  " in bare or bare[:1].isdigit() or bare[:1] == "|":
+                for chunk in _CHUNK.finditer(line):
+                    cells[chunk.start()].append(chunk[0])
+                    cells[~chunk.end()].append(chunk[0])
+                label, _, rest = bare.partition("  ")
+                rows[label].append(rest)
+        yield from cells.values()
+        yield from (_CHUNK.findall(" ".join(parts)) for parts in rows.values() if len(parts) > 1)
 
 
 def _any_among(values: np.ndarray, known: np.ndarray) -> bool:
@@ -455,13 +595,35 @@ def _identifiers(text: str, known: Private) -> list[str]:
     if known.ids:
         low = text.lower()
         # Paths, too: a study of one's own data is named by the path of its image.
-        for token in {*_TOKEN.findall(low), *_PATH.findall(low)}:
+        for token in {*_TOKEN.findall(low), *(_PATH.findall(low) if "/" in low else ())}:
+            if len(token) < _ID:
+                continue
             forms = {token, token.rpartition(".")[0], *_PARTS.split(token)}
+            # The folders above it may be written, too.
+            forms.update(token[slash.end() :] for slash in re.finditer("/", token))
             # MIMIC writes p and s before the number of a patient and of a study.
             if not known.ids.isdisjoint(forms | {form[1:] for form in forms if form[:1] in "ps"}):
-                found.append("identifier of a study or patient")
-                break
-    return found
+                return [*found, "identifier of a study or patient"]
+    return [*found, "identifier of a study or patient"] if _any_literal(text, known) else found
+
+
+def _any_literal(text: str, known: Private) -> bool:
+    """Whether a text has one of the identifiers that no token covers; they are found by the longest number in them."""
+    if not known.literal:
+        return False
+    text = _folded(text)
+    if known.literal.keys().isdisjoint(_DIGITS.findall(text)):
+        return False
+    for number in _DIGITS.finditer(text):
+        for place, length in known.literal.get(number[0], ()):
+            start, end = number.start() - place, number.start() - place + length
+            if start < 0 or (name := text[start:end]) not in known.ids:
+                continue
+            # A sign at its edge ends a word by itself.
+            begins = not name[0].isalnum() or _BEGINS.match(text, start)
+            if begins and (not name[-1].isalnum() or _ENDS.match(text, end)):
+                return True
+    return False
 
 
 class _Reader(HTMLParser):
@@ -470,6 +632,11 @@ class _Reader(HTMLParser):
     def __init__(self, page: bool) -> None:
         super().__init__(convert_charrefs=True)
         self.page, self.parts, self.apart, self.scripts, self.picture, self.inside = page, [], [], [], False, ""
+        # Tables as rows of cells, each by its place in ``edges``, which has the ``parts`` where cells begin and end.
+        self.tables: list[list[list[int]]] = []
+        # Those in which we are, the innermost last.
+        self.open: list[list[list[int]]] = []
+        self.edges: list[int] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = [value for _, value in attrs if value]
@@ -482,13 +649,44 @@ class _Reader(HTMLParser):
             self.apart += values
         if tag == "script":
             self.scripts.append((dict(attrs).get("type") or "", dict(attrs).get("src") or "", []))
-        if tag not in _INLINE:
-            self.parts.append(" " if tag in ("br", "wbr") else _BREAK)
+        if tag == "table":
+            self.open.append([])
+            self.tables.append(self.open[-1])
+        elif tag == "tr" and self.open:
+            self.open[-1].append([])
+        if tag in _CELLS:
+            if tag in ("td", "th") and self.open and self.open[-1]:
+                self.open[-1][-1].append(len(self.edges))
+            self.edges.append(len(self.parts))
+        self.between(tag)
 
     def handle_endtag(self, tag: str) -> None:
         self.inside = ""
-        if tag not in _INLINE:
-            self.parts.append(_BREAK)
+        if tag == "table" and self.open:
+            self.open.pop()
+        if tag in _CELLS:
+            self.edges.append(len(self.parts))
+        self.between(tag, end=True)
+
+    def between(self, tag: str, end: bool = False) -> None:
+        if tag in _ROWS:
+            self.parts.append(_BREAK + _ROW + _BREAK)
+        elif tag == "w" and end:
+            # No tag, but the end of a word as CLIP's tokenizer writes it.
+            self.parts.append("</w> ")
+        elif tag not in _INLINE:
+            self.parts.append(" " if tag in ("br", "wbr") and not end else _BREAK)
+
+    def runs(self) -> Iterator[list[str]]:
+        """Blocks and cells in their order, as far as a row or a list goes; and cells down each column."""
+        for row in "".join(self.parts).split(_ROW):
+            yield row.split(_BREAK)
+        edges = [*self.edges, len(self.parts)]
+        for table in self.tables:
+            # From the right: a label that stands for several rows is in the first of them only.
+            for i in range(max(map(len, table), default=0)):
+                cells = (row[-1 - i] for row in table if len(row) > i)
+                yield ["".join(self.parts[edges[k] : edges[k + 1]]).replace(_BREAK, " ") for k in cells]
 
     def handle_data(self, data: str) -> None:
         if self.inside == "script":
@@ -506,14 +704,19 @@ class _Reader(HTMLParser):
 
 def _in_html(text: str, known: Private, page: bool = False) -> list[str]:
     """Names of what HTML shows; a ``page`` is a whole document, whose own scripts and icons are passed over."""
+    found, text, runs = _read(text, known, page)
+    return list(dict.fromkeys([*found, *_in_text(text, known, runs=runs)]))
+
+
+def _read(text: str, known: Private, page: bool = False) -> tuple[list[str], str, Iterator[list[str]]]:
+    """Of HTML names of the pictures and of what its scripts show, its text, and the cells that are read on."""
     reader = _Reader(page)
     reader.feed(text)
     reader.close()
     found = ["picture"] if reader.picture else []
     for kind, address, parts in reader.scripts:
         found += _in_script(kind, address, "".join(parts), known, page)
-    found += _in_text(f" {_BREAK} ".join(["".join(reader.parts), *reader.apart]), known)
-    return list(dict.fromkeys(found))
+    return found, f" {_BREAK} ".join(["".join(reader.parts), *reader.apart]), reader.runs()
 
 
 _CALL = re.compile(r"Plotly\.(?:newPlot|react|plot|update|restyle|relayout|animate|addFrames|addTraces)\s*\(")
@@ -558,22 +761,48 @@ def _arguments(text: str, place: int) -> tuple[list[Any], int]:
 
 def _in_json(value: Any, known: Private) -> list[str]:
     """Names of what JSON shows: its texts, its whole numbers, and pictures in the manner of plotly."""
-    found = ["picture"] if any(_is_picture(node) for node in _dicts(value)) else []
+    found = ["picture"] if isinstance(value, _NESTED) and any(map(_is_picture, _dicts(value))) else []
     texts = []
+    runs = [[*map(_bare, run)] for run in _runs(value) if len(run) > 1]
     for text in _texts(value):
         if "<" in text or "&" in text:
-            found += _in_html(text, known)
-        else:
-            texts.append(text)
-    found += _in_text(f" {_BREAK} ".join(texts), known) if texts else []
+            shown, text, inner = _read(text, known)
+            found += shown
+            runs += inner
+        texts.append(text)
+    found += _in_text(f" {_BREAK} ".join(texts), known, runs=runs) if texts else []
     return list(dict.fromkeys(found))
+
+
+def _bare(text: str) -> str:
+    """A text as plotly shows it, without tags; what a tokenizer marks stays."""
+    return html.unescape(_TAG.sub(" ", text)) if "<" in text or "&" in text else text
+
+
+def _runs(value: Any) -> Iterator[list[str]]:
+    """Texts of JSON that may be read on: those of each list and object, its keys, and those of one key or place of the
+    lists and objects inside it."""
+    if not isinstance(value, _NESTED):
+        return
+    if isinstance(value, dict):
+        yield [*map(str, value)]
+    items = [*value.values()] if isinstance(value, dict) else value
+    yield [item for item in items if isinstance(item, str)]
+    across: dict[Any, list[str]] = defaultdict(list)
+    for item in items:
+        if isinstance(item, _NESTED):
+            for place, inner in item.items() if isinstance(item, dict) else enumerate(item):
+                if isinstance(inner, str):
+                    across[place].append(inner)
+            yield from _runs(item)
+    yield from across.values()
 
 
 def _dicts(value: Any) -> Iterator[dict[str, Any]]:
     if isinstance(value, dict):
         yield value
-    if isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
+    for item in value.values() if isinstance(value, dict) else value:
+        if isinstance(item, _NESTED):
             yield from _dicts(item)
 
 
@@ -583,7 +812,7 @@ def _is_picture(node: dict[str, Any]) -> bool:
         return True
     if node.get("type") == "image" and ("source" in node or "z" in node):
         return True
-    flat = str(node.get("type", "")).startswith(("heatmap", "contour"))
+    flat = str(node.get("type", "")).startswith(("heatmap", "contour", "histogram2d"))
     return any(_is_grid(node[key], flat) for key in ("z", "surfacecolor") if key in node)
 
 
@@ -628,6 +857,10 @@ def _texts(value: Any) -> Iterator[str]:
                 yield from _texts(item)
     elif isinstance(value, list):
         for item in value:
-            yield from _texts(item)
+            # Most are texts or small numbers, in long lists.
+            if isinstance(item, str):
+                yield item
+            elif not (isinstance(item, (int, float)) and -1e5 < item < 1e5):
+                yield from _texts(item)
     elif isinstance(value, int | float) and math.isfinite(value) and abs(value) >= 1e5 and value == int(value):
         yield str(int(value))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import base64
+import html
 import io
 import json
+import unicodedata
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +77,7 @@ def embedded(figure: go.Figure) -> Any:
 
 RNG = np.random.default_rng(0)
 RADIOGRAPH = RNG.integers(0, 255, (1, 32, 32), np.uint8)
+YY, XX = (axis.ravel() for axis in np.mgrid[:32, :32])
 TABLE = pd.DataFrame({"finding": ["Pleural Effusion", "Edema"], "AUC-ROC": [0.71, 0.66], "n": [120, 1_200_000]})
 
 
@@ -99,6 +103,62 @@ def menu() -> go.Figure:
 
 def hover(text: str) -> go.Figure:
     return go.Figure(go.Scatter(x=[1, 2], y=[3, 4], text=[text, "another"]))
+
+
+def wordpieces(text: str) -> list[str]:
+    """As a tokenizer of BERT's kind cuts a text whose words it does not know."""
+    words = [[word[:4], *(f"##{word[i : i + 4]}" for i in range(4, len(word), 4))] for word in text.lower().split()]
+    return ["[CLS]", *chain.from_iterable(words), "[SEP]"]
+
+
+def clip_pieces(text: str) -> list[str]:
+    words = [[word[i : i + 4] for i in range(0, len(word), 4)] for word in text.lower().split()]
+    ended = chain.from_iterable([*pieces[:-1], f"{pieces[-1]}</w>"] for pieces in words)
+    return ["<|startoftext|>", *ended, "<|endoftext|>"]
+
+
+def begun_pieces(text: str, mark: str = "Ġ") -> list[str]:
+    """As GPT-2's and RoBERTa's ("Ġ"), or SentencePiece ("▁") cut it."""
+    words = [[word[i : i + 4] for i in range(0, len(word), 4)] for word in text.lower().split()]
+    return ["<s>", *chain.from_iterable([f"{mark}{pieces[0]}", *pieces[1:]] for pieces in words), "</s>"]
+
+
+CUT = {"WordPiece": wordpieces, "CLIP": clip_pieces, "GPT-2": begun_pieces}
+
+
+def of_chapter_1(pieces: list[str]) -> pd.DataFrame:
+    named = {"token": pieces, "names Pleural Effusion": ["●" if i in (3, 4) else "" for i in range(len(pieces))]}
+    return pd.DataFrame(named).rename_axis("position").T
+
+
+def of_chapter_3(pieces: list[str]) -> pd.DataFrame:
+    return pd.DataFrame({"token": pieces, "read": ["●" if i in (3, 4) else "" for i in range(len(pieces))]}).T
+
+
+def as_text(table: pd.DataFrame) -> str:
+    """The text/plain of a notebook, which breaks a wide table into several blocks."""
+    with pd.option_context("display.max_columns", 20, "display.width", 80, "display.max_rows", 60):
+        return repr(table)
+
+
+def as_html(table: pd.DataFrame) -> str:
+    with pd.option_context("display.max_columns", 20, "display.max_rows", 60, "display.notebook_repr_html", True):
+        return table._repr_html_()
+
+
+def by_token(words: list[str]) -> go.Figure:
+    return go.Figure(go.Bar(x=words, y=list(range(len(words)))))
+
+
+def token_tables() -> dict[str, tuple[Callable[[], Any], str]]:
+    made: dict[str, tuple[Callable[[], Any], str]] = {}
+    for kind, cut in CUT.items():
+        for chapter, table in (("1", of_chapter_1(cut(SENTENCE))), ("3", of_chapter_3(cut(SENTENCE)))):
+            for turned, frame in (("", table), (", not transposed", table.T)):
+                name = f"tokens of {kind} as in chapter {chapter}{turned}"
+                made[name] = (lambda f=frame: shown(text_html=as_html(f)), "report text")
+                made[f"{name}, as text"] = (lambda f=frame: shown(text_plain=as_text(f)), "report text")
+    return made
 
 
 URI = f"data:image/png;base64,{png()}"
@@ -180,6 +240,16 @@ PLANTED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "an error's last line": (
         lambda: new_output("error", ename="KeyError", evalue=name(P), traceback=["KeyError"]), "MIMIC dicom_id",
+    ),
+    **token_tables(),
+    "words on an axis": (lambda: drawn(by_token(SENTENCE.split())), "report text"),
+    "words on an axis in html": (lambda: embedded(by_token(SENTENCE.split())), "report text"),
+    "tokens on an axis": (lambda: drawn(by_token(clip_pieces(SENTENCE))), "report text"),
+    "such a two-dimensional histogram": (
+        lambda: drawn(go.Figure(go.Histogram2d(x=XX, y=YY, z=RADIOGRAPH[0].ravel(), histfunc="avg"))), "picture",
+    ),
+    "such a histogram's contour": (
+        lambda: drawn(go.Figure(go.Histogram2dContour(x=XX, y=YY, z=RADIOGRAPH[0].ravel().tolist()))), "picture",
     ),
 }  # fmt: skip
 
@@ -372,6 +442,22 @@ class TestAggregates:
             assert guard.leaks(page, known) == []
         assert guard.leaks("<p>small right <i>pleural</i> effusion</p>", known) != []
 
+    def test_cells_of_one_word_join_to_four_words_or_more(self):
+        # Cells side by side make a short phrase by chance, but not a longer one.
+        study = Study("d1", "p1", "mimic", "test", "", (1, 1), (Finding("Edema", "left basal haze"),))
+        for table in (pd.DataFrame([["left", "basal", "haze"]]), pd.DataFrame({"a": ["left", "basal", "haze"]})):
+            for thing in (table.to_html(), table.to_html(index=False)):
+                assert guard.leaks(thing, [study]) == []
+        more = Study("d1", "p1", "mimic", "test", "", (1, 1), (Finding("Edema", "some left basal haze"),))
+        words = ["some", "left", "basal", "haze"]
+        frame = pd.DataFrame({"token": words, "weight": [0.1, 0.2, 0.3, 0.4]})
+        for page in (
+            frame.to_html(), frame.T.to_html(), f"<pre>{frame}</pre>", f"<pre>{frame.T}</pre>", frame.token.to_string(),
+            "".join(f"<li>{word}</li>" for word in words), "\n".join(f"{i} {word}" for i, word in enumerate(words)),
+            frame.set_index(pd.MultiIndex.from_product([["a"], range(4)])).to_html(),
+        ):  # fmt: skip
+            assert guard.leaks(page, [more]) == [Leak(0, "page", "phrase")], page
+
     @pytest.mark.parametrize(("side", "found"), [(guard.GRID - 1, False), (guard.GRID, True)])
     def test_a_grid_is_a_picture_from_so_many_rows_and_columns_on(self, known, side, found):
         for z in (np.ones((side, 90)), np.ones((90, side)).tolist()):
@@ -443,6 +529,120 @@ class TestIdentifiers:
     def test_short_ones_would_be_everywhere(self):
         assert guard.leaks("12 of 17", [Study("12", "17", "vindr", "test", "", (1, 1))]) == []
 
+    def test_a_uuid_of_ones_own_data_is_one_of_plotlys_not(self):
+        uuid = "0004cfab-14fd-4e49-80ba-63a80b6bddd6"
+        for study in (
+            Study(f"images/{uuid}.png", uuid, "folder", "test", "", (1, 1)),
+            Study(f"images/{uuid}.png", "p1", "folder", "test", "", (1, 1), path=Path(f"x/{uuid}.png")),
+            Study(f"images/{uuid}.png", "p1", "folder", "test", "", (1, 1)),
+        ):
+            for text in (f"patient {uuid}", f"images/{uuid}.png", f"<p id='{uuid.upper()}'>x</p>"):
+                found = guard.leaks(text, guard.private([study], ["folder"]))
+                assert found == [Leak(0, "page", "identifier of a study or patient")], text
+            for text in (f"{uuid[:-1]}7", f"{uuid}0", hover("x").to_html()):
+                assert guard.leaks(text, guard.private([study], ["folder"])) == []
+
+    @pytest.mark.parametrize(
+        ("id", "shows", "others"),
+        [
+            ("images/Müller_1955_01.png",
+             ["images/Müller_1955_01.png", "of MÜLLER_1955_01,", "/x/Müller_1955_01.jpg", "<b>Müller</b>_1955_01"],
+             ["Müller_1955_012", "xMüller_1955_01", "Müller_1955", "Muller_1955_01"]),
+            ("患者1234567",
+             ["患者1234567", "病患者1234567的影像", "患者1234567.png"], ["患者12345678", "患者 123", "1234567"]),
+            ("PAT#0012345", ["PAT#0012345", "(pat#0012345)", "a_PAT#0012345_b"], ["PAT#00123456", "XPAT#0012345"]),
+            ("A12345+2", ["A12345+2", "A12345+2.", "A12345+2.png"], ["A12345+23", "BA12345+2", "A12345+2.5", "A12345"]),
+            ("2023:10:17:001", ["2023:10:17:001", "x 2023:10:17:001\n"], ["2023:10:17:0011", "12023:10:17:001"]),
+            ("scans/Jane Doe 1955.png",
+             ["scans/Jane Doe 1955.png", "Jane Doe 1955", "jane\n  doe&nbsp;1955", "<i>Jane</i> Doe 1955"],
+             ["Jane Doe", "Jane Doe 19551", "Mary Jane Roe 1955", "MaryJane Doe 1955"]),
+            ("ID(4711234)", ["ID(4711234)", "see ID(4711234), too"], ["ID(47112345)", "GRID(4711234)"]),
+            ("a__b1234", ["a__b1234", "a__b1234.png"], ["a__b12345", "a_b1234"]),
+        ],
+    )  # fmt: skip
+    def test_of_any_letters_and_signs(self, id, shows, others):
+        for form in ("NFC", "NFD"):
+            study = Study(unicodedata.normalize(form, id), "p1", "folder", "test", "", (1, 1))
+            own = guard.private([study], ["folder"])
+            for text in shows:
+                for page in (text, unicodedata.normalize("NFD", text), drawn(hover(html.unescape(text)))):
+                    if not isinstance(page, str):
+                        page = new_notebook(cells=[new_code_cell("x", outputs=[page])])
+                    assert [k.what for k in guard.leaks(page, own)] == ["identifier of a study or patient"], text
+            for text in others:
+                assert guard.leaks(text, own) == [], text
+        patient = guard.private([Study("1", id, "folder", "test", "", (1, 1))], ["folder"])
+        assert guard.leaks(f"of {id} there", patient) != []
+
+    def test_attributes_with_blanks_are_none(self):
+        study = Study("1", "2", "nih", "test", "", (1, 1), attributes={"seen": "in 2023, twice"})
+        assert guard.private([study]).ids == frozenset()
+
+
+class TestTokens:
+    """Text that is shown token by token, a piece of a word a cell."""
+
+    @pytest.mark.parametrize("kind", CUT)
+    def test_on_a_finished_page(self, known, kind):
+        pieces = CUT[kind](SENTENCE)
+        for table in (of_chapter_1(pieces), of_chapter_3(pieces)):
+            for frame in (table, table.T):
+                for page in (as_html(frame), f"<pre>{html.escape(as_text(frame))}</pre>", as_text(frame)):
+                    found = guard.leaks(f"<html><h1>Tokens</h1>{page}<p>are pieces</p></html>", known)
+                    assert Leak(0, "page", "report text") in found, page
+        for words in (pieces, SENTENCE.split()):
+            page = by_token(words).to_html()
+            assert Leak(0, "page", "report text") in guard.leaks(page, known)
+
+    @pytest.mark.parametrize("phrase", ["mild basilar atelectasis", "hazy shadowing", "left-sided haze"])
+    @pytest.mark.parametrize("cut", [wordpieces, clip_pieces, begun_pieces, lambda t: begun_pieces(t, "▁")])
+    def test_short_phrases_too(self, cut, phrase):
+        own = guard.private([Study("d1", "p1", "mimic", "test", "", (1, 1), (Finding("Edema", phrase),))])
+        pieces = cut(phrase)
+        table = of_chapter_3(pieces)
+        texts = [as_text(table), as_text(table.T), str(pieces), " ".join(pieces), "\n".join(pieces), f"x: {pieces}"]
+        outputs = [
+            *(shown(text_plain=text) for text in texts),
+            *(shown(text_html=as_html(frame)) for frame in (table, table.T)),
+            *(shown(text_markdown=f"| {' | '.join(cells)} |") for cells in (pieces, pieces[1:-1])),
+            *(shown(text_html="".join(f"<{tag}>{html.escape(p)}</{tag}>" for p in pieces)) for tag in ("div", "li")),
+            shown(text_html=" ".join(f"<span>{html.escape(piece)}</span>" for piece in pieces)),
+            drawn(by_token(pieces)),
+            drawn(go.Figure(go.Table(cells={"values": [[piece, 0.1] for piece in pieces]}))),
+            drawn(go.Figure(go.Bar(x=[1], y=[2]), {"annotations": [{"text": piece} for piece in pieces]})),
+            shown(application_json=[{"token": piece, "weight": 0.1} for piece in pieces]),
+            shown(application_json=dict.fromkeys(pieces, 0.1) if len({*pieces}) == len(pieces) else pieces),
+            shown(application_json={str(i): piece for i, piece in enumerate(pieces)}),
+        ]
+        for output in outputs:
+            notebook = new_notebook(cells=[new_code_cell("x", outputs=[output])])
+            assert guard.leaks(notebook, own) == [Leak(1, "output", "phrase")], output
+            assert guard.leaks(guard.withhold(notebook, own), own) == []
+
+    def test_of_other_words_stay(self, known):
+        for cut in CUT.values():
+            table = of_chapter_1(cut("a chest radiograph without anything of note"))
+            outputs = [shown(text_html=as_html(f), text_plain=as_text(f)) for f in (table, table.T)]
+            outputs += [drawn(by_token(cut("no one wrote that"))), *printed("## Title\n##comment, [CLS] and </w>\n")]
+            notebook = new_notebook(cells=[new_code_cell("x", outputs=[output]) for output in outputs])
+            assert guard.leaks(notebook, known) == []
+            assert guard.withhold(notebook, known) == notebook
+
+    def test_what_a_person_wrote_keeps_its_rules(self, known):
+        written = new_markdown_cell(f"`{wordpieces(EFFUSION)}`")
+        assert guard.leaks(new_notebook(cells=[written]), known) == []
+
+    def test_findings_and_numbers_in_cells_stay(self):
+        phrases = ["mild edema", "left effusion", "small left effusion", "12 mm nodule"]
+        findings = tuple(Finding("Edema", phrase) for phrase in phrases)
+        own = guard.private([Study("d1", "p1", "mimic", "test", "", (1, 1), findings)], ["mimic"])
+        table = pd.DataFrame({"size": ["small", "mild", "12"], "side": ["left", "edema", "mm"],
+                              "finding": ["effusion", "mild", "nodule"], "AUC": [0.7, 0.6, 0.5]})  # fmt: skip
+        outputs = [shown(text_html=as_html(f)) for f in (table, table.T)]
+        outputs += [drawn(by_token(["small", "left", "effusion", "mild", "edema"]))]
+        for output in outputs:
+            assert guard.leaks(new_notebook(cells=[new_code_cell("x", outputs=[output])]), own) == []
+
 
 WORDS = st.lists(st.sampled_from("abc"), max_size=12)
 
@@ -479,6 +679,13 @@ class TestText:
 
     def test_letters_written_in_two_ways_are_the_same(self):
         assert guard.leaks("pequen\u0303o derrame pleural derecho", ["Peque\u00f1o derrame pleural derecho."]) != []
+
+    @given(report=WORDS.filter(lambda w: 4 <= len(w) <= 8), text=WORDS, data=st.data())
+    def test_word_by_word_it_is_found_as_in_one_piece(self, report, text, data):
+        page = data.draw(st.sampled_from(["<tr><td>{}</td></tr>", "<td>{}</td>", "<p>{}</p>"]))
+        cells = "".join(page.format(word) for word in text)
+        known = [" ".join(report)]
+        assert guard.leaks(f"<table>{cells}</table>", known) == guard.leaks(" ".join(text), known)
 
 
 class TestTerms:
@@ -525,6 +732,7 @@ class TestTerms:
         assert mine.names == ("folder",)
         for text, what in {
             "see scans/7.png": "identifier of a study or patient",
+            "see other/folder/scans/7.png": "identifier of a study or patient",
             "of ward-0815, too": "identifier of a study or patient",
             "a haze; left basal haze behind a large heart": "report text phrase",
             # Numbers in the form of MIMIC's are nobody's here.
