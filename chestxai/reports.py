@@ -6,7 +6,7 @@ character span of the text that was given, so that a phrase can be found again i
 
 No library decides what is denied. On Open-i's 393 test reports with indexers' terms, the same lexicon given to each,
 these scopes reach a macro-F1 of 0.891 over the eight findings, negspaCy 1.1.0 (clinical terms) 0.818 and medspaCy
-1.3.1 (ConText) 0.785; on one core these read about 3,900 whole reports a second, the libraries judge the negation alone
+1.3.1 (ConText) 0.785; on one core these read about 3,400 whole reports a second, the libraries judge the negation alone
 of 3,500 and 860. Both bring spaCy, 0.3 GB installed, and medspaCy holds numpy below 2.
 """
 
