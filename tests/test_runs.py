@@ -349,7 +349,9 @@ class TestCommand:
     @pytest.mark.parametrize(
         "error",
         [
-            ValueError("no such split"),
+            runs.InputError("no such split"),
+            runs.MissingError("make it with 'make book'"),
+            runs.DivergedError("the loss is nan at step 3"),
             FileNotFoundError(2, "No such file", "x.csv"),
             ModuleNotFoundError("this needs pydicom; install it"),
         ],
@@ -363,7 +365,7 @@ class TestCommand:
     def test_a_long_error_is_one_line_too(self, capsys):
         def main():
             # As pydantic lists what is wrong with a profile: one problem a line.
-            raise ValueError("2 problems\nsteps\n  must be positive\nlr\n  must be positive")
+            raise runs.InputError("2 problems\nsteps\n  must be positive\nlr\n  must be positive")
 
         assert self.outcome(main, capsys) == (2, "error: 2 problems steps must be positive lr must be positive\n")
 
@@ -379,6 +381,8 @@ class TestCommand:
     def test_a_bug_keeps_its_traceback(self):
         with pytest.raises(ZeroDivisionError):
             runs.command(lambda: 1 // 0)
+        with pytest.raises(ValueError, match="invalid literal"):
+            runs.command(lambda: int("x"))
         with pytest.raises(ModuleNotFoundError, match=r"No module named 'chestxai\.nothing'"):
             runs.command(lambda: importlib.import_module("chestxai.nothing"))
 

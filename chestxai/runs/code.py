@@ -1,0 +1,139 @@
+"""The identity of code: a hash of the syntax trees a stage reaches, without docstrings, comments and layout.
+
+Results are named by settings, data, weights **and** the code that made them, so changed code never returns old results.
+Imports are followed inside the package. Through a package's ``__init__`` only the re-exported names that are used are
+followed, so that a change of one file reruns what depends on that file and nothing else.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Collection, Iterator
+from functools import cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1]
+#: Code that moves results around, and settings and data sets, which have identities of their own.
+INFRASTRUCTURE = ("chestxai.runs", "chestxai.profiles", "chestxai.sources")
+
+
+def code_fingerprint(*modules: str, without: Collection[str] = INFRASTRUCTURE) -> str:
+    """A name of 16 hex digits for the code of ``modules`` and of everything they import inside the package.
+
+    Args:
+        modules: dotted names, such as ``"chestxai.finetune.loop"``; of a package, all that it re-exports.
+        without: dotted names of modules and packages that are left out, with all that only they reach.
+    """
+    starts = [(name, None) for name in modules]
+    return _hash_files(_follow(starts, without))
+
+
+def reached(code: str, without: Collection[str] = ()) -> set[Path]:
+    """Files of the package that Python source ``code`` imports, directly or not; ``without`` as `code_fingerprint`.
+
+    Raises:
+        SyntaxError: ``code`` is not Python.
+    """
+    return _follow(_imports(ast.parse(code)), without)
+
+
+def files_fingerprint(files: Collection[Path]) -> str:
+    """As `code_fingerprint`, of the given Python files alone."""
+    return _hash_files(files)
+
+
+def _hash_files(files: Collection[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(f"{path.relative_to(PACKAGE).as_posix()}\n{_syntax(path, path.stat().st_mtime_ns)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _follow(starts: Collection[tuple[str, str | None]], without: Collection[str]) -> set[Path]:
+    waiting, done, files = list(starts), set(), set()
+    while waiting:
+        target = waiting.pop()
+        if target in done or any(target[0] == name or target[0].startswith(f"{name}.") for name in without):
+            continue
+        done.add(target)
+        for found in _resolve(*target):
+            if isinstance(found, Path):
+                if found not in files:
+                    files.add(found)
+                    waiting.extend(_imports(_tree(found, found.stat().st_mtime_ns)))
+            else:
+                waiting.append(found)
+    return files
+
+
+def _resolve(module: str, name: str | None) -> Iterator[Path | tuple[str, str | None]]:
+    """The files that hold ``module.name``, or further targets where it is re-exported; nothing outside the package."""
+    first, *rest = module.split(".")
+    if first != PACKAGE.name:
+        return
+    base = PACKAGE.joinpath(*rest)
+    if base.with_suffix(".py").is_file() and base != PACKAGE:
+        yield base.with_suffix(".py")
+        return
+    start = base / "__init__.py"
+    if not start.is_file():
+        return
+    if module == f"{PACKAGE.name}.sources":  # data sets are imported by name
+        yield from base.rglob("*.py")
+        return
+    if name is not None and ((base / f"{name}.py").is_file() or (base / name / "__init__.py").is_file()):
+        yield f"{module}.{name}", None
+        return
+    exports = {
+        alias.asname or alias.name: (node.module, alias.name)
+        for node in ast.walk(_tree(start, start.stat().st_mtime_ns))
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
+    if name in exports:
+        yield exports[name]
+    elif name is None and base != PACKAGE:
+        yield start
+        yield from exports.values()
+    else:
+        yield start
+
+
+def _imports(tree: ast.Module) -> set[tuple[str, str | None]]:
+    """``(module, name)`` of everything that a module imports or reads as an attribute of an imported package."""
+    targets: set[tuple[str, str | None]] = set()
+    bound: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            targets |= {(alias.name, None) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for alias in node.names:
+                if (PACKAGE.joinpath(*node.module.split(".")[1:], alias.name) / "__init__.py").is_file():
+                    bound[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+                else:
+                    targets.add((node.module, alias.name))
+    used: dict[str, set[str]] = {name: set() for name in bound}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in bound:
+            used[node.value.id].add(node.attr)
+    for name, module in bound.items():
+        targets |= {(module, attribute) for attribute in used[name]} or {(module, None)}
+    return targets
+
+
+@cache
+def _tree(path: Path, changed: int) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def _syntax(path: Path, changed: int) -> str:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = node.body[0] if node.body else None
+            value = getattr(first, "value", None)
+            if isinstance(first, ast.Expr) and isinstance(value, ast.Constant) and isinstance(value.value, str):
+                node.body = node.body[1:]
+    return ast.unparse(tree)

@@ -1,0 +1,140 @@
+"""What every command shares: the record of where it ran, progress bars, processes, exit codes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.std import tqdm
+
+from chestxai.runs.errors import InputError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+_PACKAGES = ("chestxai", "torch", "diffusers", "transformers", "accelerate", "torchmetrics", "scikit-learn", "numpy")
+
+
+def peak_memory() -> float:
+    """Peak resident memory of this process in GB (10⁹ bytes); on Windows too, which has no ``resource``."""
+    try:
+        import resource
+    except ImportError:
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def record() -> dict[str, Any]:
+    """Versions, device, threads, commit and peak memory of this process, for ``run.json``.
+
+    The commit is None outside a git checkout, and where git is not installed.
+    """
+    import torch
+
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"], capture_output=True, text=True
+        ).stdout.strip()
+    except OSError:
+        commit = ""
+    cuda = torch.cuda.is_available()
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {os.cpu_count()} cores",
+        "threads": torch.get_num_threads(),
+        "commit": commit or None,
+        "peak_memory_gb": round(peak_memory(), 3),
+    }
+
+
+class _Progress(tqdm):
+    """A tqdm whose outermost bar also reports to the batch, in the file named by ``CHESTXAI_STATUS``."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # tqdm uses the wall clock, which may be set while the bar runs.
+        self._time = time.monotonic
+        self.start_t = self.last_print_t = self._time()
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        path = os.environ.get("CHESTXAI_STATUS")
+        if path and self.total and not self.pos:
+            done = self.format_dict
+            rate = done["rate"] or (done["n"] - done["initial"]) / max(done["elapsed"], 1e-9)
+            left = (
+                f", {self.format_interval((self.total - self.n) / rate)} left" if rate and self.n < self.total else ""
+            )
+            with suppress(OSError):
+                Path(path).write_text(f"{self.n / self.total}\n{self.desc.rstrip(': ')} {self.n}/{self.total}{left}")
+        return super().display(msg, pos)
+
+
+def progress(iterable: Iterable | None = None, description: str = "", total: int | None = None, **options: Any) -> tqdm:
+    """A plain-text progress bar with time left, for terminals, logs and notebooks.
+
+    In a file or a pipe it is refreshed every ten seconds only, so that logs stay readable.
+
+    Args:
+        iterable: what to iterate over; None for a bar advanced by ``update``.
+        description: shown in front of the bar.
+        total: number of items, if ``iterable`` has no length.
+        options: of `tqdm.tqdm`.
+    """
+    interval = 0.2 if sys.stderr.isatty() else 2.0 if "CHESTXAI_STATUS" in os.environ else 10.0
+    options = {"mininterval": interval, "dynamic_ncols": True, **options}
+    return _Progress(iterable, desc=description, total=total, **options)
+
+
+def processes() -> PartialState:
+    """Join the other processes started by ``accelerate launch``, if any.
+
+    Processes wait up to a day for each other; if one fails, all end.
+    """
+    import torch
+    from accelerate import PartialState
+
+    cpu = os.environ.get("ACCELERATE_USE_CPU") == "true" or not torch.cuda.is_available()
+    return PartialState(cpu=cpu, timeout=timedelta(days=1))
+
+
+def command(main: Callable[[], int | None]) -> None:
+    """Run ``main`` and exit with its code (None is 0).
+
+    What the user can mend (`InputError`, an OSError, an optional library that is missing) ends in one line on stderr
+    and exit code 2, Ctrl-C in exit code 130, SIGTERM in 143. Anything else is a bug and keeps its traceback.
+    """
+    with suppress(ValueError):  # not in the main thread, as in tests
+        signal.signal(signal.SIGTERM, _terminated)
+    try:
+        sys.exit(main() or 0)
+    except (InputError, OSError, ModuleNotFoundError) as error:
+        # Our own messages say how to install a library. Python's have a name and mean a broken installation.
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            raise
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(_STOPPED, file=sys.stderr)
+        sys.exit(130)
+
+
+_STOPPED = "stopped; finished work is kept, run the same command to resume"
+
+
+def _terminated(number: int, _: object) -> None:
+    print(_STOPPED, file=sys.stderr)
+    sys.exit(128 + number)

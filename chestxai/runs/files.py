@@ -1,0 +1,235 @@
+"""Atomic files, hashes and fingerprints: what every stage uses to leave its results.
+
+A file is either complete or absent: everything is written beside its destination and renamed into place.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from chestxai.runs.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+_CHECKSUM = "sha256"
+_JSON = {dict: "object", list: "array"}
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file near ``path`` to write to; it replaces ``path`` on success and vanishes on failure.
+
+    Folders on the way are made. The file gets the permissions of any other the user makes.
+
+    Raises:
+        OSError: naming ``path`` and what to do when the disk is full or not writable.
+    """
+    path = Path(path)
+    # In a folder of its own: safetensors writes a temporary file beside its target, and `tidy` must recognise what a
+    # kill leaves of it.
+    private = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+    part = private / path.name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        private.mkdir()
+        part.touch(exist_ok=False)
+        mode = part.stat().st_mode
+        yield part
+        with open(part, "rb") as written:
+            os.fsync(written.fileno())
+        # safetensors replaces its target by a file of other permissions.
+        part.chmod(mode)
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"cannot write {path}: {error}{_remedy(error)}") from error
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it, or nothing if there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def tidy(folder: Path, name: str = "*") -> None:
+    """Remove the temporary files that killed writers left in ``folder``. Call only while holding the folder's lock.
+
+    Args:
+        folder: where the files were to be written.
+        name: pattern of the files' final names; ``**/*`` includes subfolders.
+    """
+    where, _, last = name.rpartition("/")
+    for stray in list(Path(folder).glob(f"{where or '.'}/.{last}.*.part")):
+        remove(stray)
+
+
+def _remedy(error: OSError | SafetensorError) -> str:
+    # safetensors reports the operating system's error in words only: "… (os error 28)".
+    def is_any(*numbers: int) -> bool:
+        return getattr(error, "errno", None) in numbers or any(f"(os error {n})" in str(error) for n in numbers)
+
+    if is_any(errno.ENOSPC, errno.EDQUOT):
+        return ". Remedy: free some disk space and run again; finished work is kept"
+    if is_any(errno.EACCES, errno.EPERM, errno.EROFS):
+        return ". Remedy: check the folder's permissions, or choose another folder"
+    return ""
+
+
+def write_atomic(path: Path, content: str | bytes) -> Path:
+    """Write ``content`` (text as UTF-8, or bytes) to ``path`` in one step; missing folders are made."""
+    data = content.encode() if isinstance(content, str) else content
+    with replacing(path) as part:
+        part.write_bytes(data)
+    return Path(path)
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write ``value`` to ``path`` as indented JSON in one step.
+
+    Raises:
+        ValueError: ``value`` holds NaN or infinity, which readers of JSON treat differently.
+    """
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be written as JSON ({error}); use None where there is no number") from error
+    return write_atomic(path, text + "\n")
+
+
+def read_json(path: Path, kind: type | None = None) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: of the file.
+        kind: type that the top level must have, dict or list; None accepts any.
+
+    Raises:
+        InputError: the file is not valid JSON, or holds another type; names the file and the place.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from error
+    if kind is not None and not isinstance(value, kind):
+        raise InputError(f"{path}: expected a JSON {_JSON[kind]}, found {type(value).__name__}")
+    return value
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> Path:
+    """Write named tensors as safetensors in one step, with a checksum of their content in the file's metadata.
+
+    Args:
+        path: of the file.
+        tensors: any device and layout.
+        metadata: further text entries.
+    """
+    # Imported here because torch takes a second to import and the workers of a batch do not need it.
+    from safetensors.torch import save_file
+
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    with replacing(path) as part:
+        save_file(tensors, part, {**(metadata or {}), _CHECKSUM: hash_tensors(tensors)})
+    return Path(path)
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file and verify the checksum that `save_tensors` stored.
+
+    Raises:
+        InputError: the file is damaged or not a safetensors file.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            expected = (file.metadata() or {}).get(_CHECKSUM)
+    except SafetensorError as error:
+        raise InputError(f"{path}: damaged or not a safetensors file ({error}); delete it and run again") from error
+    if expected not in (None, hash_tensors(tensors)):
+        raise InputError(f"{path}: damaged (its content is not what was written); delete it and run again")
+    return tensors
+
+
+def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hex SHA-256 of named tensors: names, dtypes, shapes and bytes; equal on every device and in any order."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def tensor_metadata(path: Path) -> dict[str, str]:
+    """The metadata given to `save_tensors`, without reading the tensors.
+
+    Raises:
+        InputError: the file is damaged or not a safetensors file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return {k: v for k, v in (file.metadata() or {}).items() if k != _CHECKSUM}
+    except SafetensorError as error:
+        raise InputError(f"{path}: damaged or not a safetensors file ({error}); delete it and run again") from error
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(*values: Any) -> str:
+    """A stable name of 16 hex digits: equal values give equal names in every process and on every machine.
+
+    Accepts what JSON accepts, and paths, sets and numpy scalars. Neither the order of a dictionary's keys nor the
+    difference between lists, tuples and iterators matters; iterators are consumed in small batches.
+
+    Raises:
+        TypeError: any other value; its text might contain a memory address or omit the middle of an array.
+    """
+    encode = json.JSONEncoder(sort_keys=True, default=_jsonable, separators=(",", ":")).encode
+    digest = hashlib.sha256()
+    for i, value in enumerate(values):
+        digest.update(b"," if i else b"[")
+        if not isinstance(value, Iterator):
+            digest.update(encode(value).encode())
+            continue
+        # In batches, without the brackets of their list: starting the encoder costs as much as an item.
+        start = b"["
+        while some := list(islice(value, 100)):
+            digest.update(start + encode(some)[1:-1].encode())
+            start = b","
+        digest.update(b"]" if start == b"," else b"[]")
+    digest.update(b"]" if values else b"[]")
+    return digest.hexdigest()[:16]
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a fingerprint is made of plain values, not of {type(value).__name__}: pass its content instead")

@@ -1,0 +1,115 @@
+"""One resumable job over chunks, for one process or many: how maps and images are computed and kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chestxai.runs.commands import progress
+from chestxai.runs.files import load_tensors, save_tensors, tensor_metadata, tidy
+
+if TYPE_CHECKING:
+    import torch
+
+    #: Tensors with one row per item on their first axis, and one line for each item that was left out.
+    Chunk = tuple[Mapping[str, torch.Tensor], list[str]]
+
+
+def is_current(path: Path, identity: str) -> bool:
+    """Whether the safetensors file ``path`` exists and was made for this ``identity``."""
+    return path.is_file() and tensor_metadata(path).get("identity") == identity
+
+
+def resumable(
+    path: Path,
+    identity: str,
+    count: int,
+    compute: Callable[[range], Chunk],
+    *,
+    chunk: int = 64,
+    metadata: Mapping[str, str] | None = None,
+    description: str = "",
+    bar: Any = None,
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Compute tensors for ``count`` items in chunks and keep them in ``path``.
+
+    A finished file of the same ``identity`` is read; otherwise missing chunks are computed, each written in one step to
+    ``<path>.parts/``, so that a killed process loses at most one. Under ``accelerate launch`` every process calls this
+    with the same arguments and computes its share of the chunks; all return the same.
+
+    Args:
+        path: the ``.safetensors`` file of the result.
+        identity: names everything the result depends on, its code included.
+        count: number of items.
+        compute: takes a range of item numbers, returns the tensors of their rows and the lines of items left out.
+        chunk: items computed and written together.
+        metadata: further text entries of the file.
+        description: of the progress bar.
+        bar: an open progress bar to advance by one for each item, instead of one of its own.
+
+    Returns:
+        Tensors with all rows, and the lines. No tensors, and no file, where every item was left out.
+
+    Raises:
+        InputError: a stored file is damaged.
+        OSError: ``path`` cannot be written.
+    """
+    from accelerate import PartialState
+
+    path, state = Path(path), PartialState()
+    folder = path.with_suffix(".parts")
+    if is_current(path, identity):
+        shutil.rmtree(folder, ignore_errors=True)  # left by a kill after the last write
+        if bar is not None:
+            bar.update(count)
+        return load_tensors(path), _lines(path)
+    chunks = [range(start, min(start + chunk, count)) for start in range(0, count, chunk)]
+    parts = [folder / f"{number:05d}.safetensors" for number in range(len(chunks))]
+    missing = [number for number, part in enumerate(parts) if not is_current(part, identity)]
+    state.wait_for_everyone()  # all have looked before one writes
+    if state.is_main_process:
+        tidy(path.parent, path.name)
+    mine = missing[state.process_index :: state.num_processes]
+    own = bar is None
+    if own:
+        bar = progress(
+            total=sum(len(chunks[number]) for number in mine),
+            description=description,
+            disable=not state.is_main_process,
+        )
+    else:
+        bar.update(count - sum(len(chunks[number]) for number in mine))
+    for number in mine:
+        tensors, lines = compute(chunks[number])
+        save_tensors(parts[number], dict(tensors), {"identity": identity, "skipped": json.dumps(lines)})
+        bar.update(len(chunks[number]))
+    if own:
+        bar.close()
+    state.wait_for_everyone()
+    tensors, lines = _join(parts)
+    if tensors and state.is_main_process:
+        save_tensors(path, tensors, {"identity": identity, "skipped": json.dumps(lines), **(metadata or {})})
+    state.wait_for_everyone()  # all have read the parts
+    if state.is_main_process:
+        # Also where nothing could be computed: once the inputs are mended, the next call must start afresh.
+        shutil.rmtree(folder, ignore_errors=True)
+    return tensors, lines
+
+
+def _join(parts: list[Path]) -> tuple[dict[str, torch.Tensor], list[str]]:
+    import torch
+
+    rows: dict[str, list[torch.Tensor]] = {}
+    lines: list[str] = []
+    for part in parts:
+        for name, tensor in load_tensors(part).items():
+            rows.setdefault(name, []).append(tensor)
+        lines += _lines(part)
+    return {name: torch.cat(values) for name, values in rows.items()}, lines
+
+
+def _lines(path: Path) -> list[str]:
+    return list(json.loads(tensor_metadata(path).get("skipped", "[]")))

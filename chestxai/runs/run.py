@@ -1,0 +1,181 @@
+"""`Run`: every path and every reader of one run, so that no other file needs to know a file name."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chestxai.runs.errors import InputError, MissingError
+from chestxai.runs.files import load_tensors, read_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+#: Columns of ``grounding.csv`` that hold text; all others are numbers.
+TEXT_COLUMNS = ("study", "patient", "finding", "phrase")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuned model and what was computed from it, in ``runs/<profile>/<variant>/seed-<n>``.
+
+    Attributes:
+        folder: of the run. It need not exist yet.
+    """
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))
+
+    @property
+    def record_file(self) -> Path:
+        """``run.json``: settings, versions, device, data, time; written last."""
+        return self.folder / "run.json"
+
+    @property
+    def log_file(self) -> Path:
+        """``train.csv``: a row per step."""
+        return self.folder / "train.csv"
+
+    @property
+    def model(self) -> Path:
+        """Folder of the finished pipeline."""
+        return self.folder / "model"
+
+    @property
+    def grounding_file(self) -> Path:
+        """``grounding.csv``: a row per checkpoint and phrase, every score."""
+        return self.folder / "grounding.csv"
+
+    @property
+    def fidelity_file(self) -> Path:
+        """``fidelity.json``: scores of the generated images by step."""
+        return self.folder / "fidelity.json"
+
+    @property
+    def masks_file(self) -> Path:
+        """Truth masks of the grounded phrases."""
+        return self.folder / "maps" / "masks.safetensors"
+
+    def checkpoint(self, step: int) -> Path:
+        """Folder of a checkpoint."""
+        return self.folder / "checkpoints" / f"step-{step}"
+
+    def maps_file(self, step: int) -> Path:
+        """Heatmaps of a checkpoint; step 0 is the base."""
+        return self.folder / "maps" / f"step-{step}.safetensors"
+
+    def samples_file(self, name: int | str) -> Path:
+        """Generated images of a checkpoint (by its step) or of an experiment (by its name)."""
+        stem = f"step-{name}" if isinstance(name, int) else name
+        return self.folder / "samples" / f"{stem}.safetensors"
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, rising."""
+        names = [path.name for path in (self.folder / "checkpoints").glob("step-*")]
+        return sorted(int(name[5:]) for name in names if name[5:].isdigit())
+
+    def record(self) -> dict[str, Any]:
+        """``run.json``.
+
+        Raises:
+            MissingError: there is none; names the command that makes it.
+            InputError: it is not a JSON object.
+        """
+        return read_json(self._existing(self.record_file), dict)
+
+    def is_finished(self, identity: str | None = None) -> bool:
+        """Whether the fine-tuning is complete, and made for this ``identity`` if one is given."""
+        if not self.record_file.is_file():
+            return False
+        record = read_json(self.record_file, dict)
+        return bool(record.get("finished")) and identity in (None, record.get("identity"))
+
+    def check_finished(self) -> Run:
+        """This run, if its fine-tuning is complete.
+
+        Raises:
+            MissingError: it is not; names the command that makes it.
+        """
+        if not self.is_finished():
+            raise MissingError(f"{self.folder}: not a finished run; {self.remedy()}")
+        return self
+
+    def train_log(self) -> pd.DataFrame:
+        """``train.csv``: columns step, loss, grad_norm, lr, seconds, images_per_second."""
+        return self._table(self.log_file, text=())
+
+    def grounding(self) -> pd.DataFrame:
+        """``grounding.csv`` with text in `TEXT_COLUMNS` ("007" stays "007", "NA" is a phrase) and numbers elsewhere.
+
+        Raises:
+            MissingError, InputError: missing, damaged, a column is missing, a number is not one (names the line).
+        """
+        table = self._table(self.grounding_file, text=TEXT_COLUMNS)
+        return table.astype({"step": int})
+
+    def fidelity(self) -> dict[int, dict[str, float]]:
+        """Numbers of ``fidelity.json`` by step; null becomes NaN.
+
+        Raises:
+            MissingError, InputError: missing, damaged, or a score that is not a number.
+        """
+        path = self._existing(self.fidelity_file)
+        steps = read_json(path, dict).get("steps")
+        if not isinstance(steps, dict) or not all(s.isdigit() and isinstance(v, dict) for s, v in steps.items()):
+            raise InputError(f"{path}: has no scores by step; delete it and {self.remedy()}")
+        return {int(step): {k: self._score(path, k, v) for k, v in scores.items()} for step, scores in steps.items()}
+
+    def maps(self, step: int) -> dict[str, torch.Tensor]:
+        """Stored heatmaps: ``maps`` float32 ``(n, h, w)`` and ``rows`` int64 ``(n,)``, the phrases they belong to."""
+        return load_tensors(self._existing(self.maps_file(step)))
+
+    def remedy(self) -> str:
+        """The command that makes the run, in words."""
+        match = re.fullmatch(r"seed-(\d+)", self.folder.name)
+        if not match:
+            return "make it with 'python -m chestxai.batch'"
+        profile, variant = self.folder.parent.parent.name, self.folder.parent.name
+        return f"make it with 'python -m chestxai.batch --profile {profile} --variants {variant} --seeds {match[1]}'"
+
+    def _existing(self, path: Path) -> Path:
+        if not path.is_file():
+            raise MissingError(f"{path} is missing: {self.remedy()}")
+        return path
+
+    def _score(self, path: Path, name: str, value: Any) -> Any:
+        if value is None:
+            return float("nan")
+        if not isinstance(value, str):
+            return value
+        raise InputError(f"{path}: {name} is {value[:40]!r}, not a number; delete the file and {self.remedy()}")
+
+    def _table(self, path: Path, text: tuple[str, ...]) -> pd.DataFrame:
+        import pandas as pd
+
+        try:
+            # Everything as text first: "NA" and "None" may be phrases; only in numbers do they mean a gap.
+            table = pd.read_csv(self._existing(path), dtype=str, keep_default_na=False)
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: not a readable table ({error}); delete it and {self.remedy()}") from error
+        missing = [name for name in ("step", *text) if name not in table]
+        if missing or not len(table):
+            what = f"lacks the columns {', '.join(missing)}" if missing else "has no rows"
+            raise InputError(f"{path} {what}: delete it and {self.remedy()}")
+        for name in table.columns.difference(text, sort=False):
+            numbers = pd.to_numeric(table[name], errors="coerce")
+            gap = table[name].isin(["", "nan"]) & (name != "step")
+            bad = np.flatnonzero(numbers.isna() & ~gap)
+            if bad.size:
+                value = table[name].iloc[bad[0]]
+                raise InputError(
+                    f"{path}, line {bad[0] + 2}: {name} is {value!r}, not a number; delete the file and {self.remedy()}"
+                )
+            table[name] = numbers
+        return table
