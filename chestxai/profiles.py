@@ -7,37 +7,45 @@ continuous integration (``smoke``), on real public X-rays (``open``), and with t
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from chestxai import runs, sources
+from chestxai import recipes, runs, sources
+from chestxai.recipes import Recipe
+from chestxai.runs import InputError, Run
 from chestxai.studies import Fit, Study, phrases
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data"
 RUNS = ROOT / "runs"
 
-#: How the text encoder is treated while the U-Net is fine-tuned.
-VARIANTS = ("frozen", "learnable")
-Variant = Literal["frozen", "learnable"]
+#: Name of a profile or variant: it becomes the name of a folder.
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
 #: How the U-Net runs while its attention is read (see `chestxai.grounding`).
 Method = Literal["noised", "inversion", "generation"]
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataSettings(_Settings):
-    """Which studies: ``source`` trains the model and gives the real images and prompts of the fidelity scores,
-    ``boxes`` (by default the same) gives the phrases that are grounded. The counts cap each split.
+    """The studies.
 
-    ``options`` are those of a source's ``load``, by the name of the source: ``{vindr: {agree: 3}}``. ``credentialed``
-    says whether pages go through `chestxai.guard`; by default the terms of the sources decide (`sources.terms`); only
-    ``folder``, one's own data, can be set free."""
+    Attributes:
+        source: trains the model, and supplies the real images and the prompts of the fidelity scores.
+        boxes: supplies the phrases that are grounded; default: ``source``.
+        train, val, test: at most so many studies of each split.
+        size: side of the images in pixels.
+        fit: how an image becomes a square.
+        options: of each source's ``load``, by the source's name: ``{vindr: {agree: 3}}``.
+        credentialed: whether pages are guarded (`chestxai.guard`); default: the terms of the sources decide
+            (`sources.terms`). Only ``folder``, the user's own data, can be set to false.
+    """
 
     source: str
     boxes: str | None = None
@@ -55,10 +63,10 @@ class DataSettings(_Settings):
         unknown = [name for name in used if name not in sources.SOURCES]
         if unknown:
             raise ValueError(f"unknown source {unknown[0]!r}: choose one of {', '.join(sources.SOURCES)}")
-        for name, given in self.options.items():
+        for name, options in self.options.items():
             if name not in used:
                 raise ValueError(f"options of {name!r}, which is not read here: the sources are {', '.join(used)}")
-            sources.check_options(name, given)
+            sources.check_options(name, options)
         closed = [name for name in used if sources.terms(name).credentialed and name != "folder"]
         if closed and self.credentialed is False:
             raise ValueError(f"credentialed cannot be false: the terms of {', '.join(closed)} bind each user")
@@ -66,10 +74,19 @@ class DataSettings(_Settings):
 
 
 class FinetuneSettings(_Settings):
-    """The training loop. ``batch_size`` is the global one: every process takes an equal share of it.
+    """The training loop.
 
-    ``ucg`` is the share of prompts replaced by the empty one (for classifier-free guidance), ``ema_decay`` the decay
-    of the exponential moving average that is saved and scored.
+    Attributes:
+        steps: optimiser steps.
+        batch_size: images per step over all processes, each of which takes an equal share.
+        accumulate: parts into which a process splits its share, to save memory.
+        learning_rate, text_learning_rate: of the U-Net and of what learns of the text encoder.
+        warmup: steps of linear warm-up.
+        weight_decay, max_grad_norm: of AdamW, and of gradient clipping.
+        ucg: share of prompts replaced by the empty one, for classifier-free guidance.
+        ema_decay: of the exponential moving average of the weights, which is what is saved and scored.
+        checkpoint_every: steps between checkpoints.
+        precision: of the computation on a GPU.
     """
 
     steps: int = Field(gt=0)
@@ -93,9 +110,16 @@ class FinetuneSettings(_Settings):
 
 
 class GroundingSettings(_Settings):
-    """The paper's protocol: of ``steps`` denoising steps the ``last`` ones (least noise) are read, every
-    ``stride``-th of them; ``target`` says which tokens are read: those naming the finding, or the whole phrase;
-    ``method`` how the U-Net runs, ``guidance`` with which scale when it generates."""
+    """How heatmaps are read.
+
+    Attributes:
+        method: how the U-Net runs.
+        guidance: scale of classifier-free guidance, for ``generation``.
+        steps, last, stride: every ``stride``-th of the ``last`` (least noisy) of ``steps`` denoising steps is read.
+        draws: noises per timestep.
+        target: tokens that are read: those naming the finding, or the whole phrase.
+        batch: rows of one pass through the U-Net.
+    """
 
     method: Method = "noised"
     guidance: float = Field(4.0, ge=1)
@@ -114,7 +138,15 @@ class GroundingSettings(_Settings):
 
 
 class SamplingSettings(_Settings):
-    """Generated images: how many, with which guidance scale and number of steps, how many for one prompt."""
+    """Generated images.
+
+    Attributes:
+        images: number of images.
+        guidance: scale of classifier-free guidance.
+        steps: DDIM steps.
+        per_prompt: images for each prompt.
+        batch: images generated together.
+    """
 
     images: int = Field(gt=1)
     guidance: float = Field(4.0, ge=1)
@@ -124,15 +156,29 @@ class SamplingSettings(_Settings):
 
 
 class StatisticsSettings(_Settings):
-    """Intervals: ``resamples`` patient-clustered bootstrap resamples."""
+    """Intervals: ``resamples`` is the number of patient-clustered bootstrap resamples."""
 
     resamples: int = Field(2000, ge=100)
 
 
-class Profile(_Settings):
-    """All settings of the book under one name."""
+def _by_name(value: Any) -> Any:
+    """A list of variants as a mapping; each must be a ``text`` of a recipe."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    if len(set(map(str, value))) != len(value):
+        raise ValueError(f"{list(value)} repeats a variant")
+    return {name: name for name in value}
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+
+class Profile(_Settings):
+    """All settings of the book under one name.
+
+    A *variant* is a name for a recipe. ``variants`` maps names to recipes; the first one is the reference that the
+    others are compared with. A recipe may be written as its ``text`` alone, and ``[frozen, learnable]`` stands for
+    ``{frozen: {text: frozen}, learnable: {text: learnable}}``.
+    """
+
+    name: Name
     description: str
     data: DataSettings
     base: str = "tiny"
@@ -140,8 +186,27 @@ class Profile(_Settings):
     grounding: GroundingSettings
     sampling: SamplingSettings
     statistics: StatisticsSettings = StatisticsSettings()
-    variants: tuple[Variant, ...] = VARIANTS
-    seeds: tuple[int, ...] = (0,)
+    variants: Annotated[dict[Name, Annotated[Recipe, BeforeValidator(recipes.of_name)]], BeforeValidator(_by_name)] = (
+        Field({"frozen": Recipe(), "learnable": Recipe(text="learnable")}, min_length=1)
+    )
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32, strict=True)], ...] = Field((0,), min_length=1)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Profile:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds: {list(self.seeds)} repeats a seed")
+        return self
+
+    def recipe(self, variant: str) -> Recipe:
+        """The recipe of a variant.
+
+        Raises:
+            InputError: the profile has no variant of that name; lists those it has.
+        """
+        if variant not in self.variants:
+            names = ", ".join(self.variants)
+            raise InputError(f"profile {self.name!r} has no variant {variant!r}: choose one of {names}")
+        return self.variants[variant]
 
     @property
     def boxes(self) -> str:
@@ -150,37 +215,37 @@ class Profile(_Settings):
 
 
 def names() -> list[str]:
-    """Names of the profiles that ship."""
+    """Names of the shipped profiles."""
     return sorted(path.stem for path in (DATA / "profiles").glob("*.yaml"))
 
 
 def load(name: str | Path) -> Profile:
-    """Load a shipped profile by name, or one's own by the path of its YAML file.
+    """Load a shipped profile by name, or any profile by the path of its YAML file.
 
     Raises:
-        ValueError: unknown name, or a setting that is unknown, missing or out of range; names file and setting.
+        InputError: unknown name, or a setting that is unknown, missing or out of range; names file and setting.
     """
     own = str(name).endswith((".yaml", ".yml"))
     path = Path(name) if own else DATA / "profiles" / f"{name}.yaml"
     if not (path.is_file() if own else name in names()):
-        raise ValueError(
+        raise InputError(
             f"unknown profile {str(name)!r}: choose one of {', '.join(names())}, or give the path of a .yaml file"
         )
     try:
-        content: Any = yaml.safe_load(path.read_text())
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise ValueError(f"{path}: expected settings, found {type(content).__name__}")
+            raise InputError(f"{path}: expected settings, found {type(content).__name__}")
         return Profile.model_validate({"name": path.stem, **content})
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML ({error})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML ({error})") from error
     except ValidationError as error:
-        raise ValueError(f"{path}: {told(error)}") from error
+        raise InputError(f"{path}: {describe_errors(error)}") from error
 
 
-def told(error: ValidationError, whole: str = "profile") -> str:
-    """What is wrong with which setting, in one line; ``whole`` is what to call all of them together."""
+def describe_errors(error: ValidationError, whole: str = "profile") -> str:
+    """Validation errors on one line. ``whole`` names the object when an error belongs to no single field."""
     return "; ".join(
-        f"{'.'.join(map(str, e['loc'])) or whole}: {e['msg']} (got {e['input']!r})" for e in error.errors()
+        f"{'.'.join(map(str, e['loc'])) or whole}: {e['msg']} (got {repr(e['input'])[:80]})" for e in error.errors()
     )
 
 
@@ -190,40 +255,48 @@ def profile_folder(profile: Profile, out: str | Path | None = None) -> Path:
 
 
 def run_folder(profile: Profile, variant: str, seed: int, out: str | Path | None = None) -> Path:
-    """``runs/<profile>/<variant>/seed-<n>``, the folder of one run."""
-    return profile_folder(profile, out) / check_variant(variant) / f"seed-{seed}"
+    """``runs/<profile>/<variant>/seed-<n>``, the folder of one run.
+
+    Raises:
+        InputError: the profile has no such variant, or the seed is negative.
+    """
+    profile.recipe(variant)
+    if seed < 0:
+        raise InputError(f"seed {seed} is negative")
+    return profile_folder(profile, out) / variant / f"seed-{seed}"
 
 
-def about(profile: Profile, data: str | Path = "") -> dict[str, Any]:
-    """What a run's record must say of its settings to be repeated: the whole profile, and the folder of the data."""
-    return {"profile": profile.model_dump(mode="json"), "data_root": str(Path(data).resolve()) if data else ""}
+def run(profile: Profile, variant: str, seed: int, out: str | Path | None = None) -> Run:
+    """The run of a variant and seed, whether it exists or not; raises as `run_folder`."""
+    return Run(run_folder(profile, variant, seed, out))
+
+
+def about(profile: Profile, variant: str, data: str | Path = "") -> dict[str, Any]:
+    """What ``run.json`` needs so that the run can be repeated: the profile, the variant and the data's folder."""
+    root = str(Path(data).resolve()) if data else ""
+    return {"variant": variant, "profile": profile.model_dump(mode="json"), "data_root": root}
 
 
 def add_options(parser: ArgumentParser) -> None:
-    """The options of a command about one run: profile, variant, seed, data and out."""
+    """Add the options of a command that concerns one run: profile, variant, seed, data and out."""
     parser.add_argument("--profile", default="demo", help="a name in data/profiles or a .yaml file (default: demo)")
-    parser.add_argument("--variant", default="frozen", help="treatment of the text encoder (default: frozen)")
+    parser.add_argument("--variant", help="a variant of the profile (default: its first)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument("--data", default="", help="folder that holds one sub-folder per source (openi/, nih/)")
     parser.add_argument("--out", type=Path, help="root of the runs (default: runs/)")
 
 
-def check_variant(name: str) -> str:
-    """``name`` if it is a known text-encoder treatment.
+def studies(profile: Profile, split: str, data: str | Path = "", *, boxes: bool = False) -> sources.Studies:
+    """The profile's studies of one split.
+
+    Args:
+        profile: the settings.
+        split: "train", "val" or "test".
+        data: folder that holds one sub-folder per source (``openi/``, ``nih/``); phantoms need none.
+        boxes: read the source whose phrases are grounded instead of the training source.
 
     Raises:
-        ValueError: listing the known ones.
-    """
-    if name not in VARIANTS:
-        raise ValueError(f"unknown variant {name!r}: choose one of {', '.join(VARIANTS)}")
-    return name
-
-
-def studies(profile: Profile, split: str, data: str | Path = "", *, boxes: bool = False) -> sources.Studies:
-    """The profile's studies of one split: of its training source, or with ``boxes=True`` of its grounding source.
-
-    ``data`` is the folder that holds one sub-folder per source (``openi/``, ``nih/``); phantoms need none. Options of
-    the source are part of the fingerprint: some change what a study does not say, such as the fineness of its masks.
+        InputError, MissingError: ``data`` is needed, or cannot be used.
     """
     name = profile.boxes if boxes else profile.data.source
     options = profile.data.options.get(name, {})
@@ -231,60 +304,59 @@ def studies(profile: Profile, split: str, data: str | Path = "", *, boxes: bool 
     if name == "phantom":
         return sources.load(name, split=split, n=count or 1000, size=profile.data.size, **options)
     if not data:
-        raise ValueError(
+        raise InputError(
             f"profile {profile.name!r} reads {name!r} from disk: say where, as in "
             f"'make book PROFILE={profile.name} DATA=/path/to/folder', the folder that holds {name}/"
         )
-    found = sources.load(name, root=Path(data) / name, split=split, **options)
+    loaded = sources.load(name, root=Path(data) / name, split=split, **options)
     if options:
-        found.fingerprint = runs.fingerprint(found.fingerprint, options)
-    # Of a source that is scored, only studies with something to point at count.
-    chosen = [s for s in found if phrases([s])] if boxes else list(found)
+        # Some options change what a study does not say, such as the resolution of its masks.
+        loaded.fingerprint = runs.fingerprint(loaded.fingerprint, options)
+    # In a source that is scored, only studies with something to point at count.
+    chosen = [s for s in loaded if phrases([s])] if boxes else list(loaded)
     if count is None or len(chosen) <= count:
-        return sources.Studies(chosen, skipped=found.skipped, fingerprint=found.fingerprint)
-    return sources.Studies(chosen[:count], skipped=found.skipped, fingerprint=f"{found.fingerprint}-{count}")
+        return sources.Studies(chosen, skipped=loaded.skipped, fingerprint=loaded.fingerprint)
+    return sources.Studies(chosen[:count], skipped=loaded.skipped, fingerprint=f"{loaded.fingerprint}-{count}")
 
 
-def check_data(profile: Profile, data: str | Path = "", known: dict[Any, Any] | None = None) -> dict[str, str]:
-    """Look before a long run whether the profile's data are there, and what they are.
+def check_data(profile: Profile, data: str | Path = "", cache: dict[Any, Any] | None = None) -> dict[str, str]:
+    """Check before a long run whether the profile's data can be used.
 
     Args:
         profile: the settings.
         data: folder that holds one sub-folder per source.
-        known: what other profiles of the same batch have found; each split of a source is loaded once.
+        cache: shared by the profiles of one batch, so that each split of a source is loaded once.
 
     Returns:
-        split ("train", …, "boxes test") → fingerprint of what its source holds. Nothing for phantoms: they are made, by
-        code and settings.
+        Fingerprint of each split ("train", …, "boxes test"). Phantoms have none: code and settings make them.
 
     Raises:
-        ValueError, FileNotFoundError: as `studies`; no test image has a box to be scored against.
+        InputError, MissingError: as `studies`; or no test image has a box to be scored against.
     """
-    known = {} if known is None else known
-    found: dict[str, str] = {}
+    cache = {} if cache is None else cache
+    prints: dict[str, str] = {}
+    whole = profile.model_copy(
+        update={"data": profile.data.model_copy(update={"train": None, "val": None, "test": None})}
+    )
     for name, boxes in ((profile.data.source, False), (profile.boxes, True)):
         source = name, runs.fingerprint(profile.data.options.get(name, {}))
         for split in ("test", "train", "val") if name != "phantom" else ():
-            if (source, split, boxes) not in known:
-                loaded = studies(profile.model_copy(update={"data": _whole(profile.data)}), split, data, boxes=boxes)
+            if (source, split, boxes) not in cache:
+                loaded = studies(whole, split, data, boxes=boxes)
                 if split == "test" and not loaded:
                     what = "box" if boxes else "image"
                     reasons = "; ".join(f"{n} × {reason}" for reason, n in list(loaded.reasons().items())[:3])
-                    raise ValueError(f"{Path(data) / name}: no study of the test split has a usable {what} ({reasons})")
-                known[source, split, boxes] = loaded.fingerprint
-                # Of one source, the same studies are looked at for their boxes in the test split alone.
+                    raise InputError(f"{Path(data) / name}: no study of the test split has a usable {what} ({reasons})")
+                cache[source, split, boxes] = loaded.fingerprint
+                # Of one source, boxes are a further condition in the test split alone.
                 if not boxes and split != "test":
-                    known[source, split, True] = loaded.fingerprint
-            found[f"boxes {split}" if boxes else split] = known[source, split, boxes]
-    return found
+                    cache[source, split, True] = loaded.fingerprint
+            prints[f"boxes {split}" if boxes else split] = cache[source, split, boxes]
+    return prints
 
 
-def _whole(settings: DataSettings) -> DataSettings:
-    return settings.model_copy(update={"train": None, "val": None, "test": None})
-
-
-def sample(items: list[Study], n: int, seed: int = 0) -> list[Study]:
-    """``n`` of ``items``, spread evenly by a seeded shuffle; all of them when there are fewer."""
+def sample(items: Sequence[Study], n: int, seed: int = 0) -> list[Study]:
+    """``n`` of ``items`` in their order, chosen by a shuffle with this ``seed``; all of them when there are fewer."""
     import numpy as np
 
     order = np.random.default_rng(seed).permutation(len(items))[:n]

@@ -120,6 +120,15 @@ class Study:
         names = {f.name for f in self.present()}
         return np.array([name in names for name in FINDINGS], dtype=np.float32)
 
+    def change_token(self):
+        image = []
+        if self.array is not None:
+            image = [list(self.array.shape), hashlib.sha256(np.ascontiguousarray(self.array)).hexdigest()]
+        elif self.path is not None and self.path.is_file():
+            about = self.path.stat()
+            image = [about.st_size, about.st_mtime_ns]
+        return [self.id, list(self.size), *image]
+
 
 @dataclass(frozen=True)
 class GroundTruth:
@@ -350,6 +359,7 @@ def to_images(
     size: int,
     fit: Fit = "crop",
     progress: Callable[[Iterable], Iterable] = lambda items: items,
+    allow_none: bool = False,
 ) -> tuple[np.ndarray, list[Study], list[str]]:
     """All images of ``studies`` in a model's frame.
 
@@ -367,7 +377,7 @@ def to_images(
             kept.append(study)
         except ValueError as error:
             skipped.append(f"{study.id}: {error}")
-    if studies and not images:
+    if studies and not images and not allow_none:
         raise ValueError(f"none of {len(studies)} images could be read; the first: {skipped[0]}")
     return np.stack(images) if images else np.zeros((0, size, size), np.uint8), kept, skipped
 

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from chestxai import attention, models
 from chestxai.attention import capture, cross_attention_layers, select_layers
+from tests import tiny
 
 
 @pytest.fixture(scope="module")
 def pipeline():
-    return models.random_pipeline("bert")
+    return tiny.random_pipeline("bert")
 
 
 @pytest.fixture
@@ -148,7 +149,7 @@ def test_heads_are_kept_on_demand_and_their_mean_is_the_mean(unet):
 
 @torch.no_grad()
 def test_captures_nest_and_two_models_do_not_mix(unet):
-    other = models.random_pipeline("sd", seed=3).unet
+    other = tiny.random_pipeline("sd", seed=3).unet
     with capture(unet, [[1]] * 2) as outer:
         with capture(unet, [[1]] * 2) as inner, capture(other, [[1]] * 2) as elsewhere:
             unet(*inputs())
@@ -175,7 +176,7 @@ def test_both_stock_processors_give_the_same_maps(unet, processor):
 
 @torch.no_grad()
 def test_low_precision_is_summed_in_float32():
-    unet = models.random_pipeline("bert").unet.to(torch.bfloat16)
+    unet = tiny.random_pipeline("bert").unet.to(torch.bfloat16)
     x, t, states = inputs()
     with capture(unet, [[1]] * 2) as seen:
         plain = unet(x.bfloat16(), t, states.bfloat16()).sample
@@ -295,7 +296,7 @@ def test_what_follows_the_last_layer_that_is_read_is_not_computed(unet, layers):
 @pytest.mark.parametrize("kind", ["sd", "bert"])
 def test_maps_equal_those_of_attention_map_diffusers(kind):
     peer = pytest.importorskip("attention_map_diffusers", reason="'make test' installs it")
-    model = models.random_pipeline(kind)
+    model = tiny.random_pipeline(kind)
     prompts = ["small left pleural effusion", "heart"]
     states, (x, _, _) = models.encode_text(model, prompts), inputs()
     with peer.AttentionCapture(model, timesteps="all") as theirs:
@@ -318,7 +319,7 @@ def test_maps_equal_those_of_attention_map_diffusers(kind):
 def test_adapters_are_read_as_the_model_computes_with_them():
     from peft import LoraConfig
 
-    unet, arguments = models.random_pipeline("bert").unet, inputs()
+    unet, arguments = tiny.random_pipeline("bert").unet, inputs()
     unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False))
     expected = recorded(unet, arguments)
     with capture(unet, [[2]] * 2) as seen:

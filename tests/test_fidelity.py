@@ -28,6 +28,7 @@ from chestxai import fidelity, models, runs, tradeoff
 from chestxai.fidelity import FindingsClassifier
 from chestxai.profiles import SamplingSettings
 from chestxai.studies import FINDINGS, Finding, Frame, Study
+from tests import tiny
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ class TestRequests:
 
 @pytest.fixture(scope="module")
 def pipeline():
-    return models.random_pipeline("bert")
+    return tiny.random_pipeline("bert")
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ class TestSample:
     @pytest.mark.parametrize("kind", ["sd", "bert"])
     def test_is_the_stock_pipeline(self, kind, guidance, tmp_path):
         """Prompts as text through diffusers' own call, from the same noise, give the same image."""
-        stock = models.random_pipeline(kind)
+        stock = tiny.random_pipeline(kind)
         given = self.few.model_copy(update={"guidance": guidance})
         ours = fidelity.sample(stock, self.prompts[:2], given, tmp_path / "a.safetensors", seed=3)
         noise = torch.stack([fidelity._start((4, 8, 8), 3, i) for i in range(2)])
@@ -222,7 +223,7 @@ class TestSample:
         assert torch.equal(pipeline.scheduler.timesteps, before[1])
 
     def test_a_diverged_model_is_told(self, tmp_path):
-        broken = models.random_pipeline("bert")
+        broken = tiny.random_pipeline("bert")
         broken.unet.conv_out.bias.fill_(float("nan"))
         with pytest.raises(FloatingPointError, match="not finite"):
             fidelity.sample(broken, self.prompts, self.few, tmp_path / "a.safetensors")

@@ -19,18 +19,23 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from chestxai import attention, fidelity, finetune, grounding, models, profiles, reports, runs, sources
+from chestxai import attention, fidelity, grounding, models, profiles, reports, runs, sources
+from chestxai.finetune.__main__ import main as finetune_command
 from chestxai.grounding import (
+    dataset,
     ground,
     ground_groups,
     ground_layers,
     ground_many,
     ground_truths,
     paper_timesteps,
+    passes,
     target_words,
 )
+from chestxai.grounding.__main__ import main as grounding_command
 from chestxai.profiles import GroundingSettings
 from chestxai.studies import Finding, GroundTruth, phrases, to_images
+from tests import tiny
 
 PROMPT = "small left pleural effusion"
 
@@ -41,12 +46,12 @@ PROCESSES.set_forkserver_preload(["chestxai.finetune", "chestxai.grounding"])
 
 @pytest.fixture(scope="module", params=["sd", "bert"])
 def either(request):
-    return models.random_pipeline(request.param)
+    return tiny.random_pipeline(request.param)
 
 
 @pytest.fixture(scope="module")
 def pipeline():
-    return models.random_pipeline("sd")
+    return tiny.random_pipeline("sd")
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +125,7 @@ def by_hand(pipeline, image, prompt, phrase, timesteps, seed, layers="all", draw
 
     handles = [known[name].register_forward_pre_hook(read(name), with_kwargs=True) for name in sums]
     for t in timesteps:
-        noise = grounding._noise(x.shape[1:], seed, grounding._print(image), t, draw)
+        noise = passes._noise(x.shape[1:], seed, passes.image_key(image), t, draw)
         alpha = pipeline.scheduler.alphas_cumprod[t]
         pipeline.unet(alpha.sqrt() * x + (1 - alpha).sqrt() * noise, t, states)
     for handle in handles:
@@ -189,7 +194,7 @@ def test_inversion_follows_ddims_equation_backwards(either, images):
 @torch.no_grad()
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_generation_draws_what_stock_diffusers_draws_and_is_read_meanwhile(either, guidance):
-    latents = grounding._noise((4, 8, 8), 5, 0, 0)[None]
+    latents = passes._noise((4, 8, 8), 5, 0, 0)[None]
     tokens = reports.token_positions(either.tokenizer, PROMPT, "pleural effusion")
     with attention.capture(either.unet, [tokens], times="keep") as seen:
         seen.rows([-1, 0] if guidance > 1 else [0])
@@ -252,7 +257,7 @@ def test_neighbours_and_batch_size_make_no_difference(either, images):
 
 def test_noise_depends_on_image_timestep_draw_and_seed_and_nothing_else(pipeline, images, monkeypatch):
     def seen_by(model, chosen, times, **options):
-        taken, original = {}, grounding._noise
+        taken, original = {}, passes._noise
 
         def noise(shape, seed, image, t, draw):
             made = original(shape, seed, image, t, draw)
@@ -260,14 +265,14 @@ def test_noise_depends_on_image_timestep_draw_and_seed_and_nothing_else(pipeline
             return made
 
         with monkeypatch.context() as patch:
-            patch.setattr(grounding, "_noise", noise)
+            patch.setattr(passes, "_noise", noise)
             n = len(chosen)
             ground_many(model, images[chosen], [PROMPT] * n, ["left"] * n, timesteps=times, **options)
         return taken
 
     first = seen_by(pipeline, [0, 1], [1, 501], draws=2)
     assert len(first) == len(set(first.values())) == 8
-    assert seen_by(models.random_pipeline("bert", seed=1), [1, 0], [501, 1], draws=2, batch=3) == first
+    assert seen_by(tiny.random_pipeline("bert", seed=1), [1, 0], [501, 1], draws=2, batch=3) == first
     assert not set(seen_by(pipeline, [0, 1], [1, 501], draws=2, seed=1).values()) & set(first.values())
 
 
@@ -346,7 +351,7 @@ def test_errors_say_what_is_wrong(pipeline, images):
 
 
 def test_weights_that_diverged_are_an_error_and_not_an_empty_map(images, studies, tmp_path):
-    broken = models.random_pipeline("sd")
+    broken = tiny.random_pipeline("sd")
     broken.unet.conv_in.weight.data[0, 0, 0, 0] = float("nan")
     with pytest.raises(FloatingPointError, match=r"row 0 \('left'\): the attention is not finite"):
         ground(broken, images[0], PROMPT, "left", timesteps=[1])
@@ -394,7 +399,7 @@ def test_finished_maps_are_read_and_not_made_again(pipeline, truths, tmp_path, m
     path = tmp_path / "maps.safetensors"
     first = ground_truths(pipeline, truths, settings(), path)
     stamp = path.stat().st_mtime_ns
-    monkeypatch.setattr(grounding, "ground_many", lambda *_, **__: pytest.fail("they are made again"))
+    monkeypatch.setattr(dataset, "ground_many", lambda *_, **__: pytest.fail("they are made again"))
     again = ground_truths(pipeline, truths, settings(), path)
     assert np.array_equal(first[0], again[0])
     assert first[1:] == again[1:]
@@ -409,7 +414,7 @@ def test_maps_made_otherwise_are_replaced(pipeline, truths, tmp_path, change):
     if change == "identity":
         options["identity"] = "step 2"
     elif change == "weights":
-        model = models.random_pipeline("sd", seed=1)
+        model = tiny.random_pipeline("sd", seed=1)
     elif change == "settings":
         chosen = settings(last=1)
     elif change == "seed":
@@ -453,7 +458,7 @@ def test_what_cannot_be_grounded_is_left_out_listed_and_tried_again_when_put_rig
 
 
 def test_a_whole_chunk_may_be_left_out(pipeline, truths, tmp_path, monkeypatch):
-    monkeypatch.setattr(grounding, "CHUNK", 2)
+    monkeypatch.setattr(dataset, "CHUNK", 2)
     rows = list(truths[:5])
     for i in (2, 3):
         rows[i] = replace(rows[i], study=replace(rows[i].study, array=None, path=tmp_path / "none.png"))
@@ -465,17 +470,17 @@ def test_a_whole_chunk_may_be_left_out(pipeline, truths, tmp_path, monkeypatch):
 def _slowly(folder: str) -> None:
     """Ground in chunks of two, each of which leaves a mark when it is begun."""
     torch.set_num_threads(1)
-    grounding.CHUNK = 2
-    original = grounding.ground_many
+    dataset.CHUNK = 2
+    original = dataset.ground_many
 
     def marked(*arguments, **options):
         with open(Path(folder) / "begun", "a") as file:
             file.write("x")
         return original(*arguments, **options)
 
-    grounding.ground_many = marked
+    dataset.ground_many = marked
     rows = phrases(sources.load("phantom", split="test", n=12, size=32))
-    ground_truths(models.random_pipeline("sd"), rows, settings(last=8), Path(folder) / "maps.safetensors")
+    ground_truths(tiny.random_pipeline("sd"), rows, settings(last=8), Path(folder) / "maps.safetensors")
 
 
 def test_a_killed_run_goes_on_with_the_chunk_it_was_in(pipeline, truths, tmp_path, monkeypatch, kill):
@@ -494,15 +499,15 @@ def test_a_killed_run_goes_on_with_the_chunk_it_was_in(pipeline, truths, tmp_pat
     assert not path.exists()
     stamps = {p.name: p.stat().st_mtime_ns for p in parts.glob("[0-9]*.safetensors")}
     assert all(len(runs.load_tensors(parts / name)["rows"]) == 2 for name in stamps)  # whole, every one
-    calls, original, kept = [], grounding.ground_many, {}
+    calls, original, kept = [], dataset.ground_many, {}
 
     def counted(*arguments, **options):
         calls.append(arguments)
         kept.update({p.name: p.stat().st_mtime_ns for p in parts.glob("[0-9]*.safetensors")})
         return original(*arguments, **options)
 
-    monkeypatch.setattr(grounding, "CHUNK", 2)
-    monkeypatch.setattr(grounding, "ground_many", counted)
+    monkeypatch.setattr(dataset, "CHUNK", 2)
+    monkeypatch.setattr(dataset, "ground_many", counted)
     maps, rows, _ = ground_truths(pipeline, truths, settings(last=8), path)
     assert len(calls) == -(-len(truths) // 2) - len(stamps)
     assert stamps.items() <= kept.items()
@@ -534,16 +539,16 @@ def _commanded(options: list[str], environment: dict[str, str], folder: str) -> 
     """Both commands, grounding in chunks of two, each process saying which rows it grounded and how many it drew."""
     os.environ.update(environment)
     torch.set_num_threads(1)
-    grounding.CHUNK = 2
-    original = grounding.ground_many
+    dataset.CHUNK = 2
+    original = dataset.ground_many
 
     def marked(pipeline, images, *arguments, **more):
         with open(Path(folder) / f"rank-{environment['RANK']}", "a") as file:
-            file.writelines(f"{grounding._print(image)}\n" for image in images)
+            file.writelines(f"{passes.image_key(image)}\n" for image in images)
         return original(pipeline, images, *arguments, **more)
 
-    grounding.ground_many = marked
-    grounding.main(options)
+    dataset.ground_many = marked
+    grounding_command(options)
     decode = models.decode_latents
 
     def counted(pipeline, latents):
@@ -569,9 +574,9 @@ def test_the_commands_on_two_processes_leave_what_chapters_3_and_5_find(tmp_path
     own.write_text(text)
     profile = profiles.load(own)
     options = ["--profile", str(own), "--variant", "frozen", "--seed", "1", "--out"]
-    with pytest.raises(FileNotFoundError, match=r"not a finished run; fine-tune first"):
-        grounding.main([*options, str(tmp_path / "two")])
-    finetune.main([*options, str(tmp_path / "two")])
+    with pytest.raises(FileNotFoundError, match=r"not a finished run; make it with"):
+        grounding_command([*options, str(tmp_path / "two")])
+    finetune_command([*options, str(tmp_path / "two")])
     shutil.copytree(tmp_path / "two", tmp_path / "one")
 
     with socket.socket() as free:
@@ -586,7 +591,7 @@ def test_the_commands_on_two_processes_leave_what_chapters_3_and_5_find(tmp_path
         processes[-1].start()
     test = phrases(profiles.studies(profile, "test", boxes=True))
     with monkeypatch.context() as patch:
-        patch.setattr(grounding, "CHUNK", 2)
+        patch.setattr(dataset, "CHUNK", 2)
         one = list(grounding.ground_run(profile, profiles.run_folder(profile, "frozen", 1, tmp_path / "one"), test))
     for process in processes:
         process.join(120)
@@ -597,12 +602,12 @@ def test_the_commands_on_two_processes_leave_what_chapters_3_and_5_find(tmp_path
     # Every chunk of both models was made once, half of them by each process.
     made = [(tmp_path / f"rank-{rank}").read_text().split() for rank in "01"]
     steps = [0, 1]
-    every = [str(grounding._print(t.study.pixels())) for t in test]
+    every = [str(passes.image_key(t.study.pixels())) for t in test]
     assert sorted(made[0] + made[1]) == sorted(every * len(steps))
     assert abs(len(made[0]) - len(made[1])) <= 2 * len(steps)
 
     # As chapter 3 calls it, in its own words.
-    monkeypatch.setattr(grounding, "ground_many", lambda *_, **__: pytest.fail("they are made again"))
+    monkeypatch.setattr(dataset, "ground_many", lambda *_, **__: pytest.fail("they are made again"))
     chapter = (profiles.ROOT / "notebooks/03_attention.py").read_text().splitlines()
     (call,) = [line for line in chapter if "grounding.ground_run(" in line]
     run = profiles.run_folder(profile, "frozen", 1, tmp_path / "two")

@@ -16,6 +16,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 from chestxai import knowledge, models, reports, sources
 from chestxai.knowledge import Passage
 from chestxai.studies import FINDINGS, Finding, Study
+from tests import tiny
 
 PHANTOMS = sources.load("phantom", split="val", n=80, size=32)
 REPORT = (
@@ -26,7 +27,7 @@ REPORT = (
 
 @pytest.fixture(scope="module")
 def pipeline():
-    return models.random_pipeline("bert")
+    return tiny.random_pipeline("bert")
 
 
 def stated(text: str) -> set[tuple[str, bool]]:
@@ -160,7 +161,7 @@ class TestRead:
         assert [passage.text[a:b] for a, b in passage.spans] == ["No", "small", "effusion", "."]
 
     def test_clip_too(self):
-        clip = models.random_pipeline("sd")
+        clip = tiny.random_pipeline("sd")
         text = "No small effusion."
         ((passage,),) = knowledge.read(clip, [text])
         whole = models.encode_text(clip, [text])[0]

@@ -17,6 +17,7 @@ from hypothesis.extra import numpy as arrays
 from transformers import AutoTokenizer, BertModel, CLIPTextModel
 
 from chestxai import models, sources
+from tests import tiny
 
 PROMPTS = ["small left pleural effusion", "", "no pneumothorax. " * 60]
 
@@ -28,7 +29,7 @@ def tiny():
 
 @pytest.fixture(scope="module", params=["sd", "bert"])
 def either(request):
-    return models.random_pipeline(request.param)
+    return tiny.random_pipeline(request.param)
 
 
 @pytest.fixture
@@ -258,7 +259,7 @@ def test_embeddings_equal_those_of_diffusers(either, tiny):
 
 @torch.no_grad()
 def test_the_padding_of_a_bert_says_nothing():
-    pipeline = models.random_pipeline("bert")
+    pipeline = tiny.random_pipeline("bert")
     tokens = models.tokenize(pipeline, PROMPTS)
     states = models.text_states(pipeline.text_encoder, tokens)
     real = tokens["attention_mask"].bool()
@@ -278,7 +279,7 @@ def test_tokens_are_padded_and_cut_to_the_tokenizers_length(either):
 
 
 def test_text_states_pass_gradients_on(either):
-    encoder = models.random_pipeline("sd" if either.vae.config.in_channels == 3 else "bert").text_encoder
+    encoder = tiny.random_pipeline("sd" if either.vae.config.in_channels == 3 else "bert").text_encoder
     encoder.requires_grad_(True)
     models.text_states(encoder, models.tokenize(either, PROMPTS)).square().sum().backward()
     assert all(
@@ -287,9 +288,9 @@ def test_text_states_pass_gradients_on(either):
 
 
 def test_another_text_encoder_can_take_the_place(tmp_path):
-    base = models.save_pipeline(models.random_pipeline("sd"), tmp_path / "base")
+    base = models.save_pipeline(tiny.random_pipeline("sd"), tmp_path / "base")
     for kind, expected in (("sd", CLIPTextModel), ("bert", BertModel)):
-        other = models.random_pipeline(kind, seed=5)
+        other = tiny.random_pipeline(kind, seed=5)
         for part in ("tokenizer", "text_encoder"):
             getattr(other, part).save_pretrained(tmp_path / kind)
         pipeline = models.load_pipeline(base, text_encoder=tmp_path / kind, device="cpu")
@@ -302,7 +303,7 @@ def test_another_text_encoder_can_take_the_place(tmp_path):
 
 
 def test_a_tokenizer_without_a_limit_gets_the_encoders(tmp_path):
-    other = models.random_pipeline("bert")
+    other = tiny.random_pipeline("bert")
     other.tokenizer.model_max_length = 10**30
     for part in ("tokenizer", "text_encoder"):
         getattr(other, part).save_pretrained(tmp_path)
@@ -323,7 +324,7 @@ def test_what_is_not_there_is_said(tmp_path, monkeypatch):
         models.load_pipeline(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"cannot load the text encoder '.*nowhere'.*Give a folder or a hub id"):
         models.load_pipeline("tiny", text_encoder=tmp_path / "nowhere")
-    folder = models.save_pipeline(models.random_pipeline("sd"), tmp_path / "base")
+    folder = models.save_pipeline(tiny.random_pipeline("sd"), tmp_path / "base")
     shutil.rmtree(folder / "unet")
     with pytest.raises(FileNotFoundError, match=r"cannot load the base model '.*base'.*unet"):
         models.load_pipeline(folder)
@@ -361,7 +362,7 @@ def test_a_prompt_and_its_embeddings_draw_the_same_image(tiny):
 
 
 def test_a_folder_keeps_its_own_scheduler(tmp_path):
-    pipeline = models.random_pipeline("sd")
+    pipeline = tiny.random_pipeline("sd")
     pipeline.scheduler = PNDMScheduler.from_config(pipeline.scheduler.config, prediction_type="v_prediction")
     models.save_pipeline(pipeline, tmp_path / "base")
     pipeline.text_encoder.save_pretrained(tmp_path / "text")
@@ -373,7 +374,7 @@ def test_a_folder_keeps_its_own_scheduler(tmp_path):
 
 
 def test_a_failing_save_leaves_the_pipeline_that_was_there(tmp_path, monkeypatch):
-    pipeline = models.random_pipeline("sd")
+    pipeline = tiny.random_pipeline("sd")
     folder = models.save_pipeline(pipeline, tmp_path / "saved")
 
     def broken(*_, **__):
@@ -388,12 +389,12 @@ def test_a_failing_save_leaves_the_pipeline_that_was_there(tmp_path, monkeypatch
 def test_a_folder_of_other_things_is_not_replaced_by_a_pipeline(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ValueError, match=r"holds something else than a pipeline; choose a folder that is new or empty"):
-        models.save_pipeline(models.random_pipeline("sd"), tmp_path)
+        models.save_pipeline(tiny.random_pipeline("sd"), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_half_precision_on_disk_is_float32_in_memory(tmp_path):
-    pipeline = models.random_pipeline("bert")
+    pipeline = tiny.random_pipeline("bert")
     pipeline.unet.half()
     loaded = models.load_pipeline(models.save_pipeline(pipeline, tmp_path), device="cpu")
     assert loaded.unet.dtype == torch.float32
@@ -401,9 +402,9 @@ def test_half_precision_on_disk_is_float32_in_memory(tmp_path):
 
 
 def test_a_fingerprint_tells_one_bit_of_one_weight():
-    pipeline = models.random_pipeline("sd")
+    pipeline = tiny.random_pipeline("sd")
     names = [models.fingerprint(pipeline)]
-    assert models.fingerprint(models.random_pipeline("sd")) == names[0]
+    assert models.fingerprint(tiny.random_pipeline("sd")) == names[0]
     for part, key in (
         ("unet", "conv_in.bias"),
         ("text_encoder", "final_layer_norm.weight"),
@@ -454,7 +455,7 @@ def test_pixels_are_scaled_as_stable_diffusion_expects():
 @pytest.mark.parametrize("size", [32, 64])
 @pytest.mark.parametrize("kind", ["sd", "bert"])
 def test_latents_have_the_u_nets_shape(kind, size):
-    pipeline = models.random_pipeline(kind, size=size)
+    pipeline = tiny.random_pipeline(kind, size=size)
     assert models.image_size(pipeline) == size
     images = np.random.default_rng(0).integers(0, 256, (5, size, size), dtype=np.uint8)
     latents = models.encode_images(pipeline, images, batch=2)
@@ -480,12 +481,12 @@ def test_random_pipelines_are_made_by_their_seed_and_leave_the_generator_alone()
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    one = models.random_pipeline("sd", seed=1)
+    one = tiny.random_pipeline("sd", seed=1)
     assert torch.equal(torch.rand(1), expected)
-    assert models.fingerprint(one) == models.fingerprint(models.random_pipeline("sd", seed=1))
-    assert models.fingerprint(one) != models.fingerprint(models.random_pipeline("sd", seed=2))
+    assert models.fingerprint(one) == models.fingerprint(tiny.random_pipeline("sd", seed=1))
+    assert models.fingerprint(one) != models.fingerprint(tiny.random_pipeline("sd", seed=2))
     with pytest.raises(ValueError, match="kind must be 'sd' or 'bert', not 'clip'"):
-        models.random_pipeline("clip")
+        tiny.random_pipeline("clip")
 
 
 def test_their_tokenizers_know_the_words_of_a_report(either):

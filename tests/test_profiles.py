@@ -13,6 +13,7 @@ from PIL import Image
 
 from chestxai import grounding, models, profiles, sources
 from chestxai.studies import phrases
+from tests import tiny
 
 
 def test_every_profile_that_ships_loads_under_its_own_name():
@@ -32,7 +33,7 @@ def test_the_papers_protocol():
     assert (paper.finetune.steps, paper.finetune.learning_rate, paper.finetune.ucg) == (60_000, 5e-5, 0.3)
     assert (paper.grounding.steps, paper.grounding.last, paper.grounding.stride) == (50, 40, 1)
     assert (paper.sampling.images, paper.sampling.guidance, paper.sampling.steps) == (5000, 4, 75)
-    schedule = models.random_pipeline("sd").scheduler
+    schedule = tiny.random_pipeline("sd").scheduler
     assert len(grounding.paper_timesteps(schedule, paper.grounding.steps, paper.grounding.last)) == 40
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from chestxai import models, reports
 from chestxai.studies import FINDINGS
+from tests import tiny
 
 
 def present(text: str) -> set[str]:
@@ -582,8 +583,8 @@ class TestPhrases:
 @pytest.fixture(scope="module")
 def tokenizers() -> dict:
     return {
-        "clip": models.random_pipeline("sd").tokenizer,
-        "bert": models.random_pipeline("bert").tokenizer,
+        "clip": tiny.random_pipeline("sd").tokenizer,
+        "bert": tiny.random_pipeline("bert").tokenizer,
         "minilm": models.minilm()[0],
     }
 

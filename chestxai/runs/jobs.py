@@ -47,7 +47,7 @@ def resumable(
         compute: takes a range of item numbers, returns the tensors of their rows and the lines of items left out.
         chunk: items computed and written together.
         metadata: further text entries of the file.
-        description: of the progress bar.
+        description: of the progress bar; none is shown without.
         bar: an open progress bar to advance by one for each item, instead of one of its own.
 
     Returns:
@@ -78,7 +78,7 @@ def resumable(
         bar = progress(
             total=sum(len(chunks[number]) for number in mine),
             description=description,
-            disable=not state.is_main_process,
+            disable=not (state.is_main_process and description),
         )
     else:
         bar.update(count - sum(len(chunks[number]) for number in mine))

@@ -61,6 +61,7 @@ from chestxai import finetune as module
 from chestxai import models, reports, sources
 from chestxai.profiles import FinetuneSettings
 from chestxai.studies import Study
+from tests import tiny
 
 BATCH = {"tiny": 24, "sd2": 2}
 
@@ -92,7 +93,7 @@ def build(size: str, device: str) -> StableDiffusionPipeline:
     if size == "tiny":
         return models.load_pipeline("tiny", device=device)
     full = device == "cuda"
-    small = models.random_pipeline("sd")  # for its tokenizer and scheduler
+    small = tiny.random_pipeline("sd")  # for its tokenizer and scheduler
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=64 if full else 32,

@@ -1,0 +1,232 @@
+"""Checkpoints: averaged weights for scoring, states for resuming, and the log of the steps.
+
+A checkpoint holds the parameters that learn, and nothing else: ``unet.safetensors`` and, where the text encoder learns,
+``text_encoder.safetensors`` with the names that the modules give them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.training_utils import EMAModel
+from pydantic import ValidationError
+from torch import Tensor
+
+from chestxai import runs
+from chestxai.finetune.launch import gather, shard_like
+from chestxai.recipes import Recipe
+from chestxai.runs import InputError, MissingError, Run
+
+LOG = ["step", "loss", "grad_norm", "lr", "seconds", "images_per_second"]
+# What later stages leave in a run's folder: void once the model is another.
+_RESULTS = ("grounding.csv", "fidelity.json", "maps", "samples")
+_PARTS = ("text_encoder", "unet")
+
+
+def load_checkpoint(
+    pipeline: StableDiffusionPipeline, run: Run | Path, step: int, recipe: Recipe | None = None
+) -> StableDiffusionPipeline:
+    """Put the averaged weights of a checkpoint into ``pipeline``, prepared as the run's recipe needs it.
+
+    Args:
+        pipeline: a fresh one of the run's base, or one that holds another checkpoint of the same recipe and seed.
+        run: a run or its folder.
+        step: of the checkpoint.
+        recipe: the run's, where its class is not the package's; default: as ``run.json`` says.
+
+    Raises:
+        MissingError: no such checkpoint; lists those there are.
+        InputError: the checkpoint is damaged or does not fit the pipeline, or the pipeline holds the weights of another
+            recipe.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    steps = run.steps()
+    if step not in steps:
+        raise MissingError(f"{run.folder}: no checkpoint of step {step}; there are {steps or 'none'}")
+    record = run.record() if run.record_file.is_file() else {}
+    if recipe is None:
+        try:
+            recipe = Recipe.model_validate(record.get("recipe", {}))
+        except ValidationError as error:
+            raise InputError(f"{run.record_file}: a recipe of another class; pass it as recipe=… ({error})") from error
+    prepare(pipeline, recipe, int(record.get("seed", 0)))
+    loaded = {}
+    for name in _PARTS:
+        path = run.checkpoint(step) / f"{name}.safetensors"
+        if name == "unet" or path.is_file():
+            try:
+                loaded[name] = runs.load_tensors(path)
+            except (InputError, OSError) as error:
+                raise InputError(
+                    f"{path}: damaged or missing; remove {run.folder} and fine-tune again, or use another checkpoint"
+                ) from error
+            check_fit(dict(getattr(pipeline, name).named_parameters()), loaded[name], path)
+    for name, tensors in loaded.items():
+        getattr(pipeline, name).load_state_dict(tensors, strict=False)
+    return pipeline
+
+
+def prepare(pipeline: StableDiffusionPipeline, recipe: Recipe, seed: int) -> None:
+    """`Recipe.prepare`, once for each pipeline.
+
+    Raises:
+        InputError: the pipeline was prepared, or trained, for another recipe or seed, which would show through.
+    """
+    wanted = runs.fingerprint(recipe.text, seed if recipe.kind in ("random", "lora") else 0)
+    before = getattr(pipeline.text_encoder, "prepared_for", None)
+    if before is None:
+        recipe.prepare(pipeline, seed)
+        pipeline.text_encoder.prepared_for = wanted
+    elif before != wanted:
+        raise InputError(
+            "the pipeline holds the text encoder of another recipe or seed: load a fresh one with models.load_pipeline"
+        )
+
+
+def check_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Check that every tensor is one of the ``expected`` parameters, by name and shape.
+
+    Raises:
+        InputError: naming the first that is not.
+    """
+    for name, tensor in sorted(tensors.items()):
+        here = tuple(expected[name].shape) if name in expected else "missing"
+        if here != tuple(tensor.shape):
+            raise InputError(
+                f"{path}: does not fit the model ({name!r} is {tuple(tensor.shape)} in the file, {here} in the model); "
+                "was it made with another base model or recipe?"
+            )
+
+
+def tidy_run(out: Path, identity: str) -> None:
+    """Make the folder ready for a run of this ``identity``; call only while holding the folder's lock.
+
+    Half-written files are removed. A run of other settings, data or base weights is replaced. One that differs in its
+    code alone is moved aside to ``<name>.before-<hash of its code>``: changed code never deletes results.
+
+    Args:
+        out: folder of the run.
+        identity: "<settings and data>-<base weights>-<code>".
+    """
+    runs.tidy(out)
+    for path in out.glob("checkpoints/*.part"):
+        runs.remove(path)
+    marker = out / "identity.txt"
+    before = marker.read_text().strip() if marker.is_file() else ""
+    if before == identity:
+        return
+    content, _, code = before.rpartition("-")
+    if content and content == identity.rpartition("-")[0]:
+        kept = out.with_name(f"{out.name}.before-{code[:8]}")
+        runs.remove(kept)
+        out.rename(kept)
+        out.mkdir()
+        warnings.warn(f"{out}: the training code has changed; the run of the old code is kept in {kept}", stacklevel=2)
+    else:
+        for name in ("run.json", "train.csv", "resume", "checkpoints", "model", *_RESULTS):
+            runs.remove(out / name)
+    runs.write_atomic(marker, identity + "\n")
+
+
+class Log:
+    """``train.csv``: rows are kept in memory between checkpoints, so that log and checkpoint always agree."""
+
+    def __init__(self, path: Path, first: int, writes: bool) -> None:
+        self.path, self.writes, self.rows = path, writes, []
+        if path.is_file():
+            table = pd.read_csv(path)
+            self.rows = table[table["step"] <= first].values.tolist()
+
+    def add(self, step: int, loss: float, norm: float, rate: float, spent: float, images: int) -> None:
+        """One step: ``spent`` seconds on ``images`` images."""
+        before = self.rows[-1][LOG.index("seconds")] if self.rows else 0.0
+        self.rows.append([step, loss, norm, rate, before + spent, images / spent])
+
+    def flush(self) -> None:
+        """Write the file in one step."""
+        if self.writes:
+            table = pd.DataFrame(self.rows, columns=LOG).astype({"step": int})
+            runs.write_atomic(self.path, table.to_csv(index=False, float_format="%.6g"))
+
+
+@dataclass
+class State:
+    """What training changes: parameters by name, their optimiser and their averages, in one order."""
+
+    parameters: dict[str, torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    average: EMAModel
+
+    def save(self, out: Path, step: int, identity: str, writes: bool) -> None:
+        """Write checkpoint and resumable state of ``step``; all processes of FSDP call this, one ``writes``."""
+
+        def gathered(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+            # One at a time, and kept by the writing process only.
+            return {key: whole.cpu() for key, whole in ((key, gather(value)) for key, value in named) if writes}
+
+        averages = gathered(zip(self.parameters, self.average.shadow_params, strict=True))
+        state = gathered(self.parameters.items()) | {f"average/{key}": value for key, value in averages.items()}
+        for key, parameter in self.parameters.items():
+            # A parameter that never had a gradient has no moments.
+            moments = gathered(self.optimizer.state.get(parameter, {}).items())
+            state |= {f"optimizer/{key}/{name}": value for name, value in moments.items()}
+        if not writes:
+            return
+        folder = Run(out).checkpoint(step)
+        part = folder.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        for name in _PARTS:
+            tensors = {k.removeprefix(f"{name}."): v for k, v in averages.items() if k.startswith(f"{name}.")}
+            if tensors:
+                runs.save_tensors(part / f"{name}.safetensors", tensors)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+        # Written after the checkpoint: a resumed run never starts beyond what can be scored.
+        runs.save_tensors(out / "resume" / f"step-{step}.safetensors", state, {"identity": identity})
+        for old in list(_states(out))[2:]:
+            runs.remove(old)
+
+    def resume(self, out: Path, identity: str) -> int:
+        """Restore the last complete state and return its step, 0 if there is none."""
+        state, step = _last_state(out, identity)
+        if not step:
+            return 0
+        check_fit(self.parameters, {k: v for k, v in state.items() if "/" not in k}, out / "resume")
+        shadows = []
+        with torch.no_grad():
+            for key, parameter in self.parameters.items():
+                parameter.copy_(shard_like(state[key], parameter))
+                shadows.append(shard_like(state[f"average/{key}"], parameter))
+                prefix = f"optimizer/{key}/"
+                moments = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+                if moments:
+                    # The step count of a fused AdamW is on the parameter's device.
+                    self.optimizer.state[parameter] = {
+                        k: shard_like(v, parameter) if v.shape == parameter.shape else v.to(parameter.device)
+                        for k, v in moments.items()
+                    }
+        self.average.shadow_params, self.average.optimization_step = shadows, step
+        return step
+
+
+def _states(out: Path) -> dict[Path, int]:
+    """Resumable states, the latest first. Two are kept in case the last one is damaged."""
+    found = {path: int(path.stem[5:]) for path in (out / "resume").glob("step-*.safetensors")}
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _last_state(out: Path, identity: str) -> tuple[dict[str, Tensor], int]:
+    for path, step in _states(out).items():
+        try:
+            if runs.tensor_metadata(path).get("identity") == identity:
+                return runs.load_tensors(path), step
+        except InputError as error:
+            warnings.warn(f"{error}. Resuming from an earlier state", stacklevel=2)
+    return {}, 0

@@ -1,0 +1,409 @@
+"""The training loop. It knows no field of a recipe; it asks what learns, what the U-Net reads, what the loss adds."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from chestxai import models, runs
+from chestxai.finetune import launch
+from chestxai.finetune.checkpoints import Log, State, load_checkpoint, prepare, tidy_run
+from chestxai.finetune.latents import training_latents
+from chestxai.profiles import FinetuneSettings
+from chestxai.recipes import Recipe, Schedule
+from chestxai.runs import DivergedError, Run
+from chestxai.studies import Fit, Study
+
+# Bytes of text embeddings kept; those of a hundred thousand prompts of Stable Diffusion would be 30 GB.
+_TEXT_CACHE = 4e9
+
+
+def finetune(
+    pipeline: StableDiffusionPipeline,
+    studies: Sequence[Study],
+    settings: FinetuneSettings,
+    out: Path,
+    *,
+    recipe: Recipe | str = "frozen",
+    seed: int = 0,
+    fit: Fit = "crop",
+    cache: Path | None = None,
+    **about: Any,
+) -> Path:
+    """Fine-tune ``pipeline`` on the images and report prompts of ``studies`` and leave a finished run in ``out``.
+
+    The loss is the mean squared error of the predicted noise (Ho et al. 2020, eq. 14) or of the velocity, as the
+    pipeline's scheduler says, plus what the recipe adds. Latents are encoded once (the posterior's mode); embeddings
+    too where the text encoder does not learn and memory allows. The text encoder runs without dropout under every
+    recipe, so that recipes differ in nothing else.
+
+    A finished and unchanged run is returned at once; an unfinished one is resumed from its last checkpoint; one made
+    with other settings, data or base weights is replaced; one made by other code is moved aside. An interrupted call
+    leaves ``pipeline`` as it was. A resumed run equals an undisturbed one, except for the loss scale under fp16.
+
+    Args:
+        pipeline: trained in place; at the end, also of a run that was finished before, it holds the averaged weights.
+        studies: training studies; one without a readable image or a prompt is skipped and listed. A ``fingerprint``
+            attribute, as `profiles.studies` sets, is part of the run's identity.
+        settings: see `FinetuneSettings`.
+        out: ``runs/<profile>/<variant>/seed-<n>``.
+        recipe: how the text is treated, or the ``text`` of one.
+        seed: of everything random.
+        fit: how an image becomes a square.
+        cache: folder for encoded latents, shared between runs on the same data; default: none is kept.
+        about: further entries of ``run.json``: those of `profiles.about`, from which the run can be repeated.
+
+    Returns:
+        ``out``, with ``run.json`` (written last), ``model/``, ``checkpoints/step-<k>/`` and ``train.csv``, whose
+        columns are step, loss (denoising, mean over the batch), grad_norm (before clipping), lr (of the U-Net), seconds
+        (spent in steps, over all starts) and images_per_second.
+
+    Raises:
+        InputError: no usable study, a checkpoint that does not fit the model, a batch that cannot be shared equally, an
+            unsupported distribution, another process training the same run.
+        OSError: too little disk space, before the first step.
+        DivergedError: the loss is no longer finite.
+    """
+    recipe = Recipe(text=recipe) if isinstance(recipe, str) else recipe
+    run, weights = Run(out), models.fingerprint(pipeline)
+    before, code = _identity(pipeline, studies, settings, recipe, seed, fit), _code(recipe)
+    identity = f"{before}-{weights}-{code}"
+    if run.is_finished() and _reuse(pipeline, run, recipe, (before, weights, code)):
+        return run.folder
+
+    accelerator = launch.make_accelerator(settings, unused=recipe.schedule != Schedule())
+    main = accelerator.is_main_process
+    with launch.only_writer(run.folder, main):
+        pipeline.to(accelerator.device)
+        prepare(pipeline, recipe, seed)
+        learning = [*recipe.learning(pipeline.unet, pipeline.text_encoder, settings)]
+        launch.check_space(run.folder, [p for _, p, _ in learning], pipeline, settings)
+        latents, prompts, skipped = training_latents(pipeline, studies, fit, cache or run.folder / "scratch")
+        if main:
+            tidy_run(run.folder, identity)
+        accelerator.wait_for_everyone()
+        started = time.perf_counter()
+        with _restored_on_failure(pipeline, learning, run.folder / "scratch" / "base.safetensors", accelerator):
+            training = _Training(accelerator, pipeline, recipe, settings, seed, run, identity)
+            training.run(latents, prompts)
+            if main:
+                models.save_pipeline(pipeline, run.model)
+                log = run.train_log()
+                record = {
+                    "finished": True,
+                    "identity": identity,
+                    "model": models.fingerprint(pipeline),
+                    "variant": recipe.text,
+                    "recipe": recipe.model_dump(),
+                    "seed": seed,
+                    "settings": settings.model_dump(),
+                    "data": {"fingerprint": _print(studies), "studies": len(prompts), "skipped": skipped},
+                    "processes": accelerator.num_processes,
+                    "seconds": round(float(log["seconds"].iloc[-1]), 2),
+                    "wall_seconds_last_start": round(time.perf_counter() - started, 2),
+                    "final_loss": round(float(log["loss"].tail(50).mean()), 6),
+                }
+                runs.write_json(run.record_file, record | runs.record() | about)
+        accelerator.wait_for_everyone()  # all have read what is removed now
+        # Last, so that a kill in between costs no more than writing the model again.
+        if main:
+            runs.remove(run.folder / "resume")
+            runs.remove(run.folder / "scratch")
+        accelerator.wait_for_everyone()
+    return run.folder
+
+
+def _identity(
+    pipeline: StableDiffusionPipeline,
+    studies: Sequence[Study],
+    settings: FinetuneSettings,
+    recipe: Recipe,
+    seed: int,
+    fit: Fit,
+) -> str:
+    """Names settings, recipe and data. Defaults of a recipe do not count, so that a further field changes nothing."""
+    names = ("unet", "text_encoder", "vae", "scheduler")
+    parts = {name: models.architecture(getattr(pipeline, name)) for name in names}
+    return runs.fingerprint(
+        settings.model_dump(),
+        recipe.model_dump(exclude_defaults=True),
+        seed,
+        fit,
+        _print(studies),
+        [[s.id, s.report] for s in studies],
+        parts | {"tokens": pipeline.tokenizer.model_max_length},
+    )
+
+
+def _print(studies: Sequence[Study]) -> str:
+    return str(getattr(studies, "fingerprint", ""))
+
+
+def _code(recipe: Recipe) -> str:
+    """Names the code of the training, and of the recipe's class where it is not the package's."""
+    own = "" if type(recipe) is Recipe else inspect.getsource(type(recipe))
+    return runs.fingerprint(runs.code_fingerprint("chestxai.finetune.loop", "chestxai.recipes"), own)
+
+
+def _reuse(pipeline: StableDiffusionPipeline, run: Run, recipe: Recipe, identity: tuple[str, str, str]) -> bool:
+    """Whether the finished ``run`` is the wanted one; then ``pipeline`` holds its weights."""
+    record = run.record()
+    settings, _, code = identity
+    found = str(record.get("identity"))
+    # In a notebook the cell is run again with the pipeline that it trained the first time.
+    again = record.get("model") == identity[1] and found.startswith(f"{settings}-") and found.endswith(f"-{code}")
+    if not again and found != "-".join(identity):
+        return False
+    runs.remove(run.folder / "resume")
+    if not again:
+        load_checkpoint(pipeline, run, run.steps()[-1], recipe)
+    return True
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, n: int) -> np.ndarray:
+    return np.random.default_rng([seed, 1, epoch]).permutation(n)
+
+
+def draw(
+    step: int, seed: int, n: int, settings: FinetuneSettings, shape: Sequence[int], timesteps: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """All that is random in one step, from the seed and the step alone.
+
+    Args:
+        step: from 0.
+        seed: of the run.
+        n: number of studies.
+        settings: batch size and prompt dropout.
+        shape: of one latent.
+        timesteps: of the noise schedule.
+
+    Returns:
+        indices int64 ``(batch,)`` into the studies (each epoch a new permutation), noise float32 ``(batch, *shape)``,
+        timesteps int64 ``(batch,)``, dropped prompts bool ``(batch,)``.
+    """
+    size = settings.batch_size
+    positions = np.arange(step * size, (step + 1) * size)
+    indices = np.empty(size, dtype=np.int64)
+    for epoch in np.unique(positions // n):
+        here = positions // n == epoch
+        indices[here] = _order(seed, int(epoch), n)[positions[here] % n]
+    generator = torch.Generator().manual_seed(int(np.random.default_rng([seed, 2, step]).integers(2**63)))
+    noise = torch.randn((size, *shape), generator=generator)
+    times = torch.randint(0, timesteps, (size,), generator=generator)
+    dropped = torch.rand(size, generator=generator) < settings.ucg
+    return torch.from_numpy(indices), noise, times, dropped
+
+
+class _Model(torch.nn.Module):
+    """The networks that learn as one module, which is what DDP and FSDP take."""
+
+    def __init__(self, unet: torch.nn.Module, text_encoder: torch.nn.Module | None = None) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+        # FSDP gathers the weights of one of these blocks at a time.
+        blocks = {name for part in self.children() for name in getattr(part, "_no_split_modules", None) or ()}
+        self._no_split_modules = sorted(blocks & {type(module).__name__ for module in self.modules()})
+
+    def forward(self, noisy: Tensor, times: Tensor, text: dict[str, Tensor], learns: bool) -> tuple[Tensor, Tensor]:
+        """Prediction and text states; ``text`` holds states, or tokens to encode, with a gradient if ``learns``."""
+        if "states" in text:
+            states = text["states"]
+        else:
+            with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+                states = models.text_states(self.text_encoder, text).float()
+        return self.unet(noisy, times, states, return_dict=False)[0], states
+
+
+class _Average(EMAModel):
+    """diffusers' average with its warm-up, updated in one pass over memory and without a temporary copy."""
+
+    @torch.no_grad()
+    def step(self, parameters: list[torch.nn.Parameter]) -> None:
+        self.optimization_step += 1
+        get_ema_multi_avg_fn(self.get_decay(self.optimization_step))(self.shadow_params, parameters, None)
+
+
+class _Training:
+    """The state of one call: everything between the first step and the last."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        pipeline: StableDiffusionPipeline,
+        recipe: Recipe,
+        settings: FinetuneSettings,
+        seed: int,
+        run: Run,
+        identity: str,
+    ) -> None:
+        self.accelerator, self.pipeline, self.recipe, self.settings = accelerator, pipeline, recipe, settings
+        self.seed, self.run_, self.identity = seed, run, identity
+        self.schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+        self.parts = {"unet": pipeline.unet} | ({"text_encoder": pipeline.text_encoder} if recipe.text_learns else {})
+        pipeline.text_encoder.eval()  # no dropout, under any recipe
+        pipeline.unet.train()
+        rates = {}
+        for name, parameter, rate in recipe.learning(pipeline.unet, pipeline.text_encoder, settings):
+            parameter.requires_grad_(True)
+            rates[name] = rate
+        # What FSDP has sharded cannot be made whole again, so it gets a copy; the pipeline itself leaves the device.
+        model = _Model(**(copy.deepcopy(self.parts) if accelerator.is_fsdp2 else self.parts))
+        if accelerator.is_fsdp2:
+            for part in self.parts.values():
+                part.to("cpu")
+        named = dict(model.named_parameters())
+        groups = [
+            {"params": [named[n] for n in rates if rates[n] == rate], "lr": rate}
+            for rate in dict.fromkeys(rates.values())
+        ]
+        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        named = dict(model.named_parameters())
+        parameters = {name: named[name] for name in rates}
+        average = _Average(list(parameters.values()), decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
+        self.state = State(parameters, self.optimizer.optimizer, average)
+        self.parameters = list(parameters.values())
+
+    def run(self, latents: Tensor, prompts: list[str]) -> None:
+        """All steps from the last checkpoint on; at the end the pipeline holds the averages."""
+        self._encode(prompts)
+        settings, main = self.settings, self.accelerator.is_main_process
+        first = self.state.resume(self.run_.folder, self.identity)
+        for group in self.optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        warmup = get_scheduler(
+            "constant_with_warmup", self.optimizer.optimizer, num_warmup_steps=settings.warmup, last_epoch=first - 1
+        )
+        log = Log(self.run_.log_file, first, main)
+        bar = runs.progress(
+            range(first, settings.steps),
+            total=settings.steps,
+            initial=first,
+            description=f"fine-tune · {self.run_.folder.parent.name} · seed {self.seed}",
+            disable=not main,
+        )
+        for step in bar:
+            began = time.perf_counter()
+            rate = self.optimizer.param_groups[0]["lr"]
+            loss, norm = self._step(step, latents)
+            warmup.step()
+            log.add(step + 1, loss, norm, rate, time.perf_counter() - began, settings.batch_size)
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
+                log.flush()
+                if main or self.accelerator.is_fsdp2:
+                    self.state.save(self.run_.folder, step + 1, self.identity, main)
+                self.accelerator.wait_for_everyone()
+        own = {f"{part}.{name}": p for part, module in self.parts.items() for name, p in module.named_parameters()}
+        with torch.no_grad():
+            for name, value in zip(self.state.parameters, self.state.average.shadow_params, strict=True):
+                own[name].copy_(launch.gather(value))
+
+    def _encode(self, prompts: list[str]) -> None:
+        """Token ids of the distinct prompts, or their states where the text encoder does not learn."""
+        pipeline, unique = self.pipeline, sorted(set(prompts) | {""})
+        row_of = {prompt: i for i, prompt in enumerate(unique)}
+        self.text_rows, self.empty = torch.tensor([row_of[p] for p in prompts]), row_of[""]
+        tokens = models.tokenize(pipeline, unique)
+        self.text = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+        fits = self.text["input_ids"].numel() * pipeline.text_encoder.config.hidden_size * 4 <= _TEXT_CACHE
+        self.reference: Tensor | None = None
+        if (not self.recipe.text_learns and fits) or self.recipe.needs_reference:
+            with self.accelerator.autocast():  # in the precision in which a learning one runs
+                states = models.encode_text(pipeline, unique).cpu()
+            if self.recipe.text_learns:
+                self.reference = states
+            else:
+                self.text = {"states": states}
+
+    def _step(self, step: int, latents: Tensor) -> tuple[float, float]:
+        """One optimiser step; its denoising loss and its gradient norm before clipping."""
+        accelerator, settings = self.accelerator, self.settings
+        device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
+        micro = settings.batch_size // (world * settings.accumulate)
+        shape, timesteps = latents.shape[1:], self.schedule.config.num_train_timesteps
+        batch = draw(step, self.seed, len(latents), settings, shape, timesteps)
+        total = torch.zeros((), device=device)
+        for part in range(settings.accumulate):
+            mine = slice((part * world + rank) * micro, (part * world + rank + 1) * micro)
+            rows, noise, times, dropped = (value[mine] for value in batch)
+            x, noise, times = latents[rows].to(device), noise.to(device), times.to(device)
+            chosen = torch.where(dropped, self.empty, self.text_rows[rows])
+            with accelerator.accumulate(self.model), accelerator.autocast():
+                loss, added = self._loss(x, noise, times, chosen, self.recipe.text_active(step, settings.steps))
+                accelerator.backward(loss if added is None else loss + added)
+                total += loss.detach() / settings.accumulate
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(self.parameters, settings.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        self.state.average.step(self.parameters)
+        # One read from the device per step, because every read waits for it.
+        value, length = torch.stack([accelerator.reduce(total, "mean"), launch.gather(norm).float()]).tolist()
+        if not np.isfinite(value):
+            raise DivergedError(
+                f"{self.run_.folder}: the loss is {value} at step {step + 1}; lower the learning rate or use bf16 "
+                "instead of fp16"
+            )
+        return value, length
+
+    def _loss(
+        self, x: Tensor, noise: Tensor, times: Tensor, chosen: Tensor, learns: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Denoising loss of a batch, and what the recipe adds to it."""
+        text = {name: values[chosen].to(x.device) for name, values in self.text.items()}
+        if not self.recipe.text_learns and "states" not in text:
+            text = {"states": models.text_states(self.pipeline.text_encoder, text).float()}
+        predicted, states = self.model(self.schedule.add_noise(x, noise, times), times, text, learns)
+        loss = F.mse_loss(predicted.float(), models.prediction_target(self.schedule, x, noise, times))
+        if not learns:
+            return loss, None
+        reference = None if self.reference is None else self.reference[chosen].to(x.device)
+        return loss, self.recipe.penalty(states, reference, text["attention_mask"])
+
+
+@contextmanager
+def _restored_on_failure(
+    pipeline: StableDiffusionPipeline,
+    learning: Sequence[tuple[str, torch.nn.Parameter, float]],
+    kept: Path,
+    accelerator: Accelerator,
+) -> Iterator[None]:
+    """Leave the networks in eval mode; after an exception, Ctrl-C included, with the weights they had.
+
+    Otherwise a second call in the same notebook would take half-trained weights for the base. The weights wait in a
+    file: in memory they would be one more copy beside the average and the moments.
+    """
+    if accelerator.is_main_process:
+        runs.save_tensors(kept, {name: parameter for name, parameter, _ in learning})
+    accelerator.wait_for_everyone()
+    device = pipeline.unet.device
+    try:
+        yield
+    except BaseException:
+        before = runs.load_tensors(kept)
+        with torch.no_grad():
+            for name, parameter, _ in learning:
+                parameter.copy_(before[name])
+        raise
+    finally:
+        for part in (pipeline.unet, pipeline.text_encoder):
+            part.zero_grad()
+            part.to(device).eval().requires_grad_(False)

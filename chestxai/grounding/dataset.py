@@ -1,0 +1,164 @@
+"""Heatmaps of a whole data set, kept in a file, and of every checkpoint of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from diffusers import StableDiffusionPipeline
+
+from chestxai import finetune, models, reports, runs
+from chestxai.grounding.heatmaps import ground_many
+from chestxai.grounding.passes import paper_timesteps
+from chestxai.profiles import GroundingSettings, Profile
+from chestxai.runs import DivergedError, InputError, Run
+from chestxai.studies import Fit, Frame, GroundTruth
+
+#: Phrases whose maps are written together: what a kill can cost.
+CHUNK = 64
+
+
+def target_words(truth: GroundTruth, target: str = "finding") -> str:
+    """The words of a phrase that are read.
+
+    Args:
+        truth: a row of the data set.
+        target: "finding" for the words that name the finding (all words if none does), "phrase" for all words.
+    """
+    named = reports.name_in(truth.finding.phrase, truth.finding.name) if target == "finding" else ""
+    return named or truth.finding.phrase
+
+
+def ground_truths(
+    pipeline: StableDiffusionPipeline,
+    truths: Sequence[GroundTruth],
+    settings: GroundingSettings,
+    path: Path,
+    *,
+    seed: int = 0,
+    fit: Fit = "crop",
+    identity: str = "",
+    description: str = "grounding",
+) -> tuple[np.ndarray, list[GroundTruth], list[str]]:
+    """Heatmaps of a whole data set, kept in ``path`` and resumed as `runs.resumable` says.
+
+    The prompt of a row is its phrase, as in MS-CXR. Besides the maps themselves, memory does not grow with the data.
+
+    Args:
+        pipeline: of `models.load_pipeline`, with the checkpoint's weights.
+        truths: of `studies.phrases`.
+        settings: timesteps, tokens and batch.
+        path: the ``.safetensors`` file of the maps.
+        seed: of the noise.
+        fit: how an image becomes a square.
+        identity: names the weights, by default their fingerprint; maps of other weights are replaced.
+        description: of the progress bar.
+
+    Returns:
+        Maps float32 ``(n, h, w)``, the rows they belong to, and one line for each row left out (unreadable image,
+        phrase too long for the tokenizer).
+
+    Raises:
+        InputError: no row at all could be grounded; a damaged file of maps.
+        DivergedError: the attention of a phrase is not finite.
+    """
+    name = runs.fingerprint(
+        identity or models.fingerprint(pipeline),
+        settings.model_dump(),
+        seed,
+        fit,
+        [[truth.key, truth.study.change_token()] for truth in truths],
+        runs.code_fingerprint("chestxai.grounding.dataset"),
+    )
+
+    def compute(rows: range) -> tuple[dict[str, torch.Tensor], list[str]]:
+        try:
+            maps, kept, lines = _ground_chunk(pipeline, truths[rows.start : rows.stop], settings, seed, fit)
+        except DivergedError as error:
+            raise DivergedError(f"{path}, rows from {rows.start}: {error}") from error
+        if not kept:
+            return {}, lines
+        return {"maps": torch.from_numpy(maps), "rows": torch.tensor([rows.start + i for i in kept])}, lines
+
+    stored, skipped = runs.resumable(
+        Path(path), name, len(truths), compute, chunk=CHUNK, description=description
+    )
+    if not stored:
+        raise InputError(
+            f"none of {len(truths)} phrases could be grounded; the first: {(skipped or ['no phrases'])[0]}"
+        )
+    return stored["maps"].numpy(), [truths[i] for i in stored["rows"].tolist()], skipped
+
+
+def _ground_chunk(
+    pipeline: StableDiffusionPipeline, chunk: Sequence[GroundTruth], settings: GroundingSettings, seed: int, fit: Fit
+) -> tuple[np.ndarray, list[int], list[str]]:
+    """Maps float32 ``(n, h, w)``, the positions in the chunk that they belong to, and a line for each one left out."""
+    size = models.image_size(pipeline)
+    kept, lines = [], []
+    for i, truth in enumerate(chunk):
+        try:
+            words = target_words(truth, settings.target)
+            reports.token_positions(pipeline.tokenizer, truth.finding.phrase, words)
+            image = Frame(*truth.study.size, size, fit).image(truth.study.pixels())
+            kept.append((i, image, truth.finding.phrase, words))
+        except ValueError as error:
+            lines.append(" ".join(f"{truth.key}: {error}".split()))
+    if not kept:
+        return np.zeros((0, 1, 1), np.float32), [], lines
+    rows, images, prompts, words = zip(*kept, strict=True)
+    maps = ground_many(
+        pipeline,
+        None if settings.method == "generation" else np.stack(images),
+        prompts,
+        words,
+        timesteps=paper_timesteps(pipeline.scheduler, settings.steps, settings.last, settings.stride),
+        seed=seed,
+        draws=settings.draws,
+        batch=settings.batch,
+        method=settings.method,
+        steps=settings.steps,
+        guidance=settings.guidance,
+    )
+    return maps, list(rows), lines
+
+
+def ground_run(
+    profile: Profile, run: Run | Path, truths: Sequence[GroundTruth]
+) -> Iterator[tuple[int, np.ndarray, list[GroundTruth], list[str]]]:
+    """`ground_truths` of the base, which is step 0, and of every checkpoint of a finished run.
+
+    The maps are kept in ``maps/step-<k>.safetensors``. Their noise is that of seed 0 in every run, so that runs differ
+    in their weights only.
+
+    Args:
+        profile: the one the run was made with.
+        run: a run or its folder.
+        truths: of the profile's test split.
+
+    Yields:
+        The step, and what `ground_truths` returns.
+
+    Raises:
+        MissingError: the run is not finished; names the command that makes it.
+        InputError, DivergedError: as `ground_truths`.
+    """
+    run = (run if isinstance(run, Run) else Run(run)).check_finished()
+    identity = run.record()["identity"]
+    pipeline = models.load_pipeline(profile.base, device=PartialState().device)
+    for step in (0, *run.steps()):
+        if step:
+            finetune.load_checkpoint(pipeline, run, step)
+        maps, rows, skipped = ground_truths(
+            pipeline,
+            truths,
+            profile.grounding,
+            run.maps_file(step),
+            fit=profile.data.fit,
+            identity=f"{identity}-{step}",
+            description=f"step {step}",
+        )
+        yield step, maps, rows, skipped

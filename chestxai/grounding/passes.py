@@ -1,0 +1,264 @@
+"""The passes of the U-Net in which its attention is read: noised, along DDIM inversion, or while it generates."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler, SchedulerMixin, StableDiffusionPipeline
+
+from chestxai import attention, models, reports
+from chestxai.profiles import Method
+from chestxai.runs import InputError
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How the U-Net runs while it is read.
+
+    Attributes:
+        timesteps: of the noise schedule that are read; default: the last four fifths of ``steps``, as
+            `paper_timesteps`. For "inversion" and "generation" they must be among the ``steps``.
+        method: "noised", "inversion" or "generation".
+        seed: of the noise.
+        draws: independent noises: for each timestep of "noised", or starting points of "generation".
+        steps: of the whole path of "inversion" or "generation", in the scheduler's own spacing.
+        guidance: scale of classifier-free guidance for "generation", whose conditional half is read.
+        layers: see `attention.select_layers`.
+        batch: rows of one pass through the U-Net; bounds its memory.
+    """
+
+    timesteps: Sequence[int] | None = None
+    method: Method = "noised"
+    seed: int = 0
+    draws: int = 1
+    steps: int = 50
+    guidance: float = 1.0
+    layers: attention.Layers = "all"
+    batch: int = 64
+
+    def chosen(self, pipeline: StableDiffusionPipeline) -> list[int]:
+        """The timesteps that are read."""
+        if self.timesteps is not None:
+            return [int(t) for t in self.timesteps]
+        return paper_timesteps(pipeline.scheduler, self.steps, max(1, round(self.steps * 0.8)))
+
+
+def paper_timesteps(scheduler: SchedulerMixin, steps: int = 50, last: int = 40, stride: int = 1) -> list[int]:
+    """Every ``stride``-th of the ``last`` (least noisy) of ``steps`` denoising timesteps, falling.
+
+    Args:
+        scheduler: whose noise schedule and spacing are used, whatever its class; the steps are DDIM's.
+        steps: of the whole path.
+        last: how many of them, from 1 to ``steps``.
+        stride: from 1.
+
+    Raises:
+        InputError: ``last`` or ``stride`` out of range, or more steps than the schedule has.
+    """
+    if not 1 <= last <= steps or stride < 1:
+        raise InputError(
+            f"of {steps} steps the last 1 to {steps} can be read, with a stride from 1: got {last}, {stride}"
+        )
+    # set_timesteps would change the pipeline's own scheduler.
+    ddim = DDIMScheduler.from_config(scheduler.config)
+    try:
+        ddim.set_timesteps(steps)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return [int(t) for t in ddim.timesteps[-last:]][::stride]
+
+
+@torch.inference_mode()
+def read_attention(
+    pipeline: StableDiffusionPipeline,
+    images: np.ndarray | None,
+    prompts: Sequence[str],
+    phrases: Sequence[str],
+    passes: Passes,
+    *,
+    times: attention.Times = "mean",
+    others: bool = False,
+) -> tuple[attention.Capture, torch.Tensor | None]:
+    """Run the U-Net and read its attention, one slot per phrase.
+
+    Args:
+        pipeline: of `models.load_pipeline`.
+        images: uint8 ``(n, s, s)``; None for "generation".
+        prompts: ``n`` texts.
+        phrases: ``n`` passages of them.
+        passes: how.
+        times: see `attention.capture`.
+        others: also read the tokens that are no words, as further groups.
+
+    Returns:
+        What was captured, and the latents of generated images, None for the other methods.
+
+    Raises:
+        InputError: see `ground`; names the row.
+    """
+    timesteps = passes.chosen(pipeline)
+    rows = _check(pipeline, images, prompts, phrases, passes, timesteps)
+    tokens = []
+    for i, (prompt, phrase) in enumerate(zip(prompts, phrases, strict=True)):
+        try:
+            groups = {"phrase": reports.token_positions(pipeline.tokenizer, prompt, phrase)}
+            tokens.append(groups | (reports.token_groups(pipeline.tokenizer, prompt) if others else {}))
+        except ValueError as error:
+            raise InputError(f"row {i}: {error}") from error
+    generates = passes.method == "generation"
+    unique = {prompt: i for i, prompt in enumerate(dict.fromkeys([*prompts, *([""] * generates)]))}
+    states = models.encode_text(pipeline, list(unique)).to(pipeline.unet.dtype)
+    text = states[[unique[prompt] for prompt in prompts]]
+    with attention.capture(pipeline.unet, tokens, passes.layers, times=times) as seen:
+        if generates:
+            size = max(1, passes.batch // (2 if passes.guidance > 1 else 1))
+            latents = [
+                _generate(pipeline, seen, part, text, states[unique[""], None], timesteps, passes, draw)
+                for draw in range(passes.draws)
+                for part in torch.arange(rows).split(size)
+            ]
+            return seen, torch.cat(latents)
+        # One image may carry several phrases: encode it once.
+        keys = [image_key(image) for image in images]
+        first = {key: i for i, key in reversed(list(enumerate(keys)))}
+        latents = models.encode_images(pipeline, images[list(first.values())]).cpu()
+        place = {key: i for i, key in enumerate(first)}
+        latents = latents[[place[key] for key in keys]]
+        if passes.method == "inversion":
+            for part in torch.arange(rows).split(passes.batch):
+                _invert(pipeline, seen, part, latents, text, timesteps, passes.steps)
+        else:
+            _noised(pipeline, seen, keys, latents, text, timesteps, passes)
+    return seen, None
+
+
+def _check(
+    pipeline: StableDiffusionPipeline,
+    images: np.ndarray | None,
+    prompts: Sequence[str],
+    phrases: Sequence[str],
+    passes: Passes,
+    timesteps: Sequence[int],
+) -> int:
+    """The number of rows, if all of them can be run."""
+    method = passes.method
+    if method not in get_args(Method):
+        raise InputError(f"unknown method {method!r}: choose one of {', '.join(get_args(Method))}")
+    if (images is None) != (method == "generation"):
+        raise InputError("'generation' reads no image: give None" if images is not None else f"{method!r} needs images")
+    if images is not None:
+        size = models.image_size(pipeline)
+        if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (size, size):
+            raise InputError(
+                f"expected uint8 images (n, {size}, {size}), got {images.dtype} {images.shape}; use studies.Frame"
+            )
+    rows = len(prompts if images is None else images)
+    if not rows or {rows, len(prompts), len(phrases)} != {rows}:
+        raise InputError(f"one prompt and phrase per image: got {rows}, {len(prompts)} and {len(phrases)}")
+    last = pipeline.scheduler.config.num_train_timesteps - 1
+    outside = [t for t in timesteps if not 0 <= t <= last]
+    if outside or not timesteps:
+        raise InputError(f"timesteps must be 0 to {last}, got {outside or 'none'}")
+    if method != "noised":
+        path = paper_timesteps(pipeline.scheduler, passes.steps, passes.steps)
+        off = sorted(set(timesteps) - set(path))
+        if off:
+            raise InputError(f"timesteps {off} are not among the {passes.steps} of the path, {path[-1]} to {path[0]}")
+    return rows
+
+
+def _noised(
+    pipeline: StableDiffusionPipeline,
+    seen: attention.Capture,
+    keys: Sequence[int],
+    latents: torch.Tensor,
+    text: torch.Tensor,
+    timesteps: Sequence[int],
+    passes: Passes,
+) -> None:
+    schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+    plan = [(i, t, d) for i in range(len(latents)) for t in timesteps for d in range(passes.draws)]
+    for start in range(0, len(plan), passes.batch):
+        part = plan[start : start + passes.batch]
+        rows = [i for i, _, _ in part]
+        noise = torch.stack([_noise(latents.shape[1:], passes.seed, keys[i], t, d) for i, t, d in part])
+        times = torch.tensor([t for _, t, _ in part])
+        noisy = schedule.add_noise(latents[rows], noise, times).to(text)
+        seen.rows(rows)
+        seen.run(noisy, times.to(text.device), text[rows])
+
+
+def _invert(
+    pipeline: StableDiffusionPipeline,
+    seen: attention.Capture,
+    rows: torch.Tensor,
+    latents: torch.Tensor,
+    text: torch.Tensor,
+    timesteps: Sequence[int],
+    steps: int,
+) -> None:
+    schedule = DDIMInverseScheduler.from_config(pipeline.scheduler.config)
+    schedule.set_timesteps(steps)
+    x, states = latents[rows].to(text), text[rows]
+    for t in schedule.timesteps:
+        seen.rows(rows if t in timesteps else torch.full_like(rows, -1))
+        if t == max(timesteps):
+            seen.run(x, t, states)
+            break
+        x = schedule.step(pipeline.unet(x, t, states, return_dict=False)[0], t, x).prev_sample
+
+
+def _generate(
+    pipeline: StableDiffusionPipeline,
+    seen: attention.Capture,
+    rows: torch.Tensor,
+    text: torch.Tensor,
+    empty: torch.Tensor,
+    timesteps: Sequence[int],
+    passes: Passes,
+    draw: int,
+) -> torch.Tensor:
+    schedule = DDIMScheduler.from_config(pipeline.scheduler.config)
+    schedule.set_timesteps(passes.steps)
+    side = pipeline.unet.config.sample_size
+    shape = (pipeline.unet.config.in_channels, side, side)
+    x = torch.stack([_noise(shape, passes.seed, int(row), draw) for row in rows]).to(text)
+    guided = passes.guidance > 1
+    states = torch.cat([empty.expand(len(rows), -1, -1), text[rows]]) if guided else text[rows]
+    none = torch.full_like(rows, -1)
+    for t in schedule.timesteps:
+        read = rows if t in timesteps else none
+        seen.rows(torch.cat([none, read]) if guided else read)
+        predicted = pipeline.unet(torch.cat([x, x]) if guided else x, t, states, return_dict=False)[0]
+        if guided:
+            unconditional, conditional = predicted.chunk(2)
+            predicted = unconditional + passes.guidance * (conditional - unconditional)
+        x = schedule.step(predicted, t, x).prev_sample
+    return x.float()
+
+
+def image_key(image: np.ndarray) -> int:
+    """A number for the pixels of an image: 63 bits of SHA-256, so that no two images share it."""
+    return int.from_bytes(hashlib.sha256(np.ascontiguousarray(image)).digest()[:8]) >> 1
+
+
+def _noise(shape: Sequence[int], *key: int) -> torch.Tensor:
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(int(state) >> 1))
+
+
+def make_passes(options: dict[str, Any]) -> Passes:
+    """`Passes` of keyword arguments.
+
+    Raises:
+        InputError: one that does not exist.
+    """
+    try:
+        return Passes(**options)
+    except TypeError as error:
+        raise InputError(f"{error}; the options are {', '.join(Passes.__dataclass_fields__)}") from error

@@ -1,0 +1,244 @@
+"""Recipes: how the text is treated while the U-Net is fine-tuned.
+
+``frozen`` and ``learnable`` are two points in a space. A recipe is a small frozen settings model whose fields are
+independent and combine freely. The training loop knows none of their names. It asks four things of a recipe:
+
+- `Recipe.prepare`: what changes in the pipeline before the first step (random weights, adapters);
+- `Recipe.learning`: which named parameters learn, and at which rate;
+- `Recipe.context`: what the U-Net reads, given the encoder's states;
+- `Recipe.penalty`: what the loss adds.
+
+A further field is one more field here and one more small function, called from one of the four.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from chestxai.runs import InputError
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+    from torch import Tensor, nn
+
+    from chestxai.profiles import FinetuneSettings
+
+_TEXT = re.compile(r"(frozen|learnable|random|embeddings)|(?:last|lora):([1-9]\d{0,3})")
+
+
+class Schedule(BaseModel):
+    """When the text encoder learns, as shares of the steps: from ``start`` (included) until ``until`` (excluded).
+
+    ``start: 0.5`` freezes first and learns later; ``until: 0.5`` learns first and freezes later.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    start: float = Field(0.0, ge=0, lt=1)
+    until: float = Field(1.0, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _rises(self) -> Schedule:
+        if self.start >= self.until:
+            raise ValueError(f"start {self.start} is not before until {self.until}")
+        return self
+
+
+class Recipe(BaseModel):
+    """A treatment of the text encoder.
+
+    Attributes:
+        text: what of the text encoder learns: ``frozen`` (nothing), ``learnable`` (everything), ``last:K`` (its last K
+            layers), ``embeddings`` (its embedding layer), ``lora:R`` (adapters of rank R on its linear layers;
+            Hu et al. 2022), or ``random`` (nothing, and its weights are random: the control).
+        schedule: when it learns.
+        text_learning_rate: of the text encoder's parameters; default: that of the fine-tuning settings.
+        anchor: weight of the mean cosine distance between the states and those of the text encoder as it was, over the
+            tokens that are not padding.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    text: str = Field("frozen", pattern=f"^(?:{_TEXT.pattern})$")
+    schedule: Schedule = Schedule()
+    text_learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
+    anchor: float = Field(0.0, ge=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _needs_learning(self) -> Recipe:
+        if not self.text_learns:
+            fields = type(self).model_fields
+            changed = [n for n in ("schedule", "text_learning_rate", "anchor") if getattr(self, n) != fields[n].default]
+            if changed:
+                raise ValueError(f"{', '.join(changed)}: has no effect with text {self.text!r}, which learns nothing")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """``text`` without its number."""
+        return self.text.split(":")[0]
+
+    @property
+    def text_learns(self) -> bool:
+        """Whether any parameter of the text encoder learns at any time."""
+        return self.kind not in ("frozen", "random")
+
+    @property
+    def stock(self) -> bool:
+        """Whether the trained pipeline is one that plain diffusers loads."""
+        return True
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether `penalty` compares with the states of the text encoder as it was before the first step."""
+        return self.anchor > 0
+
+    def text_active(self, step: int, steps: int) -> bool:
+        """Whether the text encoder learns in this step (0 to ``steps`` - 1)."""
+        return self.text_learns and self.schedule.start * steps <= step < self.schedule.until * steps
+
+    def prepare(self, pipeline: StableDiffusionPipeline, seed: int = 0) -> None:
+        """Change the pipeline's networks before the first step; new weights are drawn with ``seed``."""
+        if self.kind == "random":
+            randomise(pipeline.text_encoder, seed)
+        elif self.kind == "lora":
+            add_adapters(pipeline.text_encoder, int(self.text.split(":")[1]), seed)
+
+    def learning(
+        self, unet: nn.Module, text_encoder: nn.Module, settings: FinetuneSettings
+    ) -> Iterator[tuple[str, nn.Parameter, float]]:
+        """What learns: ``("unet.<name>" or "text_encoder.<name>", parameter, learning rate)``, the U-Net's first.
+
+        Args:
+            unet: of the prepared pipeline.
+            text_encoder: of the prepared pipeline.
+            settings: hold the learning rates.
+
+        Raises:
+            InputError: the text encoder has no such part.
+        """
+        for name, parameter in unet.named_parameters():
+            yield f"unet.{name}", parameter, settings.learning_rate
+        rate = self.text_learning_rate or settings.text_learning_rate
+        for name, parameter in learning_text(text_encoder, self.text):
+            yield f"text_encoder.{name}", parameter, rate
+
+    def context(self, states: Tensor, mask: Tensor) -> Tensor:
+        """What the U-Net reads.
+
+        Args:
+            states: last hidden states of the text encoder, ``(n, length, width)``.
+            mask: 1 for tokens, 0 for padding, ``(n, length)``.
+
+        Returns:
+            ``(n, length, width)``.
+        """
+        return states
+
+    def penalty(self, states: Tensor, reference: Tensor | None, mask: Tensor) -> Tensor | None:
+        """What is added to the denoising loss, a scalar, or None.
+
+        Args:
+            states: of a batch of prompts, ``(n, length, width)``, with a gradient.
+            reference: the same of the text encoder as it was; None unless `needs_reference`.
+            mask: 1 for tokens, 0 for padding, ``(n, length)``.
+        """
+        return self.anchor * cosine_distance(states, reference, mask) if self.anchor else None
+
+
+def learning_text(encoder: nn.Module, text: str) -> Iterator[tuple[str, nn.Parameter]]:
+    """Named parameters of a text encoder that learn under ``Recipe.text``.
+
+    Raises:
+        InputError: the encoder has fewer layers, or no embedding layer.
+    """
+    kind, _, number = text.partition(":")
+    parameters = list(encoder.named_parameters())
+    if kind == "last":
+        layers = layer_names(encoder)
+        if int(number) > len(layers):
+            raise InputError(f"text {text!r}: the text encoder has {len(layers)} layers")
+        chosen = tuple(f"{name}." for name in layers[-int(number) :])
+        parameters = [(name, p) for name, p in parameters if name.startswith(chosen)]
+    elif kind == "embeddings":
+        parameters = [(name, p) for name, p in parameters if "embeddings" in name.split(".")]
+        if not parameters:
+            raise InputError(f"text {text!r}: this {type(encoder).__name__} has no embedding layer of that name")
+    elif kind == "lora":
+        parameters = [(name, p) for name, p in parameters if ".lora_" in name]
+    elif kind != "learnable":
+        parameters = []
+    yield from parameters
+
+
+def layer_names(encoder: nn.Module) -> list[str]:
+    """Dotted names of a text encoder's transformer layers, the first one first.
+
+    Raises:
+        InputError: no list of modules is as long as the configuration says.
+    """
+    from torch import nn
+
+    count = encoder.config.num_hidden_layers
+    for name, module in encoder.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return [f"{name}.{i}" for i in range(count)]
+    raise InputError(f"this {type(encoder).__name__} has no list of {count} layers")
+
+
+def randomise(encoder: nn.Module, seed: int) -> None:
+    """Replace all weights of a text encoder by those its architecture starts with."""
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        fresh = type(encoder)(encoder.config)
+    state = fresh.state_dict()
+    # A part that was removed, such as an unused pooler, is not missed.
+    encoder.load_state_dict({name: state[name].to(value) for name, value in encoder.state_dict().items()})
+
+
+def add_adapters(encoder: nn.Module, rank: int, seed: int) -> None:
+    """Add low-rank adapters to all linear layers of a text encoder, in place; they change nothing before training."""
+    import torch
+    from peft import LoraConfig, inject_adapter_in_model
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear"), encoder)
+    encoder.eval().requires_grad_(False)
+
+
+def merge_adapters(encoder: nn.Module) -> nn.Module:
+    """A copy of the text encoder with its adapters merged into plain linear layers; itself if it has none."""
+    import copy
+
+    from peft.tuners.lora import LoraLayer
+
+    if not any(isinstance(module, LoraLayer) for module in encoder.modules()):
+        return encoder
+    merged = copy.deepcopy(encoder)
+    for name, module in list(merged.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()
+            parent, _, leaf = name.rpartition(".")
+            setattr(merged.get_submodule(parent), leaf, module.get_base_layer())
+    # Else transformers would save adapters only.
+    vars(merged).pop("peft_config", None)
+    merged._hf_peft_config_loaded = False
+    return merged
+
+
+def cosine_distance(states: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
+    """Mean of 1 − cosine over the tokens that ``mask`` keeps: a scalar in [0, 2]."""
+    import torch.nn.functional as F
+
+    distance = 1 - F.cosine_similarity(states, reference, dim=-1)
+    return (distance * mask).sum() / mask.sum()
+
+
+def of_name(value: Any) -> Any:
+    """Allow a recipe to be written as its ``text`` alone, as in ``learnable: learnable`` or ``[frozen, learnable]``."""
+    return {"text": value} if isinstance(value, str) else value
