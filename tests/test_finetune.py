@@ -834,3 +834,22 @@ def test_the_command_leaves_the_run_where_the_book_finds_it(tmp_path, capsys):
     assert (run / "run.json").stat().st_mtime_ns == written
     with pytest.raises(ValueError, match=r"(?s)text.*should match pattern"):
         main([*options, "--variant", "thawed"])
+
+
+def test_a_run_of_other_code_is_moved_aside_and_never_deleted(finished, monkeypatch):
+    from chestxai.finetune import loop as module
+
+    old = runs.read_json(finished / "run.json")
+    monkeypatch.setattr(module, "_code", lambda _: "0123456789abcdef")
+    with pytest.warns(UserWarning, match=r"code has changed; the run of the old code is kept in .*run\.before-"):
+        finetune(tiny.random_pipeline("sd"), studies(), settings(steps=5), finished, recipe="learnable")
+    (kept,) = finished.parent.glob("run.before-*")
+    assert runs.read_json(kept / "run.json") == old
+    assert runs.read_json(finished / "run.json")["identity"] != old["identity"]
+
+
+def test_two_trainings_of_one_run_at_once_are_refused(finished):
+    from chestxai.finetune import launch
+
+    with launch.only_writer(finished, True), pytest.raises(ValueError, match="another process is fine-tuning this run"):
+        finetune(tiny.random_pipeline("sd"), studies(), settings(steps=3), finished, recipe="learnable")

@@ -399,3 +399,98 @@ class TestCommand:
         code, told = self.outcome(lambda: finetune.main(options), capsys)
         assert code == 2
         assert re.fullmatch(r"error: .*a\.dcm is a DICOM file: .* 'python -m pip install pydicom'\n", told)
+
+
+class TestRun:
+    @pytest.fixture
+    def run(self, tmp_path):
+        folder = tmp_path / "runs/demo/frozen/seed-3"
+        folder.mkdir(parents=True)
+        return runs.Run(folder)
+
+    def test_a_missing_run_is_one_message_that_names_the_command(self, run):
+        command = "make it with 'python -m chestxai.batch --profile demo --variants frozen --seeds 3'"
+        for read in (run.record, run.train_log, run.grounding, run.fidelity, run.check_finished, lambda: run.maps(3)):
+            with pytest.raises(runs.MissingError) as told:
+                read()
+            assert command in str(told.value)
+        assert not run.is_finished()
+        assert run.steps() == []
+
+    def test_identifiers_and_phrases_stay_text(self, run):
+        run.grounding_file.write_text(
+            "study,patient,finding,phrase,step,auc_roc\n01,007,Edema,NA,80,0.5\n02,07,Edema,None,80,\n"
+        )
+        table = run.grounding()
+        assert table["patient"].tolist() == ["007", "07"]
+        assert table["phrase"].tolist() == ["NA", "None"]
+        assert table["step"].tolist() == [80, 80]
+        assert np.isnan(table["auc_roc"][1])
+
+    @pytest.mark.parametrize(
+        ("content", "told"),
+        [
+            ("", "not a readable table"),
+            ("study,patient\n1,2\n", "lacks the columns step, finding, phrase"),
+            ("study,patient,finding,phrase,step\n", "has no rows"),
+            ("study,patient,finding,phrase,step,iou\na,b,c,d,1,0.5\na,b,c,d,2,hello\n", "line 3: iou is 'hello'"),
+            ("study,patient,finding,phrase,step\na,b,c,d,\n", "line 2: step is ''"),
+        ],
+    )
+    def test_a_damaged_table_is_named_with_its_line(self, run, content, told):
+        run.grounding_file.write_text(content)
+        with pytest.raises(runs.InputError, match=told):
+            run.grounding()
+
+    @pytest.mark.parametrize("content", ["[]", "null", "3", "'a'", "[" * 100_000, '{"steps": [1]}', '{"steps": {"a": {}}}'])
+    def test_json_of_another_type_is_named(self, run, content):
+        run.fidelity_file.write_text(content)
+        with pytest.raises(runs.InputError, match=r"fidelity\.json"):
+            run.fidelity()
+
+    def test_scores_by_step(self, run):
+        run.fidelity_file.write_text('{"steps": {"0": {"fid": 2, "kid": null}}}')
+        scores = run.fidelity()
+        assert scores[0]["fid"] == 2
+        assert np.isnan(scores[0]["kid"])
+        run.fidelity_file.write_text('{"steps": {"0": {"fid": "low"}}}')
+        with pytest.raises(runs.InputError, match="fid is 'low', not a number"):
+            run.fidelity()
+
+
+class TestResumable:
+    def test_chunks_are_joined_and_a_finished_file_is_read(self, tmp_path):
+        calls = []
+
+        def compute(rows):
+            calls.append(list(rows))
+            return {"x": torch.tensor([i * i for i in rows if i != 2])}, [f"{i} left out" for i in rows if i == 2]
+
+        for _ in range(2):
+            tensors, lines = runs.resumable(tmp_path / "a.safetensors", "me", 5, compute, chunk=2)
+            assert tensors["x"].tolist() == [0, 1, 9, 16]
+            assert lines == ["2 left out"]
+        assert calls == [[0, 1], [2, 3], [4]]
+        assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+        runs.resumable(tmp_path / "a.safetensors", "another", 5, compute, chunk=2)
+        assert len(calls) == 6
+
+    def test_a_stopped_job_computes_only_what_is_missing(self, tmp_path):
+        calls = []
+
+        def compute(rows, stops=True):
+            if stops and rows.start == 4:
+                raise KeyboardInterrupt
+            calls.append(rows.start)
+            return {"x": torch.tensor(list(rows))}, []
+
+        with pytest.raises(KeyboardInterrupt):
+            runs.resumable(tmp_path / "a.safetensors", "me", 6, compute, chunk=2)
+        tensors, _ = runs.resumable(tmp_path / "a.safetensors", "me", 6, lambda rows: compute(rows, False), chunk=2)
+        assert calls == [0, 2, 4]
+        assert tensors["x"].tolist() == [0, 1, 2, 3, 4, 5]
+
+    def test_where_everything_is_left_out_nothing_is_kept(self, tmp_path):
+        tensors, lines = runs.resumable(tmp_path / "a.safetensors", "me", 3, lambda rows: ({}, ["no"] * len(rows)))
+        assert (tensors, lines) == ({}, ["no"] * 3)
+        assert list(tmp_path.iterdir()) == []

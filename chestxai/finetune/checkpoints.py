@@ -84,6 +84,7 @@ def prepare(pipeline: StableDiffusionPipeline, recipe: Recipe, seed: int) -> Non
     if before is None:
         recipe.prepare(pipeline, seed)
         pipeline.text_encoder.prepared_for = wanted
+        pipeline.text_encoder.recipe = recipe  # read by models.text_states
     elif before != wanted:
         raise InputError(
             "the pipeline holds the text encoder of another recipe or seed: load a fresh one with models.load_pipeline"

@@ -1,0 +1,272 @@
+"""Recipes: each field by what it promises, then that they are a seam."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from pydantic import Field, ValidationError
+
+from chestxai import finetune, models, profiles, recipes, runs, sources
+from chestxai.profiles import FinetuneSettings
+from chestxai.recipes import Recipe, Schedule
+from chestxai.runs import InputError, Run
+from tests import tiny
+
+SETTINGS = FinetuneSettings(
+    steps=4, batch_size=4, learning_rate=1e-3, text_learning_rate=1e-2, checkpoint_every=2, ema_decay=0.5
+)
+TEXTS = ["frozen", "learnable", "last:1", "embeddings", "lora:2", "random"]
+KINDS = ["sd", "bert"]
+
+
+def studies():
+    return sources.load("phantom", split="train", n=6, size=32)
+
+
+def states(part: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in part.state_dict().items()}
+
+
+def train(recipe: Recipe | str, out: Path, kind: str = "bert", settings: FinetuneSettings = SETTINGS, seed: int = 0):
+    pipeline = tiny.random_pipeline(kind)
+    finetune.finetune(pipeline, studies(), settings, out, recipe=recipe, seed=seed)
+    return pipeline
+
+
+def text_of(pipeline, prompts=("Large left pleural effusion.", "Normal chest.")) -> torch.Tensor:
+    return models.encode_text(pipeline, list(prompts))
+
+
+# --- what learns -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", TEXTS)
+def test_exactly_what_the_recipe_names_learns(tmp_path, text, kind):
+    """Known answer for each ``text``: the parameters of the text encoder that differ after the training."""
+    base = tiny.random_pipeline(kind)
+    if text == "lora:2":
+        Recipe(text=text).prepare(base)
+    before, pipeline = states(base.text_encoder), train(text, tmp_path, kind)
+    after = states(pipeline.text_encoder)
+    moved = {name for name in after if name in before and not torch.equal(before[name], after[name])}
+    parameters = {name for name, _ in pipeline.text_encoder.named_parameters()}
+    last = recipes.layer_names(pipeline.text_encoder)[-1]
+    # A token that no prompt holds, and a bias of keys (which the softmax ignores), has no gradient to speak of, but
+    # weight decay moves it.
+    expected = {
+        "frozen": set(),
+        "learnable": parameters,
+        "last:1": {name for name in parameters if name.startswith(f"{last}.")},
+        "embeddings": {name for name in parameters if "embeddings" in name.split(".")},
+        "lora:2": {name for name in parameters if "lora_" in name},
+    }
+    if text == "random":
+        assert len(moved) >= 10
+        again = tiny.random_pipeline(kind)
+        Recipe(text="random").prepare(again, seed=0)
+        assert all(torch.equal(after[name], value) for name, value in states(again.text_encoder).items())
+    else:
+        assert moved <= expected[text]
+        assert len(moved) >= 0.8 * len(expected[text])
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_checkpoint_holds_what_learns_and_nothing_else(tmp_path, text):
+    pipeline = train(text, tmp_path)
+    checkpoint = Run(tmp_path).checkpoint(4)
+    learning = {name for name, _ in recipes.learning_text(pipeline.text_encoder, text)}
+    assert set(runs.load_tensors(checkpoint / "unet.safetensors")) == {n for n, _ in pipeline.unet.named_parameters()}
+    if learning:
+        assert set(runs.load_tensors(checkpoint / "text_encoder.safetensors")) == learning
+    else:
+        assert [p.name for p in checkpoint.iterdir()] == ["unet.safetensors"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_model_is_stock_and_equals_the_last_checkpoint(tmp_path, text, kind):
+    pipeline = train(text, tmp_path, kind)
+    expected = text_of(pipeline)
+    loaded = finetune.load_checkpoint(tiny.random_pipeline(kind), tmp_path, 4)
+    torch.testing.assert_close(text_of(loaded), expected, atol=0, rtol=0)
+    model = models.load_pipeline(tmp_path / "model", device="cpu")
+    assert not any("lora" in name for name, _ in model.text_encoder.named_modules())
+    torch.testing.assert_close(text_of(model), expected, atol=2e-6, rtol=1e-5)
+    if kind == "sd":
+        stock = StableDiffusionPipeline.from_pretrained(tmp_path / "model", safety_checker=None)
+        stock.set_progress_bar_config(disable=True)
+        torch.testing.assert_close(
+            stock.encode_prompt("Normal chest.", "cpu", 1, False)[0], text_of(model, ["Normal chest."]), atol=0, rtol=0
+        )
+
+
+@pytest.mark.parametrize("text", ["lora:2", "last:1", "random"])
+def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, monkeypatch, text):
+    from chestxai.finetune import loop
+
+    whole = train(text, tmp_path / "whole")
+    original = loop.draw
+
+    def stopped(step, *rest):
+        if step == 3:
+            raise KeyboardInterrupt
+        return original(step, *rest)
+
+    monkeypatch.setattr(loop, "draw", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train(text, tmp_path / "run")
+    monkeypatch.undo()
+    resumed = train(text, tmp_path / "run")
+    for part in ("unet", "text_encoder"):
+        one, two = states(getattr(whole, part)), states(getattr(resumed, part))
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_one_pipeline_cannot_hold_two_recipes(tmp_path):
+    train("lora:2", tmp_path / "lora")
+    train("frozen", tmp_path / "frozen")
+    pipeline = finetune.load_checkpoint(tiny.random_pipeline("bert"), tmp_path / "lora", 4)
+    with pytest.raises(InputError, match="another recipe or seed: load a fresh one"):
+        finetune.load_checkpoint(pipeline, tmp_path / "frozen", 4)
+
+
+def test_parts_that_an_encoder_does_not_have_are_refused_before_training(tmp_path):
+    with pytest.raises(InputError, match="text 'last:9': the text encoder has 2 layers"):
+        train("last:9", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- schedule and anchor ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "learning"),
+    [
+        (Schedule(), [True] * 4),
+        (Schedule(start=0.5), [False, False, True, True]),
+        (Schedule(until=0.5), [True, True, False, False]),
+        (Schedule(start=0.25, until=0.75), [False, True, True, False]),
+    ],
+)
+def test_the_text_encoder_learns_in_its_stage_only(tmp_path, monkeypatch, schedule, learning):
+    recipe = Recipe(text="learnable", schedule=schedule)
+    assert [recipe.text_active(step, 4) for step in range(4)] == learning
+    from chestxai.finetune import loop
+
+    seen, original = [], loop.draw
+    pipeline = tiny.random_pipeline("bert")
+
+    def watch(step, *rest):
+        seen.append(states(pipeline.text_encoder)["encoder.layer.1.output.dense.weight"])
+        return original(step, *rest)
+
+    monkeypatch.setattr(loop, "draw", watch)
+    settings = SETTINGS.model_copy(update={"ema_decay": 0.0})
+    finetune.finetune(pipeline, studies(), settings, tmp_path, recipe=recipe)
+    seen.append(states(pipeline.text_encoder)["encoder.layer.1.output.dense.weight"])
+    assert [not torch.equal(a, b) for a, b in itertools.pairwise(seen)] == learning
+
+
+def test_frozen_first_equals_frozen_until_the_stage_begins(tmp_path):
+    train("frozen", tmp_path / "frozen")
+    train(Recipe(text="learnable", schedule=Schedule(start=0.5)), tmp_path / "staged")
+    one, two = (Run(tmp_path / name).train_log()["loss"] for name in ("frozen", "staged"))
+    np.testing.assert_allclose(one[:3], two[:3], rtol=1e-5)  # the third is computed before the third update
+    assert one[3] != two[3]
+
+
+def test_the_anchor_keeps_the_states_near(tmp_path):
+    far = train("learnable", tmp_path / "free")
+    near = train(Recipe(text="learnable", anchor=1000.0), tmp_path / "anchored")
+    base = text_of(tiny.random_pipeline("bert"))
+    distances = [float((1 - torch.cosine_similarity(text_of(p), base, dim=-1)).mean()) for p in (near, far)]
+    assert distances[0] < 0.5 * distances[1]
+
+
+def test_cosine_distance_by_hand():
+    states = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [5.0, 5.0]]])
+    reference = torch.tensor([[[3.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]])
+    mask = torch.tensor([[1, 1, 0]])
+    assert recipes.cosine_distance(states, reference, mask) == pytest.approx(0.5)  # (0 + 1) / 2; padding does not count
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"text": "lora:0"},
+        {"text": "last"},
+        {"text": "thawed"},
+        {"txet": "frozen"},
+        {"text": "frozen", "anchor": 1.0},
+        {"text": "random", "text_learning_rate": 1e-4},
+        {"text": "learnable", "anchor": float("nan")},
+        {"text": "learnable", "text_learning_rate": float("inf")},
+        {"text": "learnable", "schedule": {"start": 0.5, "until": 0.5}},
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(bad):
+    with pytest.raises(ValidationError):
+        Recipe.model_validate(bad)
+
+
+def test_a_profile_names_recipes(tmp_path):
+    path = tmp_path / "mine.yaml"
+    text = (profiles.DATA / "profiles/smoke.yaml").read_text()
+    variants = "variants: {plain: frozen, half: {text: learnable, schedule: {start: 0.5}}, low-rank: 'lora:4'}"
+    path.write_text(text.replace("variants: [frozen, learnable]", variants))
+    profile = profiles.load(path)
+    assert list(profile.variants) == ["plain", "half", "low-rank"]
+    assert profile.recipe("half") == Recipe(text="learnable", schedule=Schedule(start=0.5))
+    assert profiles.Profile.model_validate(profile.model_dump(mode="json")) == profile
+    with pytest.raises(InputError, match="no variant 'frozen': choose one of plain, half, low-rank"):
+        profile.recipe("frozen")
+
+
+# --- a recipe from outside the package -------------------------------------------------------------------------------
+
+
+class Whispering(Recipe):
+    """States are scaled down, the first layer learns ten times slower, and the loss keeps the states small."""
+
+    loudness: float = Field(0.5, gt=0)
+
+    @property
+    def stock(self) -> bool:
+        return False
+
+    def learning(self, unet, text_encoder, settings):
+        for name, parameter, rate in super().learning(unet, text_encoder, settings):
+            yield name, parameter, rate * (0.1 if ".layer.0." in name else 1)
+
+    def context(self, states, mask):
+        return states * self.loudness
+
+    def penalty(self, states, reference, mask):
+        return 1e-3 * states.square().mean()
+
+
+def test_a_recipe_from_outside_the_package_trains_resumes_and_loads(tmp_path):
+    recipe = Whispering(text="learnable")
+    pipeline = tiny.random_pipeline("bert")
+    loud = text_of(pipeline)
+    finetune.finetune(pipeline, studies(), SETTINGS, tmp_path / "run", recipe=recipe)
+    plain = train("learnable", tmp_path / "plain")
+    assert text_of(pipeline).norm() < 0.75 * loud.norm()
+    assert not torch.equal(pipeline.unet.conv_in.weight, plain.unet.conv_in.weight)
+    stamp = Run(tmp_path / "run").record_file.stat().st_mtime_ns
+    finetune.finetune(tiny.random_pipeline("bert"), studies(), SETTINGS, tmp_path / "run", recipe=recipe)
+    assert Run(tmp_path / "run").record_file.stat().st_mtime_ns == stamp
+    with pytest.raises(InputError, match="a recipe of another class; pass it"):
+        finetune.load_checkpoint(tiny.random_pipeline("bert"), tmp_path / "run", 4)
+    loaded = finetune.load_checkpoint(tiny.random_pipeline("bert"), tmp_path / "run", 4, recipe)
+    assert torch.equal(text_of(loaded), text_of(pipeline))
