@@ -19,18 +19,19 @@
 #
 # **What is trained when a diffusion model learns chest X-rays, and what if the text encoder may learn too?**
 #
-# The model starts as a *base* that draws normal chests and knows no word of a disease. It is fine-tuned on pairs of an
-# image and its report in one of two ways, which differ in nothing else:
+# The model starts as a *base* that generates normal chests and knows no word of a disease. It is fine-tuned on pairs of an
+# image and its report. How the text is treated meanwhile is a *recipe*; a *variant* is a recipe with a name. The two
+# variants of the paper {cite}`dombrowski2024tradeoffs` are
 #
-# - `frozen`: only the U-Net learns; the text encoder keeps the meaning of words it was given by its own pre-training.
-# - `learnable`: the text encoder's weights are trained along.
+# - `frozen`: only the U-Net learns; words keep the meaning that the text encoder learned in its own pre-training.
+# - `learnable`: the text encoder is trained along.
 #
-# Both see the same images in the same order, with the same noise, the same timesteps and the same dropped prompts, so
-# whatever differs at the end is due to the text encoder {cite}`dombrowski2024tradeoffs`.
+# All variants see the same images in the same order, with the same noise, timesteps and dropped prompts, so whatever
+# differs at the end is due to the recipe.
 
 # %% tags=["parameters"]
 profile = "demo"  # a name in data/profiles, or the path of a .yaml file
-variant = "frozen"  # treatment of the text encoder: "frozen" or "learnable"
+variant = "frozen"  # a variant of the profile
 seed = 0
 data = ""  # folder that holds one sub-folder per source (openi/, nih/); phantoms need none
 out = ""  # root of the runs; empty: the project's runs/
@@ -46,7 +47,7 @@ from IPython.display import Markdown
 from chestxai import finetune, models, plots, profiles
 
 settings = profiles.load(profile)
-run = profiles.run_folder(settings, variant, seed, out)
+recipe, run = settings.recipe(variant), profiles.run(settings, variant, seed, out)
 plots.setup()
 pd.Series(settings.finetune.model_dump(), name=f"profile {settings.name}").to_frame()
 
@@ -63,22 +64,42 @@ pd.Series(settings.finetune.model_dump(), name=f"profile {settings.name}").to_fr
 # %%
 pipeline = models.load_pipeline(settings.base)
 size = models.image_size(pipeline)
-learns = {"vae": False, "text_encoder": variant == "learnable", "unet": True}
+networks = {name: getattr(pipeline, name) for name in ("vae", "text_encoder", "unet")}
+counts = {name: sum(p.numel() for p in part.parameters()) for name, part in networks.items()}
 pd.DataFrame(
     {
-        "network": type(getattr(pipeline, name)).__name__,
-        "parameters (millions)": round(
-            sum(p.numel() for p in getattr(pipeline, name).parameters()) / 1e6, 1
-        ),
-        "learns here": "yes" if trained else "no",
-    }
-    for name, trained in learns.items()
-).set_index("network")
+        "class": [type(part).__name__ for part in networks.values()],
+        "parameters (millions)": [round(count / 1e6, 1) for count in counts.values()],
+    },
+    index=list(networks),
+)
 
 # %% [markdown]
-# The autoencoder never learns: it is the same for both treatments, and all latents are computed once, before the first
-# step. With a frozen text encoder the token vectors are computed once as well, which is why that treatment is also the
-# faster one.
+# The autoencoder never learns: it is the same for all variants, and all latents are computed once, before the first step.
+#
+# ## The recipe
+#
+# A recipe is a few settings. This is the one of this page; settings that are not listed have their default.
+
+# %%
+recipe.model_dump(exclude_defaults=True) or {"text": recipe.text}
+
+# %% [markdown]
+# The training loop knows none of these settings. It asks the recipe three questions: which parameters learn, and at which
+# rate; what the U-Net reads; what the loss adds. Here are the answers to the first one: the parameters that get a gradient.
+
+# %%
+learning = [*recipe.learning(pipeline.unet, pipeline.text_encoder, settings.finetune)]
+pd.DataFrame(
+    {"network": name.split(".")[0], "parameters": parameter.numel(), "rate": rate}
+    for name, parameter, rate in learning
+).groupby(["network", "rate"])["parameters"].agg(["count", "sum"])
+
+# %% [markdown]
+# `count` is the number of tensors, `sum` that of the numbers in them. `text: last:2` would let the last two layers of the
+# text encoder learn, `embeddings` its embeddings, `lora:8` small adapters beside its weights; `random` freezes random
+# weights, which is the control: words without a meaning. A text encoder that does not learn is also faster to train with,
+# because its token vectors are computed once.
 
 # %%
 studies = profiles.studies(settings, "train", data)
@@ -123,12 +144,12 @@ Markdown(
 )
 
 # %% [markdown]
-# ## Before: what the base draws
+# ## Before: what the base generates
 #
 # The same prompts and the same starting noise will be used again after the training.
 
 # %%
-asked = [
+prompts_shown = [
     "No acute cardiopulmonary abnormality.",
     "Large left pleural effusion.",
     "Large right pleural effusion.",
@@ -136,11 +157,11 @@ asked = [
 ]
 
 
-def draw(guidance: float = settings.sampling.guidance) -> np.ndarray:
-    """Images of `asked`, uint8 (n, size, size), from the same noise every time."""
+def generate(guidance: float = settings.sampling.guidance) -> np.ndarray:
+    """Images of `prompts_shown`, uint8 (n, size, size), from the same noise every time."""
     start = torch.Generator().manual_seed(seed)
     shown = pipeline(
-        asked,
+        prompts_shown,
         guidance_scale=guidance,
         num_inference_steps=20,
         generator=start,
@@ -149,30 +170,28 @@ def draw(guidance: float = settings.sampling.guidance) -> np.ndarray:
     return models.decode_latents(pipeline, shown.images)
 
 
-before = draw()
+before = generate()
 
 # %% [markdown]
 # ## Training
 #
-# `finetune` keeps a checkpoint every few steps, of the weights' exponential moving average. A run that was interrupted
-# goes on from its last checkpoint; one that is finished is not trained again.
+# `finetune` keeps a checkpoint every few steps: the exponential moving average of the parameters that learn. An interrupted
+# run resumes from its last checkpoint; a finished one is not trained again.
 
 # %%
 finetune.finetune(
     pipeline,
     studies,
     settings.finetune,
-    run,
-    variant=variant,
+    run.folder,
+    recipe=recipe,
     seed=seed,
     fit=settings.data.fit,
-    data_fingerprint=studies.fingerprint,
     cache=profiles.profile_folder(settings, out) / "cache",
-    about=profiles.about(settings, data),
+    **profiles.about(settings, variant, data),
 )
-steps = list(finetune.checkpoints(run))
-finetune.load_checkpoint(pipeline, run, steps[-1])
-trace = pd.read_csv(run / "train.csv")
+last = run.steps()[-1]
+trace = run.train_log()
 plots.training_curves({variant: trace}, title="Training")
 
 # %% tags=["hide-input"]
@@ -187,30 +206,30 @@ Markdown(
 # ## After: the same prompts, the same noise
 
 # %%
-after = draw()
+after = generate()
 plots.images(
     np.concatenate([before, after]),
-    titles=[f"base: {p}" for p in asked] + [f"step {steps[-1]}: {p}" for p in asked],
+    titles=[f"base: {p}" for p in prompts_shown] + [f"step {last}: {p}" for p in prompts_shown],
     title="Before and after fine-tuning",
 )
 
 # %% [markdown]
-# Compare the two rows. "R" marks the patient's right, which is on the image's left: is the fluid on the side that was
-# asked for?
+# Compare the two rows. "R" marks the patient's right, which is on the image's left: is the fluid on the side that the
+# prompt names?
 #
 # ## Did the words keep their meaning?
 #
-# A learnable text encoder can move its vectors anywhere that lowers the loss. For each word of a few prompts we compare
+# A text encoder that learns can move its vectors anywhere that lowers the loss. For each token of a few prompts we compare
 # its vector after the training with the one before: 1 is unchanged.
 
 # %%
 pristine = models.load_pipeline(settings.base)
-words = pipeline.tokenizer(asked)["input_ids"]
-old, new = (models.encode_text(p, asked).cpu() for p in (pristine, pipeline))
+words = pipeline.tokenizer(prompts_shown)["input_ids"]
+old, new = (models.encode_text(p, prompts_shown).cpu() for p in (pristine, pipeline))
 similar = F.cosine_similarity(old, new, dim=-1)
 drift = pd.DataFrame(
     {"prompt": prompt, "token": token, "cosine": float(similar[i, j])}
-    for i, prompt in enumerate(asked)
+    for i, prompt in enumerate(prompts_shown)
     for j, token in enumerate(pipeline.tokenizer.convert_ids_to_tokens(words[i]))
 )
 drift.groupby("prompt", sort=False)["cosine"].agg(["mean", "min"]).round(3)
@@ -226,7 +245,7 @@ alike = {
             for s, w in zip(vectors, words, strict=True)
         ]
     )
-    for name, vectors in {"base": old, f"{variant}, step {steps[-1]}": new}.items()
+    for name, vectors in {"base": old, f"{variant}, step {last}": new}.items()
 }
 pd.Series(alike, name="mean cosine between tokens of a prompt").round(3).to_frame()
 
@@ -251,18 +270,15 @@ Markdown(
 # The dropped prompts teach the model to draw without text. Guidance then pushes away from that, towards the prompt
 # (Ho & Salimans 2022): the higher, the more pronounced the finding, at the cost of variety and, too high, of realism.
 plots.images(
-    np.concatenate([draw(1.0), draw(4.0)]),
-    titles=[f"guidance 1: {p}" for p in asked] + [f"guidance 4: {p}" for p in asked],
+    np.concatenate([generate(1.0), generate(4.0)]),
+    titles=[f"guidance 1: {p}" for p in prompts_shown] + [f"guidance 4: {p}" for p in prompts_shown],
 )
 
 # %% [markdown]
 # **2.** How many weights of the text encoder could change at all, and which share of all trained weights is that?
 
 # %% tags=["hide-cell"]
-encoder, unet = (
-    sum(p.numel() for p in part.parameters())
-    for part in (pipeline.text_encoder, pipeline.unet)
-)
+encoder, unet = counts["text_encoder"], counts["unet"]
 print(
     f"{encoder:,} weights in the text encoder, {encoder / (encoder + unet):.0%} of those a learnable run trains"
 )
@@ -271,5 +287,5 @@ print(
 # ## Takeaways
 #
 # - Fine-tuning trains the U-Net on noise it has to predict; the autoencoder stays as it is.
-# - The two treatments differ only in whether the text encoder's weights may move.
-# - The training loss does not tell them apart. The next chapters look at where the model *looks* and at what it *draws*.
+# - Variants differ only in their recipe: what of the text encoder learns, when, and what the loss adds.
+# - The training loss does not tell them apart. The next chapters look at where the model *looks* and what it *generates*.

@@ -51,8 +51,8 @@ def test_exactly_what_the_recipe_names_learns(tmp_path, text, kind):
     """Known answer for each ``text``: the parameters of the text encoder that differ after the training."""
     base = tiny.random_pipeline(kind)
     if text == "lora:2":
-        Recipe(text=text).prepare(base)
-    before, pipeline = states(base.text_encoder), train(text, tmp_path, kind)
+        Recipe(text=text).prepare(base, seed=7)
+    before, pipeline = states(base.text_encoder), train(text, tmp_path, kind, seed=7)
     after = states(pipeline.text_encoder)
     moved = {name for name in after if name in before and not torch.equal(before[name], after[name])}
     parameters = {name for name, _ in pipeline.text_encoder.named_parameters()}
@@ -69,7 +69,7 @@ def test_exactly_what_the_recipe_names_learns(tmp_path, text, kind):
     if text == "random":
         assert len(moved) >= 10
         again = tiny.random_pipeline(kind)
-        Recipe(text="random").prepare(again, seed=0)
+        Recipe(text="random").prepare(again, seed=7)
         assert all(torch.equal(after[name], value) for name, value in states(again.text_encoder).items())
     else:
         assert moved <= expected[text]
@@ -183,11 +183,12 @@ def test_frozen_first_equals_frozen_until_the_stage_begins(tmp_path):
 
 
 def test_the_anchor_keeps_the_states_near(tmp_path):
-    far = train("learnable", tmp_path / "free")
-    near = train(Recipe(text="learnable", anchor=1000.0), tmp_path / "anchored")
-    base = text_of(tiny.random_pipeline("bert"))
-    distances = [float((1 - torch.cosine_similarity(text_of(p), base, dim=-1)).mean()) for p in (near, far)]
-    assert distances[0] < 0.5 * distances[1]
+    settings = SETTINGS.model_copy(update={"steps": 12, "text_learning_rate": 1e-3, "checkpoint_every": 12})
+    far = train("learnable", tmp_path / "free", settings=settings)
+    near = train(Recipe(text="learnable", anchor=10.0), tmp_path / "anchored", settings=settings)
+    base = text_of(tiny.random_pipeline("bert"))[:, :3]  # no padding
+    distances = [float((1 - torch.cosine_similarity(text_of(p)[:, :3], base, dim=-1)).mean()) for p in (near, far)]
+    assert distances[0] < 0.1 * distances[1]
 
 
 def test_cosine_distance_by_hand():
