@@ -1,7 +1,7 @@
 """The trade-off as a table: what each checkpoint of each run gains in fidelity and loses in localization.
 
-A run is a folder ``runs/<profile>/<variant>/seed-<n>`` with ``run.json``, ``grounding.csv`` (one row per step and
-phrase) and ``fidelity.json``. Variants are compared on the same phrases, so what makes a phrase hard cancels out.
+Runs are folders ``runs/<profile>/<variant>/seed-<n>``, see `runs.Run`. Any number of variants is compared, each with a
+reference variant and on the same phrases, so that the difficulty of a phrase cancels out.
 """
 
 from __future__ import annotations
@@ -17,17 +17,10 @@ import pandas as pd
 from scipy.optimize import brentq
 from scipy.stats import t as student
 
-from chestxai import runs as storage
+from chestxai import stats
 from chestxai.localization import LOWER_IS_BETTER, SCORES
-from chestxai.stats import (
-    Difference,
-    Interval,
-    bootstrap_ci,
-    holm,
-    minimal_detectable_difference,
-    paired_difference,
-    seeds_ci,
-)
+from chestxai.runs import InputError, Run
+from chestxai.stats import Difference, Interval
 
 #: Column of the table -> its name in print; the arrow points to the better side.
 NAMES = {
@@ -51,17 +44,18 @@ NAMES = {
 }
 
 _KEY = ["study", "finding", "phrase"]
-_NEEDED = ["step", "patient", *_KEY]
 
 
 @dataclass(frozen=True)
 class Comparison(Difference):
-    """``a − b`` of one score on the same phrases: a `Difference` that knows what it is of.
+    """Paired difference ``a − b`` of one score on the same phrases.
 
     Attributes:
-        seeds: the number of seeds that its interval is over; 1 if it is over patients only.
-        detectable: the true difference that a test on so many patients and seeds finds four times in five, see
-            `minimal_detectable_difference`; NaN of one patient.
+        metric, step: column of ``grounding.csv`` and checkpoint.
+        a, b: the variants; ``b`` is subtracted.
+        phrases, patients: how many the runs share.
+        seeds: how many the interval covers; 1 if it covers patients only.
+        detectable: of `minimal_detectable_difference` for as many patients and seeds; NaN for one patient.
     """
 
     metric: str
@@ -79,46 +73,44 @@ def table(runs: Sequence[Path], n: int = 2000, level: float = 0.95) -> pd.DataFr
 
     Args:
         runs: run folders ``…/<variant>/seed-<n>``.
-        n: bootstrap resamples of patients.
-        level: confidence level.
+        n, level: resamples and confidence level of the intervals.
 
     Returns:
-        columns ``variant, seed, step, phrases, patients``; every localization score that ``grounding.csv`` has, as
-        mean with ``<score>_low`` and ``<score>_high`` (patient-clustered percentile bootstrap), and the means of its
-        ``prior_<score>`` and ``chance_<score>``; every number of ``fidelity.json`` under its own name. A step that only
-        one of the two files has is NaN in the columns of the other. Rows in order of variant, seed and step.
+        columns ``variant, seed, step, phrases, patients``; the mean of every localization score with ``<score>_low``
+        and ``<score>_high`` (patient-clustered bootstrap), ``prior_<score>`` and ``chance_<score>``; every number of
+        ``fidelity.json``. NaN where a step lacks one. Rows in order of variant, seed and step.
 
     Raises:
-        FileNotFoundError: a run lacks a file; the message says which, and how to make it.
-        ValueError: a file is unfinished, damaged or lacks a column.
+        MissingError, InputError: a file is missing, unfinished or damaged (the message says which, and how to make it),
+            or a run is listed twice.
     """
-    if not runs:
-        raise ValueError("no runs to compare; make some with 'make book'")
     rows = []
-    for run in map(Path, runs):
-        variant, seed = _identity(run)
-        grounding, fidelity = _grounding(run), _fidelity(run)
-        steps = {int(step): group for step, group in grounding.groupby("step")}
-        for step in sorted(steps.keys() | fidelity.keys()):
-            row: dict[str, Any] = {"variant": variant, "seed": seed, "step": step}
-            if step in steps:
-                row |= _localization(steps[step], n, level)
-            rows.append(row | fidelity.get(step, {}))
+    for variant, members in _by_variant(runs).items():
+        for run in members:
+            grounding, fidelity = _grounding(run), _fidelity(run)
+            steps = {int(step): group for step, group in grounding.groupby("step")}
+            for step in sorted(steps.keys() | fidelity.keys()):
+                scores = _localization(steps[step], n, level) if step in steps else {}
+                rows.append({"variant": variant, "seed": _seed(run), "step": step} | scores | fidelity.get(step, {}))
     return pd.DataFrame(rows).sort_values(["variant", "seed", "step"], ignore_index=True)
 
 
 def pareto_front(table: pd.DataFrame, x: str = "fid", y: str = "auc_roc") -> np.ndarray:
-    """Which rows no other row beats: bool ``(rows,)``.
+    """Rows that no other row dominates, i.e. is at least as good in both columns and better in one.
 
-    A row is beaten by one that is at least as good in both columns and better in one. ``x`` is minimised; ``y`` is
-    maximised, unless it is a score of which less is better (`LOWER_IS_BETTER`). A row with NaN is never on the front.
+    Args:
+        table: of `table`.
+        x, y: columns to minimise and to maximise (or to minimise, if ``y`` is in `LOWER_IS_BETTER`).
+
+    Returns:
+        bool ``(rows,)``, False for rows with NaN.
 
     Raises:
-        ValueError: the table lacks a column.
+        InputError: the table lacks a column.
     """
     for column in (x, y):
         if column not in table:
-            raise ValueError(f"the table has no column {column!r}; it has {', '.join(map(str, table.columns))}")
+            raise InputError(f"the table has no column {column!r}; it has {', '.join(map(str, table.columns))}")
     cost = table[x].to_numpy(dtype=float)
     gain = table[y].to_numpy(dtype=float) * (-1 if y in LOWER_IS_BETTER else 1)
     as_good = (cost[None] <= cost[:, None]) & (gain[None] >= gain[:, None])
@@ -135,64 +127,75 @@ def compare(
     finding: str | None = None,
     n: int = 2000,
     level: float = 0.95,
-    seed: int = 0,
     alpha: float = 0.05,
 ) -> Comparison:
-    """Paired difference ``a − b`` of a localization score on the phrases that all runs have.
+    """Paired difference ``a − b`` of a localization score on the phrases that all runs share.
 
-    With one seed each, interval and p-value are over patients (`paired_difference`) and say nothing about what another
-    seed would give. With as many seeds of both, two at least, they are over seeds and patients (`seeds_ci`; the p-value
-    is one less the level at which the interval ends at zero). With unequal numbers a phrase's score is first averaged
-    over seeds, and only patients vary.
+    With equally many seeds of both, two at least, interval and p-value cover seeds and patients (`seeds_ci`; the
+    p-value is one minus the level at which the interval reaches zero). Otherwise they cover patients only
+    (`paired_difference`), and a phrase's score is averaged over seeds.
 
     Args:
-        runs_a: run folders of one variant.
-        runs_b: run folders of the other.
-        metric: a column of ``grounding.csv``.
-        step: which checkpoint; None takes the last, which must be the same in all runs.
-        finding: only phrases of this finding.
-        n: bootstrap resamples.
-        level: confidence level.
-        seed: of bootstrap and permutations.
-        alpha: of the test that ``detectable`` is of; less than 0.05 where it is one of several (`compare_findings`).
+        runs_a, runs_b: run folders of one variant, and of the variant to subtract.
+        metric: column of ``grounding.csv``.
+        step: checkpoint; None takes the last, which must be the same in all runs.
+        finding: restricts to phrases of this finding.
+        n, level: resamples and confidence level of the interval.
+        alpha: significance level behind ``detectable``.
 
     Raises:
-        FileNotFoundError, ValueError: as `table`; also no common phrase, or different last steps.
+        MissingError, InputError: as `table`; also no common phrase, or different last steps.
     """
-    a, step_a = _phrases(runs_a, metric, step)
-    b, step_b = _phrases(runs_b, metric, step)
-    if step_a != step_b:
-        raise ValueError(f"the runs end at different steps ({step_a} and {step_b}): say which step to compare")
-    both = a.join(b[["score", "seeds"]].add_suffix("_b"), how="inner")
+    both, step = _shared(runs_a, runs_b, metric, step)
     if finding is not None:
         both = both[both.index.get_level_values("finding") == finding]
-    both = both[np.isfinite(both["score"]) & np.isfinite(both["score_b"])]
     if both.empty:
         of = f" of {finding}" if finding else ""
-        raise ValueError(f"no phrase{of} has {metric} in all of {', '.join(map(str, [*runs_a, *runs_b]))}")
-    crossed = len(runs_a) == len(runs_b) > 1
-    if crossed:
-        each = np.stack(both["seeds"]) - np.stack(both["seeds_b"])
-        interval = seeds_ci(each, both["patient"], level)
-        difference = Difference(interval.estimate, interval.low, interval.high, _p(each, both["patient"]))
-        differences = each
+        raise InputError(f"no phrase{of} has {metric} in all of {', '.join(map(str, [*runs_a, *runs_b]))}")
+    patients, seeds = both["patient"], len(runs_a) if len(runs_a) == len(runs_b) else 1
+    if seeds > 1:
+        differences = np.stack(both["seeds"]) - np.stack(both["seeds_b"])
+        interval = stats.seeds_ci(differences, patients, level)
+        difference = Difference(interval.estimate, interval.low, interval.high, _p(differences, patients))
     else:
-        difference = paired_difference(both["score"], both["score_b"], both["patient"], n=n, level=level, seed=seed)
         differences = both["score"] - both["score_b"]
-    patients, detectable = both["patient"].nunique(), math.nan
-    if patients > 1:
-        detectable = minimal_detectable_difference(differences, both["patient"], alpha=alpha)
+        difference = stats.paired_difference(both["score"], both["score_b"], patients, n=n, level=level)
+    detectable = math.nan
+    if patients.nunique() > 1:
+        detectable = stats.minimal_detectable_difference(differences, patients, alpha=alpha)
     return Comparison(
         **vars(difference),
         metric=metric,
         a=_variant(runs_a),
         b=_variant(runs_b),
-        step=step_a,
+        step=step,
         phrases=len(both),
-        patients=patients,
-        seeds=len(runs_a) if crossed else 1,
+        patients=patients.nunique(),
+        seeds=seeds,
         detectable=detectable,
     )
+
+
+def compare_all(
+    runs: Sequence[Path], metric: str = "auc_roc", reference: str | None = None, **options: Any
+) -> list[Comparison]:
+    """`compare` a reference variant with every other one: reference minus variant.
+
+    Args:
+        runs: run folders of any number of variants.
+        metric: column of ``grounding.csv``.
+        reference: name of a variant; None takes that of the first run.
+        options: ``step``, ``finding``, ``n``, ``level`` and ``alpha`` of `compare`.
+
+    Raises:
+        MissingError, InputError: as `compare`; also an unknown reference.
+    """
+    variants = _by_variant(runs)
+    reference = next(iter(variants)) if reference is None else reference
+    if reference not in variants:
+        raise InputError(f"the reference {reference!r} is none of the variants {', '.join(variants)}")
+    first = variants.pop(reference)
+    return [compare(first, members, metric, **options) for members in variants.values()]
 
 
 def compare_findings(
@@ -203,50 +206,42 @@ def compare_findings(
     step: int | None = None,
     n: int = 2000,
     level: float = 0.95,
-    seed: int = 0,
 ) -> pd.DataFrame:
-    """`compare` of each finding by itself, with p-values for that many questions asked at once.
+    """`compare` for each finding, with p-values adjusted for the number of comparisons.
+
+    Args:
+        runs_a, runs_b: run folders of the reference variant, and of one or more others.
+        metric: column of ``grounding.csv``.
+        step, n, level: as of `compare`.
 
     Returns:
-        index ``finding``, of all that have a phrase; columns ``difference`` (`Comparison`, whose interval and ``p`` are
-        those of one question alone); ``holm``, p adjusted by Holm (1979): what is ≤ 0.05 holds for all of them together
-        with an error of 5 %; ``detectable``, the true difference that each would find four times in five at 0.05 over
-        the number of findings (Holm at its strictest); ``phrases`` and ``patients``.
+        index ``finding``, a row for each finding and other variant; columns ``variant`` (the other one), ``difference``
+        (`Comparison`, with unadjusted interval and ``p``), ``holm`` (p adjusted over all rows: those ≤ 0.05 hold with a
+        family-wise error of 5 %), ``detectable`` (at 0.05 over the number of rows), ``phrases`` and ``patients``.
 
     Raises:
-        FileNotFoundError, ValueError: as `compare`.
+        MissingError, InputError: as `compare`.
     """
-    found = [_phrases(runs, metric, step)[0] for runs in (runs_a, runs_b)]
-    both = found[0].join(found[1][["score"]].add_suffix("_b"), how="inner")
-    both = both[np.isfinite(both["score"]) & np.isfinite(both["score_b"])]
-    findings = sorted(both.index.unique("finding"))
-    options: dict[str, Any] = {
-        "step": step,
-        "n": n,
-        "level": level,
-        "seed": seed,
-        "alpha": 0.05 / max(1, len(findings)),
-    }
-    if not findings:
-        compare(runs_a, runs_b, metric, **options)  # says what is missing
-    each = [compare(runs_a, runs_b, metric, finding=name, **options) for name in findings]
-    return pd.DataFrame(
-        {
-            "difference": each,
-            "holm": holm([c.p for c in each]),
-            "detectable": [c.detectable for c in each],
-            "phrases": [c.phrases for c in each],
-            "patients": [c.patients for c in each],
-        },
-        index=pd.Index(findings, name="finding"),
-    )
+    variants = _by_variant(runs_b)
+    names = [
+        (finding, variant)
+        for variant, members in variants.items()
+        for finding in sorted(_shared(runs_a, members, metric, step)[0].index.unique("finding"))
+    ]
+    options: dict[str, Any] = {"step": step, "n": n, "level": level, "alpha": 0.05 / max(1, len(names))}
+    if not names:
+        compare(runs_a, runs_b, metric, **options)  # raises, and says what is missing
+    each = [compare(runs_a, variants[v], metric, finding=finding, **options) for finding, v in names]
+    columns = {name: [getattr(c, name) for c in each] for name in ("detectable", "phrases", "patients")}
+    columns = {"variant": [c.b for c in each], "difference": each, "holm": stats.holm([c.p for c in each])} | columns
+    return pd.DataFrame(columns, index=pd.Index([finding for finding, _ in names], name="finding"))
 
 
 def _p(values: np.ndarray, patients: pd.Series) -> float:
-    """One less the level at which the interval over seeds and patients just reaches zero."""
+    """One minus the level at which the interval over seeds and patients just reaches zero."""
 
     def reach(p: float) -> float:
-        interval = seeds_ci(values, patients, 1 - p)
+        interval = stats.seeds_ci(values, patients, 1 - p)
         return (interval.high - interval.low) / 2 - abs(interval.estimate)
 
     least = 1e-12
@@ -256,61 +251,49 @@ def _p(values: np.ndarray, patients: pd.Series) -> float:
 def by_finding(
     runs: Sequence[Path], metric: str = "auc_roc", step: int | None = None, n: int = 2000, level: float = 0.95
 ) -> pd.DataFrame:
-    """A score per variant and finding, and over all of them, averaged over the seeds of a variant.
+    """A score per variant and finding, and over all findings, averaged over the seeds of a variant.
 
-    Its interval is over patients, and with several seeds over seeds and patients (`seeds_ci`).
+    Args:
+        runs: run folders of any number of variants.
+        metric: column of ``grounding.csv``.
+        step, n, level: as of `compare`; the interval covers patients, with several seeds both (`seeds_ci`).
 
     Returns:
-        columns ``finding`` (last: ``"all"``), ``variant, mean, low, high, prior, chance, n`` (phrases); ``prior`` and
-        ``chance`` NaN where ``grounding.csv`` does not have them.
+        columns ``finding`` (last: ``"all"``), ``variant, mean, low, high, prior, chance, n`` (phrases).
     """
-    variants: dict[str, list[Path]] = {}
-    for run in map(Path, runs):
-        variants.setdefault(_identity(run)[0], []).append(run)
     rows = []
-    for variant, members in variants.items():
-        scores, _ = _phrases(members, metric, step)
-        scores = scores[np.isfinite(scores["score"])]
-        for finding in [*sorted(scores.index.unique("finding")), "all"]:
-            part = scores if finding == "all" else scores.xs(finding, level="finding")
-            if part.empty:
-                continue
-            interval = _interval(part, n, level)
-            row = {"finding": finding, "variant": variant, "mean": interval.estimate}
-            row |= {"low": interval.low, "high": interval.high}
-            rows.append(row | {"prior": part["prior"].mean(), "chance": part["chance"].mean(), "n": len(part)})
-    found = pd.DataFrame(rows)
-    found = found.iloc[np.lexsort((found["finding"], found["finding"] == "all"))]
-    return found.reset_index(drop=True)
+    for variant, members in _by_variant(runs).items():
+        scores = _phrases(members, metric, step)[0].dropna(subset="score")
+        for finding, part in [*scores.groupby("finding"), ("all", scores)]:
+            if len(part):
+                i, means = _interval(part, n, level), part[["prior", "chance"]].mean()
+                rows.append((finding, variant, i.estimate, i.low, i.high, *means, len(part)))
+    out = pd.DataFrame(rows, columns=["finding", "variant", "mean", "low", "high", "prior", "chance", "n"])
+    return out.iloc[np.lexsort((out["finding"], out["finding"] == "all"))].reset_index(drop=True)
 
 
 def estimates(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000, level: float = 0.95) -> pd.DataFrame:
-    """Every measure of every variant at the last step, beside its references, as numbers: `summary` prints it.
+    """Every measure of every variant at the last step beside its references; `summary` prints it.
+
+    With one seed, intervals cover patients (localization) or are those of `fidelity`. With several they cover new seeds
+    and new patients: `seeds_ci` for localization. Fidelity has no scores per patient, so there the half-widths of one
+    seed (root mean square) and of Student's t over the seeds' estimates add as squares: cautious, as both contain the
+    former.
 
     Args:
         table: of `table`.
-        runs: the folders that it is of; needed where a variant has several seeds, whose interval is of the phrases.
-        n: bootstrap resamples of patients, where there is one seed.
-        level: confidence level.
+        runs: the run folders of ``table``; needed where a variant has several seeds.
+        n, level: resamples (with one seed) and confidence level of the intervals.
 
     Returns:
-        rows: the measures of `NAMES` that the table has, by their printed name. Columns: the variants; ``centre prior``
-        and ``chance`` for localization; ``real images``, where a fidelity score is defined on them. Cells: `Interval`,
-        a number where there is none (KID), NaN where there is neither. `stats.format_table` exports it.
-
-        One seed: intervals over patients (localization) or as `fidelity` gives them. Several: the mean over seeds, with
-        an interval over new seeds and new patients, `seeds_ci`. Fidelity has no such table of seeds by patients; its
-        half-width is the root of the squares of one seed's own (their mean) and of Student's of the seeds' estimates,
-        which have the former's chance in them once more: a cautious one.
+        rows: the measures in the table, by their printed name. Columns: the variants, ``centre prior``, ``chance`` and
+        ``real images``. Cells: `Interval`, a number where there is no interval (KID), or NaN.
 
     Raises:
-        ValueError: several seeds, and ``runs`` are not theirs.
+        InputError: a variant has several seeds, and ``runs`` are not its folders.
     """
-    last = table.loc[table.groupby(["variant", "seed"])["step"].idxmax()]
-    folders: dict[str, list[Path]] = {}
-    for run in map(Path, runs):
-        folders.setdefault(_identity(run)[0], []).append(run)
-    overall, out = last.mean(numeric_only=True), {}
+    last, folders, out = _last(table), _by_variant(runs) if len(runs) else {}, {}
+    overall = last.mean(numeric_only=True)
     for column, name in NAMES.items():
         if column not in last or last[column].isna().all():
             continue
@@ -318,58 +301,52 @@ def estimates(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000, lev
         for variant, rows in last.groupby("variant", sort=True):
             rows = rows[rows[column].notna()]
             if column in SCORES and len(rows) > 1:
-                of = folders.get(variant, [])
-                if sorted(_identity(run)[1] for run in of) != sorted(rows["seed"]):
-                    raise ValueError(f"{variant} has {len(rows)} seeds: give the folders of these runs as runs=")
-                scores = _phrases(of, column, None)[0]
-                row[variant] = _interval(scores[np.isfinite(scores["score"])], n, level)
+                members = folders.get(variant, [])
+                if sorted(map(_seed, members)) != sorted(rows["seed"]):
+                    raise InputError(f"{variant} has {len(rows)} seeds: give the folders of these runs as runs=")
+                scores = _phrases(members, column, None)[0].dropna(subset="score")
+                row[variant] = _interval(scores, n, level) if len(scores) else math.nan
             else:
                 row[variant] = _over_seeds(rows, column, level)
-        row["centre prior"] = overall.get(f"prior_{column}", math.nan)
-        row["chance"] = overall.get(f"chance_{column}", math.nan)
-        row["real images"] = _whole(overall, f"{column}_real")
-        out[name] = row
+        references = {"centre prior": f"prior_{column}", "chance": f"chance_{column}", "real images": f"{column}_real"}
+        out[name] = row | {reference: _whole(overall, source) for reference, source in references.items()}
     frame = pd.DataFrame.from_dict(out, orient="index", dtype=object)
     return frame.loc[:, frame.notna().any()]
 
 
 def summary(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000, level: float = 0.95) -> pd.DataFrame:
-    """The table to print: `estimates` as strings, ``0.842 [0.811, 0.869]``.
-
-    KID is followed by its standard deviation over subsets.
+    """`estimates` as text to print, ``0.842 [0.811, 0.869]``; KID with its standard deviation over subsets.
 
     Args:
         table, runs, n, level: as of `estimates`.
     """
-    found = estimates(table, runs, n, level)
-    last = table.loc[table.groupby(["variant", "seed"])["step"].idxmax()]
-    spreads = {variant: rows.mean(numeric_only=True) for variant, rows in last.groupby("variant")}
-    spreads["real images"] = last.mean(numeric_only=True)
+    frame, last = estimates(table, runs, n, level), _last(table)
+    numbers = {variant: rows.mean(numeric_only=True) for variant, rows in last.groupby("variant")}
+    numbers["real images"] = last.mean(numeric_only=True)
     columns = {name: column for column, name in NAMES.items()}
-    return pd.DataFrame(
-        {
-            who: [
-                _cell(value, spreads[who].get(columns[name] + _STD[who == "real images"]) if who in spreads else None)
-                for name, value in cells.items()
-            ]
-            for who, cells in found.items()
-        },
-        index=found.index,
-    )
+
+    def cell(measure: str, who: str) -> str:
+        value, suffix = frame.loc[measure, who], "_real_std" if who == "real images" else "_std"
+        spec = ".1f" if abs(getattr(value, "estimate", value)) >= 10 else ".3f"
+        std = numbers.get(who, {}).get(columns[measure] + suffix, math.nan)
+        if isinstance(value, Interval) or math.isnan(std):
+            return f"{value:{spec}}" if isinstance(value, Interval) or math.isfinite(value) else "–"
+        return f"{value:{spec}} ± {std:{spec}}"
+
+    return pd.DataFrame({who: [cell(measure, who) for measure in frame.index] for who in frame}, index=frame.index)
 
 
-_STD = ("_std", "_real_std")
+def _last(table: pd.DataFrame) -> pd.DataFrame:
+    return table.loc[table.groupby(["variant", "seed"])["step"].idxmax()]
 
 
 def _interval(scores: pd.DataFrame, n: int, level: float) -> Interval:
-    """Of the mean of `_phrases`: over seeds and patients where there are several seeds, else over patients."""
-    each = np.stack(scores["seeds"]) if len(scores) else np.empty((0, 1))
-    if not len(scores):
-        return Interval(math.nan, math.nan, math.nan)
-    if each.shape[1] == 1:
-        return bootstrap_ci(scores["score"], scores["patient"], n=n, level=level)
-    found = seeds_ci(each, scores["patient"], level)
-    return Interval(found.estimate, found.low, found.high)
+    """Interval of the mean of `_phrases`: over seeds and patients with several seeds, else over patients."""
+    by_seed = np.stack(scores["seeds"])
+    if by_seed.shape[1] == 1:
+        return stats.bootstrap_ci(scores["score"], scores["patient"], n=n, level=level)
+    interval = stats.seeds_ci(by_seed, scores["patient"], level)
+    return Interval(interval.estimate, interval.low, interval.high)
 
 
 def _whole(numbers: pd.Series, column: str) -> Interval | float:
@@ -378,170 +355,152 @@ def _whole(numbers: pd.Series, column: str) -> Interval | float:
 
 
 def _over_seeds(rows: pd.DataFrame, column: str, level: float) -> Interval | float:
-    """Of the seeds' own estimates and intervals, see `estimates`."""
-    found = _whole(rows.mean(numeric_only=True), column)
-    if len(rows) < 2 or not isinstance(found, Interval):
-        return found
+    """From the seeds' own estimates and intervals, see `estimates`."""
+    mean = _whole(rows.mean(numeric_only=True), column)
+    if len(rows) < 2 or not isinstance(mean, Interval):
+        return mean
     seeds = student.ppf((1 + level) / 2, len(rows) - 1) * rows[column].sem()
-    own = [np.sqrt(np.mean(np.square(rows[column] - rows[f"{column}_{end}"]))) for end in ("low", "high")]
-    return Interval(
-        found.estimate, found.estimate - float(np.hypot(own[0], seeds)), found.estimate + float(np.hypot(own[1], seeds))
-    )
+    below, above = (np.sqrt(np.mean(np.square(rows[column] - rows[f"{column}_{end}"]))) for end in ("low", "high"))
+    halves = float(np.hypot(below, seeds)), float(np.hypot(above, seeds))
+    return Interval(mean.estimate, mean.estimate - halves[0], mean.estimate + halves[1])
 
 
-def verdict(difference: Comparison, better: str = "frozen") -> str:
-    """One sentence on the claim that ``better`` localizes better than the other variant, chosen by the interval.
+def verdict(difference: Comparison, better: str | None = None) -> str:
+    """One sentence on the claim that ``better`` localizes better than the other variant of a comparison.
 
-    Supported when the whole interval is on its side of zero, contradicted when it is on the other, else undecided.
+    Args:
+        difference: of `compare`; the claim is undecided if its interval contains zero.
+        better: one of its two variants; None takes ``difference.a``.
 
     Raises:
-        ValueError: ``better`` is neither of the two.
+        InputError: ``better`` is neither of the two.
     """
-    d = difference
+    d, better = difference, difference.a if better is None else better
     if better not in (d.a, d.b):
-        raise ValueError(f"the comparison is of {d.a!r} and {d.b!r}, not of {better!r}")
+        raise InputError(f"the comparison is of {d.a!r} and {d.b!r}, not of {better!r}")
     other = d.b if better == d.a else d.a
     shown = Difference(d.estimate, d.low, d.high, d.p)
     if better == d.b:
         shown = Difference(-d.estimate, -d.high, -d.low, d.p)
     low, high = (-shown.high, -shown.low) if d.metric in LOWER_IS_BETTER else (shown.low, shown.high)
+    claim = f"Undecided: {better} and {other} do not clearly differ"
     if low > 0:
-        said = f"Supported: {better} localizes better than {other}"
+        claim = f"Supported: {better} localizes better than {other}"
     elif high < 0:
-        said = f"Contradicted: {other} localizes better than {better}"
-    else:
-        said = f"Undecided: {better} and {other} cannot be told apart"
-    name = NAMES.get(d.metric, d.metric).rstrip(" ↑↓")
+        claim = f"Contradicted: {other} localizes better than {better}"
     seeds = "the interval covers other patients, not other seeds"
     if d.seeds > 1:
         seeds = f"{d.seeds} seeds: the interval covers other seeds and other patients"
     return (
-        f"{said}: the {name} of {better} minus that of {other} is {shown} "
+        f"{claim}: the {NAMES.get(d.metric, d.metric).rstrip(' ↑↓')} of {better} minus that of {other} is {shown} "
         f"({d.phrases} phrases of {d.patients} patients, step {d.step}; {seeds})."
     )
 
 
-def _identity(run: Path) -> tuple[str, int]:
-    seed = run.name.removeprefix("seed-")
-    if not run.name.startswith("seed-") or not seed.isdecimal():
-        raise ValueError(f"{run}: a run folder is named <variant>/seed-<number>")
-    return run.parent.name, int(seed)
+def _seed(run: Path) -> int:
+    seed = Path(run).name.removeprefix("seed-")
+    if not Path(run).name.startswith("seed-") or not seed.isdecimal():
+        raise InputError(f"{run}: a run folder is named <variant>/seed-<number>")
+    return int(seed)
+
+
+def _by_variant(runs: Sequence[Path]) -> dict[str, list[Path]]:
+    """Run folders by variant, in the order of their first run."""
+    out: dict[str, dict[int, Path]] = {}
+    for run in map(Path, runs):
+        members = out.setdefault(run.parent.name, {})
+        if _seed(run) in members:
+            raise InputError(f"two runs of {run.parent.name} have seed {_seed(run)}: {members[_seed(run)]} and {run}")
+        members[_seed(run)] = run
+    if not out:
+        raise InputError("no runs to compare; make some with 'make book'")
+    return {variant: list(members.values()) for variant, members in out.items()}
 
 
 def _variant(runs: Sequence[Path]) -> str:
-    names = {_identity(Path(run))[0] for run in runs}
-    if len(names) != 1:
-        raise ValueError(f"expected the seeds of one variant, got {', '.join(sorted(names)) or 'no runs'}")
-    return names.pop()
+    variants = _by_variant(runs)
+    if len(variants) != 1:
+        raise InputError(f"expected the seeds of one variant, got {', '.join(sorted(variants))}")
+    return next(iter(variants))
 
 
-def _remedy(run: Path) -> str:
-    variant, seed = _identity(run)
-    profile = run.parent.parent.name
-    return f"make it with 'python -m chestxai.batch --profile {profile} --variants {variant} --seeds {seed}'"
+def _grounding(folder: Path) -> pd.DataFrame:
+    """``grounding.csv`` of a finished run, without what would silently distort a mean."""
+    run = Run(folder)
+    run.record()
+    table = run.check_finished().grounding()
+    scores = table[[name for name in SCORES if name in table]]
+    for problem, bad in {
+        "an empty study, patient or finding": (table[["study", "patient", "finding"]] == "").any(axis=1),
+        "the same content as another line": table.duplicated(),
+        "an infinite score": np.isinf(scores).any(axis=1),
+    }.items():
+        if bad.any():
+            line = int(np.flatnonzero(bad)[0]) + 2
+            raise InputError(f"{run.grounding_file}, line {line} has {problem}: delete the file and {run.remedy()}")
+    return table
 
 
-def _file(run: Path, name: str) -> Path:
-    path = run / name
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {_remedy(run)}")
-    return path
-
-
-def _grounding(run: Path) -> pd.DataFrame:
-    path = _file(run, "grounding.csv")
-    about = storage.read_json(_file(run, "run.json"))
-    if not isinstance(about, dict) or not about.get("finished", True):
-        raise ValueError(f"{run / 'run.json'} says that the run is not finished: {_remedy(run)}")
-    text = dict.fromkeys(("study", "patient", "finding", "phrase"), str)
-    numeric = ["step", *(prefix + name for prefix in ("", "prior_", "chance_") for name in SCORES)]
-    try:
-        # "NA" and "None" may be phrases: only in numbers do they mean a gap.
-        frame = pd.read_csv(path, dtype=text, keep_default_na=False, na_values={c: ["", "nan"] for c in numeric})
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a readable table ({error}); delete it and {_remedy(run)}") from error
-    missing = [c for c in _NEEDED if c not in frame]
-    if missing or not len(frame):
-        what = f"lacks the columns {', '.join(missing)}" if missing else "has no rows"
-        raise ValueError(f"{path} {what}: delete it and {_remedy(run)}")
-    for column in frame.columns.intersection(numeric):
-        numbers = pd.to_numeric(frame[column], errors="coerce")
-        bad = np.flatnonzero(numbers.isna() & (frame[column].notna() | (column == "step")))
-        if bad.size:
-            value = frame[column].iloc[bad[0]]
-            raise ValueError(f"{path}, line {bad[0] + 2}: {column} is '{value}': delete the file and {_remedy(run)}")
-        frame[column] = numbers
-    return frame.astype({"step": int})
-
-
-def _fidelity(run: Path) -> dict[int, dict[str, float]]:
-    path = _file(run, "fidelity.json")
-    content = storage.read_json(path)
-    try:
-        steps = {int(step): dict(numbers) for step, numbers in content["steps"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} has no numbers by step ({error!r}): delete it and {_remedy(run)}") from error
-    return {
-        step: {k: float("nan" if v is None else v) for k, v in numbers.items() if isinstance(v, int | float | None)}
-        for step, numbers in steps.items()
-    }
+def _fidelity(folder: Path) -> dict[int, dict[str, float]]:
+    """The numbers of ``fidelity.json`` by step; scores by finding are left out."""
+    run, out = Run(folder), {}
+    for step, numbers in run.fidelity().items():
+        out[step] = {name: value for name, value in numbers.items() if not isinstance(value, dict)}
+        for name, value in out[step].items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or math.isinf(value):
+                raise InputError(
+                    f"{run.fidelity_file}, step {step}: {name} is {value!r}, not a finite number; "
+                    f"delete the file and {run.remedy()}"
+                )
+    return out
 
 
 def _localization(rows: pd.DataFrame, n: int, level: float) -> dict[str, float]:
     out: dict[str, float] = {"phrases": len(rows), "patients": rows["patient"].nunique()}
     for name in [s for s in SCORES if s in rows]:
-        finite = rows[np.isfinite(rows[name])]
+        finite = rows[rows[name].notna()]
         interval = Interval(math.nan, math.nan, math.nan)
         if len(finite):
-            interval = bootstrap_ci(finite[name], finite["patient"], n=n, level=level)
+            interval = stats.bootstrap_ci(finite[name], finite["patient"], n=n, level=level)
         out |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
         out |= {c: float(rows[c].mean()) for c in (f"prior_{name}", f"chance_{name}") if c in rows}
     return out
 
 
+def _shared(runs_a: Sequence[Path], runs_b: Sequence[Path], metric: str, step: int | None) -> tuple[pd.DataFrame, int]:
+    """`_phrases` of two variants side by side, on the phrases that all runs have a score of; and the step."""
+    a, step_a = _phrases(runs_a, metric, step)
+    b, step_b = _phrases(runs_b, metric, step)
+    if step_a != step_b:
+        raise InputError(f"the runs end at different steps ({step_a} and {step_b}): say which step to compare")
+    both = a.join(b[["score", "seeds"]].add_suffix("_b"), how="inner")
+    return both.dropna(subset=["score", "score_b"]), step_a
+
+
 def _phrases(runs: Sequence[Path], metric: str, step: int | None) -> tuple[pd.DataFrame, int]:
     """Per phrase (index study, finding, phrase): patient, scores by seed, and the means of score, prior and chance."""
     if not runs:
-        raise ValueError("no runs to compare; make some with 'make book'")
+        raise InputError("no runs to compare; make some with 'make book'")
     frames, steps = [], set()
     for run in map(Path, runs):
-        frame = _grounding(run)
+        frame, path = _grounding(run), Run(run).grounding_file
         if metric not in frame:
-            raise ValueError(f"{run / 'grounding.csv'} has no column {metric!r}; the scores are {', '.join(SCORES)}")
+            raise InputError(f"{path} has no column {metric!r}; the scores are {', '.join(SCORES)}")
         wanted = int(frame["step"].max()) if step is None else step
         steps.add(wanted)
         frame = frame[frame["step"] == wanted]
         if frame.empty:
-            raise ValueError(f"{run / 'grounding.csv'} has no rows of step {wanted}")
-        columns = {"score": metric, "prior": f"prior_{metric}", "chance": f"chance_{metric}"}
+            raise InputError(f"{path} has no rows of step {wanted}")
+        columns = {metric: "score", f"prior_{metric}": "prior", f"chance_{metric}": "chance"}
+        frame = frame.reindex(columns=[*_KEY, "patient", *columns]).rename(columns=columns)
         # The same sentence may be boxed twice in one study: one phrase, its mean score.
-        means = pd.DataFrame({k: frame[c] if c in frame else math.nan for k, c in columns.items()})
-        grouped = pd.concat([frame[[*_KEY, "patient"]], means], axis=1).groupby(_KEY)
-        frames.append(grouped.agg({"patient": "first", "score": "mean", "prior": "mean", "chance": "mean"}))
+        frames.append(frame.groupby(_KEY).agg({"patient": "first"} | dict.fromkeys(columns.values(), "mean")))
     if len(steps) > 1:
         ends = ", ".join(map(str, sorted(steps)))
-        raise ValueError(f"the runs end at different steps ({ends}): say which step to compare")
-    index = frames[0].index
-    for frame in frames[1:]:
-        index = index.intersection(frame.index)
-    if index.empty:
-        raise ValueError(f"the runs have no phrase in common: {', '.join(map(str, runs))}")
-    out = frames[0].loc[index].copy()
-    out["seeds"] = list(np.stack([frame.loc[index, "score"].to_numpy() for frame in frames], axis=1))
-    for column in ("score", "prior", "chance"):
-        out[column] = np.mean([frame.loc[index, column].to_numpy() for frame in frames], axis=0)
-    return out, steps.pop()
-
-
-def _cell(value: Interval | float, std: float | None) -> str:
-    if isinstance(value, Interval):
-        return format(value, _spec(value.estimate))
-    return _number(value) + (f" ± {std:{_spec(value)}}" if std is not None and math.isfinite(std) else "")
-
-
-def _number(value: float) -> str:
-    return f"{value:{_spec(value)}}" if math.isfinite(value) else "–"
-
-
-def _spec(value: float) -> str:
-    return ".1f" if abs(value) >= 10 else ".3f"
+        raise InputError(f"the runs end at different steps ({ends}): say which step to compare")
+    both = pd.concat(frames, axis=1, keys=range(len(frames)), join="inner")
+    if both.empty:
+        raise InputError(f"the runs have no phrase in common: {', '.join(map(str, runs))}")
+    out = {name: both.xs(name, axis=1, level=1).mean(axis=1, skipna=False) for name in ("score", "prior", "chance")}
+    by_seed = list(both.xs("score", axis=1, level=1).to_numpy())
+    return pd.DataFrame({"patient": both[0, "patient"], **out, "seeds": by_seed}), steps.pop()

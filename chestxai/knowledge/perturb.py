@@ -1,0 +1,211 @@
+"""The same report in another form: how much of a reading depends on how a report is written."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from chestxai import reports
+from chestxai.knowledge.passages import DESCRIPTIVE, closed, sentences
+from chestxai.knowledge.scores import difference, scored
+from chestxai.runs import InputError
+
+_BLANK = r"\b[Xx]-?X{3,}\b|\bX{2,}\b|_{2,}"
+_SENTENCE = re.compile(r"((?<=[.!?])\s+|\n+)")
+_CASED = re.compile(rf"(?P<blank>{_BLANK})|[^\W\d_]+(?:'[^\W\d_]+)?")
+# Articles and words that de-identification takes for a name or a date: no statement depends on them.
+_NAMELIKE = re.compile(
+    r"\b(?:the|an?|patients?|examinations?|exam|study|radiographs?|x-?rays?|films?|today|dated?|views?|years?|old"
+    r"|male|female|man|woman|hospital|clinic|technologist|pa|ap)\b",
+    re.IGNORECASE,
+)
+_WORD = re.compile(rf"(?P<blank>{_BLANK})|[^\W\d_]{{5,}}")
+# A typing error must not hide a denial, or destroy a side or a place.
+_NEVER_MISTYPED = frozenset(
+    "without neither never absence absent negative clear resolved resolution cleared clearing unlikely excluded "
+    "excludes denies denied right lower upper middle".split()
+)
+#: How radiologists shorten words, the longer phrases first.
+ABBREVIATIONS: dict[str, str] = {
+    "right lower lobe": "RLL", "left lower lobe": "LLL", "right upper lobe": "RUL", "left upper lobe": "LUL",
+    "right middle lobe": "RML", "congestive heart failure": "CHF", "within normal limits": "WNL",
+    "no evidence of": "no e/o", "pleural effusions": "pl effs", "pleural effusion": "pl eff", "costophrenic": "CP",
+    "pneumothorax": "PTX", "pneumonia": "PNA", "atelectasis": "atx", "cardiomegaly": "CMG", "consolidation": "consol",
+    "effusions": "effs", "effusion": "eff", "opacities": "opacs", "opacity": "opac", "pulmonary": "pulm",
+    "bilateral": "bilat", "moderate": "mod", "without": "w/o", "with": "w/", "right": "R", "left": "L", "small": "sm",
+}  # fmt: skip
+_SHORTENED = re.compile(rf"\b(?:{'|'.join(ABBREVIATIONS)})\b", re.IGNORECASE)
+
+
+def _case(text: str, strength: float, rng: np.random.Generator) -> str:
+    """Sentences in upper case, lower case, or With A Capital For Each Word; blanks stay as they are."""
+    kinds = (str.upper, str.lower, str.capitalize)
+    parts = _SENTENCE.split(text)
+    for i in range(0, len(parts), 2):
+        if rng.random() < strength:
+            kind = kinds[rng.integers(3)]
+            parts[i] = _CASED.sub(lambda m, kind=kind: m[0] if m["blank"] else kind(m[0]), parts[i])
+    return "".join(parts)
+
+
+def _headers(text: str, strength: float, rng: np.random.Generator) -> str:
+    """No headers, and only the descriptive sections: an indication without its header would read as a statement."""
+    if rng.random() >= strength:
+        return text
+    # Paragraphs keep sections without a final full stop apart.
+    return "\n\n".join(part for key, part in reports.sections(text).items() if key in DESCRIPTIVE) or text
+
+
+def _lines(text: str, strength: float, rng: np.random.Generator) -> str:
+    """Lines wrapped at a margin and indented by a blank, as in MIMIC-CXR."""
+    if rng.random() >= strength:
+        return text
+    wrapper = textwrap.TextWrapper(int(rng.integers(30, 80)), break_on_hyphens=False, break_long_words=False)
+    # An empty line ends a paragraph, so it must stay.
+    return _within(text, lambda part: "\n ".join(x for line in part.split("\n") for x in wrapper.wrap(line) or [""]))
+
+
+def _order(part: str, strength: float, rng: np.random.Generator) -> str:
+    """Sentences of a section in another order."""
+    found = sentences(part)
+    moved = np.flatnonzero(rng.random(len(found)) < strength)
+    if len(moved) < 2:
+        return part
+    order = np.arange(len(found))
+    order[moved] = rng.permutation(moved)
+    return " ".join(closed(found[i]) for i in order)
+
+
+def _template(part: str, strength: float, rng: np.random.Generator) -> str:
+    """A section as a numbered list, as bullet points without full stops, or as labels with a colon."""
+    if rng.random() >= strength:
+        return part
+    items, style = sentences(part), rng.integers(3)
+    if style == 0:
+        return " ".join(f"{i}. {closed(s)}" for i, s in enumerate(items, 1))
+    if style == 1:
+        return "\n" + "\n".join(f"- {s.rstrip('.')}" for s in items)
+    return "\n" + "\n".join(f"Observation {i}: {s}" for i, s in enumerate(items, 1))
+
+
+def _blanks(part: str, strength: float, rng: np.random.Generator) -> str:
+    """Excessive de-identification: articles and words about the examination become XXXX."""
+    return _NAMELIKE.sub(lambda m: "XXXX" if rng.random() < strength else m[0], part)
+
+
+def _typos(part: str, strength: float, rng: np.random.Generator) -> str:
+    """One typing error in words of five letters or more, never in the first letter or in a word that denies."""
+
+    def mistyped(m: re.Match[str]) -> str:
+        word = m[0]
+        if m["blank"] or word.lower() in _NEVER_MISTYPED or rng.random() >= strength:
+            return word
+        i, kind = int(rng.integers(1, len(word) - 1)), rng.integers(3)
+        dropped, doubled, swapped = word[i + 1 :], word[i] + word[i:], word[i + 1] + word[i] + word[i + 2 :]
+        return word[:i] + (dropped, doubled, swapped)[kind]
+
+    return _WORD.sub(mistyped, part)
+
+
+def _abbreviations(part: str, strength: float, rng: np.random.Generator) -> str:
+    """Words and phrases in the short form that radiologists use."""
+    return _SHORTENED.sub(lambda m: ABBREVIATIONS[m[0].lower()] if rng.random() < strength else m[0], part)
+
+
+#: Every kind of `change`, in the order in which they are applied.
+CHANGES: dict[str, Callable[[str, float, np.random.Generator], str]] = {
+    "abbreviations": _abbreviations, "typos": _typos, "blanks": _blanks, "order": _order, "template": _template,
+    "headers": _headers, "case": _case, "lines": _lines,
+}  # fmt: skip
+# These rewrite a whole report, the others each descriptive section.
+_WHOLE = ("headers", "case", "lines")
+#: The kinds that keep every word on which a statement depends.
+FORMATTING = ("blanks", "order", "template", "headers", "case", "lines")
+
+
+def change(report: str, kinds: str | Sequence[str], strength: float, seed: int | Sequence[int] = 0) -> str:
+    """The same report in another form; its statements about the image stay true.
+
+    `FORMATTING` covers ``case``, ``headers`` (removed), ``order`` (of sentences), ``template`` (lists and labels),
+    ``lines`` (wrapped) and ``blanks`` (XXXX for irrelevant words); ``typos`` and ``abbreviations`` change the words
+    themselves. Words that deny stay, except that "without" may become "w/o".
+
+    Args:
+        report: any report.
+        kinds: one or several of `CHANGES`.
+        strength: share of words, sentences or sections (for headers and lines: of reports) to change, in [0, 1].
+        seed: of the draws.
+
+    Raises:
+        InputError: an unknown kind, or a strength outside [0, 1].
+    """
+    wanted = [kinds] if isinstance(kinds, str) else list(kinds)
+    unknown = [kind for kind in wanted if kind not in CHANGES]
+    if unknown:
+        raise InputError(f"unknown change {unknown[0]!r}: choose from {', '.join(CHANGES)}")
+    if not 0 <= strength <= 1:
+        raise InputError(f"strength must be in [0, 1], got {strength}")
+    rng = np.random.default_rng(seed)
+    for kind, make in CHANGES.items():
+        if kind in wanted and strength:
+            within = _within if kind not in _WHOLE else lambda text, rewrite: rewrite(text)
+            report = within(report, partial(make, strength=strength, rng=rng))
+    return report
+
+
+def _within(text: str, rewrite: Callable[[str], str]) -> str:
+    """Rewrite the descriptive sections in place; the rest of the report stays as it is."""
+    start = 0
+    for key, part in reports.sections(text).items():
+        at = text.find(part, start)
+        # A section that occurs twice was joined, so it is nowhere in one piece.
+        if key in DESCRIPTIVE and at >= 0:
+            new = rewrite(part)
+            text = text[:at] + new + text[at + len(part) :]
+            start = at + len(new)
+    return text
+
+
+def robustness(
+    readers: Mapping[str, Callable[[Sequence[str]], np.ndarray]],
+    texts: Sequence[str],
+    labels: np.ndarray,
+    groups: Sequence[Hashable],
+    changes: Mapping[str, Sequence[str]],
+    strengths: Sequence[float] = (0.0, 0.5, 1.0),
+    *,
+    n: int = 500,
+    progress: Callable[[Iterable], Iterable] = lambda items: items,
+) -> pd.DataFrame:
+    """Macro-F1 of every reader on the same reports, changed more and more.
+
+    Args:
+        readers: name → function from reports to bool ``(n, k)``, thresholds applied.
+        texts: reports.
+        labels: ``(n, k)``, 0 or 1.
+        groups: patient of each report.
+        changes: name of a curve → the kinds of `change` to combine.
+        strengths: in [0, 1]; 0 is the unchanged report.
+        n: bootstrap resamples.
+        progress: wraps the list of (curve, strength).
+
+    Returns:
+        columns ``reader, change, strength, mean, low, high`` and ``lost, lost_low, lost_high``: points (hundredths) of
+        macro-F1 lost against the unchanged reports, paired.
+    """
+    plain = {name: np.asarray(reader(texts)) for name, reader in readers.items()}
+    rows = []
+    for curve, strength in progress([(c, s) for c in changes for s in strengths]):
+        altered = [change(text, changes[curve], strength, [0, i]) for i, text in enumerate(texts)]
+        for name, reader in readers.items():
+            now = plain[name] if altered == list(texts) else np.asarray(reader(altered))
+            f, lost = scored(now, labels, groups, n), difference(plain[name], now, labels, groups, n=n)
+            row = {"reader": name, "change": curve, "strength": strength}
+            row |= {"mean": f.estimate, "low": f.low, "high": f.high}
+            rows.append(row | {"lost": 100 * lost.estimate, "lost_low": 100 * lost.low, "lost_high": 100 * lost.high})
+    return pd.DataFrame(rows)

@@ -1,0 +1,100 @@
+"""Metrics of a reader: F1 and AUC per finding and on average, with patient-clustered intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
+from scipy.stats import rankdata
+
+from chestxai.stats import Interval, bootstrap_statistic
+
+
+def thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Threshold with the highest F1 for each finding, half-way to the next lower probability; choose it on val.
+
+    Args:
+        probabilities: float ``(n, k)``.
+        labels: ``(n, k)``, 0 or 1.
+
+    Returns:
+        float ``(k,)``; the highest of several equally good ones, and 0.5 for a finding that no report has.
+    """
+    out = np.full(probabilities.shape[1], 0.5)
+    for i, (p, y) in enumerate(zip(np.asarray(probabilities, np.float64).T, np.asarray(labels).T > 0.5, strict=True)):
+        if not y.any():
+            continue
+        # From counts, not from precision and recall: equal F1 must compare equal. A threshold separates groups of
+        # equal probabilities, so only the last of each group counts.
+        order = np.argsort(-p, kind="stable")
+        ends = np.flatnonzero(np.append(np.diff(p[order]) < 0, True))
+        best = int(np.argmax(2 * np.cumsum(y[order])[ends] / (ends + 1 + y.sum())))
+        lowest = p[order][ends[best]]
+        below = p[order][ends[best] + 1] if ends[best] + 1 < len(p) else 0.0 if lowest > 0 else lowest - 1
+        out[i] = (lowest + below) / 2
+    return out
+
+
+def f1(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """F1 of each finding, float ``(k,)``; NaN for one that is neither present nor predicted.
+
+    Args:
+        predicted, labels: ``(n, k)``, bool or 0 and 1.
+    """
+    # A bootstrap calls this 65,000 times in chapter 7; `sklearn.metrics.f1_score` takes several hundred times as long.
+    predicted, labels = np.asarray(predicted) > 0.5, np.asarray(labels) > 0.5
+    both, either = (predicted & labels).sum(axis=0), predicted.sum(axis=0) + labels.sum(axis=0)
+    return 2 * both / np.where(either > 0, either, np.nan)
+
+
+def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Mean of `f1` over the findings for which it is defined, NaN if there are none; ``predicted, labels`` as there."""
+    values = f1(predicted, labels)
+    return float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
+
+
+def macro_auc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Mean AUC-ROC over the findings with both classes; NaN if there are none.
+
+    Args:
+        scores: float ``(n, k)``, higher where a finding is more likely.
+        labels: ``(n, k)``, 0 or 1.
+    """
+    labels = np.asarray(labels) > 0.5
+    defined = labels.any(axis=0) & ~labels.all(axis=0)
+    if not defined.any():
+        return math.nan
+    # Mann–Whitney U from ranks, the same as `sklearn.metrics.roc_auc_score` in a thirtieth of its time (bootstraps).
+    labels = labels[:, defined]
+    positive = labels.sum(axis=0)
+    wins = (rankdata(np.asarray(scores)[:, defined], axis=0) * labels).sum(axis=0) - positive * (positive + 1) / 2
+    return float(np.mean(wins / positive / (len(labels) - positive)))
+
+
+def scored(
+    predicted: np.ndarray, labels: np.ndarray, groups: Sequence[Hashable] | None = None, n: int = 500, seed: int = 0
+) -> Interval:
+    """`macro_f1` of ``predicted`` with a clustered interval; ``labels, groups, n, seed`` as of `difference`."""
+    return bootstrap_statistic((predicted, labels), macro_f1, groups, n=n, seed=seed)
+
+
+def difference(
+    a: np.ndarray,
+    b: np.ndarray,
+    labels: np.ndarray,
+    groups: Sequence[Hashable] | None = None,
+    score: Callable[[np.ndarray, np.ndarray], float] = macro_f1,
+    n: int = 500,
+    seed: int = 0,
+) -> Interval:
+    """Score of ``a`` minus that of ``b`` on the same rows, with a paired clustered interval.
+
+    Args:
+        a, b: predictions or scores ``(n, k)`` of two readers.
+        labels: ``(n, k)``, 0 or 1.
+        groups: patient of each row.
+        score: ``score(predictions, labels)``.
+        n, seed: number and seed of the bootstrap resamples.
+    """
+    return bootstrap_statistic((a, b, labels), lambda x, y, z: score(x, z) - score(y, z), groups, n=n, seed=seed)

@@ -1,0 +1,97 @@
+"""The diffusion model as a classifier: which prompt lets it predict an image's noise best?
+
+Li et al. 2023, "Your Diffusion Model is Secretly a Zero-Shot Classifier", https://arxiv.org/abs/2303.16203.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+
+from chestxai import models
+from chestxai.runs import InputError
+from chestxai.studies import FINDINGS
+
+#: The prompt of each class, worded like an impression.
+PROMPTS: dict[str, str] = {name: f"{name.capitalize()}." for name in FINDINGS}
+#: The prompt of an image without findings.
+NORMAL = "No acute cardiopulmonary abnormality."
+
+
+@torch.inference_mode()
+def denoising_errors(
+    pipeline: StableDiffusionPipeline,
+    images: np.ndarray,
+    prompts: Sequence[str],
+    timesteps: Sequence[int],
+    *,
+    draws: int = 1,
+    seed: int = 0,
+    batch: int = 64,
+    progress: Callable[[Iterable], Iterable] = lambda items: items,
+) -> np.ndarray:
+    """Mean squared error of the predicted noise under each prompt: float32 ``(n, prompts, timesteps)``.
+
+    Li et al. 2023, section 3.2, for the target the model was trained on (noise or velocity), without guidance. All
+    prompts of an image see the same noise at the same timesteps (their section 3.3), so what noise and image contribute
+    cancels in a difference. The noise of image ``i`` depends only on ``seed``, ``i``, the timestep and the draw.
+
+    Args:
+        pipeline: output of `models.load_pipeline`.
+        images: uint8 ``(n, s, s)``.
+        prompts: a text for each class.
+        timesteps: of the noise schedule, 0 (no noise) to ``num_train_timesteps - 1``.
+        draws: noise samples per timestep, averaged.
+        seed: of the noise.
+        batch: rows per pass through the U-Net.
+        progress: wraps the passes.
+
+    Raises:
+        InputError: images of another size or type, no prompt, a timestep outside the schedule.
+        FloatingPointError: the model's output is not finite.
+    """
+    size, images = models.image_size(pipeline), np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (size, size):
+        raise InputError(f"expected uint8 images (n, {size}, {size}), got {images.dtype} {images.shape}")
+    schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+    last = schedule.config.num_train_timesteps - 1
+    if not prompts or not len(timesteps) or not all(0 <= t <= last for t in timesteps):
+        raise InputError(f"needs prompts, and timesteps from 0 to {last}: got {len(prompts)} and {list(timesteps)}")
+    text = models.encode_text(pipeline, list(prompts)).to(pipeline.unet.dtype)
+    latents = models.encode_images(pipeline, images).cpu()
+    plan = [(i, k, d) for i in range(len(images)) for k in range(len(timesteps)) for d in range(draws)]
+    some = max(1, batch // len(prompts))
+    errors = np.zeros((len(images), len(prompts), len(timesteps)))
+    for start in progress(range(0, len(plan), some)):
+        rows = plan[start : start + some]
+        x = latents[[i for i, _, _ in rows]]
+        times = torch.tensor([timesteps[k] for _, k, _ in rows])
+        noise = torch.stack([_noise(x.shape[1:], seed, i, int(timesteps[k]), d) for i, k, d in rows])
+        target = models.prediction_target(schedule, x, noise, times)
+        # Every row is repeated for every prompt.
+        noisy = schedule.add_noise(x, noise, times).repeat_interleave(len(prompts), dim=0).to(text)
+        at = times.repeat_interleave(len(prompts)).to(text.device)
+        predicted = pipeline.unet(noisy, at, text.repeat(len(rows), 1, 1)).sample.float().cpu()
+        squared = (predicted.unflatten(0, (len(rows), len(prompts))) - target[:, None]).square().mean(dim=(2, 3, 4))
+        for (i, k, _), error in zip(rows, squared.numpy(), strict=True):
+            errors[i, :, k] += error / draws
+    if not np.isfinite(errors).all():
+        raise FloatingPointError("the denoising error is not finite: the model's weights have diverged")
+    return errors.astype(np.float32)
+
+
+def evidence(errors: np.ndarray) -> np.ndarray:
+    """How much smaller the error is under the prompt of a class than under the last prompt, the normal one.
+
+    ``errors`` is ``(n, classes + 1, timesteps)`` of `denoising_errors`; float32 ``(n, classes)``, the mean paired
+    difference over timesteps. Higher means more evidence for the class.
+    """
+    return (errors[:, -1:] - errors[:, :-1]).mean(axis=2)
+
+
+def _noise(shape: Sequence[int], seed: int, i: int, timestep: int, draw: int) -> torch.Tensor:
+    rng = np.random.default_rng([seed, i, timestep, draw])
+    return torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32))
