@@ -15,6 +15,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from chestxai import knowledge, models, reports, sources
 from chestxai.knowledge import Passage
+from chestxai.runs import InputError
 from chestxai.studies import FINDINGS, Finding, Study
 from tests import tiny
 
@@ -190,7 +191,7 @@ class TestRead:
         assert not knowledge.read(pipeline, ["no edema"], cache)[0][0].states.any()
 
     def test_an_empty_report_is_named(self, pipeline):
-        with pytest.raises(ValueError, match="report 1 says nothing of the image"):
+        with pytest.raises(InputError, match="report 1 does not describe the image"):
             knowledge.read(pipeline, ["No edema.", "FINDINGS: ___"])
 
 
@@ -287,7 +288,7 @@ class TestBaselines:
         assert (model.predict_proba(asked) > 0.5).tolist() == [[True, False], [False, False]]
 
     def test_a_column_of_one_class_is_refused(self):
-        with pytest.raises(ValueError, match="label column 1 has one class only"):
+        with pytest.raises(InputError, match="label column 1 has one class only"):
             knowledge.train_tfidf(["a b"] * 4, np.array([[0, 1], [1, 1], [0, 1], [1, 1]]))
 
     def test_rules_are_of_the_findings_asked_for(self):
@@ -460,9 +461,9 @@ class TestChange:
         assert "xxxx" not in knowledge.change("The XXXX is clear. Seen on XXXX.", "case", 1.0, 1)
 
     def test_unknown_changes_are_refused(self):
-        with pytest.raises(ValueError, match=r"unknown change 'style': choose from .*typos"):
+        with pytest.raises(InputError, match=r"unknown change 'style': choose from .*typos"):
             knowledge.change("Clear.", "style", 0.5)
-        with pytest.raises(ValueError, match=r"strength must be in \[0, 1\], got 2"):
+        with pytest.raises(InputError, match=r"strength must be in \[0, 1\], got 2"):
             knowledge.change("Clear.", "case", 2)
 
 
@@ -513,9 +514,9 @@ class TestDenoisingErrors:
         assert reports.normal(knowledge.NORMAL)
 
     def test_what_cannot_be_asked_is_refused(self, pipeline, images):
-        with pytest.raises(ValueError, match=r"expected uint8 images \(n, 32, 32\)"):
+        with pytest.raises(InputError, match=r"expected uint8 images \(n, 32, 32\)"):
             knowledge.denoising_errors(pipeline, images[:, :16], self.prompts, [300])
-        with pytest.raises(ValueError, match=r"timesteps from 0 to 999: got 4 and \[1000\]"):
+        with pytest.raises(InputError, match=r"timesteps from 0 to 999: got 4 and \[1000\]"):
             knowledge.denoising_errors(pipeline, images, self.prompts, [1000])
-        with pytest.raises(ValueError, match="got 0 and"):
+        with pytest.raises(InputError, match="got 0 and"):
             knowledge.denoising_errors(pipeline, images, [], [100])
