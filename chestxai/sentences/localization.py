@@ -1,0 +1,44 @@
+"""Chapters 3 to 5: whether maps point at findings, and what a score can see."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from chestxai.sentences.words import bullets, counted, verb
+from chestxai.stats import Interval
+
+
+def against(name: str, differences: Mapping[str, Interval], score: str = "AUC-ROC") -> str:
+    """The ``score`` of variant ``name`` minus that of chance, the location prior …: ``differences`` by reference."""
+    return bullets(f"The {score} of `{name}` {verb(d)} that of {ref}: {d:+.3f}." for ref, d in differences.items())
+
+
+def parts(targets: int, box_ious: Sequence[float], outside: int) -> str:
+    """What box scores miss on ``targets`` of several parts.
+
+    ``box_ious``: box IoU of each of those, taken as its own map; ``outside``: in how many the box's centre is outside.
+    """
+    if not len(box_ious):
+        return "**What they miss.** The shape of a finding, and findings of several parts; here there are none."
+    return (
+        f"**What they miss.** {len(box_ious)} of {counted(targets, 'target')} have several parts. Taken as maps, even "
+        f"they have a mean box IoU of {sum(box_ious) / len(box_ious):.2f}, because the box of the largest part is not "
+        f"the box of all. In {outside} of them the box's centre is outside the target."
+    )
+
+
+def fooled(skill: pd.DataFrame, constant: Mapping[str, float], share: float = 0.9, free: float = 0.25) -> str:
+    """Which measures accept which wrong maps.
+
+    Args:
+        skill: measures × wrong maps, 0 for a constant map and 1 for the perfect one.
+        constant: score of a constant map by measure, for measures of which more is better.
+        share, free: skill from which on a map is accepted, and constant score from which on a measure is named.
+    """
+    accepted = {name: ", ".join(skill.index[skill[name] >= share]) for name in skill}
+    named = bullets(f"*{name}* by {measures}" for name, measures in accepted.items() if measures)
+    rejected = ", ".join(f"*{name}*" for name, measures in accepted.items() if not measures)
+    generous = ", ".join(name for name, score in constant.items() if score >= free)
+    text = [named and f"These maps have {share:.0%} or more of the perfect map's skill:\n\n{named}"]
+    text += [rejected and f"No measure accepts {rejected}."]
+    return "\n\n".join(filter(None, [*text, generous and f"A constant map scores {free:g} or more by {generous}."]))

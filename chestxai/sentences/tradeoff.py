@@ -1,0 +1,78 @@
+"""Chapter 8: the trade-off."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from chestxai.localization import LOWER_IS_BETTER
+from chestxai.sentences.words import bullets, counted, independent, listed, verb
+from chestxai.stats import Interval
+
+
+def seeds(n: int) -> str:
+    """What the intervals cover with ``n`` seeds."""
+    if n == 1:
+        return "One seed: the intervals cover *new patients* (and new images of the same model), not new seeds."
+    few = " So few seeds make wide intervals and large detectable differences." if n < 5 else ""
+    return (
+        f"Mean over {n} seeds. The intervals cover *new seeds and new patients*, crossed, as all seeds are scored on "
+        f"the same patients. Averaging the intervals of single seeds would ignore that seeds differ.{few}"
+    )
+
+
+def findings(each: pd.DataFrame) -> str:
+    """On which findings variants differ; ``each`` is the table of `tradeoff.compare_findings`."""
+    lines = []
+    for row in each[each["holm"] <= 0.05].itertuples():
+        c = row.difference
+        best, other = (c.a, c.b) if (c.estimate > 0) != (c.metric in LOWER_IS_BETTER) else (c.b, c.a)
+        shown = f"{Interval(c.estimate, c.low, c.high):+.3f}, adjusted p = {row.holm:.3f}"
+        lines.append(f"{row.Index}: `{best}` is better than `{other}`; {c.a} minus {c.b} is {shown}")
+    rest = each[each["holm"] > 0.05]
+    small = sum(not row.detectable <= abs(row.difference.estimate) for row in rest.itertuples())
+    text = f"After Holm's adjustment:\n\n{bullets(lines)}\n\n" if lines else ""
+    text += f"No difference after Holm's adjustment in {len(rest)} of {counted(len(each), 'comparison')}"
+    return text + (f"; in {small} of them it is smaller than is detectable, which proves no absence." if small else ".")
+
+
+def coverage(covered: Mapping[int, Interval], trials: int, used: Sequence[int]) -> str:
+    """Whether the book's 95 % intervals hold the truth as often as they promise.
+
+    Args:
+        covered: number of patients → share of intervals that held the truth (`stats.coverage`).
+        trials: simulated data sets of each size.
+        used: number of patients of each finding.
+    """
+    error = max(c.high - c.low for c in covered.values()) / 2
+    good = [n for n in covered if all(0.93 <= c.estimate <= 0.97 for k, c in covered.items() if k >= n)]
+    early = [n for n in covered if not good or n < min(good)]
+    few, open_ = [n for n in early if covered[n].high < 0.93], [n for n in early if covered[n].high >= 0.93]
+    text = "Not even with the most patients did 93 to 97 % of the intervals hold the truth."
+    if error > 0.02:
+        text = "That is too little to tell 93 % from 97 %."
+    elif good:
+        text = f"From {min(good)} patients on, 93 to 97 % of the intervals held the truth."
+    text += f" With {listed(few)} patients, fewer did." if few else ""
+    text += f" With {listed(open_)} patients the simulation cannot tell." if open_ and error <= 0.02 else ""
+    return (
+        f"With {trials} simulated data sets of each size, a share is known to about ±{error:.3f}. {text} "
+        f"The findings above have {min(used)} to {max(used)} patients."
+    )
+
+
+def gains(scores: pd.DataFrame, base: Mapping[str, float], reference: str, fid: str = "FID ↓") -> str:
+    """What fine-tuning buys: fidelity of every variant, and its FID against the reference's.
+
+    Args:
+        scores: measures × variants of `tradeoff.estimates`.
+        base: measure → score of the base, for the measures to report.
+        reference, fid: the reference variant, and the row of the FID.
+    """
+    lines = [
+        f"`{v}`: " + ", ".join(f"{m.rstrip(' ↑↓')} from {base[m]:.3f} (base) to {scores.loc[m, v]:.3f}" for m in base)
+        for v in scores
+    ]
+    for name in scores.columns.drop(reference):
+        d = independent(scores.loc[fid, name], scores.loc[fid, reference])
+        lines.append(f"The FID of `{name}` {verb(d)} that of `{reference}`: difference {d:+.2f}.")
+    return bullets(lines)

@@ -1,0 +1,333 @@
+"""Every sentence of the chapters, for every branch of the rule that chooses it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chestxai import stats
+from chestxai.sentences import fidelity, images, knowledge, localization, tradeoff, words
+from chestxai.stats import Difference, Interval
+from chestxai.tradeoff import Comparison
+
+UP, DOWN, FLAT = Interval(0.1, 0.05, 0.15), Interval(-0.1, -0.15, -0.05), Interval(0.02, -0.05, 0.09)
+NONE = Interval(0.1, math.nan, math.nan)
+VARIANTS = ("frozen", "learnable", "last:2")
+
+
+class TestWords:
+    @pytest.mark.parametrize(
+        ("interval", "sign", "verb"),
+        [
+            (UP, 1, "is clearly higher than"),
+            (DOWN, -1, "is clearly lower than"),
+            (FLAT, 0, "does not clearly differ from"),
+            (NONE, 0, "does not clearly differ from"),
+            (Interval(0.1, 0.0, 0.2), 0, "does not clearly differ from"),
+        ],
+    )
+    def test_an_interval_chooses_the_verb(self, interval, sign, verb):
+        assert words.direction(interval) == sign
+        assert words.verb(interval) == verb
+        assert words.verb(interval, "wins", "loses", "draws") == ("draws", "wins", "loses")[sign]
+
+    def test_independent_by_hand(self):
+        d = words.independent(Interval(5, 2, 9), Interval(3, 2, 7))
+        assert (d.estimate, d.low, d.high) == pytest.approx((2, 2 - 5, 2 + math.hypot(4, 1)))
+        assert math.isnan(words.independent(Interval(5, 2, 9), 3.0).low)
+
+    @given(st.lists(st.floats(0, 10), min_size=6, max_size=6))
+    def test_independent_is_antisymmetric_and_reproduces_a_known_number(self, values):
+        low_a, a, high_a, low_b, b, high_b = *sorted(values[:3]), *sorted(values[3:])
+        one, other = Interval(a, low_a, high_a), Interval(b, low_b, high_b)
+        d, back = words.independent(one, other), words.independent(other, one)
+        assert (d.estimate, d.low, d.high) == pytest.approx((-back.estimate, -back.high, -back.low))
+        exact = words.independent(one, Interval(b, b, b))
+        assert (exact.low, exact.high) == pytest.approx((low_a - b, high_a - b))
+
+    def test_counts_and_bullets(self):
+        assert [words.counted(n, "map") for n in (0, 1, 2000)] == ["0 maps", "1 map", "2,000 maps"]
+        assert words.bullets(["a", "b"]) == "- a\n- b"
+        assert [words.listed(range(1, n)) for n in (2, 3, 4)] == ["1", "1 and 2", "1, 2 and 3"]
+
+
+class TestImages:
+    def test_source(self):
+        assert "digital phantoms" in images.source("phantom", "phantom")
+        assert images.source("openi", "openi") == "The images of this run are real: reports come from `openi`."
+        assert "places of findings from `nih`" in images.source("openi", "nih")
+
+    def test_contrast(self):
+        assert images.contrast(2.0, 9.0).endswith("Disease is the smaller change.")
+        assert images.contrast(9.0, 2.0).endswith("Disease is not the smaller change.")
+        assert "by 9.0 of 255" in images.contrast(9.0, 2.0)
+
+    def test_rules(self):
+        scores = pd.DataFrame(
+            {
+                "f1": [0.9, 1.0],
+                "there": [4, 5],
+                "wrong": [1, 0],
+                "hedged": [1, 0],
+                "sided": [2, 2],
+                "side_right": [1, 0.5],
+            },
+            index=["Edema", "Pneumonia"],
+        )
+        assert images.rules(scores, 1234.0) == (
+            "Macro-F1 over 2 findings is **0.950** on test reports; 3 of 4 sides are read correctly (**75%**). "
+            "One core reads 1,200 reports a second. No finding is below 0.85."
+        )
+        poor = images.rules(scores, 1234.0, least=0.95)
+        assert "Below 0.95: `Edema` 0.900 (4 reports; falsely in 1, 1 in doubt)." in poor
+        assert poor.endswith("indexers mostly do not.")
+        assert "doubt as present" not in images.rules(scores.assign(hedged=0), 1234.0, least=0.95)
+        # No side is recorded: nothing is divided by zero.
+        nowhere = scores.assign(sided=0, side_right=np.nan)
+        assert "0 of 0 sides are read correctly (**0%**)" in images.rules(nowhere, 1.0)
+
+    def test_splits(self):
+        assert images.splits({"train and val": 0, "val and test": 0}, []) == (
+            "No patient is in two splits (train and val: 0 shared, val and test: 0 shared). No record was left out."
+        )
+        text = images.splits({"train and val": 2}, [("openi", "train", 1200, "no image")])
+        assert text.startswith("Patients straddle splits (train and val: 2 shared)")
+        assert text.endswith("Records left out:\n\n- `openi`, train: 1,200 × no image")
+
+
+class TestLocalization:
+    def test_against(self):
+        p = Difference(0.1, 0.05, 0.15, 0.004)
+        text = localization.against(
+            "last:2", {"chance": p, "the location prior": DOWN, "the swapped image": FLAT}, "Top-1"
+        )
+        assert text.split("\n") == [
+            "- The Top-1 of `last:2` is clearly higher than that of chance: +0.100 [+0.050, +0.150], p = 0.004.",
+            "- The Top-1 of `last:2` is clearly lower than that of the location prior: -0.100 [-0.150, -0.050].",
+            "- The Top-1 of `last:2` does not clearly differ from that of the swapped image: +0.020 [-0.050, +0.090].",
+        ]
+
+    def test_parts(self):
+        assert "here there are none" in localization.parts(10, [], 0)
+        text = localization.parts(10, [0.5, 0.7], 1)
+        assert "2 of 10 targets have several parts" in text
+        assert "mean box IoU of 0.60" in text
+        assert "In 1 of them" in text
+
+    def test_fooled(self):
+        skill = pd.DataFrame({"shifted": [0.95, 0.2], "ring": [0.1, 0.3]}, index=["AUC-ROC", "IoU"])
+        assert localization.fooled(skill, {"AUC-ROC": 0.5, "IoU": 0.0}) == (
+            "These maps have 90% or more of the perfect map's skill:\n\n- *shifted* by AUC-ROC\n\n"
+            "No measure accepts *ring*.\n\nA constant map scores 0.25 or more by AUC-ROC."
+        )
+        assert localization.fooled(skill * 0, {}) == "No measure accepts *shifted*, *ring*."
+        every = localization.fooled(skill * 0 + 1, {})
+        assert "No measure" not in every
+        assert "- *ring* by AUC-ROC, IoU" in every
+        # A measure that a constant and the perfect map share has no skill.
+        assert localization.fooled(skill * np.nan, {}) == "No measure accepts *shifted*, *ring*."
+
+
+class TestFidelity:
+    def test_sample_size(self):
+        assert "50 of 2.00: they did not become more real" in fidelity.sample_size((8, 50), (9.0, 2.0), (0.01, 0.01))
+        assert "more numerous" not in fidelity.sample_size((8, 50), (2.0, 9.0), (0.01, 0.01))
+
+    @pytest.mark.parametrize(
+        ("generated", "expected"),
+        [
+            (Interval(0.55, 0.45, 0.65), "do not clearly teach anything"),
+            (NONE, "do not clearly teach anything"),
+            (Interval(0.6, 0.55, 0.65), "teach less than real ones"),
+            (Interval(0.8, 0.75, 0.85), "teach not clearly less than real ones"),
+            (Interval(0.95, 0.92, 0.98), "teach more than real ones"),
+        ],
+    )
+    def test_teaching(self, generated, expected):
+        text = fidelity.teaching(generated, Interval(0.82, 0.78, 0.86))
+        assert expected in text
+        assert f"AUC **{generated}**" in text
+
+    def test_answer(self):
+        def lines(last=None, similar=None, auc=None):
+            last, similar = last or Interval(5, 4, 6), similar or Interval(0.4, 0.38, 0.42)
+            fid, clf = (Interval(20, 18, 22), last), (Interval(0.5, 0.45, 0.55), auc or Interval(0.8, 0.75, 0.85))
+            return fidelity.answer(fid, Interval(4.5, 3.5, 5.5), (similar, Interval(0.4, 0.37, 0.43)), clf).split("\n")
+
+        better = lines()
+        assert (
+            better[0]
+            == "- The images have become more real: FID 5.00 [4.00, 6.00], against 20.00 [18.00, 22.00] of the base."
+        )
+        assert better[1].startswith("- They are not clearly less real than other real images")
+        assert "not clearly less varied than" in better[2]
+        assert better[3].startswith("- They show its findings, better than the base's")
+        assert "less real:" in lines(Interval(40, 38, 42))[0]
+        assert lines(Interval(40, 38, 42))[1].startswith("- They are less real than other real images")
+        assert "neither clearly more nor less real" in lines(Interval(20, 17, 23))[0]
+        assert lines(Interval(1, 0.9, 1.1))[1].startswith("- They are closer than other real images")
+        assert " less varied than" in lines(similar=Interval(0.9, 0.88, 0.92))[2]
+        assert "more varied (or noisier) than" in lines(similar=Interval(0.1, 0.08, 0.12))[2]
+        assert lines(auc=Interval(0.5, 0.4, 0.6))[3].startswith("- They do not clearly show its findings")
+        assert "not clearly better than the base's" in lines(auc=Interval(0.55, 0.51, 0.59))[3]
+
+    def test_a_checkpoint_may_obey_less_than_its_base(self):
+        fid, same = Interval(20, 18, 22), Interval(0.4, 0.38, 0.42)
+        auc = Interval(0.8, 0.75, 0.85), Interval(0.6, 0.55, 0.65)
+        assert "worse than the base's" in fidelity.answer((fid, fid), fid, (same, same), auc)
+
+    def test_memory(self):
+        assert "no sign of copying" in fidelity.memory(Interval(0.06, 0.02, 0.1), 1.0)
+        text = fidelity.memory(Interval(0.4, 0.3, 0.5), 0.97)
+        assert text.startswith("40% [30%, 50%] of the generated images")
+        assert "more than chance. It need not be copying" in text
+        assert "Of the planted copies 97% are that near" in text
+
+    def test_unnoticed(self):
+        change = pd.DataFrame({"fid": [0.0, -5.0], "kid": [-3.0, -2.0], "cov": [np.nan, -0.5]}, index=["noise", "blur"])
+        assert fidelity.unnoticed(change, {"fid": "FID", "kid": "KID", "cov": "coverage"}) == (
+            "- **FID** does not notice: noise.\n- **KID** does not notice: nothing.\n"
+            "- **coverage** does not notice: blur."
+        )
+
+
+def comparison(estimate, low, high, b="learnable", metric="auc_roc", detectable=0.05):
+    return Comparison(estimate, low, high, 0.01, metric, "frozen", b, 240, 24, 12, 1, detectable)
+
+
+class TestTradeoff:
+    def test_seeds(self):
+        assert tradeoff.seeds(1).startswith("One seed: the intervals cover *new patients*")
+        assert "Mean over 3 seeds" in tradeoff.seeds(3)
+        assert "So few seeds" in tradeoff.seeds(3)
+        assert "So few seeds" not in tradeoff.seeds(5)
+
+    def test_findings(self):
+        def table(*rows):
+            names = [name for name, *_ in rows]
+            columns = {"difference": [c for _, c, _ in rows], "holm": [p for *_, p in rows]}
+            columns["detectable"] = [c.detectable for c in columns["difference"]]
+            return pd.DataFrame(columns, index=pd.Index(names, name="finding"))
+
+        text = tradeoff.findings(
+            table(
+                ("Edema", comparison(0.1, 0.05, 0.15), 0.02),
+                ("Edema", comparison(-0.1, -0.15, -0.05, "last:2"), 0.03),
+                ("Pneumonia", comparison(-0.1, -0.15, -0.05, metric="centre_distance"), 0.03),
+                ("Pneumothorax", comparison(0.01, -0.05, 0.07), 0.9),
+            )
+        )
+        assert text == (
+            "After Holm's adjustment:\n\n"
+            "- Edema: `frozen` is better than `learnable`; frozen minus learnable is +0.100 [+0.050, +0.150], "
+            "adjusted p = 0.020\n"
+            "- Edema: `last:2` is better than `frozen`; frozen minus last:2 is -0.100 [-0.150, -0.050], "
+            "adjusted p = 0.030\n"
+            "- Pneumonia: `frozen` is better than `learnable`; frozen minus learnable is -0.100 [-0.150, -0.050], "
+            "adjusted p = 0.030\n\n"
+            "No difference after Holm's adjustment in 1 of 4 comparisons; in 1 of them it is smaller than is "
+            "detectable, which proves no absence."
+        )
+        assert tradeoff.findings(table(("Edema", comparison(0.1, -0.05, 0.25), 0.2))) == (
+            "No difference after Holm's adjustment in 1 of 1 comparison."
+        )
+        unknown = table(("Edema", comparison(0.1, math.nan, math.nan, detectable=math.nan), 1.0))
+        assert "in 1 of them it is smaller" in tradeoff.findings(unknown)
+
+    def test_coverage(self):
+        def held(*estimates, half=0.01):
+            return {n: Interval(e, e - half, e + half) for n, e in zip((10, 20, 40), estimates, strict=True)}
+
+        text = tradeoff.coverage(held(0.90, 0.94, 0.95), 1000, [12, 30])
+        assert "With 1000 simulated data sets of each size, a share is known to about ±0.010." in text
+        assert "From 20 patients on, 93 to 97 % of the intervals held the truth. With 10 patients, fewer did." in text
+        assert text.endswith("The findings above have 12 to 30 patients.")
+        # 92.5 % might be 93 %: not called fewer.
+        close = tradeoff.coverage(held(0.925, 0.94, 0.95), 1000, [12])
+        assert "With 10 patients the simulation cannot tell." in close
+        assert "fewer did" not in close
+        assert "cannot tell" not in text
+        never = tradeoff.coverage(held(0.90, 0.91, 0.90), 1000, [12])
+        assert "Not even with the most patients" in never
+        assert "With 10, 20 and 40 patients, fewer did." in never
+        assert "too little to tell 93 % from 97 %" in tradeoff.coverage(held(0.9, 0.94, 0.95, half=0.05), 50, [12])
+
+    def test_coverage_reads_a_simulation(self):
+        draw = lambda rng: stats.clustered_scores(rng, patients=20)  # noqa: E731
+        found = stats.coverage(draw, 0.85, lambda s, p: stats.bootstrap_ci(s, p, n=50), runs=20)
+        assert "20 simulated data sets" in tradeoff.coverage({20: found}, 20, [20])
+
+    def test_gains(self):
+        scores = pd.DataFrame(
+            {
+                "frozen": [Interval(10, 9, 11), Interval(0.7, 0.6, 0.8)],
+                "learnable": [Interval(5, 4, 6), Interval(0.8, 0.7, 0.9)],
+                "last:2": [Interval(10, 8, 12), 0.75],
+            },
+            index=["FID ↓", "classifier AUC ↑"],
+        )
+        assert tradeoff.gains(scores, {"FID ↓": 57.2, "classifier AUC ↑": 0.5}, "frozen").split("\n") == [
+            "- `frozen`: FID from 57.200 (base) to 10.000 [9.000, 11.000], classifier AUC from 0.500 (base) to "
+            "0.700 [0.600, 0.800]",
+            "- `learnable`: FID from 57.200 (base) to 5.000 [4.000, 6.000], classifier AUC from 0.500 (base) to "
+            "0.800 [0.700, 0.900]",
+            "- `last:2`: FID from 57.200 (base) to 10.000 [8.000, 12.000], classifier AUC from 0.500 (base) to 0.750",
+            "- The FID of `learnable` is clearly lower than that of `frozen`: difference -5.00 [-6.41, -3.59].",
+            "- The FID of `last:2` does not clearly differ from that of `frozen`: difference +0.00 [-2.24, +2.24].",
+        ]
+        assert "The FID of `frozen` is clearly higher than" in tradeoff.gains(scores, {"FID ↓": 57.2}, "learnable")
+
+
+class TestKnowledge:
+    def test_robust(self):
+        losses = pd.DataFrame(
+            [("rules", 0.5, 0.0, 1.0), ("TF-IDF", 9.0, 5.0, 12.0), ("frozen", 2.5, 1.0, 4.0)],
+            columns=["reader", "lost", "lost_low", "lost_high"],
+        )
+        assert knowledge.robust(losses) == (
+            "Under all formatting changes at once, `rules` stays within 3 points (0.5 [0.0, 1.0]); `TF-IDF` loses more "
+            "than 3 points (9.0 [5.0, 12.0]); `frozen` does not clearly stay within 3 points (2.5 [1.0, 4.0])."
+        )
+
+    def test_images(self):
+        levels = dict(
+            zip(VARIANTS, (Interval(0.7, 0.6, 0.8), Interval(0.5, 0.4, 0.6), Interval(0.9, 0.8, 0.95)), strict=True)
+        )
+        assert knowledge.images(levels, dict(zip(VARIANTS, (UP, FLAT, DOWN), strict=True))).split("\n") == [
+            "- `frozen` tells findings apart: macro AUC 0.700 [0.600, 0.800]. The classifier does better: "
+            "+0.100 [+0.050, +0.150].",
+            "- `learnable` is not clearly better than chance: macro AUC 0.500 [0.400, 0.600]. The classifier does not "
+            "clearly differ from it: +0.020 [-0.050, +0.090].",
+            "- `last:2` tells findings apart: macro AUC 0.900 [0.800, 0.950]. The classifier does worse: "
+            "-0.100 [-0.150, -0.050].",
+        ]
+
+    @pytest.mark.parametrize(
+        ("known", "pointed", "expected"),
+        [
+            (DOWN, DOWN, "points worse than `frozen`: -0.100 [-0.150, -0.050]; it has lost knowledge, too"),
+            (UP, DOWN, "points worse than `frozen`: -0.100 [-0.150, -0.050]; it knows more all the same"),
+            (FLAT, DOWN, "; a loss of knowledge does not explain that: none is seen"),
+            (UP, FLAT, "does not clearly point worse than `frozen`: +0.020 [-0.050, +0.090]"),
+            (UP, UP, "points better than `frozen`: +0.100 [+0.050, +0.150]"),
+        ],
+    )
+    def test_answer(self, known, pointed, expected):
+        knows = {"from the report": {"learnable": known}, "from the image": {"learnable": FLAT}}
+        lines = knowledge.answer(knows, {"learnable": pointed}, "frozen").split("\n")
+        knowing = {UP: "knows more than", DOWN: "knows less than", FLAT: "does not clearly know more than"}[known]
+        assert lines[0].startswith(f"- **from the report**, `learnable` {knowing} `frozen`")
+        assert lines[1].startswith("- **from the image**, `learnable` does not clearly know more than `frozen`")
+        assert lines[2].startswith("- **on the map**")
+        assert lines[2].endswith(expected)
+
+    def test_answer_of_many_variants(self):
+        knows = {"from the report": dict.fromkeys(VARIANTS[1:], UP)}
+        text = knowledge.answer(knows, dict.fromkeys(VARIANTS[1:], DOWN), "frozen")
+        assert text.count("\n") == 3
+        assert knowledge.answer({}, {}, "frozen") == ""
