@@ -199,6 +199,43 @@ class TestCompare:
             tradeoff.compare([*frozen, *learnable], learnable)
 
 
+class TestManyVariants:
+    """A third variant is one more row and one more comparison with the reference, the first unless named."""
+
+    @pytest.fixture
+    def runs(self, tmp_path):
+        gains = {"frozen": 0.1, "learnable": 0.0, "last:2": 0.2}
+        return [write_run(tmp_path, name, seed, gain=gain) for name, gain in gains.items() for seed in (0, 1)]
+
+    def test_each_is_compared_with_the_reference(self, runs):
+        found = tradeoff.compare_all(runs, n=100)
+        assert [(c.a, c.b) for c in found] == [("frozen", "learnable"), ("frozen", "last:2")]
+        assert [c.estimate for c in found] == pytest.approx([0.1, -0.1], abs=1e-9)
+        assert found[0] == tradeoff.compare(runs[:2], runs[2:4], n=100)
+        other = tradeoff.compare_all(runs, "centre_distance", "last:2", step=100)
+        assert [(c.a, c.b, c.metric, c.step) for c in other] == [
+            ("last:2", "frozen", "centre_distance", 100),
+            ("last:2", "learnable", "centre_distance", 100),
+        ]
+        assert tradeoff.compare_all(runs[:2]) == []
+        with pytest.raises(InputError, match="'thawed' is none of the variants frozen, learnable, last:2"):
+            tradeoff.compare_all(runs, reference="thawed")
+
+    def test_holm_counts_all_findings_of_all_variants(self, runs):
+        found = tradeoff.compare_findings(runs[:2], runs[2:], n=100)
+        assert found.index.tolist() == ["Cardiomegaly", "Edema"] * 2
+        assert found["variant"].tolist() == ["learnable"] * 2 + ["last:2"] * 2
+        assert found["holm"].tolist() == pytest.approx(holm([c.p for c in found["difference"]]))
+        alone = tradeoff.compare(runs[:2], runs[4:], finding="Edema", n=100, alpha=0.05 / 4)
+        assert found["difference"].iloc[3] == alone
+
+    def test_tables(self, runs):
+        table = tradeoff.table(runs, n=100)
+        assert table["variant"].unique().tolist() == ["frozen", "last:2", "learnable"]
+        assert list(tradeoff.summary(table, runs, n=100))[:3] == ["frozen", "last:2", "learnable"]
+        assert set(tradeoff.by_finding(runs, n=100)["variant"]) == {"frozen", "last:2", "learnable"}
+
+
 def test_by_finding(frozen, learnable):
     found = tradeoff.by_finding([*frozen, *learnable], n=200)
     assert found["finding"].tolist() == ["Cardiomegaly"] * 2 + ["Edema"] * 2 + ["all"] * 2
@@ -336,6 +373,11 @@ class TestVerdict:
         assert said.startswith("Supported")
         assert "-0.100" in said
 
+    def test_the_claim_is_of_the_first_variant_unless_named(self):
+        d = self.comparison(0.1, 0.05, 0.15, a="last:2", b="learnable")
+        assert tradeoff.verdict(d).startswith("Supported: last:2 localizes better than learnable")
+        assert tradeoff.verdict(d, "learnable").startswith("Contradicted: last:2 localizes better than learnable")
+
     def test_another_variant(self):
         with pytest.raises(InputError, match="not of 'thawed'"):
             tradeoff.verdict(self.comparison(0.1, 0.05, 0.15), better="thawed")
@@ -375,6 +417,51 @@ class TestErrors:
         (frozen[0] / "fidelity.json").write_text(content)
         with pytest.raises(InputError, match=message):
             tradeoff.table(frozen)
+
+    @pytest.mark.parametrize(
+        ("column", "value", "message"),
+        [
+            ("auc_roc", np.inf, "line 4 has an infinite score"),
+            ("centre_distance", -np.inf, "line 4 has an infinite score"),
+            ("patient", "", "line 4 has an empty study, patient or finding"),
+            ("study", "", "line 4 has an empty study, patient or finding"),
+        ],
+    )
+    def test_what_would_distort_a_mean(self, frozen, learnable, column, value, message):
+        path = frozen[0] / "grounding.csv"
+        table = pd.read_csv(path, keep_default_na=False)
+        table.loc[2, column] = value
+        table.to_csv(path, index=False)
+        for read in (tradeoff.table, tradeoff.by_finding, lambda runs: tradeoff.compare(runs, learnable)):
+            with pytest.raises(InputError, match=rf"frozen/seed-0/grounding\.csv, {message}: delete .* --seeds 0"):
+                read(frozen)
+
+    def test_lines_and_runs_that_are_there_twice(self, frozen):
+        path = frozen[0] / "grounding.csv"
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join([*lines, lines[5]]))
+        with pytest.raises(InputError, match=rf"line {len(lines) + 1} has the same content as another line"):
+            tradeoff.table(frozen)
+        # The same sentence may be boxed twice in one study: its scores differ.
+        path.write_text("".join(lines))
+        other = pd.read_csv(path, keep_default_na=False)
+        pd.concat([other, other[4:5].assign(auc_roc=0.123)]).to_csv(path, index=False)
+        assert tradeoff.table(frozen[:1], n=50)["phrases"].max() == 25
+        with pytest.raises(InputError, match="two runs of frozen have seed 1"):
+            tradeoff.table([*frozen, frozen[1]])
+
+    @pytest.mark.parametrize("value", ["low", True, [1, 2], float("inf")])
+    def test_a_fidelity_score_that_is_no_number(self, frozen, value):
+        (frozen[0] / "fidelity.json").write_text(json.dumps({"steps": {"100": {"fid": value}}}))
+        with pytest.raises(InputError, match=r"fidelity\.json.*fid is .*not a.* number.*delete the file.*--seeds 0"):
+            tradeoff.table(frozen)
+
+    def test_patients_are_text(self, frozen):
+        path = frozen[0] / "grounding.csv"
+        table = pd.read_csv(path, keep_default_na=False)
+        table["patient"] = ["007", "07"] * (len(table) // 2)
+        table.to_csv(path, index=False)
+        assert tradeoff.table(frozen[:1], n=50)["patients"].tolist() == [2, 2]
 
     def test_other_folders_and_columns(self, tmp_path, frozen, learnable):
         with pytest.raises(InputError, match="seed-<number>"):

@@ -12,7 +12,7 @@ import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 
 from chestxai import models
-from chestxai.runs import InputError
+from chestxai.runs import DivergedError, InputError
 from chestxai.studies import FINDINGS
 
 #: The prompt of each class, worded like an impression.
@@ -51,7 +51,7 @@ def denoising_errors(
 
     Raises:
         InputError: images of another size or type, no prompt, a timestep outside the schedule.
-        FloatingPointError: the model's output is not finite.
+        DivergedError: the model's output is not finite.
     """
     size, images = models.image_size(pipeline), np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (size, size):
@@ -79,7 +79,7 @@ def denoising_errors(
         for (i, k, _), error in zip(rows, squared.numpy(), strict=True):
             errors[i, :, k] += error / draws
     if not np.isfinite(errors).all():
-        raise FloatingPointError("the denoising error is not finite: the model's weights have diverged")
+        raise DivergedError("the denoising error is not finite: the model's weights have diverged; train it again")
     return errors.astype(np.float32)
 
 
