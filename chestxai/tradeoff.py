@@ -96,14 +96,11 @@ def table(runs: Sequence[Path], n: int = 2000, level: float = 0.95) -> pd.DataFr
 
 
 def pareto_front(table: pd.DataFrame, x: str = "fid", y: str = "auc_roc") -> np.ndarray:
-    """Rows that no other row dominates, i.e. is at least as good in both columns and better in one.
+    """Rows that no other row dominates, i.e. is at least as good in both columns and better in one: bool ``(rows,)``.
 
     Args:
-        table: of `table`.
+        table: of `table`; rows with NaN are False.
         x, y: columns to minimise and to maximise (or to minimise, if ``y`` is in `LOWER_IS_BETTER`).
-
-    Returns:
-        bool ``(rows,)``, False for rows with NaN.
 
     Raises:
         InputError: the table lacks a column.
@@ -146,13 +143,15 @@ def compare(
     Raises:
         MissingError, InputError: as `table`; also no common phrase, or different last steps.
     """
+    names = {"a": _variant(runs_a), "b": _variant(runs_b)}
     both, step = _shared(runs_a, runs_b, metric, step)
     if finding is not None:
         both = both[both.index.get_level_values("finding") == finding]
     if both.empty:
         of = f" of {finding}" if finding else ""
         raise InputError(f"no phrase{of} has {metric} in all of {', '.join(map(str, [*runs_a, *runs_b]))}")
-    patients, seeds = both["patient"], len(runs_a) if len(runs_a) == len(runs_b) else 1
+    patients, count = both["patient"], both["patient"].nunique()
+    seeds = len(runs_a) if len(runs_a) == len(runs_b) else 1
     if seeds > 1:
         differences = np.stack(both["seeds"]) - np.stack(both["seeds_b"])
         interval = stats.seeds_ci(differences, patients, level)
@@ -160,20 +159,9 @@ def compare(
     else:
         differences = both["score"] - both["score_b"]
         difference = stats.paired_difference(both["score"], both["score_b"], patients, n=n, level=level)
-    detectable = math.nan
-    if patients.nunique() > 1:
-        detectable = stats.minimal_detectable_difference(differences, patients, alpha=alpha)
-    return Comparison(
-        **vars(difference),
-        metric=metric,
-        a=_variant(runs_a),
-        b=_variant(runs_b),
-        step=step,
-        phrases=len(both),
-        patients=patients.nunique(),
-        seeds=seeds,
-        detectable=detectable,
-    )
+    detectable = stats.minimal_detectable_difference(differences, patients, alpha=alpha) if count > 1 else math.nan
+    about = {"metric": metric, "step": step, "phrases": len(both), "patients": count, "seeds": seeds}
+    return Comparison(**vars(difference), **names, **about, detectable=detectable)
 
 
 def compare_all(
@@ -186,9 +174,6 @@ def compare_all(
         metric: column of ``grounding.csv``.
         reference: name of a variant; None takes that of the first run.
         options: ``step``, ``finding``, ``n``, ``level`` and ``alpha`` of `compare`.
-
-    Raises:
-        MissingError, InputError: as `compare`; also an unknown reference.
     """
     variants = _by_variant(runs)
     reference = next(iter(variants)) if reference is None else reference
@@ -218,9 +203,6 @@ def compare_findings(
         index ``finding``, a row for each finding and other variant; columns ``variant`` (the other one), ``difference``
         (`Comparison`, with unadjusted interval and ``p``), ``holm`` (p adjusted over all rows: those ≤ 0.05 hold with a
         family-wise error of 5 %), ``detectable`` (at 0.05 over the number of rows), ``phrases`` and ``patients``.
-
-    Raises:
-        MissingError, InputError: as `compare`.
     """
     variants = _by_variant(runs_b)
     names = [
@@ -378,19 +360,17 @@ def verdict(difference: Comparison, better: str | None = None) -> str:
     d, better = difference, difference.a if better is None else better
     if better not in (d.a, d.b):
         raise InputError(f"the comparison is of {d.a!r} and {d.b!r}, not of {better!r}")
-    other = d.b if better == d.a else d.a
-    shown = Difference(d.estimate, d.low, d.high, d.p)
+    other, shown = d.b, Difference(d.estimate, d.low, d.high, d.p)
     if better == d.b:
-        shown = Difference(-d.estimate, -d.high, -d.low, d.p)
+        other, shown = d.a, Difference(-d.estimate, -d.high, -d.low, d.p)
     low, high = (-shown.high, -shown.low) if d.metric in LOWER_IS_BETTER else (shown.low, shown.high)
     claim = f"Undecided: {better} and {other} do not clearly differ"
     if low > 0:
         claim = f"Supported: {better} localizes better than {other}"
     elif high < 0:
         claim = f"Contradicted: {other} localizes better than {better}"
-    seeds = "the interval covers other patients, not other seeds"
-    if d.seeds > 1:
-        seeds = f"{d.seeds} seeds: the interval covers other seeds and other patients"
+    seeds = f"{d.seeds} seeds: the interval covers other seeds and other patients"
+    seeds = seeds if d.seeds > 1 else "the interval covers other patients, not other seeds"
     return (
         f"{claim}: the {NAMES.get(d.metric, d.metric).rstrip(' ↑↓')} of {better} minus that of {other} is {shown} "
         f"({d.phrases} phrases of {d.patients} patients, step {d.step}; {seeds})."
@@ -479,8 +459,6 @@ def _shared(runs_a: Sequence[Path], runs_b: Sequence[Path], metric: str, step: i
 
 def _phrases(runs: Sequence[Path], metric: str, step: int | None) -> tuple[pd.DataFrame, int]:
     """Per phrase (index study, finding, phrase): patient, scores by seed, and the means of score, prior and chance."""
-    if not runs:
-        raise InputError("no runs to compare; make some with 'make book'")
     frames, steps = [], set()
     for run in map(Path, runs):
         frame, path = _grounding(run), Run(run).grounding_file
