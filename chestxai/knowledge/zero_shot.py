@@ -69,7 +69,9 @@ def denoising_errors(
         rows = plan[start : start + some]
         x = latents[[i for i, _, _ in rows]]
         times = torch.tensor([timesteps[k] for _, k, _ in rows])
-        noise = torch.stack([_noise(x.shape[1:], seed, i, int(timesteps[k]), d) for i, k, d in rows])
+        # Not `models.seeded_noise`: its other draws would change the published numbers.
+        draw = [np.random.default_rng([seed, i, int(timesteps[k]), d]) for i, k, d in rows]
+        noise = torch.from_numpy(np.stack([rng.standard_normal(x.shape[1:], dtype=np.float32) for rng in draw]))
         target = models.prediction_target(schedule, x, noise, times)
         # Every row is repeated for every prompt.
         noisy = schedule.add_noise(x, noise, times).repeat_interleave(len(prompts), dim=0).to(text)
@@ -90,8 +92,3 @@ def evidence(errors: np.ndarray) -> np.ndarray:
     difference over timesteps. Higher means more evidence for the class.
     """
     return (errors[:, -1:] - errors[:, :-1]).mean(axis=2)
-
-
-def _noise(shape: Sequence[int], seed: int, i: int, timestep: int, draw: int) -> torch.Tensor:
-    rng = np.random.default_rng([seed, i, timestep, draw])
-    return torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32))
