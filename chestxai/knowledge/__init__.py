@@ -4,13 +4,14 @@
   logistic regression, and by the rules of `reports`.
 - `perturb`: the same report in another form, to see how much of the reading depends on the form.
 - `zero_shot`: an *image* is classified by the diffusion model, by the prompt that lets it predict the noise best.
-- `truth` holds the reference labels, `scores` the metrics.
+- `labels` holds the reference labels, `scores` the metrics.
 
 Labels and probabilities are ``(n, 8)`` over `FINDINGS`, or ``(n, k)`` over the ``k`` of them that can be evaluated.
 """
 
 # ruff: noqa: F401
-from chestxai.knowledge.passages import passages, sentences
+from chestxai.knowledge.descriptions import passages, sentences
+from chestxai.knowledge.labels import MESH, columns, judgeable, mesh_labels, mesh_sides, truth
 from chestxai.knowledge.perturb import ABBREVIATIONS, CHANGES, FORMATTING, change, robustness
 from chestxai.knowledge.reader import (
     AttentionPool,
@@ -25,5 +26,4 @@ from chestxai.knowledge.reader import (
     train_tfidf,
 )
 from chestxai.knowledge.scores import difference, f1, macro_auc, macro_f1, scored, thresholds
-from chestxai.knowledge.truth import MESH, columns, judgeable, mesh_labels, mesh_sides, truth
 from chestxai.knowledge.zero_shot import NORMAL, PROMPTS, denoising_errors, evidence

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from chestxai import reports
-from chestxai.knowledge.passages import DESCRIPTIVE, closed, sentences
+from chestxai.knowledge.descriptions import DESCRIPTIVE, closed, sentences
 from chestxai.knowledge.scores import difference, scored
 from chestxai.runs import InputError
 
@@ -131,13 +131,11 @@ FORMATTING = ("blanks", "order", "template", "headers", "case", "lines")
 def change(report: str, kinds: str | Sequence[str], strength: float, seed: int | Sequence[int] = 0) -> str:
     """The same report in another form; its statements about the image stay true.
 
-    `FORMATTING` covers ``case``, ``headers`` (removed), ``order`` (of sentences), ``template`` (lists and labels),
-    ``lines`` (wrapped) and ``blanks`` (XXXX for irrelevant words); ``typos`` and ``abbreviations`` change the words
-    themselves. Words that deny stay, except that "without" may become "w/o".
+    `FORMATTING` keeps the words; ``typos`` and ``abbreviations`` change them. Words that deny stay, except that
+    "without" may become "w/o".
 
     Args:
-        report: any report.
-        kinds: one or several of `CHANGES`.
+        report, kinds: any report, and one or several of `CHANGES`.
         strength: share of words, sentences or sections (for headers and lines: of reports) to change, in [0, 1].
         seed: of the draws.
 
@@ -186,17 +184,14 @@ def robustness(
 
     Args:
         readers: name → function from reports to bool ``(n, k)``, thresholds applied.
-        texts: reports.
-        labels: ``(n, k)``, 0 or 1.
-        groups: patient of each report.
+        texts, labels, groups: reports, their labels ``(n, k)``, 0 or 1, and patients.
         changes: name of a curve → the kinds of `change` to combine.
         strengths: in [0, 1]; 0 is the unchanged report.
-        n: bootstrap resamples.
-        progress: wraps the list of (curve, strength).
+        n, progress: bootstrap resamples, and a wrapper of the list of (curve, strength).
 
     Returns:
-        columns ``reader, change, strength, mean, low, high`` and ``lost, lost_low, lost_high``: points (hundredths) of
-        macro-F1 lost against the unchanged reports, paired.
+        columns ``reader, change, strength, mean, low, high`` and ``lost, lost_low, lost_high``: hundredths of macro-F1
+        lost against the unchanged reports, paired.
     """
     plain = {name: np.asarray(reader(texts)) for name, reader in readers.items()}
     rows = []

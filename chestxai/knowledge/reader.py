@@ -24,9 +24,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from chestxai import models, reports
 from chestxai.fidelity import asked
-from chestxai.knowledge.passages import passages
+from chestxai.knowledge.descriptions import passages
+from chestxai.knowledge.labels import columns, joined_side, true_side, truth
 from chestxai.knowledge.scores import f1
-from chestxai.knowledge.truth import columns, joined_side, true_side, truth
 from chestxai.runs import InputError
 from chestxai.studies import FINDINGS, Study
 
@@ -59,8 +59,7 @@ def read(
     several passages; equal sentences are encoded once.
 
     Args:
-        pipeline: provides tokenizer and text encoder.
-        texts: reports.
+        pipeline, texts: tokenizer and text encoder, and the reports to read.
         cache: states by token ids, filled in place; reuse it for the same encoder only.
         batch: sentences per forward pass.
 
@@ -145,10 +144,8 @@ def train_pool(readings: Sequence[Reading], labels: np.ndarray, epochs: int = 20
     Suits some hundred to some thousand reports. The same seed gives the same weights on the same machine.
 
     Args:
-        readings: output of `read`.
-        labels: ``(n, k)``, 0 or 1.
-        epochs: passes over the reports.
-        seed: of initial weights and order.
+        readings, labels: output of `read`, and ``(n, k)``, 0 or 1.
+        epochs, seed: passes over the reports, and the seed of initial weights and order.
     """
     labels = torch.as_tensor(np.asarray(labels, dtype=np.float32))
     if labels.ndim != 2 or len(labels) != len(readings) or not len(readings):
@@ -177,27 +174,16 @@ def train_pool(readings: Sequence[Reading], labels: np.ndarray, epochs: int = 20
 
 @torch.no_grad()
 def pool_probabilities(pool: AttentionPool, readings: Sequence[Reading]) -> np.ndarray:
-    """Probability of each finding in each report, float32 ``(n, k)``.
-
-    Args:
-        pool: output of `train_pool`.
-        readings: output of `read`.
-    """
+    """Probability of each finding by ``pool`` of `train_pool` on ``readings`` of `read`: float32 ``(n, k)``."""
     parts = [readings[start : start + 64] for start in range(0, len(readings), 64)]
     return np.concatenate([pool(*_padded(list(map(_joined, part))))[0].sigmoid().numpy() for part in parts])
 
 
 @torch.no_grad()
 def attended(pool: AttentionPool, reading: Reading) -> list[tuple[str, np.ndarray]]:
-    """Every word of a report with the attention that each finding pays to it.
+    """Every word of a ``reading`` with the attention that each finding of ``pool`` pays to it, float32 ``(k,)``.
 
-    Args:
-        pool: output of `train_pool`.
-        reading: one report of `read`.
-
-    Returns:
-        ``(word, float32 (k,))`` in the order of the report. The pieces of a word are summed, so the attention of a
-        finding sums to 1; punctuation marks are words of their own.
+    The pieces of a word are summed, so the attention of a finding sums to 1; punctuation marks are words of their own.
     """
     _, attention = pool(*_padded([_joined(reading)]))
     weights = iter(attention[0].T.numpy())
@@ -224,14 +210,9 @@ def _padded(rows: Sequence[Tensor], value: float = 0) -> tuple[Tensor, Tensor]:
 
 
 def train_tfidf(texts: Sequence[str], labels: np.ndarray) -> Pipeline:
-    """Baseline: a logistic regression per finding on the TF-IDF of words and pairs of words ("no effusion").
+    """Baseline: a logistic regression per finding on the TF-IDF of words and pairs of words ("no effusion") of `read`.
 
-    Args:
-        texts: reports; the same words are read as in `read`.
-        labels: ``(n, k)``, each column with both classes.
-
-    Returns:
-        a scikit-learn pipeline: ``predict_proba(texts)`` is ``(n, k)``.
+    From ``texts`` and ``labels`` ``(n, k)`` with both classes; the ``predict_proba`` of the result is ``(n, k)``.
     """
     labels = np.asarray(labels)
     single = [i for i in range(labels.shape[1]) if np.ptp(labels[:, i]) == 0]
@@ -249,12 +230,7 @@ def _words(report: str) -> str:
 
 
 def rules(texts: Sequence[str], findings: Sequence[str] = FINDINGS) -> np.ndarray:
-    """Findings that the rules (`reports.find`) read as present: bool ``(n, k)``.
-
-    Args:
-        texts: reports.
-        findings: the ``k`` findings to look for.
-    """
+    """Which of ``k`` ``findings`` the rules (`reports.find`) read as present in ``texts``: bool ``(n, k)``."""
     return asked(list(texts))[:, columns(findings)] > 0.5
 
 
@@ -263,9 +239,9 @@ def rule_scores(studies: Sequence[Study]) -> pd.DataFrame:
 
     Returns:
         a row for each finding, and "normal" where indexers record that. Columns: ``there`` (reports with it),
-        ``precision``, ``recall``, ``f1``; ``wrong`` (false positives) and ``hedged`` (those of them with doubtful
-        mentions only, "may represent", which `reports` counts as present); ``sided`` (findings read whose true side is
-        recorded) and ``side_right``, the share of them read with that side. NaN where a ratio is undefined.
+        ``precision``, ``recall``, ``f1``; ``wrong`` (false positives) and ``hedged`` (those mentioned only in doubt,
+        which `reports` counts as present); ``sided`` (findings read whose true side is recorded) and ``side_right``
+        (share of them read with that side). NaN where a ratio is undefined.
     """
     different = [*{(s.patient, s.report): s for s in studies}.values()]
     labels, kept = truth(different)

@@ -12,14 +12,9 @@ from chestxai.stats import Interval, bootstrap_statistic
 
 
 def thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Threshold with the highest F1 for each finding, half-way to the next lower probability; choose it on val.
+    """Threshold of ``probabilities`` ``(n, k)`` with the highest F1 for each finding; choose it on val.
 
-    Args:
-        probabilities: float ``(n, k)``.
-        labels: ``(n, k)``, 0 or 1.
-
-    Returns:
-        float ``(k,)``; the highest of several equally good ones, and 0.5 for a finding that no report has.
+    Half-way to the next lower probability; the highest of several equally good ones; 0.5 where ``labels`` are all 0.
     """
     out = np.full(probabilities.shape[1], 0.5)
     for i, (p, y) in enumerate(zip(np.asarray(probabilities, np.float64).T, np.asarray(labels).T > 0.5, strict=True)):
@@ -37,11 +32,7 @@ def thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def f1(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """F1 of each finding, float ``(k,)``; NaN for one that is neither present nor predicted.
-
-    Args:
-        predicted, labels: ``(n, k)``, bool or 0 and 1.
-    """
+    """F1 of each finding from ``predicted`` and ``labels`` ``(n, k)``; NaN if neither present nor predicted."""
     # A bootstrap calls this 65,000 times in chapter 7; `sklearn.metrics.f1_score` takes several hundred times as long.
     predicted, labels = np.asarray(predicted) > 0.5, np.asarray(labels) > 0.5
     both, either = (predicted & labels).sum(axis=0), predicted.sum(axis=0) + labels.sum(axis=0)
@@ -55,12 +46,7 @@ def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
 
 
 def macro_auc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Mean AUC-ROC over the findings with both classes; NaN if there are none.
-
-    Args:
-        scores: float ``(n, k)``, higher where a finding is more likely.
-        labels: ``(n, k)``, 0 or 1.
-    """
+    """Mean AUC-ROC of ``scores`` and ``labels`` ``(n, k)`` over findings with both classes; NaN if there are none."""
     labels = np.asarray(labels) > 0.5
     defined = labels.any(axis=0) & ~labels.all(axis=0)
     if not defined.any():
@@ -91,8 +77,7 @@ def difference(
     """Score of ``a`` minus that of ``b`` on the same rows, with a paired clustered interval.
 
     Args:
-        a, b: predictions or scores ``(n, k)`` of two readers.
-        labels: ``(n, k)``, 0 or 1.
+        a, b, labels: predictions or scores of two readers, and labels, ``(n, k)``.
         groups: patient of each row.
         score: ``score(predictions, labels)``.
         n, seed: number and seed of the bootstrap resamples.

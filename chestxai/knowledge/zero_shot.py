@@ -36,18 +36,15 @@ def denoising_errors(
     """Mean squared error of the predicted noise under each prompt: float32 ``(n, prompts, timesteps)``.
 
     Li et al. 2023, section 3.2, for the target the model was trained on (noise or velocity), without guidance. All
-    prompts of an image see the same noise at the same timesteps (their section 3.3), so what noise and image contribute
-    cancels in a difference. The noise of image ``i`` depends only on ``seed``, ``i``, the timestep and the draw.
+    prompts of an image see the same noise (section 3.3), which depends only on ``seed``, image, timestep and draw.
 
     Args:
         pipeline: output of `models.load_pipeline`.
         images: uint8 ``(n, s, s)``.
         prompts: a text for each class.
         timesteps: of the noise schedule, 0 (no noise) to ``num_train_timesteps - 1``.
-        draws: noise samples per timestep, averaged.
-        seed: of the noise.
-        batch: rows per pass through the U-Net.
-        progress: wraps the passes.
+        draws, seed: noise samples per timestep, which are averaged, and their seed.
+        batch, progress: rows per pass through the U-Net, and a wrapper of the passes.
 
     Raises:
         InputError: images of another size or type, no prompt, a timestep outside the schedule.
@@ -86,9 +83,8 @@ def denoising_errors(
 
 
 def evidence(errors: np.ndarray) -> np.ndarray:
-    """How much smaller the error is under the prompt of a class than under the last prompt, the normal one.
+    """How much smaller the error is under the prompt of a class than under the last, normal one: ``(n, classes)``.
 
-    ``errors`` is ``(n, classes + 1, timesteps)`` of `denoising_errors`; float32 ``(n, classes)``, the mean paired
-    difference over timesteps. Higher means more evidence for the class.
+    The mean over timesteps of ``errors``, ``(n, classes + 1, timesteps)`` of `denoising_errors`.
     """
     return (errors[:, -1:] - errors[:, :-1]).mean(axis=2)

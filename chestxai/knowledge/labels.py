@@ -74,12 +74,7 @@ def truth(studies: Sequence[Study]) -> tuple[np.ndarray, list[int]]:
 
 
 def judgeable(labels: Sequence[np.ndarray], least: int = 5) -> list[str]:
-    """Evaluable findings: those with enough positive and enough negative studies in every split.
-
-    Args:
-        labels: ``(n, 8)`` of each split.
-        least: smallest number of studies with the finding, and of studies without it.
-    """
+    """Evaluable findings: ``least`` studies with and without them in every split, whose ``labels`` are ``(n, 8)``."""
     counts = [(part.sum(axis=0), (part < 0.5).sum(axis=0)) for part in labels]
     return [name for i, name in enumerate(FINDINGS) if all(min(w[i], wo[i]) >= least for w, wo in counts)]
 
