@@ -119,7 +119,7 @@ def test_solutions_are_folded_away(html):
 
 def test_results_name_both_variants_and_their_references(nodes):
     shown = book.results(nodes)
-    for word in ("frozen", "learnable", "centre prior", "chance", "AUC-ROC", "FID", "["):
+    for word in ("frozen", "learnable", "location prior", "chance", "AUC-ROC", "FID", "["):
         assert word in shown
 
 
