@@ -268,8 +268,8 @@ def estimates(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000, lev
         n, level: resamples (with one seed) and confidence level of the intervals.
 
     Returns:
-        rows: the measures in the table, by their printed name. Columns: the variants, ``location prior``, ``chance`` and
-        ``real images``. Cells: `Interval`, a number where there is no interval (KID), or NaN.
+        rows: the measures in the table, by their printed name. Columns: the variants, ``location prior``, ``chance``
+        and ``real images``. Cells: `Interval`, a number where there is no interval (KID), or NaN.
 
     Raises:
         InputError: a variant has several seeds, and ``runs`` are not its folders.
@@ -290,8 +290,8 @@ def estimates(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000, lev
                 row[variant] = _interval(scores, n, level) if len(scores) else math.nan
             else:
                 row[variant] = _over_seeds(rows, column, level)
-        references = {"location prior": f"prior_{column}", "chance": f"chance_{column}", "real images": f"{column}_real"}
-        out[name] = row | {reference: _whole(overall, source) for reference, source in references.items()}
+        sources = {"location prior": f"prior_{column}", "chance": f"chance_{column}", "real images": f"{column}_real"}
+        out[name] = row | {reference: _whole(overall, source) for reference, source in sources.items()}
     frame = pd.DataFrame.from_dict(out, orient="index", dtype=object)
     return frame.loc[:, frame.notna().any()]
 
