@@ -1,0 +1,98 @@
+"""A digital chest phantom: endless, deterministic, radiograph-like images with exact truth.
+
+Parallel rays run front to back (z) through an analytic torso: soft-tissue ellipsoids, lungs clipped by diaphragm
+domes, heart, mediastinum, spine, ribs and clavicles as tubes. The line integral of attenuation along each ray is
+known in closed form; Beer–Lambert turns it into photons, a scatter fraction and a point spread blur them, Poisson
+noise counts them, and the scanner's response curve displays the logarithm, bone white and air black. A finding is
+added fluid (or, for pneumothorax, removed lung) of known thickness, so its mask is exact.
+
+Lengths are centimetres; x runs to the image's right (the patient's left), y down, z away from the viewer. The field
+of view is 34 × 34 cm.
+"""
+
+from __future__ import annotations
+
+from chestxai import runs
+from chestxai.runs import InputError
+from chestxai.sources.cards import Card
+from chestxai.sources.phantom.anatomy import FIELD, MU, chord
+from chestxai.sources.phantom.patients import SPLITS, Lesion, Patient, generator, patient
+from chestxai.sources.phantom.rendering import MASK_FRACTION, PHOTONS, attenuation, expose, render
+from chestxai.sources.phantom.texts import write_report
+from chestxai.sources.records import Studies
+from chestxai.studies import Study
+
+__all__ = [
+    "CARD", "FIELD", "MASK_FRACTION", "MU", "PHOTONS", "Lesion", "Patient", "attenuation", "chord", "expose", "load",
+    "patient", "render", "write_report",
+]  # fmt: skip
+
+CARD = Card(
+    name="phantom",
+    what="a digital chest phantom with exact truth (ships with the book)",
+    title="Digital chest phantom",
+    size="endless; the profile says how many",
+    reports="English, written with the image by rules",
+    findings="all eight, with exact masks; negations are written, too",
+    split="by patient, of one to three studies; drawn separately for each split",
+    licence="Apache-2.0",
+    url="https://www.apache.org/licenses/LICENSE-2.0",
+    conditions="made from no patient's data; free",
+)
+
+
+def load(
+    root: object = None, split: str = "test", *, n: int = 1000, size: int = 64, seed: int = 0, normal: bool = False
+) -> Studies:
+    """Make phantom studies with report, findings, masks and boxes; patients have one to three studies each.
+
+    Deterministic by seed, split and index: a larger ``n`` only appends.
+
+    Args:
+        root: Ignored.
+        split: "train", "val" or "test".
+        n: Number of studies, 1 or more.
+        size: Side of the images in pixels, 32 to 1024; they are uint8 ``(size, size)``.
+        seed: Another seed gives other patients.
+        normal: Leave out all findings of the same patients.
+
+    Raises:
+        InputError: Unknown split, or ``size`` or ``n`` out of range.
+    """
+    if split not in SPLITS:
+        raise InputError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    if not 32 <= size <= 1024:
+        raise InputError(f"phantom size must be 32 to 1024 pixels, got {size}")
+    if n < 1:
+        raise InputError(f"n must be at least 1, got {n}")
+    keys: list[tuple[int, int]] = []
+    person = 0
+    while len(keys) < n:
+        visits = int(generator(seed, split, person).integers(1, 4))
+        keys += [(person, visit) for visit in range(visits)]
+        person += 1
+    keys = keys[:n]
+    patients = [patient(seed, split, person, visit, normal) for person, visit in keys]
+    studies: list[Study] = []
+    chunk = max(1, 64 * 64 * 64 // size**2)
+    for i in range(0, n, chunk):
+        part = slice(i, i + chunk)
+        images, masks = render(patients[part], size)
+        for (person, visit), one, image, drawn in zip(keys[part], patients[part], images, masks, strict=True):
+            report, findings = write_report(one, drawn, generator(seed, split, person, visit, 7))
+            name = f"phantom-{seed}-{split}-{person:06d}"
+            studies.append(
+                Study(
+                    id=f"{name}-{visit}" + ("-normal" if normal else ""),
+                    patient=name,
+                    source="phantom",
+                    split=split,
+                    report=report,
+                    size=(size, size),
+                    findings=findings,
+                    array=image,
+                    attributes=one.attributes(),
+                )
+            )
+    # The number rises with every change of images, reports or truth.
+    return Studies(studies, fingerprint=runs.fingerprint("phantom", 2, split, n, size, seed, normal))
