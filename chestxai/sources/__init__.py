@@ -18,8 +18,9 @@ from pydantic import TypeAdapter, ValidationError
 from chestxai.runs import InputError, MissingError
 from chestxai.sources import chexlocalize, coco, folder, mimic, nih, openi, padchest, phantom, vindr
 from chestxai.sources.cards import Card
-from chestxai.sources.records import Studies, fingerprint, image_size, split_patients
+from chestxai.sources.records import Studies, ensure, fingerprint, image_size
 from chestxai.sources.shapes import boxes_of, decode_mask, smaller_mask
+from chestxai.sources.splits import split_patients
 
 __all__ = [
     "CREDENTIALED", "SOURCES", "Card", "Studies", "boxes_of", "card", "cards", "check_options", "decode_mask",
@@ -56,13 +57,11 @@ def load(name: str, root: str | Path | None = None, split: str = "test", **optio
         MissingError: ``root`` lacks a file; the message says how to get it, and on which terms.
         ModuleNotFoundError: The files need a package that is not installed (pydicom, pycocotools).
     """
-    if name not in SOURCES:
-        raise InputError(f"unknown source {name!r}: choose one of {', '.join(SOURCES)}")
-    if split not in ("train", "val", "test"):
-        raise InputError(f"unknown split {split!r}: choose one of train, val, test")
+    ensure(name in SOURCES, f"unknown source {name!r}: choose one of {', '.join(SOURCES)}")
+    ensure(split in ("train", "val", "test"), f"unknown split {split!r}: choose one of train, val, test")
     if root is None and name != "phantom":
-        described = _MODULES[name].CARD
-        raise MissingError(f"{described.title} is read from disk: give root, the folder of your data. {described.get}")
+        title, get = _MODULES[name].CARD.title, _MODULES[name].CARD.get
+        raise MissingError(f"{title} is read from disk: give root, the folder of your data. {get}")
     return _MODULES[name].load(None if root is None else Path(root), split, **options)
 
 
@@ -75,19 +74,10 @@ def options_of(name: str) -> dict[str, Any]:
 
 
 def check_options(name: str, options: Mapping[str, object]) -> None:
-    """Check options before anything is loaded.
-
-    Args:
-        name: One of `SOURCES`.
-        options: Name of each option → value.
-
-    Raises:
-        InputError: The source has no such option, or its value is of another type.
-    """
-    known, types = options_of(name), get_type_hints(_MODULES[name].load)
+    """Raise InputError unless source ``name`` has all ``options`` (name → value), and values of their types."""
+    defaults, types = options_of(name), get_type_hints(_MODULES[name].load)
     for key, value in options.items():
-        if key not in known:
-            raise InputError(f"{name} has no option {key!r}: it has {', '.join(known)}")
+        ensure(key in defaults, f"{name} has no option {key!r}: it has {', '.join(defaults)}")
         try:
             TypeAdapter(types[key]).validate_python(value, strict=True)
         except ValidationError as error:
@@ -95,13 +85,8 @@ def check_options(name: str, options: Mapping[str, object]) -> None:
 
 
 def terms(name: str) -> Card:
-    """The card of a source, which holds its terms: ``licence``, ``url``, ``conditions`` and ``credentialed``.
-
-    Raises:
-        InputError: There is no such source, so nothing from it may be shown.
-    """
-    if name not in SOURCES:
-        raise InputError(f"no terms are known for source {name!r}: known are those of {', '.join(SOURCES)}")
+    """The card of a source, which holds its terms: ``licence``, ``url``, ``conditions`` and ``credentialed``."""
+    ensure(name in SOURCES, f"no terms are known for source {name!r}: there are those of {', '.join(SOURCES)}")
     return _MODULES[name].CARD
 
 

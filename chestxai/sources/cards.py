@@ -16,14 +16,11 @@ class Card:
     Attributes:
         name: The source, as `sources.load` and profiles call it.
         what: One line for a list of sources.
-        title: Full name.
-        size: Number of images, patients and boxes.
+        title, size: Full name; number of images, patients and boxes.
         reports: Their language, or what takes their place.
         findings: Where they come from, and in which form.
         split: How patients are split.
-        licence: Name of the licence.
-        url: Where its text is; "" for your own data.
-        conditions: The licence in one line.
+        licence, url, conditions: Its name, its text ("" for your own data), and what it says in one line.
         get: How to get the data. Messages about missing or damaged files end with it.
         cite: Keys of references.bib.
         credentialed: Whether images, reports and identifiers must not be shown to others, be it on a published page;
@@ -47,17 +44,12 @@ class Card:
     identifiers: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def rows(self) -> dict[str, str]:
-        """The card as rows of a table, without the options of the source."""
+        """The card as rows of a table."""
+        open_data = "images, texts and places; the conditions say what of them you may pass on"
         return {
-            "what": self.what,
-            "size": self.size,
-            "reports": self.reports,
-            "findings": self.findings,
-            "split": self.split,
+            **{key: getattr(self, key) for key in ("what", "size", "reports", "findings", "split")},
             "licence": f"{self.licence}, {self.url}" if self.url else self.licence,
             "conditions": self.conditions,
-            "pages show": "aggregates only"
-            if self.credentialed
-            else "images, texts and places; the conditions say what of them you may pass on",
+            "pages show": "aggregates only" if self.credentialed else open_data,
             "where": self.get,
         }

@@ -38,7 +38,7 @@ from PIL import Image, ImageDraw
 
 from chestxai.runs import InputError
 from chestxai.sources.cards import SIGNED, Card
-from chestxai.sources.records import Collector, Record, Studies, fingerprint, image_size, labelled_report
+from chestxai.sources.records import Collector, Record, Studies, ensure, fingerprint, image_size, labelled_report
 from chestxai.sources.shapes import boxes_of, decode_mask, smaller_mask
 from chestxai.sources.tables import csv_rows, read_json
 from chestxai.studies import FINDINGS, Finding, Study
@@ -70,13 +70,9 @@ OTHERS = {
     "Support Devices": "support devices",
 }
 #: Pathologies that have an outline, as the json names them → finding of the book, None for none of the eight.
-PATHOLOGIES: dict[str, str | None] = {
-    **{name: name for name in FINDINGS if name != "Pneumonia"},
-    "Airspace Opacity": "Lung Opacity",
-    "Enlarged Cardiomediastinum": None,
-    "Lung Lesion": None,
-    "Support Devices": None,
-}
+PATHOLOGIES: dict[str, str | None] = {name: name for name in FINDINGS if name != "Pneumonia"}
+PATHOLOGIES |= {"Airspace Opacity": "Lung Opacity"}
+PATHOLOGIES |= dict.fromkeys(("Enlarged Cardiomediastinum", "Lung Lesion", "Support Devices"))
 
 _VALUES = {"1": True, "1.0": True, "0": False, "0.0": False}
 
@@ -93,11 +89,11 @@ def load(
             "rle". They are the same masks.
         longest: Pixels of a mask's longer side, 1 or more; 0 keeps the resolution of the image.
     """
-    if truth not in ("polygons", "rle") or longest < 0:
-        raise InputError(f"truth is 'polygons' or 'rle' and longest at least 0; got {truth!r}, {longest}")
-    if split == "train":
-        return Studies([], [], fingerprint("chexlocalize", []))
+    valid = truth in ("polygons", "rle") and longest >= 0
+    ensure(valid, f"truth is 'polygons' or 'rle' and longest at least 0; got {truth!r}, {longest}")
     data = Collector(CARD, root, split)
+    if split == "train":
+        return Studies(fingerprint=fingerprint("chexlocalize", []))
     earlier = {"val": "valid"}.get(split, split)
     folder = data.file(f"CheXpert/{split}", f"CheXpert-v1.0/{earlier}")
     table = data.file(
@@ -121,8 +117,7 @@ def load(
 
     def study(record: Record) -> Study:
         key, (file, view, cells) = record.name, record.cells
-        if not key.endswith("_frontal"):
-            raise InputError(f"not a frontal view ({key})")
+        ensure(key.endswith("_frontal"), f"not a frontal view ({key})")
         if odd := [name for name, value in cells.items() if value not in _VALUES]:
             raise InputError(f"label is not 0 or 1 ({odd[0]}: {cells[odd[0]]!r})")
         labels = {name: _VALUES[value] for name, value in cells.items()}

@@ -33,8 +33,9 @@ import numpy as np
 
 from chestxai.runs import InputError
 from chestxai.sources.cards import Card
-from chestxai.sources.records import TRAIN_VAL, Collector, Record, Studies, split_patients
+from chestxai.sources.records import Collector, Record, Studies, ensure
 from chestxai.sources.shapes import decode_mask, parse_box, smaller_mask
+from chestxai.sources.splits import TRAIN_VAL, split_patients
 from chestxai.sources.tables import read_json
 from chestxai.studies import Box, Finding, Study
 
@@ -68,8 +69,7 @@ def load(root: Path, split: str = "test", *, masks: bool = False, longest: int =
         longest: Pixels of a mask's longer side, 1 or more, so that they fit into memory; 0 keeps the image's.
         seed: Of train and val.
     """
-    if longest < 0:
-        raise InputError(f"longest is at least 0, not {longest}")
+    ensure(longest >= 0, f"longest is at least 0, not {longest}")
     if masks:
         _pycocotools()
     data = Collector(CARD, root, split)
@@ -77,35 +77,29 @@ def load(root: Path, split: str = "test", *, masks: bool = False, longest: int =
     folder = data.file(f"{part}2017", f"{part}2014")
     path = data.file(f"annotations/instances_{folder.name}.json")
     instances = read_json(path, dict, CARD.get, ("images", "annotations", "categories"))
-    captions: dict[object, list[str]] = {}
-    told = read_json(data.file(f"annotations/captions_{folder.name}.json"), dict, CARD.get, ("annotations",))
-    for item in _dicts(told["annotations"]):
-        if isinstance(item.get("caption"), str) and item["caption"].strip():
-            captions.setdefault(item.get("image_id"), []).append(" ".join(item["caption"].split()))
+    texts = read_json(data.file(f"annotations/captions_{folder.name}.json"), dict, CARD.get, ("annotations",))
+    captions, objects = _by_image(texts["annotations"]), _by_image(instances["annotations"])
     names = {category.get("id"): str(category.get("name")) for category in _dicts(instances["categories"])}
-    objects: dict[object, list[dict[str, Any]]] = {}
-    for item in _dicts(instances["annotations"]):
-        objects.setdefault(item.get("image_id"), []).append(item)
-    records = [
-        Record(f"{path.name}[{item.get('id')}]", str(item.get("id")), cells=item)
-        for item in _dicts(instances["images"])
-    ]
+    images = [(str(item.get("id")), item) for item in _dicts(instances["images"])]
+    records = [Record(f"{path.name}[{number}]", number, cells=item) for number, item in images]
     if split != "test":
         data.splits = split_patients((record.name for record in records), TRAIN_VAL, seed)
     seen: set[str] = set()
 
     def study(record: Record) -> Study:
         number, item = record.name, record.cells
-        if number in seen:
-            raise InputError("image listed before")
+        ensure(number not in seen, "image listed before")
         file, size = _image(item, folder)
-        if item.get("id") not in captions:
-            raise InputError("no caption")
+        written = [
+            entry["caption"] for entry in captions.get(item.get("id"), ()) if isinstance(entry.get("caption"), str)
+        ]
+        written = [" ".join(text.split()) for text in written if text.strip()]
+        ensure(written, "no caption")
         seen.add(number)
         here = objects.get(item.get("id"), [])
         categories = {names.get(entry.get("category_id"), "") for entry in here} - {""}
-        caption = max(captions[item.get("id")], key=lambda text: sum(bool(_named(text, name)) for name in categories))
-        found: dict[str, list[tuple[Box, np.ndarray | None]]] = {}
+        caption = max(written, key=lambda text: sum(bool(_named(text, name)) for name in categories))
+        places: dict[str, list[tuple[Box, np.ndarray | None]]] = {}
         unnamed: set[str] = set()
         for entry in here:
             name = names.get(entry.get("category_id"), "")
@@ -115,29 +109,30 @@ def load(root: Path, split: str = "test", *, masks: bool = False, longest: int =
                     unnamed.add(name)
                 continue
             with data.record(record.where):
-                if not name:
-                    raise InputError(f"unknown category ({entry.get('category_id')!r})")
-                if entry.get("iscrowd"):
-                    raise InputError(f"region of a crowd ({name})")
+                ensure(name, f"unknown category ({entry.get('category_id')!r})")
+                ensure(not entry.get("iscrowd"), f"region of a crowd ({name})")
                 box = data.clip(parse_box(entry.get("bbox")), size, record.where, name)
                 mask = _mask(entry.get("segmentation"), size) if masks else None
-                found.setdefault(name, []).append((box, mask))
-        findings = tuple(
-            Finding(
-                name,
-                _named(caption, name),
-                boxes=tuple(dict.fromkeys(box for box, _ in places)),
-                mask=smaller_mask(np.any([mask for _, mask in places], axis=0), longest) if masks else None,
-            )
-            for name, places in found.items()
-        )
-        return Study(number, number, "coco", split, caption, size, findings, file)
+                places.setdefault(name, []).append((box, mask))
+        findings = []
+        for name, pairs in places.items():
+            boxes, drawn = zip(*pairs, strict=True)
+            mask = smaller_mask(np.any(drawn, axis=0), longest) if masks else None
+            findings.append(Finding(name, _named(caption, name), boxes=tuple(dict.fromkeys(boxes)), mask=mask))
+        return Study(number, number, "coco", split, caption, size, tuple(findings), file)
 
     return data.studies([r for r in records if data.splits.get(r.name, split) == split], study)
 
 
 def _dicts(items: list[Any]) -> list[dict[str, Any]]:
     return [item for item in items if isinstance(item, dict)]
+
+
+def _by_image(annotations: list[Any]) -> dict[object, list[dict[str, Any]]]:
+    groups: dict[object, list[dict[str, Any]]] = {}
+    for item in _dicts(annotations):
+        groups.setdefault(item.get("image_id"), []).append(item)
+    return groups
 
 
 @cache
@@ -155,12 +150,9 @@ def _named(caption: str, name: str) -> str:
 def _image(item: dict[str, Any], folder: Path) -> tuple[Path, tuple[int, int]]:
     name, size = str(item.get("file_name")), (item.get("height"), item.get("width"))
     # It becomes a path: nothing but the name of a file may pass.
-    if not re.fullmatch(r"\w[\w-]{0,99}\.jpg", name, re.ASCII):
-        raise InputError(f"not the name of an image ({name[:100]!r})")
-    if not all(isinstance(n, int) and n > 0 for n in size):
-        raise InputError(f"height and width are not numbers ({size[0]!r}, {size[1]!r})")
-    if not (folder / name).is_file():
-        raise InputError(f"no image file ({name})")
+    ensure(re.fullmatch(r"\w[\w-]{0,99}\.jpg", name, re.ASCII), f"not the name of an image ({name[:100]!r})")
+    ensure(all(isinstance(n, int) and n > 0 for n in size), f"height and width are not numbers {size}")
+    ensure((folder / name).is_file(), f"no image file ({name})")
     return folder / name, size
 
 

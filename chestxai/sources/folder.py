@@ -41,8 +41,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from chestxai import reports
 from chestxai.runs import InputError, MissingError
 from chestxai.sources.cards import Card
-from chestxai.sources.records import FRACTIONS, Collector, Record, Studies, image_size, split_patients
+from chestxai.sources.records import Collector, Record, Studies, ensure, image_size
 from chestxai.sources.shapes import parse_box
+from chestxai.sources.splits import FRACTIONS, split_patients
 from chestxai.sources.tables import csv_rows
 from chestxai.studies import FINDINGS, Box, Finding, Study
 
@@ -64,7 +65,6 @@ CARD = Card(
 )
 
 _SPLITS = {"train": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}
-_SIDES = ("", "left", "right", "bilateral")
 
 
 @dataclass(frozen=True)
@@ -105,17 +105,17 @@ def load(root: Path, split: str = "test", *, seed: int = 0) -> Studies:
         for name, rows in images.items()
         if data.splits[name] == split
     ]
-    return data.studies(records, study, part="row")
+    return data.studies(records, study)
 
 
 def _findings(data: Collector, image: str, rows: Iterable[_Row], size: tuple[int, int]) -> tuple[Finding, ...]:
     """The findings of one image in the order of its rows."""
-    found: dict[tuple[str, str], Finding] = {}
+    findings: dict[tuple[str, str], Finding] = {}
     for row in rows:
         mentions = reports.find(row.text)
         if not row.finding and row.box is None:
             for finding in mentions:
-                found.setdefault((finding.name, finding.phrase), finding)
+                findings.setdefault((finding.name, finding.phrase), finding)
             continue
         with data.record(row.where):
             boxes = (data.clip(row.box, size, row.where, image),) if row.box else ()
@@ -123,13 +123,11 @@ def _findings(data: Collector, image: str, rows: Iterable[_Row], size: tuple[int
             # A mention as present says more about a box than a negation elsewhere in the text.
             mine = sorted((f for f in mentions if f.name == name), key=lambda f: not f.present)
             base = mine[0] if mine else Finding(name)
-            before = found.get((name, row.text), Finding(name))
+            before = findings.get((name, row.text), Finding(name))
             boxes = tuple(dict.fromkeys((*before.boxes, *boxes)))
-            side = row.side or before.side or base.side
-            found[name, row.text] = replace(
-                base, phrase=row.text, present=base.present or bool(boxes), side=side, boxes=boxes
-            )
-    return tuple(found.values())
+            side, present = row.side or before.side or base.side, base.present or bool(boxes)
+            findings[name, row.text] = replace(base, phrase=row.text, present=present, side=side, boxes=boxes)
+    return tuple(findings.values())
 
 
 def _only(mentions: Iterable[Finding]) -> str:
@@ -165,10 +163,9 @@ def _images(data: Collector) -> dict[str, list[_Row]]:
 def _path(text: str) -> str:
     """The path of an image from the folder, one spelling for each; it cannot lead out of it."""
     path = PurePosixPath(text.replace("\\", "/"))
-    if not path.parts:
-        raise InputError("row without an image")
-    if path.is_absolute() or PureWindowsPath(text).drive or ".." in path.parts or "\0" in text:
-        raise InputError(f"not a path inside the folder ({text[:100]!r})")
+    ensure(path.parts, "row without an image")
+    outside = path.is_absolute() or PureWindowsPath(text).drive or ".." in path.parts or "\0" in text
+    ensure(not outside, f"not a path inside the folder ({text[:100]!r})")
     return str(path)
 
 
@@ -176,14 +173,10 @@ def _row(where: str, image: str, text: str, finding: str, side: str, patient: st
     finding = " ".join(finding.split())
     finding = next((name for name in FINDINGS if name.lower() == finding.lower().replace("_", " ")), finding)
     side, split = side.lower(), split.lower()
-    if not text:
-        raise InputError(f"row without a text ({image})")
-    if side not in _SIDES:
-        raise InputError(f"unknown side ({side!r}: left, right or bilateral)")
-    if split and split not in _SPLITS:
-        raise InputError(f"unknown split ({split!r}: train, val or test)")
-    if side and not finding and not box[0]:
-        raise InputError(f"side without a finding ({image})")
+    ensure(text, f"row without a text ({image})")
+    ensure(side in ("", "left", "right", "bilateral"), f"unknown side ({side!r}: left, right or bilateral)")
+    ensure(not split or split in _SPLITS, f"unknown split ({split!r}: train, val or test)")
+    ensure(not side or finding or box[0], f"side without a finding ({image})")
     return _Row(where, text, finding, side, parse_box(box) if any(box) else None, patient, _SPLITS.get(split, ""))
 
 
@@ -197,15 +190,11 @@ def _patient(image: str, rows: Sequence[_Row]) -> str:
 
 def _splits(images: dict[str, list[_Row]], patients: dict[str, str], seed: int) -> dict[str, str]:
     """The split of every patient: the one in its rows, otherwise by its name."""
-    listed: dict[str, _Row] = {}
-    for image, rows in images.items():
-        patient = patients[image]
-        for row in rows:
-            first = listed.setdefault(patient, row) if row.split else row
-            if first.split != row.split:
-                raise InputError(
-                    f"patient {patient!r} is in {first.split} in {first.where} and in {row.split} in {row.where}: all "
-                    "images of a patient must be in one split"
-                )
-    others = (patient for patient in patients.values() if patient not in listed)
-    return split_patients(others, FRACTIONS, seed) | {patient: row.split for patient, row in listed.items()}
+    assigned: dict[str, _Row] = {}
+    for patient, row in ((patients[image], row) for image, rows in images.items() for row in rows if row.split):
+        first = assigned.setdefault(patient, row)
+        both = f"{first.split} in {first.where} and in {row.split} in {row.where}"
+        rule = "all images of a patient must be in one split"
+        ensure(first.split == row.split, f"patient {patient!r} is in {both}: {rule}")
+    others = (patient for patient in patients.values() if patient not in assigned)
+    return split_patients(others, FRACTIONS, seed) | {patient: row.split for patient, row in assigned.items()}

@@ -33,7 +33,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -42,8 +42,9 @@ from typing import Any, Literal
 from chestxai import reports
 from chestxai.runs import InputError
 from chestxai.sources.cards import SIGNED, Card
-from chestxai.sources.records import BOXED, Collector, Record, Studies, later_split, split_patients
+from chestxai.sources.records import Collector, Record, Studies, ensure
 from chestxai.sources.shapes import parse_box
+from chestxai.sources.splits import BOXED, later_split, split_patients
 from chestxai.sources.tables import csv_rows, read_json
 from chestxai.studies import FINDINGS, Box, Finding, Study
 
@@ -72,10 +73,9 @@ CARD = Card(
 )
 
 _SPLITS = {"train": "train", "validate": "val", "val": "val", "test": "test"}
+#: Label of an examination: present, absent, uncertain (-1), or None if its report does not say.
 _VALUES = {"": None, "0": 0, "0.0": 0, "1": 1, "1.0": 1, "-1": -1, "-1.0": -1}
 _NAME = re.compile(r"\w[\w-]{0,99}", re.ASCII)
-#: Labels of an examination over `FINDINGS`: 1, 0, -1 (uncertain), or None if its report does not say.
-_Values = tuple[int | None, ...]
 
 
 @dataclass(slots=True)
@@ -127,12 +127,12 @@ def load(
         labels: The labeller whose csv is read.
         seed: Of the split of patients with a phrase.
     """
-    if mode not in ("phrase", "impression") or labels not in ("chexpert", "negbio"):
-        raise InputError(f"mode is 'phrase' or 'impression', labels 'chexpert' or 'negbio'; got {mode!r}, {labels!r}")
+    valid = mode in ("phrase", "impression") and labels in ("chexpert", "negbio")
+    ensure(valid, f"mode is 'phrase' or 'impression', labels 'chexpert' or 'negbio'; got {mode!r}, {labels!r}")
     data = Collector(CARD, root, split)
-    packed = [f"mimic-cxr-{version}-{{}}.csv{end}" for version in ("2.1.0", "2.0.0") for end in (".gz", "")]
     metadata, official, labelled = (
-        data.file(*(name.format(part) for name in packed)) for part in ("metadata", "split", labels)
+        data.file(*(f"mimic-cxr-{v}-{part}.csv{end}" for v in ("2.1.0", "2.0.0") for end in (".gz", "")))
+        for part in ("metadata", "split", labels)
     )
     versions = [f"MS_CXR_Local_Alignment_v{v}.{kind}" for v in ("1.1.0", "1.0.0") for kind in ("csv", "json")]
     aligned = data.file(*(f"{folder}{name}" for name in versions for folder in ("ms-cxr/", "")))
@@ -141,8 +141,8 @@ def load(
     held_out = _add_boxes(data, aligned, images)
     data.splits = _splits(data, official, images, held_out, seed)
     mine = [image for image in images.values() if data.splits.get(image.patient) == split]
-    known = _labels(data, labelled, {image.study: image.patient for image in mine})
-    lengths: list[int] = []
+    stated = _labels(data, labelled, {image.study: image.patient for image in mine})
+    data.lengths = []
     texts: dict[str, str] = {}
 
     def study(image: _Image) -> Study:
@@ -153,29 +153,28 @@ def load(
             raise InputError(f"no image file ({image.name})")
         if image.study not in texts:
             texts[image.study] = _report(root, f"{folder}.txt")
-        if image.study not in known and not image.boxes:
-            raise InputError(f"no labels (s{image.study})")
-        report, values = texts[image.study], known.get(image.study, ())
-        findings = _stated(values)
+        ensure(image.study in stated or image.boxes, f"no labels (s{image.study})")
+        report, (findings, uncertain) = texts[image.study], stated.get(image.study, ((), ""))
         if image.boxes:
             located = _located(data, image.boxes, report, mode, named)
             names = {finding.name for finding in located}
             findings = located + tuple(finding for finding in findings if finding.name not in names)
-        about: dict[str, str | float] = {"view": image.view, "study": image.study}
-        if -1 in values:
-            about["uncertain"] = "|".join(name for name, value in zip(FINDINGS, values, strict=True) if value == -1)
-        lengths.append(length)
-        return Study(
-            image.name, image.patient, "mimic", split, report, image.size, findings, Path(path), attributes=about
-        )
+        about = {"view": image.view, "study": image.study} | ({"uncertain": uncertain} if uncertain else {})
+        data.lengths.append(length)
+        here = (split, report, image.size, findings, Path(path))
+        return Study(image.name, image.patient, "mimic", *here, attributes=about)
 
-    return data.studies(mine, study, lengths=lengths)
+    return data.studies(mine, study)
 
 
-@cache  # There are far fewer sets of labels than images: equal ones share their findings.
-def _stated(values: _Values) -> tuple[Finding, ...]:
-    pairs = zip(FINDINGS, values, strict=False)
-    return tuple(Finding(name, present=value != 0) for name, value in pairs if value is not None)
+@cache  # There are far fewer sets of labels than examinations: equal ones share their findings.
+def _stated(*labels: str) -> tuple[tuple[Finding, ...], str]:
+    """The findings of an examination with these labels over `FINDINGS`, and the names of the uncertain ones."""
+    if odd := [label for label in labels if label not in _VALUES]:
+        raise InputError(f"label is not 1, 0, -1 or blank ({odd[0]!r})")
+    values = {name: _VALUES[label] for name, label in zip(FINDINGS, labels, strict=True)}
+    findings = tuple(Finding(name, present=value != 0) for name, value in values.items() if value is not None)
+    return findings, "|".join(name for name, value in values.items() if value == -1)
 
 
 def _located(data: Collector, boxes: Iterable[_Phrase], report: str, mode: str, named: bool) -> tuple[Finding, ...]:
@@ -196,12 +195,11 @@ def _located(data: Collector, boxes: Iterable[_Phrase], report: str, mode: str, 
 
 
 def _length(path: str) -> int | None:
-    """Bytes of a file, None if there is none; one call to the disk serves the existence check and the fingerprint."""
-    try:
+    """Bytes of a file, None if there is none; one call to the disk for the existence check and the fingerprint."""
+    with suppress(OSError):
         about = os.stat(path)
-    except OSError:
-        return None
-    return about.st_size if stat.S_ISREG(about.st_mode) else None
+        return about.st_size if stat.S_ISREG(about.st_mode) else None
+    return None
 
 
 def _number(column: str, text: str) -> int:
@@ -242,20 +240,15 @@ def _add_boxes(data: Collector, path: Path, images: dict[str, _Image]) -> dict[s
         if patient:
             patients[patient] = later_split(patients.get(patient, "train"), _SPLITS.get(split, "train"))
         with data.record(where, patient):
-            if label not in FINDINGS:
-                raise InputError(f"unknown category ({label!r})")
-            if not phrase:
-                raise InputError(f"box without a phrase ({name}, {label})")
-            if split and split not in _SPLITS:
-                raise InputError(f"unknown split ({split!r})")
-            if image is None:
-                raise InputError(f"box of no frontal image of the metadata ({name})")
-            box = parse_box(numbers)
-            if (height.removesuffix(".0"), width.removesuffix(".0")) != tuple(map(str, image.size)):
-                raise InputError(f"box in another frame than the image's {image.size[0]} × {image.size[1]} ({name})")
-            inside = box.clipped(*image.size)
-            if any((other.name, other.phrase, other.box) == (label, phrase, inside) for other in image.boxes):
-                raise InputError(f"duplicate box ({name}, {label})")
+            ensure(label in FINDINGS, f"unknown category ({label!r})")
+            ensure(phrase, f"box without a phrase ({name}, {label})")
+            ensure(not split or split in _SPLITS, f"unknown split ({split!r})")
+            ensure(image, f"box of no frontal image of the metadata ({name})")
+            box, shape = parse_box(numbers), (height.removesuffix(".0"), width.removesuffix(".0"))
+            frame = f"{image.size[0]} × {image.size[1]}"
+            ensure(shape == tuple(map(str, image.size)), f"box in another frame than the image's {frame} ({name})")
+            others = [(other.name, other.phrase, other.box) for other in image.boxes]
+            ensure((label, phrase, box.clipped(*image.size)) not in others, f"duplicate box ({name}, {label})")
             inside = data.clip(box, image.size, where, f"{name}, {label}", patient)
             image.boxes += (_Phrase(where, label, phrase, inside),)
             image.parts += (where,)
@@ -294,7 +287,7 @@ def _splits(
     """The split of every patient; images whose patient has none are listed."""
     splits: dict[str, str] = {}
     for where, (patient, split) in csv_rows(path, ("subject_id", "split"), CARD.get, fold=False):
-        # There is a row for each image: most repeat what is known.
+        # There is a row for each image, most of which repeat the split of their patient.
         if patient in splits and splits[patient] == _SPLITS.get(split):
             continue
         with data.record(where, patient):
@@ -310,23 +303,15 @@ def _splits(
     return splits
 
 
-def _labels(data: Collector, path: Path, wanted: dict[str, str]) -> dict[str, _Values]:
-    """Labels by study_id, of the examinations ``wanted`` only (study_id → patient)."""
-    labels: dict[str, _Values] = {}
-    # There are far fewer sets of labels than examinations.
-    read: dict[tuple[str, ...], tuple[int | str | None, ...]] = {}
+def _labels(data: Collector, path: Path, wanted: dict[str, str]) -> dict[str, tuple[tuple[Finding, ...], str]]:
+    """What `_stated` gives by study_id, for the examinations ``wanted`` only (study_id → patient)."""
+    labels: dict[str, tuple[tuple[Finding, ...], str]] = {}
     for where, (study, *cells) in csv_rows(path, ("study_id", *FINDINGS), CARD.get, fold=False):
-        if study not in wanted:
-            continue
-        key = tuple(cells)
-        if (values := read.get(key)) is None:
-            values = read[key] = tuple(_VALUES.get(cell, cell) for cell in cells)
-        if odd := [value for value in values if isinstance(value, str)]:
-            data.skip(where, f"label is not 1, 0, -1 or blank ({odd[0]!r})", wanted[study])
-        elif study in labels:
-            data.skip(where, f"duplicate row (s{study})", wanted[study])
-        else:
-            labels[study] = values
+        if study in wanted:
+            with data.record(where, wanted[study]):
+                stated = _stated(*cells)
+                ensure(study not in labels, f"duplicate row (s{study})")
+                labels[study] = stated
     return labels
 
 

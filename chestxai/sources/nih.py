@@ -31,25 +31,15 @@ grounding is the finding's name. All boxes of one finding in one image belong to
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from chestxai.runs import InputError
 from chestxai.sources.cards import Card
-from chestxai.sources.records import (
-    BOXED,
-    FRACTIONS,
-    TRAIN_VAL,
-    Collector,
-    Record,
-    Studies,
-    image_size,
-    labelled_report,
-    split_patients,
-)
+from chestxai.sources.records import Collector, Record, Studies, ensure, image_size, labelled_report
 from chestxai.sources.shapes import parse_box
+from chestxai.sources.splits import BOXED, FRACTIONS, TRAIN_VAL, split_patients
 from chestxai.sources.tables import csv_rows
 from chestxai.studies import FINDINGS, Box, Finding, Study
 
@@ -74,11 +64,8 @@ CARD = Card(
 FRAME = 1024
 
 #: NIH's labels (and the names of the book) → findings of the book.
-LABELS = {name: name for name in FINDINGS} | {
-    "Effusion": "Pleural Effusion",
-    "Infiltrate": "Lung Opacity",
-    "Infiltration": "Lung Opacity",
-}
+LABELS = {name: name for name in FINDINGS} | {"Effusion": "Pleural Effusion"}
+LABELS |= dict.fromkeys(("Infiltrate", "Infiltration"), "Lung Opacity")
 #: NIH's labels that are none of the eight findings.
 OTHERS = ("Emphysema", "Fibrosis", "Hernia", "Mass", "Nodule", "Pleural_Thickening")
 NORMAL = "No Finding"
@@ -114,30 +101,26 @@ def load(root: Path, split: str = "test", *, boxes: Literal["auto", "test", "any
         boxes: Where patients with a box may be: "test", "any" or "auto", see above.
         seed: Of the splits.
     """
-    if boxes not in ("auto", "test", "any"):
-        raise InputError(f"boxes must be 'auto', 'test' or 'any', not {boxes!r}")
+    ensure(boxes in ("auto", "test", "any"), f"boxes must be 'auto', 'test' or 'any', not {boxes!r}")
     data = Collector(CARD, root, split)
     files = data.images("images", "images_*/images", "images_*")
     entries = _entries(data)
     _add_boxes(data, entries)
-    if not entries.keys() & files.keys():
-        raise InputError(
-            f"{root}: none of the {len(entries)} images listed has a file among the {len(files)} there. {CARD.get}"
-        )
+    none = f"none of the {len(entries)} images listed has a file among the {len(files)} there"
+    ensure(entries.keys() & files.keys(), f"{root}: {none}. {CARD.get}")
     lists = _lists(root)
-    held_out = boxes == "test" or (boxes == "auto" and not lists)
-    boxed = {entry.patient for entry in entries.values() if entry.boxes and held_out}
-    data.splits = _splits(entries.values(), lists, seed) | split_patients(sorted(boxed), BOXED, seed)
+    data.splits = _splits(entries, lists, seed)
+    if boxes == "test" or (boxes == "auto" and not lists):
+        data.splits |= split_patients({entry.patient for entry in entries.values() if entry.boxes}, BOXED, seed)
 
     def study(entry: _Entry) -> Study:
-        if lists and not any(entry.name in names for names in lists):
-            raise InputError(f"image in neither official list ({entry.name})")
-        if entry.name not in files:
-            raise InputError(f"no image file ({entry.name})")
-        path = files[entry.name]
+        name = entry.name
+        ensure(not lists or any(name in listed for listed in lists), f"image in neither official list ({name})")
+        ensure(name in files, f"no image file ({name})")
+        path = files[name]
         height, width = image_size(path)
-        if height != width:
-            raise InputError(f"image is not square, so that boxes do not fit ({path.name}: {height} × {width})")
+        shape = f"{path.name}: {height} × {width}"
+        ensure(height == width, f"image is not square, so that boxes do not fit ({shape})")
         return _study(entry, split, path)
 
     mine = [entries[name] for name in sorted(entries) if data.splits[entries[name].patient] == split]
@@ -146,9 +129,10 @@ def load(root: Path, split: str = "test", *, boxes: Literal["auto", "test", "any
 
 def _study(entry: _Entry, split: str, path: Path) -> Study:
     named = {LABELS[label] for label in entry.labels if label in LABELS} | entry.boxes.keys()
-    others = [label.replace("_", " ").lower() for label in entry.labels if label in OTHERS]
+    others = [_folded(label) for label in entry.labels if label in OTHERS]
     report, phrases = labelled_report([name for name in FINDINGS if name in named], others)
-    findings = tuple(Finding(name, phrase, boxes=tuple(entry.boxes.get(name, ()))) for name, phrase in phrases.items())
+    boxes = {name: tuple(entry.boxes.get(name, ())) for name in phrases}
+    findings = tuple(Finding(name, phrase, boxes=boxes[name]) for name, phrase in phrases.items())
     about = {"labels": "|".join(entry.labels), **entry.attributes}
     return Study(entry.name, entry.patient, "nih", split, report, (FRAME, FRAME), findings, path, attributes=about)
 
@@ -173,18 +157,15 @@ def _entries(data: Collector) -> dict[str, _Entry]:
         patient = number.zfill(8) if number.isascii() and number.isdecimal() else ""
         labels = [_SPELLINGS.get(_folded(label)) for label in raw.split("|")]
         with data.record(where, patient or _patient(name)):
-            if not name:
-                raise InputError("row without an image")
+            ensure(name, "row without an image")
             if name in entries:
                 raise InputError(f"duplicate row ({name}, first in {entries[name].where})")
-            if not patient:
-                raise InputError(f"patient is not a number ({number!r})")
-            if _patient(name) not in ("", patient):
-                raise InputError(f"patient is not the one in the image's name ({name}, {number})")
+            ensure(patient, f"patient is not a number ({number!r})")
+            same = _patient(name) in ("", patient)
+            ensure(same, f"patient is not the one in the image's name ({name}, {number})")
             if None in labels:
                 raise InputError(f"unknown label ({raw.split('|')[labels.index(None)]!r})")
-            if NORMAL in labels and len(labels) > 1:
-                raise InputError(f"No Finding beside a finding ({raw})")
+            ensure(NORMAL not in labels or len(labels) == 1, f"No Finding beside a finding ({raw})")
             distinct = tuple(dict.fromkeys(labels))
             entries[name] = _Entry(where, name, patient, labels=distinct, attributes=_attributes(*about))
     data.require(entries, path)
@@ -196,52 +177,42 @@ def _attributes(view: str, gender: str, sex: str, age: str) -> dict[str, str | f
     out: dict[str, str | float] = {key: value for key, value in named.items() if value}
     # The first edition writes "058Y", and a few ages beyond 400, which its authors know to be errors.
     years = re.fullmatch(r"0*(\d{1,3})Y?", age)
-    if years and int(years[1]) <= 120:
-        out["age"] = float(years[1])
-    return out
+    return out | ({"age": float(years[1])} if years and int(years[1]) <= 120 else {})
 
 
 def _add_boxes(data: Collector, entries: dict[str, _Entry]) -> None:
-    for path in (data.file("BBox_List_2017.csv"), *sorted(data.root.glob("[!.]*_boxes.csv"))):
-        for where, (image, text, *numbers) in csv_rows(
-            path, ("Image Index", "Finding Label", "x", "y", "w", "h"), CARD.get
-        ):
-            name, label = _stem(image), _SPELLINGS.get(_folded(text))
-            entry = entries.get(name)
-            patient = entry.patient if entry else _patient(name)
-            with data.record(where, patient):
-                if label in OTHERS:
-                    raise InputError(f"box of none of the eight findings ({label})")
-                if label not in LABELS:
-                    raise InputError(f"unknown label ({text!r})")
-                finding, box = LABELS[label], parse_box(numbers)
-                if entry is None:
-                    raise InputError(f"box of an image without usable labels ({name})")
-                if box in entry.boxes.get(finding, ()):
-                    raise InputError(f"duplicate box ({name}, {finding})")
-                inside = data.clip(box, (FRAME, FRAME), where, f"{name}, {finding}", patient)
-                entry.boxes.setdefault(finding, []).append(inside)
-                entry.parts += (where,)
+    columns = ("Image Index", "Finding Label", "x", "y", "w", "h")
+    paths = (data.file("BBox_List_2017.csv"), *sorted(data.root.glob("[!.]*_boxes.csv")))
+    for where, (image, text, *numbers) in (row for path in paths for row in csv_rows(path, columns, CARD.get)):
+        name, label = _stem(image), _SPELLINGS.get(_folded(text))
+        entry = entries.get(name)
+        patient = entry.patient if entry else _patient(name)
+        with data.record(where, patient):
+            ensure(label not in OTHERS, f"box of none of the eight findings ({label})")
+            ensure(label in LABELS, f"unknown label ({text!r})")
+            finding, box = LABELS[label], parse_box(numbers)
+            ensure(entry, f"box of an image without usable labels ({name})")
+            ensure(box not in entry.boxes.get(finding, ()), f"duplicate box ({name}, {finding})")
+            inside = data.clip(box, (FRAME, FRAME), where, f"{name}, {finding}", patient)
+            entry.boxes.setdefault(finding, []).append(inside)
+            entry.parts += (where,)
 
 
-def _lists(root: Path) -> tuple[frozenset[str], frozenset[str]] | None:
-    """The official (train_val, test) lists of image names, None if there are none."""
+def _lists(root: Path) -> tuple[frozenset[str], ...]:
+    """The official (train_val, test) lists of image names, () if there are none."""
     names = ("train_val_list.txt", "test_list.txt")
     there = [name for name in names if (root / name).is_file()]
     if len(there) == 1:
         (gone,) = {*names} - {*there}
         raise InputError(f"{root} has {there[0]} but no {gone}: add it, or remove both to split at random. {CARD.get}")
     texts = ((root / name).read_text(encoding="utf-8-sig", errors="replace") for name in there)
-    return tuple(frozenset(map(_stem, text.split())) for text in texts) or None
+    return tuple(frozenset(map(_stem, text.split())) for text in texts)
 
 
-def _splits(
-    entries: Iterable[_Entry], lists: tuple[frozenset[str], frozenset[str]] | None, seed: int
-) -> dict[str, str]:
-    entries = list(entries)
-    patients = {entry.patient for entry in entries}
-    if lists is None:
+def _splits(entries: dict[str, _Entry], lists: tuple[frozenset[str], ...], seed: int) -> dict[str, str]:
+    patients = {entry.patient for entry in entries.values()}
+    if not lists:
         return split_patients(patients, FRACTIONS, seed)
     # A patient with one image in the test list is kept out of training altogether.
-    test = {entry.patient for entry in entries if entry.name in lists[1]}
+    test = {entry.patient for entry in entries.values() if entry.name in lists[1]}
     return split_patients(patients - test, TRAIN_VAL, seed) | dict.fromkeys(test, "test")

@@ -44,7 +44,8 @@ from defusedxml.ElementTree import fromstring
 from chestxai import reports
 from chestxai.runs import InputError, MissingError
 from chestxai.sources.cards import Card
-from chestxai.sources.records import FRACTIONS, Collector, Record, Studies, image_size, split_patients
+from chestxai.sources.records import Collector, Record, Studies, ensure, image_size
+from chestxai.sources.splits import FRACTIONS, split_patients
 from chestxai.sources.tables import csv_rows
 from chestxai.studies import Finding, Study
 
@@ -90,51 +91,44 @@ def load(root: Path, split: str = "test", *, seed: int = 0) -> Studies:
     """
     data = Collector(CARD, root, split)
     files = data.images("NLMCXR_png", "images", "images/images_normalized")
-    listed = _reports(data)
+    documents = _reports(data)
     images = _by_key(data, files)
     views = _views(data)
-    data.splits = split_patients((*(r.uid for r in listed), *(f"CXR{key[0]}" for key in images)), FRACTIONS, seed)
+    data.splits = split_patients((*(r.uid for r in documents), *(f"CXR{key[0]}" for key in images)), FRACTIONS, seed)
 
     claimed: dict[_Key, str] = {}
     records: list[Record] = []
-    for report in listed:
+    for report in documents:
         if not report.images:
             data.skip(report.uid, "report without images", report.uid)
         for name in report.images:
             with data.record(name or report.uid, report.uid):
-                if (key := _key(name)) is None:
-                    raise InputError("not the name of an Open-i image")
-                if key in claimed:
-                    raise InputError(f"image listed before (by {claimed[key]})")
+                key = _key(name)
+                ensure(key not in claimed, f"image listed before (by {claimed.get(key)})")
                 claimed[key] = report.uid
-                if key not in images:
-                    raise InputError("no image file")
-                if views is not None and views.get(key) != "frontal":
-                    raise InputError(f"{views.get(key, 'unknown')} projection")
+                ensure(key in images, "no image file")
+                view = "frontal" if views is None else views.get(key, "unknown")
+                ensure(view == "frontal", f"{view} projection")
                 records.append(Record(name, name, report.uid, (report, images[key])))
     orphans = [key for key in images if key not in claimed]
-    if len(orphans) == len(images):
-        raise InputError(
-            f"none of the {len(images)} images in {root} belongs to one of the {len(listed)} reports. {CARD.get}"
-        )
+    none = f"none of the {len(images)} images in {root} belongs to one of the {len(documents)} reports"
+    ensure(len(orphans) < len(images), f"{none}. {CARD.get}")
     for key in orphans:
         data.skip(images[key].name, "no report for this image", f"CXR{key[0]}")
     illustrated = len({record.patient for record in records})
     if views is None and len(records) > 1.25 * illustrated:
-        warnings.warn(
-            f"{root}: {len(records)} images of {illustrated} reports: lateral images are among them, and nothing tells "
-            "which. Put indiana_projections.csv (columns uid,filename,projection) beside the images to keep the "
-            "frontal ones",
-            stacklevel=3,
+        lateral = (
+            f"{len(records)} images of {illustrated} reports: lateral ones are among them, and nothing tells which"
         )
+        remedy = "To keep the frontal ones, put indiana_projections.csv (columns filename,projection) beside the images"
+        warnings.warn(f"{root}: {lateral}. {remedy}", stacklevel=3)
 
     def study(record: Record) -> Study:
         report, path = record.cells
         findings, about = _findings(report.text), {"view": "frontal"} if views else {}
+        about |= report.terms
         size = image_size(path)
-        return Study(
-            record.name, report.uid, "openi", split, report.text, size, findings, path, attributes=report.terms | about
-        )
+        return Study(record.name, report.uid, "openi", split, report.text, size, findings, path, attributes=about)
 
     return data.studies([r for r in records if data.splits[r.patient] == split], study, allow_none=True)
 
@@ -148,34 +142,31 @@ def _findings(text: str) -> tuple[Finding, ...]:
     return tuple(reports.find(text))
 
 
-def _key(name: str) -> _Key | None:
+def _key(name: str, details: str = "") -> _Key:
     """The same for every spelling of a name: CXR1_1_IM-0001-4001, 1_IM-0001-4001.dcm.png."""
     match = _NAME.fullmatch(name.strip())
-    return (match[1].lstrip("0"), match[2]) if match else None
+    ensure(match, f"not the name of an Open-i image{details}")
+    return match[1].lstrip("0"), match[2]
 
 
 def _by_key(data: Collector, files: dict[str, Path]) -> dict[_Key, Path]:
     images: dict[_Key, Path] = {}
     for stem, path in files.items():
         with data.record(path.name):
-            if (key := _key(stem)) is None:
-                raise InputError("not the name of an Open-i image")
-            if images.setdefault(key, path) is not path:
-                raise InputError(f"same image again (as {images[key].name})")
+            first = images.setdefault(_key(stem), path)
+            ensure(first is path, f"same image again (as {first.name})")
     return images
 
 
 def _reports(data: Collector) -> list[_Report]:
     """All reports in the order of their numbers."""
-    listed: dict[str, _Report] = {}
+    documents: dict[str, _Report] = {}
     for name, content in sorted(_documents(data.root), key=lambda item: (len(item[0]), item[0])):
         with data.record(name):
             report = _parse(content)
-            if report.uid in listed:
-                raise InputError(f"duplicate report (of {report.uid})")
-            listed[report.uid] = report
-    data.require(listed, data.root, "report")
-    return list(listed.values())
+            ensure(documents.setdefault(report.uid, report) is report, f"duplicate report (of {report.uid})")
+    data.require(documents, data.root, "report")
+    return list(documents.values())
 
 
 def _documents(root: Path) -> Iterator[tuple[str, bytes | OSError]]:
@@ -194,9 +185,8 @@ def _documents(root: Path) -> Iterator[tuple[str, bytes | OSError]]:
     try:
         with gzip.open(archive) as file:
             content = file.read(_LARGEST_ARCHIVE + 1)
-        if len(content) > _LARGEST_ARCHIVE:
-            size = f"{_LARGEST_ARCHIVE / 1e6:.0f} MB"
-            raise InputError(f"{archive}: more than {size} unpacked, not the official file. {CARD.get}")
+        too_large = f"{archive}: more than {_LARGEST_ARCHIVE / 1e6:.0f} MB unpacked, not the official file. {CARD.get}"
+        ensure(len(content) <= _LARGEST_ARCHIVE, too_large)
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
             for member in tar:
                 # Links and devices are ignored; a name is only a name, whatever path it spells.
@@ -211,8 +201,7 @@ def _documents(root: Path) -> Iterator[tuple[str, bytes | OSError]]:
 def _parse(content: bytes | OSError) -> _Report:
     if isinstance(content, OSError):
         raise InputError(f"unreadable file ({content.strerror})")
-    if len(content) > _LARGEST_REPORT:
-        raise InputError(f"larger than {_LARGEST_REPORT / 1e6:.0f} MB, not an Open-i report")
+    ensure(len(content) <= _LARGEST_REPORT, f"larger than {_LARGEST_REPORT / 1e6:.0f} MB, not an Open-i report")
     try:
         # Document types are refused altogether: they bring in entities that grow without bound or read other files.
         tree = fromstring(content, forbid_dtd=True)
@@ -222,8 +211,7 @@ def _parse(content: bytes | OSError) -> _Report:
         raise InputError(f"not well-formed XML ({error})") from error
     uid = tree.find("uId")
     name = (uid.get("id") or "").strip() if uid is not None else ""
-    if not re.fullmatch(r"CXR\d+", name):
-        raise InputError("XML without an Open-i uId")
+    ensure(re.fullmatch(r"CXR\d+", name), "XML without an Open-i uId")
     parts = [((e.get("Label") or "FINDINGS").strip().upper(), _text(e)) for e in tree.iter("AbstractText")]
     terms = {f"mesh_{tag}": "; ".join(filter(None, map(_text, tree.iter(tag)))) for tag in ("major", "automatic")}
     return _Report(
@@ -246,10 +234,8 @@ def _views(data: Collector) -> dict[_Key, str] | None:
     views: dict[_Key, str] = {}
     for where, (file, view) in csv_rows(path, ("filename", "projection"), "Remove the file to load every image"):
         with data.record(where):
-            if (key := _key(file)) is None:
-                raise InputError(f"not the name of an Open-i image ({file})")
-            if view.lower() not in ("frontal", "lateral"):
-                raise InputError(f"unknown projection ({view})")
-            if views.setdefault(key, view.lower()) != view.lower():
-                raise InputError(f"projection contradicts an earlier row ({file})")
+            key = _key(file, f" ({file})")
+            ensure(view.lower() in ("frontal", "lateral"), f"unknown projection ({view})")
+            same = views.setdefault(key, view.lower()) == view.lower()
+            ensure(same, f"projection contradicts an earlier row ({file})")
     return views

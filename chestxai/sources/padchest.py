@@ -31,10 +31,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chestxai import reports
-from chestxai.runs import InputError
 from chestxai.sources.cards import SIGNED, Card
-from chestxai.sources.records import Collector, Record, Studies, image_size, later_split
+from chestxai.sources.records import Collector, Record, Studies, ensure, image_size
 from chestxai.sources.shapes import parse_box
+from chestxai.sources.splits import later_split
 from chestxai.sources.tables import csv_rows, read_json
 from chestxai.studies import Box, Finding, Study
 
@@ -82,13 +82,11 @@ LABELS = {
 _SPLITS = {"train": "train", "validation": "val", "val": "val", "test": "test"}
 
 
-def load(
-    root: Path,
-    split: str = "test",
-    *,
-    language: Literal["en", "es"] = "en",
-    readers: Literal["first", "both"] = "first",
-) -> Studies:
+Language = Literal["en", "es"]
+Readers = Literal["first", "both"]
+
+
+def load(root: Path, split: str = "test", *, language: Language = "en", readers: Readers = "first") -> Studies:
     """Load one official split, see `chestxai.sources.load`.
 
     Args:
@@ -97,8 +95,8 @@ def load(
         language: Of the report and of the phrases.
         readers: "first" takes ``boxes``, and ``extra_boxes`` only if there are no others; "both" takes all.
     """
-    if language not in ("en", "es") or readers not in ("first", "both"):
-        raise InputError(f"language is 'en' or 'es', readers 'first' or 'both'; got {language!r}, {readers!r}")
+    valid = language in ("en", "es") and readers in ("first", "both")
+    ensure(valid, f"language is 'en' or 'es', readers 'first' or 'both'; got {language!r}, {readers!r}")
     data = Collector(CARD, root, split)
     path, table = data.file("grounded_reports_*.json"), data.file("master_table.csv")
     folder = data.file("Padchest_GR_files")
@@ -107,28 +105,24 @@ def load(
 
     def study(record: Record) -> Study:
         item, name = record.cells, record.name
-        if not isinstance(item, dict):
-            raise InputError("not a study")
+        ensure(isinstance(item, dict), "not a study")
         # It becomes a path: nothing but the name of a file may pass.
-        if not re.fullmatch(r"\w[\w-]{0,199}\.png", name, re.ASCII):
-            raise InputError(f"not an ImageID ({name[:100]!r})")
-        if not record.patient:
-            raise InputError(f"study without a patient and split in master_table.csv ({name})")
-        if seen.setdefault(name, record.where) != record.where:
-            raise InputError(f"image listed before ({name}, by {seen[name]})")
+        ensure(re.fullmatch(r"\w[\w-]{0,199}\.png", name, re.ASCII), f"not an ImageID ({name[:100]!r})")
+        ensure(record.patient, f"study without a patient and split in master_table.csv ({name})")
+        first = seen.setdefault(name, record.where)
+        ensure(first == record.where, f"image listed before ({name}, by {first})")
         nested = folder / "PadChest_GR" / name
         file = nested if nested.is_file() else folder / name
         size = image_size(file, name)
         sentences = _sentences(data, record, language)
-        if not sentences:
-            raise InputError("study without sentences")
+        ensure(sentences, "study without sentences")
         findings: dict[tuple[str, str, bool], Finding] = {}
         for where, text, sentence in sentences:
             for finding in _findings(data, where, text, sentence, size, readers):
                 findings[finding.name, text, finding.present] = finding
-        report = "\n".join(text for _, text, _ in sentences)
-        found, about = tuple(findings.values()), {"study": str(item.get("StudyID"))}
-        return Study(file.stem, record.patient, "padchest", split, report, size, found, file, attributes=about)
+        report, about = "\n".join(text for _, text, _ in sentences), {"study": str(item.get("StudyID"))}
+        here = (split, report, size, tuple(findings.values()), file)
+        return Study(file.stem, record.patient, "padchest", *here, attributes=about)
 
     records = []
     for i, item in enumerate(read_json(path, list, CARD.get)):
@@ -200,11 +194,8 @@ def _patients(data: Collector, path: Path) -> dict[str, str]:
     patients: dict[str, str] = {}
     for where, (study, patient, split) in csv_rows(path, ("StudyID", "PatientID", "split"), CARD.get):
         with data.record(where, patient):
-            if not patient:
-                raise InputError(f"row without a patient ({study})")
-            if split.lower() not in _SPLITS:
-                raise InputError(f"unknown split ({split.lower()!r})")
-            if patients.setdefault(study, patient) != patient:
-                raise InputError(f"study of two patients ({study})")
+            ensure(patient, f"row without a patient ({study})")
+            ensure(split.lower() in _SPLITS, f"unknown split ({split.lower()!r})")
+            ensure(patients.setdefault(study, patient) == patient, f"study of two patients ({study})")
             data.splits[patient] = later_split(data.splits.get(patient, "train"), _SPLITS[split.lower()])
     return patients

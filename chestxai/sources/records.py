@@ -1,33 +1,21 @@
-"""What the sources on disk share: finding files, listing what is left out, splitting patients, and fingerprints."""
+"""What the sources on disk share: finding files, listing what is left out, and naming what was loaded."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from chestxai import runs
 from chestxai.runs import InputError, MissingError
 from chestxai.sources.cards import Card
 from chestxai.studies import Box, Study, is_dicom, read_dicom
-
-#: Shares of the patients where there is no official split; where only the test set is official; and of those with a
-#: box, who are few and for scoring only.
-FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
-TRAIN_VAL = {"train": 0.9, "val": 0.1}
-BOXED = {"val": 0.2, "test": 0.8}
-
-_ORDER = ("train", "val", "test")
-#: Seconds of reading after which a progress bar is shown.
-_DELAY = 5.0
 
 
 class Studies(list[Study]):
@@ -54,8 +42,7 @@ class Record:
 
     Attributes:
         where: ``file:line`` of the row that lists it.
-        name: Of the image.
-        patient: "" if unknown.
+        name, patient: Of the image and of the patient, "" if unknown.
         cells: What else the source reads about it.
         parts: ``file:line`` of the rows that go with it, such as those of its boxes.
     """
@@ -70,13 +57,14 @@ class Record:
 class Collector:
     """Collects the studies of one split of a data set on disk, and a line for every record left out.
 
-    Attributes:
-        splits: Split of each patient, set by the source before `studies`.
+    Sources set ``splits`` (of each patient) before they call `studies`, and fill ``lengths`` (bytes of each study's
+    file) if they have looked them up anyway.
     """
 
     def __init__(self, card: Card, root: Path, split: str) -> None:
         self.card, self.root, self.split = card, root, split
         self.splits: dict[str, str] = {}
+        self.lengths: list[int] | None = None
         self._skipped: list[tuple[str, str]] = []
 
     def find(self, *patterns: str) -> Path | None:
@@ -84,22 +72,15 @@ class Collector:
         return next((sorted(paths)[-1] for pattern in patterns if (paths := [*self.root.glob(pattern)])), None)
 
     def file(self, *patterns: str) -> Path:
-        """As `find`.
-
-        Raises:
-            MissingError: There is none.
-        """
+        """As `find`, but raises MissingError if there is none."""
         if (path := self.find(*patterns)) is None:
             raise MissingError(f"{self.root} has no {' nor '.join(patterns)}. {self.card.get}")
         return path
 
     def images(self, *patterns: str) -> dict[str, Path]:
-        """PNG and JPEG files in folders below the root, by name without ending; nothing is opened.
+        """PNG and JPEG files in folders below the root, by name without ending; raises MissingError if there are none.
 
-        Hidden files are ignored; of two equal names the one in the first folder counts.
-
-        Raises:
-            MissingError: There are none.
+        Hidden files are ignored; of two equal names the one in the first folder counts. Nothing is opened.
         """
         files: dict[str, Path] = {}
         for folder in (path for pattern in patterns for path in sorted(self.root.glob(pattern)) if path.is_dir()):
@@ -111,60 +92,42 @@ class Collector:
         return files
 
     def skip(self, where: str, reason: object, patient: str = "") -> None:
-        """List a record as left out: in its patient's split, or in every split if the patient is unknown."""
+        """List the record at ``where`` as left out: in the split of its ``patient``, or in all if that is unknown."""
         self._skipped.append((f"{where}: {reason}", patient))
 
     @contextmanager
     def record(self, where: str, patient: str = "") -> Iterator[None]:
-        """Leave out the record at ``where`` if the block raises InputError."""
+        """`skip` the record at ``where``, of ``patient``, if the block raises InputError."""
         try:
             yield
         except InputError as error:
             self.skip(where, error, patient)
 
     def clip(self, box: Box, size: tuple[int, int], where: str, what: str, patient: str = "") -> Box:
-        """The part of a box inside an image of ``size``; a cut that is more than rounding is listed.
+        """The part of a ``box`` inside its image of ``size`` (height, width); InputError if there is none.
 
-        Raises:
-            InputError: The box lies outside the image.
+        A cut of more than 0.1 % and a square pixel is listed like a record ``where`` it is, of ``patient``, with the
+        detail ``what``.
         """
         inside = box.clipped(*size)
-        if inside is None:
-            raise InputError(f"box outside the image ({what}, {size[0]} × {size[1]})")
+        ensure(inside, f"box outside the image ({what}, {size[0]} × {size[1]})")
         if inside.area < 0.999 * box.area and box.area - inside.area > 1:
             self.skip(where, f"box cut to the image ({what}, {inside.area / box.area:.0%} kept)", patient)
         return inside
 
     def require(self, records: Sized, path: Path, what: str = "row") -> None:
         """Raise InputError with the first problem if no record, called ``what``, could be read from ``path``."""
-        if not records:
-            first = f"; the first problem: {self._skipped[0][0]}" if self._skipped else ""
-            raise InputError(f"{path}: no usable {what}{first}. {self.card.get}")
+        first = f"; the first problem: {self._skipped[0][0]}" if self._skipped else ""
+        ensure(records, f"{path}: no usable {what}{first}. {self.card.get}")
 
-    def studies(
-        self,
-        records: Sequence[Record],
-        study: Callable[[Any], Study],
-        *,
-        part: str = "box",
-        allow_none: bool = False,
-        lengths: Sequence[int] | None = None,
-    ) -> Studies:
-        """Make a study of each record; those that raise InputError are listed together with their parts.
+    def studies(self, records: Sequence[Record], study: Callable[[Any], Study], *, allow_none: bool = False) -> Studies:
+        """Make a ``study`` of each of the ``records`` of this split; those that raise InputError are listed.
 
-        Args:
-            records: Of this split.
-            study: Makes the study, or raises InputError.
-            part: What the parts of a record are.
-            allow_none: Accept that no record is of use.
-            lengths: Bytes of each study's file, if they are known.
-
-        Raises:
-            InputError: There are records, but none is of use.
+        That no record at all is of use is an InputError, too, unless ``allow_none``.
         """
         made: list[Study] = []
         first = ""
-        for record in runs.progress(records, f"reading {self.card.title}", delay=_DELAY):
+        for record in runs.progress(records, f"reading {self.card.title}", delay=5.0):
             try:
                 made.append(study(record))
             except InputError as error:
@@ -172,22 +135,22 @@ class Collector:
                 self.skip(record.where, error)
                 for where in record.parts:
                     if where != record.where:
-                        self.skip(where, f"{part} of an image that was left out ({record.name})")
+                        self.skip(where, f"row of an image that was left out ({record.name})")
         if first and not made and not allow_none:
-            raise InputError(
-                f"{self.root}: none of the {len(records)} images of the {self.split} split can be used; the first: "
-                f"{first}. {self.card.get}"
-            )
+            none = f"none of the {len(records)} images of the {self.split} split can be used"
+            raise InputError(f"{self.root}: {none}; the first: {first}. {self.card.get}")
         skipped = [line for line, patient in self._skipped if self.splits.get(patient, self.split) == self.split]
-        return Studies(made, skipped, fingerprint(self.card.name, made, lengths))
+        return Studies(made, skipped, fingerprint(self.card.name, made, self.lengths))
+
+
+def ensure(condition: object, reason: str) -> None:
+    """Raise InputError with ``reason`` unless ``condition`` holds."""
+    if not condition:
+        raise InputError(reason)
 
 
 def image_size(path: Path, name: str = "") -> tuple[int, int]:
-    """``(height, width)`` from the header of a PNG, JPEG or DICOM file; no pixel is decoded.
-
-    Args:
-        path: The file.
-        name: What a message calls the image.
+    """``(height, width)`` from the header of a PNG, JPEG or DICOM file, called ``name``; no pixel is decoded.
 
     Raises:
         InputError: There is no file, or its header cannot be read.
@@ -207,11 +170,9 @@ def image_size(path: Path, name: str = "") -> tuple[int, int]:
 
 
 def labelled_report(findings: Sequence[str], others: Sequence[str] = ()) -> tuple[str, dict[str, str]]:
-    """A sentence for an image with labels but no report, and the words in it that name each finding.
+    """A sentence for an image that has labels but no report, and the words in it that name each of the ``findings``.
 
-    Args:
-        findings: Names of findings.
-        others: Names of anything else, in lower case.
+    ``others`` are anything else that it names, in lower case.
 
     >>> labelled_report(["Pleural Effusion", "Edema"], ["mass"])
     ('Pleural effusion, edema and mass.', {'Pleural Effusion': 'Pleural effusion', 'Edema': 'edema'})
@@ -223,43 +184,13 @@ def labelled_report(findings: Sequence[str], others: Sequence[str] = ()) -> tupl
     return report, dict(zip(findings, names, strict=False))
 
 
-def later_split(a: str, b: str) -> str:
-    """The later of two splits in the order train, val, test, for a patient who is listed in both."""
-    return max(a, b, key=_ORDER.index)
-
-
-def split_patients(patients: Iterable[str], fractions: Mapping[str, float], seed: int = 0) -> dict[str, str]:
-    """The split of each patient, which depends only on its identifier and the seed, not on the other patients.
-
-    Args:
-        patients: Identifiers.
-        fractions: Expected share of the patients by split; they sum to 1.
-        seed: Another seed is another split.
-
-    Raises:
-        InputError: A fraction is negative, or they do not sum to 1.
-    """
-    if abs(sum(fractions.values()) - 1) > 1e-9 or min(fractions.values()) < 0:
-        raise InputError(f"split fractions must be at least 0 and sum to 1, got {fractions}")
-    names, edges = list(fractions), np.cumsum(list(fractions.values()))
-    splits: dict[str, str] = {}
-    for patient in patients:
-        digest = hashlib.sha256(f"{seed}/{patient}".encode()).digest()
-        place = int(np.searchsorted(edges, int.from_bytes(digest[:8]) / 2**64, "right"))
-        splits[patient] = names[min(place, len(names) - 1)]
-    return splits
-
-
 def fingerprint(source: str, studies: Sequence[Study], lengths: Iterable[int] | None = None) -> str:
-    """A name for exactly what was loaded: every record, and name and length of every image file.
+    """A name for exactly what was loaded from ``source``: all ``studies``, and name and length of each image file.
 
     It does not depend on where the folder is, on records left out, or on the order of a study's findings. Pixels are
     not read: an image edited in place without a change of its length goes unnoticed.
 
-    Args:
-        source: Name of the source.
-        studies: The studies.
-        lengths: Bytes of each study's file, if they are known; otherwise they are looked up.
+    ``lengths`` are the bytes of each study's file; they are looked up if they are not given.
     """
     lengths = (os.stat(s.path).st_size if s.path else 0 for s in studies) if lengths is None else lengths
     return runs.fingerprint(source, _identities(studies, lengths))

@@ -14,39 +14,28 @@ from chestxai.studies import Box
 
 
 def parse_box(values: Any, *, corners: bool = False) -> Box:
-    """A box from four numbers or their text.
+    """A box from four numbers or their text: ``values`` are x, y, w, h, or with ``corners`` x0, y0, x1, y1.
 
-    Args:
-        values: x, y, w, h; or anything else, which is refused.
-        corners: They are x0, y0, x1, y1 instead.
-
-    Raises:
-        InputError: They are not four finite numbers, or width or height is not positive.
+    Anything else, also a box without an area, is an InputError.
     """
     try:
         x, y, w, h = map(float, values)
         return Box(x, y, w - x, h - y) if corners else Box(x, y, w, h)
     except (TypeError, ValueError) as error:
-        is_text = isinstance(values, Iterable) and all(isinstance(value, str) for value in values)
+        is_text = isinstance(values, Iterable) and values and all(isinstance(value, str) for value in values)
         raise InputError(f"not a box ({', '.join(values) if is_text else str(values)[:80]})") from error
 
 
 def boxes_of(mask: np.ndarray) -> tuple[Box, ...]:
     """The tight box of each connected part (also over corners) of a bool ``(h, w)`` mask, from top to bottom."""
     parts = ndimage.find_objects(ndimage.label(mask, np.ones((3, 3)))[0])
-    return tuple(
-        Box(float(x.start), float(y.start), float(x.stop - x.start), float(y.stop - y.start)) for y, x in parts
-    )
+    return tuple(Box(*map(float, (x.start, y.start, x.stop - x.start, y.stop - y.start))) for y, x in parts)
 
 
 def smaller_mask(mask: np.ndarray, longest: int) -> np.ndarray:
-    """A mask reduced to save memory.
+    """A bool ``(h, w)`` mask reduced to at most ``longest`` pixels on its longer side, if it is longer; not for 0.
 
     A pixel is set if half of it is covered; a mask too small for that keeps the pixels it falls in.
-
-    Args:
-        mask: Bool ``(h, w)``.
-        longest: Largest number of pixels of the longer side; 0 keeps the mask as it is.
     """
     height, width = mask.shape
     if not longest or max(height, width) <= longest:
@@ -58,27 +47,17 @@ def smaller_mask(mask: np.ndarray, longest: int) -> np.ndarray:
 
 
 def decode_mask(rle: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """Decode a run-length mask of COCO, ``{"size": [h, w], "counts": …}``, packed (text) or plain (a list).
+    """Decode a mask of COCO, ``{"size": [h, w], "counts": …}``, packed (text) or plain (a list), into bool of ``size``.
 
     Our own decoder, because pycocotools does not check the runs: damaged ones leave memory uninitialised or end the
-    process.
-
-    Args:
-        rle: The mask.
-        size: ``(height, width)`` that it must have.
-
-    Returns:
-        Bool ``(height, width)``.
-
-    Raises:
-        InputError: The mask has another size, or its runs do not fill it exactly.
+    process. Here they are an InputError, and so is a mask of another size.
     """
     if tuple(rle.get("size") or ()) != size:
         raise InputError(f"mask in another frame than the image's {size[0]} × {size[1]}")
     runs = rle.get("counts")
     runs = _unpacked(runs) if isinstance(runs, str) else runs
-    counts = isinstance(runs, list) and all(isinstance(n, int) and n >= 0 for n in runs)
-    if not counts or sum(runs) != size[0] * size[1]:
+    valid = isinstance(runs, list) and all(isinstance(n, int) and n >= 0 for n in runs)
+    if not valid or sum(runs) != size[0] * size[1]:
         raise InputError("mask whose runs do not fill its frame")
     # Runs alternate between background and mask, and go down the columns.
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[::-1]).T

@@ -14,24 +14,18 @@ from typing import Any
 
 from chestxai.runs import InputError
 
+Names = Sequence[str]
+
 
 def csv_rows(
-    path: Path,
-    columns: Sequence[str],
-    advice: str,
-    optional: Sequence[str] = (),
-    *,
-    together: Sequence[str] = (),
-    fold: bool = True,
+    path: Path, columns: Names, advice: str, optional: Names = (), *, together: Names = (), fold: bool = True
 ) -> Iterator[tuple[str, list[str]]]:
     """Read the rows of a csv that are not blank.
-
-    A header cell like ``Bbox [x`` or ``h]`` is read as ``x`` or ``h``: NIH's header has commas inside brackets.
 
     Args:
         path: The csv, packed if its name ends in ``.gz``.
         columns: Columns that the file must have, in any order and beside others.
-        advice: End of every error message: what to do.
+        advice: What to do about an error.
         optional: Columns that it may have.
         together: Columns that it may have, all or none of them.
         fold: Fold white space inside cells. Otherwise it stays, such as the lines of a report.
@@ -48,7 +42,7 @@ def csv_rows(
     try:
         with opened(path, "rt", newline="", encoding="utf-8-sig", errors="replace") as file:
             rows = csv.reader(file)
-            # Some programs save NIH's header with quotes, as one cell: "Bbox [x,y,w,h]".
+            # NIH's header has commas inside brackets: "Bbox [x,y,w,h]", which some programs save in quotes.
             cells = [part for cell in next(rows, []) for part in (cell.split(",") if "Bbox [" in cell else [cell])]
             header = [re.sub(r"^Bbox \[|\]$", "", cell.strip()) for cell in cells]
             needed = [*columns, *(together if {*together} & {*header} else ())]
@@ -61,10 +55,9 @@ def csv_rows(
             for row in rows:
                 if any(map(str.strip, row)):
                     if any(map(str.strip, row[len(header) :])):
-                        raise InputError(
-                            f"{path}:{rows.line_num}: {len(row)} cells for {len(header)} columns: put texts that have "
-                            f"commas in quotes. {advice}"
-                        )
+                        width = f"{len(row)} cells for {len(header)} columns"
+                        quotes = "put texts that have commas in quotes"
+                        raise InputError(f"{path}:{rows.line_num}: {width}: {quotes}. {advice}")
                     row += [""] * (len(header) + 1 - len(row))
                     yield f"{path.name}:{rows.line_num}", [*map(clean, pick(row))]
     except csv.Error as error:
@@ -73,21 +66,18 @@ def csv_rows(
         raise InputError(f"{path}: damaged or cut off ({error}); delete it and download it again. {advice}") from error
 
 
-def read_json(path: Path, kind: type, advice: str, lists: Sequence[str] = ()) -> Any:
-    """Read a json file.
+def read_json(path: Path, kind: type, advice: str, lists: Names = ()) -> Any:
+    """Read a json file that holds a ``kind`` of object, a dict or list.
 
     Args:
         path: The file.
-        kind: What it must hold, dict or list.
-        advice: End of every error message: what to do.
+        kind: dict or list.
+        advice: What to do about an error, which is an InputError.
         lists: Keys under which there must be lists, as in COCO's format.
-
-    Raises:
-        InputError: The file is damaged or holds something else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    # Not only JSONDecodeError: bytes that are no text, numbers of too many digits.
+    # Not only JSONDecodeError: also bytes that are not text, and numbers of too many digits.
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged or cut off ({error}); delete it and download it again. {advice}") from error
     missing = [key for key in lists if not isinstance(content, dict) or not isinstance(content.get(key), list)]

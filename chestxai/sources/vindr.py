@@ -44,16 +44,9 @@ import numpy as np
 
 from chestxai.runs import InputError
 from chestxai.sources.cards import SIGNED, Card
-from chestxai.sources.records import (
-    TRAIN_VAL,
-    Collector,
-    Record,
-    Studies,
-    image_size,
-    labelled_report,
-    split_patients,
-)
+from chestxai.sources.records import Collector, Record, Studies, ensure, image_size, labelled_report
 from chestxai.sources.shapes import parse_box
+from chestxai.sources.splits import TRAIN_VAL, split_patients
 from chestxai.sources.tables import csv_rows
 from chestxai.studies import FINDINGS, Box, Finding, Study
 
@@ -77,32 +70,21 @@ CARD = Card(
 )
 
 #: Classes of VinDr-CXR → findings of the book.
-LABELS = {name: name for name in FINDINGS if name != "Pleural Effusion"} | {
-    "Infiltration": "Lung Opacity",
-    "Pleural effusion": "Pleural Effusion",
-}
-#: Classes that are none of the eight findings, with the words that stand for them in a report.
-OTHERS = {
-    "Aortic enlargement": "aortic enlargement",
+LABELS = {name: name for name in FINDINGS if name != "Pleural Effusion"}
+LABELS |= {"Infiltration": "Lung Opacity", "Pleural effusion": "Pleural Effusion"}
+_PLAIN = (
+    "Aortic enlargement|Calcification|Clavicle fracture|Emphysema|Lung cavity|Lung cyst|Lung tumor|Mediastinal shift|"
+    "Other disease|Other lesion|Pleural thickening|Pulmonary fibrosis|Rib fracture|Tuberculosis"
+)
+_SPELLED_OUT = {
     "COPD": "chronic obstructive pulmonary disease",
-    "Calcification": "calcification",
-    "Clavicle fracture": "clavicle fracture",
-    "Emphysema": "emphysema",
     "Enlarged PA": "enlarged pulmonary artery",
     "ILD": "interstitial lung disease",
-    "Lung cavity": "lung cavity",
-    "Lung cyst": "lung cyst",
-    "Lung tumor": "lung tumor",
-    "Mediastinal shift": "mediastinal shift",
     "Nodule/Mass": "nodule or mass",
-    "Other disease": "other disease",
     "Other diseases": "other disease",
-    "Other lesion": "other lesion",
-    "Pleural thickening": "pleural thickening",
-    "Pulmonary fibrosis": "pulmonary fibrosis",
-    "Rib fracture": "rib fracture",
-    "Tuberculosis": "tuberculosis",
 }
+#: Classes that are none of the eight findings, with the words that stand for them in a report, in this order.
+OTHERS = dict(sorted(({name: name.lower() for name in _PLAIN.split("|")} | _SPELLED_OUT).items()))
 NORMAL = "No finding"
 
 #: The files do not agree on the case of the classes.
@@ -128,8 +110,8 @@ def load(root: Path, split: str = "test", *, agree: int = 2, overlap: float = 0.
         overlap: Mean IoU in (0, 1] from which boxes are taken for one.
         seed: Of train and val.
     """
-    if agree not in (1, 2, 3) or not 0 < overlap <= 1:
-        raise InputError(f"agree is 1, 2 or 3 and overlap above 0, at most 1; got {agree}, {overlap}")
+    valid = agree in (1, 2, 3) and 0 < overlap <= 1
+    ensure(valid, f"agree is 1, 2 or 3 and overlap above 0, at most 1; got {agree}, {overlap}")
     data = Collector(CARD, root, split)
     part = "test" if split == "test" else "train"
     folder = data.file(part)
@@ -143,8 +125,8 @@ def load(root: Path, split: str = "test", *, agree: int = 2, overlap: float = 0.
         # A consensus is one vote that stands for all.
         needed = 1 if _CONSENSUS in image.votes else agree
         findings, others = (
-            Counter(known for named in image.votes.values() for known in {words[n] for n in named if n in words})
-            for words in (LABELS, OTHERS)
+            Counter(name for vote in image.votes.values() for name in {names[label] for label in vote & names.keys()})
+            for names in (LABELS, OTHERS)
         )
         boxes = {finding: _joined(data, image, finding, size, needed, overlap) for finding in image.boxes}
         labels = [words for words in dict.fromkeys(OTHERS.values()) if others[words] >= needed]
@@ -153,8 +135,8 @@ def load(root: Path, split: str = "test", *, agree: int = 2, overlap: float = 0.
         about = {"labels": "|".join(present + labels)}
         if doubted := [finding for finding in FINDINGS if 0 < findings[finding] < needed]:
             about["uncertain"] = "|".join(doubted)
-        found = tuple(Finding(name, phrase, boxes=boxes.get(name, ())) for name, phrase in phrases.items())
-        return Study(image.name, image.name, "vindr", split, report, size, found, path, attributes=about)
+        present = tuple(Finding(name, phrase, boxes=boxes.get(name, ())) for name, phrase in phrases.items())
+        return Study(image.name, image.name, "vindr", split, report, size, present, path, attributes=about)
 
     return data.studies([image for name, image in images.items() if data.splits[name] == split], study)
 
@@ -176,7 +158,7 @@ def _joined(
 
 
 def join(boxes: Sequence[tuple[str, Box]], agree: int, overlap: float) -> tuple[list[Box], list[int]]:
-    """Join the boxes of one finding over readers, by the rule above.
+    """Join the boxes of one finding, given with their readers, by the rule above.
 
     Args:
         boxes: Reader and box of each.
@@ -184,8 +166,8 @@ def join(boxes: Sequence[tuple[str, Box]], agree: int, overlap: float) -> tuple[
         overlap: Mean IoU from which boxes are taken for one.
 
     Returns:
-        One box for each group with enough readers, the mean of its corners, in the order of their first boxes; and the
-        indices of the boxes in no such group. Except for ties, the order of the boxes does not matter.
+        One box for each group with enough readers, in the order of their first boxes; and the indices of the boxes in
+        no such group. Except for ties, the order of the boxes does not matter.
     """
     # Takes a quarter of a second to import, which no other source needs.
     from scipy.cluster.hierarchy import fcluster, linkage
@@ -220,22 +202,21 @@ def _annotations(data: Collector, path: Path) -> dict[str, _Image]:
     for where, (name, text, *corners, reader) in csv_rows(path, columns, CARD.get, ("rad_id",)):
         # It becomes a path: nothing but an identifier may pass.
         safe = re.fullmatch(r"\w[\w-]{0,99}", name, re.ASCII)
+        reader = reader or _CONSENSUS
         with data.record(where, name if safe else ""):
-            if not safe:
-                raise InputError(f"not an image_id ({name[:100]!r})")
+            ensure(safe, f"not an image_id ({name[:100]!r})")
             if (label := _SPELLINGS.get(text.lower())) is None:
                 raise InputError(f"unknown class ({text!r})")
             image = images.setdefault(name, _Image(where, name, name))
-            image.votes.setdefault(reader or _CONSENSUS, set()).add(label)
+            image.votes.setdefault(reader, set()).add(label)
             if label == NORMAL or not any(corners):
                 continue
             box = parse_box(corners, corners=True)
-            if label in OTHERS:
-                raise InputError(f"box of none of the eight findings ({label})")
+            ensure(label not in OTHERS, f"box of none of the eight findings ({label})")
             drawn = image.boxes.setdefault(LABELS[label], [])
             # One place may be called Infiltration and Lung Opacity by the same reader: that is one box of one finding.
-            if (reader or _CONSENSUS, box) not in [(other, known) for other, known, _ in drawn]:
-                drawn.append((reader or _CONSENSUS, box, where))
+            if (reader, box) not in [(other, place) for other, place, _ in drawn]:
+                drawn.append((reader, box, where))
                 image.parts += (where,)
     data.require(images, path)
     return images
@@ -246,9 +227,7 @@ def _add_labels(data: Collector, path: Path | None, images: dict[str, _Image]) -
     rows = csv_rows(path, ("image_id", "Pneumonia"), CARD.get, ("rad_id", "rad_ID")) if path else ()
     for where, (name, value, *readers) in rows:
         with data.record(where, name):
-            if name not in images:
-                raise InputError(f"labels of an image without annotations ({name[:100]!r})")
-            if value not in ("0", "1", "0.0", "1.0"):
-                raise InputError(f"label is not 0 or 1 ({value!r})")
+            ensure(name in images, f"labels of an image without annotations ({name[:100]!r})")
+            ensure(value in ("0", "1", "0.0", "1.0"), f"label is not 0 or 1 ({value!r})")
             if float(value):
                 images[name].votes.setdefault("".join(readers) or _CONSENSUS, set()).add("Pneumonia")

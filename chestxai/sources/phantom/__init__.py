@@ -13,13 +13,12 @@ of view is 34 × 34 cm.
 from __future__ import annotations
 
 from chestxai import runs
-from chestxai.runs import InputError
 from chestxai.sources.cards import Card
 from chestxai.sources.phantom.anatomy import FIELD, MU, chord
 from chestxai.sources.phantom.patients import SPLITS, Lesion, Patient, generator, patient
 from chestxai.sources.phantom.rendering import MASK_FRACTION, PHOTONS, attenuation, expose, render
 from chestxai.sources.phantom.texts import write_report
-from chestxai.sources.records import Studies
+from chestxai.sources.records import Studies, ensure
 from chestxai.studies import Study
 
 __all__ = [
@@ -52,19 +51,13 @@ def load(
         root: Ignored.
         split: "train", "val" or "test".
         n: Number of studies, 1 or more.
-        size: Side of the images in pixels, 32 to 1024; they are uint8 ``(size, size)``.
+        size: Side of the images in pixels, 32 to 1024.
         seed: Another seed gives other patients.
         normal: Leave out all findings of the same patients.
-
-    Raises:
-        InputError: Unknown split, or ``size`` or ``n`` out of range.
     """
-    if split not in SPLITS:
-        raise InputError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-    if not 32 <= size <= 1024:
-        raise InputError(f"phantom size must be 32 to 1024 pixels, got {size}")
-    if n < 1:
-        raise InputError(f"n must be at least 1, got {n}")
+    ensure(split in SPLITS, f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    ensure(32 <= size <= 1024, f"phantom size must be 32 to 1024 pixels, got {size}")
+    ensure(n >= 1, f"n must be at least 1, got {n}")
     keys: list[tuple[int, int]] = []
     person = 0
     while len(keys) < n:
@@ -81,18 +74,15 @@ def load(
         for (person, visit), one, image, drawn in zip(keys[part], patients[part], images, masks, strict=True):
             report, findings = write_report(one, drawn, generator(seed, split, person, visit, 7))
             name = f"phantom-{seed}-{split}-{person:06d}"
-            studies.append(
-                Study(
-                    id=f"{name}-{visit}" + ("-normal" if normal else ""),
-                    patient=name,
-                    source="phantom",
-                    split=split,
-                    report=report,
-                    size=(size, size),
-                    findings=findings,
-                    array=image,
-                    attributes=one.attributes(),
-                )
+            about = (
+                f"{name}-{visit}{'-normal' if normal else ''}",
+                name,
+                "phantom",
+                split,
+                report,
+                (size, size),
+                findings,
             )
+            studies.append(Study(*about, array=image, attributes=one.attributes()))
     # The number rises with every change of images, reports or truth.
     return Studies(studies, fingerprint=runs.fingerprint("phantom", 2, split, n, size, seed, normal))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -20,12 +19,9 @@ SIDES = (-1, 1)
 
 
 def chord(u: np.ndarray, v: np.ndarray, depth: np.ndarray | float) -> np.ndarray:
-    """Length in cm of the rays through an ellipsoid.
+    """Centimetres of an ellipsoid along rays at distances ``u, v`` from its axis, in units of its half axes there.
 
-    Args:
-        u: Distance from the ellipsoid's axis along one direction, in units of its half axis.
-        v: The same along the other direction.
-        depth: Half axis along the ray, in cm.
+    ``depth`` is the half axis along the ray, in cm: 2c√(1-u²-v²).
     """
     return 2 * depth * np.sqrt(np.clip(1 - u * u - v * v, 0, None))
 
@@ -42,44 +38,23 @@ def tube(distance: np.ndarray, radius: float, hollow: float = 0.55) -> np.ndarra
     return 2 * (outer - 0.75 * inner)
 
 
-@dataclass(frozen=True)
 class Chest:
     """Coordinates and build of ``n`` patients, float32 arrays that broadcast to ``(n, size, size)``.
 
-    ``x`` and ``y`` are centimetres from the middle of each patient's chest, ``width`` the relative width of the chest.
+    ``x`` and ``y`` are centimetres from the middle of each chest, ``width`` its relative width.
     """
 
-    patients: Sequence[Patient]
-    size: int
-    x: np.ndarray
-    y: np.ndarray
-    habitus: np.ndarray
-    rotation: np.ndarray
-    inspiration: np.ndarray
-    heart: np.ndarray
-    age: np.ndarray
-    female: np.ndarray
-    ap: np.ndarray
-    width: np.ndarray
-
-    @classmethod
-    def of(cls, patients: Sequence[Patient], size: int) -> Chest:
-        """The chests of ``patients`` in images of ``size`` pixels."""
+    def __init__(self, patients: Sequence[Patient], size: int) -> None:
         axis = ((np.arange(size) + 0.5) * (FIELD / size) - FIELD / 2).astype(np.float32)
-        names = ("habitus", "rotation", "inspiration", "heart", "age")
-        build = {name: _column([getattr(p, name) for p in patients]) for name in names}
         shift = np.array([p.shift for p in patients], dtype=np.float32)
-        female = _column([p.sex == "F" for p in patients])
-        return cls(
-            patients,
-            size,
-            x=axis[None, None, :] - shift[:, 0, None, None],
-            y=axis[None, :, None] - shift[:, 1, None, None],
-            female=female,
-            ap=_column([p.view == "AP" for p in patients]),
-            width=1 + 0.05 * build["habitus"] - 0.04 * female,
-            **build,
+        self.patients, self.size = patients, size
+        self.x, self.y = axis[None, None, :] - shift[:, 0, None, None], axis[None, :, None] - shift[:, 1, None, None]
+        self.habitus, self.rotation, self.inspiration, self.heart, self.age = (
+            _column([getattr(p, name) for p in patients])
+            for name in ("habitus", "rotation", "inspiration", "heart", "age")
         )
+        self.female, self.ap = _column([p.sex == "F" for p in patients]), _column([p.view == "AP" for p in patients])
+        self.width = 1 + 0.05 * self.habitus - 0.04 * self.female
 
     def soft(self) -> np.ndarray:
         """Torso, shoulders, neck and breasts, without the air inside."""
@@ -94,10 +69,7 @@ class Chest:
         return body + 0.8 * breasts
 
     def lung(self, s: int) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
-        """One lung, before heart and mediastinum take their share.
-
-        Args:
-            s: Side, -1 or 1.
+        """One lung on side ``s`` (-1 or 1), before heart and mediastinum take their share.
 
         Returns:
             Its length along each ray; y of the diaphragm's dome; and the coordinates (u, v) inside the lung, u from -1
@@ -111,11 +83,9 @@ class Chest:
         radius = np.abs(u) ** 2.4 + np.where(v < 0, np.abs(v) ** 2.2, np.abs(v) ** 3.2)
         length = 15.5 * (1 + 0.05 * self.habitus) * np.clip(1 - radius, 0, None) ** 0.38
         # An atelectasis at the base raises the dome.
+        basal = ("Atelectasis", s, "basal")
         raised = _column(
-            [
-                sum(1.0 + 1.2 * m.amount for m in p.lesions if (m.name, m.side, m.zone) == ("Atelectasis", s, "basal"))
-                for p in self.patients
-            ]
+            [sum(1.0 + 1.2 * m.amount for m in p.lesions if (m.name, m.side, m.zone) == basal) for p in self.patients]
         )
         dome_y = centre_y + b * 0.80 - (0.9 if s < 0 else 0.0) - raised
         # Highest at the dome's centre, falling 3 cm to the costophrenic angle.
@@ -140,24 +110,19 @@ class Chest:
         """Large vessels and aortic knob."""
         x, y, rot = self.x, self.y, self.rotation
         vessels = chord((x - 0.3 * rot) / (2.7 + 0.3 * self.ap + 0.3 * self.age / 90), (y + 6) / 10, 4.0)
-        knob = chord((x - 2.7 - 0.3 * rot) / 1.7, (y + 4.9) / 1.9, 2.2)
-        return np.maximum(vessels, knob)
+        return np.maximum(vessels, chord((x - 2.7 - 0.3 * rot) / 1.7, (y + 4.9) / 1.9, 2.2))
 
     def hila(self) -> np.ndarray:
         """Vessels at the roots of the lungs."""
-        return sum(
-            chord((self.x - s * 3.9 * self.width) / 1.7, (self.y + (0.4 if s > 0 else -0.4)) / 2.7, 1.6) for s in SIDES
-        )
+        x, y, w = self.x, self.y, self.width
+        return sum(chord((x - s * 3.9 * w) / 1.7, (y + (0.4 if s > 0 else -0.4)) / 2.7, 1.6) for s in SIDES)
 
-    def trachea(self) -> np.ndarray:
-        """Air in the trachea."""
+    def gas(self, dome: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Air in the trachea, and in the stomach below the left ``dome``."""
         across = np.sqrt(np.clip(1 - ((self.x - 0.4 * self.rotation) / 0.95) ** 2, 0, None))
-        return 1.5 * across * edge(-4.2 - self.y, 0.5)
-
-    def bubble(self, dome: np.ndarray) -> np.ndarray:
-        """Air in the stomach, below the left dome."""
         top = dome.min(axis=2, keepdims=True) + 2.0
-        return chord((self.x - 6.2 * self.width) / 2.3, (self.y - top) / 1.3, 1.6)
+        bubble = chord((self.x - 6.2 * self.width) / 2.3, (self.y - top) / 1.3, 1.6)
+        return 1.5 * across * edge(-4.2 - self.y, 0.5), bubble
 
     def bones(self) -> np.ndarray:
         """Ribs, clavicles, spine and scapulae."""

@@ -26,14 +26,8 @@ Drawn = tuple[np.ndarray, np.ndarray]
 class Place:
     """One lung of one patient, arrays ``(size, size)``.
 
-    Attributes:
-        y: Centimetres below the middle of the chest.
-        u: Position in the lung from -1 (medial) to 1 (lateral).
-        v: Position in the lung from -1 (apex) down.
-        lung: Centimetres of lung along each ray.
-        dome: y of the diaphragm.
-        markings: Texture of the lung vessels.
-        step: Centimetres per pixel.
+    ``y`` is in cm; ``u`` runs from -1 (medial) to 1 (lateral), ``v`` from -1 (apex) down; ``lung`` is the length of
+    lung along each ray, ``dome`` the diaphragm's y, ``markings`` the texture of vessels, ``step`` cm per pixel.
     """
 
     y: np.ndarray
@@ -55,15 +49,7 @@ class Place:
 
 
 def draw(lesion: Lesion, place: Place) -> Drawn:
-    """What a lesion (other than cardiomegaly) adds to the line integral of a lung, and its body.
-
-    Args:
-        lesion: What to draw.
-        place: Where.
-
-    Raises:
-        InputError: There is no drawing of this finding.
-    """
+    """What ``lesion`` (other than cardiomegaly) adds to the line integral of the lung at ``place``, and its body."""
     if lesion.name not in _DRAWINGS:
         raise InputError(f"no phantom sign for {lesion.name!r}")
     return _DRAWINGS[lesion.name](lesion, place)

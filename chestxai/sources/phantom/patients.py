@@ -16,14 +16,9 @@ _FIXED_ZONES = {"Cardiomegaly": "", "Edema": "perihilar", "Pleural Effusion": "b
 
 @dataclass(frozen=True)
 class Lesion:
-    """A finding as drawn.
+    """A finding as drawn: ``side`` -1 is the patient's right (image left), +1 the left, 0 both.
 
-    Attributes:
-        name: One of the eight findings.
-        side: -1 is the patient's right (image left), +1 the left, 0 both.
-        zone: Apical, upper, mid, lower, basal, perihilar or "".
-        amount: In [0, 1].
-        shape: 48 random numbers in [0, 1) for the details.
+    ``amount`` is in [0, 1]; ``shape`` holds 48 random numbers in [0, 1) for the details.
     """
 
     name: str
@@ -58,16 +53,10 @@ class Patient:
 
     def attributes(self) -> dict[str, str | float]:
         """What a study says about the exposure."""
-        return {
-            "view": self.view,
-            "sex": self.sex,
-            "age": self.age,
-            "habitus": "slim" if self.habitus < -0.6 else "large" if self.habitus > 0.6 else "average",
-            "rotation": round(self.rotation, 2),
-            "exposure": round(self.exposure, 2),
-            "scanner": "AB"[self.scanner],
-            "device": self.device,
-        }
+        habitus = "slim" if self.habitus < -0.6 else "large" if self.habitus > 0.6 else "average"
+        technique = {"rotation": round(self.rotation, 2), "exposure": round(self.exposure, 2)}
+        person = {"view": self.view, "sex": self.sex, "age": self.age, "habitus": habitus}
+        return {**person, **technique, "scanner": "AB"[self.scanner], "device": self.device}
 
 
 def generator(seed: int, split: str, *key: int) -> np.random.Generator:
@@ -76,21 +65,16 @@ def generator(seed: int, split: str, *key: int) -> np.random.Generator:
 
 
 def patient(seed: int, split: str, person: int, visit: int, normal: bool = False) -> Patient:
-    """Draw one exposure. What belongs to the person stays the same over visits; technique and lesions do not.
+    """Draw the exposure of a ``person`` at a ``visit``; ``normal`` leaves out the lesions.
 
-    Args:
-        seed: Of the data set.
-        split: "train", "val" or "test".
-        person: Number of the person.
-        visit: Number of the visit.
-        normal: Without any lesion, otherwise the same.
+    What belongs to the person stays the same over visits; technique and lesions do not.
     """
     p = generator(seed, split, person, 1000)
     sex, age, habitus, heart = "FM"[int(p.random() < 0.5)], int(p.integers(20, 90)), p.normal(), p.uniform(0.9, 1.05)
     v = generator(seed, split, person, visit)
     view = "AP" if v.random() < 0.35 else "PA"
     device = str(v.choice(["", "", "", "central line", "pacemaker", "endotracheal tube"])) if view == "AP" else ""
-    exposure = dict(
+    return Patient(
         view=view,
         sex=sex,
         age=age,
@@ -103,13 +87,17 @@ def patient(seed: int, split: str, person: int, visit: int, normal: bool = False
         scanner=int(v.random() < 0.35),
         device=device,
         noise=int(v.integers(2**31)),
+        lesions=_lesions(v, normal),
     )
+
+
+def _lesions(rng: np.random.Generator, normal: bool) -> tuple[Lesion, ...]:
     lesions: list[Lesion | None] = []
-    draws = v.random(), int(v.choice([1, 2, 3], p=[0.6, 0.3, 0.1]))
-    if not normal and draws[0] > 0.25:
-        for name in v.choice(FINDINGS, size=draws[1], replace=False):
-            lesions.append(_lesion(str(name), v, lesions))
-    return Patient(**exposure, lesions=tuple(one for one in lesions if one is not None))
+    ill, count = rng.random() > 0.25, int(rng.choice([1, 2, 3], p=[0.6, 0.3, 0.1]))
+    if ill and not normal:
+        for name in rng.choice(FINDINGS, size=count, replace=False):
+            lesions.append(_lesion(str(name), rng, lesions))
+    return tuple(filter(None, lesions))
 
 
 def _lesion(name: str, rng: np.random.Generator, others: Sequence[Lesion | None]) -> Lesion | None:

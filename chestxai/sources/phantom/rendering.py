@@ -19,38 +19,25 @@ PHOTONS = 4e5
 
 
 def render(patients: Sequence[Patient], size: int) -> tuple[np.ndarray, list[list[np.ndarray]]]:
-    """Radiographs of ``patients``, and where their lesions are.
-
-    Args:
-        patients: One per image.
-        size: Side of the images in pixels.
-
-    Returns:
-        uint8 ``(n, size, size)`` and, per patient, the bool ``(size, size)`` mask of each lesion.
-    """
+    """Radiographs of ``patients``, uint8 ``(n, size, size)``, and per patient the bool mask of each lesion."""
     integral, bodies = attenuation(patients, size)
-    images = expose(integral, patients, size)
-    return images, [[body > MASK_FRACTION * body.max() for body in one] for one in bodies]
+    return expose(integral, patients, size), [[body > MASK_FRACTION * body.max() for body in one] for one in bodies]
 
 
 def attenuation(patients: Sequence[Patient], size: int) -> tuple[np.ndarray, list[list[np.ndarray]]]:
-    """Line integrals of attenuation (dimensionless), and where every lesion is.
+    """Line integrals of attenuation of ``patients``, dimensionless float32 ``(n, size, size)``, and their lesions.
 
-    Args:
-        patients: One per image.
-        size: Side of the images in pixels.
-
-    Returns:
-        float32 ``(n, size, size)``; and per patient the body of each lesion, float ``(size, size)`` ≥ 0: the strength
-        of what it adds or takes away, without texture, in any unit.
+    The body of a lesion is float ``(size, size)`` ≥ 0: the strength of what it adds or takes away, without texture, in
+    any unit.
     """
-    chest = Chest.of(patients, size)
+    chest = Chest(patients, size)
     lungs = {s: chest.lung(s) for s in SIDES}
     heart, mediastinum, markings = chest.cardiac(), chest.mediastinum(), chest.markings()
     lung = {s: np.clip(length - heart - mediastinum, 0, None) for s, (length, _, _) in lungs.items()}
     air = lung[-1] + lung[1]
+    trachea, bubble = chest.gas(lungs[1][1])
     total = (
-        MU["soft"] * np.clip(chest.soft() - air - chest.trachea() - chest.bubble(lungs[1][1]), 0, None)
+        MU["soft"] * np.clip(chest.soft() - air - trachea - bubble, 0, None)
         + MU["lung"] * air * (1 + 0.5 * markings)
         + MU["soft"] * 0.7 * chest.hila()
         + (MU["bone"] - MU["soft"]) * chest.bones()
@@ -80,15 +67,10 @@ def attenuation(patients: Sequence[Patient], size: int) -> tuple[np.ndarray, lis
 
 
 def expose(integral: np.ndarray, patients: Sequence[Patient], size: int) -> np.ndarray:
-    """Displayed radiographs, uint8 ``(n, size, size)``.
+    """Displayed radiographs, uint8 ``(n, size, size)``, of ``patients`` with these line integrals, float32.
 
     Beer–Lambert ``I = I₀ exp(-∫μ)``, a scatter fraction, the detector's point spread, Poisson quanta, then the
     logarithm through the scanner's sigmoid response, with automatic exposure control up to the patient's own error.
-
-    Args:
-        integral: Line integrals, float32 ``(n, size, size)``.
-        patients: One per image.
-        size: Side of the images in pixels.
     """
     scanner = np.array([p.scanner for p in patients], dtype=np.float32)[:, None, None]
     primary = np.exp(-integral)

@@ -56,15 +56,10 @@ _DEVICES = {
 def write_report(
     one: Patient, masks: Sequence[np.ndarray], rng: np.random.Generator
 ) -> tuple[str, tuple[Finding, ...]]:
-    """A report of one exposure, and its findings: those that are present, then those that the text negates.
+    """A report of ``one`` exposure, and its findings: those that are present, then those that the text negates.
 
     A finding's phrase is a verbatim passage of the text; that of a present one is in the impression, too, where it may
-    be capitalised.
-
-    Args:
-        one: The patient.
-        masks: Bool ``(size, size)``, one per lesion.
-        rng: For the choice of words.
+    be capitalised. ``masks`` are bool ``(size, size)``, one per lesion; ``rng`` chooses the words.
     """
     phrases = [_phrase(lesion, rng) for lesion in one.lesions]
     absent = [name for name in FINDINGS if name not in {lesion.name for lesion in one.lesions}]
@@ -84,18 +79,10 @@ def write_report(
         text = impression
     if shout:
         text = text.upper()
-    findings = [
-        Finding(
-            lesion.name,
-            _verbatim(text, phrase),
-            side=_side(lesion),
-            zone=lesion.zone or None,
-            severity=lesion.severity,
-            boxes=_boxes(mask, lesion),
-            mask=mask,
-        )
-        for lesion, phrase, mask in zip(one.lesions, phrases, masks, strict=True)
-    ]
+    findings = []
+    for lesion, phrase, mask in zip(one.lesions, phrases, masks, strict=True):
+        about = (_verbatim(text, phrase), True, _side(lesion), lesion.zone or None, lesion.severity)
+        findings.append(Finding(lesion.name, *about, boxes=_boxes(mask, lesion), mask=mask))
     for name in denied:
         words = _NAMES[name][0][0]
         phrase = _verbatim(text, f"no evidence of {words}") or _verbatim(text, f"no {words}")
