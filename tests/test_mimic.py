@@ -17,7 +17,8 @@ from PIL import Image
 
 from chestxai import reports, runs, sources
 from chestxai.sources import mimic
-from chestxai.studies import FINDINGS, Box, Frame, phrases, split_by_patient, to_images
+from chestxai.sources.records import Collector
+from chestxai.studies import FINDINGS, Box, Frame, phrases, to_images
 
 # The headers of the official files.
 METADATA = (
@@ -246,11 +247,13 @@ class TestRecord:
     def test_labels_agree_with_the_csv(self, tmp_path, values):
         path = tmp_path / "labels.csv"
         write(path, ",".join(["subject_id", "study_id", *LABELS]), [f"{P},{visit(P)}," + ",".join(values)])
-        known, notes = mimic._labels(path, {str(visit(P)): str(P)})
-        assert notes == []
-        said = {f.name: f.present for f in mimic._stated(known[str(visit(P))])}
+        data = Collector(mimic.CARD, tmp_path, "test")
+        findings, uncertain = mimic._labels(data, path, {str(visit(P)): str(P)})[str(visit(P))]
+        assert data.studies([], None).skipped == []
+        said = {f.name: f.present for f in findings}
         truth = dict(zip(LABELS, (v and float(v) for v in values), strict=True))
         assert said == {n: truth[n] != 0 for n in FINDINGS if truth[n] != ""}
+        assert uncertain == "|".join(n for n in FINDINGS if truth[n] == -1)
 
     def test_a_report_of_another_system_reads_the_same(self, tmp_path):
         root = collection(tmp_path, [image(P)], [listed(P)])
@@ -432,11 +435,16 @@ class TestSplits:
         write(tmp_path / "split.csv", SPLIT, [listed(p, s) for p, s, _ in people])
         rows = [box(p, "Edema", "edema", split="" if own == "none" else own) for p, _, own in people if own]
         write(tmp_path / "boxes.csv", BOXES + ",split", rows)
-        images = {name(p): mimic._Image("", name(p), str(p), str(visit(p)), "AP", (48, 40)) for p, _, _ in people}
-        boxes, held, _ = mimic._boxes(tmp_path / "boxes.csv", images)
-        splits, notes = mimic._splits(tmp_path / "split.csv", images, held, seed)
+        images = {
+            name(p): mimic._Image("", name(p), str(p), study=str(visit(p)), view="AP", size=(48, 40))
+            for p, _, _ in people
+        }
+        data = Collector(mimic.CARD, tmp_path, "test")
+        held = mimic._add_boxes(data, tmp_path / "boxes.csv", images)
+        splits = mimic._splits(data, tmp_path / "split.csv", images, held, seed)
         assert {*splits} == {str(p) for p, _, _ in people}
-        assert notes == []
+        reasons = {line.partition(": ")[2].partition(" (")[0] for line in data.studies([], None).skipped}
+        assert reasons <= {"unknown split", "duplicate box"}
         order = ("train", "validate", "test").index
         for patient, split in splits.items():
             official = max((s for p, s, _ in people if str(p) == patient), key=order)
@@ -446,11 +454,10 @@ class TestSplits:
             elif "test" in owns or "val" in owns:
                 assert split == ("test" if "test" in owns else "val")
             elif owns:
-                stub = mimic.Study(patient, patient, "", "", "", (1, 1))
-                assert split == split_by_patient([stub], {"val": 0.2, "test": 0.8}, seed)[0].split
+                assert split == sources.split_patients([patient], {"val": 0.2, "test": 0.8}, seed)[patient]
             else:
                 assert split == {"train": "train", "validate": "val", "test": "test"}[official]
-        assert all(splits[images[n].patient] != "train" for n in boxes)
+        assert all(splits[image.patient] != "train" for image in images.values() if image.boxes)
 
     def test_patients_with_a_phrase_are_never_trained_on_and_the_others_stay(self, tmp_path):
         patients = range(P, P + 60)
@@ -584,17 +591,20 @@ class TestBadRows:
             (box(GOOD, "Cough", "edema"), "unknown category ('Cough')"),
             (box(GOOD, "edema", "edema"), "unknown category ('edema')"),
             (box(GOOD, "Edema", " "), f"box without a phrase ({name(GOOD)}, Edema)"),
-            (box(GOOD, "Edema", "edema", 1, 2, "three", 4), "not a box (1, 2, three, 4, 40, 48)"),
-            (box(GOOD, "Edema", "edema", 1, 2, 0, 4), "not a box (1, 2, 0, 4, 40, 48)"),
-            (box(GOOD, "Edema", "edema", "nan", 2, 3, 4), "not a box (nan, 2, 3, 4, 40, 48)"),
-            (box(GOOD, "Edema", "edema", 1, 2, "inf", 4), "not a box (1, 2, inf, 4, 40, 48)"),
-            (box(GOOD, "Edema", "edema", 1, 2, 3, 4, frame=","), "not a box (1, 2, 3, 4, , )"),
+            (box(GOOD, "Edema", "edema", 1, 2, "three", 4), "not a box (1, 2, three, 4)"),
+            (box(GOOD, "Edema", "edema", 1, 2, 0, 4), "not a box (1, 2, 0, 4)"),
+            (box(GOOD, "Edema", "edema", "nan", 2, 3, 4), "not a box (nan, 2, 3, 4)"),
+            (box(GOOD, "Edema", "edema", 1, 2, "inf", 4), "not a box (1, 2, inf, 4)"),
+            (
+                box(GOOD, "Edema", "edema", 1, 2, 3, 4, frame=","),
+                f"box in another frame than the image's 48 × 40 ({name(GOOD)})",
+            ),
             (
                 box(GOOD, "Edema", "edema", 1, 2, 3, 4, frame="48,40"),
                 f"box in another frame than the image's 48 × 40 ({name(GOOD)})",
             ),
-            (box(GOOD, "Edema", "edema", 40, 2, 3, 4), f"box outside the 48 × 40 frame ({name(GOOD)}, Edema)"),
-            (box(GOOD, "Edema", "edema", 1, -9, 3, 4), f"box outside the 48 × 40 frame ({name(GOOD)}, Edema)"),
+            (box(GOOD, "Edema", "edema", 40, 2, 3, 4), f"box outside the image ({name(GOOD)}, Edema, 48 × 40)"),
+            (box(GOOD, "Edema", "edema", 1, -9, 3, 4), f"box outside the image ({name(GOOD)}, Edema, 48 × 40)"),
             (box(GOOD, "Edema", "edema"), f"duplicate box ({name(GOOD)}, Edema)"),
             (box(GOOD, "Edema", "edema", n=5), f"box of no frontal image of the metadata ({name(GOOD, 5)})"),
             (box(GOOD, "Edema", "new edema", split="dev"), "unknown split ('dev')"),
@@ -620,10 +630,10 @@ class TestBadRows:
             # Of no image of the json, and so of no patient: these two are listed in every split.
             "[4]: box of no frontal image of the metadata ()",
             "[6]: unknown category ('')",
-            "[1]: not a box (1, 2, , , 40, 48)",
+            "[1]: not a box (1, 2, , )",
             "[2]: unknown category ('')",
             f"[3]: box without a phrase ({name(GOOD)}, Edema)",
-            "[5]: not a box (, , , , 40, 48)",
+            "[5]: not a box (, , , )",
         ]
 
     def test_a_box_of_nobody_is_listed_in_every_split(self, tmp_path):
@@ -637,7 +647,7 @@ class TestBadRows:
         boxes = [box(P, "Edema", "edema", -10, 44, 20, 8), box(P, "Edema", "left edema", 30, 40, 10.000001, 8)]
         (study,), skipped = everything(collection(tmp_path, [image(P)], [listed(P)], boxes))
         assert [f.boxes for f in study.findings] == [(Box(0, 44, 10, 4),), (Box(30, 40, 10, 8),)]
-        assert skipped == [f"MS_CXR_Local_Alignment_v1.0.0.csv:2: box cut to the frame ({name(P)}, Edema, 25% kept)"]
+        assert skipped == [f"MS_CXR_Local_Alignment_v1.0.0.csv:2: box cut to the image ({name(P)}, Edema, 25% kept)"]
 
     @pytest.mark.parametrize(
         ("harm", "reason"),
@@ -663,7 +673,7 @@ class TestBadRows:
         assert [s.patient for s in studies] == [str(GOOD)]
         assert skipped == [
             f"mimic-cxr-2.0.0-metadata.csv.gz:2: {reason.format(name=name(P), report=report)}",
-            f"MS_CXR_Local_Alignment_v1.1.0.csv:2: box of an image that was left out ({name(P)})",
+            f"MS_CXR_Local_Alignment_v1.1.0.csv:2: row of an image that was left out ({name(P)})",
         ]
 
     def test_a_report_in_another_encoding_still_reads(self, tmp_path):
@@ -757,7 +767,7 @@ class TestFatal:
     def test_none_of_use_names_the_first_problem(self, tmp_path, gone, first):
         root = collection(tmp_path, [image(P), image(GOOD)], [listed(P), listed(GOOD)])
         shutil.rmtree(root / gone)
-        with pytest.raises(ValueError, match=rf"none of the 2 frontal images of the train split .*gz:2: {first} \("):
+        with pytest.raises(ValueError, match=rf"none of the 2 images of the train split .*gz:2: {first} \("):
             sources.load("mimic", root, "train")
         assert sources.load("mimic", root, "val") == []
 

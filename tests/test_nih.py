@@ -14,7 +14,7 @@ from PIL import Image, ImageFile
 
 from chestxai import reports, sources
 from chestxai.sources import nih
-from chestxai.studies import FINDINGS, Box, Frame, Study, phrases, split_by_patient, to_images
+from chestxai.studies import FINDINGS, Box, Frame, Study, phrases, to_images
 
 # The headers of the official files, odd brackets and all.
 HEADER = (
@@ -132,8 +132,8 @@ class TestRecord:
 
     @given(st.sets(st.sampled_from(sorted({*nih.LABELS, *nih.OTHERS}))))
     def test_the_made_up_report_says_exactly_its_findings(self, labels):
-        entry = nih._Entry("00000001_000", "", "00000001", tuple(labels) or (nih.NORMAL,), {})
-        study = nih._study(entry, {}, "test", Path("x.png"))
+        entry = nih._Entry("", "00000001_000", "00000001", labels=tuple(labels) or (nih.NORMAL,))
+        study = nih._study(entry, "test", Path("x.png"))
         said = reports.find(study.report)
         assert (
             {f.name for f in said}
@@ -214,12 +214,11 @@ class TestSplits:
         root = collection(tmp_path, list(self.rows), list(self.boxes))
         studies, _ = everything(root)
         boxed = {g.study.patient: g.study.split for g in phrases(studies)}
-        stubs = [Study(p, p, "", "", "", (1, 1)) for p in boxed]
-        assert boxed == {s.patient: s.split for s in split_by_patient(stubs, {"val": 0.2, "test": 0.8})}
+        assert boxed == sources.split_patients(boxed, {"val": 0.2, "test": 0.8})
         assert set(boxed.values()) == {"val", "test"}
         rest = [s for s in studies if s.patient not in boxed]
-        plain = {s.id: s.split for s in split_by_patient(rest, {"train": 0.8, "val": 0.1, "test": 0.1})}
-        assert {s.id: s.split for s in rest} == plain
+        plain = sources.split_patients((s.patient for s in rest), {"train": 0.8, "val": 0.1, "test": 0.1})
+        assert {s.patient: s.split for s in rest} == plain
 
     def test_any_leaves_them_where_they_are(self, tmp_path):
         root = collection(tmp_path, list(self.rows), list(self.boxes))
@@ -298,8 +297,8 @@ class TestBadRows:
             (box(9, "Edema", 1, 2, -3, 4), "not a box (1, 2, -3, 4)"),
             (box(9, "Edema", 1, "nan", 3, 4), "not a box (1, nan, 3, 4)"),
             (box(9, "Edema", 1, 2, "inf", 4), "not a box (1, 2, inf, 4)"),
-            (box(9, "Edema", 1024, 2, 3, 4), "box outside the 1024 × 1024 frame (00000009_000, Edema)"),
-            (box(9, "Edema", 1, -9, 3, 4), "box outside the 1024 × 1024 frame (00000009_000, Edema)"),
+            (box(9, "Edema", 1024, 2, 3, 4), "box outside the image (00000009_000, Edema, 1024 × 1024)"),
+            (box(9, "Edema", 1, -9, 3, 4), "box outside the image (00000009_000, Edema, 1024 × 1024)"),
             (box(9, "Edema", 10, 20, 30, 40), "duplicate box (00000009_000, Edema)"),
             (box(9, "Cough", 1, 2, 3, 4), "unknown label ('Cough')"),
             (box(9, "No Finding", 1, 2, 3, 4), "unknown label ('No Finding')"),
@@ -320,7 +319,7 @@ class TestBadRows:
         root = collection(tmp_path, [self.good], [box(9, "Edema", -10, 1004, 20, 40)])
         (study,), skipped = everything(root)
         assert study.findings[0].boxes == (Box(0, 1004, 10, 20),)
-        assert skipped == ["BBox_List_2017.csv:2: box cut to the 1024 × 1024 frame (00000009_000, Edema, 25% kept)"]
+        assert skipped == ["BBox_List_2017.csv:2: box cut to the image (00000009_000, Edema, 25% kept)"]
 
     def test_a_hair_over_the_edge_is_rounding(self, tmp_path):
         study = one(collection(tmp_path, [self.good], [box(9, "Edema", 24, 24, 1000.0000001, 1000)]))
@@ -335,7 +334,7 @@ class TestBadRows:
         studies, skipped = everything(root)
         assert [s.id for s in studies] == ["00000009_000"]
         assert sorted(skipped) == [
-            "BBox_List_2017.csv:2: box of an image that was left out (00000001_000)",
+            "BBox_List_2017.csv:2: row of an image that was left out (00000001_000)",
             "Data_Entry_2017_v2020.csv:2: no image file (00000001_000)",
             "Data_Entry_2017_v2020.csv:3: unreadable image header (00000002_000.png: UnidentifiedImageError)",
             "Data_Entry_2017_v2020.csv:4: image is not square, so that boxes do not fit (00000003_000.png: 12 × 16)",

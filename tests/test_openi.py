@@ -22,7 +22,7 @@ from PIL import Image, ImageFile
 
 from chestxai import reports, sources
 from chestxai.sources import openi
-from chestxai.studies import FINDINGS, Study, split_by_patient, to_images
+from chestxai.studies import FINDINGS, Study, to_images
 
 # The official file with its odd blank lines; fields that play no part are left out.
 DOCUMENT = """<?xml version="1.0" encoding="utf-8"?>
@@ -128,8 +128,7 @@ def everything(root: Path, **options) -> tuple[list[Study], list[str]]:
 
 
 def split_of(number: int) -> str:
-    stub = Study(f"CXR{number}", f"CXR{number}", "", "", "", (1, 1))
-    return split_by_patient([stub], openi.FRACTIONS)[0].split
+    return sources.split_patients([f"CXR{number}"], openi.FRACTIONS)[f"CXR{number}"]
 
 
 class TestRecord:
@@ -350,7 +349,7 @@ class TestBadReports:
 
     def test_none_readable_is_fatal(self, tmp_path):
         picture(tmp_path / "images" / f"{name(1)}.png")
-        with pytest.raises(ValueError, match=r"no report could be read.*1\.xml: not well-formed"):
+        with pytest.raises(ValueError, match=r"no usable report; the first problem: 1\.xml: not well-formed"):
             sources.load("openi", folder(tmp_path, {"1.xml": "<a>"}), "train")
 
 

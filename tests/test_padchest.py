@@ -210,7 +210,7 @@ class TestBadRecords:
             ([0.1, 0.2, 0.3], "not a box ([0.1, 0.2, 0.3])"),
             ([0.1, 0.2, 0.3, "x"], "not a box ([0.1, 0.2, 0.3, 'x'])"),
             (None, "not a box (None)"),
-            ([1.0, 0.2, 1.3, 0.4], "box outside the image ([1.0, 0.2, 1.3, 0.4])"),
+            ([1.0, 0.2, 1.3, 0.4], "box outside the image ([1.0, 0.2, 1.3, 0.4], 48 × 40)"),
         ],
     )
     def test_a_bad_box(self, tmp_path, box, reason):
@@ -278,7 +278,7 @@ class TestFatal:
     def test_none_of_use(self, tmp_path):
         root = collection(tmp_path, [study(1, EFFUSION)], [row(1)])
         (root / "Padchest_GR_files" / image(1)).unlink()
-        with pytest.raises(ValueError, match=r"none of the 1 studies of the test split .*\[0\]: no image f"):
+        with pytest.raises(ValueError, match=r"none of the 1 images of the test split .*\[0\]: no image f"):
             sources.load("padchest", root)
         assert sources.load("padchest", root, "train") == []
 

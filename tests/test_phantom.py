@@ -270,11 +270,12 @@ class TestPhysics:
     @pytest.mark.parametrize("scale", [0.25, 1, 4])
     def test_noise_is_that_of_the_photons_counted(self, scale, monkeypatch):
         """Poisson: the logarithm of N counts has a standard deviation of 1/√N, so four times the dose halves it."""
-        monkeypatch.setattr(phantom, "PHOTONS", phantom.PHOTONS * scale)
+        photons = phantom.PHOTONS * scale
+        monkeypatch.setattr("chestxai.sources.phantom.rendering.PHOTONS", photons)
         thickness, size = 3.0, 64
         image = phantom.expose(np.full((1, size, size), thickness), [person()], size)[0].astype(float)
         # 85 % of the primary beam and 15 % of a scatter of an eighth of it (scanner A) reach a pixel.
-        counts = phantom.PHOTONS * (FIELD / size) ** 2 * math.exp(-thickness) * (0.85 + 0.15 * 0.125)
+        counts = photons * (FIELD / size) ** 2 * math.exp(-thickness) * (0.85 + 0.15 * 0.125)
         shown = 1 / (1 + math.exp(1.7 * 0.05))
         expected = 255 * 1.7 * shown * (1 - shown) / math.sqrt(counts)
         # The steps of whole grey levels add 1/12.

@@ -261,7 +261,7 @@ class TestBadRows:
             (box(1, "Edema", 1, 2, "three", 4), "not a box (1, 2, three, 4)"),
             (box(1, "Edema", 3, 2, 1, 4), "not a box (3, 2, 1, 4)"),
             (box(1, "Edema", 1, 2, 3, ""), "not a box (1, 2, 3, )"),
-            (box(1, "Edema", 40, 2, 50, 4), f"box outside the 48 × 40 image ({name(1)}, Edema)"),
+            (box(1, "Edema", 40, 2, 50, 4), f"box outside the image ({name(1)}, Edema, 48 × 40)"),
             ("../../secret,Edema,1,2,3,4", "not an image_id ('../../secret')"),
             (",Edema,1,2,3,4", "not an image_id ('')"),
             (box(2, "Edema", 1, 2, 3, 4), f"no image file ({name(2)})"),
@@ -285,7 +285,7 @@ class TestBadRows:
     def test_a_box_over_the_edge_is_cut_and_listed(self, tmp_path):
         loaded = sources.load("vindr", collection(tmp_path, test=[box(1, "Edema", 30, -10, 50, 10)]))
         assert loaded[0].findings[0].boxes == (Box(30, 0, 10, 10),)
-        assert loaded.skipped == [f"annotations_test.csv:2: box cut to the 48 × 40 image ({name(1)}, Edema, 25% kept)"]
+        assert loaded.skipped == [f"annotations_test.csv:2: box cut to the image ({name(1)}, Edema, 25% kept)"]
 
     def test_a_damaged_image_is_listed_with_its_boxes(self, tmp_path):
         rows = [box(1, "Edema", 1, 2, 3, 4), box(1, "Edema", 5, 2, 9, 4), box(2, "No finding")]
@@ -295,7 +295,7 @@ class TestBadRows:
         assert [s.id for s in loaded] == [name(2)]
         assert loaded.skipped == [
             f"annotations_test.csv:2: unreadable image header ({name(1)}.dicom: UnidentifiedImageError)",
-            f"annotations_test.csv:3: box of an image that was left out ({name(1)})",
+            f"annotations_test.csv:3: row of an image that was left out ({name(1)})",
         ]
 
 

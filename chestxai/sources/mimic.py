@@ -1,6 +1,6 @@
 """MIMIC-CXR-JPG with MS-CXR: 377,110 X-rays with the reports of their examinations (Johnson et al. 2019,
 https://arxiv.org/abs/1901.07042), and for about a thousand of them the place of each phrase (Boecking et al. 2022,
-https://arxiv.org/abs/2204.09817), used as by Dombrowski et al. 2024 (https://arxiv.org/abs/2303.17908).
+https://arxiv.org/abs/2204.09817), used as in Dombrowski et al. 2024 (https://arxiv.org/abs/2303.17908).
 
 The folder, as PhysioNet gives it (versions 2.0.0 and 2.1.0; a csv may be packed, .csv.gz, or not)::
 
@@ -11,82 +11,83 @@ The folder, as PhysioNet gives it (versions 2.0.0 and 2.1.0; a csv may be packed
       ms-cxr/MS_CXR_Local_Alignment_v1.1.0.csv or .json     from MS-CXR, or v1.0.0 (also of MS-CXR 0.1); or in mimic/
 
 A study is one frontal image (AP or PA) with the report of its examination; ``id`` is its dicom_id, ``patient`` the
-subject_id. ``size`` is that of the original, from the metadata: no image is opened.
+subject_id. ``size`` is that of the original, from the metadata: no image is opened. The studies are in the order of the
+metadata.
 
-MS-CXR comes twice, as csv and as json in COCO's format, and either will do. Of several the newer version is read, of
-one version the csv.
+MS-CXR comes twice, as csv and as json in COCO's format; either is enough. Of several, the newer version is read, and
+of one version the csv.
 
 **Findings.** Each phrase of MS-CXR is a present `Finding` with all the boxes drawn for it; two phrases of one image
-stay two findings. The other findings are the labels of the examination, without a phrase: 1 is present, 0 denied, and
--1 present, too, as hedged ones are in `reports.find`; ``attributes["uncertain"]`` names those.
+stay two findings. The other findings are the labels of the examination, without a phrase: 1 is present, 0 negated, and
+-1 present, too, like hedged ones in `reports.find`; ``attributes["uncertain"]`` names those.
 
-**Splits.** Decided by patient. p19 is test. No patient with a row in MS-CXR, of use or not, is trained on: those are
-val or test as MS-CXR 1.1 has them, or (MS-CXR 1.0, and "train" there) 20 : 80 by `studies.split_by_patient`. All others
-are where the official split has them; one that it has in two is in the later.
+**Splits.** By patient. p19 is test. No patient with a row in MS-CXR, usable or not, is trained on: those are val or
+test as in MS-CXR 1.1, or (MS-CXR 1.0, and "train" there) divided 20 : 80. All others are where the official split has
+them; a patient whom it has in two is in the later.
 """
 
 from __future__ import annotations
 
-import csv
 import gc
-import gzip
 import os
 import re
 import stat
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from operator import itemgetter
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
-from chestxai import reports, runs
-from chestxai.sources import Card, Studies, coco_json, fingerprint, split_patients
+from chestxai import reports
+from chestxai.runs import InputError
+from chestxai.sources.cards import SIGNED, Card
+from chestxai.sources.records import Collector, Record, Studies, ensure
+from chestxai.sources.shapes import parse_box
+from chestxai.sources.splits import BOXED, later_split, split_patients
+from chestxai.sources.tables import csv_rows, read_json
 from chestxai.studies import FINDINGS, Box, Finding, Study
 
 CARD = Card(
+    name="mimic",
+    what="MIMIC-CXR-JPG with MS-CXR: images, reports, and radiologists' boxes of phrases, credentials of PhysioNet",
     title="MIMIC-CXR-JPG with MS-CXR",
     size="377,110 images, 227,835 examinations of 65,379 patients (2.0.0); about a thousand phrases with boxes",
     reports="English; names and dates blanked (___)",
     findings="the eight of MS-CXR with phrase and boxes; the others as labelled by CheXpert or NegBio",
     split="the official one by patient; p19 is test; a patient with a phrase is never trained on",
+    licence="PhysioNet Credentialed Health Data License 1.5.0",
+    url="https://physionet.org/content/mimic-cxr-jpg/",
+    conditions=SIGNED,
+    get="Get images, metadata, split and labels from https://physionet.org/content/mimic-cxr-jpg/, "
+    "mimic-cxr-reports.zip (unpack it) from https://physionet.org/content/mimic-cxr/, and boxes from "
+    "https://physionet.org/content/ms-cxr/. Terms: credentialed access; complete the training, sign the PhysioNet "
+    "Credentialed Health Data Use Agreement, and pass the data on to no one",
     cite=("johnson2019mimiccxrjpg", "boecking2022mscxr"),
-)
-
-#: Shares of the patients with a phrase whom MS-CXR gives no split to score on.
-BOXED = {"val": 0.2, "test": 0.8}
-
-GET = (
-    "Get images, metadata, split and labels from https://physionet.org/content/mimic-cxr-jpg/, mimic-cxr-reports.zip "
-    "(unpack it) from https://physionet.org/content/mimic-cxr/, and boxes from https://physionet.org/content/ms-cxr/. "
-    "Terms: credentialed access; complete the training, sign the PhysioNet Credentialed Health Data Use Agreement, and "
-    "pass the data on to no one"
+    credentialed=True,
+    identifiers={
+        "MIMIC subject_id": r"p?1\d{7}",
+        "MIMIC study_id": r"s?5\d{7}",
+        "MIMIC dicom_id": r"[0-9a-f]{8}(?:-[0-9a-f]{8}){4}",
+    },
 )
 
 _SPLITS = {"train": "train", "validate": "val", "val": "val", "test": "test"}
-_ORDER = ("train", "val", "test")
+#: Label of an examination: present, absent, uncertain (-1), or None if its report does not say.
 _VALUES = {"": None, "0": 0, "0.0": 0, "1": 1, "1.0": 1, "-1": -1, "-1.0": -1}
 _NAME = re.compile(r"\w[\w-]{0,99}", re.ASCII)
-#: Labels of an examination over `FINDINGS`: 1, 0, -1 (uncertain), or None where its report is silent.
-_Values = tuple[int | None, ...]
-#: A line of ``skipped`` and the patient it is about ("" where the record does not tell).
-_Note = tuple[str, str]
+
+
+@dataclass(slots=True)
+class _Image(Record):
+    study: str = ""
+    view: str = ""
+    size: tuple[int, int] = (0, 0)
+    boxes: tuple[_Phrase, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class _Image:
-    where: str
-    name: str
-    patient: str
-    study: str
-    view: str
-    size: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
+class _Phrase:
     where: str
     name: str
     phrase: str
@@ -95,7 +96,7 @@ class _Row:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Put off the search for unreachable cycles: a fifth of the time here, for a million records that are all kept."""
+    """Suspend the search for unreachable cycles: a fifth of the time here, with a million records that are all kept."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -107,7 +108,7 @@ def _uncollected() -> Iterator[None]:
 
 @_uncollected()
 def load(
-    root: Path | None,
+    root: Path,
     split: str = "test",
     *,
     mode: Literal["phrase", "impression"] = "phrase",
@@ -115,237 +116,159 @@ def load(
     labels: Literal["chexpert", "negbio"] = "chexpert",
     seed: int = 0,
 ) -> Studies:
-    """The frontal images of one split with reports, labels and boxes; pixels are read later, when asked for.
+    """Load the frontal images of one split, see `chestxai.sources.load`.
 
     Args:
-        root: folder laid out as above.
+        root: Folder with the layout above.
         split: "train", "val" or "test".
-        mode: what the ``phrase`` of a finding with boxes is, and so the prompt that grounds it: "phrase" is MS-CXR's
+        mode: What the ``phrase`` of a finding with boxes is, and so the prompt that grounds it: "phrase" is MS-CXR's
             label_text, verbatim; "impression" is `reports.prompt` of the report, which joins all boxes of one finding.
-        named: keep only boxes whose phrase names their finding (`reports.name_in`): the paper's filter.
-        labels: whose csv of labels is read.
-        seed: of the split of patients with a phrase.
-
-    Returns:
-        Studies in the order of the metadata. ``skipped`` has one line, with file and line number, for each image, row
-        or box of this split that was left out (``reasons()`` counts them); a record whose patient is not known is
-        listed in every split. A box that reaches over the frame is cut to it, and listed if that takes more than 0.1 %.
-
-    Raises:
-        FileNotFoundError: a csv or ``files/`` is not there; says where to get it and on which terms.
-        ValueError: a csv is damaged or lacks a column, no image of the split is of use, or an unknown option.
+        named: Keep only boxes whose phrase names their finding (`reports.name_in`): the paper's filter.
+        labels: The labeller whose csv is read.
+        seed: Of the split of patients with a phrase.
     """
-    if mode not in ("phrase", "impression") or labels not in ("chexpert", "negbio"):
-        raise ValueError(f"mode is 'phrase' or 'impression', labels 'chexpert' or 'negbio'; got {mode!r}, {labels!r}")
-    if root is None:
-        raise FileNotFoundError(f"MIMIC-CXR-JPG is read from disk: give root, the folder that holds it. {GET}")
-    packed = [f"mimic-cxr-{version}-{{}}.csv{end}" for version in ("2.1.0", "2.0.0") for end in (".gz", "")]
+    valid = mode in ("phrase", "impression") and labels in ("chexpert", "negbio")
+    ensure(valid, f"mode is 'phrase' or 'impression', labels 'chexpert' or 'negbio'; got {mode!r}, {labels!r}")
+    data = Collector(CARD, root, split)
     metadata, official, labelled = (
-        _find(root, [name.format(part) for name in packed]) for part in ("metadata", "split", labels)
+        data.file(*(f"mimic-cxr-{v}-{part}.csv{end}" for v in ("2.1.0", "2.0.0") for end in (".gz", "")))
+        for part in ("metadata", "split", labels)
     )
     versions = [f"MS_CXR_Local_Alignment_v{v}.{kind}" for v in ("1.1.0", "1.0.0") for kind in ("csv", "json")]
-    aligned = _find(root, [f"{folder}{name}" for name in versions for folder in ("ms-cxr/", "")])
-    if not (root / "files").is_dir():
-        raise FileNotFoundError(f"{root} has no files/, the folder of the images. {GET}")
-    images, notes = _images(metadata)
-    boxes, held_out, more = _boxes(aligned, images)
-    splits, others = _splits(official, images, held_out, seed)
-    mine = [image for image in images.values() if splits.get(image.patient) == split]
-    known, unknown = _labels(labelled, {image.study: image.patient for image in mine})
-    skipped = [line for line, who in notes + more + others + unknown if splits.get(who, split) == split]
-
-    studies: list[Study] = []
-    lengths: list[int] = []
+    aligned = data.file(*(f"{folder}{name}" for name in versions for folder in ("ms-cxr/", "")))
+    files = os.path.join(data.file("files"), "")
+    images = _images(data, metadata)
+    held_out = _add_boxes(data, aligned, images)
+    data.splits = _splits(data, official, images, held_out, seed)
+    mine = [image for image in images.values() if data.splits.get(image.patient) == split]
+    stated = _labels(data, labelled, {image.study: image.patient for image in mine})
+    data.lengths = []
     texts: dict[str, str] = {}
-    files = os.path.join(root, "files", "")
-    for image in runs.progress(mine, "reading reports", disable=len(mine) < 20_000):
-        rows = boxes.get(image.name, [])
+
+    def study(image: _Image) -> Study:
         folder = f"p{image.patient[:2]}/p{image.patient}/s{image.study}"
-        # Put together as text: of 240,000 images a Path for each folder would take longer than all else.
+        # Joined as text: for 240,000 images, a Path for each folder would take longer than all else.
         path = f"{files}{folder}/{image.name}.jpg"
-        try:
-            length = _length(path)
-            if length is None:
-                raise ValueError(f"no image file ({image.name})")
-            if image.study not in texts:
-                texts[image.study] = _report(root, f"{folder}.txt")
-            if image.study not in known and not rows:
-                raise ValueError(f"no labels (s{image.study})")
-        except ValueError as error:
-            skipped.append(f"{image.where}: {error}")
-            skipped += [f"{row.where}: box of an image that was left out ({image.name})" for row in rows]
-            continue
-        report, values = texts[image.study], known.get(image.study, ())
-        found = _stated(values)
-        if rows:
-            boxed, lines = _located(rows, report, mode, named)
-            skipped += lines
-            located = {finding.name for finding in boxed}
-            found = boxed + tuple(finding for finding in found if finding.name not in located)
-        about: dict[str, str | float] = {"view": image.view, "study": image.study}
-        if -1 in values:
-            about["uncertain"] = "|".join(name for name, value in zip(FINDINGS, values, strict=True) if value == -1)
-        lengths.append(length)
-        studies.append(
-            Study(image.name, image.patient, "mimic", split, report, image.size, found, Path(path), attributes=about)
-        )
-    if mine and not studies:
-        first = next(line for line in skipped if line.startswith(f"{mine[0].where}: "))
-        raise ValueError(
-            f"{root}: none of the {len(mine)} frontal images of the {split} split is of use; the first: {first}. {GET}"
-        )
-    return Studies(studies, skipped, fingerprint("mimic", studies, lengths))
+        if (length := _length(path)) is None:
+            raise InputError(f"no image file ({image.name})")
+        if image.study not in texts:
+            texts[image.study] = _report(root, f"{folder}.txt")
+        ensure(image.study in stated or image.boxes, f"no labels (s{image.study})")
+        report, (findings, uncertain) = texts[image.study], stated.get(image.study, ((), ""))
+        if image.boxes:
+            located = _located(data, image.boxes, report, mode, named)
+            names = {finding.name for finding in located}
+            findings = located + tuple(finding for finding in findings if finding.name not in names)
+        about = {"view": image.view, "study": image.study} | ({"uncertain": uncertain} if uncertain else {})
+        data.lengths.append(length)
+        here = (split, report, image.size, findings, Path(path))
+        return Study(image.name, image.patient, "mimic", *here, attributes=about)
+
+    return data.studies(mine, study)
 
 
-@cache  # There are far fewer sets of labels than images: equal ones share their findings.
-def _stated(values: _Values) -> tuple[Finding, ...]:
-    pairs = zip(FINDINGS, values, strict=False)
-    return tuple(Finding(name, present=value != 0) for name, value in pairs if value is not None)
+@cache  # There are far fewer sets of labels than examinations: equal ones share their findings.
+def _stated(*labels: str) -> tuple[tuple[Finding, ...], str]:
+    """The findings of an examination with these labels over `FINDINGS`, and the names of the uncertain ones."""
+    if odd := [label for label in labels if label not in _VALUES]:
+        raise InputError(f"label is not 1, 0, -1 or blank ({odd[0]!r})")
+    values = {name: _VALUES[label] for name, label in zip(FINDINGS, labels, strict=True)}
+    findings = tuple(Finding(name, present=value != 0) for name, value in values.items() if value is not None)
+    return findings, "|".join(name for name, value in values.items() if value == -1)
 
 
-def _located(rows: Sequence[_Row], report: str, mode: str, named: bool) -> tuple[tuple[Finding, ...], list[str]]:
-    """The findings with boxes of one image, in the order of the rows, and a line for each box left out."""
-    groups: dict[tuple[str, str], list[_Row]] = {}
-    lines = []
-    for row in rows:
-        try:
-            phrase = row.phrase if mode == "phrase" else reports.prompt(report)
-            if named and not reports.name_in(phrase, row.name):
-                raise ValueError(f"{mode} does not name the finding ({row.name})")
-            groups.setdefault((row.name, phrase), []).append(row)
-        except ValueError as error:
-            lines.append(f"{row.where}: {error}")
+def _located(data: Collector, boxes: Iterable[_Phrase], report: str, mode: str, named: bool) -> tuple[Finding, ...]:
+    """The findings with boxes of one image, in the order of the boxes."""
+    groups: dict[tuple[str, str], list[_Phrase]] = {}
+    for box in boxes:
+        with data.record(box.where):
+            phrase = box.phrase if mode == "phrase" else reports.prompt(report)
+            if named and not reports.name_in(phrase, box.name):
+                raise InputError(f"{mode} does not name the finding ({box.name})")
+            groups.setdefault((box.name, phrase), []).append(box)
     findings = []
     for (name, phrase), members in groups.items():
-        said = next((f for f in reports.find(members[0].phrase) if f.name == name), Finding(name))
-        where = {"side": said.side, "zone": said.zone, "severity": said.severity}
-        findings.append(Finding(name, phrase, boxes=tuple(dict.fromkeys(row.box for row in members)), **where))
-    return tuple(findings), lines
-
-
-# --- reading ---------------------------------------------------------------------------------------------------------
-
-
-def _find(root: Path, names: Sequence[str]) -> Path:
-    for name in names:
-        if (root / name).is_file():
-            return root / name
-    raise FileNotFoundError(f"{root} has no {' nor '.join(names)}. {GET}")
+        base = next((f for f in reports.find(members[0].phrase) if f.name == name), Finding(name))
+        places = tuple(dict.fromkeys(box.box for box in members))
+        findings.append(Finding(name, phrase, True, base.side, base.zone, base.severity, places))
+    return tuple(findings)
 
 
 def _length(path: str) -> int | None:
-    """Bytes of a file, None where there is none: one question to the disk for the index and its fingerprint."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
-
-
-def _rows(path: Path, columns: Sequence[str], optional: str = "") -> Iterator[tuple[str, list[str]]]:
-    """``file:line`` and the cells of these columns, in this order, of every row that is not blank."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rt", newline="", encoding="utf-8-sig", errors="replace") as file:
-            rows = csv.reader(file)
-            header = [cell.strip() for cell in next(rows, [])]
-            missing = [name for name in columns if name not in (*header, optional)]
-            if missing:
-                first = ",".join(header)[:200]
-                raise ValueError(f"{path}: column {', '.join(missing)} missing; its first line is {first!r}. {GET}")
-            name = path.name
-            # Each row is given one more cell, "", for a column that is not there, and more if it is short.
-            pick = itemgetter(*(header.index(name) if name in header else len(header) for name in columns))
-            for row in rows:
-                if any(row):
-                    row += [""] * (len(header) + 1 - len(row))
-                    yield f"{name}:{rows.line_num}", [*map(str.strip, pick(row))]
-    except (csv.Error, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: damaged or cut off ({error}); delete it and download it again. {GET}") from error
+    """Bytes of a file, None if there is none; one call to the disk for the existence check and the fingerprint."""
+    with suppress(OSError):
+        about = os.stat(path)
+        return about.st_size if stat.S_ISREG(about.st_mode) else None
+    return None
 
 
 def _number(column: str, text: str) -> int:
     if not (text.isascii() and text.isdecimal() and text[0] != "0" and len(text) <= 10):
-        raise ValueError(f"{column} is not a number ({text!r})")
+        raise InputError(f"{column} is not a number ({text!r})")
     return int(text)
 
 
-def _images(path: Path) -> tuple[dict[str, _Image], list[_Note]]:
+def _images(data: Collector, path: Path) -> dict[str, _Image]:
     """The frontal images of the metadata, by dicom_id."""
     images: dict[str, _Image] = {}
-    notes: list[_Note] = []
     columns = ("dicom_id", "subject_id", "study_id", "ViewPosition", "Rows", "Columns")
-    for where, (name, patient, study, view, height, width) in _rows(path, columns):
-        try:
+    for where, (name, patient, study, view, rows, width) in csv_rows(path, columns, CARD.get, fold=False):
+        with data.record(where, patient):
             # These become a path: nothing but identifiers may pass.
             if not _NAME.fullmatch(name):
-                raise ValueError(f"not a dicom_id ({name[:100]!r})")
+                raise InputError(f"not a dicom_id ({name[:100]!r})")
             _number("subject_id", patient), _number("study_id", study)
             if view not in ("AP", "PA"):
-                raise ValueError(f"not a frontal view ({view or 'unknown'}, {name})")
+                raise InputError(f"not a frontal view ({view or 'unknown'}, {name})")
             if name in images:
-                raise ValueError(f"duplicate row ({name}, first in {images[name].where})")
-            size = (_number("Rows", height), _number("Columns", width))
-            images[name] = _Image(where, name, patient, study, view, size)
-        except ValueError as error:
-            notes.append((f"{where}: {error}", patient))
-    if not images:
-        raise ValueError(f"{path}: no usable row{f'; the first problem: {notes[0][0]}' if notes else ''}. {GET}")
-    return images, notes
+                raise InputError(f"duplicate row ({name}, first in {images[name].where})")
+            size = (_number("Rows", rows), _number("Columns", width))
+            images[name] = _Image(where, name, patient, study=study, view=view, size=size)
+    data.require(images, path)
+    return images
 
 
-def _boxes(path: Path, images: dict[str, _Image]) -> tuple[dict[str, list[_Row]], dict[str, str], list[_Note]]:
-    """Boxes by image, and the split MS-CXR gives each patient it names ("train" where it gives none)."""
-    boxes: dict[str, list[_Row]] = {}
+def _add_boxes(data: Collector, path: Path, images: dict[str, _Image]) -> dict[str, str]:
+    """Add the boxes to their images; the split MS-CXR gives each patient it names ("train" if it gives none)."""
     patients: dict[str, str] = {}
-    notes: list[_Note] = []
     columns = ("dicom_id", "category_name", "label_text", "path", "x", "y", "w", "h", "image_width", "image_height")
-    rows = _annotations(path) if path.suffix == ".json" else _rows(path, (*columns, "split"), optional="split")
-    for where, (name, label, phrase, file, *numbers, split) in rows:
+    rows = _annotations(path) if path.suffix == ".json" else csv_rows(path, columns, CARD.get, ("split",), fold=False)
+    for where, (name, label, phrase, file, *numbers, width, height, split) in rows:
+        image = images.get(name)
         spelled = re.search(r"\bp([1-9]\d{7})/", file, re.ASCII)
-        patient = images[name].patient if name in images else spelled[1] if spelled else ""
+        patient = image.patient if image else spelled[1] if spelled else ""
         if patient:
-            patients[patient] = max(patients.get(patient, "train"), _SPLITS.get(split, "train"), key=_ORDER.index)
-        try:
-            if label not in FINDINGS:
-                raise ValueError(f"unknown category ({label!r})")
-            if not phrase:
-                raise ValueError(f"box without a phrase ({name}, {label})")
-            if split and split not in _SPLITS:
-                raise ValueError(f"unknown split ({split!r})")
-            if name not in images:
-                raise ValueError(f"box of no frontal image of the metadata ({name})")
-            box, size = _box(numbers), images[name].size
-            if (float(numbers[5]), float(numbers[4])) != size:
-                raise ValueError(f"box in another frame than the image's {size[0]} × {size[1]} ({name})")
-            row = _Row(where, label, phrase, box.clipped(*size))
-            if row.box is None:
-                raise ValueError(f"box outside the {size[0]} × {size[1]} frame ({name}, {label})")
-            found = boxes.setdefault(name, [])
-            if any((r.name, r.phrase, r.box) == (label, phrase, row.box) for r in found):
-                raise ValueError(f"duplicate box ({name}, {label})")
-            found.append(row)
-            if row.box.area < 0.999 * box.area:
-                raise ValueError(f"box cut to the frame ({name}, {label}, {row.box.area / box.area:.0%} kept)")
-        except ValueError as error:
-            notes.append((f"{where}: {error}", patient))
-    return boxes, patients, notes
+            patients[patient] = later_split(patients.get(patient, "train"), _SPLITS.get(split, "train"))
+        with data.record(where, patient):
+            ensure(label in FINDINGS, f"unknown category ({label!r})")
+            ensure(phrase, f"box without a phrase ({name}, {label})")
+            ensure(not split or split in _SPLITS, f"unknown split ({split!r})")
+            ensure(image, f"box of no frontal image of the metadata ({name})")
+            box, shape = parse_box(numbers), (height.removesuffix(".0"), width.removesuffix(".0"))
+            frame = f"{image.size[0]} × {image.size[1]}"
+            ensure(shape == tuple(map(str, image.size)), f"box in another frame than the image's {frame} ({name})")
+            others = [(other.name, other.phrase, other.box) for other in image.boxes]
+            ensure((label, phrase, box.clipped(*image.size)) not in others, f"duplicate box ({name}, {label})")
+            inside = data.clip(box, image.size, where, f"{name}, {label}", patient)
+            image.boxes += (_Phrase(where, label, phrase, inside),)
+            image.parts += (where,)
+    return patients
 
 
 def _annotations(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """``file:annotations[place]`` and the same cells as the rows of the csv, of MS-CXR's json.
+    """``file:annotations[place]`` and the cells of the csv, from MS-CXR's json.
 
-    An image is named by its file; the json has no split where the csv has none.
+    An image is named by its file; the json has no split if the csv has none.
     """
-    found = coco_json(path, ("images", "categories", "annotations"), GET)
+    content = read_json(path, dict, CARD.get, ("images", "categories", "annotations"))
     images, categories = (
-        {item.get("id"): item for item in found[key] if isinstance(item, dict)} for key in ("images", "categories")
+        {item.get("id"): item for item in content[key] if isinstance(item, dict)} for key in ("images", "categories")
     )
-    for i, item in enumerate(found["annotations"]):
+    for i, item in enumerate(content["annotations"]):
         item = item if isinstance(item, dict) else {}
         image, category = images.get(item.get("image_id"), {}), categories.get(item.get("category_id"), {})
         numbers = item.get("bbox") if isinstance(item.get("bbox"), list) else []
-        cells = (
+        cells: Sequence[Any] = (
             PurePosixPath(str(image.get("file_name") or "")).stem,
             category.get("name"),
             item.get("label_text"),
@@ -358,56 +281,38 @@ def _annotations(path: Path) -> Iterator[tuple[str, list[str]]]:
         yield f"{path.name}:annotations[{i}]", ["" if cell is None else str(cell).strip() for cell in cells]
 
 
-def _box(numbers: Sequence[str]) -> Box:
-    try:
-        x, y, w, h, *_ = map(float, numbers)
-        return Box(x, y, w, h)
-    except ValueError as error:
-        raise ValueError(f"not a box ({', '.join(numbers)})") from error
-
-
 def _splits(
-    path: Path, images: dict[str, _Image], held_out: dict[str, str], seed: int
-) -> tuple[dict[str, str], list[_Note]]:
-    """The split of every patient, and a line for each odd row and each image whose patient has none."""
+    data: Collector, path: Path, images: dict[str, _Image], held_out: dict[str, str], seed: int
+) -> dict[str, str]:
+    """The split of every patient; images whose patient has none are listed."""
     splits: dict[str, str] = {}
-    notes: list[_Note] = []
-    for where, (patient, split) in _rows(path, ("subject_id", "split")):
-        # A row an image: most say again what is known.
+    for where, (patient, split) in csv_rows(path, ("subject_id", "split"), CARD.get, fold=False):
+        # There is a row for each image, most of which repeat the split of their patient.
         if patient in splits and splits[patient] == _SPLITS.get(split):
             continue
-        try:
+        with data.record(where, patient):
             _number("subject_id", patient)
             if split not in _SPLITS:
-                raise ValueError(f"unknown split ({split!r})")
-            splits[patient] = max(splits.get(patient, "train"), _SPLITS[split], key=_ORDER.index)
-        except ValueError as error:
-            notes.append((f"{where}: {error}", patient))
-    splits |= split_patients(sorted(held_out), BOXED, seed) | {p: s for p, s in held_out.items() if s != "train"}
+                raise InputError(f"unknown split ({split!r})")
+            splits[patient] = later_split(splits.get(patient, "train"), _SPLITS[split])
+    splits |= split_patients(held_out, BOXED, seed) | {p: s for p, s in held_out.items() if s != "train"}
     splits |= {image.patient: "test" for image in images.values() if image.patient.startswith("19")}
-    lost = [image for image in images.values() if image.patient not in splits]
-    return splits, notes + [(f"{i.where}: patient without a split (p{i.patient})", i.patient) for i in lost]
+    for image in images.values():
+        if image.patient not in splits:
+            data.skip(image.where, f"patient without a split (p{image.patient})", image.patient)
+    return splits
 
 
-def _labels(path: Path, wanted: dict[str, str]) -> tuple[dict[str, _Values], list[_Note]]:
-    """Labels by study_id, of the examinations ``wanted`` only (study_id → patient)."""
-    labels: dict[str, _Values] = {}
-    # There are far fewer sets of labels than examinations.
-    read: dict[tuple[str, ...], tuple[int | str | None, ...]] = {}
-    notes: list[_Note] = []
-    for where, (study, *cells) in _rows(path, ("study_id", *FINDINGS)):
-        if study not in wanted:
-            continue
-        key = tuple(cells)
-        if (values := read.get(key)) is None:
-            values = read[key] = tuple(_VALUES.get(cell, cell) for cell in cells)
-        if odd := [value for value in values if isinstance(value, str)]:
-            notes.append((f"{where}: label is not 1, 0, -1 or blank ({odd[0]!r})", wanted[study]))
-        elif study in labels:
-            notes.append((f"{where}: duplicate row (s{study})", wanted[study]))
-        else:
-            labels[study] = values
-    return labels, notes
+def _labels(data: Collector, path: Path, wanted: dict[str, str]) -> dict[str, tuple[tuple[Finding, ...], str]]:
+    """What `_stated` gives by study_id, for the examinations ``wanted`` only (study_id → patient)."""
+    labels: dict[str, tuple[tuple[Finding, ...], str]] = {}
+    for where, (study, *cells) in csv_rows(path, ("study_id", *FINDINGS), CARD.get, fold=False):
+        if study in wanted:
+            with data.record(where, wanted[study]):
+                stated = _stated(*cells)
+                ensure(study not in labels, f"duplicate row (s{study})")
+                labels[study] = stated
+    return labels
 
 
 def _report(root: Path, name: str) -> str:
@@ -419,9 +324,9 @@ def _report(root: Path, name: str) -> str:
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise ValueError(f"unreadable report ({name}: {error.strerror})") from error
+            raise InputError(f"unreadable report ({name}: {error.strerror})") from error
         text = content.decode("utf-8-sig", errors="replace").replace("\r\n", "\n").replace("\r", "\n")
         if not text.strip():
-            raise ValueError(f"empty report ({name})")
+            raise InputError(f"empty report ({name})")
         return text
-    raise ValueError(f"no report ({name})")
+    raise InputError(f"no report ({name})")

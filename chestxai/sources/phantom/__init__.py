@@ -1,0 +1,88 @@
+"""A digital chest phantom: endless, deterministic, radiograph-like images with exact truth.
+
+Parallel rays run front to back (z) through an analytic torso: soft-tissue ellipsoids, lungs clipped by diaphragm
+domes, heart, mediastinum, spine, ribs and clavicles as tubes. The line integral of attenuation along each ray is
+known in closed form; Beer–Lambert turns it into photons, a scatter fraction and a point spread blur them, Poisson
+noise counts them, and the scanner's response curve displays the logarithm, bone white and air black. A finding is
+added fluid (or, for pneumothorax, removed lung) of known thickness, so its mask is exact.
+
+Lengths are centimetres; x runs to the image's right (the patient's left), y down, z away from the viewer. The field
+of view is 34 × 34 cm.
+"""
+
+from __future__ import annotations
+
+from chestxai import runs
+from chestxai.sources.cards import Card
+from chestxai.sources.phantom.anatomy import FIELD, MU, chord
+from chestxai.sources.phantom.patients import SPLITS, Lesion, Patient, generator, patient
+from chestxai.sources.phantom.rendering import MASK_FRACTION, PHOTONS, attenuation, expose, render
+from chestxai.sources.phantom.texts import write_report
+from chestxai.sources.records import Studies, ensure
+from chestxai.studies import Study
+
+__all__ = [
+    "CARD", "FIELD", "MASK_FRACTION", "MU", "PHOTONS", "Lesion", "Patient", "attenuation", "chord", "expose", "load",
+    "patient", "render", "write_report",
+]  # fmt: skip
+
+CARD = Card(
+    name="phantom",
+    what="a digital chest phantom with exact truth (ships with the book)",
+    title="Digital chest phantom",
+    size="endless; the profile says how many",
+    reports="English, written with the image by rules",
+    findings="all eight, with exact masks; negations are written, too",
+    split="by patient, of one to three studies; drawn separately for each split",
+    licence="Apache-2.0",
+    url="https://www.apache.org/licenses/LICENSE-2.0",
+    conditions="made from no patient's data; free",
+)
+
+
+def load(
+    root: object = None, split: str = "test", *, n: int = 1000, size: int = 64, seed: int = 0, normal: bool = False
+) -> Studies:
+    """Make phantom studies with report, findings, masks and boxes; patients have one to three studies each.
+
+    Deterministic by seed, split and index: a larger ``n`` only appends.
+
+    Args:
+        root: Ignored.
+        split: "train", "val" or "test".
+        n: Number of studies, 1 or more.
+        size: Side of the images in pixels, 32 to 1024.
+        seed: Another seed gives other patients.
+        normal: Leave out all findings of the same patients.
+    """
+    ensure(split in SPLITS, f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    ensure(32 <= size <= 1024, f"phantom size must be 32 to 1024 pixels, got {size}")
+    ensure(n >= 1, f"n must be at least 1, got {n}")
+    keys: list[tuple[int, int]] = []
+    person = 0
+    while len(keys) < n:
+        visits = int(generator(seed, split, person).integers(1, 4))
+        keys += [(person, visit) for visit in range(visits)]
+        person += 1
+    keys = keys[:n]
+    patients = [patient(seed, split, person, visit, normal) for person, visit in keys]
+    studies: list[Study] = []
+    chunk = max(1, 64 * 64 * 64 // size**2)
+    for i in range(0, n, chunk):
+        part = slice(i, i + chunk)
+        images, masks = render(patients[part], size)
+        for (person, visit), one, image, drawn in zip(keys[part], patients[part], images, masks, strict=True):
+            report, findings = write_report(one, drawn, generator(seed, split, person, visit, 7))
+            name = f"phantom-{seed}-{split}-{person:06d}"
+            about = (
+                f"{name}-{visit}{'-normal' if normal else ''}",
+                name,
+                "phantom",
+                split,
+                report,
+                (size, size),
+                findings,
+            )
+            studies.append(Study(*about, array=image, attributes=one.attributes()))
+    # The number rises with every change of images, reports or truth.
+    return Studies(studies, fingerprint=runs.fingerprint("phantom", 2, split, n, size, seed, normal))

@@ -1,0 +1,102 @@
+"""From patients to radiographs: line integrals of attenuation, the X-ray beam, and the scanner's display."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from chestxai.sources.phantom.anatomy import FIELD, MU, SIDES, Chest
+from chestxai.sources.phantom.lesions import Place, draw
+from chestxai.sources.phantom.patients import Patient
+
+#: A lesion's mask is where it changes the line integral by more than this share of its own peak. What counts is its
+#: body: vessels, septal lines and air bronchograms drawn into it would make the outline ragged.
+MASK_FRACTION = 0.35
+#: Photons per cm² at the detector without a patient in the beam.
+PHOTONS = 4e5
+
+
+def render(patients: Sequence[Patient], size: int) -> tuple[np.ndarray, list[list[np.ndarray]]]:
+    """Radiographs of ``patients``, uint8 ``(n, size, size)``, and per patient the bool mask of each lesion."""
+    integral, bodies = attenuation(patients, size)
+    return expose(integral, patients, size), [[body > MASK_FRACTION * body.max() for body in one] for one in bodies]
+
+
+def attenuation(patients: Sequence[Patient], size: int) -> tuple[np.ndarray, list[list[np.ndarray]]]:
+    """Line integrals of attenuation of ``patients``, dimensionless float32 ``(n, size, size)``, and their lesions.
+
+    The body of a lesion is float ``(size, size)`` ≥ 0: the strength of what it adds or takes away, without texture, in
+    any unit.
+    """
+    chest = Chest(patients, size)
+    lungs = {s: chest.lung(s) for s in SIDES}
+    heart, mediastinum, markings = chest.cardiac(), chest.mediastinum(), chest.markings()
+    lung = {s: np.clip(length - heart - mediastinum, 0, None) for s, (length, _, _) in lungs.items()}
+    air = lung[-1] + lung[1]
+    trachea, bubble = chest.gas(lungs[1][1])
+    total = (
+        MU["soft"] * np.clip(chest.soft() - air - trachea - bubble, 0, None)
+        + MU["lung"] * air * (1 + 0.5 * markings)
+        + MU["soft"] * 0.7 * chest.hila()
+        + (MU["bone"] - MU["soft"]) * chest.bones()
+    )
+    total += chest.devices()
+
+    bodies: list[list[np.ndarray]] = []
+    for i, p in enumerate(patients):
+        mine = []
+        for lesion in p.lesions:
+            if lesion.name == "Cardiomegaly":
+                # Already in the integral: the enlarged silhouette is the finding, as a radiologist would box it.
+                silhouette = np.broadcast_to(heart[i], total[i].shape)
+                mine.append((silhouette > 0.25 * silhouette.max()).astype(np.float32))
+                continue
+            change, body = np.zeros_like(total[i]), np.zeros_like(total[i])
+            for s in SIDES if lesion.side == 0 else (lesion.side,):
+                _, dome, (u, v) = lungs[s]
+                y, u, v, dome = (np.broadcast_to(value[i], total[i].shape) for value in (chest.y, u, v, dome))
+                drawn, solid = draw(lesion, Place(y, u, v, lung[s][i], dome, markings[i], FIELD / size))
+                change += drawn
+                body += solid
+            total[i] += change
+            mine.append(body)
+        bodies.append(mine)
+    return np.clip(total, 0, None).astype(np.float32), bodies
+
+
+def expose(integral: np.ndarray, patients: Sequence[Patient], size: int) -> np.ndarray:
+    """Displayed radiographs, uint8 ``(n, size, size)``, of ``patients`` with these line integrals, float32.
+
+    Beer–Lambert ``I = I₀ exp(-∫μ)``, a scatter fraction, the detector's point spread, Poisson quanta, then the
+    logarithm through the scanner's sigmoid response, with automatic exposure control up to the patient's own error.
+    """
+    scanner = np.array([p.scanner for p in patients], dtype=np.float32)[:, None, None]
+    primary = np.exp(-integral)
+    transmitted = np.empty_like(primary)
+    for k, (spread, growth) in enumerate(((0.35, 0.55), (0.55, 0.8))):
+        rows = scanner[:, 0, 0] == k
+        if rows.any():
+            sigma = spread + growth * size / 256 * 0.5
+            transmitted[rows] = gaussian_filter(primary[rows], (0, sigma, sigma))
+    scatter = 0.25 * transmitted.mean(axis=(1, 2), keepdims=True) * (0.5 + 0.5 * scanner)
+    photons = PHOTONS * (FIELD / size) ** 2 * (1 - 0.45 * scanner)
+    expected = photons * (0.85 * transmitted + 0.15 * scatter)
+    counted = np.empty_like(primary)
+    for i, p in enumerate(patients):
+        counted[i] = np.random.default_rng([p.noise, 2]).poisson(expected[i])
+    signal = -np.log(np.maximum(counted, 0.5) / photons)
+    # Exposure control meters the central field, as the detector's chambers do.
+    central = slice(int(0.2 * size), int(0.85 * size))
+    metered = np.median(signal[:, central, central], axis=(1, 2), keepdims=True)
+    error = np.array([p.exposure for p in patients], dtype=np.float32)[:, None, None]
+    centre, gain = metered + 0.12 * error + 0.05, np.where(scanner > 0, 1.45, 1.7)
+    shown = 1 / (1 + np.exp(-gain * (signal - centre)))
+    shown = np.where(scanner > 0, 0.06 + 0.88 * shown**1.1, shown)
+    out = np.clip(shown * 255 + 0.5, 0, 255).astype(np.uint8)
+    rim = max(1, size // 40)
+    for i, p in enumerate(patients):
+        if p.scanner and p.noise % 3 == 0:  # collimated
+            out[i, :rim], out[i, -rim:], out[i, :, :rim], out[i, :, -rim:] = 8, 8, 8, 8
+    return out

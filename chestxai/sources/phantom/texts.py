@@ -1,0 +1,147 @@
+"""What the radiologist writes: a report of the lesions that were drawn, and the findings that it states or negates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from chestxai.sources.phantom.patients import Lesion, Patient
+from chestxai.studies import FINDINGS, Box, Finding, box_of
+
+#: Finding → canonical names, which three in four reports use, and synonyms.
+_NAMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "Atelectasis": (
+        ("atelectasis", "linear atelectasis", "subsegmental atelectasis"),
+        ("atelectatic change", "plate-like collapse"),
+    ),
+    "Cardiomegaly": (("cardiomegaly",), ("enlarged cardiac silhouette", "enlargement of the heart")),
+    "Consolidation": (("consolidation", "lobar consolidation"), ("airspace consolidation", "consolidated lung")),
+    "Edema": (("pulmonary edema", "edema"), ("interstitial edema", "pulmonary vascular congestion")),
+    "Lung Opacity": (("lung opacity", "hazy lung opacity"), ("ill-defined opacity", "infiltrate")),
+    "Pleural Effusion": (("pleural effusion",), ("effusion", "pleural fluid")),
+    "Pneumonia": (("pneumonia", "patchy pneumonia"), ("bronchopneumonia", "multifocal pneumonia")),
+    "Pneumothorax": (("pneumothorax",), ("ptx", "pneumothorax with visible pleural line")),
+}
+_GRADES = {"small": ("small", "mild", "minimal"), "moderate": ("moderate",), "large": ("large", "severe", "extensive")}
+_GRADED = {"Cardiomegaly": {"small": "mild", "moderate": "moderate", "large": "marked"}}
+_ZONES = {
+    "basal": ("basal", "basilar", "lower"),
+    "apical": ("apical", ""),
+    "upper": ("upper lobe", "upper zone"),
+    "mid": ("mid lung", "midlung zone"),
+    "lower": ("lower lobe", "lower zone"),
+    "perihilar": ("perihilar", "bilateral", ""),
+    "": ("",),
+}
+_NORMAL = (
+    "No acute cardiopulmonary abnormality.",
+    "Normal chest radiograph.",
+    "No acute disease.",
+    "Clear lungs. Normal heart size.",
+    "No evidence of active cardiopulmonary process.",
+)
+_COMPARISONS = (
+    "Comparison is made with the prior study.",
+    "Stable since XXXX.",
+    "Compared to ___, no interval change in the bones.",
+)
+_DEVICES = {
+    "central line": "Right central venous line ends in the superior vena cava.",
+    "pacemaker": "Left-sided pacemaker with lead in the right ventricle.",
+    "endotracheal tube": "Endotracheal tube in satisfactory position.",
+}
+
+
+def write_report(
+    one: Patient, masks: Sequence[np.ndarray], rng: np.random.Generator
+) -> tuple[str, tuple[Finding, ...]]:
+    """A report of ``one`` exposure, and its findings: those that are present, then those that the text negates.
+
+    A finding's phrase is a verbatim passage of the text; that of a present one is in the impression, too, where it may
+    be capitalised. ``masks`` are bool ``(size, size)``, one per lesion; ``rng`` chooses the words.
+    """
+    phrases = [_phrase(lesion, rng) for lesion in one.lesions]
+    absent = [name for name in FINDINGS if name not in {lesion.name for lesion in one.lesions}]
+    # A faint lesion is not a positive proof of absence; reports negate what matters and is not there.
+    denied = [str(n) for n in rng.choice(absent, size=int(rng.integers(0, 3)), replace=False)] if absent else []
+    numbered, shout = rng.random() < 0.25, rng.random() < 0.15
+    impression = _impression(phrases, denied, numbered, rng)
+    details = _details(one, phrases, denied, rng)
+    style = rng.random()
+    if style < 0.55:
+        text = f"INDICATION: {one.age}-year-old with XXXX.\nFINDINGS: {details}\nIMPRESSION: {impression}"
+    elif style < 0.75:
+        text = f"{one.view} chest radiograph.\n\nFindings: {details}\n\nImpression: {impression}"
+    elif style < 0.9:
+        text = f"FINDINGS:\n{details}\n\nIMPRESSION:\n{impression}"
+    else:
+        text = impression
+    if shout:
+        text = text.upper()
+    findings = []
+    for lesion, phrase, mask in zip(one.lesions, phrases, masks, strict=True):
+        about = (_verbatim(text, phrase), True, _side(lesion), lesion.zone or None, lesion.severity)
+        findings.append(Finding(lesion.name, *about, boxes=_boxes(mask, lesion), mask=mask))
+    for name in denied:
+        words = _NAMES[name][0][0]
+        phrase = _verbatim(text, f"no evidence of {words}") or _verbatim(text, f"no {words}")
+        # Not every style has all negations, and what the text does not say is not negated.
+        if phrase:
+            findings.append(Finding(name, phrase, present=False))
+    return text, tuple(findings)
+
+
+def _side(lesion: Lesion) -> str | None:
+    return {-1: "right", 1: "left", 0: None if lesion.name == "Cardiomegaly" else "bilateral"}[lesion.side]
+
+
+def _phrase(lesion: Lesion, rng: np.random.Generator) -> str:
+    canonical, synonyms = _NAMES[lesion.name]
+    name = str(rng.choice(canonical if rng.random() < 0.75 else synonyms))
+    grade = _GRADED.get(lesion.name, {}).get(lesion.severity) or str(rng.choice(_GRADES[lesion.severity]))
+    zone = str(rng.choice(_ZONES[lesion.zone]))
+    return " ".join(filter(None, [grade, _side(lesion) if lesion.side else "", zone, name]))
+
+
+def _impression(phrases: Sequence[str], denied: Sequence[str], numbered: bool, rng: np.random.Generator) -> str:
+    sentences = [_sentence(phrase) for phrase in phrases]
+    if len(phrases) == 2 and rng.random() < 0.5:
+        sentences = [_sentence(" and ".join(phrases))]
+    if numbered and len(sentences) > 1:
+        sentences = [f"{i}. {text}" for i, text in enumerate(sentences, 1)]
+    if not phrases:
+        sentences = [str(rng.choice(_NORMAL))]
+    if denied and rng.random() < 0.4:
+        sentences.append(_sentence(f"no {_NAMES[denied[0]][0][0]}"))
+    return " ".join(sentences)
+
+
+def _details(one: Patient, phrases: Sequence[str], denied: Sequence[str], rng: np.random.Generator) -> str:
+    body = [_DEVICES[one.device]] if one.device else []
+    if rng.random() < 0.3:
+        body.append(str(rng.choice(_COMPARISONS)))
+    body += [f"There is {'an' if phrase[0] in 'aeiou' else 'a'} {phrase}." for phrase in phrases]
+    body += [f"{'No' if rng.random() < 0.5 else 'There is no evidence of'} {_NAMES[n][0][0]}." for n in denied]
+    if not phrases:
+        body.append("The lungs are clear. The heart is normal in size.")
+    if rng.random() < 0.4:
+        body.append("The osseous structures are intact.")
+    return " ".join(body)
+
+
+def _verbatim(text: str, words: str) -> str:
+    start = text.lower().find(words)
+    return text[start : start + len(words)] if start >= 0 else ""
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
+
+
+def _boxes(mask: np.ndarray, lesion: Lesion) -> tuple[Box, ...]:
+    halves = [mask]
+    if lesion.name == "Edema":
+        half = np.arange(mask.shape[1]) < mask.shape[1] // 2
+        halves = [mask & half, mask & ~half]
+    return tuple(filter(None, map(box_of, halves)))
