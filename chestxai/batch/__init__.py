@@ -1,0 +1,30 @@
+"""Running the book: papermill over the graph of notebooks, for a grid of variants and seeds, on dask.distributed.
+
+What is finished and unchanged is skipped, what has changed runs again with all that depends on it, and a failure stops
+only what needs its result. Every executed notebook is kept; `chestxai.book` publishes those very executions.
+"""
+
+from chestxai.batch.commands import add_options, main, planned
+from chestxai.batch.execute import Outcome, execute, run, summary, table
+from chestxai.batch.graph import BOXES, CHAPTERS, IMAGES, NOTEBOOKS, Chapter, Node, Planner, plan
+from chestxai.batch.grid import plan_grid
+
+__all__ = [
+    "BOXES",
+    "CHAPTERS",
+    "IMAGES",
+    "NOTEBOOKS",
+    "Chapter",
+    "Node",
+    "Outcome",
+    "Planner",
+    "add_options",
+    "execute",
+    "main",
+    "plan",
+    "plan_grid",
+    "planned",
+    "run",
+    "summary",
+    "table",
+]
