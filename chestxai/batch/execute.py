@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import shutil
+import signal
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -21,7 +25,6 @@ from chestxai.runs import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from distributed import Client
 
 # Words in an error → what to do about it.
 _REMEDIES = {
@@ -30,7 +33,7 @@ _REMEDIES = {
     ("OutOfMemoryError", "out of memory"): "in the profile, raise finetune.accumulate, lower grounding.batch or "
     "sampling.batch, or set finetune.precision to bf16",
 }
-# The kernel runs this first. Kernels outlive a killed batch by a second or more, and two must never write the same files.
+# The kernel runs this first: it may outlive a killed batch by a second, and two must never write the same files.
 _HOLD = "from filelock import FileLock; get_ipython().held = FileLock({path!r}).acquire()"
 
 
@@ -56,23 +59,24 @@ class Outcome:
 
     def __str__(self) -> str:
         """One line for the terminal."""
-        if self.ok:
-            return f"unchanged  {self.node.name}" if self.status == "skipped" else f"finished   {self.node.name} ({self.seconds:.0f} s)"
-        where = f"\n             see {short(self.notebook)}" if self.notebook else ""
-        return f"{'FAILED' if self.status == 'failed' else 'not run':10s} {self.node.name}: {self.reason}{where}"
+        word = {"skipped": "unchanged", "failed": "FAILED", "blocked": "not run"}.get(self.status, self.status)
+        line = f"{word:10s} {self.node.name}" + (f" ({self.seconds:.0f} s)" if self.status == "finished" else "")
+        line += f": {self.reason}" if self.reason else ""
+        return line + (f"  → {_short(self.notebook)}" if self.notebook else "")
 
 
-def execute(node: Node, threads: int | None = None) -> Outcome:
+def execute(node: Node, threads: int | None = None, gpu: str | None = None) -> Outcome:
     """Run one node, its kernel in a process of its own; an error is an outcome, not an exception.
 
     Args:
         node: what to run; it is skipped if it is finished.
-        threads: number of threads of the kernel's numerical libraries; default: as many as there are cores.
+        threads: number of threads of the kernel's numerical libraries; default: one for each core.
+        gpu: what CUDA calls the GPU that the kernel may use, "" for none; default: all that this process may use.
     """
     import papermill.exceptions
 
     started = time.perf_counter()
-    os.environ |= _environment(node, threads)
+    os.environ |= _environment(node, threads, gpu)
     try:
         node.folder.mkdir(parents=True, exist_ok=True)
         lock = node.folder / f".{node.notebook.stem}.lock"
@@ -123,23 +127,19 @@ def explain(name: str, text: str) -> str:
     return line if "Remedy" in line or not remedies else f"{line}. Remedy: {remedies[0]}"
 
 
-def _environment(node: Node, threads: int | None) -> dict[str, str]:
+def _environment(node: Node, threads: int | None, gpu: str | None) -> dict[str, str]:
     """What the kernel inherits."""
-    # This interpreter's kernel, whatever Python is registered as "python3" on the machine.
-    kernels = os.pathsep.join(filter(None, (str(Path(sys.prefix, "share/jupyter")), os.environ.get("JUPYTER_PATH"))))
+    variables = {"CHESTXAI_BATCH": "1", "CHESTXAI_STATUS": str(_status(node)), "TOKENIZERS_PARALLELISM": "false"}
     # glibc returns large freed blocks to the system at once, and a training step then faults all of its memory in
     # again: 28,000 page faults, against 2,000 with these limits.
-    memory = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
-    # Workers that share a machine must not each take all of its cores.
-    libraries = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS") if threads else ()
-    return {
-        "CHESTXAI_BATCH": "1",
-        "CHESTXAI_STATUS": str(_status(node)),
-        "JUPYTER_PATH": kernels,
-        "TOKENIZERS_PARALLELISM": "false",
-        **memory,
-        **dict.fromkeys(libraries, str(threads)),
-    }
+    variables |= {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
+    # The kernel of this interpreter, whatever Python is registered as "python3" on the machine.
+    variables["JUPYTER_PATH"] = str(Path(sys.prefix, "share", "jupyter"))
+    if gpu is not None:
+        variables["CUDA_VISIBLE_DEVICES"] = gpu
+    if threads:  # workers that share a machine must not each take all of its cores
+        variables |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    return variables
 
 
 def _partial(node: Node) -> Path:
@@ -157,7 +157,7 @@ def _failed(node: Node, reason: str, started: float) -> Outcome:
 
 
 def _take_over(node: Node, twin: Node) -> None:
-    """Put the twin's files into the node's folder; files are only ever replaced, never changed, so both may share them."""
+    """Put the twin's files into the node's folder. They may share them, for files are replaced and never changed."""
     for name in reversed(node.keeps):
         runs.remove(node.folder / name)
     for name in node.keeps:
@@ -199,8 +199,20 @@ def run(
         OSError: a folder that cannot be written; the scheduler does not answer.
     """
     before = _before(nodes)
-    with _exclusive(nodes), _Progress(nodes, quiet) as progress:
-        outcomes = _run(nodes, before, (workers, scheduler), progress)
+    with _exclusive(nodes), closing(_Progress(nodes, quiet)) as progress:
+        waiting = []
+        for node in nodes:
+            if all(need in progress.outcomes for need in node.needs) and node.finished():
+                progress.end(Outcome(node, "skipped"))
+            else:
+                waiting.append(node)
+        if waiting:
+            # The longest way to the end first: its nodes must not wait behind short ones.
+            rank = _remaining(nodes)
+            waiting.sort(key=lambda node: -rank[node.name])
+            with _remote(scheduler, waiting) if scheduler else _local(workers, len(waiting)) as place:
+                _run(waiting, before, place, progress)
+        outcomes = [progress.outcomes[node.name] for node in nodes]
         for root in dict.fromkeys(node.root for node in nodes):
             rows = table([outcome for outcome in outcomes if outcome.node.root == root], root)
             runs.write_atomic(root / "batch.csv", rows.to_csv(index=False))
@@ -214,67 +226,20 @@ def _before(nodes: Sequence[Node]) -> dict[str, set[str]]:
         missing = [need for need in node.needs if need not in before]
         if missing or node.name in before:
             what = f"needs {some(missing)}, which does not come before it" if missing else "is there twice"
-            raise InputError(f"{node.name} {what}: run the nodes of plan(), all and in their order")
-        # A node takes over its twin's files if the twin has ended, but does not need it.
+            raise InputError(f"{node.name} {what}: run all nodes of a plan, in their order")
+        # A node takes over its twin's files once the twin has ended, but does not need it.
         before[node.name] = {*node.needs, *({node.twin.name} & before.keys() if node.twin else ())}
     return before
 
 
-def _run(
-    nodes: Sequence[Node], before: dict[str, set[str]], place: tuple[int | None, str | None], progress: _Progress
-) -> list[Outcome]:
-    outcomes, waiting = progress.outcomes, []
-    for node in nodes:
-        if all(need in outcomes for need in node.needs) and node.finished():
-            progress.end(Outcome(node, "skipped"))
-        else:
-            waiting.append(node)
-    # The longest way to the end first: its nodes must not wait behind short ones.
-    rank = _remaining(nodes)
-    waiting.sort(key=lambda node: -rank[node.name])
-    running: dict[str, Node] = {}
-    done: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    with ExitStack() as stack:
-        pool = stack.enter_context(_pool(*place, waiting)) if waiting else None
-        while waiting or running:
-            for node in [node for node in waiting if before[node.name] <= outcomes.keys()]:
-                broken = [need for need in node.needs if not outcomes[need].ok]
-                if broken:
-                    progress.end(Outcome(node, "blocked", reason=f"needs {some(broken)}"))
-                elif pool.has_room(node, running.values()):
-                    future = pool.client.submit(
-                        execute, node, pool.threads, key=f"{node.name}-{node.identity}", pure=False,
-                        priority=rank[node.name], resources={"GPU": 1} if node.gpu and pool.gpus else {},
-                    )  # fmt: skip
-                    running[future.key] = node
-                    future.add_done_callback(done.put)
-                else:
-                    continue
-                waiting.remove(node)
-            try:
-                future = done.get(timeout=0.2 if running else 0)  # a longer wait would freeze the progress line
-            except queue.Empty:
-                progress.show(running.values())
-            else:
-                progress.end(_result(future, running.pop(future.key)))
-    return [outcomes[node.name] for node in nodes]
-
-
-def _result(future: Any, node: Node) -> Outcome:
-    try:
-        return future.result()
-    except Exception as error:  # the worker itself was lost
-        return _failed(node, explain(type(error).__name__, str(error)), time.perf_counter())
-
-
 def _remaining(nodes: Sequence[Node]) -> dict[str, float]:
     """Weight of the heaviest path from each node to an end of the graph."""
-    after: dict[str, float] = {}
+    remaining: dict[str, float] = {}
     for node in reversed(nodes):
-        after[node.name] = node.weight + after.get(node.name, 0.0)
+        remaining[node.name] = node.weight + remaining.get(node.name, 0.0)
         for need in node.needs:
-            after[need] = max(after.get(need, 0.0), after[node.name])
-    return after
+            remaining[need] = max(remaining.get(need, 0.0), remaining[node.name])
+    return remaining
 
 
 @contextmanager
@@ -286,11 +251,11 @@ def _exclusive(nodes: Sequence[Node]) -> Iterator[None]:
                 root.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(FileLock(root / ".lock", timeout=0))
             except Timeout as error:
-                message = f"another batch is running in {short(root)}: wait for it, or choose another --out"
+                message = f"another batch is at work in {_short(root)}: wait for it, or choose another --out"
                 raise InputError(message) from error
             except OSError as error:
                 raise OSError(
-                    f"cannot write in {short(root)}: {error.strerror or error}. Remedy: check the folder's "
+                    f"cannot write in {_short(root)}: {error.strerror or error}. Remedy: check the folder's "
                     "permissions and the space on its disk, or choose another --out"
                 ) from error
             runs.tidy(root, "**/*")
@@ -299,46 +264,107 @@ def _exclusive(nodes: Sequence[Node]) -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
-class _Pool:
-    """Where nodes run: at most ``size`` at once (0: no limit), ``gpus`` of them on a GPU, ``threads`` each."""
+class _Place(NamedTuple):
+    """Where nodes run."""
 
-    client: Client
-    size: int
-    gpus: int
-    threads: int | None
+    client: Any  #: of dask
+    # A node is handed over when a worker is free: dask would bind it early to the worker that ran what it needs, busy
+    # or not. A running cluster gets all that can run, for it may grow by what waits.
+    most: float = math.inf  #: nodes at once
+    threads: int | None = None  #: for each node
+    gpus: Sequence[str] = ()  #: GPUs to hand out, one to each node that runs a model
+    resources: Mapping[str, float] = {}  #: what such a node asks of dask instead
 
-    def has_room(self, node: Node, running: Collection[Node]) -> bool:
-        # On this machine a node is handed over when a worker is free: dask would bind it early to the worker that ran
-        # what it needs, busy or not. A running cluster gets all that can run, for it may grow by what waits.
-        busy = sum(other.gpu for other in running)
-        return not self.size or (len(running) < self.size and not (node.gpu and self.gpus and busy >= self.gpus))
+
+def _run(nodes: Sequence[Node], before: dict[str, set[str]], place: _Place, progress: _Progress) -> None:
+    """Run ``nodes``, the most urgent ones first, each once those ``before`` it have ended."""
+    waiting, free = list(nodes), list(place.gpus)
+    priority = {node.name: -i for i, node in enumerate(nodes)}
+    running: dict[str, tuple[Node, str | None]] = {}
+    done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    while waiting or running:
+        for node in [node for node in waiting if before[node.name] <= progress.outcomes.keys()]:
+            broken = [need for need in node.needs if not progress.outcomes[need].ok]
+            if broken:
+                progress.end(Outcome(node, "blocked", reason=f"needs {some(broken)}"))
+            elif len(running) < place.most and (free or not node.gpu or not place.gpus):
+                gpu = None if not place.gpus else free.pop(0) if node.gpu else ""
+                future = place.client.submit(
+                    execute, node, place.threads, gpu, key=f"{node.name}-{node.identity}", pure=False,
+                    priority=priority[node.name], resources=place.resources if node.gpu else {},
+                )  # fmt: skip
+                running[future.key] = node, gpu
+                future.add_done_callback(done.put)
+            else:
+                continue
+            waiting.remove(node)
+        try:
+            future = done.get(timeout=0.2 if running else 0)  # a longer wait would freeze the progress line
+        except queue.Empty:
+            progress.show([node for node, _ in running.values()])
+        else:
+            node, gpu = running.pop(future.key)
+            free += [gpu] if gpu else []
+            progress.end(_result(future, node))
+
+
+def _result(future: Any, node: Node) -> Outcome:
+    try:
+        return future.result()
+    except Exception as error:  # the worker itself was lost
+        return _failed(node, explain(type(error).__name__, str(error)), time.perf_counter())
 
 
 @contextmanager
-def _pool(workers: int | None, scheduler: str | None, nodes: Sequence[Node]) -> Iterator[_Pool]:
+def _local(workers: int | None, most: int) -> Iterator[_Place]:
+    import dask
+    from distributed import Client, LocalCluster
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gpus = _gpus()
+    count = workers or len(gpus) or max(1, min(2, cores), cores // 2)
+    # A nanny notices at once when its worker ends. Watching the clock as well would restart busy workers whenever the
+    # clock is set.
+    dask.config.set({"distributed.scheduler.worker-ttl": None})
+    options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": ":0", "silence_logs": "ERROR"}
+    with ExitStack() as stack:
+        with _uninterrupted():
+            cluster = stack.enter_context(LocalCluster(min(count, most), **options))
+            client = stack.enter_context(Client(cluster))
+        yield _Place(client, count, max(1, cores // count), gpus)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back: interrupted while it starts, dask ends in tracebacks. Processes started here never see it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # started later, it would let Ctrl-C through
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextmanager
+def _remote(address: str, nodes: Sequence[Node]) -> Iterator[_Place]:
     from distributed import Client
 
-    if scheduler is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        gpus = _gpus()
-        count = workers or len(gpus) or max(1, min(2, cores), cores // 2)
-        with _cluster(min(count, len(nodes)), gpus) as cluster, Client(cluster) as client:
-            yield _Pool(client, count, min(count, len(gpus)), max(1, cores // count))
-        return
     try:
-        client = Client(scheduler, timeout="30s")
+        client = Client(address, timeout="30s")
     except (OSError, ValueError) as error:  # ValueError: not an address
-        raise OSError(f"cannot reach the dask scheduler {scheduler}: {error}") from error
+        raise OSError(f"cannot reach the dask scheduler {address}: {error}") from error
     with client:
         if not client.scheduler_info()["workers"]:
             print("  waiting for a worker to join the scheduler …", flush=True)
         client.wait_for_workers(1)
         workers = client.scheduler_info()["workers"].values()
-        places = sum(int(worker.get("resources", {}).get("GPU", 0)) for worker in workers)
-        if not places and any(node.gpu for node in nodes):
+        gpus = any(worker.get("resources", {}).get("GPU") for worker in workers)
+        if not gpus and any(node.gpu for node in nodes):
             print("  no worker declares a GPU: notebooks that run a model run on any", flush=True)
-        yield _Pool(client, 0, places, None)
+        yield _Place(client, resources={"GPU": 1} if gpus else {})
 
 
 def _gpus() -> list[str]:
@@ -353,25 +379,6 @@ def _gpus() -> list[str]:
     return (visible.split(",") if visible else [str(i) for i in range(count)])[:count]
 
 
-def _cluster(count: int, gpus: Sequence[str]) -> Any:
-    """A dask cluster of ``count`` workers on this machine; as far as there are GPUs, each sees one of its own."""
-    import dask
-    from distributed import Nanny, Scheduler, SpecCluster
-
-    # A nanny notices at once when its worker ends. Watching the clock as well would restart busy workers whenever the
-    # clock is set.
-    dask.config.set({"distributed.scheduler.worker-ttl": None})
-    common = {"nthreads": 1, "memory_limit": 0, "silence_logs": "ERROR", "dashboard": False}
-    workers = {i: {"cls": Nanny, "options": dict(common)} for i in range(count)}
-    for i in range(count if gpus else 0):
-        workers[i]["options"] |= {
-            "env": {"CUDA_VISIBLE_DEVICES": ",".join(gpus[i : i + 1])},
-            "resources": {"GPU": 1} if i < len(gpus) else None,
-        }
-    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard": False}}
-    return SpecCluster(workers=workers, scheduler=scheduler, silence_logs="ERROR")
-
-
 class _Progress:
     """The outcomes so far, and one line for the whole batch: share of the work done, time left, what is running."""
 
@@ -379,15 +386,10 @@ class _Progress:
         self.outcomes: dict[str, Outcome] = {}
         self.count, self.done, self.quiet = len(nodes), 0.0, quiet
         layout = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"
-        # Without smoothing, tqdm takes the mean speed, from which skipped notebooks (``initial``) are left out.
         total = sum(node.weight for node in nodes)
+        # Without smoothing, tqdm takes the mean speed, from which skipped notebooks (``initial``) are left out.
         self.bar = runs.progress(total=total, bar_format=layout, smoothing=0, miniters=0, disable=quiet)
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
+        self.close = self.bar.close
 
     def end(self, outcome: Outcome) -> None:
         self.outcomes[outcome.node.name] = outcome
@@ -399,7 +401,7 @@ class _Progress:
             sys.stdout.flush()
         self.show([])
 
-    def show(self, running: Collection[Node]) -> None:
+    def show(self, running: Sequence[Node]) -> None:
         value, texts = self.done, []
         for node in running:
             with suppress(OSError, ValueError):  # it has not started, or the file is just being written
@@ -411,34 +413,28 @@ class _Progress:
         self.bar.update(min(value, self.bar.total) - self.bar.n)
 
 
-def table(outcomes: Sequence[Outcome], root: Path | None = None) -> pd.DataFrame:
-    """A row for each node: notebook, status, seconds, reason, and the path of the executed notebook.
+def table(outcomes: Sequence[Outcome], root: Path) -> pd.DataFrame:
+    """A row for each node: notebook, status, seconds, reason, executed.
 
     Args:
         outcomes: see `run`.
-        root: folder to which the paths are relative; default: the current one.
+        root: folder to which the paths of the executed notebooks are relative; "" where there is none.
     """
     import pandas as pd
 
     rows = []
     for o in outcomes:
-        where = os.path.relpath(o.notebook, root) if o.notebook else ""
-        rows.append((o.node.name, o.status, round(o.seconds, 1), o.reason, where))
+        path = os.path.relpath(o.notebook, root) if o.notebook else ""
+        rows.append((o.node.name, o.status, round(o.seconds, 1), o.reason, path))
     return pd.DataFrame(rows, columns=["notebook", "status", "seconds", "reason", "executed"])
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
-    """`table` as text, and how many nodes are in which state."""
+    """A line for each node, and how many are in which state."""
     words = {"finished": "run", "skipped": "unchanged and skipped", "failed": "failed", "blocked": "not run"}
-    rows = table(outcomes)
-    counts = [f"{n} {words[status]}" for status in words if (n := int((rows["status"] == status).sum()))]
-    lines = [
-        f"  {row.status:8s} {row.seconds:7.1f} s  {row.notebook}"
-        + (f": {row.reason}" if row.reason else "")
-        + (f"  → {row.executed}" if row.executed else "")
-        for row in rows.itertuples()
-    ]
-    return "\n".join([*lines, f"{len(outcomes)} notebooks: {', '.join(counts)}."])
+    counts = Counter(outcome.status for outcome in outcomes)
+    text = ", ".join(f"{counts[status]} {word}" for status, word in words.items() if counts[status])
+    return "\n".join([*(f"  {outcome}" for outcome in outcomes), f"{len(outcomes)} notebooks: {text}."])
 
 
 def some(names: Sequence[str], most: int = 3) -> str:
@@ -446,6 +442,6 @@ def some(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def short(path: Path) -> str:
-    """A path relative to the current folder where it lies below it."""
+def _short(path: Path) -> str:
+    """Relative to the current folder where the path lies below it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

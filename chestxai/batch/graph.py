@@ -1,27 +1,29 @@
 """The graph of the book: which notebook runs for which variant and seed, and what its result depends on.
 
 A node is one execution of one notebook. Its identity names everything its result depends on: the notebook, its
-parameters, the settings, the code it reaches, the data and weights it reads, and the nodes it needs. A node whose record
-holds the same identity is finished and need not run again.
+parameters, the settings, the code it reaches, the data and weights it reads, and the nodes it needs. A node whose
+record holds the same identity is finished and need not run again.
 """
 
 from __future__ import annotations
 
 import ast
 import functools
+import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import yaml
 
 from chestxai import profiles, runs
 from chestxai.profiles import ROOT, Profile
 from chestxai.runs import InputError, MissingError
 
 NOTEBOOKS = ROOT / "notebooks"
-PACKAGE = Path(__file__).resolve().parents[1]
 #: What a chapter may read of a data set: splits of the training source, and of the source whose boxes are grounded.
 IMAGES = ("train", "val", "test")
 BOXES = ("boxes train", "boxes val", "boxes test")
@@ -48,51 +50,21 @@ class Chapter:
 
 
 #: The notebooks of the book, in an order in which they can run.
+# fmt: off
 CHAPTERS = (
     Chapter("01_reports_and_images", weight=40),
-    Chapter(
-        "02_finetuning",
-        makes=("run.json", "train.csv"),
-        each_run=True,
-        gpu=True,
-        reads=("train",),
-        work=("base", "data", "finetune"),
-        keeps=("checkpoints", "model", "train.csv", "identity.txt", "run.json"),
-        weight=260,
-    ),
-    Chapter(
-        "03_attention",
-        needs=("02_finetuning",),
-        makes=("grounding.csv",),
-        each_run=True,
-        gpu=True,
-        reads=BOXES,
-        work=("base", "data", "finetune", "grounding"),
-        keeps=("maps",),
-        weight=90,
-    ),
+    Chapter("02_finetuning", each_run=True, gpu=True, makes=("run.json", "train.csv"), reads=("train",), weight=260,
+            work=("base", "data", "finetune"), keeps=("checkpoints", "model", "train.csv", "identity.txt", "run.json")),
+    Chapter("03_attention", needs=("02_finetuning",), each_run=True, gpu=True, makes=("grounding.csv",), reads=BOXES,
+            work=("base", "data", "finetune", "grounding"), keeps=("maps",), weight=90),
     Chapter("04_localization", needs=("03_attention",), reads=BOXES, weight=25),
-    Chapter(
-        "05_fidelity",
-        needs=("02_finetuning",),
-        makes=("fidelity.json",),
-        each_run=True,
-        gpu=True,
-        reads=IMAGES,
-        work=("base", "data", "finetune", "sampling"),
-        keeps=("samples",),
-        weight=150,
-    ),
+    Chapter("05_fidelity", needs=("02_finetuning",), each_run=True, gpu=True, makes=("fidelity.json",), reads=IMAGES,
+            work=("base", "data", "finetune", "sampling"), keeps=("samples",), weight=150),
     Chapter("06_tradeoff", needs=("03_attention", "05_fidelity"), makes=("tradeoff.csv",), reads=()),
-    Chapter(
-        "07_knowledge",
-        needs=("03_attention", "05_fidelity"),
-        makes=("knowledge.csv",),
-        gpu=True,
-        reads=IMAGES,
-        weight=60,
-    ),
+    Chapter("07_knowledge", needs=("03_attention", "05_fidelity"), gpu=True, makes=("knowledge.csv",), reads=IMAGES,
+            weight=60),
 )
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -137,6 +109,24 @@ class Node:
         return record.get("identity") == self.identity and all(path.is_file() for path in files)
 
 
+@dataclass(frozen=True)
+class Cell:
+    """A profile, with the variants and seeds it is run for: one combination of settings of a grid."""
+
+    profile: Profile
+    variants: Sequence[str]  #: names of variants of the profile
+    seeds: Sequence[int]  #: seeds of the fine-tunings
+    path: str = ""  #: what the notebooks load as their profile; default: the profile's name
+    changes: dict[str, Any] = field(default_factory=dict, hash=False)  #: the grid's settings with this cell's values
+    generated: bool = False  #: whether the profile is made here rather than by the user
+
+    def write(self) -> None:
+        """Write a generated profile to where the notebooks load it."""
+        if self.generated:
+            content = self.profile.model_dump(mode="json")
+            runs.write_atomic(Path(self.path), yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
 def plan(
     profile: Profile,
     variants: Sequence[str],
@@ -148,14 +138,32 @@ def plan(
     chapters: Sequence[Chapter] = CHAPTERS,
     notebooks: Path = NOTEBOOKS,
 ) -> list[Node]:
-    """The nodes of a profile, in an order in which they can run.
+    """The nodes of one profile, in an order in which they can run.
 
     Args:
-        profile: the settings.
-        variants: names of the profile's variants to run.
-        seeds: seeds of the fine-tunings.
-        profile_path: what the notebooks load as their profile; default: the profile's name.
-        data: folder with one sub-folder per source.
+        profile, variants, seeds, profile_path: see `Cell`.
+        data, out, chapters, notebooks: see `plan_grid`.
+
+    Raises:
+        InputError: see `plan_grid`.
+    """
+    cell = Cell(profile, variants, seeds, profile_path)
+    return plan_grid([cell], data=data, out=out, chapters=chapters, notebooks=notebooks)
+
+
+def plan_grid(
+    cells: Sequence[Cell],
+    *,
+    data: str = "",
+    out: Path | None = None,
+    chapters: Sequence[Chapter] = CHAPTERS,
+    notebooks: Path = NOTEBOOKS,
+) -> list[Node]:
+    """One graph of several profiles; long computations that two of them have in common are done once.
+
+    Args:
+        cells: the profiles.
+        data: folder with one sub-folder per source; phantoms need none.
         out: root of the runs; default: ``runs/``.
         chapters: the notebooks and what they need.
         notebooks: folder of the notebooks.
@@ -164,90 +172,77 @@ def plan(
         InputError: an unknown or repeated variant or seed; a notebook that is missing or cannot be parsed; a need that
             is not among the chapters before; data that are missing or unusable, see `profiles.check_data`.
     """
-    return Planner(data, out, chapters, notebooks).plan(profile, variants, seeds, profile_path)
-
-
-@dataclass
-class Planner:
-    """Plans profiles into one graph; what they have in common is read once and computed once. Fields: see `plan`."""
-
-    data: str = ""
-    out: Path | None = None
-    chapters: Sequence[Chapter] = CHAPTERS
-    notebooks: Path = NOTEBOOKS
-
-    def __post_init__(self) -> None:
-        self._source, self._content = functools.cache(read_notebook), functools.cache(_content)
-        self._studies: dict[Any, Any] = {}
-        self._twins: dict[str, Node] = {}
-
-    def plan(
-        self, profile: Profile, variants: Sequence[str], seeds: Sequence[int], profile_path: str = "", prefix: str = ""
-    ) -> list[Node]:
-        """The nodes of one profile.
-
-        Args:
-            profile, variants, seeds, profile_path: see `plan`.
-            prefix: start of the nodes' names, where a graph holds several profiles.
-
-        Raises:
-            InputError: see `plan`.
-        """
-        _check(profile, variants, seeds)
-        places = {"profile": profile_path or profile.name, "data": self.data, "out": str(self.out or "")}
+    sources = _sources(chapters, notebooks)
+    content, studies, twins = functools.cache(_content), {}, {}
+    nodes: dict[str, Node] = {}
+    results: dict[str, str] = {}  # identities without the text around the code, on which no other node depends
+    for cell in cells:
+        check(cell.profile, cell.variants, cell.seeds)
+        prefix = f"{cell.profile.name} · " if len(cells) > 1 else ""
+        places = {"profile": cell.path or cell.profile.name, "data": data, "out": str(out or "")}
         # Variants and seeds are parameters: one more of them changes nothing for the others.
-        settings = profile.model_dump(exclude={"description", "variants", "seeds"})
-        splits = profiles.check_data(profile, self.data, self._studies)
-        root = profiles.profile_folder(profile, self.out)
-        nodes: dict[str, Node] = {}
-        results: dict[str, str] = {}  # identities without the text around the code, on which no other node depends
+        settings = cell.profile.model_dump(exclude={"description", "variants", "seeds"})
+        splits = profiles.check_data(cell.profile, data, studies)
+        root = profiles.profile_folder(cell.profile, out)
         executions: dict[str, list[str]] = {}
-        for chapter in self.chapters:
-            notebook = self.notebooks / f"{chapter.name}.ipynb"
-            source = self._source(notebook)
+        for chapter, source in zip(chapters, sources, strict=True):
             inputs = {split: splits[split] for split in chapter.reads if split in splits}
-            shared = runs.fingerprint(source.code, settings, inputs, self._weights(profile, source.parts))
+            shared = source.code, settings, inputs, _weights(cell.profile, source.parts, content)
             executions[chapter.name] = []
-            for cell in [(v, s) for s in seeds for v in variants] if chapter.each_run else [None]:
-                suffix, folder, own = "", root, {"variants": list(variants), "seeds": list(seeds)}
-                if cell:
-                    suffix, folder = f" · {cell[0]} · seed {cell[1]}", profiles.run_folder(profile, *cell, self.out)
-                    own = {"variant": cell[0], "seed": cell[1]}
+            for suffix, folder, own, recipe in _executions(chapter, cell, root):
                 name = f"{prefix}{chapter.name}{suffix}"
                 needs: list[str] = []
                 for need in chapter.needs:
-                    if need not in executions:
-                        raise InputError(f"chapter {chapter.name} needs {need}, which is not among the chapters before")
                     same = f"{prefix}{need}{suffix}"
                     needs += [same] if same in nodes else executions[need]
-                results[name] = runs.fingerprint(shared, own, [results[need] for need in needs])
-                node = Node(
-                    name, notebook, folder, {**places, **own}, root, tuple(needs), chapter.makes, chapter.gpu, None,
-                    chapter.keeps, chapter.weight, runs.fingerprint(results[name], source.page),
+                results[name] = runs.fingerprint(shared, own, recipe, [results[need] for need in needs])
+                work = runs.fingerprint(chapter.name, own, recipe, [settings[key] for key in chapter.work])
+                nodes[name] = Node(
+                    name, notebooks / f"{chapter.name}.ipynb", folder, {**places, **own}, root, tuple(needs),
+                    chapter.makes, chapter.gpu, twins.get(work), chapter.keeps, chapter.weight,
+                    identity=runs.fingerprint(results[name], source.page),
                 )  # fmt: skip
                 if chapter.work:
-                    work = runs.fingerprint(chapter.name, own, [settings[key] for key in chapter.work])
-                    node = replace(node, twin=self._twins.get(work))
-                    self._twins.setdefault(work, node)
-                nodes[name] = node
+                    twins.setdefault(work, nodes[name])
                 executions[chapter.name].append(name)
-        return list(nodes.values())
-
-    def _weights(self, profile: Profile, parts: frozenset[str]) -> list[str]:
-        """Fingerprints of the base model and the shipped files that ``parts`` of the package load."""
-        files = [self._content(folder) for name, folder in SHIPPED.items() if name in parts]
-        if "models" in parts:
-            folder = profiles.DATA / "tiny" if profile.base == "tiny" else Path(profile.base)
-            # A model on the hub is identified by its name.
-            files.append(self._content(folder, (".safetensors", ".json", ".txt")) if folder.is_dir() else profile.base)
-        return files
+    return list(nodes.values())
 
 
-def _check(profile: Profile, variants: Sequence[str], seeds: Sequence[int]) -> None:
+def _sources(chapters: Sequence[Chapter], notebooks: Path) -> list[Source]:
+    for i, chapter in enumerate(chapters):
+        missing = set(chapter.needs) - {before.name for before in chapters[:i]}
+        if missing:
+            raise InputError(f"chapter {chapter.name} needs {min(missing)}, which is not among the chapters before it")
+    return [read_source(notebooks / f"{chapter.name}.ipynb") for chapter in chapters]
+
+
+def _executions(chapter: Chapter, cell: Cell, root: Path) -> Iterator[tuple[str, Path, dict[str, Any], Any]]:
+    """For each execution: end of its name, folder, parameters, recipe."""
+    if not chapter.each_run:
+        yield "", root, {"variants": list(cell.variants), "seeds": list(cell.seeds)}, None
+        return
+    for seed, variant in itertools.product(cell.seeds, cell.variants):
+        folder = profiles.run_folder(cell.profile, variant, seed, root.parent)
+        recipe = cell.profile.recipe(variant).model_dump()
+        yield f" · {variant} · seed {seed}", folder, {"variant": variant, "seed": seed}, recipe
+
+
+def _weights(profile: Profile, parts: frozenset[str], content: Callable[..., str]) -> list[str]:
+    """Fingerprints of the base model and the shipped files that ``parts`` of the package load."""
+    files = [content(folder) for name, folder in SHIPPED.items() if name in parts]
+    if "models" in parts:
+        folder = profiles.DATA / "tiny" if profile.base == "tiny" else Path(profile.base)
+        # A model on the hub is identified by its name.
+        files.append(content(folder, (".safetensors", ".json", ".txt")) if folder.is_dir() else profile.base)
+    return files
+
+
+def check(profile: Profile, variants: Sequence[str], seeds: Sequence[int]) -> None:
+    """Refuse variants that the profile does not have, and variants or seeds that are repeated or missing."""
     for name in variants:
-        profiles.check_variant(profile, name)
+        profile.recipe(name)
     for what, values in (("variants", variants), ("seeds", seeds)):
-        repeated = [str(value) for value, count in Counter(values).items() if count > 1]
+        repeated = [str(value) for value, count in Counter(list(values)).items() if count > 1]
         if repeated or not values:
             raise InputError(f"{what}: {repeated[0] + ' is there twice' if repeated else 'there must be at least one'}")
     if min(seeds) < 0:
@@ -267,8 +262,23 @@ class Source(NamedTuple):
     parts: frozenset[str]  #: modules and packages of ``chestxai`` that it reaches, such as "fidelity"
 
 
-def read_notebook(path: Path) -> Source:
-    """Read the cells of a notebook and find the code they reach.
+def read_notebook(path: Path) -> dict[str, Any]:
+    """A notebook as JSON, the source of each cell as one text; importing nbformat would take a second.
+
+    Raises:
+        InputError: the file is damaged or not a notebook.
+    """
+    notebook = runs.read_json(path, dict)
+    try:
+        for cell in notebook["cells"]:
+            cell |= {"cell_type": cell["cell_type"], "source": "".join(cell["source"])}
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged or not a notebook") from error
+    return notebook
+
+
+def read_source(path: Path) -> Source:
+    """The identity of a notebook and of the code it reaches.
 
     Raises:
         MissingError: there is no such notebook.
@@ -276,22 +286,18 @@ def read_notebook(path: Path) -> Source:
     """
     if not path.is_file():
         raise MissingError(f"{path} is missing: make it with 'make notebooks' (jupytext --sync)")
-    try:
-        # Read as JSON: importing nbformat takes a second.
-        cells = [(cell["cell_type"], "".join(cell["source"])) for cell in runs.read_json(path)["cells"]]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a notebook: make it again with 'make notebooks' (jupytext --sync)") from error
+    cells = [(cell["cell_type"], cell["source"]) for cell in read_notebook(path)["cells"]]
     code = []
     for number, (kind, source) in enumerate(cells, start=1):
         try:
             code += [_python(source)] if kind == "code" else []
         except SyntaxError as error:
+            place = f"{path}, cell {number}, line {error.lineno}"
             raise InputError(
-                f"{path}, cell {number}, line {error.lineno}: {error.msg} in {str(error.text).strip()[:80]!r}; "
-                "correct the notebook and run again"
+                f"{place}: {error.msg}: {str(error.text).strip()[:80]!r}; correct it and run again"
             ) from error
     files = runs.reached("\n".join(code))
-    parts = frozenset(file.relative_to(PACKAGE).with_suffix("").parts[0] for file in files)
+    parts = frozenset(file.relative_to(runs.code.PACKAGE).with_suffix("").parts[0] for file in files)
     texts = [source for kind, source in cells if kind == "code"]
     return Source(runs.fingerprint(texts, runs.files_fingerprint(files)), runs.fingerprint(cells), parts)
 

@@ -11,8 +11,7 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from chestxai import profiles, runs
-from chestxai.batch.graph import CHAPTERS, NOTEBOOKS, Chapter, Node, Planner, check
+from chestxai.batch.graph import Cell, check
 from chestxai.profiles import Profile
 from chestxai.runs import InputError, MissingError
 
@@ -29,7 +28,7 @@ SHOWN = ("fid", "kid", "classifier_auc", "auc_roc", "pointing_game", "cnr", "mio
 #: A grid of more combinations is refused.
 MOST = 10_000
 # Settings that a grid sets otherwise, or that are only words.
-_NOT_VARIED = ("name", "description", "variants", "seeds")
+_NOT_VARIED = ("name", "description", "seeds")
 
 
 class Grid(BaseModel):
@@ -41,28 +40,6 @@ class Grid(BaseModel):
     variants: tuple[str, ...] | None = Field(None, min_length=1)
     seeds: tuple[int, ...] | None = Field(None, min_length=1)
     settings: dict[str, tuple[Any, ...]] = {}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One combination of settings: a profile with the variants and seeds it is run for."""
-
-    profile: Profile
-    variants: tuple[str, ...]
-    seeds: tuple[int, ...]
-    changes: dict[str, Any] = field(hash=False)  #: the grid's settings with this cell's values
-    path: str = ""  #: what the notebooks load; "" for a profile that ships
-    generated: bool = False  #: whether ``path`` is to be written
-
-    def write(self) -> None:
-        """Write the profile to where the notebooks load it, unless it existed before."""
-        if self.generated:
-            runs.write_atomic(Path(self.path), dump(self.profile))
-
-
-def dump(profile: Profile) -> str:
-    """A profile as YAML, which `profiles.load` reads back."""
-    return yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def load(path: Path, out: Path | None = None) -> list[Cell]:
@@ -82,21 +59,24 @@ def load(path: Path, out: Path | None = None) -> list[Cell]:
     if not path.is_file():
         raise MissingError(f"{path}: there is no such grid file; data/grids holds one to start from")
     try:
-        grid = Grid.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-        base = profiles.load(grid.profile)
-        cells = _cells(grid, base, out)
-        check(base, cells[0].variants, cells[0].seeds)
+        return _cells(Grid.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))), out)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid YAML ({error})") from error
     except ValidationError as error:
-        raise InputError(f"{path}: {profiles.told(error, 'grid')}") from error
+        raise InputError(f"{path}: {profiles.describe_errors(error, 'grid')}") from error
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    return cells
 
 
-def _cells(grid: Grid, base: Profile, out: Path | None) -> list[Cell]:
-    known = dict(_leaves(base.model_dump()))
+def _cells(grid: Grid, out: Path | None) -> list[Cell]:
+    try:
+        base = profiles.load(grid.profile)
+    except InputError as error:
+        raise InputError(f"profile: {error}") from error
+    variants, seeds = grid.variants or tuple(base.variants), grid.seeds or base.seeds
+    check(base, variants, seeds)
+    profile = base.model_copy(update={"variants": {name: base.recipe(name) for name in variants}, "seeds": seeds})
+    known = _leaves(profile.model_dump())
     for key, values in grid.settings.items():
         if key not in known:
             raise InputError(f"settings.{key}: no such setting; there are {', '.join(known)}")
@@ -104,78 +84,53 @@ def _cells(grid: Grid, base: Profile, out: Path | None) -> list[Cell]:
             raise InputError(f"settings.{key}: an empty list of values leaves nothing to run")
     count = math.prod(map(len, grid.settings.values()))
     if count > MOST:
-        raise InputError(f"settings: {count} combinations, at most {MOST} are run; leave out some values")
-    cells = [
-        _cell(grid, base, dict(zip(grid.settings, values, strict=True)), out)
-        for values in itertools.product(*grid.settings.values())
-    ]
+        raise InputError(f"settings: {count} combinations, of which at most {MOST} can be run; list fewer values")
+    cells = []
+    for values in itertools.product(*grid.settings.values()):
+        changed, changes = _change(profile, dict(zip(grid.settings, values, strict=True)))
+        if changed.name == base.name:
+            path = str(Path(grid.profile).resolve()) if grid.profile.endswith((".yaml", ".yml")) else ""
+            cells.append(Cell(base, variants, seeds, path, changes))
+        else:
+            path = str(profiles.profile_folder(changed, out).resolve() / "profile.yaml")
+            cells.append(Cell(changed, variants, seeds, path, changes, generated=True))
     repeated = [name for name, n in Counter(cell.profile.name for cell in cells).items() if n > 1]
     if repeated:
         raise InputError(f"settings: {', '.join(repeated)} is there twice")
     return cells
 
 
-def _cell(grid: Grid, base: Profile, changes: dict[str, Any], out: Path | None) -> Cell:
-    variants, seeds = grid.variants or tuple(base.variants), grid.seeds or base.seeds
-    content, known = base.model_dump(), dict(_leaves(base.model_dump()))
+def _change(profile: Profile, changes: dict[str, Any]) -> tuple[Profile, dict[str, Any]]:
+    """The profile with other settings, named after those that differ; and all of ``changes`` as validated."""
+    content, before = profile.model_dump(), _leaves(profile.model_dump())
     for key, value in changes.items():
-        *sections, last = key.split(".")
+        *sections, last = before[key][0]
         functools.reduce(dict.__getitem__, sections, content)[last] = value
-    profile = Profile.model_validate({**content, "seeds": seeds})
+    changed = Profile.model_validate(content)
+    after = _leaves(changed.model_dump())
     # Compared as validated: 1e-3 and 0.001 are one value.
-    values = dict(_leaves(profile.model_dump()))
-    changes = {key: values[key] for key in changes}
-    differing = {key: value for key, value in sorted(changes.items()) if value != known[key]}
-    if not differing:
-        path = str(Path(grid.profile).resolve()) if grid.profile.endswith((".yaml", ".yml")) else ""
-        return Cell(base, variants, seeds, changes, path)
-    uses = Counter(key.rpartition(".")[2] for key in known)
-    parts = [base.name]
+    differing = {key: after[key][1] for key in sorted(changes) if after[key] != before[key]}
+    uses = Counter(path[-1] for path, _ in before.values() if path[0] != "variants")
+    name = profile.name
     for key, value in differing.items():
-        last = key.rpartition(".")[2]
-        text = re.sub(r"[^A-Za-z0-9._+-]+", "-", str(value)).strip("-")
-        parts.append(f"{last if uses[last] == 1 else key}-{text}")
-    words = ", ".join(f"{key} {value}" for key, value in differing.items())
-    profile = profile.model_copy(
-        update={"name": ".".join(parts).replace("+", ""), "description": f"{base.description}; {words}"}
-    )
-    path = profiles.profile_folder(profile, out).resolve() / "profile.yaml"
-    return Cell(profile, variants, seeds, changes, str(path), generated=True)
+        path, last = before[key][0], before[key][0][-1]
+        text = re.sub(r"[^A-Za-z0-9._-]+", "-", str(value).replace("+", "")).strip("-")
+        short = last if uses[last] == 1 and path[0] != "variants" else key.removeprefix("variants.")
+        name += f".{short}-{text}"
+    words = "; ".join([profile.description, ", ".join(f"{key} {value}" for key, value in differing.items())])
+    update = {"name": name, "description": words} if differing else {}
+    return changed.model_copy(update=update), {key: after[key][1] for key in changes}
 
 
-def _leaves(settings: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(settings: dict[str, Any], path: tuple[str, ...] = ()) -> dict[str, tuple[tuple[str, ...], Any]]:
+    """Dotted name → path and value of every single setting."""
+    leaves: dict[str, tuple[tuple[str, ...], Any]] = {}
     for key, value in settings.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{before}{key}.")
-        elif before or key not in _NOT_VARIED:
-            yield f"{before}{key}", value
-
-
-def plan_grid(
-    cells: Sequence[Cell],
-    *,
-    data: str = "",
-    out: Path | None = None,
-    chapters: Sequence[Chapter] = CHAPTERS,
-    notebooks: Path = NOTEBOOKS,
-) -> list[Node]:
-    """One graph of all cells; long computations that two of them have in common are done once.
-
-    Args:
-        cells: see `load`.
-        data, out, chapters, notebooks: see `chestxai.batch.plan`.
-
-    Raises:
-        InputError: see `chestxai.batch.plan`.
-    """
-    planner = Planner(data, out, chapters, notebooks)
-    return [
-        node
-        for cell in cells
-        for node in planner.plan(
-            cell.profile, cell.variants, cell.seeds, cell.path, f"{cell.profile.name} · " if len(cells) > 1 else ""
-        )
-    ]
+            leaves |= _leaves(value, (*path, key))
+        elif path or key not in _NOT_VARIED:
+            leaves[".".join((*path, key))] = (*path, key), value
+    return leaves
 
 
 def table(cells: Sequence[Cell], done: Collection[Path], path: Path, out: Path | None = None) -> str:

@@ -9,14 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import nbformat
+import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ValidationError
 
 from chestxai import profiles, runs
 from chestxai.batch.execute import execute
-from chestxai.batch.graph import Node
-from chestxai.batch.grid import dump
+from chestxai.batch.graph import Cell, Node, read_notebook
 from chestxai.profiles import Profile
 from chestxai.runs import InputError, MissingError, Run
 
@@ -58,7 +57,7 @@ def replay(record: Path, out: Path | None = None, data: str = "") -> int:
     for path in (run.record_file, kept, run.log_file):
         if not path.is_file():
             raise MissingError(f"{path} is missing: a replay needs a run's run.json, train.csv and {NOTEBOOK}")
-    content = run.record()
+    content, notebook = run.record(), read_notebook(kept)
     lacks = ", ".join(name for name, info in _Record.model_fields.items() if info.is_required() and name not in content)
     if lacks or not content.get("finished"):
         raise InputError(
@@ -68,7 +67,7 @@ def replay(record: Path, out: Path | None = None, data: str = "") -> int:
     try:
         before = _Record.model_validate(content)
     except ValidationError as error:
-        raise InputError(f"{record}: this version cannot repeat it ({profiles.told(error)})") from error
+        raise InputError(f"{record}: this version cannot repeat it ({profiles.describe_errors(error)})") from error
     profile, variant, seed = before.profile, before.variant, before.seed
     if out is None:
         out = profiles.RUNS / "replay" / f"{profile.name}-{variant}-seed-{seed}"
@@ -78,10 +77,14 @@ def replay(record: Path, out: Path | None = None, data: str = "") -> int:
     out = out.resolve()
     for line in _differences(content, runs.record()):
         print(f"  differs    {line}")
-    settings = runs.write_atomic(out / "profile.yaml", dump(profile))
-    source = runs.write_atomic(out / NOTEBOOK, nbformat.writes(stripped(_read(kept))))
+    cell = Cell(profile, [variant], [seed], str(out / "profile.yaml"), generated=True)
+    cell.write()
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell |= {"outputs": [], "execution_count": None}
+    source = runs.write_json(out / NOTEBOOK, notebook)
     root = str(Path(data).resolve()) if data else before.data_root
-    parameters = {"profile": str(settings), "variant": variant, "seed": seed, "data": root, "out": str(out)}
+    parameters = {"profile": cell.path, "variant": variant, "seed": seed, "data": root, "out": str(out)}
     folder = profiles.run_folder(profile, variant, seed, out)
     node = Node(f"replay of {record}", source, folder, parameters, makes=("run.json", "train.csv"))
     print(f"  replaying  {profile.name} · {variant} · seed {seed} in {out}")
@@ -111,26 +114,6 @@ def equal(before: Path, after: Path) -> bool:
     return then == now and not difference
 
 
-def stripped(notebook: Any) -> Any:
-    """An executed notebook as it was before: no outputs, no injected parameters, no metadata of papermill."""
-    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-    for cell in notebook.cells:
-        cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k == "tags"})
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    notebook.metadata = nbformat.from_dict({"kernelspec": notebook.metadata.get("kernelspec", {})})
-    return notebook
-
-
-def _read(path: Path) -> Any:
-    try:
-        notebook = nbformat.read(path, as_version=4)
-        nbformat.validate(notebook)
-    except Exception as error:  # nbformat raises what it meets, AttributeError and KeyError among them
-        raise InputError(f"{path}: damaged or not a notebook ({str(error)[:100]}); it cannot be replayed") from error
-    return notebook
-
-
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """A line for each version, and for whatever else of the place may change a result, that differs."""
     old, new = before.get("versions", {}), now["versions"]
@@ -141,10 +124,10 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def _losses(before: pd.DataFrame, after: pd.DataFrame) -> str:
     """Where two training logs start to differ, or "" if they do not. The duration of the steps does not count."""
-    columns = ["step", "loss", "grad_norm", "lr"]
     if len(before) != len(after):
         return f"{len(before)} steps then, {len(after)} now"
-    for a, b in zip(before[columns].itertuples(), after[columns].itertuples(), strict=True):
-        if a != b:
-            return f"differs from step {a.step} on: loss {a.loss} then, {b.loss} now"
-    return ""
+    a, b = (log.reindex(columns=["step", "loss", "grad_norm", "lr"]) for log in (before, after))
+    rows = np.flatnonzero((a != b).any(axis=1))
+    if not len(rows):
+        return ""
+    return f"differs from step {a.step[rows[0]]} on: loss {a.loss[rows[0]]} then, {b.loss[rows[0]]} now"
