@@ -1,0 +1,319 @@
+"""The graph of the book: which notebook runs for which variant and seed, and what its result depends on.
+
+A node is one execution of one notebook. Its identity names everything its result depends on: the notebook, its
+parameters, the settings, the code it reaches, the data and weights it reads, and the nodes it needs. A node whose
+record holds the same identity is finished and need not run again.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from chestxai import profiles, runs
+from chestxai.profiles import ROOT, Profile
+from chestxai.runs import InputError, MissingError
+
+NOTEBOOKS = ROOT / "notebooks"
+#: What a chapter may read of a data set: splits of the training source, and of the source whose boxes are grounded.
+IMAGES = ("train", "val", "test")
+BOXES = ("boxes train", "boxes val", "boxes test")
+#: Shipped files that no setting names, by the part of the package that reads them.
+SHIPPED = {"fidelity": profiles.DATA / "classifier"}
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A notebook and its place in the graph.
+
+    Nodes that agree in the settings of their ``work`` share the files they ``keep``, so a grid does that work once.
+    """
+
+    name: str  #: file name of the notebook without its ending
+    needs: tuple[str, ...] = ()  #: chapters whose results it reads
+    makes: tuple[str, ...] = ()  #: files it writes into its run's folder (or the profile's), needed by the others
+    each_run: bool = False  #: executed for every variant and seed rather than once
+    gpu: bool = False  #: runs a model, so it should have a GPU where there is one
+    reads: tuple[str, ...] = IMAGES + BOXES  #: splits it reads
+    work: tuple[str, ...] = ()  #: settings that determine its long computations
+    keeps: tuple[str, ...] = ()  #: files and folders these leave; the last one is written when all are complete
+    weight: float = 20.0  #: approximate seconds in the demo, for priorities and the estimate of the time left
+
+
+#: The notebooks of the book, in an order in which they can run.
+# fmt: off
+CHAPTERS = (
+    Chapter("01_reports_and_images", weight=40),
+    Chapter("02_finetuning", each_run=True, gpu=True, makes=("run.json", "train.csv"), reads=("train",), weight=260,
+            work=("base", "data", "finetune"), keeps=("checkpoints", "model", "train.csv", "identity.txt", "run.json")),
+    Chapter("03_attention", needs=("02_finetuning",), each_run=True, gpu=True, makes=("grounding.csv",), reads=BOXES,
+            work=("base", "data", "finetune", "grounding"), keeps=("maps",), weight=90),
+    Chapter("04_localization", needs=("03_attention",), reads=BOXES, weight=25),
+    Chapter("05_fidelity", needs=("02_finetuning",), each_run=True, gpu=True, makes=("fidelity.json",), reads=IMAGES,
+            work=("base", "data", "finetune", "sampling"), keeps=("samples",), weight=150),
+    Chapter("06_tradeoff", needs=("03_attention", "05_fidelity"), makes=("tradeoff.csv",), reads=()),
+    Chapter("07_knowledge", needs=("03_attention", "05_fidelity"), gpu=True, makes=("knowledge.csv",), reads=IMAGES,
+            weight=60),
+)
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Node:
+    """One execution of one notebook."""
+
+    name: str  #: unique label, shown in tables
+    notebook: Path  #: what is executed
+    folder: Path  #: where the executed notebook and its results go
+    parameters: dict[str, Any] = field(hash=False)  #: what papermill injects
+    root: Path = Path()  #: the profile's folder, which one batch at a time has to itself
+    needs: tuple[str, ...] = ()  #: names of the nodes whose results it reads
+    makes: tuple[str, ...] = ()  #: files it writes into ``folder``
+    gpu: bool = False  #: should have a GPU where there is one
+    twin: Node | None = None  #: an earlier node of other settings that does the same long computations
+    keeps: tuple[str, ...] = ()  #: what it takes over from its twin
+    weight: float = 20.0  #: approximate duration
+    identity: str = ""  #: names everything its result depends on
+
+    @property
+    def executed(self) -> Path:
+        """Path of the executed notebook."""
+        return self.folder / self.notebook.name
+
+    @property
+    def record(self) -> Path:
+        """The JSON file that marks the node as finished; written last."""
+        return self.executed.with_suffix(".json")
+
+    @property
+    def failed(self) -> Path:
+        """Path of a failed execution, with its traceback."""
+        return self.executed.with_suffix(".failed.ipynb")
+
+    def finished(self) -> bool:
+        """Whether this very node has run and its results are still there."""
+        try:
+            record = runs.read_json(self.record, dict)
+        except (OSError, InputError):  # no record, or a damaged one: run again
+            return False
+        files = [self.executed, *(self.folder / name for name in self.makes)]
+        return record.get("identity") == self.identity and all(path.is_file() for path in files)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A profile, with the variants and seeds it is run for: one combination of settings of a grid."""
+
+    profile: Profile
+    variants: Sequence[str]  #: names of variants of the profile
+    seeds: Sequence[int]  #: seeds of the fine-tunings
+    path: str = ""  #: what the notebooks load as their profile; default: the profile's name
+    changes: dict[str, Any] = field(default_factory=dict, hash=False)  #: the grid's settings with this cell's values
+    generated: bool = False  #: whether the profile is made here rather than by the user
+
+    def write(self) -> None:
+        """Write a generated profile to where the notebooks load it."""
+        if self.generated:
+            content = self.profile.model_dump(mode="json")
+            runs.write_atomic(Path(self.path), yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def plan(
+    profile: Profile,
+    variants: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    profile_path: str = "",
+    data: str = "",
+    out: Path | None = None,
+    chapters: Sequence[Chapter] = CHAPTERS,
+    notebooks: Path = NOTEBOOKS,
+) -> list[Node]:
+    """The nodes of one profile, in an order in which they can run.
+
+    Args:
+        profile, variants, seeds, profile_path: see `Cell`.
+        data, out, chapters, notebooks: see `plan_grid`.
+
+    Raises:
+        InputError: see `plan_grid`.
+    """
+    cell = Cell(profile, variants, seeds, profile_path)
+    return plan_grid([cell], data=data, out=out, chapters=chapters, notebooks=notebooks)
+
+
+def plan_grid(
+    cells: Sequence[Cell],
+    *,
+    data: str = "",
+    out: Path | None = None,
+    chapters: Sequence[Chapter] = CHAPTERS,
+    notebooks: Path = NOTEBOOKS,
+) -> list[Node]:
+    """One graph of several profiles; long computations that two of them have in common are done once.
+
+    Args:
+        cells: the profiles.
+        data: folder with one sub-folder per source; phantoms need none.
+        out: root of the runs; default: ``runs/``.
+        chapters: the notebooks and what they need.
+        notebooks: folder of the notebooks.
+
+    Raises:
+        InputError: an unknown or repeated variant or seed; a notebook that is missing or cannot be parsed; a need that
+            is not among the chapters before; data that are missing or unusable, see `profiles.check_data`.
+    """
+    sources = _sources(chapters, notebooks)
+    content, studies, twins = functools.cache(_content), {}, {}
+    nodes: dict[str, Node] = {}
+    results: dict[str, str] = {}  # identities without the text around the code, on which no other node depends
+    for cell in cells:
+        check(cell.profile, cell.variants, cell.seeds)
+        prefix = f"{cell.profile.name} · " if len(cells) > 1 else ""
+        places = {"profile": cell.path or cell.profile.name, "data": data, "out": str(out or "")}
+        # Variants and seeds are parameters: one more of them changes nothing for the others.
+        settings = cell.profile.model_dump(exclude={"description", "variants", "seeds"})
+        splits = profiles.check_data(cell.profile, data, studies)
+        root = profiles.profile_folder(cell.profile, out)
+        executions: dict[str, list[str]] = {}
+        for chapter, source in zip(chapters, sources, strict=True):
+            inputs = {split: splits[split] for split in chapter.reads if split in splits}
+            shared = source.code, settings, inputs, _weights(cell.profile, source.parts, content)
+            executions[chapter.name] = []
+            for suffix, folder, own, recipe in _executions(chapter, cell, root):
+                name = f"{prefix}{chapter.name}{suffix}"
+                needs: list[str] = []
+                for need in chapter.needs:
+                    same = f"{prefix}{need}{suffix}"
+                    needs += [same] if same in nodes else executions[need]
+                results[name] = runs.fingerprint(shared, own, recipe, [results[need] for need in needs])
+                work = runs.fingerprint(chapter.name, own, recipe, [settings[key] for key in chapter.work])
+                nodes[name] = Node(
+                    name, notebooks / f"{chapter.name}.ipynb", folder, {**places, **own}, root, tuple(needs),
+                    chapter.makes, chapter.gpu, twins.get(work), chapter.keeps, chapter.weight,
+                    identity=runs.fingerprint(results[name], source.page),
+                )  # fmt: skip
+                if chapter.work:
+                    twins.setdefault(work, nodes[name])
+                executions[chapter.name].append(name)
+    return list(nodes.values())
+
+
+def _sources(chapters: Sequence[Chapter], notebooks: Path) -> list[Source]:
+    for i, chapter in enumerate(chapters):
+        missing = set(chapter.needs) - {before.name for before in chapters[:i]}
+        if missing:
+            raise InputError(f"chapter {chapter.name} needs {min(missing)}, which is not among the chapters before it")
+    return [read_source(notebooks / f"{chapter.name}.ipynb") for chapter in chapters]
+
+
+def _executions(chapter: Chapter, cell: Cell, root: Path) -> Iterator[tuple[str, Path, dict[str, Any], Any]]:
+    """For each execution: end of its name, folder, parameters, recipe."""
+    if not chapter.each_run:
+        yield "", root, {"variants": list(cell.variants), "seeds": list(cell.seeds)}, None
+        return
+    for seed, variant in itertools.product(cell.seeds, cell.variants):
+        folder = profiles.run_folder(cell.profile, variant, seed, root.parent)
+        recipe = cell.profile.recipe(variant).model_dump()
+        yield f" · {variant} · seed {seed}", folder, {"variant": variant, "seed": seed}, recipe
+
+
+def _weights(profile: Profile, parts: frozenset[str], content: Callable[..., str]) -> list[str]:
+    """Fingerprints of the base model and the shipped files that ``parts`` of the package load."""
+    files = [content(folder) for name, folder in SHIPPED.items() if name in parts]
+    if "models" in parts:
+        folder = profiles.DATA / "tiny" if profile.base == "tiny" else Path(profile.base)
+        # A model on the hub is identified by its name.
+        files.append(content(folder, (".safetensors", ".json", ".txt")) if folder.is_dir() else profile.base)
+    return files
+
+
+def check(profile: Profile, variants: Sequence[str], seeds: Sequence[int]) -> None:
+    """Refuse variants that the profile does not have, and variants or seeds that are repeated or missing."""
+    for name in variants:
+        profile.recipe(name)
+    for what, values in (("variants", variants), ("seeds", seeds)):
+        repeated = [str(value) for value, count in Counter(list(values)).items() if count > 1]
+        if repeated or not values:
+            raise InputError(f"{what}: {repeated[0] + ' is there twice' if repeated else 'there must be at least one'}")
+    if min(seeds) < 0:
+        raise InputError(f"seeds: {min(seeds)} is negative; seeds are 0 or greater")
+
+
+def _content(folder: Path, endings: tuple[str, ...] = ("",)) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name.endswith(endings))
+    return runs.fingerprint([(path.relative_to(folder).as_posix(), runs.sha256(path)) for path in files])
+
+
+class Source(NamedTuple):
+    """A notebook as it is written."""
+
+    code: str  #: fingerprint of its code cells and of the package code they reach
+    page: str  #: fingerprint of all its cells
+    parts: frozenset[str]  #: modules and packages of ``chestxai`` that it reaches, such as "fidelity"
+
+
+def read_notebook(path: Path) -> dict[str, Any]:
+    """A notebook as JSON, the source of each cell as one text; importing nbformat would take a second.
+
+    Raises:
+        InputError: the file is damaged or not a notebook.
+    """
+    notebook = runs.read_json(path, dict)
+    try:
+        for cell in notebook["cells"]:
+            cell |= {"cell_type": cell["cell_type"], "source": "".join(cell["source"])}
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged or not a notebook") from error
+    return notebook
+
+
+def read_source(path: Path) -> Source:
+    """The identity of a notebook and of the code it reaches.
+
+    Raises:
+        MissingError: there is no such notebook.
+        InputError: it is damaged, or a cell is not valid Python; names the cell and the line.
+    """
+    if not path.is_file():
+        raise MissingError(f"{path} is missing: make it with 'make notebooks' (jupytext --sync)")
+    cells = [(cell["cell_type"], cell["source"]) for cell in read_notebook(path)["cells"]]
+    code = []
+    for number, (kind, source) in enumerate(cells, start=1):
+        try:
+            code += [_python(source)] if kind == "code" else []
+        except SyntaxError as error:
+            place = f"{path}, cell {number}, line {error.lineno}"
+            raise InputError(
+                f"{place}: {error.msg}: {str(error.text).strip()[:80]!r}; correct it and run again"
+            ) from error
+    files = runs.reached("\n".join(code))
+    parts = frozenset(file.relative_to(runs.code.PACKAGE).with_suffix("").parts[0] for file in files)
+    texts = [source for kind, source in cells if kind == "code"]
+    return Source(runs.fingerprint(texts, runs.files_fingerprint(files)), runs.fingerprint(cells), parts)
+
+
+def _python(source: str) -> str:
+    """A cell as plain Python: magics and shell commands (``%time``, ``!ls``, ``print?``) as IPython calls them."""
+    with suppress(SyntaxError):
+        ast.parse(source)
+        return source
+    if source.lstrip().startswith("%%"):
+        # The body of some cell magics is Python (%%time), of others not (%%bash).
+        with suppress(SyntaxError):
+            return _python(source.lstrip().partition("\n")[2])
+        return ""
+    from IPython.core.inputtransformer2 import TransformerManager  # here, as few notebooks need it
+
+    code = TransformerManager().transform_cell(source)
+    ast.parse(code)
+    return code
