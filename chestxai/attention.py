@@ -2,9 +2,9 @@
 
 What is measured is the probability ``softmax(q kᵀ / √d)`` that an image position gives to the tokens of a phrase
 (Rombach et al. 2022, section 3.3; Dombrowski et al. 2024 read the same quantity). The layer's own output still comes
-from the processor that was there, fused kernel included, so the denoised result does not change; queries and keys are
-read off its projections, and only running sums over the wanted tokens are kept: one for all passes, or one for each
-span of timesteps. Memory does not grow with the number of passes.
+from its processor, fused kernel included, so the denoised result does not change. Queries and keys are read off the
+layer's projections, and only running sums over the wanted tokens are kept: one for all passes, or one for each span of
+timesteps. Memory does not grow with the number of passes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
+
+from chestxai.runs import InputError
 
 Heads = Literal["mean", "keep"]
 Times = Literal["mean", "keep"] | Sequence[int]
@@ -40,7 +42,7 @@ def cross_attention_layers(unet: UNet2DConditionModel) -> dict[str, Attention]:
 
 
 def select_layers(unet: UNet2DConditionModel, layers: Layers = "all") -> list[str]:
-    """Names of the cross-attention layers that ``layers`` stands for.
+    """Names of the cross-attention layers that ``layers`` selects.
 
     Args:
         unet: any diffusers U-Net.
@@ -52,15 +54,15 @@ def select_layers(unet: UNet2DConditionModel, layers: Layers = "all") -> list[st
     """
     known = cross_attention_layers(unet)
     if not known:
-        raise ValueError(f"this {type(unet).__name__} has no cross-attention: it is not conditioned on text")
+        raise InputError(f"this {type(unet).__name__} has no cross-attention: it is not conditioned on text")
     sides = {name: _side(unet, name) for name in known}
     chosen: set[str] = set()
     for wanted in [layers] if isinstance(layers, (str, int)) else layers:
         part = {"down": "down_blocks.", "mid": "mid_block.", "up": "up_blocks.", "all": ""}.get(wanted)
         found = [n for n in known if wanted in (n, sides[n]) or (part is not None and n.startswith(part))]
         if not found:
-            raise ValueError(
-                f"no cross-attention layer {wanted!r}; say all, down, mid, up, a resolution "
+            raise InputError(
+                f"no cross-attention layer {wanted!r}; use all, down, mid, up, a resolution "
                 f"({', '.join(map(str, sorted(set(sides.values()))))}), or one of {', '.join(known)}"
             )
         chosen.update(found)
@@ -79,14 +81,14 @@ def _side(unet: UNet2DConditionModel, name: str) -> int:
 
 
 class _Stop(Exception):
-    """Leaves a U-Net from within, once all that was wanted of it has been read."""
+    """Leaves a U-Net from within, once everything wanted has been read."""
 
 
 class Capture:
     """Running sums of attention; made by `capture`.
 
-    A *slot* is one map to be averaged: the rows of a batch that belong to one phrase, whatever their timestep or noise,
-    are added to the same slot. `rows` says which row goes where.
+    A *slot* is one averaged map: all rows of a batch that belong to one phrase, whatever their timestep or noise, are
+    added to the same slot. `rows` assigns rows to slots.
 
     Attributes:
         groups: names of the token groups, the second axis of the maps.
@@ -119,7 +121,12 @@ class Capture:
         self._stops = False
 
     def run(self, *arguments: Any, **options: Any) -> None:
-        """Run the U-Net on these arguments as far as the last layer that is read, where its output is not wanted."""
+        """Run the U-Net up to the last layer that is read, for when its output is not wanted.
+
+        Args:
+            arguments: of the U-Net.
+            options: its keyword arguments.
+        """
         self._stops = True
         try:
             with suppress(_Stop):
@@ -128,7 +135,7 @@ class Capture:
             self._stops = False
 
     def rows(self, slots: Sequence[int] | Tensor) -> None:
-        """Say to which slot each row of the next passes' batch belongs; -1 leaves a row out.
+        """Assign each row of the next passes' batch to a slot; -1 leaves a row out.
 
         Needed unless the batch has one row for each slot, in order. With classifier-free guidance the batch holds the
         unconditional rows first: give them -1.
@@ -138,17 +145,17 @@ class Capture:
         """
         rows = torch.as_tensor(slots, dtype=torch.long)
         if rows.ndim != 1 or (rows.numel() and (int(rows.max()) >= self.slots or int(rows.min()) < -1)):
-            raise ValueError(f"slots must be a list of -1 … {self.slots - 1}, got {rows.tolist()}")
+            raise InputError(f"slots must be a list of -1 … {self.slots - 1}, got {rows.tolist()}")
         self._rows = rows
 
     def maps(self) -> dict[str, Tensor]:
         """Mean probability by layer: float32 ``([times,] slots, groups, [heads,] h, w)``.
 
-        The axis of times is there unless they are averaged, that of heads if they are kept. A group's value is the mean
-        over its tokens. What no row was given to, and a group that a slot does not have, is NaN.
+        The axis of times exists unless they are averaged, that of heads if they are kept. A group's value is the mean
+        over its tokens. A slot without any row, and a group that a slot does not have, are NaN.
         """
         if not self._sums:
-            raise ValueError("nothing was captured: call the U-Net inside the 'with capture(...)' block first")
+            raise InputError("nothing was captured: call the U-Net inside the 'with capture(...)' block first")
         maps = {n: self._sums[n] / self._counts[n].view(-1, *[1] * (self._sums[n].ndim - 1)) for n in self.names}
         if self.times is None:
             return maps
@@ -171,25 +178,17 @@ class Capture:
         b, positions, inner = query.shape
         rows = torch.arange(self.slots) if self._rows is None else self._rows
         if len(rows) != b:
-            raise ValueError(
+            raise InputError(
                 f"the U-Net ran on a batch of {b}, the capture expects {len(rows)}: "
                 "call rows() with a slot for each row"
             )
         length = key.shape[1]
         if self.weights.shape[-1] > length and self.weights[..., length:].any():
             last = int(self.weights.any(dim=0).any(dim=0).nonzero().max())
-            raise ValueError(f"token position {last} is past the end of the text, which has {length} tokens")
+            raise InputError(f"token position {last} is past the end of the text, which has {length} tokens")
         weights = F.pad(self.weights, (0, max(0, length - self.weights.shape[-1])))[..., :length].to(query.device)
         heads, depth = attn.heads, inner // attn.heads
-        q = query.view(b, positions, heads, depth).transpose(1, 2)
-        k = key.view(b, length, heads, depth).transpose(1, 2)
-        if attn.norm_q is not None:
-            q = attn.norm_q(q)
-        if attn.norm_k is not None:
-            k = attn.norm_k(k)
-        if mask is not None:
-            # The same for every position, as texts are masked.
-            mask = attn.prepare_attention_mask(mask, length, b).view(b, heads, 1, length).float()
+        q, k, mask = _by_head(attn, query, key, mask)
         grid = _grid(positions, self._latents)
         keep = (self.heads == "keep") * heads
         shape = (weights.shape[1], *([keep] if keep else []), *grid)
@@ -198,13 +197,7 @@ class Capture:
         places = rows
         if self._spans is not None:
             wanted, places = wanted & (self._spans >= 0), rows + self._spans * self.slots
-        room = self.slots * (1 if self.times is None else len(self.times))
-        missing = room - len(self._sums.get(name, ()))
-        if missing:
-            start = [self._sums[name]] if name in self._sums else []
-            self._sums[name] = torch.cat([*start, torch.zeros(missing, *shape, device=query.device)])
-            start = [self._counts[name]] if name in self._counts else []
-            self._counts[name] = torch.cat([*start, torch.zeros(missing, device=query.device)])
+        self._make_room(name, shape, query.device)
         block = max(1, _BUDGET // (heads * length))  # positions at once; of short maps, several rows
         for part in torch.nonzero(wanted)[:, 0].split(max(1, block // positions)):
             slots, place, part = (x.to(query.device) for x in (rows[part], places[part], part))
@@ -225,8 +218,17 @@ class Capture:
         if self._stops and name == self.names[-1]:
             raise _Stop
 
+    def _make_room(self, name: str, shape: Sequence[int], device: torch.device) -> None:
+        """Zeros for all slots at all times that have occurred."""
+        room = self.slots * (1 if self.times is None else len(self.times))
+        for kept, tail in ((self._sums, shape), (self._counts, ())):
+            missing = room - len(kept.get(name, ()))
+            if missing:
+                start = [kept[name]] if name in kept else []
+                kept[name] = torch.cat([*start, torch.zeros(missing, *tail, device=device)])
+
     def _enter(self, sample: Tensor, timestep: Tensor | float) -> None:
-        """Before each pass: what its maps' shape and timesteps will be."""
+        """Note shape and timesteps before each pass."""
         self._latents = (int(sample.shape[-2]), int(sample.shape[-1]))
         if self.times is None:
             return
@@ -251,8 +253,8 @@ def capture(
 ) -> Iterator[Capture]:
     """Record the cross-attention to some tokens while ``unet`` runs inside the block.
 
-    Any diffusers U-Net with stock processors, any text length, resolution, head count and dtype. Captures nest, and
-    what was there before is restored on leaving, also after an exception.
+    Works with any diffusers U-Net with stock processors, any text length, resolution, head count and dtype. Captures
+    nest; the processors are restored on leaving, also after an exception.
 
     Args:
         unet: the denoiser.
@@ -275,10 +277,10 @@ def capture(
         torch.Size([1, 1, 16, 16])
     """
     if heads not in ("mean", "keep"):
-        raise ValueError(f"heads must be 'mean' or 'keep', not {heads!r}")
+        raise InputError(f"heads must be 'mean' or 'keep', not {heads!r}")
     edges = [] if isinstance(times, str) else list(times)
     if times not in ("mean", "keep") and (len(edges) < 2 or sorted(set(edges)) != edges):
-        raise ValueError(f"times must be 'mean', 'keep' or at least two rising edges, not {times!r}")
+        raise InputError(f"times must be 'mean', 'keep' or at least two rising edges, not {times!r}")
     names = select_layers(unet, layers)
     known = cross_attention_layers(unet)
     slots = [tokens] if isinstance(tokens, Mapping) else tokens
@@ -287,7 +289,7 @@ def capture(
     weights = _weights(slots, groups)
     for name in names:
         if not isinstance(known[name].processor, _SUPPORTED):
-            raise ValueError(
+            raise InputError(
                 f"cannot read layer {name}: its processor {type(known[name].processor).__name__} is not supported; "
                 "call unet.set_default_attn_processor() first"
             )
@@ -307,7 +309,7 @@ def capture(
 
 
 class _Recorder:
-    """Runs the processor that was there and reads queries and keys off its projections."""
+    """Runs the layer's own processor and reads queries and keys off its projections."""
 
     def __init__(self, seen: Capture, name: str, processor: Any) -> None:
         self.seen, self.name, self.processor = seen, name, processor
@@ -335,21 +337,35 @@ _SUPPORTED = (AttnProcessor, AttnProcessor2_0, _Recorder)
 
 
 def resize(maps: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Bilinear, half-pixel centres: ``(..., h, w)`` to ``(..., *shape)``."""
+    """Resize ``maps`` ``(..., h, w)`` to ``(..., *shape)``: bilinear, half-pixel centres."""
     if tuple(maps.shape[-2:]) == tuple(shape):
         return maps
     flat = maps.reshape(1, -1, *maps.shape[-2:])
     return F.interpolate(flat, shape, mode="bilinear", align_corners=False).reshape(*maps.shape[:-2], *shape)
 
 
+def _by_head(
+    attn: Attention, query: Tensor, key: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Queries and keys ``(rows, heads, n, depth)``, normalised as the layer does, and the additive mask."""
+    (b, length, inner), heads = key.shape, attn.heads
+    q, k = (x.view(b, x.shape[1], heads, inner // heads).transpose(1, 2) for x in (query, key))
+    q = q if attn.norm_q is None else attn.norm_q(q)
+    k = k if attn.norm_k is None else attn.norm_k(k)
+    if mask is not None:
+        # The same for every position, as texts are masked.
+        mask = attn.prepare_attention_mask(mask, length, b).view(b, heads, 1, length).float()
+    return q, k, mask
+
+
 def _weights(slots: Sequence[Mapping[str, Sequence[int]]], groups: Sequence[str]) -> Tensor:
     """Averaging weights float32 ``(slots, groups, length)``; NaN where a slot has no such group."""
     if not slots or not groups:
-        raise ValueError("no tokens to read: give the positions of at least one phrase")
+        raise InputError("no tokens to read: give the positions of at least one phrase")
     for number, slot in enumerate(slots):
         for positions in slot.values():
             if not len(positions) or min(positions) < 0:
-                raise ValueError(f"slot {number}: token positions must be a non-empty list of 0, 1, …; got {positions}")
+                raise InputError(f"slot {number}: token positions must be a non-empty list of 0, 1, …; got {positions}")
     length = 1 + max(max(positions) for slot in slots for positions in slot.values())
     weights = torch.zeros(len(slots), len(groups), length)
     for i, slot in enumerate(slots):
@@ -369,4 +385,4 @@ def _grid(positions: int, latents: tuple[int, int]) -> tuple[int, int]:
             break
         # A stride-two convolution with padding one rounds up.
         height, width = math.ceil(height / 2), math.ceil(width / 2)
-    raise ValueError(f"an attention map of {positions} positions does not fit latents of {latents[0]} × {latents[1]}")
+    raise InputError(f"an attention map of {positions} positions does not fit latents of {latents[0]} × {latents[1]}")
