@@ -341,7 +341,7 @@ def test_layers_are_selected_by_the_resolution_of_their_maps(unet):
     for side in (4, 8):
         assert select_layers(unet, side) == [name for name, found in sides.items() if found == side]
     assert select_layers(unet, [8, "mid"]) == [n for n, side in sides.items() if side == 8 or n.startswith("mid")]
-    with pytest.raises(ValueError, match=r"no cross-attention layer 16; say .* a resolution \(4, 8\)"):
+    with pytest.raises(ValueError, match=r"no cross-attention layer 16; use .* a resolution \(4, 8\)"):
         select_layers(unet, 16)
 
 

@@ -435,7 +435,7 @@ def train_on_two(how: str, *together: dict[str, Any]) -> None:
         wait(process, 240)
 
 
-def wait(process, timeout: float = 60) -> None:
+def wait(process, timeout: float = 240) -> None:
     process.join(timeout)
     if process.exitcode is None:
         process.kill()
