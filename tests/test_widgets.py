@@ -17,6 +17,10 @@ def pixels(browser: widgets.Browser) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(browser.picture.value)))
 
 
+def drawn(image: np.ndarray, heatmap: np.ndarray | None = None, size: int = 64) -> np.ndarray:
+    return np.asarray(plots.draw(plots.Picture(image, heatmap), size))
+
+
 @pytest.fixture
 def explored() -> dict:
     rng = np.random.default_rng(0)
@@ -36,14 +40,14 @@ def test_attention_explorer_draws_what_is_chosen(explored: dict):
     assert [name for name, _ in controls["phrase"].options] == ["effusion", "edema <mild>"]
     assert [name for name, _ in controls["layer"].options] == ["all layers", "down", "up"]
     image, maps = explored["images"], explored["heatmaps"]
-    assert (pixels(browser) == plots.compose(image[0], maps[0].mean(axis=(0, 1)), size=64)).all()
+    assert (pixels(browser) == drawn(image[0], maps[0].mean(axis=(0, 1)))).all()
     controls["phrase"].value = 1
     controls["layer"].value = 2
     controls["timestep"].value = 3
-    assert (pixels(browser) == plots.compose(image[1], maps[1, 1, 2], size=64)).all()
+    assert (pixels(browser) == drawn(image[1], maps[1, 1, 2])).all()
     assert "edema &lt;mild&gt;" in browser.text.value
     controls["study"].value = "study b"
-    assert (pixels(browser) == plots.compose(image[2], maps[2, 1, 2], size=64)).all()  # layer and timestep stay
+    assert (pixels(browser) == drawn(image[2], maps[2, 1, 2])).all()  # layer and timestep stay
     assert "pneumonia" in browser.text.value
 
 
@@ -84,7 +88,7 @@ def studies() -> list[Study]:
 def test_study_browser_shows_image_places_and_words(studies: list[Study]):
     browser = widgets.study_browser(studies, size=96)
     assert [value for _, value in browser.controls["finding"].options] == ["any", "Edema", "no finding"]
-    assert (pixels(browser) == plots.compose(plots.targets(studies[0], 96)[0], size=96)).all()
+    assert (pixels(browser) == drawn(plots.study_picture(studies[0], 96).image, size=96)).all()
     assert "Normal &amp; clear, <i>no pneumothorax</i>." in browser.text.value
     browser.controls["finding"].value = "Edema"
     assert browser.controls["study"].value == 1
