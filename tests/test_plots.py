@@ -648,7 +648,9 @@ def test_every_variant_has_a_look_of_its_own():
     assert list(styles) == names
     assert len(set(styles.values())) == len({style[:2] for style in styles.values()}) == len(names)
     assert {name: styles[name].color for name in plots.VARIANTS} == plots.VARIANTS
-    assert not {style.color for name, style in styles.items() if name not in plots.VARIANTS} & {*plots.VARIANTS.values()}
+    assert not {style.color for name, style in styles.items() if name not in plots.VARIANTS} & {
+        *plots.VARIANTS.values()
+    }
     assert plots.variant_style(["lora:4"])["lora:4"] == plots.variant_style(["frozen", "lora:4"])["lora:4"]
 
 
@@ -697,5 +699,10 @@ def test_px_charts_take_the_styles_of_the_book():
     table = pd.DataFrame({"x": [0, 1] * 2, "y": [0, 1] * 2, "who": ["lora:4", "lora:4", "frozen", "frozen"]})
     styles = plots.variant_style(["frozen", "lora:4"])
     first, second = px.line(table, x="x", y="y", markers=True, **plots.express_options(styles, "who")).data
-    assert (first.name, first.line.color, first.line.dash, first.marker.symbol) == ("frozen", "#0072B2", "solid", "circle")
+    assert (first.name, first.line.color, first.line.dash, first.marker.symbol) == (
+        "frozen",
+        "#0072B2",
+        "solid",
+        "circle",
+    )
     assert (second.line.color, second.marker.symbol, second.line.dash) == styles["lora:4"]

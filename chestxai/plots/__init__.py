@@ -1,35 +1,33 @@
 """Figures of the book: plotly, small, readable on the published page without touching anything.
 
-- `pictures`: radiographs with heatmaps and outlines, alone or in a grid.
-- `charts`: tables of numbers, distributions, curves.
-- `comparisons`: variants beside one another: forest charts and the trade-off plane.
-- `explorers`: figures with controls that need no kernel. `chestxai.widgets` has their counterparts with one.
-- `style`: colours, markers and dashes of variants, the template, and how notebooks show figures.
-
-Figures that compare variants take any number of them, the reference one first.
+`pictures` and `grids`: radiographs with heatmaps and outlines. `charts`: tables of numbers, distributions, curves.
+`comparisons`: forest charts and the trade-off plane, for any number of variants, the reference one first.
+`explorers`: figures with controls that need no kernel (`chestxai.widgets` has those that do). `style`: what all share.
 """
 
+# ruff: noqa: F401
 from chestxai.plots.charts import cooccurrence, histogram, layer_time, score_by_size, training_curves
 from chestxai.plots.comparisons import METRICS, paired, scores_by_finding, tradeoff
-from chestxai.plots.explorers import explored, explorer_static, highlights, report_html, study_static
+from chestxai.plots.explorers import (
+    explored,
+    explorer_static,
+    highlights,
+    picture_html,
+    report_html,
+    study_html,
+    study_static,
+)
+from chestxai.plots.grids import grid, images, overlay, overlay_grid, overlays, study_sheet
 from chestxai.plots.pictures import (
     OPACITY,
-    Layout,
-    Outline,
     Picture,
     Scale,
+    as_pictures,
     contact_sheet,
     draw,
-    grid,
-    images,
     normalize,
     outline,
-    overlay,
-    overlay_grid,
-    overlays,
-    as_pictures,
     study_picture,
-    study_sheet,
 )
 from chestxai.plots.style import (
     COLORS,
@@ -40,10 +38,7 @@ from chestxai.plots.style import (
     WIDTH,
     Style,
     express_options,
-    on_white,
     setup,
     variant_style,
     write_plotlyjs,
 )
-
-__all__ = [name for name in dir() if not name.startswith("_") and name not in ("charts", "comparisons", "explorers", "style")]

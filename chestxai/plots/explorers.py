@@ -14,21 +14,9 @@ import numpy as np
 import plotly.graph_objects as go
 from IPython.display import HTML
 
-from chestxai.plots.pictures import (
-    Images,
-    Layout,
-    Masks,
-    Picture,
-    Scale,
-    enlarged,
-    grid,
-    normalize,
-    note,
-    as_pictures,
-    draw,
-    study_picture,
-)
-from chestxai.plots.style import FINDING_COLORS, INK, MENU, MUTED, WIDTH, chooser, on_white, wrapped
+from chestxai.plots.grids import Layout, grid, note
+from chestxai.plots.pictures import Images, Masks, Picture, Scale, as_pictures, draw, enlarged, normalize, study_picture
+from chestxai.plots.style import FINDING_COLORS, INK, MENU, MUTED, WIDTH, chooser, wrapped
 from chestxai.runs import InputError
 from chestxai.studies import Finding, Study
 
@@ -44,20 +32,18 @@ def explored(
     layers: Sequence[str],
     timesteps: Sequence[int],
     masks: Masks = None,
-    means: bool = True,
 ) -> tuple[list[Picture], Maps, list[str], list[str]]:
-    """Check the arguments of an explorer, and add the means over layers and over timesteps, first.
+    """Check the arguments of an explorer, and put the means over layers and over timesteps first.
 
     Args:
         images: uint8 ``(n, H, W)``; one entry per phrase, so a study with two phrases comes twice.
         heatmaps: Float ``(n, layers, timesteps, h, w)``; or a function of entry, layer and timestep (counted from 0)
-            that makes one map ``(h, w)``, for which there are no means.
+            that makes one map ``(h, w)``; then there are no means.
         titles: Names of the studies.
         phrases: The phrases that are grounded.
         layers: Names of the layers.
         timesteps: The timesteps.
         masks: Per entry the target to outline, or None.
-        means: Add means of an array, of the values before they are scaled.
 
     Returns:
         Pictures without heatmaps; the function of entry, layer and timestep; names of layers; names of timesteps.
@@ -73,9 +59,9 @@ def explored(
     if maps.ndim != 5 or maps.shape[:3] != (n, len(names), len(times)):
         expected = f"({n} images, {len(names)} layers, {len(times)} timesteps, h, w)"
         raise InputError(f"heatmaps are {maps.shape}, expected {expected}")
-    if means and len(names) > 1:
+    if len(names) > 1:
         maps, names = np.concatenate([maps.mean(axis=1, keepdims=True), maps], axis=1), ["all layers", *names]
-    if means and len(times) > 1:
+    if len(times) > 1:
         maps, times = np.concatenate([maps.mean(axis=2, keepdims=True), maps], axis=2), ["all", *times]
     return shown, lambda i, layer, t: maps[i, layer, t], names, times
 
@@ -88,7 +74,6 @@ def explorer_static(
     layers: Sequence[str],
     timesteps: Sequence[int],
     masks: Masks = None,
-    means: bool = True,
 ) -> go.Figure:
     """Choose study and phrase, layer and timestep, and see where the model looks: works on a page without a kernel.
 
@@ -96,9 +81,9 @@ def explorer_static(
     so every combination is there and each map is stored once, scaled by its own minimum and maximum.
 
     Args:
-        images, heatmaps, titles, phrases, layers, timesteps, masks, means: As in `explored`.
+        images, heatmaps, titles, phrases, layers, timesteps, masks: As in `explored`.
     """
-    shown, map_of, names, times = explored(images, heatmaps, titles, phrases, layers, timesteps, masks, means)
+    shown, map_of, names, times = explored(images, heatmaps, titles, phrases, layers, timesteps, masks)
     figures = []
     for i, (picture, title, phrase) in enumerate(zip(shown, titles, phrases, strict=True)):
         tiles = [[enlarged(normalize(map_of(i, k, t)), 32) for t in range(len(times))] for k in range(len(names))]
@@ -108,7 +93,9 @@ def explorer_static(
     fig = chooser(figures, x=1, y=1 - 20 / plot, yanchor="top", pad={"l": 28})
     depth = [_choice(name, "yaxis2", [(k + 1) * (h + 2) - 1, k * (h + 2) + 1]) for k, name in enumerate(names)]
     steps = [_choice(time, "xaxis2", [t * (w + 2) + 1, (t + 1) * (w + 2) - 1]) for t, time in enumerate(times)]
-    fig.update_layout(xaxis2_range=steps[0]["args"][0]["xaxis2.range"], yaxis2_range=depth[0]["args"][0]["yaxis2.range"])
+    fig.update_layout(
+        xaxis2_range=steps[0]["args"][0]["xaxis2.range"], yaxis2_range=depth[0]["args"][0]["yaxis2.range"]
+    )
     if len(depth) > 1:
         look = MENU | {"x": 1, "y": 1 - 84 / plot, "yanchor": "top", "pad": {"l": 28}}
         fig.update_layout(updatemenus=[*fig.layout.updatemenus, look | {"buttons": depth}])
@@ -142,7 +129,12 @@ def _explorer(picture: Picture, tiles: list[list[np.ndarray]], title: str, phras
     bar.marker.colorbar.title.update(text="attention, min–max per map", side="top")
     room, margin = WIDTH - _SIDE - 28, {"t": 8, "r": WIDTH - _SIDE, "b": 112}
     words = f"“{wrapped(phrase, room, 14)[0]}”<br><span style='color:{MUTED}'>{wrapped(title, room, 14)[0]}</span>"
-    texts = {0: "<b>Study and phrase</b>", 64: "<b>Cross-attention layer</b>", 132: "<b>Grounded phrase</b>", 152: words}
+    texts = {
+        0: "<b>Study and phrase</b>",
+        64: "<b>Cross-attention layer</b>",
+        132: "<b>Grounded phrase</b>",
+        152: words,
+    }
     notes = [note(text, x=1, xshift=28, yshift=-y, font={"size": 13}) for y, text in texts.items()]
     notes.append(note("white outline: the finding’s true place", x=1, y=0, xshift=28, yanchor="bottom"))
     height = fig.layout.height - fig.layout.margin.t - fig.layout.margin.b + 120
@@ -182,16 +174,46 @@ def report_html(study: Study, marks: bool = True) -> str:
     parts = []
     for text, findings in highlights(study.report.strip(), study.findings if marks else ()):
         text, present = html.escape(text).replace("\n", "<br>"), [f.name for f in findings if f.present]
-        color = on_white(FINDING_COLORS.get(present[0], INK)) if present else ""
+        color = FINDING_COLORS.get(present[0], INK).replace("#FFFFFF", "#999999") if present else ""
         style = f"background:{color}33;border-bottom:3px solid {color};padding:0 2px"
         names = html.escape(", ".join(dict.fromkeys(present)))
         marked = f'<span style="{style}" title="{names}">{text}</span>' if present else f"<i>{text}</i>"
         parts.append(marked if findings else text)
-    return f"<p style='line-height:1.6'>{''.join(parts)}</p>"
+    return f"<p>{''.join(parts)}</p>"
+
+
+def picture_html(picture: Picture, text: str, alt: str, size: int) -> str:
+    """A picture with text beside it, or below it on a narrow screen; needs no script.
+
+    Args:
+        picture: What to draw.
+        text: HTML.
+        alt: What the picture shows, in plain words.
+        size: Width in pixels of the picture.
+    """
+    buffer = io.BytesIO()
+    draw(picture, size).save(buffer, "jpeg", quality=88)
+    uri = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    image = f"<img alt='{html.escape(alt)}' width={size} style='max-width:100%;height:auto' src='{uri}'>"
+    row = "display:flex;flex-wrap:wrap;gap:20px;margin:8px 0;line-height:1.5"
+    return f"<div style='{row}'>{image}<div style='flex:1 1 240px;max-width:420px'>{text}</div></div>"
+
+
+def study_html(study: Study, size: int = 360, marks: bool = True) -> str:
+    """A study's image with the findings outlined, beside its report with their words marked.
+
+    Args:
+        study: Its image must be readable.
+        size: Width in pixels of the image.
+        marks: Outline the findings and mark their words.
+    """
+    picture = study_picture(study, size)
+    shown = picture if marks else replace(picture, outlines=())
+    return picture_html(shown, report_html(study, marks), f"Radiograph of {_summary(study)}", size)
 
 
 def study_static(studies: Sequence[Study], size: int = 360) -> HTML:
-    """A list of studies to open: image with the findings outlined, report with their words marked; needs no script.
+    """A list of studies to open, each as in `study_html`; needs neither kernel nor script.
 
     Args:
         studies: Up to some twenty; the first is open.
@@ -199,17 +221,12 @@ def study_static(studies: Sequence[Study], size: int = 360) -> HTML:
     """
     if not studies:
         raise InputError("there is no study to show")
-    parts = []
-    for i, study in enumerate(studies):
-        buffer = io.BytesIO()
-        draw(study_picture(study, size), size).save(buffer, "jpeg", quality=88)
-        names = ", ".join(dict.fromkeys(finding.name for finding in study.present())) or "no finding"
-        label = html.escape(f"{study.id}: {names}")
-        parts.append(
-            f"<details name='studies' style='margin:4px 0'{' open' * (i == 0)}><summary style='cursor:pointer'>{label}</summary>"
-            "<div style='display:flex;flex-wrap:wrap;gap:20px;margin:8px 0'>"
-            f"<img alt='Radiograph of {label}' width={size} style='max-width:100%;height:auto' "
-            f"src='data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
-            f"<div style='flex:1 1 240px'>{report_html(study)}</div></div></details>"
-        )
-    return HTML("".join(parts))
+    return HTML("".join(
+        f"<details name='studies' style='margin:4px 0'{'' if i else ' open'}><summary style='cursor:pointer'>"
+        f"{html.escape(_summary(study))}</summary>{study_html(study, size)}</details>"
+        for i, study in enumerate(studies)
+    ))  # fmt: skip
+
+
+def _summary(study: Study) -> str:
+    return f"{study.id}: {', '.join(dict.fromkeys(finding.name for finding in study.present())) or 'no finding'}"

@@ -1,32 +1,26 @@
-"""Pictures: radiographs with heatmaps and outlines over them, alone or in a grid.
+"""Pictures: radiographs with heatmaps and outlines over them.
 
-A `Picture` is the one description of what is drawn. `grid` draws pictures with plotly; `draw` and `contact_sheet` turn
-them into pixels, for widgets, the README and other places where no script runs.
+A `Picture` is the one description of what is drawn. `chestxai.plots.grids` draws it with plotly; here it becomes pixels,
+for widgets, the README and other places where no script runs.
 
 Row 0 is on top; a pixel ``(row, column)`` covers ``[column, column + 1) × [row, row + 1)``; the patient's right ("R") is
-on the image's left. In plotly figures images travel as base64 PNG (JPEG above 192 pixels, where a noisy radiograph
-would weigh ten times as much) and heatmaps as one-byte palette PNGs with transparency: a grid of twenty overlays weighs
-some tens of kilobytes.
+on the image's left.
 """
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import plotly.graph_objects as go
 from PIL import Image, ImageDraw, ImageFont
 from plotly.colors import sample_colorscale
-from plotly.subplots import make_subplots
 from skimage.measure import find_contours
 
-from chestxai.plots.style import COLORS, FINDING_COLORS, INK, TEMPLATE, WIDTH, text_width, wrapped
+from chestxai.plots.style import COLORS, FINDING_COLORS, INK, text_width
+from chestxai.postprocess import min_max as normalize
 from chestxai.runs import InputError
 from chestxai.studies import Box, Frame, Study
 
@@ -37,21 +31,15 @@ Texts = Sequence[str | None] | None
 
 #: Opacity of the hottest pixel of an overlay; the coldest is clear.
 OPACITY = 0.75
-_GAP = 12  # pixels between pictures
-_BAR = 64  # pixels for a colour bar
-_LINE = 16  # pixels in the height of a line of text
-_COLORSCALE = "Viridis"
+COLORSCALE = "Viridis"
 #: The colour scale as uint8 ``(256, 3)``.
-_COLORS = (np.array(sample_colorscale(_COLORSCALE, np.linspace(0, 1, 256), colortype="tuple")) * 255).round().astype("u1")
-_BUTTONS = ["toImage", "zoom", "pan", "zoomIn", "zoomOut", "autoScale", "resetScale", "select", "lasso", "sendChartToCloud"]
+PALETTE = (np.array(sample_colorscale(COLORSCALE, np.linspace(0, 1, 256), colortype="tuple")) * 255).round().astype("u1")
 
 
 class Scale(NamedTuple):
-    """What the colours of heatmaps mean.
+    """What the colours of heatmaps mean: the name of the values, and the values at the two ends of the colours.
 
-    Attributes:
-        name: What the values are, written beside the colour bar.
-        limits: Values at the two ends of the colours; None scales each map by its own minimum and maximum.
+    ``limits=None`` scales each map by its own minimum and maximum.
     """
 
     name: str = "attention"
@@ -59,13 +47,9 @@ class Scale(NamedTuple):
 
 
 class Outline(NamedTuple):
-    """Closed lines around a target.
+    """Lines around a target: float ``(k, 2)`` arrays of ``(x, y)`` in pixels of the image, first point equal to last.
 
-    Attributes:
-        loops: Float ``(k, 2)`` arrays of ``(x, y)`` in pixels of the image, first point equal to last.
-        color: Hex colour or colour name.
-        name: Appears when the pointer is on the line.
-        labelled: Write the name beside the line.
+    The name appears when the pointer is on the line, and beside it if ``labelled``.
     """
 
     loops: Sequence[np.ndarray]
@@ -76,13 +60,7 @@ class Outline(NamedTuple):
 
 @dataclass(frozen=True)
 class Picture:
-    """A radiograph and what is drawn over it.
-
-    Attributes:
-        image: uint8 ``(H, W)``.
-        heatmap: Float ``(h, w)`` of any resolution, or None.
-        outlines: In the order in which they are drawn.
-    """
+    """A radiograph, uint8 ``(H, W)``, with a heatmap, float ``(h, w)`` of any resolution, and outlines over it."""
 
     image: np.ndarray
     heatmap: np.ndarray | None = None
@@ -94,7 +72,9 @@ class Picture:
             raise InputError(f"an image must be uint8 (height, width), got {image.dtype} {image.shape}")
 
 
-def as_pictures(images: Images, heatmaps: Sequence | None = None, masks: Masks = None, boxes: Boxes = None) -> list[Picture]:
+def as_pictures(
+    images: Images, heatmaps: Sequence | None = None, masks: Masks = None, boxes: Boxes = None
+) -> list[Picture]:
     """Combine images with heatmaps, masks (outlined in white) and labelled boxes.
 
     Args:
@@ -111,7 +91,7 @@ def as_pictures(images: Images, heatmaps: Sequence | None = None, masks: Masks =
     n = len(images)
     if not n:
         raise InputError("there is no image to show")
-    lists = _listed(heatmaps, n, "heatmaps"), _listed(masks, n, "masks"), _listed(boxes, n, "lists of boxes")
+    lists = listed(heatmaps, n, "heatmaps"), listed(masks, n, "masks"), listed(boxes, n, "lists of boxes")
     return [
         Picture(image, heatmap, [*_mask_outlines(mask, np.shape(image)), *_box_outlines(of or ())])
         for image, heatmap, mask, of in zip(images, *lists, strict=True)
@@ -130,14 +110,11 @@ def study_picture(study: Study, size: int) -> Picture:
     return Picture(frame.image(study.pixels()), outlines=outlines)
 
 
-def _listed(values: Sequence | None, n: int, what: str) -> list:
+def listed(values: Sequence | None, n: int, what: str) -> list:
     """``values`` as a list of ``n``; None becomes ``n`` times None."""
     if values is not None and len(values) != n:
         raise InputError(f"{n} images but {len(values)} {what}")
     return [None] * n if values is None else list(values)
-
-
-# --- geometry ---
 
 
 def outline(mask: np.ndarray) -> list[np.ndarray]:
@@ -178,7 +155,7 @@ def _box_outlines(boxes: Sequence[tuple[str, Box]]) -> list[Outline]:
     return outlines
 
 
-def _labels(picture: Picture, width: float, marker: str, line: float = 18) -> list[tuple[str, float, float, str]]:
+def labels(picture: Picture, width: float, marker: str, line: float = 18) -> list[tuple[str, float, float, str]]:
     """Text, x and y of the top left corner, and colour of each label in a picture that is ``width`` pixels wide.
 
     A label of ``line`` pixels in height is above its outline where there is room, inside the picture, beside the side
@@ -199,23 +176,6 @@ def _labels(picture: Picture, width: float, marker: str, line: float = 18) -> li
             y += line
         placed.append((text, x, y, mark.color))
     return placed
-
-
-# --- pixels ---
-
-
-def normalize(heatmap: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
-    """Scale a heatmap to [0, 1]: float32 ``(h, w)``; a constant map becomes zeros.
-
-    Args:
-        heatmap: Float ``(h, w)``, finite.
-        limits: Values that become 0 and 1, clipped beyond them; None takes the map's own minimum and maximum.
-    """
-    values = np.asarray(heatmap, dtype=np.float32)
-    if values.ndim != 2 or not np.isfinite(values).all():
-        raise InputError(f"a heatmap must be finite and (height, width), got shape {values.shape}")
-    low, high = limits if limits else (float(values.min()), float(values.max()))
-    return np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros_like(values)
 
 
 def enlarged(values: np.ndarray, least: int) -> np.ndarray:
@@ -242,7 +202,7 @@ def draw(picture: Picture, size: int = 400, marker: str = "R") -> Image.Image:
     if picture.heatmap is not None:
         v = np.asarray(Image.fromarray(normalize(picture.heatmap)).resize(extent, Image.Resampling.BILINEAR))
         alpha = OPACITY * v[..., None]
-        pixels = pixels * (1 - alpha) + _COLORS[(v * 255).round().astype(np.uint8)] * alpha
+        pixels = pixels * (1 - alpha) + PALETTE[(v * 255).round().astype(np.uint8)] * alpha
     canvas = Image.fromarray(np.broadcast_to(pixels.round().astype(np.uint8), (*extent[::-1], 3)))
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(max(12, round(size / 22)))
     for mark in picture.outlines:
@@ -250,7 +210,7 @@ def draw(picture: Picture, size: int = 400, marker: str = "R") -> Image.Image:
             for color, width in (("#111111", thick + 2), (mark.color, thick)):
                 pen.line([tuple(point) for point in loop * scale], color, width, joint="curve")
     line = font.size * 1.25
-    for text, x, y, color in _labels(picture, size, marker, line + 2):
+    for text, x, y, color in labels(picture, size, marker, line + 2):
         pen.rectangle((x, y, x + font.getlength(text) + 4, y + line), INK)
         pen.text((x + 2, y + line / 2), text, color, font, anchor="lm")
     if marker:
@@ -281,7 +241,7 @@ def contact_sheet(
     caption = round(font.size * 1.5) if any(titles or ()) else 0
     step = caption + drawn[0].height + gap
     canvas = Image.new("RGB", (gap + columns * (size + gap), gap + -(-len(drawn) // columns) * step), "white")
-    for i, (picture, title) in enumerate(zip(drawn, _listed(titles, len(drawn), "titles"), strict=True)):
+    for i, (picture, title) in enumerate(zip(drawn, listed(titles, len(drawn), "titles"), strict=True)):
         x, y = gap + (i % columns) * (size + gap), gap + (i // columns) * step + caption
         canvas.paste(picture, (x, y))
         text = title or ""
@@ -289,250 +249,3 @@ def contact_sheet(
             text = text[:-2] + "…"
         ImageDraw.Draw(canvas).text((x, y - 5), text, INK, font, anchor="ls")
     return canvas
-
-
-# --- plotly ---
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a grid is laid out, and what is written around its pictures."""
-
-    columns: int = 4
-    title: str = ""
-    captions: Sequence[str | None] = ()  #: above each picture
-    headers: Sequence[str] = ()  #: above each column
-    row_titles: Sequence[str | None] = ()  #: above each row, as wide as the grid
-    footers: Sequence[str | None] = ()  #: below each picture
-    scale: Scale | None = None  #: limits and colours of the heatmaps; adds a colour bar
-    largest: float = 340  #: largest width of a picture in pixels
-    marker: str = "R"  #: the side marker of each picture
-
-
-def grid(shown: Sequence[Picture], layout: Layout) -> go.Figure:
-    """A plotly figure of equally large pictures.
-
-    Args:
-        shown: Row by row; all images of one shape.
-        layout: Columns, texts, colour bar.
-    """
-    columns, right = min(layout.columns, len(shown)), _BAR if layout.scale else 0
-    rows, (height, width) = -(-len(shown) // columns), shown[0].image.shape
-    w = max(100, min(layout.largest, (WIDTH - right + _GAP) / columns - _GAP))
-    h, wide = w * height / width, columns * (w + _GAP) - _GAP
-    kinds = {"captions": w, "headers": w, "row_titles": wide, "footers": w}
-    texts = {kind: [wrapped(text, room) for text in getattr(layout, kind)] for kind, room in kinds.items()}
-    tall = {kind: max((_LINE * n + 4 for _, n in of if n), default=0) for kind, of in texts.items()}
-    title, lines = wrapped(layout.title, wide + right, 16)
-    above = tall["captions"] + tall["row_titles"]
-    top, below = 6 + 10 * (lines > 0) + 20 * lines + tall["headers"] + above, tall["footers"]
-    high = rows * h + (rows - 1) * (_GAP + above + below)
-    fig = make_subplots(
-        rows, columns, horizontal_spacing=_GAP / wide, vertical_spacing=(_GAP + above + below) / high
-    )
-    traces, notes = [], []
-    axes = [str(i + 1) if i else "" for i in range(len(shown))]
-    for picture, axis in zip(shown, axes, strict=True):
-        traces += _traces(picture, axis, w, layout.scale or Scale())
-        notes += _notes(picture, axis, w, layout.marker)
-        fig.layout[f"yaxis{axis}"].scaleanchor = f"x{axis}"
-    middle = {"x": 0.5, "xanchor": "center", "align": "center"}
-    places = {
-        "captions": (axes, {"yshift": 2, "yanchor": "bottom"}),
-        "row_titles": (axes[::columns], {"yshift": 2 + tall["captions"], "yanchor": "bottom"}),
-        "headers": (axes[:columns], {"yshift": 2 + above, "yanchor": "bottom", **middle}),
-        "footers": (axes, {"y": 0, "yshift": -2, **middle}),
-    }
-    for kind, (cells, place) in places.items():
-        for axis, (text, n) in zip(cells, texts[kind], strict=False):
-            notes += [note(f"<b>{text}</b>" if kind == "headers" else text, axis, **place)] if n else []
-    if layout.scale:
-        traces.append(_color_bar(layout.scale, min(h, 200)))
-    fig.add_traces(traces)
-    fig.update_xaxes(visible=False, fixedrange=True, constrain="domain", range=[0, width])
-    fig.update_yaxes(visible=False, fixedrange=True, constrain="domain", range=[height, 0])
-    return fig.update_layout(
-        template=TEMPLATE, width=round(wide + right), height=round(top + high + below + 6), dragmode=False,
-        margin={"l": 0, "r": right, "t": top, "b": below + 6, "autoexpand": False}, showlegend=False,
-        modebar={"remove": _BUTTONS}, annotations=notes,
-        title={"text": f"<b>{title}</b>" if title else "", "pad": {"t": 8, "l": 0}},
-    )  # fmt: skip
-
-
-def note(text: str, axis: str | None = None, **options: object) -> dict:
-    """An annotation at the top left corner of a picture.
-
-    Args:
-        text: Plotly's HTML.
-        axis: Number of the picture's axes as plotly writes it ("", "2", …); None for the corner of the whole plot.
-        **options: Options of the annotation that differ from the default.
-    """
-    x, y = ("paper", "paper") if axis is None else (f"x{axis} domain", f"y{axis} domain")
-    default = {"x": 0, "y": 1, "xanchor": "left", "yanchor": "top", "align": "left", "showarrow": False, "borderpad": 0}
-    return {"text": text, "xref": x, "yref": y, "font": {"size": 12.5}, **default, **options}
-
-
-def _notes(picture: Picture, axis: str, width: float, marker: str) -> list[dict]:
-    """Labels and side marker of a picture that is ``width`` pixels wide."""
-    notes = []
-    for text, x, y, color in _labels(picture, width, marker):
-        look = {"font": {"size": 12, "color": color}, "bgcolor": "rgba(0,0,0,0.6)", "borderpad": 1}
-        notes.append(note(html.escape(text), axis, xshift=x, yshift=-y, **look))
-    font = {"size": 12, "color": "white", "shadow": "0 0 3px black, 0 0 3px black"}
-    return notes + ([note(f"<b>{html.escape(marker)}</b>", axis, xshift=4, yshift=-3, font=font)] if marker else [])
-
-
-def _traces(picture: Picture, axis: str, width: float, scale: Scale) -> list:
-    """Image, heatmap and outlines (each on a dark halo) of a picture that is ``width`` pixels wide, in this order."""
-    image, extent = Image.fromarray(picture.image), picture.image.shape[::-1]
-    if image.width > 2 * width:
-        size = int(2 * width), max(1, round(2 * width * image.height / image.width))
-        image = image.resize(size, Image.Resampling.LANCZOS)
-    options = {"format": "png", "optimize": True} if image.width <= 192 else {"format": "jpeg", "quality": 88}
-    traces: list = [_image(image, extent, axis, **options)]
-    if picture.heatmap is not None:
-        values = enlarged(normalize(picture.heatmap, scale.limits), 64)
-        heat = Image.fromarray((values * 255).round().astype(np.uint8)).convert("P")
-        heat.putpalette(_COLORS.tobytes())
-        alpha = (np.arange(256) * OPACITY).round().astype(np.uint8).tobytes()
-        traces.append(_image(heat, extent, axis, format="png", transparency=alpha, optimize=True))
-    for mark in picture.outlines:
-        points = np.vstack([part for loop in mark.loops for part in (loop, [(np.nan, np.nan)])])[:-1]
-        line = {"x": points[:, 0].tolist(), "y": points[:, 1].tolist(), "mode": "lines", "connectgaps": False,
-                "xaxis": f"x{axis}", "yaxis": f"y{axis}", "showlegend": False}  # fmt: skip
-        hover = {"hoverinfo": "text", "text": html.escape(mark.name)} if mark.name else {"hoverinfo": "skip"}
-        traces.append(go.Scatter(line={"color": "rgba(0,0,0,0.65)", "width": 4}, hoverinfo="skip", **line))
-        traces.append(go.Scatter(line={"color": mark.color, "width": 2}, **hover, **line))
-    return traces
-
-
-def _image(picture: Image.Image, extent: tuple[int, int], axis: str, **options: object) -> go.Image:
-    """A picture that fills ``[0, width) × [0, height)`` of its axes; ``options`` say how it is stored."""
-    buffer = io.BytesIO()
-    picture.save(buffer, **options)
-    uri = f"data:image/{options['format']};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    dx, dy = extent[0] / picture.width, extent[1] / picture.height
-    place = {"x0": dx / 2, "y0": dy / 2, "dx": dx, "dy": dy, "xaxis": f"x{axis}", "yaxis": f"y{axis}"}
-    return go.Image(source=uri, zsmooth="fast", hoverinfo="skip", **place)
-
-
-def _color_bar(scale: Scale, length: float) -> go.Scatter:
-    """An invisible trace that carries the colour bar, at the right of the first row."""
-    low, high = scale.limits or (0.0, 1.0)
-    name = html.escape(scale.name) + ("" if scale.limits else ",<br>min–max per map")
-    bar = {
-        "thickness": 12, "lenmode": "pixels", "len": length, "outlinewidth": 0, "ticks": "", "tickfont": {"size": 12},
-        "x": 1, "xanchor": "left", "xpad": 10, "y": 1, "yanchor": "top", "ypad": 0, "tickvals": [low, high],
-        "ticktext": [f"{low:.3g}", f"{high:.3g}"] if scale.limits else ["min", "max"],
-        "title": {"text": name, "side": "right", "font": {"size": 12}},
-    }  # fmt: skip
-    marker = {"colorscale": _COLORSCALE, "cmin": low, "cmax": high, "color": [low], "showscale": True, "colorbar": bar}
-    return go.Scatter(x=[None], y=[None], mode="markers", hoverinfo="skip", showlegend=False, marker=marker)
-
-
-def images(
-    images: Images,
-    titles: Texts = None,
-    columns: int = 4,
-    boxes: Boxes = None,
-    masks: Masks = None,
-    title: str = "",
-    marker: str = "R",
-) -> go.Figure:
-    """A grid of radiographs.
-
-    Args:
-        images, boxes, masks: As in `as_pictures`; all images of one shape.
-        titles: A caption above each image (plain text, wrapped), or None.
-        columns: Images per row.
-        title: Title of the figure.
-        marker: The side marker at the image's left; "" for none.
-    """
-    shown = as_pictures(images, masks=masks, boxes=boxes)
-    return grid(shown, Layout(columns, title, _listed(titles, len(shown), "titles"), marker=marker))
-
-
-def study_sheet(
-    studies: Sequence[Study], titles: Texts = None, columns: int = 4, size: int = 256, title: str = ""
-) -> go.Figure:
-    """A grid of studies, each finding outlined and named in its colour.
-
-    Args:
-        studies: Studies whose images can be read.
-        titles, columns, title: As in `images`.
-        size: Side in pixels of the letterboxed images.
-    """
-    if not studies:
-        raise InputError("there is no study to show")
-    shown = [study_picture(study, size) for study in studies]
-    return grid(shown, Layout(columns, title, _listed(titles, len(shown), "titles")))
-
-
-def overlays(
-    images: Images,
-    heatmaps: Images,
-    masks: Masks = None,
-    titles: Texts = None,
-    columns: int = 4,
-    boxes: Boxes = None,
-    title: str = "",
-    scale: str | Scale = Scale(),
-) -> go.Figure:
-    """A grid of heatmaps over their radiographs; opacity grows with the value, the targets are outlined in white.
-
-    Args:
-        images, heatmaps, masks, boxes: As in `as_pictures`; all images of one shape.
-        titles, columns, title: As in `images`.
-        scale: What the values are; or a `Scale`, which also gives the values at the ends of the colours.
-    """
-    shown, scale = as_pictures(images, heatmaps, masks, boxes), Scale(scale) if isinstance(scale, str) else scale
-    return grid(shown, Layout(columns, title, _listed(titles, len(shown), "titles"), scale=scale))
-
-
-def overlay(
-    image: np.ndarray,
-    heatmap: np.ndarray,
-    mask: np.ndarray | None = None,
-    boxes: Sequence[tuple[str, Box]] = (),
-    title: str = "",
-    scale: str | Scale = Scale(),
-) -> go.Figure:
-    """One heatmap over its radiograph, with the target's outline.
-
-    Args:
-        image, heatmap, mask, boxes: One of what `as_pictures` takes several of.
-        title: A caption above the image.
-        scale: As in `overlays`.
-    """
-    return overlays([image], [heatmap], [mask], [title] if title else None, 1, [boxes], scale=scale)
-
-
-def overlay_grid(
-    images: Images,
-    heatmaps: Mapping[str, Sequence[np.ndarray]],
-    masks: Masks = None,
-    titles: Texts = None,
-    captions: Mapping[str, Sequence[str]] | None = None,
-    title: str = "",
-    scale: str | Scale = Scale(),
-) -> go.Figure:
-    """Studies in rows, variants or training steps in columns, the plain radiograph first.
-
-    Args:
-        images, masks: As in `as_pictures`, one for each row.
-        heatmaps: Name of the column -> a heatmap for each row, in the order of the columns.
-        titles: A line above each row, such as the phrase that is grounded, or None.
-        captions: Name of the column -> a short text below each of its overlays, such as its score.
-        title: Title of the figure.
-        scale: As in `overlays`.
-    """
-    n = len(images)
-    columns = [as_pictures(images, None, masks)]
-    columns += [as_pictures(images, _listed(maps, n, f"heatmaps of {name}"), masks) for name, maps in heatmaps.items()]
-    below = [[None] * n, *(_listed((captions or {}).get(name), n, f"captions of {name}") for name in heatmaps)]
-    shown, footers = ([item for row in zip(*lists, strict=True) for item in row] for lists in (columns, below))
-    layout = Layout(
-        len(columns), title, headers=["radiograph", *heatmaps], row_titles=_listed(titles, n, "titles"),
-        footers=footers, scale=Scale(scale) if isinstance(scale, str) else scale, largest=220,
-    )  # fmt: skip
-    return grid(shown, layout)

@@ -139,11 +139,6 @@ def faint(color: str, alpha: float) -> str:
     return f"rgba{(*hex_to_rgb(color), alpha)}"
 
 
-def on_white(color: str) -> str:
-    """The colour of a finding where the background is white."""
-    return "#999999" if color == "#FFFFFF" else color
-
-
 def text_width(text: str, size: float = 12) -> float:
     """Roughly the width in pixels of ``text`` in a sans-serif font of ``size`` pixels."""
     return 1.15 * ImageFont.load_default(size).getlength(text) + 4
