@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from chestxai import plots
+from chestxai.plots import style
 from chestxai.studies import FINDINGS, Box, Finding, Study, box_of
 
 
@@ -89,15 +89,15 @@ def test_outlines_enclose_exactly_the_mask(mask: np.ndarray):
 # --- overlays ---
 
 
-def test_blend_is_a_known_mixture():
+def test_an_overlay_in_pixels_is_a_known_mixture():
     image = np.full((2, 2), 100, np.uint8)
     heatmap = np.array([[0.0, 1.0], [0.5, 0.0]])
-    out = plots.blend(image, heatmap, colorscale="Viridis", opacity=0.5)
+    out = np.asarray(plots.draw(plots.Picture(image, heatmap), 2, marker=""))
     assert out[0, 0].tolist() == [100, 100, 100]  # coldest: clear
-    # Viridis ends in #fde725 = (253, 231, 37): half of it, half of the grey.
-    assert out[0, 1].tolist() == [176, 166, 68]
-    middle = plots._palette("Viridis")[128]
-    assert np.allclose(out[1, 0], 0.75 * 100 + 0.25 * middle, atol=1)
+    # Viridis ends in #fde725 = (253, 231, 37): three quarters of it, one quarter of the grey.
+    assert out[0, 1].tolist() == [215, 198, 53]
+    # Its middle is #21918c = (33, 145, 140).
+    assert np.allclose(out[1, 0], 0.625 * 100 + 0.375 * np.array([33, 145, 140]), atol=1)
 
 
 def test_normalize():
@@ -147,8 +147,9 @@ def test_images_keep_rows_on_top_and_pixels_where_they_are(radiographs: np.ndarr
 
 def test_cells_are_as_square_as_their_images(radiographs: np.ndarray):
     fig = plots.images(radiographs, ["a caption that is long enough to be wrapped " * 2] * 5, columns=4, title="All")
-    width = np.ptp(fig.layout.xaxis2.domain) * fig.layout.width
-    height = np.ptp(fig.layout.yaxis2.domain) * fig.layout.height
+    margin = fig.layout.margin
+    width = np.ptp(fig.layout.xaxis2.domain) * (fig.layout.width - margin.l - margin.r)
+    height = np.ptp(fig.layout.yaxis2.domain) * (fig.layout.height - margin.t - margin.b)
     assert width == pytest.approx(height, abs=1)
 
 
@@ -192,7 +193,7 @@ def test_overlays(radiographs: np.ndarray, heatmaps: np.ndarray):
     heat = of_type(fig, "image")[1]
     w = decoded(heat.source).shape[1]
     assert heat.dx * w == pytest.approx(32)
-    common = plots.overlays(radiographs, heatmaps, limits=(0, 2))
+    common = plots.overlays(radiographs, heatmaps, scale=plots.Scale(limits=(0, 2)))
     assert list(of_type(common, "scatter")[-1].marker.colorbar.ticktext) == ["0", "2"]
 
 
@@ -229,11 +230,11 @@ def test_images_say_what_is_wrong(arguments: dict, message: str):
 def test_captions_in_capitals_are_wrapped_to_their_cell():
     """Capitals are a third wider: a report that shouts ran out of the figure at the right."""
     text = "MODERATE BILATERAL EDEMA. MINIMAL LEFT UPPER ZONE CONSOLIDATION."
-    shouted, n = plots._text(text, 170)
-    assert max(map(plots._text_width, shouted.split("<br>"))) <= 170
-    assert n == len(shouted.split("<br>")) > plots._text(text.lower(), 170)[1]
+    shouted, n = style.wrapped(text, 170)
+    assert max(map(style.text_width, shouted.split("<br>"))) <= 170
+    assert n == len(shouted.split("<br>")) > style.wrapped(text.lower(), 170)[1]
     assert " ".join(shouted.split("<br>")) == text
-    assert plots._text("one\n\ntwo", 170) == ("one<br><br>two", 3)
+    assert style.wrapped("one\n\ntwo", 170) == ("one<br><br>two", 3)
 
 
 def test_a_label_in_the_corner_leaves_the_side_marker_free(radiographs: np.ndarray):
@@ -251,7 +252,7 @@ def test_overlays_say_what_their_values_are(radiographs: np.ndarray, heatmaps: n
         return next(t.marker.colorbar.title.text for t in of_type(fig, "scatter") if t.marker.showscale)
 
     assert scale() == "attention,<br>min–max per map"
-    assert scale(scale="share < 1", limits=(0, 1)) == "share &lt; 1"
+    assert scale(scale=plots.Scale("share < 1", (0, 1))) == "share &lt; 1"
 
 
 # --- charts ---
@@ -311,7 +312,7 @@ def test_score_by_size_averages_equally_full_groups():
     assert list(means["frozen"].customdata) == [2, 2]
     chance = next(t for t in fig.data if t.name == "chance")
     np.testing.assert_allclose(chance.y, [0.015, 0.15])
-    assert not [t for t in fig.data if t.name == "centre prior"]
+    assert not [t for t in fig.data if t.name == "location prior"]
     assert any(a.text == "<b>IoU</b> ↑" for a in fig.layout.annotations)
 
 
@@ -368,7 +369,7 @@ def test_scores_by_finding():
         for v, m in (("learnable", 0.6), ("frozen", 0.9))
     ]
     fig = plots.scores_by_finding(pd.DataFrame(rows))
-    assert [t.name for t in fig.data] == ["chance", "centre prior", "frozen", "learnable"]
+    assert [t.name for t in fig.data] == ["chance", "location prior", "frozen", "learnable"]
     frozen = fig.data[2]
     assert list(frozen.x) == [0.9] * 3
     assert list(frozen.error_x.array) == pytest.approx([0.05] * 3)
@@ -398,15 +399,17 @@ def test_paired_differences_point_to_the_better_variant():
     assert fid.x[0] - fid.error_x.arrayminus[0] == pytest.approx(-1)
     assert cnr.marker.color not in plots.VARIANTS.values()  # undecided
     texts = " ".join(a.text for a in fig.layout.annotations)
-    assert "+0.20 [0.10, 0.30]" in texts
+    assert "+0.20 [+0.10, +0.30]" in texts
     assert "frozen better →" in texts
     longer = plots.paired(table.assign(estimate=-0.019, low=-0.030, high=-0.006))  # three digits and minus signs
     assert longer.layout.margin.r > fig.layout.margin.r > 24
     with pytest.raises(ValueError, match="cannot share"):
         plots.paired(table, shared=True)
     shared = plots.paired(table.iloc[[0, 2]], shared=True)
-    at_zero = list(shared.layout.xaxis.ticktext).index("0")
-    assert shared.layout.xaxis.tickvals[at_zero] == 0
+    assert [trace.x[0] for trace in shared.data] == [0.2, 0.1]  # in the unit of the score
+    assert shared.layout.xaxis.range == pytest.approx((-0.336, 0.336))
+    mirrored = plots.paired(table.iloc[[1]], shared=True)
+    assert mirrored.layout.xaxis.range[0] > 0  # the left is where less is worse
 
 
 def test_paired_reads_comparisons():
@@ -438,7 +441,7 @@ def checkpoints(seeds: int = 1) -> pd.DataFrame:
 
 def test_tradeoff_shows_both_variants_and_the_pareto_front():
     fig = plots.tradeoff(checkpoints().sample(frac=1, random_state=0))
-    frozen, learnable, pareto = fig.data
+    frozen, learnable, pareto = (trace for trace in fig.data if trace.visible)
     assert [frozen.name, learnable.name] == ["frozen text encoder", "learnable text encoder"]
     assert list(frozen.x) == [30, 20, 10]  # in order of the steps
     assert list(frozen.text) == ["100", "200", "300"]
@@ -447,11 +450,11 @@ def test_tradeoff_shows_both_variants_and_the_pareto_front():
     assert sorted(zip(pareto.x, pareto.y, strict=True)) == [(8, 0.55), (10, 0.85), (20, 0.9)]
     assert "lower is better" in fig.layout.xaxis.title.text
     assert fig.layout.yaxis.title.text.startswith("AUC-ROC")
-    assert sorted(s.y0 for s in fig.layout.shapes) == [0.5, 0.75]  # chance, centre prior
+    assert sorted(s.y0 for s in fig.layout.shapes) == [0.5, 0.75]  # chance, location prior
     texts = [a.text for a in fig.layout.annotations]
     assert "chance 0.50" in texts
-    assert "centre prior 0.75" in texts
-    assert any("95 % interval" in t for t in texts)
+    assert "location prior 0.75" in texts
+    assert "95 % interval" in fig.layout.xaxis.title.text
 
 
 def test_tradeoff_buttons_replace_everything_that_depends_on_the_score():
@@ -459,22 +462,22 @@ def test_tradeoff_buttons_replace_everything_that_depends_on_the_score():
     menu = fig.layout.updatemenus[0]
     assert [b.label for b in menu.buttons] == ["AUC-ROC", "CNR"]
     data, layout = menu.buttons[1].args
-    assert all(len(values) == len(fig.data) for values in data.values())
-    assert list(data["y"][0]) == pytest.approx([1.6, 1.8, 1.7])
+    shown = [trace for trace, visible in zip(fig.data, data["visible"], strict=True) if visible]
+    assert list(shown[0].y) == pytest.approx([1.6, 1.8, 1.7])
     assert layout["yaxis.title.text"].startswith("CNR")
     assert list(layout["shapes"]) == []  # no reference known
-    again = menu.buttons[0].args[0]
-    assert list(again["y"][0]) == list(fig.data[0].y)
+    assert menu.buttons[0].args[0]["visible"] == [trace.visible for trace in fig.data]
     json.loads(fig.to_json())
 
 
 def test_tradeoff_over_seeds_is_a_mean_with_its_range():
     fig = plots.tradeoff(checkpoints(seeds=3))
-    assert len(fig.data) == 3 * 2 + 2 + 1
-    bold = fig.data[6]
+    shown = [trace for trace in fig.data if trace.visible]
+    assert len(shown) == 3 * 2 + 2 + 1
+    bold = next(trace for trace in shown if trace.name == "frozen text encoder")
     assert list(bold.x) == [31, 21, 11]
     assert list(bold.error_x.array) == [1, 1, 1]
-    assert any("lowest to highest seed" in a.text for a in fig.layout.annotations)
+    assert "lowest to highest seed" in fig.layout.xaxis.title.text
 
 
 def test_tradeoff_says_what_is_missing():
@@ -514,8 +517,7 @@ def test_explorer_static_has_every_map_once():
     assert np.allclose(everything, plots.normalize(maps[1].mean(axis=(0, 1))) * 255, atol=1)
     assert tuple(fig.layout.xaxis2.range) == (1, 33)
     assert fig.layout.xaxis2.domain == fig.layout.xaxis.domain
-    note = next(iter(studies.buttons[1].args[1].values()))
-    assert "edema" in note
+    assert any("edema" in note.text for note in studies.buttons[1].args[1]["annotations"])
     with pytest.raises(ValueError, match="2 layers"):
         plots.explorer_static(images, maps, ["a", "b"], ["x", "y"], ["down", "up"], [0, 250, 500, 750])
 
@@ -549,12 +551,12 @@ def test_highlights_of_overlapping_phrases_share_a_piece():
     assert pieces == [("one ", (a,)), ("two", (a, b)), (" three", (b,))]
 
 
-def test_targets_live_in_the_letterboxed_frame(studies: list[Study]):
-    image, boxes, masks = plots.targets(studies[0], 80)
-    assert image.shape == (80, 80)
-    assert image[:, :9].max() == 0  # padded at the sides: 30 × 40 doubled is 60 × 80
-    assert dict(boxes) == {"Pleural Effusion": Box(42, 40, 20, 30), "Edema": Box(16, 8, 16, 24)}
-    assert masks[0][1].sum() == 600
+def test_outlines_of_a_study_live_in_the_letterboxed_frame(studies: list[Study]):
+    picture = plots.study_picture(studies[0], 80)
+    assert picture.image.shape == (80, 80)
+    assert picture.image[:, :9].max() == 0  # padded at the sides: 30 × 40 doubled is 60 × 80
+    corners = {mark.name: (*mark.loops[0].min(axis=0), *mark.loops[0].max(axis=0)) for mark in picture.outlines}
+    assert corners == {"Pleural Effusion": (42, 40, 62, 70), "Edema": (16, 8, 32, 32)}
 
 
 def test_study_sheet_outlines_masks_and_boxes_in_their_colours(studies: list[Study]):
@@ -572,42 +574,39 @@ def test_study_sheet_outlines_masks_and_boxes_in_their_colours(studies: list[Stu
 
 
 def test_study_static(studies: list[Study]):
-    fig = plots.study_static(studies, size=64)
-    buttons = fig.layout.updatemenus[0].buttons
-    assert [b.label for b in buttons] == ["one: Pleural Effusion, Edema", "two: no finding"]
-    assert [t.visible for t in fig.data].count(True) == buttons[0].args[0]["visible"].count(True)
-    assert sum(buttons[1].args[0]["visible"]) == 1  # the image alone
-    text = " ".join(a.text for a in fig.layout.annotations)
-    assert "<b>effusion</b>" in text
-    assert "<i>pneumothorax</i>" in text
+    text = plots.study_static(studies, size=64).data
+    assert text.count("<details") == text.count("<img alt='Radiograph of ") == 2
+    assert text.count(" open>") == 1  # the first
+    assert ">one: Pleural Effusion, Edema</summary>" in text
+    assert ">two: no finding</summary>" in text
+    assert 'title="Pleural Effusion">small left pleural effusion</span>' in text
+    assert "<i>No pneumothorax</i>" in text
     assert "&lt;small&gt;" in text
-    assert any("Normal chest." in a["text"] for a in buttons[1].args[1]["annotations"])
+    picture = decoded(text.split("src='")[1].split("'")[0])
+    assert picture.shape == (64, 64, 3)
 
 
 # --- still pictures, setup ---
 
 
-def test_compose_draws_box_and_mask_at_scale():
-    picture = np.asarray(
-        plots.compose(
-            np.zeros((50, 50), np.uint8), mask=rectangle(50, 50, (30, 30, 10, 10)),
-            boxes=[("", Box(5, 10, 20, 10))], size=200, marker="",
-        )
-    )  # fmt: skip
-    assert picture.shape == (200, 200, 3)
-    assert picture[60, 20].max() > 100  # on the box's left edge: x 5 · 4, y 10 · 4 … 20 · 4
-    assert picture[60, 60].max() == 0  # inside it
-    assert picture[140, 120].min() == 255  # on the mask's left edge
-    rows, columns = np.nonzero(picture.max(axis=2) > 100)
+def test_drawn_boxes_and_masks_are_at_scale():
+    (picture,) = plots.as_pictures(
+        np.zeros((1, 50, 50), np.uint8), masks=[rectangle(50, 50, (30, 30, 10, 10))], boxes=[[("", Box(5, 10, 20, 10))]]
+    )
+    pixels = np.asarray(plots.draw(picture, 200, marker=""))
+    assert pixels.shape == (200, 200, 3)
+    assert pixels[60, 20].max() > 100  # on the box's left edge: x 5 · 4, y 10 · 4 … 20 · 4
+    assert pixels[60, 60].max() == 0  # inside it
+    assert pixels[140, 120].min() == 255  # on the mask's left edge
+    rows, columns = np.nonzero(pixels.max(axis=2) > 100)
     assert rows.min() == pytest.approx(40, abs=3)
     assert columns.max() == pytest.approx(160, abs=3)
 
 
 def test_contact_sheet(radiographs: np.ndarray, heatmaps: np.ndarray):
     sheet = plots.contact_sheet(
-        radiographs[:4], 2, ["a long caption " * 10, None, "b", "c"], [None, heatmaps[0], None, heatmaps[1]],
-        header=["radiograph", "frozen"], size=100,
-    )  # fmt: skip
+        radiographs[:4], 2, ["a long caption " * 10, None, "b", "c"], [None, heatmaps[0], None, heatmaps[1]], size=100
+    )
     assert sheet.mode == "RGB"
     assert sheet.width == 2 * 100 + 3 * 10
     pixels = np.asarray(sheet).astype(int)
@@ -643,9 +642,67 @@ def test_colours_are_distinct():
     assert len(set(plots.FINDING_COLORS.values())) == len(FINDINGS)
 
 
-@given(st.floats(1e-3, 1e3))
-def test_round_ticks_span_the_axis(reach: float):
-    ticks = plots._round_ticks(reach)
-    assert ticks[3] == 0
-    assert ticks[-1] >= reach * 0.99
-    assert ticks[4] <= reach
+def test_every_variant_has_a_look_of_its_own():
+    names = ["learnable", "learnable-anchored", *(f"lora:{rank}" for rank in range(20)), "frozen"]
+    styles = plots.variant_style(names)
+    assert list(styles) == names
+    assert len(set(styles.values())) == len({style[:2] for style in styles.values()}) == len(names)
+    assert {name: styles[name].color for name in plots.VARIANTS} == plots.VARIANTS
+    assert not {style.color for name, style in styles.items() if name not in plots.VARIANTS} & {
+        *plots.VARIANTS.values()
+    }
+    assert plots.variant_style(["lora:4"])["lora:4"] == plots.variant_style(["frozen", "lora:4"])["lora:4"]
+
+
+MANY = ["frozen", "learnable", "learnable-anchored", "lora:4", "embeddings"]
+
+
+def test_charts_take_any_number_of_variants_in_order():
+    rows = [{"finding": f, "variant": v, "mean": 0.5 + 0.05 * i} for f in ("Edema", "all") for i, v in enumerate(MANY)]
+    fig = plots.scores_by_finding(pd.DataFrame(rows), "centre_distance", variants=["lora:4", *MANY[:3]])
+    assert [trace.name for trace in fig.data] == ["lora:4", *MANY[:3]]  # one without a place is left out
+    assert "lower is better" in fig.layout.xaxis.title.text
+    assert fig.data[3].marker.color == plots.variant_style(MANY)["lora:4"].color != fig.data[2].marker.color
+    places = [trace.y[0] for trace in fig.data]
+    assert places == sorted(places)
+    assert max(places) - min(places) < 1
+    table = pd.concat([checkpoints().assign(variant=v) for v in MANY])
+    plane = plots.tradeoff(table, variants=MANY[::-1])
+    assert [t.name for t in plane.data if t.visible][:2] == ["embeddings", "lora:4"]
+    with pytest.raises(ValueError, match=r"none of the variants.*random"):
+        plots.tradeoff(table, variants=["random"])
+
+
+def test_paired_differences_of_many_variants_with_a_reference():
+    from chestxai.tradeoff import Comparison
+
+    def compared(a: str, b: str, estimate: float) -> Comparison:
+        about = {"metric": "auc_roc", "step": 5, "phrases": 9, "patients": 8, "seeds": 1}
+        return Comparison(estimate, estimate - 0.1, estimate + 0.1, 0.01, a=a, b=b, **about)
+
+    fig = plots.paired([compared(name, "frozen", 0.2 * i - 0.3) for i, name in enumerate(MANY[1:])])
+    named = [trace for trace in fig.data if trace.showlegend]
+    assert [trace.name for trace in named] == MANY[1:]
+    drawn = {trace.marker.symbol: trace.marker.color for trace in fig.data if not trace.showlegend}
+    styles = plots.variant_style(MANY)
+    assert drawn[styles["learnable"].symbol] == plots.VARIANTS["frozen"]  # worse than the reference
+    assert drawn[styles["embeddings"].symbol] == styles["embeddings"].color  # better
+    assert drawn[styles["learnable-anchored"].symbol] not in {style.color for style in styles.values()}  # undecided
+    assert {"<b>← frozen better</b>", "<b>the other better →</b>"} <= {note.text for note in fig.layout.annotations}
+    with pytest.raises(ValueError, match="the same variant"):
+        plots.paired([compared("a", "b", 0.1), compared("c", "d", 0.1)])
+
+
+def test_px_charts_take_the_styles_of_the_book():
+    import plotly.express as px
+
+    table = pd.DataFrame({"x": [0, 1] * 2, "y": [0, 1] * 2, "who": ["lora:4", "lora:4", "frozen", "frozen"]})
+    styles = plots.variant_style(["frozen", "lora:4"])
+    first, second = px.line(table, x="x", y="y", markers=True, **plots.express_options(styles, "who")).data
+    assert (first.name, first.line.color, first.line.dash, first.marker.symbol) == (
+        "frozen",
+        "#0072B2",
+        "solid",
+        "circle",
+    )
+    assert (second.line.color, second.marker.symbol, second.line.dash) == styles["lora:4"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from types import SimpleNamespace
 
+import ipywidgets
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,8 +15,19 @@ from chestxai import plots, widgets
 from chestxai.studies import Box, Finding, Study
 
 
-def pixels(browser: widgets.Browser) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(browser.picture.value)))
+def pixels(browser: ipywidgets.interactive) -> np.ndarray:
+    source = browser.result.data.split("base64,")[1].split("'")[0]
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source)))).astype(int)
+
+
+def controls_of(browser: ipywidgets.interactive) -> dict[str, ipywidgets.Widget]:
+    return {widget.description.lower(): widget for widget in browser.children if hasattr(widget, "description")}
+
+
+def differ(browser: ipywidgets.interactive, image: np.ndarray, heatmap: np.ndarray | None = None, size: int = 64) -> bool:
+    """Whether another picture is shown, beyond what JPEG loses."""
+    drawn = np.asarray(plots.draw(plots.Picture(image, heatmap), size))
+    return np.abs(pixels(browser) - drawn).mean() > 8
 
 
 @pytest.fixture
@@ -32,19 +45,20 @@ def explored() -> dict:
 
 def test_attention_explorer_draws_what_is_chosen(explored: dict):
     browser = widgets.attention_explorer(**explored, size=64)
-    controls = browser.controls
+    controls = controls_of(browser)
     assert [name for name, _ in controls["phrase"].options] == ["effusion", "edema <mild>"]
     assert [name for name, _ in controls["layer"].options] == ["all layers", "down", "up"]
     image, maps = explored["images"], explored["heatmaps"]
-    assert (pixels(browser) == plots.compose(image[0], maps[0].mean(axis=(0, 1)), size=64)).all()
+    assert not differ(browser, image[0], maps[0].mean(axis=(0, 1)))
+    assert differ(browser, image[0], maps[1, 1, 2])
     controls["phrase"].value = 1
     controls["layer"].value = 2
     controls["timestep"].value = 3
-    assert (pixels(browser) == plots.compose(image[1], maps[1, 1, 2], size=64)).all()
-    assert "edema &lt;mild&gt;" in browser.text.value
+    assert not differ(browser, image[1], maps[1, 1, 2])
+    assert "edema &lt;mild&gt;" in browser.result.data
     controls["study"].value = "study b"
-    assert (pixels(browser) == plots.compose(image[2], maps[2, 1, 2], size=64)).all()  # layer and timestep stay
-    assert "pneumonia" in browser.text.value
+    assert not differ(browser, image[2], maps[2, 1, 2])  # layer and timestep stay
+    assert "alt='Attention for pneumonia'" in browser.result.data
 
 
 def test_attention_explorer_asks_only_for_the_map_it_shows(explored: dict):
@@ -54,10 +68,10 @@ def test_attention_explorer_asks_only_for_the_map_it_shows(explored: dict):
         asked.append((i, layer, t))
         return maps[i, layer, t]
 
-    browser = widgets.attention_explorer(**explored, heatmaps=heatmap, size=64)
-    assert [name for name, _ in browser.controls["layer"].options] == ["down", "up"]
-    browser.controls["timestep"].value = 2
-    browser.controls["study"].value = "study b"
+    controls = controls_of(widgets.attention_explorer(**explored, heatmaps=heatmap, size=64))
+    assert [name for name, _ in controls["layer"].options] == ["down", "up"]
+    controls["timestep"].value = 2
+    controls["study"].value = "study b"
     assert asked == [(0, 0, 0), (0, 0, 2), (2, 0, 2)]
 
 
@@ -83,22 +97,23 @@ def studies() -> list[Study]:
 
 def test_study_browser_shows_image_places_and_words(studies: list[Study]):
     browser = widgets.study_browser(studies, size=96)
-    assert [value for _, value in browser.controls["finding"].options] == ["any", "Edema", "no finding"]
-    assert (pixels(browser) == plots.compose(plots.targets(studies[0], 96)[0], size=96)).all()
-    assert "Normal &amp; clear, <i>no pneumothorax</i>." in browser.text.value
-    browser.controls["finding"].value = "Edema"
-    assert browser.controls["study"].value == 1
+    controls = controls_of(browser)
+    assert [value for _, value in controls["finding"].options] == ["any", "Edema", "no finding"]
+    assert not differ(browser, plots.study_picture(studies[0], 96).image, size=96)
+    assert "Normal &amp; clear, <i>no pneumothorax</i>." in browser.result.data
+    controls["finding"].value = "Edema"
+    assert controls["study"].value == 1
     marked = pixels(browser)
-    assert 'title="Edema">Mild edema</span>' in browser.text.value
-    browser.controls["marks"].value = False
-    assert (pixels(browser) != marked).any()
-    assert "<span" not in browser.text.value
+    assert 'title="Edema">Mild edema</span>' in browser.result.data
+    controls["outlines and marked words"].value = False
+    assert np.abs(pixels(browser) - marked).mean() > 1
+    assert "<span" not in browser.result.data
 
 
 def test_study_browser_survives_an_unreadable_image(studies: list[Study]):
     browser = widgets.study_browser(studies, size=96)
-    browser.controls["study"].value = 2
-    assert "study c has neither pixels nor a file" in browser.text.value
+    controls_of(browser)["study"].value = 2
+    assert "study c has neither pixels nor a file" in browser.result.data
     with pytest.raises(ValueError, match="no study"):
         widgets.study_browser([])
 

@@ -1,0 +1,44 @@
+"""Figures of the book: plotly, small, readable on the published page without touching anything.
+
+`pictures` and `grids`: radiographs with heatmaps and outlines. `charts`: tables of numbers, distributions, curves.
+`comparisons`: forest charts and the trade-off plane, for any number of variants, the reference one first.
+`explorers`: figures with controls that need no kernel (`chestxai.widgets` has those that do). `style`: what all share.
+"""
+
+# ruff: noqa: F401
+from chestxai.plots.charts import cooccurrence, histogram, layer_time, score_by_size, training_curves
+from chestxai.plots.comparisons import METRICS, paired, scores_by_finding, tradeoff
+from chestxai.plots.explorers import (
+    explored,
+    explorer_static,
+    highlights,
+    picture_html,
+    report_html,
+    study_html,
+    study_static,
+)
+from chestxai.plots.grids import grid, images, overlay, overlay_grid, overlays, study_sheet
+from chestxai.plots.pictures import (
+    OPACITY,
+    Picture,
+    Scale,
+    as_pictures,
+    contact_sheet,
+    draw,
+    normalize,
+    outline,
+    study_picture,
+)
+from chestxai.plots.style import (
+    COLORS,
+    FINDING_COLORS,
+    REFERENCES,
+    TEMPLATE,
+    VARIANTS,
+    WIDTH,
+    Style,
+    express_options,
+    setup,
+    variant_style,
+    write_plotlyjs,
+)

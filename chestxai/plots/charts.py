@@ -1,0 +1,238 @@
+"""Charts: tables of numbers, distributions, and curves over size and training."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.express as px
+import plotly.graph_objects as go
+
+from chestxai.localization import LOWER_IS_BETTER
+from chestxai.plots.style import (
+    COLORS,
+    INK,
+    REFERENCES,
+    dressed,
+    express_options,
+    faint,
+    require,
+    styles_of,
+    variant_style,
+)
+from chestxai.runs import InputError
+from chestxai.studies import FINDINGS
+from chestxai.tradeoff import NAMES
+
+
+def cooccurrence(labels: np.ndarray, names: Sequence[str] = FINDINGS, title: str = "") -> go.Figure:
+    """How often findings occur together: of the studies with the row's finding, the share that has the column's too.
+
+    Args:
+        labels: Multi-hot ``(studies, findings)``, as `Study.labels` stacked.
+        names: Names of the columns of ``labels``. The number of studies with a finding stands behind its name; the row
+            of a finding without studies stays empty, and so does the diagonal.
+        title: Title of the figure.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 2 or labels.shape[1] != len(names):
+        raise InputError(f"labels are {labels.shape}, expected (studies, {len(names)} findings)")
+    both = (labels > 0).T.astype(int) @ (labels > 0)
+    counts = both.diagonal()
+    share = np.where(counts[:, None] > 0, both / np.maximum(counts[:, None], 1), np.nan)
+    np.fill_diagonal(share, np.nan)
+    names = list(map(html.escape, names))
+    fig = _matrix(
+        share, [f"{name} ({n:,})" for name, n in zip(names, counts, strict=True)], names, title, customdata=both,
+        text=[["" if np.isnan(v) else f"{v:.0%}" for v in row] for row in share], texttemplate="%{text}",
+        colorscale="Blues", zmin=0, zmax=np.nanmax(share, initial=0) or 1,
+        hovertemplate="of %{y}: %{customdata:,} (%{z:.1%}) have %{x} too<extra></extra>",
+        colorbar={"title": {"text": "share of the row’s studies"}, "tickformat": ".0%", "nticks": 5},
+    )  # fmt: skip
+    return fig.update_xaxes(title_text="… that have this finding too").update_yaxes(title_text="of the studies with …")
+
+
+def layer_time(
+    matrix: np.ndarray,
+    layers: Sequence[str],
+    timesteps: Sequence[int],
+    metric: str = "AUC-ROC",
+    chance: float = 0.5,
+    title: str = "",
+) -> go.Figure:
+    """A score per cross-attention layer and diffusion timestep: which layers see the finding, and when.
+
+    Args:
+        matrix: Float ``(layers, timesteps)``; NaN cells stay empty.
+        layers: Names of the rows.
+        timesteps: Names of the columns.
+        metric: Name of the score.
+        chance: The score of a blind map, white; above it is blue, below it red.
+        title: Title of the figure.
+    """
+    matrix = np.asarray(matrix, dtype=float)
+    if matrix.shape != (len(layers), len(timesteps)):
+        raise InputError(f"the matrix is {matrix.shape}, expected ({len(layers)} layers, {len(timesteps)} timesteps)")
+    reach = np.nanmax(np.abs(matrix - chance), initial=0.05)
+    ends = [chance - reach, chance, chance + reach]
+    fig = _matrix(
+        matrix, [html.escape(str(layer)) for layer in layers], [str(t) for t in timesteps], title,
+        colorscale="RdBu", zmin=ends[0], zmax=ends[2], texttemplate="%{z:.2f}" if len(timesteps) <= 16 else None,
+        hovertemplate="%{y}<br>t = %{x}<br>" + metric + " %{z:.3f}<extra></extra>",
+        colorbar={"title": {"text": metric}, "tickvals": ends,
+                  "ticktext": [f"{ends[0]:.2f}", f"chance {chance:.2g}", f"{ends[2]:.2f}"]},
+    )  # fmt: skip
+    return fig.update_xaxes(title_text="timestep t (larger = noisier)")
+
+
+def _matrix(z: np.ndarray, rows: list[str], columns: list[str], title: str, **options: object) -> go.Figure:
+    """A table of coloured numbers, the first row on top."""
+    heat = go.Heatmap(z=z.round(4), x=columns, y=rows, textfont={"size": 12}, xgap=2, ygap=2, hoverongaps=False)
+    heat.update(colorbar={"title": {"side": "right", "font": {"size": 12.5}}, "thickness": 12, "outlinewidth": 0})
+    axis = {"type": "category", "showgrid": False, "ticks": ""}
+    fig = dressed(go.Figure(heat.update(**options)), title, 114 + 36 * max(3, len(rows)), margin={"r": 8})
+    return fig.update_layout(xaxis=axis, yaxis=axis | {"autorange": "reversed"})
+
+
+def histogram(
+    heatmap: np.ndarray,
+    mask: np.ndarray,
+    threshold: float | None = None,
+    bins: int = 40,
+    title: str = "",
+    label: str = "threshold",
+) -> go.Figure:
+    """The values of a heatmap inside and outside its target: what every score is made of.
+
+    Each of the two histograms sums to 100 %, so a small target shows as well as a large background. Solid lines mark
+    the two means.
+
+    Args:
+        heatmap: Float ``(H, W)``, already of the mask's size (`localization.resize`).
+        mask: bool ``(H, W)``, neither empty nor full.
+        threshold: In the heatmap's units; a dashed line, foreground to its right. None for no line.
+        bins: Number of bins.
+        title: Title of the figure.
+        label: Name of the threshold.
+    """
+    heatmap, mask = np.asarray(heatmap, dtype=float), np.asarray(mask)
+    if heatmap.shape != mask.shape:
+        raise InputError(f"the heatmap is {heatmap.shape} and the mask {mask.shape}: resize the heatmap first")
+    if mask.dtype != bool or not mask.any() or mask.all():
+        raise InputError("the mask must be bool, neither empty nor full")
+    edges = np.histogram_bin_edges(heatmap, bins)
+    fig = go.Figure()
+    for color, name, values, hatch in (
+        (COLORS[0], "outside", heatmap[~mask], ""), (COLORS[1], "inside", heatmap[mask], "/")
+    ):  # fmt: skip
+        pattern = {"shape": hatch, "fgcolor": color, "bgcolor": faint(color, 0.25), "size": 5}
+        fig.add_bar(
+            x=(edges[:-1] + edges[1:]) / 2, y=np.histogram(values, edges)[0] / values.size, width=np.diff(edges),
+            marker={"color": faint(color, 0.5), "line": {"width": 0}, "pattern": pattern}, name=f"{name} the target",
+            hovertemplate="%{y:.1%} of the pixels " + name + "<extra></extra>",
+        )  # fmt: skip
+        fig.add_vline(values.mean(), line={"color": color, "width": 2})
+    if threshold is not None:
+        text = {"text": f"{html.escape(label)} {threshold:.3g}", "bgcolor": "rgba(255,255,255,0.8)"}
+        line = {"color": INK, "width": 2, "dash": "dash"}
+        fig.add_vline(threshold, line=line, annotation=text, annotation_position="top right")
+    return dressed(
+        fig, title, 290, [trace.name for trace in fig.data], barmode="overlay", bargap=0,
+        xaxis={"title": {"text": "value of the heatmap (solid lines: means)"}},
+        yaxis={"title": {"text": "share of pixels"}, "tickformat": ".0%", "rangemode": "tozero"},
+    )  # fmt: skip
+
+
+def score_by_size(
+    table: pd.DataFrame,
+    metrics: Mapping[str, str] | None = None,
+    groups: int = 4,
+    title: str = "",
+    variants: Sequence[str] | None = None,
+) -> go.Figure:
+    """How scores depend on the size of the target: a point per phrase, and the means of equally large groups.
+
+    Args:
+        table: A row per phrase and variant with the columns variant, target (area of the mask as a fraction of the
+            image), the scores and, optionally, ``prior_<score>`` and ``chance_<score>``.
+        metrics: Score's column -> name, a panel each; by default AUC-ROC, Top-1 and IoU.
+        groups: Number of groups by size (quantiles of the target's area); fewer where sizes repeat.
+        title: Title of the figure.
+        variants: The variants to draw, the reference one first; see `variant_style`.
+    """
+    metrics = metrics or {column: NAMES[column].rstrip(" ↑") for column in ("auc_roc", "pointing_game", "iou")}
+    require(table, ["variant", "target", *metrics], "score_by_size")
+    styles = styles_of(table["variant"], variants)
+    table = table.reset_index(drop=True)  # the tables of several variants repeat their index
+    table["group"] = pd.qcut(table["target"], groups, labels=False, duplicates="drop").fillna(0)
+    series = {label: (f"{prefix}_", table) for prefix, (label, _) in REFERENCES.items()}
+    series |= {variant: ("", table[table["variant"] == variant]) for variant in styles}
+    points = pd.concat(
+        rows[["target", "group"]].assign(value=rows[prefix + column], series=name, score=label)
+        for name, (prefix, rows) in series.items()
+        for column, label in metrics.items()
+        if prefix + column in rows
+    )
+    means = points.groupby(["series", "score", "group"], as_index=False).agg(
+        target=("target", "mean"), value=("value", "mean"), phrases=("value", "size")
+    )
+    look = dict(REFERENCES.values()) | styles
+    axes = {"x": "target", "y": "value", "facet_col": "score", "facet_col_spacing": 0.07}
+    orders = {"category_orders": {"series": list(look), "score": list(metrics.values())}}
+    fig = px.line(means, markers=True, custom_data=["phrases"], **axes, **express_options(look, "series") | orders)
+    fig.update_traces(marker_size=9, hovertemplate="%{fullData.name}: %{y:.3f}<br>%{customdata[0]} phrases, target "
+                      "%{x:.1%} of the image<extra></extra>")  # fmt: skip
+    cloud = px.scatter(
+        points[points["series"].isin(styles)], **axes, **express_options(look, "series", dash=False) | orders
+    )
+    cloud.update_traces(marker={"size": 5, "opacity": 0.3}, hoverinfo="skip", hovertemplate=None, showlegend=False)
+    fig.add_traces(cloud.data)
+    arrows = {label: "↓" if column in LOWER_IS_BETTER else "↑" for column, label in metrics.items()}
+    for panel in fig.layout.annotations:
+        label = panel.text.removeprefix("score=")
+        panel.text = f"<b>{html.escape(label)}</b> {arrows[label]}"
+    fig.update_xaxes(tickformat=".0%", rangemode="tozero", nticks=5, title_text="area of the target")
+    fig.update_yaxes(matches=None, showticklabels=True, nticks=6, title_text="")
+    return dressed(fig, title, 370, [trace.name for trace in fig.data if trace.showlegend], 24, margin={"l": 44})
+
+
+def training_curves(
+    runs: Mapping[str, pd.DataFrame], smooth: float = 0.05, points: int = 800, title: str = ""
+) -> go.Figure:
+    """Training loss and learning rate over steps: raw values faint, smoothed ones bold.
+
+    Args:
+        runs: Variant -> the run's ``train.csv`` (columns step, loss, lr and, optionally, seconds).
+        smooth: Span of the exponential smoothing as a fraction of the run.
+        points: Raw values kept per run; a longer run is averaged in blocks.
+        title: Title of the figure.
+    """
+    if not runs:
+        raise InputError("training_curves: there is no run to show")
+    fig = go.Figure()
+    for (name, table), style in zip(runs.items(), variant_style(runs).values(), strict=True):
+        require(table, ["step", "loss", "lr"], f"training_curves, run {name}")
+        table = table.sort_values("step")
+        table["bold"] = table["loss"].ewm(span=max(1.0, smooth * len(table))).mean()
+        kept = table.groupby(np.arange(len(table)) // -(-len(table) // points)).mean(numeric_only=True)
+        common = {"x": kept["step"], "mode": "lines", "legendgroup": name, "name": html.escape(name)}
+        line, quiet = {"color": style.color, "width": 2.5}, {"showlegend": False, "hoverinfo": "skip"}
+        fig.add_scatter(y=kept["loss"], line=line | {"width": 1}, opacity=0.25, **quiet, **common)
+        elapsed = "<br>%{customdata:.0f} s elapsed" if "seconds" in kept else ""
+        hover = "step %{x:.0f}<br>smoothed loss %{y:.4f}" + elapsed
+        fig.add_scatter(y=kept["bold"], line=line, customdata=kept.get("seconds"), hovertemplate=hover, **common)
+        fig.add_scatter(
+            y=kept["lr"], line=line | {"dash": style.dash}, yaxis="y2", showlegend=False,
+            hovertemplate="step %{x:.0f}<br>learning rate %{y:.1e}", **common,
+        )  # fmt: skip
+    # Single noisy batches would set the scale: the axis holds the middle 98 % of the raw values.
+    low, high = np.nanquantile(np.concatenate([table["loss"] for table in runs.values()]), [0.01, 0.99])
+    pad = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
+    return dressed(
+        fig, title, 400, list(runs), xaxis={"title": {"text": "training step"}, "anchor": "y2"},
+        yaxis={"title": {"text": "loss (mean squared error)"}, "domain": [0.34, 1], "range": [low - pad, high + pad]},
+        yaxis2={"title": {"text": "learning rate"}, "domain": [0, 0.22], "rangemode": "tozero", "exponentformat": "e",
+                "nticks": 3},
+    )  # fmt: skip

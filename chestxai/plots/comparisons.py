@@ -1,0 +1,333 @@
+"""Comparisons of variants: the forest chart of scores and of paired differences, and the trade-off plane."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.express as px
+import plotly.graph_objects as go
+
+from chestxai.localization import LOWER_IS_BETTER
+from chestxai.plots.style import (
+    INK,
+    MUTED,
+    REFERENCES,
+    VARIANTS,
+    Style,
+    chooser,
+    dressed,
+    express_options,
+    faint,
+    require,
+    styles_of,
+    text_width,
+    variant_style,
+)
+from chestxai.runs import InputError
+from chestxai.stats import Interval
+from chestxai.tradeoff import NAMES, Comparison, pareto_front
+
+#: Localization scores of the trade-off plane: column of the table -> name on the button.
+METRICS = {"auc_roc": "AUC-ROC", "pointing_game": "Top-1", "cnr": "CNR", "miou": "mIoU"}
+
+
+def _name(column: str) -> str:
+    return NAMES.get(column, column).rstrip(" ↑↓")
+
+
+def _shown(mean: float, low: float, high: float, spec: str) -> str:
+    """An estimate with its interval, if it has one."""
+    bounded = math.isfinite(low) and math.isfinite(high)
+    return f"{Interval(mean, low, high) if bounded else mean:{spec}}".replace("-", "−")
+
+
+def _forest(
+    points: pd.DataFrame, rows: Mapping[float, str], series: int, title: str, options: dict, **layout: object
+) -> go.Figure:
+    """Estimates with their intervals in rows, the first on top.
+
+    Args:
+        points: Columns x, low, high (in units of x), y, text (shown on hover), and those that ``options`` names.
+        rows: Place on the y-axis -> name of the row.
+        series: Number of points in a row.
+        title: Title of the figure.
+        options: For plotly express: what decides colour and marker.
+        **layout: Further keys of plotly's layout.
+    """
+    points = points.assign(up=points["high"] - points["x"], down=points["x"] - points["low"])
+    fig = px.scatter(points, x="x", y="y", error_x="up", error_x_minus="down", custom_data=["text"], **options)
+    bars, hover = {"thickness": 2, "width": 4}, "%{customdata[0]}<extra></extra>"
+    for trace in fig.data:
+        edge = 2 if str(trace.marker.symbol).endswith("open") else 0
+        trace.update(marker={"size": 10, "line": {"width": edge}}, error_x=bars, hovertemplate=hover)
+    axis = {"tickvals": list(rows), "ticktext": list(rows.values()), "range": [max(rows) + 0.6, -0.6], "ticks": ""}
+    legend = [trace.name for trace in fig.data if trace.showlegend]
+    height = 72 + max(44, 16 * series) * (max(rows) + 1.2)
+    return dressed(fig, title, height, legend, yaxis=axis | {"showline": False, "title": {"text": ""}}, **layout)
+
+
+def _offsets(names: Sequence[str]) -> dict[str, float]:
+    """Vertical places of several series within a row of height 1."""
+    n = len(names)
+    return dict(zip(names, (np.arange(n) - (n - 1) / 2) * min(0.36, 0.8 / n), strict=True))
+
+
+def scores_by_finding(
+    table: pd.DataFrame, metric: str = "AUC-ROC", title: str = "", variants: Sequence[str] | None = None
+) -> go.Figure:
+    """A score of each variant for each finding, with its interval, chance and the location prior.
+
+    Args:
+        table: Columns finding, variant, mean and, optionally, low, high (the interval), prior, chance, n. A finding
+            called "all" is set apart at the bottom.
+        metric: Name of the score, or its column, such as ``auc_roc``.
+        title: Title of the figure.
+        variants: The variants to draw, the reference one first; see `variant_style`.
+    """
+    require(table, ["finding", "variant", "mean"], "scores_by_finding")
+    styles = styles_of(table["variant"], variants)
+    findings = sorted(table["finding"].unique(), key=lambda name: name == "all")
+    place = {name: i + 0.35 * (name == "all") for i, name in enumerate(findings)}
+    points = table[table["variant"].isin(styles)].assign(series=table["variant"], x=table["mean"])
+    points["y"] = points["finding"].map(place) + points["variant"].map(_offsets(list(styles)))
+    points = points.assign(**{end: points.get(end, points["x"]) for end in ("low", "high")})
+    for prefix, (label, _) in REFERENCES.items():
+        if prefix in table:
+            x = table.groupby("finding", sort=False)[prefix].mean().dropna().rename("x").reset_index()
+            points = pd.concat([points, x.assign(series=label, y=x["finding"].map(place))], ignore_index=True)
+    points["text"] = [
+        f"{html.escape(p.finding)}<br>{html.escape(p.series)} {_shown(p.x, p.low, p.high, '.2f')}"
+        for p in points.itertuples()
+    ]
+    counts = table.groupby("finding")["n"].max() if "n" in table else {}
+    names = {name: html.escape(name) if name != "all" else "<b>all</b>" for name in findings}
+    rows = {place[f]: name + (f" ({counts[f]:.0f})" if f in counts else "") for f, name in names.items()}
+    side = "← lower is better" if metric in LOWER_IS_BETTER else "higher is better →"
+    options = express_options(dict(REFERENCES.values()) | styles, "series", dash=False)
+    return _forest(points, rows, len(styles), title, options, xaxis={"title": {"text": f"{_name(metric)} ({side})"}})
+
+
+def paired(
+    differences: Sequence[Comparison] | pd.DataFrame,
+    names: tuple[str, str] = ("frozen", "learnable"),
+    shared: bool = False,
+    title: str = "",
+    variants: Sequence[str] | None = None,
+) -> go.Figure:
+    """Paired differences ``a − b`` with their intervals against zero, of two variants or of many with a reference.
+
+    The right is always where ``a`` does better: the axis of a lower-is-better score is mirrored. A difference whose
+    interval excludes zero has the colour of the better variant; the others are grey.
+
+    Args:
+        differences: Results of `tradeoff.compare`, all with the same ``a`` or all with the same ``b``; or a table with
+            the columns name, estimate, low, high and, optionally, better ("higher", the default, or "lower"), n, a, b.
+        names: ``a`` and ``b`` of a table without these columns.
+        shared: One axis for all rows (one score, many findings); otherwise each row has its own scale, and the numbers
+            beside it say how large it is.
+        title: Title of the figure.
+        variants: All variants in order, the reference one first, for their colours; see `variant_style`.
+    """
+    table = _differences(differences, names)
+    sides = [list(table[side].unique()) for side in "ab"]
+    if min(map(len, sides)) > 1:
+        raise InputError("paired: all comparisons must have the same variant a, or the same variant b")
+    sign = np.where(table["better"] == "lower", -1.0, 1.0)
+    if shared and len(set(sign)) > 1:
+        raise InputError("paired: rows that are better when lower and when higher cannot share an axis")
+    other = "a" if len(sides[0]) > 1 else "b"
+    many, others = len(sides[0]) + len(sides[1]) > 2, list(table[other].unique())
+    styles = variant_style(variants or [*sides[other == "a"], *others])
+    values = table[["estimate", "low", "high"]].to_numpy(float)
+    row = pd.Series(pd.factorize(table["name"])[0])
+    reach = pd.Series(np.nanmax(np.abs(values), axis=1)).groupby(row * (not shared)).transform("max")
+    reach = reach.where(reach > 0, 1.0).to_numpy()
+    drawn = values if shared else values * (sign / reach)[:, None]
+    good = np.sort(values[:, 1:] * sign[:, None], axis=1)
+    specs = [f"+.{1 if size >= 10 else 2 if size >= 0.1 else 3}f" for size in reach]
+    points = table.assign(
+        x=drawn[:, 0], low=drawn[:, 1:].min(axis=1), high=drawn[:, 1:].max(axis=1),
+        y=row + table[other].map(_offsets(others)),
+        better=np.where(good[:, 0] > 0, table["a"], np.where(good[:, 1] < 0, table["b"], "")),
+        number=[_shown(*interval, spec) for interval, spec in zip(values, specs, strict=True)],
+    )  # fmt: skip
+    points["text"] = [
+        f"{html.escape(str(name))}<br>{html.escape(f'{a} − {b}')}: {number}"
+        for name, a, b, number in points[["name", "a", "b", "number"]].itertuples(index=False)
+    ]
+    counts = table.groupby(row)["n"].max()
+    counts = np.where(counts.isna(), "", counts.map(" ({:.0f})".format))
+    rows = {i: html.escape(str(name)) + counts[i] for i, name in enumerate(table["name"].unique())}
+    options = {"color": "better", "color_discrete_map": {name: style.color for name, style in styles.items()}}
+    options["color_discrete_map"] |= {"": "#777777"}
+    if many:
+        options |= {"symbol": other, "symbol_map": {name: style.symbol for name, style in styles.items()}}
+    minus = " − ".join(side[0] if len(side) == 1 else "each variant" for side in sides)
+    scale = "95 % interval" if shared else "each row on its own scale; 95 % interval"
+    axis = {"title": {"text": f"difference, {html.escape(minus)}<br>({scale})"}, "range": [-1.12, 1.12]}
+    if shared:
+        axis["range"] = [end * reach[0] * sign[0] for end in axis["range"]]
+    else:
+        axis |= {"showticklabels": False, "ticks": "", "showgrid": False}
+    right = 24 + max(text_width(number, 13) for number in points["number"])
+    fig = _forest(points, rows, len(others), title, options, top=24, xaxis=axis, margin={"r": right})
+    fig.update_traces(showlegend=False, legendgroup=None)
+    for name in others if many else ():
+        marker = {"color": styles[name].color, "symbol": styles[name].symbol, "size": 10}
+        fig.add_scatter(x=[None], y=[None], mode="markers", marker=marker, name=html.escape(name), showlegend=True)
+    for number, y in zip(points["number"], points["y"], strict=True):
+        fig.add_annotation(text=number, x=1, xref="paper", xanchor="left", xshift=10, y=y, showarrow=False,
+                           font={"size": 11 if many else 13})  # fmt: skip
+    for side, text, anchor, shift in ((sides[1], "← {} better", "right", -8), (sides[0], "{} better →", "left", 8)):
+        name, color = (side[0], styles[side[0]].color) if len(side) == 1 else ("the other", MUTED)
+        fig.add_annotation(
+            text=f"<b>{html.escape(text.format(name))}</b>", font={"color": color}, x=0.5, xref="paper", xanchor=anchor,
+            xshift=shift, y=1, yref="paper", yanchor="bottom", yshift=2, showarrow=False,
+        )  # fmt: skip
+    return fig.add_vline(0, line={"color": "#444444", "width": 1.5})
+
+
+def _differences(differences: Sequence[Comparison] | pd.DataFrame, names: tuple[str, str]) -> pd.DataFrame:
+    """The differences as a table with the columns name, estimate, low, high, better, n, a and b."""
+    table = differences
+    if not isinstance(table, pd.DataFrame):
+        table = pd.DataFrame(map(vars, differences)).rename(columns={"phrases": "n"})
+        table["name"] = table["metric"].map(_name)
+        table["better"] = np.where(table["metric"].isin(LOWER_IS_BETTER), "lower", "higher")
+    require(table, ["name", "estimate", "low", "high"], "paired")
+    table = table.reset_index(drop=True)
+    for column, value in {"better": "higher", "n": np.nan, "a": names[0], "b": names[1]}.items():
+        table[column] = table[column].fillna(value) if column in table else value
+    return table
+
+
+def tradeoff(
+    table: pd.DataFrame,
+    metrics: Mapping[str, str] | None = None,
+    fidelity: str = "fid",
+    name: str = "FID",
+    title: str = "",
+    variants: Sequence[str] | None = None,
+) -> go.Figure:
+    """Fidelity against localization over the checkpoints of all variants, with a button per localization score.
+
+    With several seeds, each seed is a thin line and the bold one their mean, with bars from the lowest to the highest
+    seed. Ringed points are Pareto-optimal among the bold ones: no checkpoint has both a lower FID and a higher score.
+
+    Args:
+        table: A row per variant, seed and step with the columns variant, seed, step, ``fid`` and one per score;
+            optionally ``<column>_low`` and ``<column>_high`` (its interval) and ``prior_<score>`` and
+            ``chance_<score>`` (its references).
+        metrics: Score's column -> name on its button; by default those of `METRICS` that the table has.
+        fidelity: Column of the x-axis, of which less is better.
+        name: Name of ``fidelity``.
+        title: Title of the figure.
+        variants: The variants to draw, the reference one first; see `variant_style`.
+    """
+    require(table, ["variant", "seed", "step", fidelity], "tradeoff")
+    metrics = {column: label for column, label in (metrics or METRICS).items() if column in table}
+    if not metrics:
+        raise InputError(f"tradeoff: the table has none of the scores {', '.join(METRICS)}")
+    table = table.dropna(subset=[fidelity])
+    if table.empty:
+        raise InputError(f"tradeoff: the column {fidelity} is empty")
+    styles = styles_of(table["variant"], variants)
+    table = table[table["variant"].isin(styles)].sort_values("step")
+    several = table.groupby("variant")["seed"].nunique().max() > 1
+    log = table[fidelity].min() > 0 and table[fidelity].max() / table[fidelity].min() > 8
+    remark = f"Labels: training step. Bars: {'lowest to highest seed' if several else '95 % interval'}."
+    planes = []
+    for column, label in metrics.items():
+        plane = _plane(_by_step(table, [fidelity, column], several), fidelity, column, styles)
+        if several:
+            _add_seeds(plane, table, fidelity, column, styles)
+        _add_references(plane, table, column)
+        legend = [trace.name for trace in plane.data if trace.showlegend]
+        dressed(plane, title, 500, legend, 40 * (len(metrics) > 1), margin={"r": 122})
+        plane.update_yaxes(title_text=f"{_name(column)} · {_BETTER[column in LOWER_IS_BETTER]}")
+        side = f"← {name} (lower is better{', logarithmic' if log else ''})"
+        plane.update_xaxes(title_text=f"{side}<br>{remark}", type="log" if log else "linear")
+        planes.append((label, plane))
+    return chooser(planes, type="buttons", direction="right", x=0, y=1, yanchor="bottom", pad={"b": 8})
+
+
+_BETTER = ("higher is better ↑", "lower is better ↓")
+
+
+def _by_step(table: pd.DataFrame, columns: Sequence[str], several: bool) -> pd.DataFrame:
+    """A row per variant and step. For each column its distance to the interval, or to the range over ``several`` seeds
+    (``_up``, ``_down``), and as text (``_text``)."""
+    groups = table.groupby(["variant", "step"])
+    rows = (groups[list(columns)].mean() if several else table.set_index(["variant", "step"])).reset_index()
+    for column in columns:
+        mean = rows[column]
+        low, high = (
+            groups[column].agg(extreme).to_numpy() if several else rows.get(f"{column}_{end}", mean).fillna(mean)
+            for end, extreme in (("low", "min"), ("high", "max"))
+        )
+        spec = ".1f" if mean.abs().max() >= 10 else ".3f"
+        rows[f"{column}_up"], rows[f"{column}_down"] = high - mean, mean - low
+        rows[f"{column}_text"] = [_shown(*three, spec) for three in zip(mean, low, high, strict=True)]
+    return rows
+
+
+def _plane(rows: pd.DataFrame, x: str, y: str, styles: Mapping[str, Style]) -> go.Figure:
+    """A line per variant over its checkpoints, the last one large, and rings around what is Pareto-optimal."""
+    last = rows["step"] == rows.groupby("variant")["step"].transform("max")
+    steps = [f"{step / 1000:g}k" if step >= 1000 and step % 100 == 0 else f"{step:g}" for step in rows["step"]]
+    rows["label"] = pd.Series(steps).where(last | (len(styles) < 4), "")
+    bars = {f"error_{axis}{side}": f"{c}_{end}" for axis, c in (("x", x), ("y", y))
+            for side, end in (("", "up"), ("_minus", "down"))}  # fmt: skip
+    fig = px.line(
+        rows, x=x, y=y, text="label", markers=True, custom_data=["step", f"{x}_text", f"{y}_text"], **bars,
+        **express_options(styles),
+    )  # fmt: skip
+    for i, trace in enumerate(fig.data):
+        color, name = trace.line.color, html.escape(trace.name)
+        bar = {"thickness": 1.2, "width": 3, "color": faint(color, 0.55)}
+        trace.update(
+            error_x=bar, error_y=bar, textposition=f"{'bottom' if i else 'top'} right", textfont={"color": color, "size": 12},
+            cliponaxis=False, name=f"{name} text encoder" if name in VARIANTS else name, line_width=2.5,
+            marker={"size": [9] * (len(trace.x) - 1) + [13], "line": {"color": "white", "width": 1}},
+            hovertemplate=f"<b>{name}</b>, step %{{customdata[0]:,}}<br>fidelity %{{customdata[1]}}"
+            "<br>score %{customdata[2]}<extra></extra>",
+        )  # fmt: skip
+    front = rows[pareto_front(rows, x, y)]
+    ring = {"symbol": "circle-open", "size": 21, "color": INK, "line": {"width": 1.8}}
+    look = {"mode": "markers", "name": "Pareto-optimal", "hoverinfo": "skip", "showlegend": True}
+    return fig.add_scatter(x=front[x], y=front[y], marker=ring, **look)
+
+
+def _add_seeds(plane: go.Figure, table: pd.DataFrame, x: str, y: str, styles: Mapping[str, Style]) -> None:
+    """A thin line per variant and seed."""
+    for (variant, seed), rows in table.groupby(["variant", "seed"]):
+        plane.add_scatter(
+            x=rows[x], y=rows[y], mode="lines+markers", showlegend=False, legendgroup=variant, opacity=0.4,
+            line={"color": styles[variant].color, "width": 1}, marker={"size": 4},
+            hovertemplate=f"{html.escape(variant)}, seed {seed}<br>%{{x:.4g}}<br>%{{y:.3f}}<extra></extra>",
+        )  # fmt: skip
+
+
+def _add_references(plane: go.Figure, table: pd.DataFrame, y: str) -> None:
+    """Lines for chance and location prior, and an arrow towards the better corner."""
+    lines = {prefix: table[f"{prefix}_{y}"].mean() for prefix in REFERENCES if f"{prefix}_{y}" in table}
+    lines = {prefix: value for prefix, value in lines.items() if np.isfinite(value)}
+    if y == "auc_roc":
+        lines.setdefault("chance", 0.5)
+    for prefix, value in lines.items():
+        name, style = REFERENCES[prefix]
+        # Two references may be closer than a text is high: the lower one is written below its line.
+        under = len(lines) > 1 and value == min(lines.values())
+        text = {"text": f"{name} {value:.2f}", "xanchor": "left", "yanchor": "top" if under else "bottom", "borderpad": 0,
+                "font": {"size": 12, "color": MUTED}}  # fmt: skip
+        line = {"color": "#777777", "width": 1.5, "dash": style.dash}
+        plane.add_hline(value, layer="below", line=line, annotation=text, annotation_position="right")
+    down = y in LOWER_IS_BETTER
+    plane.add_annotation(
+        text="↙ better" if down else "↖ better", x=0, xref="paper", xanchor="left", xshift=6, y=0 if down else 1,
+        yref="paper", yanchor="bottom" if down else "top", showarrow=False, font={"color": MUTED},
+    )  # fmt: skip

@@ -1,0 +1,232 @@
+"""Figures with controls for pages without a kernel: choose a study, a layer, a timestep."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import plotly.graph_objects as go
+from IPython.display import HTML
+
+from chestxai.plots.grids import Layout, grid, note
+from chestxai.plots.pictures import Images, Masks, Picture, Scale, as_pictures, draw, enlarged, normalize, study_picture
+from chestxai.plots.style import FINDING_COLORS, INK, MENU, MUTED, WIDTH, chooser, wrapped
+from chestxai.runs import InputError
+from chestxai.studies import Finding, Study
+
+_SIDE = 400  # pixels in the width of the explorer's picture
+Maps = Callable[[int, int, int], np.ndarray]
+
+
+def explored(
+    images: Images,
+    heatmaps: np.ndarray | Maps,
+    titles: Sequence[str],
+    phrases: Sequence[str],
+    layers: Sequence[str],
+    timesteps: Sequence[int],
+    masks: Masks = None,
+) -> tuple[list[Picture], Maps, list[str], list[str]]:
+    """Check the arguments of an explorer, and put the means over layers and over timesteps first.
+
+    Args:
+        images: uint8 ``(n, H, W)``; one entry per phrase, so a study with two phrases comes twice.
+        heatmaps: Float ``(n, layers, timesteps, h, w)``; or a function of entry, layer and timestep (counted from 0)
+            that makes one map ``(h, w)``; then there are no means.
+        titles: Names of the studies.
+        phrases: The phrases that are grounded.
+        layers: Names of the layers.
+        timesteps: The timesteps.
+        masks: Per entry the target to outline, or None.
+
+    Returns:
+        Pictures without heatmaps; the function of entry, layer and timestep; names of layers; names of timesteps.
+    """
+    shown, maps = as_pictures(images, None, masks), heatmaps
+    n, names, times = len(shown), list(map(str, layers)), list(map(str, timesteps))
+    for what, values in (("titles", titles), ("phrases", phrases)):
+        if len(values) != n:
+            raise InputError(f"{n} images but {len(values)} {what}")
+    if callable(maps):
+        return shown, maps, names, times
+    maps = np.asarray(maps, dtype=np.float32)
+    if maps.ndim != 5 or maps.shape[:3] != (n, len(names), len(times)):
+        expected = f"({n} images, {len(names)} layers, {len(times)} timesteps, h, w)"
+        raise InputError(f"heatmaps are {maps.shape}, expected {expected}")
+    if len(names) > 1:
+        maps, names = np.concatenate([maps.mean(axis=1, keepdims=True), maps], axis=1), ["all layers", *names]
+    if len(times) > 1:
+        maps, times = np.concatenate([maps.mean(axis=2, keepdims=True), maps], axis=2), ["all", *times]
+    return shown, lambda i, layer, t: maps[i, layer, t], names, times
+
+
+def explorer_static(
+    images: Images,
+    heatmaps: np.ndarray | Maps,
+    titles: Sequence[str],
+    phrases: Sequence[str],
+    layers: Sequence[str],
+    timesteps: Sequence[int],
+    masks: Masks = None,
+) -> go.Figure:
+    """Choose study and phrase, layer and timestep, and see where the model looks: works on a page without a kernel.
+
+    The maps of a study travel as one palette picture, tiles of layers × timesteps; the controls move the axes over it,
+    so every combination is there and each map is stored once, scaled by its own minimum and maximum.
+
+    Args:
+        images, heatmaps, titles, phrases, layers, timesteps, masks: As in `explored`.
+    """
+    shown, map_of, names, times = explored(images, heatmaps, titles, phrases, layers, timesteps, masks)
+    figures = []
+    for i, (picture, title, phrase) in enumerate(zip(shown, titles, phrases, strict=True)):
+        tiles = [[enlarged(normalize(map_of(i, k, t)), 32) for t in range(len(times))] for k in range(len(names))]
+        label = textwrap.shorten(f"{title}: {phrase}", 33, placeholder="…")
+        figures.append((label, _explorer(picture, tiles, title, phrase)))
+    (h, w), plot = tiles[0][0].shape, _SIDE * shown[0].image.shape[0] / shown[0].image.shape[1]
+    fig = chooser(figures, x=1, y=1 - 20 / plot, yanchor="top", pad={"l": 28})
+    depth = [_choice(name, "yaxis2", [(k + 1) * (h + 2) - 1, k * (h + 2) + 1]) for k, name in enumerate(names)]
+    steps = [_choice(time, "xaxis2", [t * (w + 2) + 1, (t + 1) * (w + 2) - 1]) for t, time in enumerate(times)]
+    fig.update_layout(
+        xaxis2_range=steps[0]["args"][0]["xaxis2.range"], yaxis2_range=depth[0]["args"][0]["yaxis2.range"]
+    )
+    if len(depth) > 1:
+        look = MENU | {"x": 1, "y": 1 - 84 / plot, "yanchor": "top", "pad": {"l": 28}}
+        fig.update_layout(updatemenus=[*fig.layout.updatemenus, look | {"buttons": depth}])
+    if len(steps) > 1:
+        fig.update_layout(sliders=[{
+            "steps": steps, "x": 0, "lenmode": "pixels", "len": _SIDE, "y": -14 / plot, "yanchor": "top",
+            "pad": {"t": 22, "l": 8, "r": 8}, "currentvalue": {"prefix": "timestep t = ", "font": {"size": 13}, "offset": 8},
+            "font": {"size": 12}, "ticklen": 4, "minorticklen": 0,
+        }])  # fmt: skip
+    return fig
+
+
+def _choice(label: str, axis: str, window: list[float]) -> dict:
+    """A menu entry or slider step that moves an axis."""
+    return {"label": html.escape(label), "method": "relayout", "args": [{f"{axis}.range": window}]}
+
+
+def _explorer(picture: Picture, tiles: list[list[np.ndarray]], title: str, phrase: str) -> go.Figure:
+    """One entry of the explorer: image on the first axes, all maps on the second, outlines on the third."""
+    # A border of repeated pixels: the browser's smoothing never reaches the neighbouring tile.
+    atlas = np.block([[np.pad(tile, 1, mode="edge") for tile in row] for row in tiles])
+    fig = grid([replace(picture, heatmap=atlas)], Layout(scale=Scale(), largest=_SIDE))
+    _, heat, *lines, bar = fig.data
+    dx, dy = heat.dx * atlas.shape[1] / picture.image.shape[1], heat.dy * atlas.shape[0] / picture.image.shape[0]
+    heat.update(x0=dx / 2, dx=dx, y0=dy / 2, dy=dy, xaxis="x2", yaxis="y2")
+    for line in lines:
+        line.update(xaxis="x3", yaxis="y3")
+    axes = {f"{a}axis{k}": fig.layout[f"{a}axis"].to_plotly_json() | {"scaleanchor": None, "anchor": f"{b}{k}"}
+            for a, b in ("xy", "yx") for k in (2, 3)}  # fmt: skip
+    bar.marker.colorbar.update(orientation="h", len=220, xpad=38, y=0, yanchor="bottom", ypad=30)
+    bar.marker.colorbar.title.update(text="attention, min–max per map", side="top")
+    room, margin = WIDTH - _SIDE - 28, {"t": 8, "r": WIDTH - _SIDE, "b": 112}
+    words = f"“{wrapped(phrase, room, 14)[0]}”<br><span style='color:{MUTED}'>{wrapped(title, room, 14)[0]}</span>"
+    texts = {
+        0: "<b>Study and phrase</b>",
+        64: "<b>Cross-attention layer</b>",
+        132: "<b>Grounded phrase</b>",
+        152: words,
+    }
+    notes = [note(text, x=1, xshift=28, yshift=-y, font={"size": 13}) for y, text in texts.items()]
+    notes.append(note("white outline: the finding’s true place", x=1, y=0, xshift=28, yanchor="bottom"))
+    height = fig.layout.height - fig.layout.margin.t - fig.layout.margin.b + 120
+    # Three subplots lie on one another.
+    return fig.update_layout(
+        axes, annotations=[*fig.layout.annotations, *notes], width=WIDTH, height=height, margin=margin,
+        plot_bgcolor="rgba(0,0,0,0)",
+    )  # fmt: skip
+
+
+def highlights(report: str, findings: Sequence[Finding]) -> list[tuple[str, tuple[Finding, ...]]]:
+    """Cut a report where a finding's phrase begins or ends.
+
+    Args:
+        report: Plain text.
+        findings: A phrase that is not in the report marks nothing.
+
+    Returns:
+        Pieces of text, which together are the report, each with the findings whose phrase it belongs to.
+    """
+    spans = []
+    for finding in findings:
+        start = report.lower().find(finding.phrase.lower()) if finding.phrase else -1
+        if start >= 0:
+            spans.append((start, start + len(finding.phrase), finding))
+    cuts = sorted({0, len(report), *(c for start, end, _ in spans for c in (start, end))})
+    return [(report[a:b], tuple(f for start, end, f in spans if start <= a and b <= end)) for a, b in pairwise(cuts)]
+
+
+def report_html(study: Study, marks: bool = True) -> str:
+    """The report as HTML: what is present underlined in the colour of the finding, what is ruled out in italics.
+
+    Args:
+        study: With report and findings.
+        marks: Mark the phrases of the findings.
+    """
+    parts = []
+    for text, findings in highlights(study.report.strip(), study.findings if marks else ()):
+        text, present = html.escape(text).replace("\n", "<br>"), [f.name for f in findings if f.present]
+        color = FINDING_COLORS.get(present[0], INK).replace("#FFFFFF", "#999999") if present else ""
+        style = f"background:{color}33;border-bottom:3px solid {color};padding:0 2px"
+        names = html.escape(", ".join(dict.fromkeys(present)))
+        marked = f'<span style="{style}" title="{names}">{text}</span>' if present else f"<i>{text}</i>"
+        parts.append(marked if findings else text)
+    return f"<p>{''.join(parts)}</p>"
+
+
+def picture_html(picture: Picture, text: str, alt: str, size: int) -> str:
+    """A picture with text beside it, or below it on a narrow screen; needs no script.
+
+    Args:
+        picture: What to draw.
+        text: HTML.
+        alt: What the picture shows, in plain words.
+        size: Width in pixels of the picture.
+    """
+    buffer = io.BytesIO()
+    draw(picture, size).save(buffer, "jpeg", quality=88)
+    uri = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    image = f"<img alt='{html.escape(alt)}' width={size} style='max-width:100%;height:auto' src='{uri}'>"
+    row = "display:flex;flex-wrap:wrap;gap:20px;margin:8px 0;line-height:1.5"
+    return f"<div style='{row}'>{image}<div style='flex:1 1 240px;max-width:420px'>{text}</div></div>"
+
+
+def study_html(study: Study, size: int = 360, marks: bool = True) -> str:
+    """A study's image with the findings outlined, beside its report with their words marked.
+
+    Args:
+        study: Its image must be readable.
+        size: Width in pixels of the image.
+        marks: Outline the findings and mark their words.
+    """
+    picture = study_picture(study, size)
+    shown = picture if marks else replace(picture, outlines=())
+    return picture_html(shown, report_html(study, marks), f"Radiograph of {_summary(study)}", size)
+
+
+def study_static(studies: Sequence[Study], size: int = 360) -> HTML:
+    """A list of studies to open, each as in `study_html`; needs neither kernel nor script.
+
+    Args:
+        studies: Up to some twenty; the first is open.
+        size: Width in pixels of the images.
+    """
+    if not studies:
+        raise InputError("there is no study to show")
+    return HTML("".join(
+        f"<details name='studies' style='margin:4px 0'{'' if i else ' open'}><summary style='cursor:pointer'>"
+        f"{html.escape(_summary(study))}</summary>{study_html(study, size)}</details>"
+        for i, study in enumerate(studies)
+    ))  # fmt: skip
+
+
+def _summary(study: Study) -> str:
+    return f"{study.id}: {', '.join(dict.fromkeys(finding.name for finding in study.present())) or 'no finding'}"

@@ -1,0 +1,233 @@
+"""The look that all figures share: colours, the plotly template, titles, menus, and how notebooks show figures.
+
+Colours are those of Okabe & Ito (2008), which can be told apart with any colour vision. No figure relies on colour
+alone: variants also differ in marker and dash.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io as pio
+from PIL import ImageFont
+from plotly.colors import hex_to_rgb
+from plotly.offline import get_plotlyjs
+
+from chestxai.runs import InputError
+from chestxai.studies import FINDINGS
+
+#: The Okabe–Ito palette without black.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+#: Colours reserved for the two variants of the paper; `variant_style` gives every other variant its own.
+VARIANTS = {"frozen": COLORS[0], "learnable": COLORS[1]}
+#: One colour per finding, readable on a grey radiograph; always printed beside the name of the finding.
+FINDING_COLORS = dict(
+    zip(FINDINGS, ("#E69F00", "#56B4E9", "#00C492", "#F0E442", "#3FA2E8", "#FF7A1A", "#E58FC2", "#FFFFFF"), strict=True)
+)
+#: Width in pixels of a figure made of images: the text column of the page.
+WIDTH = 688
+INK, MUTED = "#222222", "#666666"
+MENU = {"bgcolor": "white", "bordercolor": "#bbbbbb", "font": {"size": 13}, "xanchor": "left", "active": 0}
+
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
+_AXIS = {
+    "showline": True, "linecolor": "#888888", "ticks": "outside", "tickcolor": "#888888", "gridcolor": "#ececec",
+    "zeroline": False, "automargin": True, "title": {"standoff": 10, "font": {"size": 13.5}},
+}  # fmt: skip
+#: The look of all figures (a plotly template). The paper is white, so that a dark page shows a light card.
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": _FONT, "size": 13, "color": INK},
+        "colorway": COLORS,
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+        "title": {"font": {"size": 15}, "x": 0, "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"l": 8, "t": 14}},
+        "legend": {
+            "orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom",
+            "title": {"text": ""}, "itemsizing": "constant",
+        },
+        "hoverlabel": {"font": {"family": _FONT, "size": 13}, "bgcolor": "white", "bordercolor": "#bbbbbb"},
+        "hovermode": "closest",
+        "margin": {"l": 64, "r": 24, "t": 72, "b": 56},
+        "modebar": {"remove": ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "sendChartToCloud"]},
+    }
+)  # fmt: skip
+
+
+class Style(NamedTuple):
+    """How a series is drawn: colour (hex), marker and dash, as plotly names them."""
+
+    color: str
+    symbol: str
+    dash: str
+
+
+#: How the references of a score are drawn: prefix of the column -> name in the legend, and style.
+REFERENCES = {
+    "chance": ("chance", Style("#555555", "line-ns-open", "dot")),
+    "prior": ("location prior", Style(INK, "diamond-open", "dash")),
+}
+_FIXED = {"frozen": Style(COLORS[0], "circle", "solid"), "learnable": Style(COLORS[1], "square", "dash")}
+# Four colours and seven markers have no common divisor: 28 variants differ before a combination repeats.
+_SYMBOLS = ("diamond", "triangle-up", "cross", "x", "star", "pentagon", "triangle-down")
+_DASHES = ("dot", "dashdot", "longdash", "longdashdot", "solid", "dash")
+
+
+def variant_style(names: Iterable[str]) -> dict[str, Style]:
+    """Assign one colour, marker and dash to each variant.
+
+    ``frozen`` and ``learnable`` always look the same; the others are styled in the order of ``names``, by their whole
+    names (``learnable-anchored`` does not look like ``learnable``). Pass all variants of a profile, not only those that
+    one figure draws: then a variant looks the same in every figure.
+    """
+    unique = list(dict.fromkeys(names))
+    styles = dict(_FIXED)
+    for i, name in enumerate(name for name in unique if name not in _FIXED):
+        styles[name] = Style(COLORS[2 + i % 4], _SYMBOLS[i % len(_SYMBOLS)], _DASHES[i % len(_DASHES)])
+    return {name: styles[name] for name in unique}
+
+
+def express_options(styles: Mapping[str, Style], column: str = "variant", dash: bool = True) -> dict:
+    """The styles as arguments of plotly express: ``px.line(table, x=…, y=…, **express_options(styles))``.
+
+    Args:
+        styles: Of `variant_style`, in the order of the legend.
+        column: The column of the table that holds the names.
+        dash: Include the dashes, which only lines have.
+    """
+    maps = {kind: {name: getattr(style, kind) for name, style in styles.items()} for kind in Style._fields}
+    options = {"color": column, "color_discrete_map": maps["color"], "symbol": column, "symbol_map": maps["symbol"]}
+    options |= {"category_orders": {column: list(styles)}, "template": TEMPLATE, "render_mode": "svg"}
+    return options | ({"line_dash": column, "line_dash_map": maps["dash"]} if dash else {})
+
+
+def styles_of(present: pd.Series, variants: Sequence[str] | None) -> dict[str, Style]:
+    """Styles of the variants that have data.
+
+    Args:
+        present: Names of variants, repeated.
+        variants: All variants in order; None for ``frozen``, ``learnable``, then the others as they come.
+    """
+    unique = list(present.unique())
+    order = variants or [*(name for name in _FIXED if name in unique), *unique]
+    drawn = {name: style for name, style in variant_style(order).items() if name in unique}
+    if not drawn:
+        raise InputError(f"none of the variants {', '.join(order)} has data; there is {', '.join(unique)}")
+    return drawn
+
+
+def require(table: pd.DataFrame, columns: Sequence[str], where: str) -> None:
+    """Raise an `InputError` if a table lacks rows or ``columns``; ``where`` names the figure."""
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise InputError(f"{where}: the table lacks the columns {', '.join(missing)}; it has {', '.join(table)}")
+    if table.empty:
+        raise InputError(f"{where}: the table has no rows")
+
+
+def faint(color: str, alpha: float) -> str:
+    """A hex colour with the opacity ``alpha`` in [0, 1]."""
+    return f"rgba{(*hex_to_rgb(color), alpha)}"
+
+
+def text_width(text: str, size: float = 12) -> float:
+    """Roughly the width in pixels of ``text`` in a sans-serif font of ``size`` pixels."""
+    return 1.15 * ImageFont.load_default(size).getlength(text) + 4
+
+
+def wrapped(text: str | None, width: float, size: float = 12.5) -> tuple[str, int]:
+    """Plain text as plotly's HTML, escaped and wrapped, and its number of lines (0 for no text).
+
+    Args:
+        text: Plain text; a line break stays one.
+        width: Pixels in a line.
+        size: Size of the font in pixels.
+    """
+    lines = []
+    for part in str(text).split("\n") if text else ():
+        # Capitals are wider: the letters of a line are counted by the width of this very text.
+        lines += textwrap.wrap(part, max(8, int(width * max(len(part), 1) / text_width(part, size)))) or [""]
+    return "<br>".join(html.escape(line) for line in lines), len(lines)
+
+
+def dressed(
+    fig: go.Figure, title: str, height: float, legend: Sequence[str] = (), top: float = 0, **layout: object
+) -> go.Figure:
+    """Give a chart a wrapped title, and a legend below the axes, where it may take any number of rows.
+
+    Args:
+        fig: The chart; changed in place and returned.
+        title: Plain text; "" for none.
+        height: Height in pixels of the axes with their labels.
+        legend: The names in the legend; () for a chart without one.
+        top: Extra room in pixels between title and axes.
+        **layout: Further keys of plotly's layout; ``margin`` overrides single sides.
+    """
+    text, lines = wrapped(title, WIDTH - 100, 17)
+    rows = math.ceil(sum(text_width(name, 13) + 48 for name in legend) / (WIDTH - 90))
+    margin = {"l": 64, "r": 24, "t": (22 + 20 * lines if lines else 16) + top, "b": 56 + (22 * rows + 14) * (rows > 0)}
+    fig.update_layout(
+        template=TEMPLATE, height=round(height - 56 + margin["t"] + margin["b"]), showlegend=bool(legend),
+        margin=margin | layout.pop("margin", {}), legend={"y": -72 / (height - 56), "yanchor": "top"},
+        legend_title_text="", title={"text": f"<b>{text}</b>" if title else ""},
+    )  # fmt: skip
+    return fig.update_layout(**layout)
+
+
+def chooser(figures: Sequence[tuple[str, go.Figure]], **menu: object) -> go.Figure:
+    """One figure with a menu that shows one of several at a time; needs no kernel.
+
+    Args:
+        figures: Pairs of a label on the menu and a figure, all of the same size and axes.
+        **menu: Options of plotly's ``updatemenus``.
+    """
+    owner = [i for i, (_, figure) in enumerate(figures) for _ in figure.data]
+    fig = go.Figure([trace for _, figure in figures for trace in figure.data], figures[0][1].layout)
+    buttons = []
+    for i, (label, figure) in enumerate(figures):
+        shown, look = {"visible": [o == i for o in owner]}, figure.layout
+        change = {"annotations": look.annotations, "shapes": look.shapes, "yaxis.title.text": look.yaxis.title.text}
+        buttons.append({"label": html.escape(label), "method": "update", "args": [shown, change]})
+    for trace, i in zip(fig.data, owner, strict=True):
+        trace.visible = i == 0
+    if len(figures) > 1:
+        fig.update_layout(updatemenus=[{"buttons": buttons, **MENU, **menu}])
+    return fig
+
+
+def setup(renderer: str = "plotly_mimetype+chestxai") -> None:
+    """Choose how notebooks show figures; call it once at the top of a notebook.
+
+    JupyterLab draws the plotly mime type. The page gets HTML that expects plotly.js to be loaded once by the page
+    (`write_plotlyjs`, and ``html_js_files: [plotly.min.js]`` in ``_config.yml``), instead of 5 MB in each notebook or
+    a script from elsewhere.
+    """
+    config = {"responsive": True, "displaylogo": False}
+
+    class PageRenderer(pio.base_renderers.MimetypeRenderer):
+        def to_mimebundle(self, fig_dict: dict) -> dict[str, str]:
+            options = {"include_plotlyjs": False, "include_mathjax": False, "full_html": False, "validate": False}
+            return {"text/html": pio.to_html(fig_dict, config=config, **options)}
+
+    pio.renderers["chestxai"] = PageRenderer()
+    pio.renderers["plotly_mimetype"] = pio.base_renderers.PlotlyRenderer(config=config)
+    pio.renderers.default = renderer
+
+
+def write_plotlyjs(folder: str | Path) -> Path:
+    """Write the installed plotly's ``plotly.min.js`` (5 MB) into ``folder`` (the book's ``_static``), once."""
+    path = Path(folder) / "plotly.min.js"
+    script = get_plotlyjs()
+    if not path.exists() or path.stat().st_size != len(script.encode()):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(script, encoding="utf-8")
+    return path
