@@ -20,13 +20,16 @@
 # **When the model reads the name of a disease, where in a radiograph does it look?**
 #
 # The U-Net reads the prompt by *cross-attention*: every position of the image gives each token a probability. Collected for
-# the tokens of one phrase, these probabilities are a map of where the phrase matters. We read it on *held-out* images, ones
-# the model never saw, and not on images it has drawn itself: only there does a radiologist (or the phantom) say where the
-# finding is {cite}`dombrowski2024tradeoffs,vilouras2024zeroshot`.
+# the tokens of one phrase, these probabilities are a map of where the phrase matters. We read it on *held-out* images, which
+# the model has never seen, and not on images that it generated: only for the former does a radiologist (or the phantom) say
+# where the finding is {cite}`dombrowski2024tradeoffs,vilouras2024zeroshot`.
+#
+# *You will be able to* make a heatmap by hand, choose layers and timesteps, and compare three ways to run the model.
+# *Before:* chapters 1 and 2.
 
 # %% tags=["parameters"]
 profile = "demo"  # a name in data/profiles, or the path of a .yaml file
-variant = "frozen"  # treatment of the text encoder: "frozen" or "learnable"
+variant = "frozen"  # a variant of the profile
 seed = 0
 data = ""  # folder that holds one sub-folder per source (openi/, nih/); phantoms need none
 out = ""  # root of the runs; empty: the project's runs/
@@ -50,29 +53,31 @@ from chestxai import (
     profiles,
     reports,
     runs,
+    stats,
     widgets,
 )
-from chestxai.stats import bootstrap_ci
+from chestxai import sentences as say
 from chestxai.studies import FINDINGS, Frame, phrases, to_images
 
+# %%
 settings = profiles.load(profile)
-run = profiles.run_folder(settings, variant, seed, out)
+run = profiles.run(settings, variant, seed, out).check_finished()
 plots.setup()
-
 pipeline = models.load_pipeline(settings.base)
-size = models.image_size(pipeline)
-steps = list(finetune.checkpoints(run))
+size, steps = models.image_size(pipeline), run.steps()
 finetune.load_checkpoint(pipeline, run, steps[-1])
 test = phrases(profiles.studies(settings, "test", data, boxes=True))
+
+# %% tags=["aggregate"]
 Markdown(
     f"`{variant}`, seed {seed}, step {steps[-1]}: {len(test)} phrases of {len({t.study.patient for t in test})} patients "
-    f"are to be grounded, with checkpoints at steps {', '.join(map(str, steps))}."
+    f"will be grounded, with checkpoints at steps {', '.join(map(str, steps))}."
 )
 
 # %% [markdown]
 # ## One phrase on one image, by hand
 #
-# A phrase becomes tokens, and some of them name the finding.
+# A phrase becomes tokens. Those that name the finding are read.
 
 # %%
 example = next((t for t in test if t.finding.name == "Pleural Effusion"), test[0])
@@ -92,27 +97,25 @@ pd.DataFrame(
 # is one map per layer, at the layer's own resolution.
 
 # %%
-t = 200
+timestep = 200
 frame = Frame(*example.study.size, size, settings.data.fit)
 image = frame.image(example.study.pixels())
 mask = frame.mask(example.finding)
 latent = models.encode_images(pipeline, image[None])
-noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed)).to(
-    latent.device
-)
-noisy = DDPMScheduler.from_config(pipeline.scheduler.config).add_noise(
-    latent, noise, torch.tensor([t])
-)
+noise = models.seeded_noise(latent.shape, seed).to(latent.device)
+schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+noisy = schedule.add_noise(latent, noise, torch.tensor([timestep]))
 with torch.no_grad(), attention.capture(pipeline.unet, [positions]) as seen:
-    pipeline.unet(noisy, t, models.encode_text(pipeline, [prompt]))
-short = {
-    n: n.split(".transformer")[0]
-    .replace("_blocks.", " ")
-    .replace("_block", "")
-    .replace(".attentions", "")
-    for n in seen.maps()
-}
-layers = {short[name]: m for name, m in seen.maps().items()}
+    pipeline.unet(noisy, timestep, models.encode_text(pipeline, [prompt]))
+
+# %%
+def short(name):
+    """A layer's name without what all of them share: "up 0.1"."""
+    part, number, *rest = name.split(".")
+    return " ".join([part.split("_")[0], ".".join([number, *rest[1:2]])])
+
+
+layers = {short(name): maps for name, maps in seen.maps().items()}
 pd.DataFrame(
     {"map (slots, groups, h, w)": [tuple(m.shape) for m in layers.values()]},
     index=list(layers),
@@ -124,7 +127,7 @@ plots.overlays(
     [m[0, 0].cpu().numpy() for m in layers.values()],
     masks=[mask] * len(layers),
     titles=list(layers),
-    title=f"“{words}”, timestep {t}",
+    title=f"“{words}”, timestep {timestep}",
 )
 
 # %% [markdown]
@@ -150,24 +153,26 @@ plots.overlay(
 # %% [markdown]
 # ## Which layer, and when?
 #
-# The same score for every layer and timestep by itself, on validation phrases. White is chance: a layer that is white sees
-# nothing of where the finding is.
+# The same score for every layer and timestep alone, on validation phrases. White is chance: the map of a white cell says
+# nothing about where the finding is.
 
 # %%
-validation = profiles.sample(
-    phrases(profiles.studies(settings, "val", data, boxes=True)), 32, seed
-)
-images, kept, skipped = to_images([t.study for t in validation], size, settings.data.fit)
-readable = {s.id: i for i, s in enumerate(kept)}
-validation = [t for t in validation if t.study.id in readable]
-val_images = images[[readable[t.study.id] for t in validation]]
+def mask_of(truth):
+    """Where a finding is, in the model's frame: bool (size, size)."""
+    return Frame(*truth.study.size, size, settings.data.fit).mask(truth.finding)
+
+
+located = phrases(profiles.studies(settings, "val", data, boxes=True))
+sampled = profiles.sample(located, 32, seed)
+images, studies, _ = to_images([t.study for t in sampled], size, settings.data.fit)
+row_of = {study.id: i for i, study in enumerate(studies)}
+validation = [t for t in sampled if t.study.id in row_of]
+val_images = images[[row_of[t.study.id] for t in validation]]
 val_prompts = [t.finding.phrase for t in validation]
 val_words = [grounding.target_words(t, settings.grounding.target) for t in validation]
-val_masks = [
-    Frame(*t.study.size, size, settings.data.fit).mask(t.finding) for t in validation
-]
+val_masks = [mask_of(t) for t in validation]
 
-
+# %% tags=["aggregate"]
 def mean_auc(maps):
     """Mean AUC-ROC over the validation phrases of one map (h, w) each."""
     return np.mean(
@@ -191,15 +196,13 @@ plots.layer_time(
     title=f"AUC-ROC of {len(val_masks)} validation phrases, {variant}",
 )
 
-# %% tags=["hide-input"]
-best, worst = (
-    np.unravel_index(auc.argmax(), auc.shape),
-    np.unravel_index(auc.argmin(), auc.shape),
-)
+# %% tags=["hide-input", "aggregate"]
+names = list(layers)
+best, worst = (np.unravel_index(at, auc.shape) for at in (auc.argmax(), auc.argmin()))
 Markdown(
-    f"The best cell is {list(layers)[best[0]]} at t = {few[best[1]]} with {auc.max():.3f}, the worst "
-    f"{list(layers)[worst[0]]} at t = {few[worst[1]]} with {auc.min():.3f}. A map below chance points *away* from the finding. "
-    "We keep the paper's mean over all of them, chosen before looking."
+    f"The best cell is {names[best[0]]} at t = {few[best[1]]} with {auc.max():.3f}, the worst {names[worst[0]]} at "
+    f"t = {few[worst[1]]} with {auc.min():.3f}. A map below chance points *away* from the finding. We keep the paper's mean "
+    "over all cells, which was chosen beforehand."
 )
 
 # %% [markdown]
@@ -211,24 +214,23 @@ Markdown(
 
 # %%
 side = max(m.shape[-1] for m in by_layer.values())
-by_time = np.mean(
-    [
-        attention.resize(torch.from_numpy(m), (side, side)).numpy()
-        for m in by_layer.values()
-    ],
-    axis=0,
-)  # (phrases, timesteps, h, w)
+resized = [
+    attention.resize(torch.from_numpy(m), (side, side)).numpy() for m in by_layer.values()
+]
+by_time = np.mean(resized, axis=0)  # (phrases, timesteps, h, w)
 paper_steps = path[-settings.grounding.last :]
 whole = len(paper_steps)
-strides = [k for k in (40, 20, 10, 8, 5, 4, 2, 1) if k <= whole]
 cost = pd.Series(
     {
         len(paper_steps[::k]): mean_auc(by_time[:, -whole:][:, ::k].mean(axis=1))
-        for k in strides
+        for k in (40, 20, 10, 8, 5, 4, 2, 1)
+        if k <= whole
     }
 )
-short = min(n for n in cost.index if cost[n] >= cost[whole] - 0.005)
+enough = min(n for n in cost.index if cost[n] >= cost[whole] - 0.005)
 cost[len(path)] = mean_auc(by_time.mean(axis=1))
+
+# %% tags=["aggregate"]
 px.line(
     x=cost.index.astype(str), y=cost.values, markers=True, template=plots.TEMPLATE, height=380,
     labels={"x": "timesteps (passes through the U-Net)", "y": "AUC-ROC"},
@@ -238,184 +240,140 @@ px.line(
     annotation_position="bottom right",
 )  # fmt: skip
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input", "aggregate"]
 Markdown(
-    f"{short} of the paper's {whole} timesteps {'come' if short > 1 else 'comes'} within 0.005 of all of them, chosen on "
-    f"these validation phrases; this profile reads {len(timesteps)} on the test phrases below."
+    f"Reading {say.words.counted(enough, 'timestep')} instead of the paper's {whole} costs at most 0.005, on these validation "
+    f"phrases; this profile reads {len(timesteps)} on the test phrases below."
 )
 
 # %% [markdown]
 # ## Three ways to run the model
 #
-# So far each pass saw the image under *fresh* noise. There are two other ways, and all three are the same call, with another
-# `method`. `inversion` follows one deterministic path from the image towards noise, the same path along which DDIM would draw
-# it {cite}`song2021ddim,vilouras2024zeroshot`. `generation` looks at no image: the model draws one for the prompt, and its
-# attention is read meanwhile. That map is scored against the finding in the *real* image, so what it can know is only where
+# So far each pass saw the image under *fresh* noise. There are two other ways; all three are the same call with another
+# `method`. `inversion` follows one deterministic path from the image towards noise, the path along which DDIM would generate
+# it {cite}`song2021ddim,vilouras2024zeroshot`. `generation` uses no image: the model generates one for the prompt, and its
+# attention is read meanwhile. That map is scored against the finding in the *held-out* image, so all it can reflect is where
 # such a finding usually is, and which side and zone the prompt names.
 
 # %%
 steps_of_path = settings.grounding.steps
 ways = {
-    "noised": grounding.ground_many(
-        pipeline, val_images, val_prompts, val_words, timesteps=paper_steps, seed=seed
-    ),
-    "inversion": grounding.ground_many(
+    method: grounding.ground_many(
         pipeline,
-        val_images,
-        val_prompts,
-        val_words,
-        timesteps=paper_steps,
-        method="inversion",
-        steps=steps_of_path,
-    ),
-    "generation": grounding.ground_many(
-        pipeline,
-        None,
+        None if method == "generation" else val_images,
         val_prompts,
         val_words,
         timesteps=paper_steps,
         seed=seed,
-        method="generation",
+        method=method,
         steps=steps_of_path,
-    ),
+    )
+    for method in ("noised", "inversion", "generation")
 }
-patients = [t.study.patient for t in validation]
 
 
-def compared(named):
+# %% tags=["aggregate"]
+def compared(maps_by_name):
     """AUC-ROC and Top-1 with their intervals, for each kind of map."""
-    scores = {
-        "AUC-ROC": localization.auc_roc,
-        "Top-1": localization.pointing_game,
-    }
-    return pd.DataFrame(
-        {
-            title: {
-                name: bootstrap_ci(
-                    [score(m, mask) for m, mask in zip(maps, val_masks, strict=True)],
-                    patients,
-                    n=settings.statistics.resamples,
-                )
-                for name, maps in named.items()
-            }
-            for title, score in scores.items()
-        }
-    ).map(str)
+    scores = {"AUC-ROC": localization.auc_roc, "Top-1": localization.pointing_game}
+    patients = [t.study.patient for t in validation]
+    table = pd.DataFrame(index=list(maps_by_name), columns=list(scores))
+    for name, maps in maps_by_name.items():
+        for title, score in scores.items():
+            values = [score(m, mask) for m, mask in zip(maps, val_masks, strict=True)]
+            interval = stats.bootstrap_ci(
+                values, patients, n=settings.statistics.resamples
+            )
+            table.loc[name, title] = str(interval)
+    return table
 
 
 compared(ways).assign(passes=[whole, whole, len(path)])
 
 # %%
-looked = [
-    next((i for i, t in enumerate(validation) if t.finding.name == name), None)
-    for name in FINDINGS
-]
-looked = [i for i in looked if i is not None][:3]
+def first_of_each(truths, most):
+    """Position of the first phrase of each finding, for at most so many findings."""
+    names = [t.finding.name for t in truths]
+    return [names.index(name) for name in dict.fromkeys(names)][:most]
+
+
+examples = first_of_each(validation, 3)
 plots.overlay_grid(
-    [val_images[i] for i in looked],
-    {way: [maps[i] for i in looked] for way, maps in ways.items()},
-    masks=[val_masks[i] for i in looked],
-    titles=[f"{validation[i].finding.name}: “{val_prompts[i]}”" for i in looked],
+    [val_images[i] for i in examples],
+    {way: [maps[i] for i in examples] for way, maps in ways.items()},
+    masks=[val_masks[i] for i in examples],
+    titles=[f"{validation[i].finding.name}: “{val_prompts[i]}”" for i in examples],
     title=f"One phrase, read in three ways, {variant}",
 )
 
 # %% [markdown]
 # ## May a map be improved afterwards?
 #
-# Papers smooth their maps, subtract what every token sees, or merge them with what text and image say by themselves
-# {cite}`nuetzel2025generate`. Each of these changes what is scored, so it is shown beside the map as it was measured, and the
-# book scores that one. *Bimodal Bias Merging* weighs in the product of two biases (where the begin token looks in this image,
-# and where the phrase looks when the model draws by itself) as far as the two are alike.
+# Papers smooth their maps, subtract what every token sees, or merge them with what text and image say alone
+# {cite}`nuetzel2025generate`. Each of these changes what is scored, so they stand beside the map as measured, and the book
+# scores the latter. *Bimodal Bias Merging* adds the product of two biases (where the begin token looks in this image, and
+# where the phrase looks when the model generates), weighted by how alike the two are.
 
-# %%
+# %% tags=["aggregate"]
 groups = grounding.ground_groups(
     pipeline, val_images, val_prompts, val_words, timesteps=timesteps, seed=seed
 )
-measured = groups["phrase"]
+measured, begin = groups["phrase"], groups["begin"]
+biases = zip(measured, begin, ways["generation"], strict=True)
 compared(
     {
         "as measured": measured,
         "smoothed (σ = 1)": [postprocess.smooth(m) for m in measured],
         "minus the begin token": [
-            postprocess.subtract_background(m, background)
-            for m, background in zip(measured, groups["begin"], strict=True)
+            postprocess.subtract_background(m, b)
+            for m, b in zip(measured, begin, strict=True)
         ],
-        "Bimodal Bias Merging": [
-            postprocess.merge_biases(m, image, text)
-            for m, image, text in zip(
-                measured, groups["begin"], ways["generation"], strict=True
-            )
-        ],
+        "Bimodal Bias Merging": [postprocess.merge_biases(*three) for three in biases],
     }
 )
 
 # %% [markdown]
 # ## All test phrases, over all checkpoints
 #
-# Step 0 is the base before any fine-tuning. Each map is scored against the finding's mask, and so are two maps that know
-# nothing of the image: chance, and the *centre prior*, the mean mask of that finding in the training data. Chapter 4 explains
-# the scores. With several GPUs, `python -m chestxai.grounding` makes these maps beforehand, as the README says.
+# Step 0 is the base before any fine-tuning. Each map is scored against the finding's mask, and so are two maps that do not
+# depend on the image: chance, and the *location prior*, the mean mask of that finding in the training data. Chapter 4
+# explains the scores. With several GPUs, `python -m chestxai.grounding` makes these maps beforehand (see the README).
 
 # %%
-located = phrases(profiles.studies(settings, "train", data, boxes=True))
+train = phrases(profiles.studies(settings, "train", data, boxes=True))
 # Some sources have boxes for val and test only.
-located = located or phrases(profiles.studies(settings, "val", data, boxes=True))
-where = {
-    name: [
-        Frame(*t.study.size, size, settings.data.fit).mask(t.finding)
-        for t in located
-        if t.finding.name == name
-    ]
-    for name in FINDINGS
-}
-anywhere = localization.centre_prior([m for found in where.values() for m in found])
-prior = {
-    name: localization.centre_prior(found) if found else anywhere
-    for name, found in where.items()
-}
+prior = localization.location_priors(train or located, size, settings.data.fit)
 
 # %%
 tables, maps_of = [], {}
-everything = grounding.ground_run(settings, run, test)
-for step, maps, rows, skipped in runs.progress(everything, "checkpoints", len(steps) + 1):
-    masks = [Frame(*t.study.size, size, settings.data.fit).mask(t.finding) for t in rows]
-    scores = pd.DataFrame(
-        localization.score_table(maps, masks, [prior[t.finding.name] for t in rows])
-    )
-    about = pd.DataFrame(
-        {
-            "study": t.study.id,
-            "patient": t.study.patient,
-            "finding": t.finding.name,
-            "phrase": t.finding.phrase,
-            "kept": localization.kept(
-                t.finding, Frame(*t.study.size, size, settings.data.fit)
-            ),  # by the crop
-        }
-        for t in rows
-    )
-    tables.append(pd.concat([about, scores], axis=1).assign(step=step))
+passes = grounding.ground_run(settings, run, test)
+for step, maps, rows, left_out in runs.progress(passes, "checkpoints", len(steps) + 1):
+    scored = localization.score_truths(maps, rows, prior, size, settings.data.fit)
+    tables.append(scored.assign(step=step))
     maps_of[step] = maps
 
 table = pd.concat(tables, ignore_index=True)
-localization.save_masks(run / "maps" / "masks.safetensors", test, size, settings.data.fit)
-runs.write_atomic(run / "grounding.csv", table.to_csv(index=False))
+localization.save_masks(run.masks_file, test, size, settings.data.fit)
+runs.write_atomic(run.grounding_file, table.to_csv(index=False))
+
+# %% tags=["aggregate"]
 columns = ["auc_roc", "pointing_game", "cnr", "miou"]
 overview = table.groupby("step")[columns].mean()
-overview.loc["centre prior"] = table[[f"prior_{c}" for c in columns]].mean().to_numpy()
-overview.loc["chance"] = table[[f"chance_{c}" for c in columns]].mean().to_numpy()
+for name, prefix in {"location prior": "prior_", "chance": "chance_"}.items():
+    overview.loc[name] = table[[f"{prefix}{c}" for c in columns]].mean().to_numpy()
 overview.round(3)
 
-# %% tags=["hide-input"]
-last, reference = (
-    overview.loc[steps[-1], "auc_roc"],
-    overview.loc["centre prior", "auc_roc"],
-)
+# %% tags=["hide-input", "aggregate"]
+last = table[table["step"] == steps[-1]].reset_index(drop=True)
+base = table[table["step"] == 0].reset_index(drop=True)
+references = {"the base": base["auc_roc"], "the location prior": last["prior_auc_roc"]}
+differences = {
+    name: stats.paired_difference(last["auc_roc"], values, last["patient"])
+    for name, values in references.items()
+}
 Markdown(
-    f"{len(rows)} phrases per checkpoint, {len(skipped)} left out. At step {steps[-1]} the `{variant}` model reaches an AUC-ROC "
-    f"of {last:.3f}, against {overview.loc[0, 'auc_roc']:.3f} before fine-tuning: it points "
-    + ("better" if last > reference else "no better")
-    + f" than a map that only knows where the finding usually is ({reference:.3f})."
+    f"{len(rows)} phrases per checkpoint, {len(left_out)} left out. At step {steps[-1]}:\n\n"
+    + say.localization.against(variant, differences)
 )
 
 # %% [markdown]
@@ -424,26 +382,18 @@ Markdown(
 # One phrase of each finding. Watch whether the bright region moves into the outline, and stays.
 
 # %%
-shown = [
-    next((i for i, t in enumerate(rows) if t.finding.name == name), None)
-    for name in FINDINGS
-]
-shown = [i for i in shown if i is not None][:6]
-chosen = [0, *steps[:: max(1, -(-len(steps) // 3))], steps[-1]]
-chosen = list(dict.fromkeys(chosen))
+examples = first_of_each(rows, 6)
+frames = [Frame(*rows[i].study.size, size, settings.data.fit) for i in examples]
+every = max(1, -(-len(steps) // 3))
+chosen = {"base": 0} | {f"step {s}": s for s in (*steps[::every], steps[-1])}
+auc_of = {step: part["auc_roc"].to_numpy() for step, part in table.groupby("step")}
 plots.overlay_grid(
-    [
-        Frame(*rows[i].study.size, size, settings.data.fit).image(rows[i].study.pixels())
-        for i in shown
-    ],
-    {("base" if s == 0 else f"step {s}"): [maps_of[s][i] for i in shown] for s in chosen},
-    masks=[masks[i] for i in shown],
-    titles=[f"{rows[i].finding.name}: “{rows[i].finding.phrase}”" for i in shown],
+    [f.image(rows[i].study.pixels()) for f, i in zip(frames, examples, strict=True)],
+    {name: [maps_of[s][i] for i in examples] for name, s in chosen.items()},
+    masks=[mask_of(rows[i]) for i in examples],
+    titles=[f"{rows[i].finding.name}: “{rows[i].finding.phrase}”" for i in examples],
     captions={
-        ("base" if s == 0 else f"step {s}"): [
-            f"AUC {table[table['step'] == s]['auc_roc'].iloc[i]:.2f}" for i in shown
-        ]
-        for s in chosen
+        name: [f"AUC {auc_of[s][i]:.2f}" for i in examples] for name, s in chosen.items()
     },
     title=f"Where {variant} looks",
 )
@@ -451,20 +401,15 @@ plots.overlay_grid(
 # %% [markdown]
 # ## Look for yourself
 #
-# Pick a study, a phrase, a layer and a timestep. In JupyterLab this is a widget; on the page the same maps come with it.
+# Choose a study, a phrase, a layer and a timestep. In JupyterLab this is a widget; the page carries the same maps.
 
 # %%
 picked = profiles.sample(validation, 6, seed)
 index = [validation.index(t) for t in picked]
 explored = {
     "images": val_images[index],
-    "heatmaps": np.stack(
-        [
-            attention.resize(torch.from_numpy(m[index][:, at]), (side, side)).numpy()
-            for m in by_layer.values()
-        ],
-        axis=1,
-    ),  # (studies, layers, timesteps, h, w)
+    # (studies, layers, timesteps, h, w)
+    "heatmaps": np.stack([m[index][:, at] for m in resized], axis=1),
     "titles": [f"study {i + 1}" for i in range(len(picked))],
     "phrases": [t.finding.phrase for t in picked],
     "layers": list(layers),
@@ -479,24 +424,26 @@ widgets.show(
 # %% [markdown]
 # ## Exercises
 #
-# **1.** Read a word that says nothing of the finding, such as the side, or the full stop. Where does it look?
+# **1.** Read a word that does not name the finding, such as the side, or the full stop. Where does it look?
 
 # %% tags=["hide-cell"]
 others = [w for w in (*prompt.split()[:3], words) if w]
-found = [grounding.ground(pipeline, image, prompt, w, timesteps, seed) for w in others]
+heatmaps = [
+    grounding.ground(pipeline, image, prompt, w, timesteps, seed).values for w in others
+]
 plots.overlays(
-    [image] * len(found),
-    [h.values for h in found],
-    masks=[mask] * len(found),
+    [image] * len(heatmaps),
+    heatmaps,
+    masks=[mask] * len(heatmaps),
     titles=[
-        f"“{w}”: AUC {localization.auc_roc(h.values, mask):.2f}"
-        for w, h in zip(others, found, strict=True)
+        f"“{w}”: AUC {localization.auc_roc(h, mask):.2f}"
+        for w, h in zip(others, heatmaps, strict=True)
     ],
 )
 
 # %% [markdown]
-# **2.** Ground a finding that the image does *not* show. What would a model that understands have to do, and can attention
-# express it at all?
+# **2.** Ground a finding that the image does *not* show. What should a model that understands do, and can attention express it
+# at all?
 
 # %% tags=["hide-cell"]
 # The probabilities of all tokens sum to 1 at every position, whatever the image shows: a map says where a word matters
@@ -512,4 +459,4 @@ plots.overlay(image, ghost.values, title=f"“{absent}”, which this image does
 #
 # - A heatmap is a mean of attention probabilities over heads, layers, timesteps and the tokens of a phrase, on a real image.
 # - Layers differ more than timesteps do; averaging needs no tuning.
-# - Every score stands beside chance and the centre prior: a map that only knows anatomy is not yet understanding.
+# - Every score stands beside chance and the location prior: a map that only reflects anatomy is not yet understanding.

@@ -18,12 +18,13 @@ from transformers import AutoTokenizer, BertModel, CLIPTextModel
 
 from chestxai import models, sources
 from tests import tiny
+from tools import make_base
 
 PROMPTS = ["small left pleural effusion", "", "no pneumothorax. " * 60]
 
 
 @pytest.fixture(scope="module")
-def tiny():
+def shipped():
     return models.load_pipeline("tiny", device="cpu")
 
 
@@ -53,18 +54,18 @@ def images_of(pipeline, prompts, steps: int = 3, guidance: float = 2.0) -> np.nd
 # --- the base that ships ---------------------------------------------------------------------------------------------
 
 
-def test_the_tiny_base_is_small_in_float32_in_eval_mode_and_frozen(tiny):
+def test_the_tiny_base_is_small_in_float32_in_eval_mode_and_frozen(shipped):
     assert sum(p.stat().st_size for p in models.TINY.rglob("*") if p.is_file()) <= 15e6
-    for part in (tiny.unet, tiny.vae, tiny.text_encoder):
+    for part in (shipped.unet, shipped.vae, shipped.text_encoder):
         assert {p.dtype for p in part.parameters()} == {torch.float32}
         assert not part.training
         assert not any(p.requires_grad for p in part.parameters())
-    assert models.image_size(tiny) == 64
-    assert isinstance(tiny.scheduler, DDIMScheduler)
-    assert tiny.tokenizer.model_max_length == 32
+    assert models.image_size(shipped) == 64
+    assert isinstance(shipped.scheduler, DDIMScheduler)
+    assert shipped.tokenizer.model_max_length == 32
 
 
-def test_the_tiny_base_draws_chests_and_not_noise(tiny):
+def test_the_tiny_base_draws_chests_and_not_noise(shipped):
     normal = sources.load("phantom", split="val", n=100, size=64, normal=True)
     mean = np.mean([s.array for s in normal], axis=0).ravel()
 
@@ -84,34 +85,34 @@ def test_the_tiny_base_draws_chests_and_not_noise(tiny):
         ).images
         return models.decode_latents(pipeline, latents)
 
-    ours = drawn(tiny)
+    ours = drawn(shipped)
     noise = torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        untrained = StableDiffusionPipeline(**tiny.components | {"unet": UNet2DConditionModel(**models.TINY_UNET)})
+        untrained = StableDiffusionPipeline(**shipped.components | {"unet": UNet2DConditionModel(**make_base.TINY_UNET)})
     untrained.set_progress_bar_config(disable=True)
     assert likeness(ours).min() > 0.8
     assert abs(likeness(drawn(untrained))).max() < 0.5
-    assert abs(likeness(models.decode_latents(tiny, noise))).max() < 0.5
+    assert abs(likeness(models.decode_latents(shipped, noise))).max() < 0.5
     assert likeness(ours).mean() > np.quantile(likeness([s.array for s in normal]), 0.1)
     assert ours.std(axis=0).mean() > 5  # and not eight times the same one
 
 
-def test_no_word_means_anything_to_the_tiny_base(tiny):
-    states = models.encode_text(tiny, ["Large left pleural effusion.", "No pneumothorax.", ""])
+def test_no_word_means_anything_to_the_tiny_base(shipped):
+    states = models.encode_text(shipped, ["Large left pleural effusion.", "No pneumothorax.", ""])
     assert (states[0] - states[1]).abs().max() > 0.1
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)).expand(3, -1, -1, -1)
     with torch.no_grad():
-        noise = tiny.unet(latents, 500, states).sample
+        noise = shipped.unet(latents, 500, states).sample
     torch.testing.assert_close(noise[1:], noise[:1].expand(2, -1, -1, -1), rtol=0, atol=1e-6)
 
 
-def test_the_tiny_autoencoder_keeps_what_it_is_given(tiny):
+def test_the_tiny_autoencoder_keeps_what_it_is_given(shipped):
     studies = sources.load("phantom", split="test", n=12, size=64)
     images = np.stack([s.array for s in studies])
-    latents = models.encode_images(tiny, images)
+    latents = models.encode_images(shipped, images)
     assert 0.7 < latents.std() < 1.4  # of unit variance, as the noise schedule expects
-    error = np.abs(models.decode_latents(tiny, latents).astype(float) - images).mean()
+    error = np.abs(models.decode_latents(shipped, latents).astype(float) - images).mean()
     assert error < 0.12 * np.abs(images - images.mean()).mean()
 
 
@@ -162,10 +163,10 @@ def test_checksums_are_in_the_format_of_sha256sum(tmp_path):
     for name in ("b.txt", "sub/a b.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    path = models.write_sums(tmp_path)
+    path = make_base.write_sums(tmp_path)
     lines = path.read_text().splitlines()
     assert lines == [f"{hashlib.sha256(n.encode()).hexdigest()}  {n}" for n in ("b.txt", "sub/a b.txt")]
-    assert models.write_sums(tmp_path).read_text().splitlines() == lines  # never of itself
+    assert make_base.write_sums(tmp_path).read_text().splitlines() == lines  # never of itself
     tool = shutil.which("sha256sum")
     if tool:
         for folder in (tmp_path, models.TINY):
@@ -174,9 +175,9 @@ def test_checksums_are_in_the_format_of_sha256sum(tmp_path):
 
 def test_the_tiny_base_can_be_made(tmp_path, capsys):
     """The whole command, a few steps long: what it leaves loads, and the same call makes nothing twice."""
-    command = ["pretrain", "--out", str(tmp_path / "base"), "--work", str(tmp_path / "work")]
+    command = ["--out", str(tmp_path / "base"), "--work", str(tmp_path / "work")]
     command += ["--images", "24", "--autoencoder-steps", "2", "--steps", "2"]
-    assert models.main(command) == 0
+    assert make_base.main(command) == 0
     assert "MB" in capsys.readouterr().out
     sums = (tmp_path / "base" / "SHA256SUMS").read_text()
     models._verify(tmp_path / "base")
@@ -201,7 +202,7 @@ def test_the_tiny_base_can_be_made(tmp_path, capsys):
     assert torch.equal(*drawn)  # no word means anything yet
     stamp = started.stat().st_mtime_ns
     shutil.rmtree(tmp_path / "base")
-    models.main(command)
+    make_base.main(command)
     assert started.stat().st_mtime_ns == stamp
     assert (tmp_path / "base" / "SHA256SUMS").read_text() == sums
 
@@ -236,11 +237,11 @@ def test_another_minilm_and_none_at_all_are_errors_with_a_remedy(monkeypatch, tm
 
 
 @torch.no_grad()
-def test_minilm_embeddings_equal_those_of_transformers_for_each_text_alone(tiny):
+def test_minilm_embeddings_equal_those_of_transformers_for_each_text_alone(shipped):
     """Each text without any padding, through a BERT loaded by transformers alone."""
     tokenizer = AutoTokenizer.from_pretrained(package())
     encoder = BertModel.from_pretrained(package(), dtype=torch.float32)
-    states = models.encode_text(tiny, PROMPTS)
+    states = models.encode_text(shipped, PROMPTS)
     assert states.shape == (3, 32, 384)
     for prompt, ours in zip(PROMPTS, states, strict=True):
         tokens = tokenizer(prompt, return_tensors="pt", truncation=True, max_length=32)
@@ -249,8 +250,8 @@ def test_minilm_embeddings_equal_those_of_transformers_for_each_text_alone(tiny)
 
 
 @torch.no_grad()
-def test_embeddings_equal_those_of_diffusers(either, tiny):
-    for pipeline in (either, tiny):
+def test_embeddings_equal_those_of_diffusers(either, shipped):
+    for pipeline in (either, shipped):
         theirs, _ = pipeline.encode_prompt(PROMPTS, "cpu", 1, do_classifier_free_guidance=False)
         ours = models.encode_text(pipeline, PROMPTS, batch=2)
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
@@ -350,12 +351,12 @@ def test_saved_loaded_and_stock_diffusers_draw_the_same_images(either, tmp_path)
     assert loaded.tokenizer.model_max_length == either.tokenizer.model_max_length
 
 
-def test_a_prompt_and_its_embeddings_draw_the_same_image(tiny):
+def test_a_prompt_and_its_embeddings_draw_the_same_image(shipped):
     """What a reader types draws what the book, which encodes its texts once, draws."""
     given = {"num_inference_steps": 3, "guidance_scale": 2.0, "output_type": "latent"}
-    typed = tiny(PROMPTS[0], generator=torch.Generator().manual_seed(0), **given).images
-    states = [models.encode_text(tiny, [text]) for text in (PROMPTS[0], "")]
-    encoded = tiny(
+    typed = shipped(PROMPTS[0], generator=torch.Generator().manual_seed(0), **given).images
+    states = [models.encode_text(shipped, [text]) for text in (PROMPTS[0], "")]
+    encoded = shipped(
         prompt_embeds=states[0], negative_prompt_embeds=states[1], generator=torch.Generator().manual_seed(0), **given
     ).images
     torch.testing.assert_close(typed, encoded, atol=1e-4, rtol=1e-4)

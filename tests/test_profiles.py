@@ -11,7 +11,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from chestxai import grounding, models, profiles, sources
+from chestxai import grounding, profiles, sources
+from chestxai.recipes import Recipe
 from chestxai.studies import phrases
 from tests import tiny
 
@@ -39,7 +40,7 @@ def test_the_papers_protocol():
 
 def test_the_two_variants_differ_in_nothing_a_profile_says():
     for name in profiles.names():
-        assert profiles.load(name).variants == profiles.VARIANTS == ("frozen", "learnable")
+        assert profiles.load(name).variants == {"frozen": Recipe(), "learnable": Recipe(text="learnable")}
 
 
 def written(tmp_path: Path, **changes: object) -> Path:
@@ -67,7 +68,14 @@ def test_ones_own_profile_is_loaded_by_its_path_and_named_after_its_file(tmp_pat
         ({"finetune__ucg": 1.5}, "finetune.ucg"),
         ({"finetune__accumulate": 3}, "batch_size 8 is not a multiple of accumulate 3"),
         ({"grounding__last": 60}, "last 60 exceeds steps 10"),
-        ({"variants": ["thawed"]}, "variants.0"),
+        ({"variants": ["thawed"]}, "variants.thawed.text"),
+        ({"variants": []}, "variants"),
+        ({"variants": ["frozen", "frozen"]}, "repeats a variant"),
+        ({"variants": {"../up": "frozen"}}, "variants"),
+        ({"seeds": []}, "seeds"),
+        ({"seeds": [0, 0]}, "repeats a seed"),
+        ({"seeds": [-1]}, "seeds.0"),
+        ({"finetune__learning_rate": float("inf")}, "finetune.learning_rate"),
         ({"data__size": 20}, "data.size"),
         ({"name": "../elsewhere"}, "name"),
         ({"data__source": "nowhere"}, "data: Value error, unknown source 'nowhere': choose one of phantom"),
@@ -101,7 +109,7 @@ def test_an_unknown_profile_lists_those_there_are(name):
 
 
 def test_unknown_variant_and_source_list_those_there_are():
-    with pytest.raises(ValueError, match="unknown variant 'thawed': choose one of frozen, learnable"):
+    with pytest.raises(ValueError, match="no variant 'thawed': choose one of frozen, learnable"):
         profiles.run_folder(profiles.load("smoke"), "thawed", 0)
     with pytest.raises(ValueError, match="unknown source 'nowhere': choose one of phantom"):
         sources.load("nowhere")

@@ -442,7 +442,9 @@ class TestRun:
         with pytest.raises(runs.InputError, match=told):
             run.grounding()
 
-    @pytest.mark.parametrize("content", ["[]", "null", "3", "'a'", "[" * 100_000, '{"steps": [1]}', '{"steps": {"a": {}}}'])
+    @pytest.mark.parametrize(
+        "content", ["[]", "null", "3", "'a'", "[" * 100_000, '{"steps": [1]}', '{"steps": {"a": {}}}']
+    )
     def test_json_of_another_type_is_named(self, run, content):
         run.fidelity_file.write_text(content)
         with pytest.raises(runs.InputError, match=r"fidelity\.json"):
