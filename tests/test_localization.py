@@ -21,6 +21,8 @@ from torchmetrics.functional.classification import binary_auroc, binary_average_
 
 from chestxai import localization as loc
 from chestxai import runs
+from chestxai.localization.maps import CachedMap, CachedMask
+from chestxai.localization.references import exact_chance
 from chestxai.sources import phantom
 from chestxai.studies import Box, Finding, Frame, GroundTruth, Study, phrases
 
@@ -320,8 +322,9 @@ class TestParity:
         inside = jaccard_score(truth, found)
         assert loc.iou(heatmap, mask, threshold) == pytest.approx(inside)
         assert loc.dice(heatmap, mask, threshold) == pytest.approx(f1_score(truth, found))
-        both = loc._overlaps(hot, mask)["miou"]
-        assert both == pytest.approx((inside + jaccard_score(~truth, ~found, zero_division=0)) / 2)
+        assert loc.miou(heatmap, mask, threshold=threshold) == pytest.approx(
+            (inside + jaccard_score(~truth, ~found, zero_division=0)) / 2
+        )
 
     @pytest.mark.parametrize("seed", range(5))
     @pytest.mark.parametrize(("scale", "standardise"), [(1e-4, True), (1, True), (1e4, True), (1e-3, False)])
@@ -445,9 +448,9 @@ class TestInvariants:
     @settings(max_examples=30)
     def test_a_map_that_has_met_other_truths_scores_the_same(self, heatmap, many):
         """Shared work is kept from truth to truth (chance does so): nothing of one may leak into another."""
-        shared, full = loc._Map(heatmap), loc.PROTOCOLS["full"]
+        shared, full = CachedMap(heatmap), loc.PROTOCOLS["full"]
         for mask in (*many, many[0]):
-            assert loc._score(shared, loc._Target(mask), full) == loc.score(heatmap, mask, full)
+            assert loc.score(shared, mask, full) == loc.score(heatmap, mask, full)
 
     def test_a_small_map_is_scored_at_the_mask(self):
         heatmap, mask = blob(16, 8, 8, 2), square(64, 22, 22, 20, 20)
@@ -492,25 +495,25 @@ class TestDegenerate:
     @pytest.mark.parametrize("name", loc.SCORES)
     def test_nothing_to_localise_is_refused(self, name):
         score, heatmap = getattr(loc, name), np.eye(4)
-        with pytest.raises(ValueError, match="mask is empty"):
+        with pytest.raises(runs.InputError, match="mask is empty"):
             score(heatmap, np.zeros((4, 4), dtype=bool))
-        with pytest.raises(ValueError, match="mask is full"):
+        with pytest.raises(runs.InputError, match="mask is full"):
             score(heatmap, np.ones((4, 4), dtype=bool))
-        with pytest.raises(ValueError, match="bool"):
+        with pytest.raises(runs.InputError, match="bool"):
             score(heatmap, np.eye(4))
-        with pytest.raises(ValueError, match="1 values that are NaN"):
+        with pytest.raises(runs.InputError, match="1 values that are NaN"):
             score(np.where(np.eye(4) * np.arange(4) == 2, np.nan, heatmap), np.eye(4, dtype=bool))
-        with pytest.raises(ValueError, match=r"\(h, w\)"):
+        with pytest.raises(runs.InputError, match=r"\(h, w\)"):
             score(np.zeros(4), np.eye(4, dtype=bool))
-        with pytest.raises(ValueError, match="negative"):
+        with pytest.raises(runs.InputError, match="negative"):
             score(heatmap, -np.eye(4, dtype=np.int8))
         assert score(heatmap, np.eye(4, dtype=np.uint8)) == score(heatmap, np.eye(4, dtype=bool))
 
     @pytest.mark.parametrize("name", loc.PROTOCOLS)
     def test_nothing_to_localise_is_refused_by_every_protocol(self, name):
-        with pytest.raises(ValueError, match="mask is empty"):
+        with pytest.raises(runs.InputError, match="mask is empty"):
             loc.score(np.eye(4), np.zeros((4, 4), dtype=np.uint8), name)
-        with pytest.raises(ValueError, match="1 values that are NaN"):
+        with pytest.raises(runs.InputError, match="1 values that are NaN"):
             loc.score(np.where(np.arange(16).reshape(4, 4) == 7, np.nan, np.eye(4)), np.eye(4, dtype=bool), name)
 
     def test_one_pixel_has_no_variance(self):
@@ -549,7 +552,7 @@ class TestDegenerate:
             lambda: loc.centre_distance(np.eye(8), square(), unit="metres"),
             lambda: loc.centre_distance(np.eye(8), square(), several="first"),
         ):
-            with pytest.raises(ValueError, match=r"must be|≥ 0"):
+            with pytest.raises(runs.InputError, match=r"must be|≥ 0"):
                 call()
 
 
@@ -632,7 +635,7 @@ class TestProtocols:
     def test_a_protocol_is_a_name_or_settings_of_ones_own(self):
         own = replace(loc.PROTOCOLS["book"], scores={"ap": loc.average_precision})
         assert loc.score(np.eye(8), square(), own) == {"ap": loc.average_precision(np.eye(8), square())}
-        with pytest.raises(ValueError, match="no protocol 'vilouras': choose from book, full, dombrowski2023"):
+        with pytest.raises(runs.InputError, match="no protocol 'vilouras': choose from book, full, dombrowski2023"):
             loc.score(np.eye(8), square(), "vilouras")
 
     def test_the_books_is_the_default(self):
@@ -641,14 +644,14 @@ class TestProtocols:
 
 
 class TestBaselines:
-    def test_centre_prior_is_the_mean_mask(self):
-        prior = loc.centre_prior([square(4, 0, 0, 2, 2), square(4, 0, 0, 2, 4)])
+    def test_location_prior_is_the_mean_mask(self):
+        prior = loc.location_prior([square(4, 0, 0, 2, 2), square(4, 0, 0, 2, 4)])
         assert prior.dtype == np.float32
         np.testing.assert_array_equal(prior[:2], [[1, 1, 0.5, 0.5]] * 2)
-        with pytest.raises(ValueError, match="at least one"):
-            loc.centre_prior([])
-        with pytest.raises(ValueError, match="differ in shape"):
-            loc.centre_prior([square(4), square(8)])
+        with pytest.raises(runs.InputError, match="at least one"):
+            loc.location_prior([])
+        with pytest.raises(runs.InputError, match="differ in shape"):
+            loc.location_prior([square(4), square(8)])
 
     def test_chance_is_what_random_maps_score(self):
         rng, mask = np.random.default_rng(7), square(32, 3, 5, 12, 14)
@@ -667,7 +670,7 @@ class TestBaselines:
         maps = [random.standard_normal((16, 16)).astype(np.float32) for _ in range(4)]
         for mask in (square(48, 5, 9, 20, 14).astype(np.uint8), square(48, 30, 1, 9, 40) + 2 * square(48, 2, 2, 4, 4)):
             found = loc.chance(mask, (16, 16), n=4, protocol=name)
-            known = loc._known(loc._Target(mask), protocol)
+            known = exact_chance(CachedMask(mask), protocol)
             alone = [loc.score(heatmap, mask, name) for heatmap in maps]
             for key in protocol.scores:
                 expected = known[key] if key in known else np.mean([row[key] for row in alone])
@@ -679,7 +682,7 @@ class TestBaselines:
 
     def test_score_table(self):
         heatmaps, masks = [blob(16, 8, 8, 2), blob(16, 4, 4, 2)], [square(32, 10, 10, 12, 12), square(32, 0, 0, 9, 9)]
-        rows = loc.score_table(iter(heatmaps), masks, priors=[loc.centre_prior(masks)] * 2)
+        rows = loc.score_table(iter(heatmaps), masks, priors=[loc.location_prior(masks)] * 2)
         assert list(rows[0]) == ["target", *(p + s for p in ("", "prior_", "chance_") for s in loc.SCORES)]
         assert rows[0]["target"] == 144 / 1024
         assert rows[1]["auc_roc"] == loc.auc_roc(heatmaps[1], masks[1])
@@ -687,7 +690,7 @@ class TestBaselines:
     @pytest.mark.parametrize("name", loc.PROTOCOLS)
     def test_score_table_of_a_protocol(self, name):
         heatmaps, masks = [blob(16, 8, 8, 2), blob(16, 4, 4, 2)], [square(32, 10, 10, 12, 12), square(32, 0, 0, 9, 9)]
-        rows = loc.score_table(heatmaps, masks, [loc.centre_prior(masks)] * 2, protocol=name, random=2)
+        rows = loc.score_table(heatmaps, masks, [loc.location_prior(masks)] * 2, protocol=name, random=2)
         scores = loc.PROTOCOLS[name].scores
         assert list(rows[0]) == ["target", *(p + s for p in ("", "prior_", "chance_") for s in scores)]
         assert rows[1]["auc_roc"] == loc.score(heatmaps[1], masks[1], name)["auc_roc"]
@@ -715,11 +718,11 @@ class TestBaselines:
         assert loc.chance(mask, (16, 16), n=3, protocol="nuetzel2025")["auc_roc"] == 0.5
 
     def test_score_table_names_the_bad_row(self):
-        with pytest.raises(ValueError, match="row 1: the mask is empty"):
+        with pytest.raises(runs.InputError, match="row 1: the mask is empty"):
             loc.score_table([np.eye(8)] * 2, [square(), np.zeros((8, 8), dtype=bool)])
-        with pytest.raises(ValueError, match="1 heatmaps for 2 masks"):
+        with pytest.raises(runs.InputError, match="1 heatmaps for 2 masks"):
             loc.score_table([np.eye(8)], [square()] * 2)
-        with pytest.raises(ValueError, match="no mask or prior for heatmap 1"):
+        with pytest.raises(runs.InputError, match="no mask or prior for heatmap 1"):
             loc.score_table([np.eye(8)] * 2, [square()])
 
 
@@ -820,7 +823,7 @@ class TestScoringAgain:
         tensors["maps"][:] = math.nan
         runs.save_tensors(path, tensors)
         runs.save_tensors(run / "maps" / "step-0.safetensors", tensors)
-        with pytest.raises(ValueError, match=r"none of .* rows could be scored"):
+        with pytest.raises(runs.InputError, match=r"none of .* rows could be scored"):
             loc.rescore(run, random=0)
 
     def test_what_does_not_belong_together_is_named(self, run, tmp_path):
@@ -828,35 +831,37 @@ class TestScoringAgain:
         whole, good = masks.read_bytes(), table.read_text()
         tensors, keys = runs.load_tensors(masks), json.loads(runs.tensor_metadata(masks)["keys"])
         runs.save_tensors(masks, tensors, {"keys": json.dumps(keys[::-1])})
-        with pytest.raises(ValueError, match=r"step-0.safetensors: its \d+ maps and masks are not of the \d+ rows"):
+        with pytest.raises(
+            runs.InputError, match=r"step-0.safetensors: its \d+ maps and masks are not of the \d+ rows"
+        ):
             loc.rescore(run)
         masks.write_bytes(whole[:1000])
-        with pytest.raises(ValueError, match=r"masks.safetensors: damaged"):
+        with pytest.raises(runs.InputError, match=r"masks.safetensors: damaged"):
             loc.rescore(run)
         runs.save_tensors(masks, {"masks": tensors["masks"]})
-        with pytest.raises(ValueError, match=r"masks.safetensors: holds no kept"):
+        with pytest.raises(runs.InputError, match=r"masks.safetensors: holds no kept"):
             loc.rescore(run)
         masks.unlink()
-        with pytest.raises(ValueError, match=r"there is no .*masks.safetensors; run the attention notebook again"):
+        with pytest.raises(runs.InputError, match=r"masks.safetensors is missing: make it with"):
             loc.rescore(run)
         masks.write_bytes(whole)
         table.write_text("\n".join(good.split("\n")[:-2]))
-        with pytest.raises(ValueError, match=r"step-80.safetensors: its"):
+        with pytest.raises(runs.InputError, match=r"step-80.safetensors: its"):
             loc.rescore(run)
-        for text, problem in (("study,step\na,0\n", "has no column patient"), ("", "not a readable CSV")):
+        for text, problem in (("study,step\na,0\n", "lacks the columns patient"), ("", "not a readable table")):
             table.write_text(text)
-            with pytest.raises(ValueError, match=problem):
+            with pytest.raises(runs.InputError, match=problem):
                 loc.rescore(run)
         table.write_text(good.replace(",80\n", ",last\n"))
-        with pytest.raises(ValueError, match="no whole number"):
+        with pytest.raises(runs.InputError, match="step is 'last', not a number"):
             loc.rescore(run)
-        with pytest.raises(ValueError, match="there is no"):
+        with pytest.raises(runs.MissingError, match="grounding.csv is missing"):
             loc.rescore(tmp_path / "elsewhere")
 
     def test_the_table_that_is_read_is_not_written_over(self, run):
-        with pytest.raises(ValueError, match="is the table that is read"):
+        with pytest.raises(runs.InputError, match="is the table to read"):
             loc.main([str(run), "--out", str(run / "grounding.csv")])
-        with pytest.raises(ValueError, match="no protocol 'best'"):
+        with pytest.raises(runs.InputError, match="no protocol 'best'"):
             loc.main([str(run), "--protocol", "best"])
 
     def test_distances_that_do_not_exist_are_no_part_of_a_mean(self, run):

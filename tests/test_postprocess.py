@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as arrays
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from chestxai.postprocess import merge_biases, min_max, smooth, subtract_background
+from chestxai.runs import InputError
 
 MAPS = arrays.arrays(np.float32, (9, 9), elements=st.floats(0, 1, width=16))
 
@@ -77,5 +78,5 @@ def test_the_product_is_averaged_over_passes_and_not_taken_of_averages():
     "shapes", [((9, 8),) * 3, ((4, 4),) * 3, ((9, 9), (9, 9), (2, 9, 9)), ((9, 9), (16, 16), (16, 16))]
 )
 def test_maps_that_cannot_be_merged_are_refused(shapes):
-    with pytest.raises(ValueError, match="three square maps of one size, at least 7 × 7"):
+    with pytest.raises(InputError, match="three square maps of one size, at least 7 × 7"):
         merge_biases(*(np.ones(shape) for shape in shapes))

@@ -1,0 +1,149 @@
+"""Protocols: scores reported together, with their settings, and what happens to a map before.
+
+Those of papers follow the authors' published code; tests hold each against the same steps written a second time. No
+number of a paper was reproduced, which takes their weights and MS-CXR.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+
+from chestxai.localization import scores
+from chestxai.localization.maps import CachedMap, CachedMask, resize
+from chestxai.localization.names import SCORES
+from chestxai.localization.thresholds import hot_pixels, otsu_threshold
+from chestxai.postprocess import min_max, smooth
+from chestxai.runs import InputError
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Scores that are reported together.
+
+    Attributes:
+        about: One sentence on what it is.
+        scores: Column → function of (heatmap, mask), with its settings.
+        prepare: Applied to a map before all scores: (heatmap, shape of the mask) → heatmap.
+        blank: Whether every score of a map is 0 where the ``"gmm-majority"`` foreground is empty.
+        average: A table becomes one number by the mean over ``"phrases"``, or over the means of ``"findings"``, so that
+            a rare finding counts as much as a frequent one.
+    """
+
+    about: str
+    scores: Mapping[str, Callable[..., float]]
+    prepare: Callable[[np.ndarray, tuple[int, int]], np.ndarray] | None = None
+    blank: bool = False
+    average: Literal["phrases", "findings"] = "phrases"
+
+
+def scaled(heatmap: np.ndarray, _: tuple[int, int]) -> np.ndarray:
+    """The map scaled to [0, 1]."""
+    return min_max(heatmap)
+
+
+def _vilouras(heatmap: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    big = min_max(smooth(resize(heatmap, shape), 2.5 * max(shape) / 512))
+    return np.where(big > otsu_threshold(big), big, np.float32(0))
+
+
+_PUBLISHED = {
+    "auc_roc": scores.auc_roc,
+    "pointing_game": partial(scores.pointing_game, ties="first"),
+    "cnr": scores.cnr,
+    "iou": partial(scores.iou, threshold="gmm-majority"),
+    "miou": partial(scores.miou, threshold="gmm-majority"),
+    "bbox_iou": scores.bbox_mask_iou,
+    "bbox_miou": partial(scores.bbox_mask_iou, meaning="classes"),
+    "centre_distance_pixels": partial(
+        scores.centre_distance, method="box", threshold="gmm-majority", unit="pixels", several="nan"
+    ),
+}
+
+#: Protocols by name. In those of papers, pixels are those of the frame of the mask (512 in the first two).
+#:
+#: ``dombrowski2023`` (github.com/MischaD/chest-distillation): mean attention at 64², unprocessed. In their code the
+#: mixture starts at random, an empty foreground fails, and the mask is drawn at the original size and then resized.
+#: Another version of it halves both variances of the CNR (√2 larger); which one the paper used is not documented.
+#:
+#: ``nuetzel2025`` (github.com/Felix-012/generate_to_ground): the same, but a map is scaled to [0, 1] before the mixture
+#: is fitted, and one with an empty foreground scores 0 in everything, the distance included. Their code stores maps in
+#: half precision, leaves out constant maps, and also writes a mean that weights phrases by the frequency of their
+#: finding; which mean the paper prints is not documented.
+#:
+#: ``vilouras2024`` (github.com/vios-s/ldm-phrase-grounding): a map is enlarged, smoothed (σ = 2.5 pixels at 512²),
+#: scaled to [0, 1], and 0 up to Otsu's threshold. ``cnr_signed`` is their "non-absolute" CNR. Their code scores at the
+#: original size, where the part of a box that the crop cuts off is truth no map can reach (see `kept`), and scales each
+#: timestep and layer before the mean, which is not redone here.
+PROTOCOLS: dict[str, Protocol] = {
+    "book": Protocol("the scores of this book", {name: getattr(scores, name) for name in SCORES}),
+    "full": Protocol(
+        "every score, with the conventions beside each other",
+        {
+            "auc_roc": scores.auc_roc,
+            "average_precision": scores.average_precision,
+            "pointing_game": scores.pointing_game,
+            "pointing_game_15": partial(scores.pointing_game, tolerance=15),
+            "energy": scores.energy,
+            "cnr": scores.cnr,
+            "cnr_absolute": partial(scores.cnr, signed=False),
+            "cnr_per_box": partial(scores.cnr, per="box"),
+            "iou": scores.iou,
+            "iou_otsu": partial(scores.iou, threshold="otsu"),
+            "iou_area": partial(scores.iou, threshold=("area", 0.1)),
+            "iou_oracle": partial(scores.iou, threshold="oracle"),
+            "dice": scores.dice,
+            "miou": scores.miou,
+            "miou_thresholds": partial(scores.miou, meaning="thresholds"),
+            "bbox_iou": scores.bbox_iou,
+            "centre_distance": scores.centre_distance,
+            "centre_distance_pixels": partial(scores.centre_distance, unit="pixels"),
+        },
+    ),
+    "dombrowski2023": Protocol("Dombrowski et al., arXiv:2303.17908", _PUBLISHED),
+    "nuetzel2025": Protocol("Nützel et al., arXiv:2507.12236", _PUBLISHED, prepare=scaled, blank=True),
+    "vilouras2024": Protocol(
+        "Vilouras et al., arXiv:2404.12920",
+        {
+            "auc_roc": partial(scores.auc_roc, bins=5),
+            "cnr": partial(scores.cnr, signed=False, ddof=0, per="box in turn"),
+            "cnr_signed": partial(scores.cnr, ddof=0, per="box in turn"),
+            "miou": partial(scores.miou, meaning="thresholds"),
+        },
+        prepare=_vilouras,
+        average="findings",
+    ),
+}
+
+
+def get_protocol(protocol: str | Protocol) -> Protocol:
+    """Look up a protocol by name; a `Protocol` is returned as it is."""
+    if isinstance(protocol, Protocol):
+        return protocol
+    if protocol not in PROTOCOLS:
+        raise InputError(f"there is no protocol {protocol!r}: choose from {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[protocol]
+
+
+def score(heatmap: np.ndarray, mask: np.ndarray, protocol: str | Protocol = "book") -> dict[str, float]:
+    """All scores of a protocol, by default `SCORES`; what they share is computed once.
+
+    Args:
+        heatmap: Float ``(h, w)``; a `CachedMap` counts as prepared.
+        mask: Bool ``(H, W)``, or integer labels of its separate boxes, 0 outside.
+        protocol: A name in `PROTOCOLS`, or a `Protocol`.
+    """
+    protocol, mask = get_protocol(protocol), mask if isinstance(mask, CachedMask) else CachedMask(mask)
+    heatmap = heatmap if isinstance(heatmap, CachedMap) else prepared(heatmap, mask.shape, protocol.prepare)
+    if protocol.blank and not hot_pixels(heatmap, mask.shape, "gmm-majority").any():
+        return dict.fromkeys(protocol.scores, 0.0)
+    return {name: function(heatmap, mask) for name, function in protocol.scores.items()}
+
+
+def prepared(heatmap: np.ndarray, shape: tuple[int, int], prepare: Callable | None) -> CachedMap:
+    """A map after `Protocol.prepare`, for masks of ``shape``."""
+    return CachedMap(prepare(heatmap, shape) if prepare else heatmap)
