@@ -1,7 +1,6 @@
 """Operations on a heatmap before it is scored: pure functions on float arrays ``(h, w)``.
 
-None is applied by default: `chestxai.grounding` returns heatmaps as measured. Each changes what a score means, so
-scores are reported with and without it.
+None is applied by default. Each changes what a score means, so scores are reported with and without it.
 """
 
 from __future__ import annotations
@@ -61,13 +60,10 @@ def subtract_background(heatmap: np.ndarray, background: np.ndarray) -> np.ndarr
 def merge_biases(heatmap: np.ndarray, image_bias: np.ndarray, text_bias: np.ndarray) -> np.ndarray:
     """Bimodal Bias Merging (Nützel et al., MIDL 2025, arXiv:2507.12236): float32 ``(h, w)`` in [0, 2.5].
 
-    With ``a`` the phrase's map, ``m`` the matrix product of the biases (both scaled by `min_max`) and ``s`` the
-    structural similarity of the biases (SSIM, uniform 7 × 7 window, at least 0), the result is
-
-        ``(1 − s)² a + s² m + 2 s (1 − s) (a + m + a m) / 2``.
-
-    Where image and text agree on a location their product counts; where they do not, the map is unchanged. The authors'
-    code takes the product per timestep and layer and then the mean; a leading axis does the same here.
+    ``(1 − s)² a + s² m + 2 s (1 − s) (a + m + a m) / 2``, with ``a`` the phrase's map and ``m`` the matrix product of
+    the biases, both scaled by `min_max`, and ``s`` the SSIM of the biases (uniform 7 × 7 window, at least 0). Where
+    image and text agree on a location their product counts; where they do not, the map is unchanged. The authors' code
+    takes the product per timestep and layer and then the mean; a leading axis does the same here.
 
     Args:
         heatmap: Map of the phrase on the image, ``(h, w)`` with ``h == w``, at least 7.
@@ -77,10 +73,8 @@ def merge_biases(heatmap: np.ndarray, image_bias: np.ndarray, text_bias: np.ndar
     heatmap, one, two = (np.asarray(m, dtype=np.float32) for m in (heatmap, image_bias, text_bias))
     h, w = heatmap.shape
     if h != w or h < 7 or one.shape != two.shape or one.shape[-2:] != (h, w):
-        raise InputError(
-            "merging needs three square maps of one size, at least 7 × 7: "
-            f"got {heatmap.shape}, {one.shape}, {two.shape}"
-        )
+        shapes = f"{heatmap.shape}, {one.shape}, {two.shape}"
+        raise InputError(f"merging needs three square maps of one size, at least 7 × 7: got {shapes}")
     product = min_max((one @ two).reshape(-1, h, w).mean(axis=0))
     scaled = [torch.from_numpy(min_max(m.reshape(-1, h, w).mean(axis=0)))[None, None] for m in (one, two)]
     similarity = structural_similarity_index_measure(*scaled, gaussian_kernel=False, kernel_size=7, data_range=1.0)

@@ -132,8 +132,6 @@ class TestByHand:
         width = 12 / 256
         assert loc.otsu_threshold(heatmap) == pytest.approx((int(1.98 / width) + 0.5) * width)
         np.testing.assert_array_equal(loc.foreground(heatmap, (1, 6), "otsu"), heatmap > 5)
-        # In four bins of width 1 the lower class is 0 and 1, and its last bin is [1, 2).
-        assert loc.otsu_threshold(np.array([[0.0, 1.0, 4.0]]), bins=4) == pytest.approx(1.5)
 
     def test_a_fixed_area_takes_the_hottest_and_never_more(self):
         heatmap = np.arange(100, dtype=np.float64).reshape(10, 10)
@@ -299,18 +297,20 @@ class TestParity:
         assert best == pytest.approx(max(ious.values()), abs=1e-12)
         assert threshold == max(t for t, value in ious.items() if value > best - 1e-12)  # the highest of equals
 
-    @given(arrays.arrays(np.float64, 30, elements=st.floats(-1e3, 1e3)), st.integers(2, 40))
-    def test_otsu_is_the_best_of_all_splits(self, values, bins):
+    @given(arrays.arrays(np.float64, 30, elements=st.floats(-1e3, 1e3)))
+    @settings(max_examples=50)
+    def test_otsu_is_the_best_of_all_splits(self, values):
         """Every split of the histogram, its between-class variance written out."""
         if np.ptp(values) < 1e-6:
             return
+        bins = 256
         counts, edges = np.histogram((values - values.min()) / np.ptp(values), bins, (0, 1))
         centres = (edges[1:] + edges[:-1]) / 2
         apart = []
         for k in range(1, bins):
             below, above = np.repeat(centres[:k], counts[:k]), np.repeat(centres[k:], counts[k:])
             apart.append(below.size * above.size * (below.mean() - above.mean()) ** 2)
-        found = (loc.otsu_threshold(values.reshape(5, 6), bins) - values.min()) / np.ptp(values)
+        found = (loc.otsu_threshold(values.reshape(5, 6)) - values.min()) / np.ptp(values)
         k = int(np.abs(centres - found).argmin())
         assert found == pytest.approx(centres[k], abs=1e-9)
         assert apart[k] == pytest.approx(max(apart), rel=1e-9)
@@ -545,7 +545,6 @@ class TestDegenerate:
             lambda: loc.iou(np.eye(8), square(), ["area", 0.5]),
             lambda: loc.foreground(np.eye(8), (8, 8), "oracle"),
             lambda: loc.auc_roc(np.eye(8), square(), bins=1),
-            lambda: loc.otsu_threshold(np.eye(8), bins=1),
             lambda: loc.energy(np.eye(8), square(), floor="mean"),
             lambda: loc.cnr(np.eye(8), square(), per="pixel"),
             lambda: loc.bbox_mask_iou(np.eye(8), square(), meaning="both"),
@@ -855,7 +854,7 @@ class TestScoringAgain:
         table.write_text(good.replace(",80\n", ",last\n"))
         with pytest.raises(runs.InputError, match="step is 'last', not a number"):
             loc.rescore(run)
-        with pytest.raises(runs.MissingError, match="grounding.csv is missing"):
+        with pytest.raises(runs.MissingError, match=r"grounding\.csv is missing"):
             loc.rescore(tmp_path / "elsewhere")
 
     def test_the_table_that_is_read_is_not_written_over(self, run):

@@ -1,11 +1,11 @@
-# ruff: noqa: F401
+# ruff: noqa: F401, I001
 """Scores of a heatmap on a mask, each named by its convention, beside chance and location prior.
 
 Each file imports only from those before it: names, maps, thresholds, scores, protocols, references, tables.
 """
 
 from chestxai.localization.maps import resize
-from chestxai.localization.names import LOWER_IS_BETTER, MEASURES, NAMES, SCORES, Measure
+from chestxai.localization.names import LABELS, LOWER_IS_BETTER, NAMES, SCORES
 from chestxai.localization.protocols import PROTOCOLS, Protocol, score
 from chestxai.localization.references import chance, location_prior, location_priors
 from chestxai.localization.scores import auc_roc, average_precision, bbox_iou, bbox_mask_iou, centre_distance, cnr

@@ -17,26 +17,8 @@ from chestxai.studies import Box, box_of
 EIGHT = np.ones((3, 3), dtype=bool)
 
 
-def resize(heatmap: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Resample a heatmap bilinearly with half-pixel centres, antialiased when it shrinks.
-
-    Args:
-        heatmap: Float ``(h, w)``.
-        shape: ``(height, width)`` in pixels.
-
-    Returns:
-        Float32 of ``shape``; the heatmap itself when it already has that shape.
-    """
-    heatmap = as_heatmap(heatmap)
-    if heatmap.shape == tuple(shape):
-        return heatmap
-    # In double precision: rounding the result to float32 keeps plateaus flat, so that ties stay ties.
-    exact = torch.from_numpy(np.array(heatmap, dtype=np.float64, order="C"))[None, None]
-    return torch.nn.functional.interpolate(exact, tuple(shape), mode="bilinear", antialias=True)[0, 0].float().numpy()
-
-
 class CachedMap:
-    """A heatmap that keeps what several scores compute from it (`once`); scores take one in place of an array."""
+    """A heatmap that keeps what is computed from it by functions under `once`, which take one in place of an array."""
 
     def __init__(self, heatmap: np.ndarray) -> None:
         self.values = as_heatmap(heatmap)
@@ -52,7 +34,7 @@ class CachedMap:
 
 
 class CachedMask:
-    """A mask that keeps what several scores compute from it; scores take one in place of an array."""
+    """A mask, bool or integer labels ``(H, W)``, that keeps what is computed from it."""
 
     def __init__(self, mask: np.ndarray) -> None:
         mask = np.asarray(mask)
@@ -90,48 +72,53 @@ class CachedMask:
         return self._distances <= distance if distance else self.mask
 
 
-def cached_pair(heatmap: np.ndarray | CachedMap, mask: np.ndarray | CachedMask) -> tuple[CachedMap, CachedMask]:
-    """Wrap a heatmap and a mask that are not wrapped yet."""
-    mask = mask if isinstance(mask, CachedMask) else CachedMask(mask)
-    return heatmap if isinstance(heatmap, CachedMap) else CachedMap(heatmap), mask
-
-
 def once(function: Callable) -> Callable:
-    """Compute ``function(heatmap, where, ...)`` once per `CachedMap`; ``where`` is a shape or a `CachedMask`."""
+    """Compute ``function(heatmap, mask or shape, ...)`` once per heatmap; arrays are checked and wrapped first."""
 
     @wraps(function)
-    def cached(heatmap: CachedMap, where: CachedMask | tuple[int, int], *arguments):
-        results, key = heatmap.results(where), (function, repr((where, *arguments)))
+    def cached(heatmap: np.ndarray | CachedMap, where: np.ndarray | CachedMask | tuple[int, int], /, *more, **options):
+        where = where if isinstance(where, CachedMask | tuple) else CachedMask(where)
+        heatmap = heatmap if isinstance(heatmap, CachedMap) else CachedMap(heatmap)
+        results, key = heatmap.results(where), (function, repr((where, more, options)))
         if key not in results:
-            results[key] = function(heatmap, where, *arguments)
+            results[key] = function(heatmap, where, *more, **options)
         return results[key]
 
     return cached
 
 
 @once
-def resized(heatmap: CachedMap, shape: tuple[int, int]) -> np.ndarray:
-    """The heatmap at ``shape``."""
-    return resize(heatmap.values, shape)
+def resize(heatmap: np.ndarray, shape: tuple[int, int], /) -> np.ndarray:
+    """Resample a heatmap bilinearly to float32, antialiased when it shrinks; one of that shape is returned as it is.
+
+    Args:
+        heatmap: Float ``(h, w)``.
+        shape: ``(height, width)`` in pixels.
+    """
+    if heatmap.values.shape == shape:
+        return heatmap.values
+    # In double precision: rounding the result to float32 keeps plateaus flat, so that ties stay ties.
+    exact = torch.from_numpy(np.array(heatmap.values, dtype=np.float64, order="C"))[None, None]
+    return torch.nn.functional.interpolate(exact, shape, mode="bilinear", antialias=True)[0, 0].float().numpy()
 
 
 @once
-def sides(heatmap: CachedMap, mask: CachedMask) -> tuple[np.ndarray, np.ndarray]:
+def sides(heatmap: CachedMap, mask: CachedMask, /) -> tuple[np.ndarray, np.ndarray]:
     """Values inside and outside of the mask, in reading order."""
-    values = resized(heatmap, mask.shape)
+    values = resize(heatmap, mask.shape)
     return values[mask.mask], values[~mask.mask]
 
 
 @once
-def levels(heatmap: CachedMap, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def levels(heatmap: CachedMap, shape: tuple[int, int], /) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Distinct values from the hottest down, how many pixels have at least that value, and each pixel's place."""
-    values, places, counts = np.unique(-resized(heatmap, shape), return_inverse=True, return_counts=True)
+    values, places, counts = np.unique(-resize(heatmap, shape), return_inverse=True, return_counts=True)
     # int32 halves the memory: chance keeps this for every random map.
     return -values, np.cumsum(counts, dtype=np.int32), places.astype(np.int32)
 
 
 @once
-def cuts(heatmap: CachedMap, mask: CachedMask) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cuts(heatmap: CachedMap, mask: CachedMask, /) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each distinct value inside the mask from the hottest down: pixels of the mask and of the image that have at
     least that value, and its place among all values. Cuts between two of them only add pixels outside."""
     values, called, places = levels(heatmap, mask.shape)

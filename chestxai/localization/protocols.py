@@ -16,7 +16,7 @@ import numpy as np
 from chestxai.localization import scores
 from chestxai.localization.maps import CachedMap, CachedMask, resize
 from chestxai.localization.names import SCORES
-from chestxai.localization.thresholds import hot_pixels, otsu_threshold
+from chestxai.localization.thresholds import foreground, otsu_threshold
 from chestxai.postprocess import min_max, smooth
 from chestxai.runs import InputError
 
@@ -138,12 +138,8 @@ def score(heatmap: np.ndarray, mask: np.ndarray, protocol: str | Protocol = "boo
         protocol: A name in `PROTOCOLS`, or a `Protocol`.
     """
     protocol, mask = get_protocol(protocol), mask if isinstance(mask, CachedMask) else CachedMask(mask)
-    heatmap = heatmap if isinstance(heatmap, CachedMap) else prepared(heatmap, mask.shape, protocol.prepare)
-    if protocol.blank and not hot_pixels(heatmap, mask.shape, "gmm-majority").any():
+    if not isinstance(heatmap, CachedMap):
+        heatmap = CachedMap(protocol.prepare(heatmap, mask.shape) if protocol.prepare else heatmap)
+    if protocol.blank and not foreground(heatmap, mask.shape, "gmm-majority").any():
         return dict.fromkeys(protocol.scores, 0.0)
     return {name: function(heatmap, mask) for name, function in protocol.scores.items()}
-
-
-def prepared(heatmap: np.ndarray, shape: tuple[int, int], prepare: Callable | None) -> CachedMap:
-    """A map after `Protocol.prepare`, for masks of ``shape``."""
-    return CachedMap(prepare(heatmap, shape) if prepare else heatmap)

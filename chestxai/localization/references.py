@@ -11,7 +11,7 @@ import numpy as np
 
 from chestxai.localization import scores
 from chestxai.localization.maps import CachedMap, CachedMask
-from chestxai.localization.protocols import Protocol, get_protocol, prepared, scaled, score
+from chestxai.localization.protocols import Protocol, get_protocol, scaled, score
 from chestxai.runs import InputError
 from chestxai.studies import Fit, Frame, GroundTruth
 
@@ -93,4 +93,5 @@ def _noise(
     if n < 1:
         raise InputError(f"chance needs at least one random map, got n={n}")
     rng = np.random.default_rng(seed)
-    return [prepared(rng.standard_normal(coarse).astype(np.float32), shape, prepare) for _ in range(n)]
+    maps = (rng.standard_normal(coarse).astype(np.float32) for _ in range(n))
+    return [CachedMap(prepare(noise, shape) if prepare else noise) for noise in maps]

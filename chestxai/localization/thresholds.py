@@ -9,7 +9,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from chestxai.localization.maps import EIGHT, CachedMap, CachedMask, cached_pair, cuts, levels, once, resize, resized
+from chestxai.localization.maps import EIGHT, CachedMask, cuts, levels, once, resize
 from chestxai.postprocess import as_heatmap
 from chestxai.runs import InputError
 
@@ -21,22 +21,16 @@ Threshold = Literal["gmm", "gmm-majority", "otsu", "oracle"] | tuple[Literal["ar
 _NODES = 4096
 
 
-def gmm_threshold(heatmap: np.ndarray, tol: float = 1e-3, max_iter: int = 100, standardise: bool = True) -> float:
+def gmm_threshold(heatmap: np.ndarray, standardise: bool = True) -> float:
     """Mean of the means of a two-component Gaussian mixture of the values (Dombrowski et al. 2023).
 
-    Takes the steps of ``sklearn.mixture.GaussianMixture(2, reg_covar=1e-6)``. To make the result a function of the map
-    alone, values are standardised first (the regularisation would depend on the scale of attention), and the start is
-    the best 2-means split, exact in one dimension, instead of a random one.
+    Takes the steps of ``sklearn.mixture.GaussianMixture(2)``, from the best 2-means split (exact in one dimension)
+    instead of a random start. A constant map gives its value.
 
     Args:
         heatmap: Float ``(h, w)``.
-        tol: Stop when the mean log-likelihood changes by less.
-        max_iter: Maximum number of steps.
-        standardise: False fits the values as they are: on attention of 0.01 the regularisation is no longer small, and
-            components closer than 0.001 merge.
-
-    Returns:
-        A threshold in the units of the heatmap; the foreground lies strictly above. A constant map gives its value.
+        standardise: False fits the values as they are: on attention of 0.01 the regularisation of the variances (1e-6)
+            is not small, and components closer than 0.001 merge.
     """
     values = as_heatmap(heatmap).astype(np.float64).ravel()
     centre, scale = values.mean(), values.std()
@@ -50,7 +44,7 @@ def gmm_threshold(heatmap: np.ndarray, tol: float = 1e-3, max_iter: int = 100, s
     between = (total * left - np.cumsum(w * x)[:-1]) ** 2 / (left * (1 - left))
     upper = np.arange(x.size) > int(between.argmax())
     resp, bound = np.stack([~upper, upper]).astype(np.float64), -math.inf
-    for _ in range(max_iter):
+    for _ in range(100):
         mass = (resp * w).sum(axis=1) + 10 * np.finfo(float).eps
         means = (resp * w) @ x / mass
         away = (x - means[:, None]) ** 2
@@ -59,7 +53,7 @@ def gmm_threshold(heatmap: np.ndarray, tol: float = 1e-3, max_iter: int = 100, s
         log = log - 0.5 * away / variances[:, None]
         norm = np.logaddexp(*log)
         resp, previous, bound = np.exp(log - norm), bound, float((w * norm).sum())
-        if abs(bound - previous) < tol:
+        if abs(bound - previous) < 1e-3:
             break
     mass = (resp * w).sum(axis=1) + 10 * np.finfo(float).eps
     return float(centre + scale * ((resp * w) @ x / mass).mean())
@@ -77,35 +71,24 @@ def _nodes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return sums[used] / counts[used], counts[used] / values.size
 
 
-def otsu_threshold(heatmap: np.ndarray, bins: int = 256) -> float:
-    """Otsu's threshold in the units of the heatmap, by scikit-image; a constant map gives its value.
-
-    Args:
-        heatmap: Float ``(h, w)``.
-        bins: Number of equal bins over the range of the map, at least 2.
-    """
-    if bins < 2:
-        raise InputError(f"bins must be at least 2, one for each class: got {bins}")
+def otsu_threshold(heatmap: np.ndarray) -> float:
+    """Otsu's threshold in the units of the heatmap, over 256 bins of its range; a constant map gives its value."""
     values = as_heatmap(heatmap).astype(np.float64)
     low, span = values.min(), np.ptp(values)
     # Scaled first: the bin edges of tiny values would not be distinct.
-    return float(low + span * threshold_otsu((values - low) / span, bins)) if span else float(low)
+    return float(low + span * threshold_otsu((values - low) / span)) if span else float(low)
 
 
-def oracle_threshold(heatmap: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
-    """The threshold with the highest IoU on this mask, and that IoU: an upper bound, not a score.
+@once
+def oracle_threshold(heatmap: np.ndarray, mask: np.ndarray, /) -> tuple[float, float]:
+    """The best threshold of the resized map for this mask (−infinity takes everything), and its IoU: an upper bound.
 
-    It shows what a map reaches with a perfect threshold, and how much of a low IoU the threshold explains. Exact over
-    all thresholds, unchanged by strictly increasing transforms, and at least the area of the mask.
+    Exact over all thresholds and unchanged by strictly increasing transforms. Of equals it is the highest threshold.
 
     Args:
         heatmap: Float ``(h, w)``.
         mask: Bool or integer labels ``(H, W)``.
-
-    Returns:
-        The highest of the best thresholds of the resized map (−infinity takes everything), and the IoU in (0, 1].
     """
-    heatmap, mask = cached_pair(heatmap, mask)
     hits, called, places = cuts(heatmap, mask)
     ious = hits / (hits[-1] + called - hits)
     best = int(ious.argmax())
@@ -114,7 +97,8 @@ def oracle_threshold(heatmap: np.ndarray, mask: np.ndarray) -> tuple[float, floa
     return float(values[below]) if below < values.size else -math.inf, float(ious[best])
 
 
-def foreground(heatmap: np.ndarray, shape: tuple[int, int], threshold: Threshold = "gmm") -> np.ndarray:
+@once
+def foreground(heatmap: np.ndarray, shape: tuple[int, int], /, threshold: Threshold = "gmm") -> np.ndarray:
     """Bool of ``shape``, True where the resized heatmap lies strictly above the threshold.
 
     Args:
@@ -133,26 +117,15 @@ def foreground(heatmap: np.ndarray, shape: tuple[int, int], threshold: Threshold
             The scores also take ``"oracle"``: `oracle_threshold`.
     """
     if threshold == "oracle":
-        raise InputError("threshold must be one that needs no mask; for the oracle call oracle_threshold")
-    return hot_pixels(heatmap if isinstance(heatmap, CachedMap) else CachedMap(heatmap), tuple(shape), threshold)
-
-
-def scope(mask: CachedMask, threshold: Threshold) -> CachedMask | tuple[int, int]:
-    """What a foreground depends on besides the map: the mask for the oracle, else only its shape."""
-    return mask if threshold == "oracle" else mask.shape
-
-
-@once
-def hot_pixels(heatmap: CachedMap, where: CachedMask | tuple[int, int], threshold: Threshold) -> np.ndarray:
-    """`foreground` under any threshold; ``where`` is its `scope`."""
-    if isinstance(where, CachedMask):
-        return resized(heatmap, where.shape) > oracle_threshold(heatmap, where)[0]
+        if not isinstance(shape, CachedMask):
+            raise InputError("threshold must be one that needs no mask; for the oracle call oracle_threshold")
+        return resize(heatmap, shape.shape) > oracle_threshold(heatmap, shape)[0]
     if threshold == "gmm-majority":
         hot = heatmap.values > gmm_threshold(heatmap.values, standardise=False)
         votes = ndimage.correlate(hot.astype(np.int8), EIGHT.astype(np.int8))
         hot[1:-1, 1:-1] = (votes >= 5)[1:-1, 1:-1]
-        return resize(hot.astype(np.float32), where) > 0.5
-    values = resized(heatmap, where)
+        return resize(hot.astype(np.float32), shape) > 0.5
+    values = resize(heatmap, shape)
     if threshold in ("gmm", "otsu"):
         return values > (gmm_threshold if threshold == "gmm" else otsu_threshold)(heatmap.values)
     if isinstance(threshold, (int, float)) and 0 <= threshold <= 1:
@@ -165,3 +138,8 @@ def hot_pixels(heatmap: CachedMap, where: CachedMask | tuple[int, int], threshol
         "threshold must be 'gmm', 'gmm-majority', 'otsu', 'oracle', ('area', a fraction in (0, 1)) or a fraction in "
         f"[0, 1], got {threshold!r}"
     )
+
+
+def scope(mask: CachedMask, threshold: Threshold) -> CachedMask | tuple[int, int]:
+    """What a foreground depends on besides the map: the mask for the oracle, else only its shape."""
+    return mask if threshold == "oracle" else mask.shape
