@@ -1,7 +1,7 @@
-"""Protocols: scores reported together, with their settings, and what happens to a map before.
+"""Protocols: scores reported together, with their settings, and what is done to a map before.
 
-Those of papers follow the authors' published code; tests hold each against the same steps written a second time. No
-number of a paper was reproduced, which takes their weights and MS-CXR.
+Those of papers follow the authors' published code, which tests write out a second time. No number of a paper was
+reproduced: that takes their weights and MS-CXR.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ class Protocol:
     """Scores that are reported together.
 
     Attributes:
-        about: One sentence on what it is.
+        about: What it is.
         scores: Column → function of (heatmap, mask), with its settings.
         prepare: Applied to a map before all scores: (heatmap, shape of the mask) → heatmap.
         blank: Whether every score of a map is 0 where the ``"gmm-majority"`` foreground is empty.
-        average: A table becomes one number by the mean over ``"phrases"``, or over the means of ``"findings"``, so that
-            a rare finding counts as much as a frequent one.
+        average: Mean over ``"phrases"``, or over the means of ``"findings"``, so that frequent ones do not dominate.
     """
 
     about: str
@@ -47,76 +46,60 @@ def scaled(heatmap: np.ndarray, _: tuple[int, int]) -> np.ndarray:
 
 
 def _vilouras(heatmap: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The map enlarged, smoothed (σ = 2.5 pixels at 512²), scaled to [0, 1], and 0 up to Otsu's threshold."""
     big = min_max(smooth(resize(heatmap, shape), 2.5 * max(shape) / 512))
     return np.where(big > otsu_threshold(big), big, np.float32(0))
 
 
+_BOOK = {name: getattr(scores, name) for name in SCORES}
+_FULL = {
+    "average_precision": scores.average_precision,
+    "pointing_game_15": partial(scores.pointing_game, tolerance=15),
+    "energy": scores.energy,
+    "cnr_absolute": partial(scores.cnr, signed=False),
+    "cnr_per_box": partial(scores.cnr, per="box"),
+    "iou_otsu": partial(scores.iou, threshold="otsu"),
+    "iou_area": partial(scores.iou, threshold=("area", 0.1)),
+    "iou_oracle": partial(scores.iou, threshold="oracle"),
+    "miou_thresholds": partial(scores.miou, meaning="thresholds"),
+    "centre_distance_pixels": partial(scores.centre_distance, unit="pixels"),
+}
+_VOTED = {"threshold": "gmm-majority"}
 _PUBLISHED = {
     "auc_roc": scores.auc_roc,
     "pointing_game": partial(scores.pointing_game, ties="first"),
     "cnr": scores.cnr,
-    "iou": partial(scores.iou, threshold="gmm-majority"),
-    "miou": partial(scores.miou, threshold="gmm-majority"),
+    "iou": partial(scores.iou, **_VOTED),
+    "miou": partial(scores.miou, **_VOTED),
     "bbox_iou": scores.bbox_mask_iou,
     "bbox_miou": partial(scores.bbox_mask_iou, meaning="classes"),
-    "centre_distance_pixels": partial(
-        scores.centre_distance, method="box", threshold="gmm-majority", unit="pixels", several="nan"
-    ),
+    "centre_distance_pixels": partial(scores.centre_distance, method="box", unit="pixels", several="nan", **_VOTED),
+}
+_VILOURAS = {
+    "auc_roc": partial(scores.auc_roc, bins=5),
+    "cnr": partial(scores.cnr, signed=False, ddof=0, per="box in turn"),
+    "cnr_signed": partial(scores.cnr, ddof=0, per="box in turn"),
+    "miou": partial(scores.miou, meaning="thresholds"),
 }
 
-#: Protocols by name. In those of papers, pixels are those of the frame of the mask (512 in the first two).
+#: Protocols by name. Pixels are those of the frame of the mask. What the authors' code does besides:
 #:
-#: ``dombrowski2023`` (github.com/MischaD/chest-distillation): mean attention at 64², unprocessed. In their code the
-#: mixture starts at random, an empty foreground fails, and the mask is drawn at the original size and then resized.
-#: Another version of it halves both variances of the CNR (√2 larger); which one the paper used is not documented.
+#: ``dombrowski2023`` (github.com/MischaD/chest-distillation) starts the mixture at random, fails without foreground,
+#: and draws the mask at the original size before it is resized. Another version halves both variances of the CNR (√2
+#: larger); which one the paper used is not documented.
 #:
-#: ``nuetzel2025`` (github.com/Felix-012/generate_to_ground): the same, but a map is scaled to [0, 1] before the mixture
-#: is fitted, and one with an empty foreground scores 0 in everything, the distance included. Their code stores maps in
-#: half precision, leaves out constant maps, and also writes a mean that weights phrases by the frequency of their
-#: finding; which mean the paper prints is not documented.
+#: ``nuetzel2025`` (github.com/Felix-012/generate_to_ground) is the same on maps scaled to [0, 1]; an empty foreground
+#: scores 0 in everything, the distance included. It stores maps in half precision, leaves out constant ones, and also
+#: writes a mean weighted by the frequency of findings; which mean the paper prints is not documented.
 #:
-#: ``vilouras2024`` (github.com/vios-s/ldm-phrase-grounding): a map is enlarged, smoothed (σ = 2.5 pixels at 512²),
-#: scaled to [0, 1], and 0 up to Otsu's threshold. ``cnr_signed`` is their "non-absolute" CNR. Their code scores at the
-#: original size, where the part of a box that the crop cuts off is truth no map can reach (see `kept`), and scales each
-#: timestep and layer before the mean, which is not redone here.
+#: ``vilouras2024`` (github.com/vios-s/ldm-phrase-grounding) scores at the original size, where what the crop cuts off a
+#: box is truth no map can reach (see `kept`), and scales each timestep and layer before their mean.
 PROTOCOLS: dict[str, Protocol] = {
-    "book": Protocol("the scores of this book", {name: getattr(scores, name) for name in SCORES}),
-    "full": Protocol(
-        "every score, with the conventions beside each other",
-        {
-            "auc_roc": scores.auc_roc,
-            "average_precision": scores.average_precision,
-            "pointing_game": scores.pointing_game,
-            "pointing_game_15": partial(scores.pointing_game, tolerance=15),
-            "energy": scores.energy,
-            "cnr": scores.cnr,
-            "cnr_absolute": partial(scores.cnr, signed=False),
-            "cnr_per_box": partial(scores.cnr, per="box"),
-            "iou": scores.iou,
-            "iou_otsu": partial(scores.iou, threshold="otsu"),
-            "iou_area": partial(scores.iou, threshold=("area", 0.1)),
-            "iou_oracle": partial(scores.iou, threshold="oracle"),
-            "dice": scores.dice,
-            "miou": scores.miou,
-            "miou_thresholds": partial(scores.miou, meaning="thresholds"),
-            "bbox_iou": scores.bbox_iou,
-            "centre_distance": scores.centre_distance,
-            "centre_distance_pixels": partial(scores.centre_distance, unit="pixels"),
-        },
-    ),
+    "book": Protocol("the scores of this book", _BOOK),
+    "full": Protocol("every score, with the conventions beside each other", _BOOK | _FULL),
     "dombrowski2023": Protocol("Dombrowski et al., arXiv:2303.17908", _PUBLISHED),
     "nuetzel2025": Protocol("Nützel et al., arXiv:2507.12236", _PUBLISHED, prepare=scaled, blank=True),
-    "vilouras2024": Protocol(
-        "Vilouras et al., arXiv:2404.12920",
-        {
-            "auc_roc": partial(scores.auc_roc, bins=5),
-            "cnr": partial(scores.cnr, signed=False, ddof=0, per="box in turn"),
-            "cnr_signed": partial(scores.cnr, ddof=0, per="box in turn"),
-            "miou": partial(scores.miou, meaning="thresholds"),
-        },
-        prepare=_vilouras,
-        average="findings",
-    ),
+    "vilouras2024": Protocol("Vilouras et al., arXiv:2404.12920", _VILOURAS, prepare=_vilouras, average="findings"),
 }
 
 

@@ -22,7 +22,6 @@ arXiv:1608.00507 (pointing game); Wang et al., CVPR-W 2020, arXiv:1910.01279 (en
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import numpy as np
 from scipy import ndimage
@@ -41,8 +40,7 @@ def auc_roc(heatmap: np.ndarray, mask: np.ndarray, /, bins: int | None = None) -
     exact, and unchanged by strictly increasing transforms.
 
     Args:
-        heatmap: Float ``(h, w)``.
-        mask: Bool or integer labels ``(H, W)``.
+        heatmap, mask: Float ``(h, w)``, and bool or integer labels ``(H, W)``.
         bins: Use only this many thresholds (at least 2), evenly spaced over the range of the map with both ends, joined
             by straight lines. Coarse, and not blind to monotone transforms; Vilouras et al. 2024 use 5.
     """
@@ -68,8 +66,7 @@ def average_precision(heatmap: np.ndarray, mask: np.ndarray, /) -> float:
     Unlike AUC it does not reward the easy background, so small targets score low under any map.
 
     Args:
-        heatmap: Float ``(h, w)``.
-        mask: Bool or integer labels ``(H, W)``.
+        heatmap, mask: Float ``(h, w)``, and bool or integer labels ``(H, W)``.
     """
     # Ours, since sklearn ranks a map anew for each mask: chance would take 13 times as long on 512².
     hits, called, _ = cuts(heatmap, mask)
@@ -77,14 +74,11 @@ def average_precision(heatmap: np.ndarray, mask: np.ndarray, /) -> float:
 
 
 @once
-def pointing_game(
-    heatmap: np.ndarray, mask: np.ndarray, /, tolerance: float = 0, ties: Literal["expected", "first"] = "expected"
-) -> float:
+def pointing_game(heatmap: np.ndarray, mask: np.ndarray, /, tolerance: float = 0, ties: str = "expected") -> float:
     """Top-1: 1 if the hottest pixel lies in the mask, else 0; chance is the area of the mask.
 
     Args:
-        heatmap: Float ``(h, w)``.
-        mask: Bool or integer labels ``(H, W)``.
+        heatmap, mask: Float ``(h, w)``, and bool or integer labels ``(H, W)``.
         tolerance: Largest distance in pixels from the mask that is still a hit, never scaled with the frame. Zhang et
             al. use 15 in photographs of about 500 pixels; in another frame that is ``15 * side / 500``.
         ties: ``"expected"`` is the fraction of the tied maxima that hit, so that a constant map gets chance;
@@ -99,7 +93,7 @@ def pointing_game(
 
 
 @once
-def energy(heatmap: np.ndarray, mask: np.ndarray, /, floor: Literal["min", "zero"] = "min") -> float:
+def energy(heatmap: np.ndarray, mask: np.ndarray, /, floor: str = "min") -> float:
     """Energy-based pointing game (Wang et al. 2020): share of the mass inside the mask, in [0, 1]; chance is its area.
 
     Args:
@@ -116,14 +110,7 @@ def energy(heatmap: np.ndarray, mask: np.ndarray, /, floor: Literal["min", "zero
 
 
 @once
-def cnr(
-    heatmap: np.ndarray,
-    mask: np.ndarray,
-    /,
-    signed: bool = True,
-    ddof: int = 1,
-    per: Literal["union", "box", "box in turn"] = "union",
-) -> float:
+def cnr(heatmap: np.ndarray, mask: np.ndarray, /, signed: bool = True, ddof: int = 1, per: str = "union") -> float:
     """Contrast-to-noise ratio ``(mean_in − mean_out) / sqrt(var_in + var_out)``, unbounded; chance is 0.
 
     ``signed=True, ddof=1`` is Dombrowski et al. 2023; ``signed=False`` is the absolute value of Vilouras et al. 2024
@@ -131,8 +118,7 @@ def cnr(
     fewer than ``ddof + 1`` pixels counts as 0; without noise the result is 0 for equal means, else ±infinity.
 
     Args:
-        heatmap: Float ``(h, w)``.
-        mask: Bool or integer labels ``(H, W)``.
+        heatmap, mask: Float ``(h, w)``, and bool or integer labels ``(H, W)``.
         signed: False takes the absolute value, of each box before their mean.
         ddof: Delta degrees of freedom of the variances.
         per: ``"union"``: all boxes are one inside. ``"box"``: mean over the boxes (the labels, or the 8-connected
@@ -176,11 +162,10 @@ def iou(heatmap: np.ndarray, mask: np.ndarray, /, threshold: Threshold = "gmm") 
     """Intersection over union (Jaccard) of the foreground and the mask, in [0, 1].
 
     Args:
-        heatmap: Float ``(h, w)``.
-        mask: Bool or integer labels ``(H, W)``.
+        heatmap, mask: Float ``(h, w)``, and bool or integer labels ``(H, W)``.
         threshold: See `foreground`.
     """
-    return _overlap(heatmap, mask, threshold)[0]
+    return overlap(foreground(heatmap, scope(mask, threshold), threshold), mask.mask)[0]
 
 
 @once
@@ -188,8 +173,7 @@ def dice(heatmap: np.ndarray, mask: np.ndarray, /, threshold: Threshold = "gmm")
     """Dice coefficient of the foreground and the mask, ``2 IoU / (1 + IoU)``, in [0, 1].
 
     Args:
-        heatmap: Float ``(h, w)``.
-        mask: Bool or integer labels ``(H, W)``.
+        heatmap, mask: Float ``(h, w)``, and bool or integer labels ``(H, W)``.
         threshold: See `foreground`.
     """
     inside = iou(heatmap, mask, threshold)
@@ -197,18 +181,11 @@ def dice(heatmap: np.ndarray, mask: np.ndarray, /, threshold: Threshold = "gmm")
 
 
 @once
-def miou(
-    heatmap: np.ndarray,
-    mask: np.ndarray,
-    /,
-    meaning: Literal["classes", "thresholds"] = "classes",
-    threshold: Threshold = "gmm",
-) -> float:
+def miou(heatmap: np.ndarray, mask: np.ndarray, /, meaning: str = "classes", threshold: Threshold = "gmm") -> float:
     """Mean IoU in one of its two meanings, in [0, 1].
 
     Args:
-        heatmap: Float ``(h, w)``.
-        mask: Bool or integer labels ``(H, W)``.
+        heatmap, mask: Float ``(h, w)``, and bool or integer labels ``(H, W)``.
         meaning: ``"classes"``: ``(IoU of the foreground + IoU of the background) / 2`` (Dombrowski et al. 2023). The
             background is easy: random maps reach about 0.29 on a target of 15 %. ``"thresholds"``: mean IoU at .1, .2,
             .3, .4 and .5 of the range of the map (Boecking et al. 2022, Vilouras et al. 2024).
@@ -216,13 +193,8 @@ def miou(
     """
     _check("meaning", meaning, "classes", "thresholds")
     if meaning == "classes":
-        return sum(_overlap(heatmap, mask, threshold)) / 2
+        return sum(overlap(foreground(heatmap, scope(mask, threshold), threshold), mask.mask)) / 2
     return float(np.mean([iou(heatmap, mask, fraction) for fraction in (0.1, 0.2, 0.3, 0.4, 0.5)]))
-
-
-@once
-def _overlap(heatmap: CachedMap, mask: CachedMask, threshold: Threshold) -> tuple[float, float]:
-    return overlap(foreground(heatmap, scope(mask, threshold), threshold), mask.mask)
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
@@ -259,7 +231,7 @@ def bbox_mask_iou(
     mask: np.ndarray,
     /,
     threshold: Threshold = "gmm-majority",
-    meaning: Literal["foreground", "classes"] = "foreground",
+    meaning: str = "foreground",
 ) -> float:
     """IoU of the filled box of all foreground and the mask itself, in [0, 1]: "bboxiou" in Dombrowski et al.'s code.
 
@@ -294,16 +266,15 @@ def centre_distance(
     heatmap: np.ndarray,
     mask: np.ndarray,
     /,
-    method: Literal["mass", "box", "argmax"] = "mass",
+    method: str = "mass",
     threshold: Threshold = "gmm",
-    unit: Literal["diagonal", "pixels"] = "diagonal",
-    several: Literal["one", "nan"] = "one",
+    unit: str = "diagonal",
+    several: str = "one",
 ) -> float:
     """Distance between the centre of the heatmap and the centre of the mask's box; lower is better.
 
     Args:
-        heatmap: Float ``(h, w)``.
-        mask: Bool or integer labels ``(H, W)``.
+        heatmap, mask: Float ``(h, w)``, and bool or integer labels ``(H, W)``.
         method: Centre of the heatmap: ``"mass"``, the mean position of the foreground pixels; ``"box"``, the centre of
             the box of all foreground (Dombrowski et al. 2023); ``"argmax"``, the hottest pixel (the mean distance of
             tied ones). Without foreground it is the centre of the image.

@@ -86,8 +86,7 @@ def oracle_threshold(heatmap: np.ndarray, mask: np.ndarray, /) -> tuple[float, f
     Exact over all thresholds and unchanged by strictly increasing transforms. Of equals it is the highest threshold.
 
     Args:
-        heatmap: Float ``(h, w)``.
-        mask: Bool or integer labels ``(H, W)``.
+        heatmap, mask: Float ``(h, w)``, and bool or integer labels ``(H, W)``.
     """
     hits, called, places = cuts(heatmap, mask)
     ious = hits / (hits[-1] + called - hits)
