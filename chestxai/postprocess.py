@@ -1,7 +1,6 @@
-"""What may be done to a heatmap before it is scored: pure functions on float arrays ``(h, w)``.
+"""Operations on a heatmap before it is scored: pure functions on float arrays ``(h, w)``.
 
-None of them is applied by default: a heatmap leaves `chestxai.grounding` as it was measured. Each changes what a score
-means, so a score is shown with and without.
+None is applied by default. Each changes what a score means, so scores are reported with and without it.
 """
 
 from __future__ import annotations
@@ -11,66 +10,74 @@ import torch
 from scipy import ndimage
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from chestxai.runs import InputError
 
-def min_max(heatmap: np.ndarray) -> np.ndarray:
-    """Scale to [0, 1]: float32 of the same shape; a constant map becomes 0."""
-    values = np.asarray(heatmap, dtype=np.float32)
-    low, high = values.min(), values.max()
-    return (values - low) / (high - low) if high > low else np.zeros_like(values)
+
+def as_heatmap(heatmap: np.ndarray) -> np.ndarray:
+    """The heatmap as a float array ``(h, w)`` without NaN or infinity, else `InputError`; integers become float32."""
+    heatmap = np.asarray(heatmap)
+    if heatmap.ndim != 2 or not heatmap.size:
+        raise InputError(f"a heatmap has shape (h, w), got {heatmap.shape}")
+    if not np.issubdtype(heatmap.dtype, np.floating):
+        heatmap = heatmap.astype(np.float32)
+    if not np.isfinite(heatmap).all():
+        raise InputError(f"the heatmap has {int((~np.isfinite(heatmap)).sum())} values that are NaN or infinite")
+    return heatmap
+
+
+def min_max(heatmap: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
+    """Scale a heatmap to [0, 1]: float32 ``(h, w)``; a constant map becomes 0.
+
+    Args:
+        heatmap: Float ``(h, w)``.
+        limits: Values that become 0 and 1, with values beyond them clipped; the map's own minimum and maximum if None.
+    """
+    values = as_heatmap(heatmap).astype(np.float32, copy=False)
+    low, high = limits or (values.min(), values.max())
+    return np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros_like(values)
 
 
 def smooth(heatmap: np.ndarray, sigma: float = 1.0) -> np.ndarray:
-    """Gaussian smoothing with ``sigma`` in pixels of the map, mirrored at the border; float32, mean unchanged."""
+    """Smooth a heatmap with a Gaussian, mirrored at the border: float32 ``(h, w)`` with the same mean.
+
+    Args:
+        heatmap: Float ``(h, w)``.
+        sigma: Standard deviation in pixels of the map.
+    """
     return ndimage.gaussian_filter(np.asarray(heatmap, dtype=np.float32), sigma, mode="reflect")
 
 
 def subtract_background(heatmap: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """What a phrase gets more than tokens that say nothing: both scaled by `min_max`, then the difference.
+    """Difference of two maps, each scaled by `min_max`: float32 ``(h, w)`` in [-1, 1].
 
     Args:
-        heatmap: of the phrase.
-        background: of the begin, end or padding tokens, of the same shape; `grounding.ground_groups` gives them.
-
-    Returns:
-        float32 in [-1, 1].
+        heatmap: Map of the phrase, ``(h, w)``.
+        background: Map of the begin, end or padding tokens, ``(h, w)``, from `grounding.ground_groups`.
     """
     return min_max(heatmap) - min_max(background)
 
 
 def merge_biases(heatmap: np.ndarray, image_bias: np.ndarray, text_bias: np.ndarray) -> np.ndarray:
-    """Bimodal Bias Merging (Nützel et al., MIDL 2025, arXiv:2507.12236).
+    """Bimodal Bias Merging (Nützel et al., MIDL 2025, arXiv:2507.12236): float32 ``(h, w)`` in [0, 2.5].
 
-    With ``a`` the phrase's map, ``m`` the matrix product of the two biases (both scaled by `min_max`) and ``s`` their
-    structural similarity (SSIM, uniform window of 7 pixels, not below 0), the result is
-
-        ``(1 − s)² a + s² m + 2 s (1 − s) (a + m + a m) / 2``.
-
-    So where image and text agree about where something is, their product weighs in; where they do not, the map stays.
-    Read off the authors' published code, where the product is taken for each timestep and layer and then averaged; a
-    leading axis does the same here.
+    ``(1 − s)² a + s² m + 2 s (1 − s) (a + m + a m) / 2``, with ``a`` the phrase's map and ``m`` the matrix product of
+    the biases, both scaled by `min_max`, and ``s`` the SSIM of the biases (uniform 7 × 7 window, at least 0). Where
+    image and text agree on a location their product counts; where they do not, the map is unchanged. The authors' code
+    takes the product per timestep and layer and then the mean; a leading axis does the same here.
 
     Args:
-        heatmap: of the phrase on the image, ``(h, w)``; ``h`` and ``w`` are equal.
-        image_bias: of the begin token on the image, ``(h, w)`` or ``(n, h, w)``: `grounding.ground_groups`' "begin".
-        text_bias: of the phrase while the model draws from the prompt alone (method "generation"), shaped as
-            ``image_bias``.
-
-    Returns:
-        float32 ``(h, w)`` in [0, 2.5].
-
-    Raises:
-        ValueError: shapes that differ or are not square, or maps too small for the window.
+        heatmap: Map of the phrase on the image, ``(h, w)`` with ``h == w``, at least 7.
+        image_bias: Map of the begin token on the image, ``(h, w)`` or ``(n, h, w)``, from `grounding.ground_groups`.
+        text_bias: Map of the phrase in generation from the prompt alone, shaped as ``image_bias``.
     """
     heatmap, one, two = (np.asarray(m, dtype=np.float32) for m in (heatmap, image_bias, text_bias))
     h, w = heatmap.shape
     if h != w or h < 7 or one.shape != two.shape or one.shape[-2:] != (h, w):
-        raise ValueError(
-            "merging needs three square maps of one size, at least 7 × 7: "
-            f"got {heatmap.shape}, {one.shape}, {two.shape}"
-        )
+        shapes = f"{heatmap.shape}, {one.shape}, {two.shape}"
+        raise InputError(f"merging needs three square maps of one size, at least 7 × 7: got {shapes}")
     product = min_max((one @ two).reshape(-1, h, w).mean(axis=0))
     scaled = [torch.from_numpy(min_max(m.reshape(-1, h, w).mean(axis=0)))[None, None] for m in (one, two)]
-    alike = structural_similarity_index_measure(*scaled, gaussian_kernel=False, kernel_size=7, data_range=1.0)
-    s = min(max(float(alike), 0.0), 1.0)
+    similarity = structural_similarity_index_measure(*scaled, gaussian_kernel=False, kernel_size=7, data_range=1.0)
+    s = min(max(float(similarity), 0.0), 1.0)
     a = min_max(heatmap)
     return (1 - s) ** 2 * a + s**2 * product + s * (1 - s) * (a + product + a * product)

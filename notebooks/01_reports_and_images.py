@@ -620,7 +620,7 @@ known = phrases(placed["train"]) or phrases(
     placed["val"]
 )  # some sources have boxes for val and test only
 masks = {name: [mask_of(t) for t in known if t.finding.name == name] for name in FINDINGS}
-priors = {name: localization.centre_prior(found) for name, found in masks.items() if found}
+priors = {name: localization.location_prior(found) for name, found in masks.items() if found}
 some, _, _ = to_images(
     profiles.sample([t.study for t in known], 200), size, settings.data.fit
 )
@@ -643,7 +643,7 @@ plots.overlays(
 
 # %%
 # A finding that no other patient has gets the mean of all masks.
-anywhere = localization.centre_prior([mask for found in masks.values() for mask in found])
+anywhere = localization.location_prior([mask for found in masks.values() for mask in found])
 scored = pd.DataFrame(
     {
         "finding": t.finding.name,

@@ -123,9 +123,9 @@ where = {
     name: [frame_of(t).mask(t.finding) for t in known if t.finding.name == name]
     for name in FINDINGS
 }
-anywhere = localization.centre_prior([m for found in where.values() for m in found])
+anywhere = localization.location_prior([m for found in where.values() for m in found])
 prior = {
-    name: localization.centre_prior(found) if found else anywhere
+    name: localization.location_prior(found) if found else anywhere
     for name, found in where.items()
 }
 

@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as arrays
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from chestxai.postprocess import merge_biases, min_max, smooth, subtract_background
+from chestxai.runs import InputError
 
 MAPS = arrays.arrays(np.float32, (9, 9), elements=st.floats(0, 1, width=16))
 
@@ -21,6 +22,11 @@ def blob(row: float, column: float, size: int = 16, width: float = 2.0) -> np.nd
 def test_scaling_by_hand():
     np.testing.assert_array_equal(min_max(np.array([[2.0, 3.0], [6.0, 4.0]])), [[0, 0.25], [1, 0.5]])
     np.testing.assert_array_equal(min_max(np.full((2, 2), 7.0)), 0)
+    np.testing.assert_array_equal(min_max(np.array([[2.0, 3.0, 9.0]]), (2, 4)), [[0, 0.5, 1]])
+    with pytest.raises(InputError, match="1 values that are NaN"):
+        min_max(np.array([[2.0, np.nan]]))
+    with pytest.raises(InputError, match=r"shape \(h, w\)"):
+        min_max(np.zeros(3))
 
 
 @given(MAPS, st.floats(0.5, 3))
@@ -32,7 +38,7 @@ def test_smoothing_keeps_the_mean_and_never_widens_the_range(heatmap, sigma):
     assert smoothed.max() <= heatmap.max() + 1e-5
 
 
-def test_the_background_takes_away_what_every_token_sees():
+def test_the_background_removes_what_all_tokens_share():
     finding, border = blob(4, 4), blob(12, 12)
     heatmap = 0.1 * finding + 0.3 * border
     assert np.unravel_index(heatmap.argmax(), (16, 16)) == (12, 12)
@@ -51,13 +57,13 @@ def test_merged_biases_are_bounded_and_ignore_the_scale_of_the_map(heatmap, imag
 
 def test_biases_that_disagree_leave_the_map_alone_and_equal_ones_take_over():
     heatmap = blob(4, 11)
-    # An image against its negative: structural similarity is below zero, which counts as none.
+    # The structural similarity of an image and its negative is below zero, which counts as 0.
     np.testing.assert_allclose(merge_biases(heatmap, blob(8, 8), 1 - blob(8, 8)), min_max(heatmap), atol=1e-6)
     agreed = blob(8, 8)
     np.testing.assert_allclose(merge_biases(heatmap, agreed, agreed), min_max(agreed @ agreed), atol=1e-5)
 
 
-def test_merging_by_hand_between_the_two():
+def test_merging_by_hand():
     a, one, two = blob(4, 11), blob(8, 8), blob(9, 8)
     tensors = [torch.from_numpy(min_max(m))[None, None] for m in (one, two)]
     s = float(ssim(*tensors, gaussian_kernel=False, kernel_size=7, data_range=1.0))
@@ -67,7 +73,7 @@ def test_merging_by_hand_between_the_two():
     np.testing.assert_allclose(merge_biases(blob(4, 11), one, two), expected, atol=1e-5)
 
 
-def test_the_product_is_averaged_over_passes_and_not_taken_of_averages():
+def test_the_product_is_taken_before_the_mean_over_passes():
     one, two = np.stack([blob(4, 4), blob(12, 12)]), np.stack([blob(4, 4), blob(12, 12)])
     alone = merge_biases(blob(4, 11), one, two)
     assert not np.allclose(alone, merge_biases(blob(4, 11), one.mean(axis=0), two.mean(axis=0)), atol=1e-3)
@@ -77,5 +83,5 @@ def test_the_product_is_averaged_over_passes_and_not_taken_of_averages():
     "shapes", [((9, 8),) * 3, ((4, 4),) * 3, ((9, 9), (9, 9), (2, 9, 9)), ((9, 9), (16, 16), (16, 16))]
 )
 def test_maps_that_cannot_be_merged_are_refused(shapes):
-    with pytest.raises(ValueError, match="three square maps of one size, at least 7 × 7"):
+    with pytest.raises(InputError, match="three square maps of one size, at least 7 × 7"):
         merge_biases(*(np.ones(shape) for shape in shapes))

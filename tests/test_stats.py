@@ -1,24 +1,22 @@
-"""Intervals and tests: known answers, agreement with scipy, and whether 95 % intervals hold the truth that often."""
+"""Intervals and tests: values by hand, agreement with scipy, and coverage of 95 % intervals."""
 
 from __future__ import annotations
 
 import doctest
+import importlib
 import io
 import itertools
 import math
-import random
 import warnings
 from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from chestxai import stats
 from chestxai.stats import (
     Difference,
     FewGroupsWarning,
@@ -28,6 +26,7 @@ from chestxai.stats import (
     bootstrap_statistic,
     clustered_scores,
     coverage,
+    format_interval,
     format_table,
     holm,
     minimal_detectable_difference,
@@ -37,12 +36,12 @@ from chestxai.stats import (
     variance_components,
 )
 
-# Known answers need few patients.
+# Values by hand need few patients.
 pytestmark = pytest.mark.filterwarnings("ignore::chestxai.stats.FewGroupsWarning")
 
 
 def clustered(rng: np.random.Generator, patients: int, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Values with true mean 0: one to four rows a patient, which share the patient's own level."""
+    """Values with true mean 0: one to four rows per patient, which share the level of the patient."""
     groups = np.repeat(np.arange(patients), rng.integers(1, 5, patients))
     return spread * rng.standard_normal(patients)[groups] + rng.standard_normal(groups.size), groups
 
@@ -53,6 +52,18 @@ class TestPrinting:
         assert str(interval) == "0.842 [0.811, 0.869]"
         assert f"{interval}" == str(interval)
         assert f"{interval:.1f}" == "0.8 [0.8, 0.9]"
+
+    def test_without_bounds_it_is_the_estimate(self):
+        assert str(Interval(0.5, math.nan, math.nan)) == "0.500"
+        assert f"{SeedInterval(0.5, math.nan, math.nan, 2, 1):.1f}" == "0.5, 2 seeds"
+
+    def test_one_way_to_print_a_cell(self):
+        assert format_interval(Interval(0.84216, 0.811, 0.8691)) == "0.842 [0.811, 0.869]"
+        assert format_interval(Difference(0.031, -0.01, 0.052, 0.0042)) == "+0.031 [-0.010, +0.052], p = 0.004"
+        assert format_interval(Interval(123.45, 99.0, 140.0), "auto") == "123.5 [99.0, 140.0]"
+        assert [format_interval(value, "auto") for value in (-12.34, 0.5)] == ["-12.3", "0.500"]
+        missing = None, math.nan, Interval(math.nan, math.nan, math.nan)
+        assert [format_interval(value) for value in (0.25, *missing)] == ["0.250", "–", "–", "–"]
 
     def test_difference(self):
         assert str(Difference(0.031, -0.01, 0.052, 0.0042)) == "+0.031 [-0.010, +0.052], p = 0.004"
@@ -66,16 +77,16 @@ class TestBootstrap:
         assert (interval.estimate, interval.low, interval.high) == (pytest.approx(1 / 3), 0, 1)
 
     @pytest.mark.parametrize(("method", "name"), [("percentile", "percentile"), ("bca", "BCa")])
-    def test_without_groups_it_is_scipys(self, method, name):
+    def test_without_groups_it_equals_scipy(self, method, name):
         values = np.random.default_rng(0).exponential(size=40)
         expected = scipy_stats.bootstrap(
             (values,), np.mean, n_resamples=4000, method=name, rng=np.random.default_rng(1)
         ).confidence_interval
-        found = bootstrap_ci(values, n=4000, method=method, expand=False)
-        # The same procedure on other random numbers.
-        assert (found.low, found.high) == pytest.approx(tuple(expected), abs=0.03)
+        result = bootstrap_ci(values, n=4000, method=method, expand=False)
+        # The same procedure with other random numbers.
+        assert (result.low, result.high) == pytest.approx(tuple(expected), abs=0.03)
 
-    def test_the_fast_mean_is_the_slow_mean(self):
+    def test_the_vectorised_mean_equals_a_call_per_resample(self):
         values, groups = clustered(np.random.default_rng(0), 30)
         for method in ("percentile", "bca"):
             fast = bootstrap_ci(values, groups, n=300, method=method)
@@ -93,7 +104,7 @@ class TestBootstrap:
 
     @pytest.mark.parametrize("method", ["percentile", "bca"])
     def test_coverage(self, method):
-        """Of 95 % intervals on 60 simulated patients, about 95 % hold the true mean."""
+        """About 95 % of 95 % intervals on 60 simulated patients cover the true mean."""
         rng, runs = np.random.default_rng(0), 400
         held = 0
         for i in range(runs):
@@ -136,22 +147,22 @@ class TestBootstrap:
 
     @pytest.mark.parametrize("level", [0.95, 0.8])
     def test_expanded_it_is_as_wide_as_students(self, level):
-        """Of symmetric values; the interval as it is falls short by what is known: √(11/12) and z instead of t."""
+        """For symmetric values; the textbook interval is too narrow by √(11/12) and z instead of t."""
         values = scipy_stats.norm.ppf((np.arange(12) + 0.5) / 12)
         expected = scipy_stats.t.interval(level, 11, scale=scipy_stats.sem(values))
         for method in ("percentile", "bca"):
-            found = bootstrap_ci(values, n=20000, level=level, method=method)
-            assert (found.low, found.high) == pytest.approx(expected, rel=0.03)
+            result = bootstrap_ci(values, n=20000, level=level, method=method)
+            assert (result.low, result.high) == pytest.approx(expected, rel=0.03)
             short = bootstrap_ci(values, n=20000, level=level, method=method, expand=False)
             ratio = math.sqrt(11 / 12) * scipy_stats.norm.ppf((1 + level) / 2) / scipy_stats.t.ppf((1 + level) / 2, 11)
             assert (short.high - short.low) / (expected[1] - expected[0]) == pytest.approx(ratio, rel=0.03)
 
     @pytest.mark.parametrize("method", ["percentile", "bca"])
-    def test_expanded_of_two_patients_is_all_there_is(self, method):
+    def test_expanded_with_two_patients_it_covers_both(self, method):
         interval = bootstrap_ci([0.0, 0.0, 1.0], groups=["a", "a", "b"], method=method, expand=True)
         assert (interval.low, interval.high) == pytest.approx((0, 1), abs=1e-5)
 
-    def test_few_groups_are_warned_of_where_the_call_is(self):
+    def test_few_groups_warn_where_the_call_is(self):
         rng = np.random.default_rng(0)
         for patients, expand, warned in ((39, False, 1), (40, False, 0), (19, True, 1), (20, True, 0)):
             values, groups = clustered(rng, patients)
@@ -181,7 +192,7 @@ class TestBootstrapStatistic:
             assert (groups[rows] == names).all()
             assert (rows == 0).sum() == (rows == 2).sum()
 
-    def test_resamples_without_an_answer_are_left_out(self):
+    def test_undefined_resamples_are_left_out(self):
         values = np.array([1.0, 2.0, 3.0])
         interval = bootstrap_statistic((values,), lambda v: math.nan if len(set(v)) == 1 else v.mean())
         assert 1 < interval.low < interval.high < 3
@@ -195,7 +206,7 @@ class TestBootstrapStatistic:
 
 class TestPairedDifference:
     def test_by_enumeration(self):
-        """With four patients, all sixteen sign flips: as many as extreme as the observed one give the p-value."""
+        """The p-value is the share of the sixteen sign flips of four patients that are as extreme as observed."""
         a, b = np.array([3.0, 1.0, 2.0, 5.0, 1.0]), np.array([1.0, 1.5, 1.0, 1.0, 0.0])
         groups = [0, 0, 1, 2, 3]
         sums = np.array([1.5, 1.0, 4.0, 1.0])
@@ -240,7 +251,7 @@ class TestPairedDifference:
 
 class TestSignFlipTest:
     @given(st.lists(st.tuples(st.integers(-9, 9), st.integers(0, 6)), min_size=1, max_size=14))
-    def test_is_the_enumeration(self, rows):
+    def test_equals_the_enumeration(self, rows):
         differences, groups = np.array([float(d) for d, _ in rows]), np.array([g for _, g in rows])
         sums = np.array([differences[groups == g].sum() for g in np.unique(groups)])
         flips = np.abs(np.array(list(itertools.product([-1, 1], repeat=sums.size))) @ sums)
@@ -248,12 +259,12 @@ class TestSignFlipTest:
         assert sign_flip_test(differences, groups) == pytest.approx(expected)
 
     def test_few_patients_cannot_be_significant(self):
-        """Five that all agree: 2 of 32 flips are as extreme. Their ten rows as ten patients would be: 2 of 1,024."""
+        """Five patients that agree: 2 of 32 flips are as extreme. As ten patients it would be 2 of 1,024."""
         differences, groups = np.repeat([1.0, 1.1, 0.9, 1.2, 0.8], 2), np.repeat(np.arange(5), 2)
         assert sign_flip_test(differences, groups) == 2 / 32
         assert sign_flip_test(differences) == 2 / 1024
 
-    def test_drawn_flips_come_near_to_all_of_them(self):
+    def test_sampled_flips_approximate_all_of_them(self):
         differences = np.random.default_rng(0).normal(0.5, 1, 12)
         exact = sign_flip_test(differences, permutations=2**12)
         assert sign_flip_test(differences, permutations=2**12 - 1) == pytest.approx(exact, abs=0.02)
@@ -266,7 +277,7 @@ class TestHolm:
         assert holm([0.03, 0.005, 0.04, 0.01]) == pytest.approx([0.06, 0.02, 0.06, 0.03])
 
     def test_parity(self):
-        """What statsmodels 0.15 returns: ``multipletests(p, method="holm")[1]``."""
+        """Values of statsmodels 0.15: ``multipletests(p, method="holm")[1]``."""
         p = [0.01, 0.04, 0.03, 0.005, 0.2, 0.0009, 0.6, 0.03]
         assert holm(p) == pytest.approx([0.06, 0.15, 0.15, 0.035, 0.4, 0.0072, 0.6, 0.15])
 
@@ -293,37 +304,37 @@ class TestMinimalDetectableDifference:
         [(5, 0.8, 1.6819971), (28, 0.8, 0.5492393), (28, 0.9, 0.6356112), (100, 0.8, 0.2829117), (250, 0.9, 0.2058067)],
     )
     def test_parity(self, patients, power, expected):
-        """What statsmodels 0.15 returns of a spread of 1: ``TTestPower().solve_power(nobs=…, power=…, alpha=0.05)``."""
+        """Values of statsmodels 0.15 for a spread of 1: ``TTestPower().solve_power(nobs=…, power=…, alpha=0.05)``."""
         pilot = np.random.default_rng(0).standard_normal(30)
         pilot /= pilot.std(ddof=1)
         assert minimal_detectable_difference(pilot, power=power, patients=patients) == pytest.approx(expected, abs=1e-5)
 
-    def test_is_found_as_often_as_it_says(self):
-        """By simulation, with the test that is used: 80 % of studies with that difference find it."""
+    def test_power_in_simulation(self):
+        """80 % of simulated studies with that difference detect it by the sign flip test."""
         rng, groups = np.random.default_rng(0), np.repeat(np.arange(30), 2)
-        # A pilot whose patients' means have just the variance simulated below: 1, and 1/2 of two phrases.
+        # A pilot whose patients' means have the variance simulated below: 1, plus 1/2 from two phrases.
         pilot = np.tile([-1.0, 1.0], 15)[groups] * math.sqrt(1.5 * 29 / 30)
-        truth, found = minimal_detectable_difference(pilot, groups), []
+        truth, result = minimal_detectable_difference(pilot, groups), []
         assert truth > 1.3 * minimal_detectable_difference(pilot)
         for seed in range(400):
             values = truth + rng.standard_normal(30)[groups] + rng.standard_normal(60)
-            found.append(sign_flip_test(values, groups, permutations=500, seed=seed) <= 0.05)
-        assert np.mean(found) == pytest.approx(0.8, abs=0.06)
+            result.append(sign_flip_test(values, groups, permutations=500, seed=seed) <= 0.05)
+        assert np.mean(result) == pytest.approx(0.8, abs=0.06)
 
-    def test_of_seeds_it_is_found_at_least_as_often_as_it_says(self):
-        """By simulation, with the interval that is used: seeds that differ, on not all patients alike."""
+    def test_power_with_seeds_in_simulation(self):
+        """At least 80 % detect it by `seeds_ci`, with an effect of seeds and an interaction with patients."""
         rng = np.random.default_rng(1)
         studies = [crossed(rng, 20, 4, 0.2, 1.0, 0.5) for _ in range(300)]
         truth = math.sqrt(np.mean([minimal_detectable_difference(values) ** 2 for values in studies]))
-        found = [seeds_ci(values + truth).low > 0 for values in studies]
-        assert 0.78 <= np.mean(found) <= 0.97
-        # Seeds that are all alike are one, and one that knows the patients of several is no less.
+        result = [seeds_ci(values + truth).low > 0 for values in studies]
+        assert 0.78 <= np.mean(result) <= 0.97
+        # Equal seeds count as one.
         alike = np.repeat(rng.standard_normal((20, 1)), 4, axis=1)
         assert minimal_detectable_difference(alike) == pytest.approx(minimal_detectable_difference(alike[:, 0]))
         assert minimal_detectable_difference(studies[0]) > minimal_detectable_difference(studies[0].mean(axis=1))
         assert minimal_detectable_difference(studies[0], patients=40) < minimal_detectable_difference(studies[0])
 
-    def test_the_mean_does_not_matter(self):
+    def test_it_does_not_depend_on_the_mean(self):
         values, groups = clustered(np.random.default_rng(0), 30)
         first = minimal_detectable_difference(values, groups)
         assert minimal_detectable_difference(values + 3, groups) == pytest.approx(first)
@@ -353,35 +364,35 @@ class TestSeeds:
 
     def test_components_by_hand(self):
         # Residuals ±(0.5, 0.5, −1): mean squares of both 2 · 1.5 / 2, of seeds 3 · 2 / 1, of patients 2 · 6.5 / 2.
-        found = variance_components(self.values)
-        assert found.interaction == pytest.approx(1.5)
-        assert found.seed == pytest.approx((6 - 1.5) / 3)
-        assert found.patient == pytest.approx((6.5 - 1.5) / 2)
-        assert (found.seeds, found.patients) == (2, 3)
+        result = variance_components(self.values)
+        assert result.interaction == pytest.approx(1.5)
+        assert result.seed == pytest.approx((6 - 1.5) / 3)
+        assert result.patient == pytest.approx((6.5 - 1.5) / 2)
+        assert (result.seeds, result.patients) == (2, 3)
 
     def test_interval_by_hand(self):
         # Variances of the mean: of seeds 6/6, of patients (6.5 − 1.5)/6; t of 1 and of 2 degrees of freedom.
         half = math.sqrt(12.7062**2 * 1 + 4.30265**2 * 5 / 6)
-        found = seeds_ci(self.values)
-        assert (found.estimate, found.low, found.high) == pytest.approx((3, 3 - half, 3 + half), abs=1e-3)
+        result = seeds_ci(self.values)
+        assert (result.estimate, result.low, result.high) == pytest.approx((3, 3 - half, 3 + half), abs=1e-3)
         # Half of the time: t is 1 and √(2/3), the half-width √(14/9).
         assert str(seeds_ci(self.values, level=0.5)) == "3.000 [1.753, 4.247], 2 seeds"
 
-    def test_one_seed_is_students_interval_and_says_so(self):
+    def test_one_seed_gives_students_interval_and_a_warning(self):
         values = np.random.default_rng(0).standard_normal((30, 1))
         with pytest.warns(UserWarning, match="not other seeds"):
-            found = seeds_ci(values)
-        assert (found.low, found.high) == pytest.approx(
+            result = seeds_ci(values)
+        assert (result.low, result.high) == pytest.approx(
             scipy_stats.t.interval(0.95, 29, values.mean(), scipy_stats.sem(values[:, 0]))
         )
-        assert str(found).endswith("], 1 seed")
+        assert str(result).endswith("], 1 seed")
         components = variance_components(values)
         assert math.isnan(components.seed)
         assert components.patient == pytest.approx(values.var(ddof=1))
         assert components.standard_error() == pytest.approx(scipy_stats.sem(values[:, 0]))
 
-    def test_rows_of_a_patient_are_one(self):
-        """Copies of all rows are no new evidence, and a patient of constant phrases is its mean."""
+    def test_copies_of_rows_change_nothing(self):
+        """Copies of all rows of a patient are no new evidence."""
         rng = np.random.default_rng(0)
         values = crossed(rng, 25, 3, 0.3, 1.0, 0.5)
         groups = np.repeat(np.arange(25), 4)
@@ -390,21 +401,21 @@ class TestSeeds:
         assert four == pytest.approx(vars(variance_components(values)))
 
     def test_patients_of_unequal_size_by_hand(self):
-        # Shares (−2 + 0)/3 and 2/3 of the mean 3: 2 · 8/9; as much as 3²/(2² + 1²) patients of equal size would say.
-        found = variance_components(np.array([[1.0], [3.0], [5.0]]), groups=["a", "a", "b"])
-        assert found.patients == pytest.approx(9 / 5)
-        assert found.patient == pytest.approx(9 / 5 * 16 / 9)
+        # Shares (−2 + 0)/3 and 2/3 of the mean 3: 2 · 8/9; equivalent to 3²/(2² + 1²) patients of equal size.
+        result = variance_components(np.array([[1.0], [3.0], [5.0]]), groups=["a", "a", "b"])
+        assert result.patients == pytest.approx(9 / 5)
+        assert result.patient == pytest.approx(9 / 5 * 16 / 9)
 
     def test_components_are_unbiased(self):
         rng = np.random.default_rng(0)
-        found = [variance_components(crossed(rng, 40, 4, 0.5, 1.0, 0.7)) for _ in range(400)]
+        result = [variance_components(crossed(rng, 40, 4, 0.5, 1.0, 0.7)) for _ in range(400)]
         groups = np.repeat(np.arange(40), 1 + np.arange(40) % 3)
         uneven = [variance_components(crossed(rng, 40, 4, 0.5, 1.0, 0.7)[groups], groups) for _ in range(400)]
         for name, truth in (("seed", 0.25), ("patient", 1.0), ("interaction", 0.49)):
-            for components in (found, uneven):
+            for components in (result, uneven):
                 assert np.mean([getattr(c, name) for c in components]) == pytest.approx(truth, rel=0.12), name
 
-    def test_standard_error_tells_what_more_would_bring(self):
+    def test_standard_error_with_more_seeds_or_patients(self):
         components = variance_components(self.values)
         assert components.standard_error() == pytest.approx(math.sqrt(1 + 5 / 6))
         assert components.standard_error(seeds=10**9) == pytest.approx(math.sqrt(2.5 / 3), rel=1e-6)
@@ -412,17 +423,17 @@ class TestSeeds:
 
     @pytest.mark.parametrize("seeds", [2, 3])
     def test_coverage(self, seeds):
-        """Seeds that matter as much as patients. Intervals of the patients alone would hold the truth half as often."""
+        """With seeds as influential as patients, intervals over patients alone undercover badly."""
         effects = partial(crossed, patients=40, seeds=seeds, by_seed=0.3, by_patient=1.0, by_both=1.0)
-        found = coverage(lambda rng: (effects(rng),), 0.0, seeds_ci, runs=1000)
-        assert 0.94 <= found.estimate
+        result = coverage(lambda rng: (effects(rng),), 0.0, seeds_ci, runs=1000)
+        assert 0.94 <= result.estimate
         patients = coverage(lambda rng: (effects(rng).mean(axis=1),), 0.0, partial(bootstrap_ci, n=200), runs=300)
         assert patients.high < 0.9
 
     def test_bad_input(self):
         with pytest.raises(ValueError, match=r"table \(rows, seeds\)"):
             seeds_ci(np.zeros(3))
-        with pytest.raises(ValueError, match=r"1 rows are NaN .*first: 1"):
+        with pytest.raises(ValueError, match=r"1 rows that are NaN .*first: 1"):
             seeds_ci(np.array([[1.0, 2.0], [math.nan, 1.0]]))
         with pytest.raises(ValueError, match="level"):
             seeds_ci(self.values, level=95)
@@ -435,16 +446,16 @@ class TestSeeds:
 
 class TestCoverage:
     def test_counts(self):
-        """Intervals [0, 1], [1, 2], [2, 3], [3, 4] by turns, and the truth 1.5: one holds it, two lie above."""
+        """Intervals [0, 1], [1, 2], [2, 3], [3, 4] in turn and the truth 1.5: one covers it, two lie above."""
         turn = itertools.cycle(range(4))
-        found = coverage(lambda rng: (next(turn),), 1.5, lambda i: Interval(i, i, i + 1), runs=40)
-        assert (found.estimate, found.below, found.above, found.width) == (0.25, 0.25, 0.5, 1)
+        result = coverage(lambda rng: (next(turn),), 1.5, lambda i: Interval(i, i, i + 1), runs=40)
+        assert (result.estimate, result.below, result.above, result.width) == (0.25, 0.25, 0.5, 1)
         exact = scipy_stats.beta.ppf([0.025, 0.975], [10, 11], [31, 30])
-        assert (found.low, found.high) == pytest.approx(exact)
+        assert (result.low, result.high) == pytest.approx(exact)
 
-    def test_no_bounds_hold_nothing(self):
-        found = coverage(lambda rng: (1.0,), 1.0, lambda i: Interval(i, math.nan, math.nan), runs=5)
-        assert (found.estimate, found.below, found.above) == (0, 0, 0)
+    def test_nan_bounds_cover_nothing(self):
+        result = coverage(lambda rng: (1.0,), 1.0, lambda i: Interval(i, math.nan, math.nan), runs=5)
+        assert (result.estimate, result.below, result.above) == (0, 0, 0)
 
     @pytest.mark.parametrize("agreement", [10.0, 0.0])
     def test_simulated_scores(self, agreement):
@@ -462,21 +473,21 @@ class TestCoverage:
     @pytest.mark.parametrize("method", ["percentile", "bca"])
     @pytest.mark.parametrize(("patients", "expand"), [(28, True), (100, False)])
     def test_of_our_intervals(self, method, patients, expand):
-        """95 % intervals of skewed clustered scores hold the truth in 93 to 97 %, within what 600 runs can tell."""
+        """95 % intervals of skewed clustered scores cover the truth in 93 to 97 %, within the error of 600 runs."""
         interval = partial(bootstrap_ci, n=500, method=method, expand=expand)
-        found = coverage(partial(clustered_scores, patients=patients), 0.85, interval, runs=600)
-        assert found.high > 0.93
-        assert found.low < 0.97
-        assert 0.92 < found.estimate < 0.97
+        result = coverage(partial(clustered_scores, patients=patients), 0.85, interval, runs=600)
+        assert result.high > 0.93
+        assert result.low < 0.97
+        assert 0.92 < result.estimate < 0.97
 
-    def test_where_they_fall_short(self):
-        """Eight patients: what the warning is for."""
-        found = coverage(
+    def test_eight_patients_undercover(self):
+        """The case that the warning is for."""
+        result = coverage(
             partial(clustered_scores, patients=8), 0.85, partial(bootstrap_ci, n=500, expand=False), runs=400
         )
-        assert found.high < 0.93
-        # The mean of few skewed scores is too high more often than far too low.
-        assert found.above > found.below
+        assert result.high < 0.93
+        # The mean of few skewed scores is too high more often than too low.
+        assert result.above > result.below
 
 
 class TestFormatTable:
@@ -502,7 +513,7 @@ class TestFormatTable:
         ]
 
     def test_latex(self):
-        """Minus, arrow and what LaTeX reserves; a formula stays."""
+        """Minus, arrows and LaTeX's special characters; formulas stay."""
         text = format_table(self.frame.rename(columns={"share": r"$p_{<}$"}), "latex", spec=".2f")
         lines = [line.strip() for line in text.splitlines()]
         assert lines[1:4] == [
@@ -539,13 +550,7 @@ class TestFormatTable:
             format_table(self.frame, "html")
 
 
-def test_examples():
-    assert doctest.testmod(stats).failed == 0
-
-
-def test_seed_everything():
-    draws = []
-    for _ in range(2):
-        rng = stats.seed_everything(3)
-        draws.append((random.random(), np.random.rand(), torch.rand(1).item(), rng.random()))  # noqa: NPY002
-    assert draws[0] == draws[1]
+@pytest.mark.parametrize("module", ["intervals", "simulation", "tables", "tests"])
+def test_examples(module):
+    results = doctest.testmod(importlib.import_module(f"chestxai.stats.{module}"))
+    assert results.failed == 0

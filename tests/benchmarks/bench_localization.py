@@ -1,14 +1,12 @@
-"""How long it takes to score 1,000 heatmaps against masks of 512 × 512 pixels, against the limit of 60 seconds.
+"""Time to score 1,000 heatmaps on masks of 512 × 512 pixels, against a limit of 60 seconds.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_localization.py [--maps 100] [--random 8]
 
-What is timed is `localization.score_table`, all of it: the scores, and what random maps get on the same mask
-("chance_"). "chapter 3" is what the book computes for each phrase: its eight scores, those of the centre prior, and
-32 random maps. One core does it all; the limit is for two. Maps of 64² (the paper's) and of 512² with one or two boxes
-each come from a generator, and nothing but the scores is kept. "cpu" are the processor's seconds, which others on the
-machine disturb little, "wall" those of the clock, both for 1,000 maps, whatever number was scored (the random maps,
-made once, are in it: the fewer are scored, the more they weigh). "memory" is the peak of the whole process in GB: it
-must not grow with the number of maps.
+Times `localization.score_table`: the scores, and those of random maps on the same mask ("chance_"). "chapter 3" is what
+the book computes for each phrase: its eight scores, those of the location prior, and 32 random maps. Maps of 64² (the
+paper's size) and of 512², on one or two boxes each, come from a generator. "cpu" and "wall" are seconds for 1,000 maps
+on one core, extrapolated from the number scored (the random maps are made once: the fewer maps, the more they
+weigh). "memory" is the peak of the process in GB, which must not grow with the number of maps.
 """
 
 from __future__ import annotations
@@ -21,21 +19,22 @@ import numpy as np
 import pandas as pd
 
 from chestxai import localization, runs
+from chestxai.localization import references
 
 #: Seconds for 1,000 maps.
 LIMIT = 60.0
 
 
-def truths(n: int, seed: int = 0) -> list[np.ndarray]:
+def box_masks(n: int, seed: int = 0) -> list[np.ndarray]:
     """One or two boxes, uint8 ``(512, 512)``."""
-    rng, found = np.random.default_rng(seed), []
+    rng, masks = np.random.default_rng(seed), []
     for i in range(n):
         labels = np.zeros((512, 512), np.uint8)
         for k in range(1 + i % 2):
             top, left, height, width = rng.integers((0, 0, 60, 60), (300, 300, 200, 200))
             labels[top : top + height, left : left + width] = k + 1
-        found.append(labels)
-    return found
+        masks.append(labels)
+    return masks
 
 
 def heatmaps(n: int, side: int, seed: int = 0) -> Iterator[np.ndarray]:
@@ -52,20 +51,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--maps", type=int, default=100, help="to score of each size (default: %(default)s)")
     parser.add_argument("--random", type=int, default=8, help="random maps of chance (default: %(default)s)")
-    given = parser.parse_args()
-    masks, rows = truths(given.maps), []
-    prior = localization.centre_prior(mask > 0 for mask in masks)
-    cases = {name: (name, None, given.random) for name in localization.PROTOCOLS}
-    cases = {"chapter 3": ("book", [prior] * given.maps, 32), **cases}
+    options = parser.parse_args()
+    masks, rows = box_masks(options.maps), []
+    prior = localization.location_prior(mask > 0 for mask in masks)
+    cases = {name: (name, None, options.random) for name in localization.PROTOCOLS}
+    cases = {"chapter 3": ("book", [prior] * options.maps, 32), **cases}
     for side in (64, 512):
         for name, (protocol, priors, random) in cases.items():
-            localization._random_maps.cache_clear()
+            references._noise.cache_clear()
             began = time.perf_counter(), time.process_time()
             localization.score_table(
-                heatmaps(given.maps, side),
+                runs.progress(heatmaps(options.maps, side), f"{name} {side}²", total=options.maps),
                 masks,
                 priors,
-                progress=lambda items, name=name, side=side: runs.progress(items, f"{name} {side}²", total=given.maps),
                 protocol=protocol,
                 random=random,
             )
@@ -76,8 +74,8 @@ def main() -> int:
                     "map": side,
                     "scores": len(localization.PROTOCOLS[protocol].scores),
                     "random maps": random,
-                    "cpu": cpu * 1000 / given.maps,
-                    "wall": wall * 1000 / given.maps,
+                    "cpu": cpu * 1000 / options.maps,
+                    "wall": wall * 1000 / options.maps,
                     "limit": LIMIT,
                     "memory": runs.peak_memory(),
                 }

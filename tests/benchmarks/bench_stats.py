@@ -1,10 +1,10 @@
-"""How often the intervals of `chestxai.stats` hold the truth, by simulation, and what they cost.
+"""How often the intervals of `chestxai.stats` cover the truth, by simulation, and how long they take.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_stats.py [--runs 2000] [--resamples 1000]
 
-Three tables. Bootstrap: coverage of 95 % intervals of clustered scores, with the width in parentheses; what is below 93
-or above 97 % is marked. Seeds: the interval of `seeds_ci` beside the two shorter ones that it was preferred to. Time:
-processor seconds of one interval of about 300 rows.
+Three tables. Bootstrap: coverage of 95 % intervals of clustered scores, with the mean width in parentheses; coverage
+below 93 or above 97 % is marked. Seeds: `seeds_ci` beside two shorter intervals. Time: processor seconds of one
+interval of about 300 rows.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from scipy import stats as scipy_stats
 
 from chestxai import stats
 from chestxai.stats import Interval, bootstrap_ci, clustered_scores, coverage, paired_difference, seeds_ci
+from chestxai.stats.intervals import crossed_variances
 
 PATIENTS = (10, 20, 28, 40, 100, 250)
 METHODS = {
@@ -31,18 +32,18 @@ METHODS = {
 
 
 def difference(rng: np.random.Generator, patients: int) -> tuple[np.ndarray, np.ndarray]:
-    """A score less its square, the second of two ways to score the same phrases: skewed, and alike in a patient."""
+    """A score minus its square, as if the same phrases were scored twice: skewed, and similar within a patient."""
     scores, groups = clustered_scores(rng, patients, mean=0.7)
     return scores - scores**2, groups
 
 
 def true_difference(mean: float = 0.7, spread: float = 6.0, agreement: float = 10.0) -> float:
-    """By the second moments of the two beta distributions."""
+    """True mean of `difference`, from the second moments of the two beta distributions."""
     level = mean * (spread * mean + 1) / (spread + 1)
     return mean - (agreement * level + mean) / (agreement + 1)
 
 
-#: Name -> what draws a data set of so many patients, and the true mean.
+#: Name → a function that draws a data set with a number of patients, and the true mean.
 SCORES: dict[str, tuple[Callable, float]] = {
     "AUC, mean 0.85": (clustered_scores, 0.85),
     "AUC, mean 0.7": (partial(clustered_scores, mean=0.7, spread=8.0, agreement=20.0), 0.7),
@@ -58,16 +59,16 @@ def bootstrap_table(score: str, runs: int, resamples: int) -> pd.DataFrame:
         row: dict[str, object] = {"score": score, "patients": patients}
         for method, options in METHODS.items():
             interval = partial(bootstrap_ci, n=resamples, **options)
-            found = coverage(partial(draw, patients=patients), truth, interval, runs)
-            mark = "" if 0.93 <= found.estimate <= 0.97 else "*"
-            row[method] = f"{100 * found.estimate:.1f}{mark} ({found.width:.3f})"
+            result = coverage(partial(draw, patients=patients), truth, interval, runs)
+            mark = "" if 0.93 <= result.estimate <= 0.97 else "*"
+            row[method] = f"{100 * result.estimate:.1f}{mark} ({result.width:.3f})"
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def satterthwaite(values: np.ndarray, groups: np.ndarray) -> Interval:
-    """A t-interval with the same variance, and the degrees of freedom of Satterthwaite (1946)."""
-    by_patient, by_seed, crossed = stats._crossed(values, groups, groups[-1] + 1)
+    """t-interval with the same variance and Satterthwaite's (1946) degrees of freedom."""
+    by_patient, by_seed, crossed = crossed_variances(values, groups, groups[-1] + 1)
     by_patient = max(by_patient - crossed, 0)
     total = by_patient + by_seed
     freedom = total**2 / (by_seed**2 / (values.shape[1] - 1) + by_patient**2 / groups[-1])
@@ -105,8 +106,8 @@ def seeds_table(runs: int, resamples: int) -> pd.DataFrame:
 
                 row = {"patients": patients, "seeds": seeds, "sd of seeds": by_seed, "sd of both": by_both}
                 for name, interval in methods.items():
-                    found = coverage(draw, 0.85, interval, runs)
-                    row[name] = f"{100 * found.estimate:.1f} ({found.width:.3f})"
+                    result = coverage(draw, 0.85, interval, runs)
+                    row[name] = f"{100 * result.estimate:.1f} ({result.width:.3f})"
                 rows.append(row)
     return pd.DataFrame(rows)
 
@@ -135,11 +136,11 @@ def time_table() -> pd.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=2000, help="data sets drawn for each cell")
+    parser.add_argument("--runs", type=int, default=2000, help="simulated data sets per cell")
     parser.add_argument("--resamples", type=int, default=1000)
     args = parser.parse_args()
-    own = 196 * np.sqrt(0.95 * 0.05 / args.runs)
-    print(f"Coverage in % of {args.runs} data sets, each ± {own:.1f} %; mean width in parentheses\n")
+    error = 196 * np.sqrt(0.95 * 0.05 / args.runs)
+    print(f"Coverage in % of {args.runs} data sets, each ± {error:.1f} %; mean width in parentheses\n")
     print(stats.format_table(time_table(), spec=".1f"), end="\n\n")
     print(stats.format_table(seeds_table(args.runs, args.resamples)), end="\n\n", flush=True)
     for score in SCORES:

@@ -1,0 +1,14 @@
+# ruff: noqa: F401, I001
+"""Scores of a heatmap on a mask, each named by its convention, beside chance and location prior.
+
+Each file imports only from those before it: names, maps, thresholds, scores, protocols, references, tables.
+"""
+
+from chestxai.localization.maps import resize
+from chestxai.localization.names import LABELS, LOWER_IS_BETTER, NAMES, SCORES
+from chestxai.localization.protocols import PROTOCOLS, Protocol, score
+from chestxai.localization.references import chance, location_prior, location_priors
+from chestxai.localization.scores import auc_roc, average_precision, bbox_iou, bbox_mask_iou, centre_distance, cnr
+from chestxai.localization.scores import dice, energy, iou, miou, pointing_game
+from chestxai.localization.tables import averages, box_labels, kept, main, rescore, save_masks, score_table
+from chestxai.localization.thresholds import Threshold, foreground, gmm_threshold, oracle_threshold, otsu_threshold

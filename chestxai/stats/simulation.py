@@ -1,0 +1,84 @@
+"""How often an interval covers the truth, by simulation."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from chestxai.stats.intervals import Interval, bootstrap_ci
+
+
+@dataclass(frozen=True)
+class Coverage(Interval):
+    """The share of intervals that covered the truth, with its own 95 % interval (Clopper & Pearson 1934)."""
+
+    runs: int
+    below: float  #: share of intervals entirely below the truth
+    above: float  #: share of intervals entirely above it
+    width: float  #: mean width, in the unit of the score
+
+
+def clustered_scores(
+    rng: np.random.Generator,
+    patients: int,
+    mean: float = 0.85,
+    spread: float = 6.0,
+    agreement: float = 10.0,
+    phrases: int = 3,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Simulate scores in [0, 1] that come in clusters and are skewed like AUCs: ``(rows,)`` scores and patients.
+
+    A patient's level is drawn from ``Beta(spread · mean, spread · (1 − mean))``, the scores of its phrases from
+    ``Beta(agreement · level, agreement · (1 − level))``.
+
+    Args:
+        rng: Generator to draw from.
+        patients: Number of patients.
+        mean: True mean in (0, 1).
+        spread: > 0; the smaller, the more patients differ.
+        agreement: The larger, the more phrases of a patient agree; 0 makes the scores hits and misses, 1.0 or 0.0.
+        phrases: Largest number of phrases per patient; the number is uniform from 1.
+    """
+    groups = np.repeat(np.arange(patients), rng.integers(1, phrases + 1, patients))
+    level = rng.beta(spread * mean, spread * (1 - mean), patients)[groups]
+    if not agreement:
+        return (rng.random(groups.size) < level).astype(np.float64), groups
+    # A level that rounds to 0 or 1 is no valid parameter of a beta distribution.
+    level = np.clip(level, 1e-9, 1 - 1e-9)
+    return rng.beta(agreement * level, agreement * (1 - level)), groups
+
+
+def coverage(
+    generate: Callable[[np.random.Generator], tuple],
+    truth: float,
+    interval: Callable[..., Interval] = bootstrap_ci,
+    runs: int = 1000,
+    seed: int = 0,
+) -> Coverage:
+    """Simulate how often an interval covers the truth; one with NaN bounds does not.
+
+    Args:
+        generate: Draws one data set, the arguments of ``interval``, from a generator.
+        truth: What the intervals should cover.
+        interval: E.g. ``partial(bootstrap_ci, method="bca")``.
+        runs: Number of data sets; the coverage of a 95 % interval is then known to ±1.4 % with 1,000.
+        seed: Seed of the data.
+
+    Example:
+        >>> print(coverage(lambda rng: clustered_scores(rng, patients=28), 0.85, runs=100))
+        0.950 [0.887, 0.984]
+    """
+    rng = np.random.default_rng(seed)
+    with warnings.catch_warnings():
+        # Undercoverage with few groups is what the simulation measures.
+        warnings.simplefilter("ignore", UserWarning)
+        intervals = [interval(*generate(rng)) for _ in range(runs)]
+    low, high = np.array([[i.low, i.high] for i in intervals]).T
+    covered = int(((low <= truth) & (truth <= high)).sum())
+    bounds = stats.binomtest(covered, runs).proportion_ci()
+    below, above, width = float((high < truth).mean()), float((low > truth).mean()), float((high - low).mean())
+    return Coverage(covered / runs, float(bounds.low), float(bounds.high), runs, below, above, width)
