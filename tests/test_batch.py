@@ -24,8 +24,7 @@ from filelock import FileLock
 from PIL import Image
 
 from chestxai import batch, profiles, runs
-from chestxai.batch import BOXES, IMAGES, NOTEBOOKS, Chapter, Node, graph, grid, replay
-from chestxai.runs import InputError, MissingError
+from chestxai.batch import BOXES, IMAGES, NOTEBOOKS, Chapter, graph, grid, replay
 
 SMOKE = profiles.load("smoke")
 CHAPTERS = (
