@@ -394,11 +394,12 @@ class _Progress:
     def end(self, outcome: Outcome) -> None:
         self.outcomes[outcome.node.name] = outcome
         self.done += outcome.node.weight
+        if self.quiet:
+            return
         if outcome.status == "skipped":
             self.bar.initial += outcome.node.weight
-        if not self.quiet:
-            self.bar.write(f"  {outcome}", file=sys.stdout)
-            sys.stdout.flush()
+        self.bar.write(f"  {outcome}", file=sys.stdout)
+        sys.stdout.flush()
         self.show([])
 
     def show(self, running: Sequence[Node]) -> None:
