@@ -54,7 +54,7 @@ def collection(
     return root
 
 
-# What pycocotools tells numpy 2 of its memory is of no concern here.
+# pycocotools uses an array protocol that numpy 2 deprecates, which does not matter here.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
@@ -72,7 +72,7 @@ class TestRecord:
         (study,) = loaded = sources.load("coco", collection(tmp_path, [image(139)], things, captions))
         assert (study.id, study.patient, study.source, study.split) == ("139", "139", "coco", "test")
         assert (study.size, study.path) == ((HEIGHT, WIDTH), tmp_path / "val2017" / "000000000139.jpg")
-        # The second and third caption name two categories: the first of them counts.
+        # The second and third caption name two categories each: the first of them counts.
         assert study.report == "Two dogs and People at play"
         dog, person = study.findings
         assert (dog.name, dog.phrase, dog.boxes) == ("dog", "dogs", (Box(10, 20, 8, 4.5), Box(1, 2, 3, 4)))

@@ -1,4 +1,4 @@
-"""One's own data: what a csv may say, and what is told when it cannot be understood."""
+"""Your own data: what a csv may hold, and the messages when it cannot be read."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_studies import dicom
 
 from chestxai import reports, sources
 from chestxai.sources import folder
 from chestxai.studies import Box, Frame, Study, phrases, to_images
+from tests.test_studies import dicom
 
 ALL = ("image", "text", "finding", "x", "y", "w", "h", "patient", "split", "side")
 
@@ -78,7 +78,7 @@ class TestRecord:
         assert effusion.boxes == (Box(1, 2, 3, 4), Box(10.5, 2, 3, 4))
         assert (effusion.side, effusion.severity) == ("left", "mild")
         assert (pneumothorax.name, pneumothorax.present, pneumothorax.boxes) == ("Pneumothorax", False, ())
-        # A name of one's own stays.
+        # A name of your own stays.
         assert (mass.name, mass.boxes) == ("Mass", (Box(20, 20, 5, 5),))
         assert [g.finding.name for g in phrases([study])] == ["Pleural Effusion", "Mass"]
 
@@ -155,7 +155,7 @@ class TestSplits:
         assert {(s.patient, s.split) for s in studies} == set(splits.items())
         assert {*splits.values()} == {"train", "val", "test"}
         assert 36 <= list(splits.values()).count("train") <= 56
-        # Who else is there has no say; the seed has.
+        # The other patients do not matter; the seed does.
         few, _ = everything(collection(tmp_path / "few", rows[::7]))
         assert all(splits[s.patient] == s.split for s in few)
         assert {s.patient: s.split for s in everything(tmp_path, seed=1)[0]} != splits
@@ -261,7 +261,7 @@ class TestFatal:
             ValueError, match=r"mine.csv:3: 4 cells for 3 columns: put texts that have commas in quotes"
         ):
             everything(tmp_path)
-        # Empty cells at the end of a line, as spreadsheets leave them, move nothing.
+        # Empty cells at the end of a line, as spreadsheets leave them, shift nothing.
         (tmp_path / "mine.csv").write_text("\n".join([*lines[:2], "0.png,Edema.,P1,,"]))
         assert one(tmp_path).patient == "P1"
 

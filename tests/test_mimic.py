@@ -194,7 +194,7 @@ class TestRecord:
             "Trace left effusion",
             (Box(30, 20, 8, 4),),
         )
-        # What has a box is present, whatever the label says; the others are as labelled, in alphabetical order.
+        # A finding with a box is present, whatever its label; the others are as labelled, in alphabetical order.
         assert [(f.name, f.present, f.phrase) for f in rest] == [
             ("Edema", True, ""),
             ("Pneumonia", True, ""),
@@ -431,7 +431,7 @@ class TestSplits:
     )
     @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_invariants(self, tmp_path, people, seed):
-        # One line a patient and split, patients may come twice, in two splits; "" has no box, "none" one of MS-CXR 1.0.
+        # One line per patient and split; patients may occur twice. "" has no box, "none" one of MS-CXR 1.0.
         write(tmp_path / "split.csv", SPLIT, [listed(p, s) for p, s, _ in people])
         rows = [box(p, "Edema", "edema", split="" if own == "none" else own) for p, _, own in people if own]
         write(tmp_path / "boxes.csv", BOXES + ",split", rows)
@@ -482,7 +482,7 @@ class TestSplits:
             box(P, "Edema", "no name"),
             box(P, "Edema", "edema", "x", 2, 3, 4),
             box(P, "Edema", "edema", 900, 2, 3, 4),
-            # Of another image of the same patient, one that the metadata do not have.
+            # Of another image of the same patient, which the metadata lack.
             box(P, "Edema", "edema", n=7),
         ],
     )
@@ -547,7 +547,7 @@ class TestBadRows:
         ],
     )
     def test_metadata(self, tmp_path, row, reason, split):
-        # A blank line is passed over, and counted.
+        # A blank line is ignored, but counted.
         root = collection(tmp_path, [image(GOOD)], [listed(P), listed(GOOD)])
         write(root / "mimic-cxr-2.0.0-metadata.csv.gz", METADATA, ["", image(GOOD), row])
         self.check(root, f"mimic-cxr-2.0.0-metadata.csv.gz:4: {reason}", split)
@@ -627,7 +627,7 @@ class TestBadRows:
         (study,), skipped = everything(root)
         assert [f.boxes for f in study.findings] == [(Box(10, 20, 8, 4),)]
         assert [line.partition("annotations")[2] for line in skipped] == [
-            # Of no image of the json, and so of no patient: these two are listed in every split.
+            # They belong to no image of the json, hence to no patient: these two are listed in every split.
             "[4]: box of no frontal image of the metadata ()",
             "[6]: unknown category ('')",
             "[1]: not a box (1, 2, , )",

@@ -24,7 +24,7 @@ from chestxai import reports, sources
 from chestxai.sources import openi
 from chestxai.studies import FINDINGS, Study, to_images
 
-# The official file with its odd blank lines; fields that play no part are left out.
+# The official file with its odd blank lines, without the fields that are not read.
 DOCUMENT = """<?xml version="1.0" encoding="utf-8"?>
 <eCitation>
    <meta type="rr"/>

@@ -57,7 +57,7 @@ class TestDeterminism:
     def test_a_larger_n_only_appends(self, n):
         few, more = phantom.load(n=n, size=64), phantom.load(n=80, size=64)
         assert list(few) == list(more[:n])
-        # To the bit: who else is in the batch must not matter to sums, medians or noise.
+        # Bit for bit: the rest of the batch must not matter to sums, medians or noise.
         for a, b in zip(few, more, strict=False):
             np.testing.assert_array_equal(a.array, b.array)
 
@@ -203,7 +203,7 @@ class TestTruth:
 
     @pytest.mark.parametrize("name", ["Edema", "Consolidation", "Pneumothorax"])
     def test_outlines_are_smooth_whatever_is_drawn_into_the_lesion(self, name):
-        """Vessels, septal lines and air bronchograms belong into the image, not into the outline."""
+        """Vessels, septal lines and air bronchograms belong in the image, not in the outline."""
         side, zone = {"Edema": (0, "perihilar"), "Consolidation": (1, "mid"), "Pneumothorax": (1, "apical")}[name]
         for k in range(6):
             mask = phantom.render([with_lesion(person(k), name, side, zone, 0.4)], 256)[1][0][0]
@@ -295,7 +295,7 @@ class TestPhysics:
     def test_more_fluid_is_brighter(self, name):
         side, zone = {"Edema": (0, "perihilar"), "Pleural Effusion": (1, "basal")}.get(name, (1, "mid"))
         for k in range(4):
-            # Up to one half: an atelectasis gets a second plate beyond.
+            # Up to one half, beyond which an atelectasis gets a second plate.
             amounts = (0.05, 0.25, 0.5)
             patients = [person(k), *(with_lesion(person(k), name, side, zone, a) for a in amounts)]
             integral, _ = phantom.attenuation(patients, 64)
@@ -363,7 +363,7 @@ class TestReports:
             assert f.name not in {g.name for g in s.present()}
 
     def test_the_reader_recovers_what_the_writer_wrote(self, many):
-        """Two pieces of code that know nothing of each other: recall and precision of findings and denials are 1."""
+        """Two independent pieces of code: recall and precision of findings and negations are 1."""
         for s in many:
             for present in (True, False):
                 written = {f.name for f in s.findings if f.present == present}
@@ -376,7 +376,7 @@ class TestReports:
             for f in s.present():
                 mine = [g for g in read if g.name == f.name]
                 assert {g.severity for g in mine} == {grades[f.severity]}, s.report
-                # Of findings that are always on both sides the text need not say so.
+                # The text need not say that a finding that is always on both sides is bilateral.
                 assert {g.side for g in mine} <= ({f.side} if f.side in ("left", "right") else {f.side, None}), s.report
 
     def test_styles_vary(self, many):

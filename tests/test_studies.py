@@ -96,7 +96,7 @@ class TestBox:
     def test_clipping(self):
         assert Box(-2, 3, 5, 4).clipped(6, 10) == Box(0, 3, 3, 3)
         assert Box(2, 3, 5, 4).clipped(10, 10) == Box(2, 3, 5, 4)
-        # Touching the edge from outside is being outside.
+        # A box that touches the edge from outside is outside.
         assert Box(10, 0, 5, 5).clipped(10, 10) is None
         assert Box(-5, 0, 5, 5).clipped(10, 10) is None
 
@@ -194,17 +194,17 @@ class TestFrameInvariants:
     @given(frames_and_boxes())
     @settings(deadline=None)
     def test_a_filled_box_lands_where_the_frame_says(self, drawn):
-        """The image, the box and the mask are moved by different code: they must agree to a fraction of a pixel."""
+        """Different code moves the image, the box and the mask: they must agree to a fraction of a pixel."""
         frame, box = drawn
         moved = frame.box(box)
         assume(moved is not None and min(moved.w, moved.h) >= 2)
         image = frame.image(filled(frame.height, frame.width, box)) / 255
         pixel = np.arange(frame.size) + 0.5
-        # A pixel, of the original where that is the coarser one.
+        # One pixel, of the original if that is the coarser one.
         coarse = max(1.0, frame.scale)
         centre = (image.sum(axis=0) @ pixel / image.sum(), image.sum(axis=1) @ pixel / image.sum())
         assert centre == pytest.approx((moved.x + moved.w / 2, moved.y + moved.h / 2), abs=0.25 * coarse)
-        # What is blurred over an edge is lost there and won beyond: the area stays, to a tenth of a pixel of outline.
+        # What blurring loses on one side of an edge it gains on the other: the area stays, to a tenth of a pixel.
         assert image.sum() == pytest.approx(moved.area, abs=0.12 * coarse * 2 * (moved.w + moved.h))
 
     @given(frames_and_boxes())
@@ -250,7 +250,7 @@ class TestFrameInvariants:
         large = np.zeros((640, 640), dtype=bool)
         large[170, 420] = True
         np.testing.assert_array_equal(Frame(64, 64, 8).mask(Finding("Edema", mask=large)), small)
-        # Outside the crop it is gone, as a box is.
+        # Outside the crop it is gone, like a box.
         mask = np.zeros((64, 200), dtype=bool)
         mask[17, 3] = True
         assert not Frame(64, 200, 8, "crop").mask(Finding("Edema", mask=mask)).any()
@@ -272,7 +272,7 @@ class TestReadImage:
         np.testing.assert_array_equal(read, self.values)
 
     def test_sixteen_bits_are_scaled_by_their_own_range(self, tmp_path):
-        # A detector of 12 bits in a file of 16, as PadChest has them: 100 is black, 4100 white.
+        # A detector of 12 bits in a file of 16, as in PadChest: 100 is black, 4100 white.
         Image.fromarray(np.array([[100, 1100], [3100, 4100]], np.uint16)).save(tmp_path / "a.png")
         assert read_image(tmp_path / "a.png").tolist() == [[0, 64], [191, 255]]
 
@@ -422,7 +422,7 @@ class TestDicom:
         for read in (read_image, image_size):
             with pytest.raises(ModuleNotFoundError, match=r"a\.dicom is a DICOM file: .*python -m pip install pydicom"):
                 read(path)
-        # Other images need it not.
+        # Other images do not need it.
         Image.fromarray(np.zeros((3, 4), np.uint8)).save(tmp_path / "b.png")
         assert read_image(tmp_path / "b.png").shape == (3, 4)
 

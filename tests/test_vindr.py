@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_studies import dicom
 
 from chestxai import reports, sources
 from chestxai.sources import vindr
 from chestxai.studies import FINDINGS, Box, Frame, Study, phrases, to_images
+from tests.test_studies import dicom
 
 # The headers of the official files.
 TRAIN = "image_id,rad_id,class_name,x_min,y_min,x_max,y_max"
@@ -34,7 +34,7 @@ def name(n: int) -> str:
 
 
 def box(n: int, label: str, *corners: object, reader: int = 0) -> str:
-    """A row of train where there is a reader, of test where there is none."""
+    """A row of train if there is a reader, of test otherwise."""
     x = ",".join(map(str, corners)) if corners else ",,,"
     return f"{name(n)},{f'R{reader},' if reader else ''}{label},{x}"
 
@@ -201,7 +201,7 @@ class TestReaders:
     def test_invariants(self, drawn, random):
         boxes = [(reader, Box(x, y, side, side)) for reader, x, y, side in drawn]
         joined, alone = vindr.join(boxes, 2, 0.5)
-        # Every joined box takes two boxes at least, and lies within what was drawn.
+        # Every joined box comes from at least two boxes, and lies within their range.
         assert len(alone) + 2 * len(joined) <= len(boxes)
         for found in joined:
             assert min(b.x for _, b in boxes) - 1e-9 <= found.x
@@ -210,7 +210,7 @@ class TestReaders:
         everyone, none = vindr.join(boxes, 1, 0.5)
         assert none == []
         assert all(any(np.allclose(vars_of(b), vars_of(e)) for e in everyone) for b in joined)
-        # Equal boxes are always one.
+        # Equal boxes always become one.
         assert len(vindr.join(boxes[:1] * 3, 1, 1.0)[0]) == min(1, len(boxes))
 
     def test_the_order_of_the_readers_has_no_say(self):

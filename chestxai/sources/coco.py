@@ -116,8 +116,8 @@ def load(root: Path, split: str = "test", *, masks: bool = False, longest: int =
                 places.setdefault(name, []).append((box, mask))
         findings = []
         for name, pairs in places.items():
-            boxes, drawn = zip(*pairs, strict=True)
-            mask = smaller_mask(np.any(drawn, axis=0), longest) if masks else None
+            boxes, object_masks = zip(*pairs, strict=True)
+            mask = smaller_mask(np.any(object_masks, axis=0), longest) if masks else None
             findings.append(Finding(name, _named(caption, name), boxes=tuple(dict.fromkeys(boxes)), mask=mask))
         return Study(number, number, "coco", split, caption, size, tuple(findings), file)
 

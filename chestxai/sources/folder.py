@@ -121,8 +121,8 @@ def _findings(data: Collector, image: str, rows: Iterable[_Row], size: tuple[int
             boxes = (data.clip(row.box, size, row.where, image),) if row.box else ()
             name = row.finding or _only(mentions)
             # A mention as present says more about a box than a negation elsewhere in the text.
-            mine = sorted((f for f in mentions if f.name == name), key=lambda f: not f.present)
-            base = mine[0] if mine else Finding(name)
+            same = sorted((f for f in mentions if f.name == name), key=lambda f: not f.present)
+            base = same[0] if same else Finding(name)
             before = findings.get((name, row.text), Finding(name))
             boxes = tuple(dict.fromkeys((*before.boxes, *boxes)))
             side, present = row.side or before.side or base.side, base.present or bool(boxes)

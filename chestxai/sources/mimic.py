@@ -140,8 +140,8 @@ def load(
     images = _images(data, metadata)
     held_out = _add_boxes(data, aligned, images)
     data.splits = _splits(data, official, images, held_out, seed)
-    mine = [image for image in images.values() if data.splits.get(image.patient) == split]
-    stated = _labels(data, labelled, {image.study: image.patient for image in mine})
+    in_split = [image for image in images.values() if data.splits.get(image.patient) == split]
+    stated = _labels(data, labelled, {image.study: image.patient for image in in_split})
     data.lengths = []
     texts: dict[str, str] = {}
 
@@ -164,7 +164,7 @@ def load(
         here = (split, report, image.size, findings, Path(path))
         return Study(image.name, image.patient, "mimic", *here, attributes=about)
 
-    return data.studies(mine, study)
+    return data.studies(in_split, study)
 
 
 @cache  # There are far fewer sets of labels than examinations: equal ones share their findings.

@@ -123,8 +123,8 @@ def load(root: Path, split: str = "test", *, boxes: Literal["auto", "test", "any
         ensure(height == width, f"image is not square, so that boxes do not fit ({shape})")
         return _study(entry, split, path)
 
-    mine = [entries[name] for name in sorted(entries) if data.splits[entries[name].patient] == split]
-    return data.studies(mine, study, allow_none=True)
+    in_split = [entries[name] for name in sorted(entries) if data.splits[entries[name].patient] == split]
+    return data.studies(in_split, study, allow_none=True)
 
 
 def _study(entry: _Entry, split: str, path: Path) -> Study:

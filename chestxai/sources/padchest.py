@@ -129,9 +129,9 @@ def load(root: Path, split: str = "test", *, language: Language = "en", readers:
         about = item if isinstance(item, dict) else {}
         patient = patients.get(str(about.get("StudyID")), "")
         records.append(Record(f"{path.name}[{i}]", str(about.get("ImageID") or ""), patient, item))
-    mine = [record for record in records if data.splits.get(record.patient, split) == split]
+    in_split = [record for record in records if data.splits.get(record.patient, split) == split]
     # Records that belong to nobody are listed, but a split that has no other is empty, not damaged.
-    return data.studies(mine, study, allow_none=not any(record.patient for record in mine))
+    return data.studies(in_split, study, allow_none=not any(record.patient for record in in_split))
 
 
 def _sentences(data: Collector, record: Record, language: str) -> list[tuple[str, str, dict[str, Any]]]:
@@ -151,19 +151,19 @@ def _findings(
     data: Collector, where: str, text: str, sentence: dict[str, Any], size: tuple[int, int], readers: str
 ) -> list[Finding]:
     mentions = reports.find(_text(sentence.get("sentence_en")))
-    drawn = sentence.get("boxes") or []
-    if readers == "both" or not drawn:
-        drawn = [*drawn, *(sentence.get("extra_boxes") or [])]
+    raw_boxes = sentence.get("boxes") or []
+    if readers == "both" or not raw_boxes:
+        raw_boxes = [*raw_boxes, *(sentence.get("extra_boxes") or [])]
     positive = sentence.get("abnormal")
     if positive is None:
-        positive = bool(drawn) or any(f.present for f in mentions) or not mentions
+        positive = bool(raw_boxes) or any(f.present for f in mentions) or not mentions
     if not positive:
         return [Finding(f.name, text, present=False) for f in mentions]
     labels = [_text(label).lower() for label in sentence.get("labels") or ()]
     names = [LABELS[label] for label in labels if label in LABELS]
     if not labels:
         names = [f.name for f in mentions if f.present]
-    boxes = _boxes(data, where, drawn, size)
+    boxes = _boxes(data, where, raw_boxes, size)
     if boxes and not names:
         data.skip(where, f"box of none of the eight findings ({', '.join(labels) or 'no label'})")
     findings = []
@@ -177,11 +177,11 @@ def _text(value: object) -> str:
     return " ".join(value.split()) if isinstance(value, str) else ""
 
 
-def _boxes(data: Collector, where: str, drawn: Iterable[Any], size: tuple[int, int]) -> tuple[Box, ...]:
+def _boxes(data: Collector, where: str, raw_boxes: Iterable[Any], size: tuple[int, int]) -> tuple[Box, ...]:
     """Boxes in pixels, each once, from fractions."""
     height, width = size
     boxes: dict[Box, None] = {}
-    for value in drawn:
+    for value in raw_boxes:
         with data.record(where):
             box = parse_box(value, corners=True)
             box = Box(box.x * width, box.y * height, box.w * width, box.h * height)

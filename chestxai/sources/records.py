@@ -92,7 +92,7 @@ class Collector:
         return files
 
     def skip(self, where: str, reason: object, patient: str = "") -> None:
-        """List the record at ``where`` as left out: in the split of its ``patient``, or in all if that is unknown."""
+        """List the record at ``where`` with its ``reason``, in the split of its ``patient``, or in all if unknown."""
         self._skipped.append((f"{where}: {reason}", patient))
 
     @contextmanager
@@ -116,7 +116,7 @@ class Collector:
         return inside
 
     def require(self, records: Sized, path: Path, what: str = "row") -> None:
-        """Raise InputError with the first problem if no record, called ``what``, could be read from ``path``."""
+        """Raise InputError with the first problem if there are no ``records``, called ``what``, in ``path``."""
         first = f"; the first problem: {self._skipped[0][0]}" if self._skipped else ""
         ensure(records, f"{path}: no usable {what}{first}. {self.card.get}")
 
@@ -150,7 +150,7 @@ def ensure(condition: object, reason: str) -> None:
 
 
 def image_size(path: Path, name: str = "") -> tuple[int, int]:
-    """``(height, width)`` from the header of a PNG, JPEG or DICOM file, called ``name``; no pixel is decoded.
+    """``(height, width)`` from the header of a PNG, JPEG or DICOM file at ``path``, called ``name`` in messages.
 
     Raises:
         InputError: There is no file, or its header cannot be read.

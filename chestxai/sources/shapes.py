@@ -47,7 +47,7 @@ def smaller_mask(mask: np.ndarray, longest: int) -> np.ndarray:
 
 
 def decode_mask(rle: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """Decode a mask of COCO, ``{"size": [h, w], "counts": …}``, packed (text) or plain (a list), into bool of ``size``.
+    """Decode a mask of COCO, ``rle = {"size": [h, w], "counts": …}``, packed (text) or plain, into bool of ``size``.
 
     Our own decoder, because pycocotools does not check the runs: damaged ones leave memory uninitialised or end the
     process. Here they are an InputError, and so is a mask of another size.

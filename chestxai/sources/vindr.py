@@ -213,10 +213,10 @@ def _annotations(data: Collector, path: Path) -> dict[str, _Image]:
                 continue
             box = parse_box(corners, corners=True)
             ensure(label not in OTHERS, f"box of none of the eight findings ({label})")
-            drawn = image.boxes.setdefault(LABELS[label], [])
+            entries = image.boxes.setdefault(LABELS[label], [])
             # One place may be called Infiltration and Lung Opacity by the same reader: that is one box of one finding.
-            if (reader, box) not in [(other, place) for other, place, _ in drawn]:
-                drawn.append((reader, box, where))
+            if (reader, box) not in [(other, place) for other, place, _ in entries]:
+                entries.append((reader, box, where))
                 image.parts += (where,)
     data.require(images, path)
     return images

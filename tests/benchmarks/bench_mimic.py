@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_mimic.py [--images 377110] [--folder …]
 
-The folder is made first, unless it is there: as many images, reports and patients as the real one has, in its format,
-every csv packed. Nothing in it is of a person; image files are empty, for none is opened. Then each split is loaded in
-a process of its own: how many studies and findings it gives, seconds of the clock and of the processor (the limit is on
-these, so that others on the machine disturb little), and the peak of its memory, Python and torch included.
+The folder is made first, unless it exists: as many images, reports and patients as in the real data set, in its format,
+every csv packed. Nothing in it comes from a person; image files are empty, because none is opened. Then each split is
+loaded in a process of its own. The table shows its number of studies and findings, wall-clock and processor seconds
+(the limit applies to the latter, which other load on the machine hardly disturbs) and peak memory, Python and torch
+included.
 """
 
 from __future__ import annotations
@@ -92,26 +93,28 @@ def make(root: Path, images: int) -> None:
         with gzip.open(root / f"mimic-cxr-2.0.0-{name}.csv.gz", "wt") as file:
             file.write("\n".join(lines) + "\n")
     (root / "ms-cxr").mkdir()
-    # The last, so that a folder with it is whole.
+    # Written last, so that a folder that has it is complete.
     (root / "ms-cxr" / "MS_CXR_Local_Alignment_v1.1.0.csv").write_text("\n".join(boxes) + "\n")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=IMAGES, help="rows of the metadata (default: %(default)s)")
-    parser.add_argument("--folder", type=Path, help="where the data are, or are made and stay (default: for this run)")
+    parser.add_argument(
+        "--folder", type=Path, help="where the data are, or are made to stay (default: a temporary folder)"
+    )
     parser.add_argument("--split", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.split:
+    arguments = parser.parse_args()
+    if arguments.split:
         began, busy = time.perf_counter(), time.process_time()
-        loaded = sources.load("mimic", given.folder, given.split)
+        loaded = sources.load("mimic", arguments.folder, arguments.split)
         seconds = f"{time.perf_counter() - began:.2f} {time.process_time() - busy:.2f}"
         print(len(loaded), sum(map(len, (s.findings for s in loaded))), seconds, f"{runs.peak_memory():.3f}")
         return 0
     with tempfile.TemporaryDirectory() as temporary:
-        root = given.folder or Path(temporary)
+        root = arguments.folder or Path(temporary)
         if not (root / "ms-cxr").is_dir():
-            make(root, given.images)
+            make(root, arguments.images)
         slow = []
         print("split  studies findings seconds processor GB")
         for split in ("train", "val", "test"):

@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_phantom.py [--seconds 2]
 
-A study is the image, the exact masks, the boxes and the report. Time is that of the processor, so that others on the
-machine disturb little; the table shows the best of three rounds. "ratio" is the speed over the limit, which falls with
-the number of pixels: 1 or more is fast enough. "render" is the share of the image and masks alone.
+A study is the image, the exact masks, the boxes and the report. Times are processor times, which other load on the
+machine hardly disturbs; the table shows the best of three rounds. "ratio" is the speed over the limit, which is
+inversely proportional to the number of pixels: 1 or more is fast enough. "render" is the share of images and masks.
 """
 
 from __future__ import annotations
@@ -33,13 +33,15 @@ def best(make: Callable[[], object], rounds: int = 3) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=2.0, help="of one round, about (default: %(default)s)")
-    given = parser.parse_args()
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="approximate length of a round (default: %(default)s)"
+    )
+    arguments = parser.parse_args()
     phantom.load(n=8)  # the first call pays for imports and caches
     rows = []
     for size in (64, 128, 256):
         limit = LIMIT * (64 / size) ** 2
-        n = max(8, int(given.seconds * limit))
+        n = max(8, int(arguments.seconds * limit))
         patients = [phantom.patient(0, "test", k, 0) for k in range(n)]
         chunk = max(1, 64 * 64 * 64 // size**2)
         whole = best(lambda n=n, size=size: phantom.load(n=n, size=size))

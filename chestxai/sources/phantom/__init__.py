@@ -71,8 +71,8 @@ def load(
     for i in range(0, n, chunk):
         part = slice(i, i + chunk)
         images, masks = render(patients[part], size)
-        for (person, visit), one, image, drawn in zip(keys[part], patients[part], images, masks, strict=True):
-            report, findings = write_report(one, drawn, generator(seed, split, person, visit, 7))
+        for (person, visit), one, image, lesion_masks in zip(keys[part], patients[part], images, masks, strict=True):
+            report, findings = write_report(one, lesion_masks, generator(seed, split, person, visit, 7))
             name = f"phantom-{seed}-{split}-{person:06d}"
             about = (
                 f"{name}-{visit}{'-normal' if normal else ''}",

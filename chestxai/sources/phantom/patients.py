@@ -60,14 +60,15 @@ class Patient:
 
 
 def generator(seed: int, split: str, *key: int) -> np.random.Generator:
-    """The random generator of one purpose, named by ``key``; no two splits share one."""
+    """The random generator of one purpose, named by ``seed``, ``split`` and ``key``."""
     return np.random.default_rng([seed, SPLITS[split], *key])
 
 
 def patient(seed: int, split: str, person: int, visit: int, normal: bool = False) -> Patient:
-    """Draw the exposure of a ``person`` at a ``visit``; ``normal`` leaves out the lesions.
+    """Draw the exposure of a ``person`` of a ``split`` at a ``visit``; ``normal`` leaves out the lesions.
 
-    What belongs to the person stays the same over visits; technique and lesions do not.
+    It depends on the ``seed`` and on these numbers only. What belongs to the person stays the same over visits;
+    technique and lesions do not.
     """
     p = generator(seed, split, person, 1000)
     sex, age, habitus, heart = "FM"[int(p.random() < 0.5)], int(p.integers(20, 90)), p.normal(), p.uniform(0.9, 1.05)

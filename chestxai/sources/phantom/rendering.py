@@ -46,12 +46,12 @@ def attenuation(patients: Sequence[Patient], size: int) -> tuple[np.ndarray, lis
 
     bodies: list[list[np.ndarray]] = []
     for i, p in enumerate(patients):
-        mine = []
+        bodies_of_patient = []
         for lesion in p.lesions:
             if lesion.name == "Cardiomegaly":
                 # Already in the integral: the enlarged silhouette is the finding, as a radiologist would box it.
                 silhouette = np.broadcast_to(heart[i], total[i].shape)
-                mine.append((silhouette > 0.25 * silhouette.max()).astype(np.float32))
+                bodies_of_patient.append((silhouette > 0.25 * silhouette.max()).astype(np.float32))
                 continue
             change, body = np.zeros_like(total[i]), np.zeros_like(total[i])
             for s in SIDES if lesion.side == 0 else (lesion.side,):
@@ -61,13 +61,13 @@ def attenuation(patients: Sequence[Patient], size: int) -> tuple[np.ndarray, lis
                 change += drawn
                 body += solid
             total[i] += change
-            mine.append(body)
-        bodies.append(mine)
+            bodies_of_patient.append(body)
+        bodies.append(bodies_of_patient)
     return np.clip(total, 0, None).astype(np.float32), bodies
 
 
 def expose(integral: np.ndarray, patients: Sequence[Patient], size: int) -> np.ndarray:
-    """Displayed radiographs, uint8 ``(n, size, size)``, of ``patients`` with these line integrals, float32.
+    """Displayed radiographs, uint8 ``(n, size, size)``, of ``patients`` with line integrals ``integral``.
 
     Beer–Lambert ``I = I₀ exp(-∫μ)``, a scatter fraction, the detector's point spread, Poisson quanta, then the
     logarithm through the scanner's sigmoid response, with automatic exposure control up to the patient's own error.
