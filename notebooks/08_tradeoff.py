@@ -123,8 +123,7 @@ print("\n" + "\n".join(stats.format_table(estimates, "latex").splitlines()[:6]))
 metrics = ["auc_roc", "pointing_game", "cnr", "iou", "miou", "bbox_iou", "centre_distance"]
 comparisons = [c for m in metrics for c in tradeoff.compare_all(every, m, n=resamples)]
 if comparisons:
-    title = f"{variants[0]} minus each other variant, same phrases"
-    display(plots.paired(comparisons, title=title, variants=variants))
+    display(plots.paired(comparisons, title="Same phrases", variants=variants))
 
 # %% [markdown]
 # A grey point has an interval that contains zero. The first three scores in words; the interval chooses between

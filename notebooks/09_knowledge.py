@@ -15,537 +15,520 @@
 # ---
 
 # %% [markdown]
-# # 7 What does the model know?
+# # 9 What does the model know?
 #
 # **Does a learnable text encoder know more about the diseases, and does it point worse?**
 #
-# Chapters 3 to 6 asked where a model looks and what it draws. Knowledge is something else: a model may know exactly
-# what an effusion is and still not point at it. So each model takes two examinations in naming diseases,
+# After this chapter you can measure what a text encoder and a diffusion model know about findings, test a reader on reports
+# that say the same in another form, and put knowledge beside localization. Prerequisites: chapters 1 (reports and rules), 3
+# (maps) and 6 (the classifier).
 #
-# - from a **report**: what do the states of its text encoder tell about the findings?
-# - from an **image**: which finding, given as prompt, helps the model most to remove noise from the image?
+# The chapters before asked where a model looks and what it generates. Knowledge is something else: a model may know exactly
+# what an effusion is and still not point at it. So each model takes two examinations in naming findings,
 #
-# each beside readers that know nothing of diffusion. What the two treatments know is then put beside how well they
-# point.
+# - from a **report**: what do the states of its text encoder say about the findings?
+# - from an **image**: which finding, as the prompt, helps the model most to remove noise from the image?
+#
+# Each examination includes readers that know nothing of diffusion. The last section puts what the variants know beside how
+# well they point.
 
 # %% tags=["parameters"]
 profile = "demo"  # a name in data/profiles, or the path of a .yaml file
-variants = ["frozen", "learnable"]
+variants = ["frozen", "learnable"]  # each variant is compared with the first
 seeds = [0]
 data = ""  # folder that holds one sub-folder per source (openi/, nih/); phantoms need none
 out = ""  # root of the runs; empty: the project's runs/
 
 # %%
-import html
-
-import numpy as np
 import pandas as pd
-import plotly.express as px
-from IPython.display import HTML, Markdown
+from IPython.display import Markdown
 
-from chestxai import fidelity, knowledge, models, plots, profiles, reports, runs, tradeoff
-from chestxai.stats import bootstrap_statistic
-from chestxai.studies import FINDINGS, to_images
+from chestxai import knowledge, models, plots, profiles, reports, runs, tradeoff
+from chestxai import sentences as say
 
 settings = profiles.load(profile)
-resamples = min(settings.statistics.resamples, 500)
+trained = [profiles.run(settings, v, s, out) for v in variants for s in seeds]
+every = [run.check_finished().folder for run in trained]
 plots.setup()
-folders = {
-    variant: [profiles.run_folder(settings, variant, seed, out) for seed in seeds]
-    for variant in variants
-}
-pipelines = {v: models.load_pipeline(first / "model") for v, (first, *_) in folders.items()}
-both = set(variants) == {"frozen", "learnable"}
 
 # %% [markdown]
+# The examinations are taken by the first seed of each variant.
+#
 # ## The examination papers
 #
-# Reports to learn from (train), to choose thresholds on (val) and to be examined on (test); no patient is in two of
-# them. The right answers must not come from any reader that is examined: of phantoms the truth is known, and Open-i's
-# reports were indexed by people {cite}`demner2016openi`, whose terms are taken here.
+# Readers learn from reports of the train split, their thresholds are chosen on val, and they are examined on test; no
+# patient is in two splits. The reference labels must not come from a reader that is examined. Of phantoms the truth is
+# known. Open-i's reports were indexed by people {cite}`demner2016openi`; their terms are the labels here.
 
 # %%
-phantom = settings.data.source == "phantom"
-# Some hundred reports show how those of phantoms are written; and as each is drawn with its image, no more are made.
-limits = dict(
-    zip(
-        ("train", "val", "test"),
-        (400, 120, 100) if phantom else (4000, 1000, 1000),
-        strict=True,
-    )
-)
-count = (
-    {"train": min(settings.data.train or limits["train"], limits["train"])}
-    if phantom
-    else {}
-)
-fewer = settings.model_copy(update={"data": settings.data.model_copy(update=count)})
-loaded = {split: profiles.studies(fewer, split, data) for split in limits}
-texts, labels, patients = {}, {}, {}
-for split, limit in limits.items():
-    # Several images of one report are one report.
-    different = {(s.patient, s.report): s for s in loaded[split]}.values()
-    own = profiles.sample(list(different), limit)
-    labels[split], kept = knowledge.truth(own)
-    texts[split] = [own[i].report for i in kept]
-    patients[split] = [own[i].patient for i in kept]
-least = max(1, len(texts["test"]) // 50)
-findings = knowledge.judgeable(list(labels.values()), least)
-counts = {split: part.sum(axis=0).astype(int) for split, part in labels.items()}
-labels = {split: part[:, knowledge.columns(findings)] for split, part in labels.items()}
-pd.DataFrame(counts, index=pd.Index(FINDINGS, name="reports with")).T.assign(
-    reports={split: len(some) for split, some in texts.items()}
-).T
+from chestxai.studies import FINDINGS, to_images
 
-# %% tags=["hide-input"]
-left_out = [name for name in FINDINGS if name not in findings]
+phantom = settings.data.source == "phantom"
+resamples = min(settings.statistics.resamples, 500)
+limits = {"train": 4000, "val": 1000, "test": 1000}
+source = settings
+if phantom:
+    # A few hundred reports cover the wording of phantoms. A phantom's report is generated with its image, so no more
+    # training studies are generated than are read.
+    limits = {"train": 400, "val": 120, "test": 100}
+    fewer = {"train": min(settings.data.train or limits["train"], limits["train"])}
+    source = settings.model_copy(update={"data": settings.data.model_copy(update=fewer)})
+studies = {split: profiles.studies(source, split, data) for split in limits}
+
+# %% [markdown]
+# Several images of one report count as one report.
+
+# %%
+texts, report_truth, patients = {}, {}, {}
+for split, limit in limits.items():
+    different = {(study.patient, study.report): study for study in studies[split]}
+    sampled = profiles.sample(list(different.values()), limit)
+    report_truth[split], kept = knowledge.truth(sampled)
+    texts[split] = [sampled[i].report for i in kept]
+    patients[split] = [sampled[i].patient for i in kept]
+
+# %% tags=["aggregate"]
+least = max(1, len(texts["test"]) // 50)
+findings = knowledge.judgeable(list(report_truth.values()), least)
+columns = knowledge.columns(findings)
+labels = {split: truth[:, columns] for split, truth in report_truth.items()}
+with_finding = {
+    split: truth.sum(axis=0).astype(int) for split, truth in report_truth.items()
+}
+counts = pd.DataFrame(with_finding, index=pd.Index(FINDINGS, name="reports with"))
+counts.loc["all reports"] = [len(texts[split]) for split in limits]
+counts
+
+# %% tags=["hide-input", "aggregate"]
+rare = [name for name in FINDINGS if name not in findings]
 Markdown(
-    f"Examined are {len(findings)} of {len(FINDINGS)} findings. "
-    + (
-        f"Left out, with fewer than {least} reports in one of the splits: {', '.join(left_out)}. A score of so few would "
-        "be chance."
-        if left_out
-        else "Every finding is frequent enough."
-    )
+    f"{len(findings)} of {len(FINDINGS)} findings are evaluated. Too rare, with fewer than {least} reports with or without "
+    f"them in one of the splits: {', '.join(rare) or 'none'}."
 )
 
 # %% [markdown]
 # ## Reading with attention
 #
-# Of each report, the text encoder gives one state per token. The encoder stays as it is: only a small head is trained
-# on its states, and what the head can read, the encoder must have written there. For each finding the head learns
-# which tokens to attend to (a softmax over the report's tokens, never over padding) and what the weighted mean of
-# their states says. Sentences are read one by one, because the encoder takes few tokens at a time.
+# The text encoder gives one state per token of a report. The encoder stays as it is: only a small head is trained on its
+# states, and what the head can read, the encoder must have encoded. For each finding the head learns which tokens to attend
+# to (a softmax over the report's tokens, never over padding) and what the weighted mean of their states says. The encoder
+# takes few tokens at a time, so reports are read sentence by sentence.
 #
-# Beside it stand two readers without a network: TF-IDF with logistic regression, which counts words and pairs of words
-# on the same reports, and the rules of chapter 1, which learn nothing.
+# Two readers without a network are the baselines: TF-IDF with logistic regression, which counts words and pairs of words of
+# the same reports, and the rules of chapter 1, which learn nothing.
 
 # %%
-caches = {variant: {} for variant in variants}
-readers = {"rules": lambda some: knowledge.rules(some, findings)}
+from functools import partial
 
 
-def add_reader(name, probabilities):
-    """A reader's answers are yes above the threshold of each finding that is best on val."""
+def with_thresholds(probabilities):
+    """A reader: present where the probability exceeds the finding's best threshold on val."""
     cuts = knowledge.thresholds(probabilities(texts["val"]), labels["val"])
-    readers[name] = lambda some: probabilities(some) > cuts
+    return lambda batch: probabilities(batch) > cuts
 
 
 tfidf = knowledge.train_tfidf(texts["train"], labels["train"])
-add_reader("TF-IDF", tfidf.predict_proba)
-pools, read = {}, {}
-for variant in runs.progress(variants, "reading"):
-    read[variant] = lambda some, v=variant: knowledge.read(pipelines[v], some, caches[v])
-    pools[variant] = knowledge.train_pool(read[variant](texts["train"]), labels["train"])
-    add_reader(
-        variant,
-        lambda some, v=variant: knowledge.pool_probabilities(pools[v], read[v](some)),
-    )
+readers = {
+    "rules": partial(knowledge.rules, findings=findings),
+    "TF-IDF": with_thresholds(tfidf.predict_proba),
+}
+
+# %% [markdown]
+# A reader is a function from reports to yes or no for each finding. Each variant adds one: its text encoder with a head.
 
 # %%
-# A report to look at: with two findings and a denial if there is such a one, and short.
-wanted = max(
+first_runs = dict(zip(variants, trained[:: len(seeds)], strict=True))
+pipelines = {v: models.load_pipeline(run.model) for v, run in first_runs.items()}
+# Each encoder remembers the sentences that it has read.
+read = {v: partial(knowledge.read, pipelines[v], cache={}) for v in variants}
+pools = {}
+
+
+def pooled(variant, batch):
+    """Probability of each finding by a variant's encoder and head."""
+    return knowledge.pool_probabilities(pools[variant], read[variant](batch))
+
+
+for variant in runs.progress(variants, "reading"):
+    pools[variant] = knowledge.train_pool(read[variant](texts["train"]), labels["train"])
+    readers[variant] = with_thresholds(partial(pooled, variant))
+
+# %% [markdown]
+# Which words does the head attend to? We look at one report: short, and if possible with two findings and a denial.
+
+# %%
+example = max(
     range(len(texts["test"])),
     key=lambda i: (
         min(labels["test"][i].sum(), 2),
-        any(not f.present for f in reports.find(texts["test"][i])),
+        any(not finding.present for finding in reports.find(texts["test"][i])),
         not texts["test"][i].isupper(),
         -len(texts["test"][i]),
     ),
 )
-asked = [i for i, there in enumerate(labels["test"][wanted]) if there] or [0]
-lines = []
-for variant in variants:
-    (reading,) = read[variant]([texts["test"][wanted]])
-    words = knowledge.attended(pools[variant], reading)
-    sure = knowledge.pool_probabilities(pools[variant], [reading])[0]
-    for k in asked[:2]:
-        most = max(weight[k] for _, weight in words)
-        marked = " ".join(
-            f'<span style="background:rgba(0,158,115,{0.75 * weight[k] / most:.2f});border-radius:3px;padding:1px 2px"'
-            f' title="{weight[k]:.2f}">{html.escape(word)}</span>'
-            for word, weight in words
-        )
-        lines.append(
-            f"<p><b>{html.escape(findings[k])}, {variant}</b> (probability {sure[k]:.2f}, strongest word "
-            f"{most:.2f})<br>{marked}</p>"
-        )
-HTML(
-    '<div style="background:white;color:#222222;padding:4px 12px;line-height:1.7">'
-    + "".join(lines)
-    + "</div>"
-)
-
-# %% [markdown]
-# The greener a word, the more of the attention it gets (hover for the share; the shares of all words add up to 1). It
-# should be the words that name the finding, and where the impression repeats them, both places.
-#
-# Now every reader on the same test reports. F1 is the harmonic mean of precision and recall; the macro-F1 is its mean
-# over findings, so that rare ones count as much as frequent ones.
+present = [k for k, there in enumerate(labels["test"][example]) if there] or [0]
 
 # %%
-answers = {name: reader(texts["test"]) for name, reader in readers.items()}
-read_well = {
-    name: knowledge.scored(some, labels["test"], patients["test"], n=resamples)
-    for name, some in answers.items()
-}
-table = pd.DataFrame(
-    {
-        name: [f"{v:.3f}" for v in knowledge.f1(some, labels["test"])]
-        for name, some in answers.items()
-    },
-    index=findings,
-)
-table.loc["macro-F1"] = [str(interval) for interval in read_well.values()]
-table
+from html import escape
+
+
+def marked(variant, k):
+    """The example as HTML, with the attention that a variant's head for finding `k` pays to each word."""
+    (reading,) = read[variant]([texts["test"][example]])
+    words = [
+        (word, weights[k]) for word, weights in knowledge.attended(pools[variant], reading)
+    ]
+    probability = knowledge.pool_probabilities(pools[variant], [reading])[0, k]
+    most = max(weight for _, weight in words)
+    spans = " ".join(
+        f'<span style="background:rgba(0,158,115,{0.75 * weight / most:.2f});border-radius:3px;'
+        f'padding:1px 2px" title="{weight:.2f}">{escape(word)}</span>'
+        for word, weight in words
+    )
+    name = f"<b>{escape(findings[k])}, {escape(variant)}</b>"
+    return f"<p>{name} (probability {probability:.2f}, strongest word {most:.2f})<br>{spans}</p>"
+
 
 # %% tags=["hide-input"]
-best = max(read_well, key=lambda name: read_well[name].estimate)
+from IPython.display import HTML
+
+paragraphs = "".join(marked(variant, k) for variant in variants for k in present[:2])
+style = "background:white;color:#222222;padding:4px 12px;line-height:1.7"
+HTML(f'<div style="{style}">{paragraphs}</div>')
+
+# %% [markdown]
+# The greener a word, the more of the attention it gets (hover for the share; the shares of all words add up to 1). The
+# greenest words should be those that name the finding, and where the impression repeats them, both places.
+#
+# Now every reader reads the same test reports. F1 is the harmonic mean of precision and recall; the macro-F1 is its mean
+# over findings, so that rare ones count as much as frequent ones.
+
+# %% tags=["aggregate"]
+answers = {name: reader(texts["test"]) for name, reader in readers.items()}
+report_f1 = {
+    name: knowledge.scored(answer, labels["test"], patients["test"], n=resamples)
+    for name, answer in answers.items()
+}
+f1_table = pd.DataFrame(
+    {name: knowledge.f1(answer, labels["test"]) for name, answer in answers.items()},
+    index=findings,
+).map("{:.3f}".format)
+f1_table.loc["macro-F1"] = list(map(str, report_f1.values()))
+f1_table
+
+# %% tags=["hide-input", "aggregate"]
+best = max(report_f1, key=lambda name: report_f1[name].estimate)
+remark = (
+    "The rules know every phrase that a phantom's report can contain. " if phantom else ""
+)
 Markdown(
-    f"`{best}` reads best: macro-F1 {read_well[best]}. "
-    + (
-        "On phantoms that is no merit of the rules: they know every phrase that the phantom's radiologist can write. "
-        if phantom and best == "rules"
-        else ""
-    )
-    + "What matters here are the two encoders, which are compared below, and how each reader takes reports that are "
-    "written differently."
+    f"`{best}` reads best: macro-F1 {report_f1[best]}. {remark}What matters here are the text encoders, which are compared "
+    "below, and how each reader copes with reports that are written differently."
 )
 
 # %% [markdown]
 # ## The same report in another form
 #
-# A reader that has understood a report does not mind how it is written. Each test report is rewritten more and more,
-# and what it says stays true: *formatting* (upper and lower case, no headers, sentences in another order, numbered
-# lists and labels, blanks in place of words that mean nothing for the findings, lines broken at a margin, all at once),
-# *typing errors*, and the *abbreviations* that radiologists use. Words that deny are left alone. Every reader is spared what is known to mean
-# nothing: headers, blanks, and the numbers and labels of lists ("2.", "Finding 2:") are taken away before it reads, for
-# an encoder would take them for words. What the report from above looks like:
+# A reader that has understood a report does not mind how it is written. We perturb each test report more and more without
+# changing what it says: by *formatting* (upper and lower case, no headers, sentences in another order, numbered lists and
+# labels, blanks in place of words that say nothing about the findings, lines broken at a margin, all at once), by *typing
+# errors*, and by the *abbreviations* that radiologists use. Negations are left alone. Headers, blanks, and the numbers and
+# labels of lists ("2.", "Finding 2:") are removed before a report is read, because an encoder would take them for words.
+#
+# This is the example from above in other forms.
 
-# %%
+# %% tags=["hide-input"]
 single = [*knowledge.FORMATTING, "typos", "abbreviations"]
-kinds = {kind: [kind] for kind in single} | {"all formatting": knowledge.FORMATTING}
-shown = {
-    "as it is": [],
-    **{k: kinds[k] for k in ("all formatting", "typos", "abbreviations")},
+changes = {kind: [kind] for kind in single} | {"all formatting": knowledge.FORMATTING}
+forms = {"original": []} | {
+    name: changes[name] for name in ("all formatting", "typos", "abbreviations")
 }
 Markdown(
-    "\n".join(
-        f"- **{name}**: {html.escape(' '.join(knowledge.change(texts['test'][wanted], made, 1.0).split()))}"
-        for name, made in shown.items()
+    say.words.bullets(
+        f"**{name}**: {escape(' '.join(knowledge.change(texts['test'][example], kinds, 1.0).split()))}"
+        for name, kinds in forms.items()
     )
 )
 
+# %% [markdown]
+# Every reader reads all forms in three strengths.
+
 # %%
-some = slice(settings.sampling.images // 2 if phantom else None)
-paper = texts["test"][some], labels["test"][some], patients["test"][some]
+subset = slice(settings.sampling.images // 2 if phantom else None)
 curves = knowledge.robustness(
     readers,
-    *paper,
-    kinds,
+    texts["test"][subset],
+    labels["test"][subset],
+    patients["test"][subset],
+    changes,
     strengths=(0.0, 0.5, 1.0),
     n=min(resamples, 200),
-    progress=lambda some: runs.progress(some, "changed reports"),
+    progress=partial(runs.progress, description="perturbed reports"),
 )
-who = {
-    "rules": "#555555",
-    "TF-IDF": plots.COLORS[2],
-    "classifier": plots.COLORS[4],
-    "centre prior": "#222222",
-    **plots.VARIANTS,
+
+# %% [markdown]
+# In the figures of this chapter, variants are coloured; readers that know nothing of diffusion are grey.
+
+# %% tags=["aggregate"]
+import plotly.express as px
+
+styles = plots.variant_style(variants) | {
+    "rules": plots.Style("#555555", "square-open", "dot"),
+    "TF-IDF": plots.Style("#777777", "x", "dashdot"),
 }
-marks = dict(
-    zip(
-        who,
-        ("diamond", "x", "triangle-up", "diamond-open", "circle", "square"),
-        strict=True,
-    )
-)
 drawn = curves.assign(
     up=curves["high"] - curves["mean"],
     down=curves["mean"] - curves["low"],
     # Side by side, or the intervals would hide one another.
-    shown=curves["strength"] + curves["reader"].map({name: 0.02 * i - 0.03 for i, name in enumerate(readers)}),
-)  # fmt: skip
-px.line(
-    drawn, x="shown", y="mean", error_y="up", error_y_minus="down", color="reader", symbol="reader",
-    line_dash="reader", facet_col="change", facet_col_wrap=3, facet_col_spacing=0.03, facet_row_spacing=0.09,
-    color_discrete_map=who, symbol_map=marks, template=plots.TEMPLATE, height=860,
-    labels={"shown": "strength", "mean": "macro-F1"},
+    x=curves["strength"] + 0.02 * pd.factorize(curves["reader"])[0] - 0.03,
+)
+robustness_chart = px.line(
+    drawn, x="x", y="mean", error_y="up", error_y_minus="down", facet_col="change", facet_col_wrap=3,
+    facet_col_spacing=0.03, facet_row_spacing=0.09, height=860, labels={"x": "strength", "mean": "macro-F1"},
     title="Macro-F1 on reports that say the same in another form (95 % intervals)",
-).update_layout(legend={"y": 1.05}, legend_title_text="", margin={"t": 110}).for_each_annotation(
-    lambda a: a.update(text=a.text.removeprefix("change="))
+    **plots.express_options(styles, "reader"),
 )  # fmt: skip
+robustness_chart.for_each_annotation(
+    lambda a: a.update(text=a.text.removeprefix("change="))
+)
+robustness_chart.update_layout(legend={"y": 1.05}, legend_title_text="", margin={"t": 110})
 
 # %% [markdown]
 # Strength is the share of words, sentences or sections that is changed (for headers and lines: of reports). At 1 nearly
-# every longer word has a typing error, more than any report has.
+# every longer word has a typing error, more than any real report has. A flat line is a reader that does not mind.
 #
 # Points of macro-F1 that are lost at full strength, each kind alone and all formatting together:
 
-# %%
-most = curves[curves["strength"] == 1]
-full = most[most["change"] == "all formatting"]
-losses = most.assign(
-    shown=[f"{r.lost:.1f} [{r.lost_low:.1f}, {r.lost_high:.1f}]" for r in most.itertuples()]
-)
-losses.pivot(index="change", columns="reader", values="shown").loc[[*kinds], [*readers]]
+# %% tags=["aggregate"]
+from chestxai.stats import Interval
 
-# %% tags=["hide-input"]
-reach = 3
-told = [
-    f"`{row.reader}` "
-    + (
-        f"stays within {reach} points"
-        if row.lost_high <= reach
-        else f"loses more than {reach} points"
-        if row.lost_low > reach
-        else f"may or may not stay within {reach} points"
-    )
-    + f" ({row.lost:.1f} [{row.lost_low:.1f}, {row.lost_high:.1f}])"
-    for row in full.itertuples()
-]
-Markdown("Under all formatting changes at once, " + "; ".join(told) + ".")
+strongest = curves[curves["strength"] == 1]
+lost = strongest[["lost", "lost_low", "lost_high"]].itertuples(index=False)
+losses = strongest.assign(points=[f"{Interval(*row):.1f}" for row in lost])
+losses.pivot(index="change", columns="reader", values="points").loc[[*changes], [*readers]]
+
+# %% tags=["hide-input", "aggregate"]
+Markdown(say.knowledge.robust(strongest[strongest["change"] == "all formatting"]))
 
 # %% [markdown]
 # ## Asking the diffusion model about an image
 #
-# The model has never been trained to classify. But it has learned to remove noise from an image *given a text*, and it
-# should do that best if the text is true {cite}`li2023diffusion`. So each test image gets noise, the same for every
-# prompt, and the model predicts that noise once for each class. The evidence for a finding is
+# The model was never trained to classify. But it has learned to remove noise from an image *given a text*, and should do
+# that best with the text that is true {cite}`li2023diffusion`. So each test image gets noise, the same for every prompt, and
+# the model predicts that noise once for each class. The evidence for a finding is
 #
 # $$ e_f = \lVert \epsilon - \hat\epsilon(x_t, \text{normal}) \rVert^2
 # - \lVert \epsilon - \hat\epsilon(x_t, f) \rVert^2 $$
 #
-# averaged over pixels and a few timesteps: by how much is the error smaller if the model is told of the finding, rather
-# than that there is none? Because noise and image are the same, what they contribute cancels.
+# averaged over pixels and a few timesteps: how much smaller is the error if the prompt names the finding rather than none?
+# Noise and image are the same in both terms, so what they contribute cancels.
 
-# %%
+# %% tags=["aggregate"]
 size = models.image_size(pipelines[variants[0]])
-chosen = profiles.sample(loaded["test"], settings.sampling.images * 3 // 4)
-truth, kept = knowledge.truth(chosen)
-images, readable, _ = to_images([chosen[i] for i in kept], size, settings.data.fit)
-image_truth = knowledge.truth(readable)[0]
-image_patients = [s.patient for s in readable]
-noisiest = pipelines[variants[0]].scheduler.config.num_train_timesteps
-timesteps = [noisiest * 3 // 20, noisiest * 2 // 5]
+candidates = profiles.sample(studies["test"], settings.sampling.images * 3 // 4)
+_, labelled = knowledge.truth(candidates)
+images, readable, _ = to_images([candidates[i] for i in labelled], size, settings.data.fit)
+image_labels = knowledge.truth(readable)[0]
+image_patients = [study.patient for study in readable]
 prompts = [*knowledge.PROMPTS.values(), knowledge.NORMAL]
-errors = {
-    variant: knowledge.denoising_errors(
-        pipelines[variant],
-        images,
-        prompts,
-        timesteps,
-        progress=lambda some, v=variant: runs.progress(some, f"denoising · {v}"),
-    )
-    for variant in variants
-}
-evidence = {variant: knowledge.evidence(found) for variant, found in errors.items()}
 pd.Series(prompts, index=[*FINDINGS, "normal"], name="prompt").to_frame()
 
+# %% [markdown]
+# Each variant predicts the noise of each image under each of these prompts, at two timesteps.
+
 # %%
-one = next((i for i, row in enumerate(image_truth) if row.sum() == 1), 0)
-shows = ", ".join(f for f, there in zip(FINDINGS, image_truth[one], strict=True) if there)
-bars = pd.DataFrame({v: 1000 * e[one] for v, e in evidence.items()}, index=FINDINGS)
+noisiest = pipelines[variants[0]].scheduler.config.num_train_timesteps
+timesteps = [noisiest * 3 // 20, noisiest * 2 // 5]
+errors = {}
+for variant in variants:
+    progress = partial(runs.progress, description=f"denoising · {variant}")
+    errors[variant] = knowledge.denoising_errors(
+        pipelines[variant], images, prompts, timesteps, progress=progress
+    )
+evidence = {variant: knowledge.evidence(error) for variant, error in errors.items()}
+
+# %% tags=["hide-input"]
+shown = next((i for i, row in enumerate(image_labels) if row.sum() == 1), 0)
+visible = ", ".join(
+    name for name, there in zip(FINDINGS, image_labels[shown], strict=True) if there
+)
+bars = pd.DataFrame(
+    {"prompt": name, "variant": variant, "evidence": 1000 * value}
+    for variant in variants
+    for name, value in zip(FINDINGS, evidence[variant][shown], strict=True)
+)
 px.bar(
-    bars.rename_axis("prompt").reset_index().melt("prompt", var_name="variant", value_name="evidence"),
-    x="evidence", y="prompt", color="variant", pattern_shape="variant", barmode="group", color_discrete_map=who,
-    template=plots.TEMPLATE, height=420, labels={"evidence": "evidence (thousandths of the noise's variance)", "prompt": ""},
-    title=f"Evidence in one test image; it shows: {shows or 'none of them'}",
+    bars, x="evidence", y="prompt", color="variant", pattern_shape="variant", barmode="group", height=420,
+    color_discrete_map={name: style.color for name, style in styles.items()}, template=plots.TEMPLATE,
+    labels={"evidence": "evidence (thousandths of the noise's variance)", "prompt": ""},
+    title=f"Evidence in one test image; it shows: {visible or 'none of them'}",
 ).update_yaxes(autorange="reversed").update_layout(legend={"y": 1.02}, legend_title_text="")  # fmt: skip
 
 # %% [markdown]
-# A bar to the right: told of this finding, the model denoises the image better than told that it is normal. Look
-# whether the longest one is the finding that is there. Bars of different prompts start from different places, as a
-# prompt can help or hurt on every image; so what counts is whether, for *one* finding, images with it have more
-# evidence than images without it. That is the AUC: 0.5 is a model that cannot tell. Beside it stands the small
-# classifier of chapter 5, which was trained to name findings in images.
+# A bar to the right: the model denoises the image better when the prompt names this finding than when it says normal. Is the
+# longest bar that of the finding which is there?
+#
+# Bars of different prompts start from different places, because a prompt can help or hurt on every image. So what counts is
+# whether, for *one* finding, images with it have more evidence than images without it. That is the AUC: 0.5 is a model that
+# cannot tell. The baseline is the small classifier of chapter 6, which was trained to name findings in images.
 
 
 # %%
-def labelled(split):
-    """Images and labels, should the classifier have to be trained: as in chapter 5."""
-    some = profiles.sample(loaded[split], 20_000)
-    pixels, usable, _ = to_images(some, min(size, 128), settings.data.fit)
-    return pixels, np.stack([s.labels() for s in usable])
+import numpy as np
+
+from chestxai import fidelity
+
+
+def training_images(split):
+    """Images and labels for the classifier if it must be trained, as in chapter 6."""
+    chosen = profiles.sample(studies[split], 20_000)
+    pixels, usable, _ = to_images(chosen, min(size, 128), settings.data.fit)
+    return pixels, np.stack([study.labels() for study in usable])
 
 
 classifier = fidelity.shared_classifier(
     settings.data.source,
     profiles.profile_folder(settings, out) / "classifier",
-    labelled,
-    data=f"{loaded['train'].fingerprint}-{settings.data.fit}",
-    progress=lambda epochs: runs.progress(epochs, "training the classifier"),
+    training_images,
+    data=f"{studies['train'].fingerprint}-{settings.data.fit}",
 )
 scores = {**evidence, "classifier": fidelity.predict(classifier, images)}
-seen = knowledge.judgeable([image_truth], max(1, len(images) // 50))
-at = knowledge.columns(seen)
-seen_well = {
-    name: {
-        finding: bootstrap_statistic(
-            (some[:, columns], image_truth[:, columns]), knowledge.macro_auc, image_patients, n=resamples
-        )
-        for finding, columns in {**{f: [c] for f, c in zip(seen, at, strict=True)}, "all": at}.items()
-    }
-    for name, some in scores.items()
-}  # fmt: skip
-count = {**dict(zip(FINDINGS, image_truth.sum(axis=0), strict=True)), "all": len(images)}
-plots.scores_by_finding(
-    pd.DataFrame(
-        {
-            "finding": finding,
-            "variant": name,
-            "mean": v.estimate,
-            "low": v.low,
-            "high": v.high,
-            "chance": 0.5,
-            "n": count[finding],
-        }
-        for name, found in seen_well.items()
-        for finding, v in found.items()
-    ),
-    "AUC",
-    "Findings told from the image (number of images with it; all: images)",
-)
 
-# %% tags=["hide-input"]
-unseen = [name for name in FINDINGS if name not in seen]
-words = []
-for variant in variants:
-    gap = knowledge.difference(
+# %% [markdown]
+# The AUC of each finding, and their mean, with intervals that resample patients:
+
+# %%
+from chestxai.stats import bootstrap_statistic
+
+seen = knowledge.judgeable([image_labels], max(1, len(images) // 50))
+at = knowledge.columns(seen)
+groups = {name: [column] for name, column in zip(seen, at, strict=True)} | {"all": at}
+image_auc = {
+    name: {
+        group: bootstrap_statistic(
+            (score[:, members], image_labels[:, members]),
+            knowledge.macro_auc,
+            image_patients,
+            n=resamples,
+        )
+        for group, members in groups.items()
+    }
+    for name, score in scores.items()
+}
+
+# %% tags=["aggregate"]
+number = dict(zip(FINDINGS, image_labels.sum(axis=0), strict=True)) | {"all": len(images)}
+auc_rows = [
+    (g, name, i) for name, by_group in image_auc.items() for g, i in by_group.items()
+]
+auc_table = pd.DataFrame(
+    {
+        "finding": g,
+        "variant": name,
+        "mean": i.estimate,
+        "low": i.low,
+        "high": i.high,
+        "n": number[g],
+    }
+    for g, name, i in auc_rows
+).assign(chance=0.5)
+title = "Findings recognised in the image (number of images with it; all: images)"
+plots.scores_by_finding(auc_table, "AUC", title, variants=[*variants, "classifier"])
+
+# %% tags=["hide-input", "aggregate"]
+gaps = {
+    v: knowledge.difference(
         scores["classifier"][:, at],
-        evidence[variant][:, at],
-        image_truth[:, at],
+        evidence[v][:, at],
+        image_labels[:, at],
         image_patients,
         knowledge.macro_auc,
         n=resamples,
     )
-    level = seen_well[variant]["all"]
-    words.append(
-        f"- `{variant}` {'tells findings apart' if level.low > 0.5 else 'cannot be told from chance'}: macro AUC "
-        f"{level}. The classifier "
-        + (
-            "does better"
-            if gap.low > 0
-            else "does worse"
-            if gap.high < 0
-            else "cannot be told from it"
-        )
-        + f": difference {gap:+.3f}"
-    )
+    for v in variants
+}
+unseen = ", ".join(name for name in FINDINGS if name not in seen)
 Markdown(
-    "\n".join(words)
-    + (f"\n\nToo rare in these images: {', '.join(unseen)}." if unseen else "")
+    say.knowledge.images({v: image_auc[v]["all"] for v in variants}, gaps)
+    + f"\n\nToo rare in these images: {unseen or 'none'}."
 )
 
 # %% [markdown]
 # ## The answer: does it know more, and point worse?
 #
-# How well it points is read from the runs' `grounding.csv` (chapter 3): the AUC-ROC of the map against the finding's
-# true place, at the last checkpoint.
+# How well a variant points is read from its runs (chapter 3): the AUC-ROC of the map against the finding's true place, at
+# the last checkpoint.
 
 # %%
-every = [folder for found in folders.values() for folder in found]
-points = tradeoff.by_finding(every, "auc_roc", n=resamples)
-points = points[points["finding"] == "all"].set_index("variant")
-rows = [("knows, from the report: macro-F1", k, v) for k, v in read_well.items()]
-rows += [("knows, from the image: macro AUC", k, v["all"]) for k, v in seen_well.items()]
+pointing = tradeoff.by_finding(every, "auc_roc", n=resamples)
+pointing = pointing[pointing["finding"] == "all"].rename(columns={"variant": "reader"})
+prior = pd.DataFrame({"reader": ["location prior"], "mean": [pointing["prior"].mean()]})
+pointing = pd.concat([pointing[["reader", "mean", "low", "high"]], prior])
+levels = [("knows, from the report: macro-F1", name, i) for name, i in report_f1.items()]
+levels += [
+    ("knows, from the image: macro AUC", n, by["all"]) for n, by in image_auc.items()
+]
 answer = pd.DataFrame(
-    {"question": q, "reader": k, "mean": v.estimate, "low": v.low, "high": v.high}
-    for q, k, v in rows
+    {"question": question, "reader": name, "mean": i.estimate, "low": i.low, "high": i.high}
+    for question, name, i in levels
 )
-pointing = points.reset_index(names="reader")[["reader", "mean", "low", "high"]]
-prior = {"reader": "centre prior", "mean": points["prior"].mean()}
-pointing = pd.concat([pointing, pd.DataFrame([prior])]).assign(
-    question="points: AUC-ROC of the map"
-)
+pointing = pointing.assign(question="points: AUC-ROC of the map")
 answer = pd.concat([answer, pointing], ignore_index=True)
-px.scatter(
+
+# %% tags=["hide-input", "aggregate"]
+styles |= {
+    "classifier": plots.Style("#555555", "triangle-up-open", "longdash"),
+    "location prior": plots.REFERENCES["prior"][1],
+}
+answer_chart = px.scatter(
     answer.assign(up=answer["high"] - answer["mean"], down=answer["mean"] - answer["low"]),
-    x="mean", y="reader", error_x="up", error_x_minus="down", color="reader", symbol="reader", facet_col="question",
-    facet_col_spacing=0.05, color_discrete_map=who, symbol_map=marks,
-    category_orders={"reader": [*variants, "rules", "TF-IDF", "classifier", "centre prior"]},
-    template=plots.TEMPLATE, height=380, labels={"mean": "", "reader": ""},
-    title="What each treatment knows, and how well it points (95 % intervals)",
-).update_traces(marker_size=11).update_xaxes(matches=None).update_layout(showlegend=False).for_each_annotation(
+    x="mean", y="reader", error_x="up", error_x_minus="down", facet_col="question", facet_col_spacing=0.05,
+    height=240 + 28 * len(styles), labels={"mean": "", "reader": ""},
+    title="What each variant knows, and how well it points (95 % intervals)",
+    **plots.express_options(styles, "reader", dash=False),
+)  # fmt: skip
+answer_chart.for_each_annotation(
     lambda a: a.update(text=a.text.removeprefix("question=").replace(": ", ":<br>"))
-).update_layout(margin={"t": 110})  # fmt: skip
+)
+answer_chart.update_traces(marker_size=11).update_xaxes(matches=None)
+answer_chart.update_layout(showlegend=False, margin={"t": 110})
 
-# %% tags=["hide-input"]
-told = []
-if both:
-    more = {
-        "from the report": knowledge.difference(
-            answers["learnable"], answers["frozen"], labels["test"], patients["test"], n=resamples
-        ),
-        "from the image": knowledge.difference(
-            evidence["learnable"][:, at],
-            evidence["frozen"][:, at],
-            image_truth[:, at],
-            image_patients,
-            knowledge.macro_auc,
-            n=resamples,
-        ),
-    }  # fmt: skip
-    for where, d in more.items():
-        verdict = (
-            "knows more than"
-            if d.low > 0
-            else "knows less than"
-            if d.high < 0
-            else "cannot be told from"
-        )
-        told.append(f"- **{where}**, `learnable` {verdict} `frozen`: {d:+.3f}")
-    pointed = tradeoff.compare(folders["learnable"], folders["frozen"], n=resamples)
-    worse = (
-        "points worse than"
-        if pointed.high < 0
-        else "points better than"
-        if pointed.low > 0
-        else "points neither better nor worse than"
-    )
-    told.append(
-        f"- **on the map**, `learnable` {worse} `frozen`: {pointed.estimate:+.3f} "
-        f"[{pointed.low:+.3f}, {pointed.high:+.3f}]"
-    )
+# %% [markdown]
+# Compare the variants' order in the left two panels with that in the right one: is the one that knows most the one that
+# points best? Paired differences, each variant minus the first, with 95 % intervals:
 
-# %% tags=["hide-input"]
-if both and pointed.high < 0:
-    less = any(d.high < 0 for d in more.values())
-    gained = any(d.low > 0 for d in more.values())
-    told.append(
-        "\nIt points worse "
-        + (
-            "and has lost knowledge, too."
-            if less
-            else "although it knows more."
-            if gained
-            else "and knowledge does not explain it: no loss of that is seen."
-        )
+# %% tags=["hide-input", "aggregate"]
+differ = partial(knowledge.difference, n=resamples)
+auc = {
+    "score": knowledge.macro_auc,
+    "labels": image_labels[:, at],
+    "groups": image_patients,
+}
+runs_of = {v: [folder for folder in every if folder.parent.name == v] for v in variants}
+reference = variants[0]
+more, pointed = {"from the report": {}, "from the image": {}}, {}
+for v in variants[1:]:
+    more["from the report"][v] = differ(
+        answers[v], answers[reference], labels["test"], patients["test"]
     )
-elif both:
-    told.append("\nOn these data it is not shown that a learnable encoder points worse.")
+    more["from the image"][v] = differ(
+        evidence[v][:, at], evidence[reference][:, at], **auc
+    )
+    pointed[v] = tradeoff.compare(runs_of[v], runs_of[reference], n=resamples)
 Markdown(
-    "Paired differences, learnable minus frozen, with 95 % intervals:\n\n"
-    + "\n".join(told)
-    + f"\n\nThe examinations are of seed {seeds[0]}: the intervals cover other patients, not other trainings."
-    if told
-    else "A comparison needs both treatments."
+    (say.knowledge.answer(more, pointed, reference) or "There is only one variant.")
+    + f"\n\nThe examinations are of seed {seeds[0]}: their intervals cover other patients, not other seeds."
 )
 
 # %% [markdown]
-# The numbers are kept for whoever wants to compare several runs.
+# All numbers are stored, so that several runs can be compared.
 
-# %%
-kept_curves = curves.assign(question="report in another form: macro-F1")
-columns = ["question", "reader", "change", "strength", "mean", "low", "high", "lost", "lost_low", "lost_high"]  # fmt: skip
-by_finding = pd.DataFrame(
-    {"question": f"image: AUC of {f}", "reader": name, "mean": v.estimate, "low": v.low, "high": v.high}
-    for name, found in seen_well.items()
-    for f, v in found.items()
-    if f != "all"
-)  # fmt: skip
-stored = pd.concat([answer, by_finding, kept_curves], ignore_index=True)[columns]
+# %% tags=["aggregate"]
+in_images = auc_table[auc_table["finding"] != "all"].rename(columns={"variant": "reader"})
+in_images = in_images.assign(question="image: AUC of " + in_images["finding"])
+in_forms = curves.assign(question="report in another form: macro-F1")
+names = "question reader change strength mean low high lost lost_low lost_high".split()
+stored = pd.concat([answer, in_images, in_forms], ignore_index=True)[names]
 runs.write_atomic(
     profiles.profile_folder(settings, out) / "knowledge.csv",
     stored.to_csv(index=False, float_format="%.6g"),
@@ -555,64 +538,59 @@ print(f"{len(stored)} rows in knowledge.csv")
 # %% [markdown]
 # ## Exercises
 #
-# **1.** At which timestep does the image give the finding away?
+# **1.** At which timestep does the image reveal the finding?
 
-# %% tags=["hide-cell"]
+# %% tags=["hide-cell", "aggregate"]
 # Little noise leaves the finding visible whatever the prompt says; with much noise only what is large is left to guess.
 # Add timesteps above to see the whole curve.
 pd.DataFrame(
     {
         v: {
             t: knowledge.macro_auc(
-                knowledge.evidence(e[..., [k]])[:, at], image_truth[:, at]
+                knowledge.evidence(error[..., [k]])[:, at], image_labels[:, at]
             )
             for k, t in enumerate(timesteps)
         }
-        for v, e in errors.items()
+        for v, error in errors.items()
     }
 ).rename_axis("timestep").round(3)
 
 # %% [markdown]
-# **2.** Do the readers understand *no*? Ask them about a finding that is stated, denied, and hoped not to be there, in
-# a report that says little else.
+# **2.** Do the readers understand *no*? Ask them about a finding that is stated, denied, and asked for, in a report that
+# says little else.
 
-# %% tags=["hide-cell"]
+# %% tags=["hide-cell", "aggregate"]
 # A softmax must put its weight somewhere: where nothing else is said, it lands on the denied word. The head has learned
 # from reports what such a word means there, and may be wrong about one that stands nearly alone.
 name = "Pleural Effusion" if "Pleural Effusion" in findings else findings[0]
-told = {
-    said.format(
-        name.lower()
-    ): f"{said.format(name.lower())} The osseous structures are intact."
-    for said in ("Large {}.", "No {}.", "There is no evidence of {}.", "Evaluate for {}.")
-}
+forms_of_no = ("Large {}.", "No {}.", "There is no evidence of {}.", "Evaluate for {}.")
+statements = [form.format(name.lower()) for form in forms_of_no]
+short_reports = [
+    f"{statement} The osseous structures are intact." for statement in statements
+]
 k = findings.index(name)
 pd.DataFrame(
-    {reader: readers[reader](list(told.values()))[:, k] for reader in readers},
-    index=list(told),
+    {n: reader(short_reports)[:, k] for n, reader in readers.items()}, index=statements
 )
 
 # %% [markdown]
 # **3.** Does the order of the sentences matter to the attention, and should it?
 
-# %% tags=["hide-cell"]
-# A softmax over tokens has no order, and each sentence is read alone: the answer is the same but for rounding. That is
+# %% tags=["hide-cell", "aggregate"]
+# A softmax over tokens has no order, and each sentence is read alone: the answer is the same up to rounding. That is
 # robust, and blind: "The effusion is seen. It has resolved." needs the order.
+reordered = [
+    knowledge.change(text, "order", 1.0, i) for i, text in enumerate(texts["test"])
+]
 for variant in variants:
-    turned = [
-        knowledge.change(text, "order", 1.0, i) for i, text in enumerate(texts["test"])
-    ]
-    before, after = (
-        knowledge.pool_probabilities(pools[variant], read[variant](some))
-        for some in (texts["test"], turned)
-    )
-    print(f"{variant}: largest difference of a probability {abs(before - after).max():.1e}")
+    change = abs(pooled(variant, texts["test"]) - pooled(variant, reordered)).max()
+    print(f"{variant}: largest difference of a probability {change:.1e}")
 
 # %% [markdown]
 # ## Takeaways
 #
 # - Knowing and pointing are different things, and are measured apart: a model can gain one and lose the other.
-# - What a head can read from a frozen state is what the encoder knows, and it is worth something only beside readers
-#   that know less: here word counts, and rules.
-# - A diffusion model is a classifier that nobody trained: compare its errors under each prompt with the same noise.
-# - A reader must be tried on reports that say the same in another form.
+# - What a head can read from a frozen state is what the encoder knows. It means something only beside simpler readers: here
+#   word counts, and rules.
+# - A diffusion model is a classifier without training for it: compare its errors under each prompt with the same noise.
+# - A reader must be tested on reports that say the same in another form.
