@@ -85,12 +85,12 @@ def test_the_pages_show_the_executions(html, nodes):
     pages = {p.stem: p.read_text() for p in (html / "notebooks").glob("*.html")}
     assert len(pages) == len(nodes)
     assert "02_finetuning-learnable-0" in pages
-    assert "Plotly.newPlot" in pages["06_tradeoff"]
-    assert "_static/tables.css" in pages["06_tradeoff"]
+    assert "Plotly.newPlot" in pages["08_tradeoff"]
+    assert "_static/tables.css" in pages["08_tradeoff"]
     assert (
-        "Undecided" in pages["06_tradeoff"]
-        or "Supported" in pages["06_tradeoff"]
-        or "Contradicted" in pages["06_tradeoff"]
+        "Undecided" in pages["08_tradeoff"]
+        or "Supported" in pages["08_tradeoff"]
+        or "Contradicted" in pages["08_tradeoff"]
     )
     for name, text in pages.items():
         assert "Traceback" not in text, name

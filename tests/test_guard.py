@@ -836,7 +836,7 @@ class TestBook:
 
         def careless(notebook: Any, known: Any) -> Any:
             guarded = withhold(notebook, known)
-            if "06_tradeoff" in guarded.cells[0].source:
+            if "08_tradeoff" in guarded.cells[0].source:
                 guarded.cells.append(new_code_cell("x", outputs=[shown(image_png=png()), *printed(f"see {name(P)}")]))
             return guarded
 
@@ -847,7 +847,7 @@ class TestBook:
         told = capsys.readouterr().err
         assert told.startswith("error: nothing is built: 3 places still show credentialed data")
         assert (
-            "notebooks/06_tradeoff, cell 6, output: picture; notebooks/06_tradeoff, cell 6, output: MIMIC dicom_id"
+            "notebooks/08_tradeoff, cell 6, output: picture; notebooks/08_tradeoff, cell 6, output: MIMIC dicom_id"
             in told
         )
         assert name(P) not in told
@@ -877,7 +877,7 @@ class TestBook:
 
         def careless(notebook: Any, known: Any) -> Any:
             guarded = withhold(notebook, known)
-            if "07_knowledge" in guarded.cells[0].source:
+            if "09_knowledge" in guarded.cells[0].source:
                 guarded.cells += cells
                 guarded.metadata["widgets"] = {"state": {}}
             return guarded
@@ -886,17 +886,17 @@ class TestBook:
         with pytest.raises(ValueError, match="nothing is built") as stopped:
             book.main(executed)
         places = str(stopped.value).partition("passed on: ")[2].partition(". Take them out")[0].split("; ")
-        assert "notebooks/07_knowledge, metadata: widget" in places
+        assert "notebooks/09_knowledge, metadata: widget" in places
         for i, (kind, (_, what)) in enumerate(PLANTED.items(), start=6):
-            assert f"notebooks/07_knowledge, cell {i}, output: {what}" in places, kind
+            assert f"notebooks/09_knowledge, cell {i}, output: {what}" in places, kind
         assert not (tmp_path / "_build").exists()
 
     def test_stops_when_a_person_wrote_a_report_into_a_chapter(self, executed, tmp_path):
-        path = tmp_path / "runs" / "paper" / "06_tradeoff.ipynb"
+        path = tmp_path / "runs" / "paper" / "08_tradeoff.ipynb"
         notebook = nbformat.read(path, as_version=4)
         notebook.cells.append(new_markdown_cell(f"As one report says: {SENTENCE}."))
         nbformat.write(notebook, path)
-        with pytest.raises(ValueError, match=r"1 places .*: notebooks/06_tradeoff, cell 6, source: report text\. Take"):
+        with pytest.raises(ValueError, match=r"1 places .*: notebooks/08_tradeoff, cell 6, source: report text\. Take"):
             book.main(executed)
         assert not (tmp_path / "_build").exists()
 

@@ -247,6 +247,7 @@ class TestTradeoff:
         assert "With 1000 simulated data sets of each size, a share is known to about ±0.010." in text
         assert "From 20 patients on, 93 to 97 % of the intervals held the truth. With 10 patients, fewer did." in text
         assert text.endswith("The findings above have 12 to 30 patients.")
+        assert tradeoff.coverage(held(0.90, 0.94, 0.95), 1000, [12]).endswith("have 12 patients.")
         # 92.5 % might be 93 %: not called fewer.
         close = tradeoff.coverage(held(0.925, 0.94, 0.95), 1000, [12])
         assert "With 10 patients the simulation cannot tell." in close

@@ -60,8 +60,8 @@ CHAPTERS = (
     Chapter("04_localization", needs=("03_attention",), reads=BOXES, weight=25),
     Chapter("05_fidelity", needs=("02_finetuning",), each_run=True, gpu=True, makes=("fidelity.json",), reads=IMAGES,
             work=("base", "data", "finetune", "sampling"), keeps=("samples",), weight=150),
-    Chapter("06_tradeoff", needs=("03_attention", "05_fidelity"), makes=("tradeoff.csv",), reads=()),
-    Chapter("07_knowledge", needs=("03_attention", "05_fidelity"), gpu=True, makes=("knowledge.csv",), reads=IMAGES,
+    Chapter("08_tradeoff", needs=("03_attention", "06_fidelity"), makes=("tradeoff.csv",), reads=()),
+    Chapter("09_knowledge", needs=("03_attention", "06_fidelity"), gpu=True, makes=("knowledge.csv",), reads=IMAGES,
             weight=60),
 )
 # fmt: on

@@ -47,6 +47,7 @@ def coverage(covered: Mapping[int, Interval], trials: int, used: Sequence[int]) 
     good = [n for n in covered if all(0.93 <= c.estimate <= 0.97 for k, c in covered.items() if k >= n)]
     early = [n for n in covered if not good or n < min(good)]
     few, open_ = [n for n in early if covered[n].high < 0.93], [n for n in early if covered[n].high >= 0.93]
+    size = f"{min(used)} to {max(used)}" if min(used) < max(used) else min(used)
     text = "Not even with the most patients did 93 to 97 % of the intervals hold the truth."
     if error > 0.02:
         text = "That is too little to tell 93 % from 97 %."
@@ -56,7 +57,7 @@ def coverage(covered: Mapping[int, Interval], trials: int, used: Sequence[int]) 
     text += f" With {listed(open_)} patients the simulation cannot tell." if open_ and error <= 0.02 else ""
     return (
         f"With {trials} simulated data sets of each size, a share is known to about ±{error:.3f}. {text} "
-        f"The findings above have {min(used)} to {max(used)} patients."
+        f"The findings above have {size} patients."
     )
 
 

@@ -1,0 +1,297 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: jupytext,kernelspec,-all
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 8 The trade-off
+#
+# **Does a learnable text encoder cost interpretability, and what does it buy?**
+#
+# After this chapter you can read fidelity and localization side by side, compare variants on the same phrases, and say how
+# much a given number of patients and seeds lets you conclude. Prerequisites: chapters 3 and 4 (maps and their scores) and 6
+# (fidelity).
+#
+# All runs come together here: every variant, seed and checkpoint, with the images it generates and the maps it yields.
+# Nothing is trained or generated in this chapter; it reads the runs' files.
+#
+# The claim to test {cite}`dombrowski2024tradeoffs`: fine-tuning makes the images better; with a *learnable* text encoder
+# the attention stops pointing at the disease that a word names, with a *frozen* one it keeps pointing.
+
+# %% tags=["parameters"]
+profile = "demo"  # a name in data/profiles, or the path of a .yaml file
+variants = ["frozen", "learnable"]  # each variant is compared with the first
+seeds = [0]
+data = ""  # folder that holds one sub-folder per source (openi/, nih/); phantoms need none
+out = ""  # root of the runs; empty: the project's runs/
+
+# %%
+import pandas as pd
+from IPython.display import Markdown, display
+
+from chestxai import plots, profiles, runs, stats, tradeoff
+from chestxai import sentences as say
+
+settings = profiles.load(profile)
+trained = [profiles.run(settings, v, s, out) for v in variants for s in seeds]
+every = [run.check_finished().folder for run in trained]
+plots.setup()
+
+# %% [markdown]
+# ## Every checkpoint of every run
+#
+# The table has one row per variant, seed and checkpoint; step 0 is the base. Localization scores are means over the test
+# phrases. Their 95 % intervals resample *patients*, because phrases of one patient are not independent. All columns are
+# stored in `tradeoff.csv`, in the profile's folder.
+
+# %% tags=["aggregate"]
+import warnings
+
+# The number of patients is in the table; the last section measures what few patients mean for an interval.
+warnings.simplefilter("ignore", stats.FewGroupsWarning)
+resamples = settings.statistics.resamples
+table = tradeoff.table(every, n=resamples)
+stored = profiles.profile_folder(settings, out) / "tradeoff.csv"
+runs.write_atomic(stored, table.to_csv(index=False))
+columns = "patients fid kid classifier_auc auc_roc pointing_game cnr miou".split()
+table.set_index(["variant", "seed", "step"])[columns].round(3)
+
+# %% [markdown]
+# Follow one variant from step 0 on: FID and KID should fall while the training makes the images more real. Watch what the
+# localization scores do meanwhile.
+#
+# ## The figure
+#
+# Left is more real, up is more interpretable. Each line starts at the base and follows one variant over its checkpoints. The
+# ringed points are Pareto-optimal: no other checkpoint is better in both. The buttons change the score.
+
+# %% tags=["aggregate"]
+plots.tradeoff(table, variants=variants)
+
+# %% [markdown]
+# A line that runs to the left and stays high gains fidelity at no cost. One that falls pays for it. These checkpoints are
+# Pareto-optimal by FID and AUC-ROC:
+
+# %% tags=["hide-input", "aggregate"]
+table[tradeoff.pareto_front(table)][["variant", "seed", "step"]]
+
+# %% [markdown]
+# ## The last checkpoint in numbers
+
+# %% tags=["aggregate"]
+tradeoff.summary(table, every, n=resamples)
+
+# %% tags=["hide-input", "aggregate"]
+Markdown(say.tradeoff.seeds(len(seeds)))
+
+# %% [markdown]
+# The *location prior* is a map of where the finding usually is; it never looks at the image. *Chance* is a random map.
+# *Real images* is what held-out real images score themselves: the ceiling of the classifier's AUC, the similarity
+# (MS-SSIM) to aim at, and what precision, recall, density and coverage can reach.
+#
+# The next cell writes the same table for a paper, a page and a program. In the CSV file an interval is three columns of
+# numbers at full precision.
+
+# %% tags=["aggregate"]
+estimates = tradeoff.estimates(table, every, n=resamples)
+for ending, kind in (("csv", "csv"), ("tex", "latex"), ("md", "markdown")):
+    file = profiles.profile_folder(settings, out) / f"results.{ending}"
+    runs.write_atomic(file, stats.format_table(estimates, kind))
+    print(f"{file.name}: {file.stat().st_size} bytes")
+print("\n" + "\n".join(stats.format_table(estimates, "latex").splitlines()[:6]))
+
+# %% [markdown]
+# The files are in the profile's folder, beside the runs.
+#
+# ## The paired difference
+#
+# Some phrases are hard for every model. A comparison on the *same* phrases removes their difficulty. Each variant is
+# compared with the first one; right of the line the first one is better.
+
+# %% tags=["aggregate"]
+metrics = ["auc_roc", "pointing_game", "cnr", "iou", "miou", "bbox_iou", "centre_distance"]
+comparisons = [c for m in metrics for c in tradeoff.compare_all(every, m, n=resamples)]
+if comparisons:
+    display(plots.paired(comparisons, title="Same phrases", variants=variants))
+
+# %% [markdown]
+# A grey point has an interval that contains zero. The first three scores in words; the interval chooses between
+# *supported*, *contradicted* and *undecided*:
+
+# %% tags=["hide-input", "aggregate"]
+main = [tradeoff.verdict(c) for c in comparisons if c.metric in metrics[:3]]
+Markdown("\n\n".join(main) or "There is only one variant, so nothing is compared.")
+
+# %% [markdown]
+# ## Finding by finding
+
+# %% tags=["aggregate"]
+by_finding = tradeoff.by_finding(every, "auc_roc", n=resamples)
+plots.scores_by_finding(by_finding, "AUC-ROC", variants=variants)
+
+# %% [markdown]
+# Where a variant lies left of the diamond, a map of where the finding usually is would have done better.
+#
+# Now the same comparison for each finding. Of many comparisons without a true difference, one in twenty is
+# significant at the 5 % level, so the p-values are adjusted for the number of comparisons (Holm). A difference that was not found may also be
+# one that so few patients cannot show. The *minimal detectable difference* is the true difference that this design finds
+# four times in five, after the strictest adjustment. Where it exceeds the score's range, no difference could be found.
+
+# %% tags=["aggregate"]
+first, others = every[: len(seeds)], every[len(seeds) :]
+if others:
+    each = tradeoff.compare_findings(first, others, "auc_roc", n=resamples)
+    points = pd.DataFrame(map(vars, each["difference"])).assign(name=each.index)
+    points = points.rename(columns={"patients": "n"})
+    title = f"AUC-ROC, {variants[0]} minus each other variant (number of patients)"
+    display(plots.paired(points, shared=True, title=title, variants=variants))
+
+# %% [markdown]
+# The intervals in the figure are not adjusted; the column "p, Holm" of the table is.
+
+# %% tags=["aggregate"]
+if others:
+    printed = {"difference": "{:+.3f}", "holm": "{:.3f}", "detectable": "{:.3f}"}
+    printed = each.assign(
+        **{name: each[name].map(form.format) for name, form in printed.items()}
+    )
+    display(printed.rename(columns={"holm": "p, Holm", "detectable": "detectable ±"}))
+
+# %% tags=["hide-input", "aggregate"]
+Markdown(say.tradeoff.findings(each) if others else "")
+
+# %% [markdown]
+# ## What does it buy?
+#
+# Fidelity of each variant at its last checkpoint, beside that of the base. The last sentences compare each variant's FID
+# with that of the first variant.
+
+# %% tags=["hide-input", "aggregate"]
+fidelity = {tradeoff.NAMES[column]: column for column in ("fid", "classifier_auc")}
+base = {
+    name: table.loc[table["step"] == 0, column].mean() for name, column in fidelity.items()
+}
+Markdown(say.tradeoff.gains(estimates.loc[list(base), variants], base, variants[0]))
+
+# %% [markdown]
+# ## Can these intervals be trusted?
+#
+# A 95 % interval should hold the truth 95 times in a hundred. Simulation shows whether ours do: scores are drawn at random,
+# skewed like AUCs, with one to three phrases per patient. Over many such data sets we count the intervals that hold the
+# true mean. The count is itself a sample, so it has an interval, too.
+
+# %%
+from functools import partial
+
+trials = min(resamples, 1000)
+sizes = sorted({10, 20, 40, int(table["patients"].max())})
+textbook = partial(stats.bootstrap_ci, n=400, expand=False)
+ours = partial(stats.bootstrap_ci, n=400)
+covered = {}
+for size in runs.progress(sizes, "simulated intervals"):
+    scores = partial(stats.clustered_scores, patients=size)
+    covered[size, "textbook bootstrap"] = stats.coverage(
+        scores, 0.85, textbook, trials // 2
+    )
+    covered[size, "as used here"] = stats.coverage(scores, 0.85, ours, trials)
+
+
+# %% [markdown]
+# With several seeds, the scores of a patient also depend on the seed, and not for all patients alike.
+
+
+# %%
+def scores_of_seeds(rng, patients, number=3):
+    """Clustered scores ``(rows, seeds)`` with an effect of the seed, and of the seed on each patient."""
+    scores, groups = stats.clustered_scores(rng, patients)
+    interaction = 0.05 * rng.standard_normal((patients, number))[groups]
+    return scores[:, None] + 0.02 * rng.standard_normal(number) + interaction, groups
+
+
+for size in runs.progress(sizes, "simulated intervals over seeds"):
+    generate = partial(scores_of_seeds, patients=size)
+    simulated = stats.coverage(generate, 0.85, stats.seeds_ci, trials)
+    covered[size, "as used here, three seeds"] = simulated
+
+# %% tags=["aggregate"]
+methods = ["textbook bootstrap", "as used here", "as used here, three seeds"]
+pd.Series(covered).map("{:.3f}".format).unstack().rename_axis("patients")[methods]
+
+# %% [markdown]
+# Read down a column: where does it reach 95 %? With few patients the textbook percentile interval undercovers. The interval
+# over seeds is cautious: three seeds say little about how much seeds differ.
+
+# %% tags=["hide-input", "aggregate"]
+patients = each["patients"] if others else table["patients"].dropna().astype(int)
+shares = {size: covered[size, "as used here"] for size in sizes}
+Markdown(say.tradeoff.coverage(shares, trials, list(patients)))
+
+# %% [markdown]
+# ## Exercises
+#
+# **1.** Does the answer depend on the score? Compare `pointing_game` at every checkpoint.
+
+# %% tags=["hide-cell", "aggregate"]
+pd.DataFrame(
+    {"step": c.step, "difference": f"{c.a} minus {c.b}", "Top-1": f"{c:+.3f}"}
+    for step in sorted(set(table["step"]))
+    for c in tradeoff.compare_all(every, "pointing_game", step=int(step), n=resamples)
+)
+
+# %% [markdown]
+# **2.** With one seed, the interval covers other *patients*. Which uncertainty does it leave out, and how would you measure
+# it?
+
+# %% tags=["hide-cell", "aggregate"]
+# Another seed of the training. Run `make book SEEDS=0,1,2`: the figure then shows the spread between seeds.
+final = table[table["step"] == table["step"].max()]
+final.groupby("variant")["auc_roc"].agg(["mean", "std", "count"]).round(3)
+
+# %% [markdown]
+# **3.** How many patients would it take to see a difference of one hundredth in AUC-ROC? And which would help more: another
+# seed, or another hundred patients?
+
+
+# %% tags=["hide-cell", "aggregate"]
+# If the detectable difference stops falling, more patients do not help. One seed says nothing of
+# what seeds add: "one more seed" is then too optimistic.
+def by_seed(variant):
+    """AUC-ROC at the last step: a row for each phrase, a column for each seed."""
+    rows = [run.grounding() for run in trained if run.folder.parent.name == variant]
+    keys = ["patient", "study", "finding", "phrase"]
+    last = [r[r["step"] == r["step"].max()].groupby(keys)["auc_roc"].mean() for r in rows]
+    return pd.concat(last, axis=1, keys=seeds)
+
+
+planned, planned_sizes = {}, (50, 100, 200, 500, 1000, 2000, 5000)
+for variant in variants[1:]:
+    difference = (by_seed(variants[0]) - by_seed(variant)).dropna()
+    values, groups = difference.to_numpy(), difference.index.get_level_values("patient")
+    detectable = partial(stats.minimal_detectable_difference, values, groups)
+    parts = stats.variance_components(values, groups)
+    planned[variant] = {
+        f"detectable, {n} patients": detectable(patients=n) for n in planned_sizes
+    } | {
+        "standard error now": parts.standard_error(),
+        "with 100 more patients": parts.standard_error(patients=parts.patients + 100),
+        "with one more seed": parts.standard_error(seeds=parts.seeds + 1),
+    }
+pd.DataFrame(planned).round(4)
+
+# %% [markdown]
+# ## Takeaways
+#
+# - Fidelity and interpretability are two axes; a single number hides the trade-off.
+# - A paired, patient-clustered interval decides what may be claimed; chance and the location prior put it into proportion.
+# - One seed is one sample of the training: claims about variants need several.
