@@ -24,7 +24,9 @@ def controls_of(browser: ipywidgets.interactive) -> dict[str, ipywidgets.Widget]
     return {widget.description.lower(): widget for widget in browser.children if hasattr(widget, "description")}
 
 
-def differ(browser: ipywidgets.interactive, image: np.ndarray, heatmap: np.ndarray | None = None, size: int = 64) -> bool:
+def differ(
+    browser: ipywidgets.interactive, image: np.ndarray, heatmap: np.ndarray | None = None, size: int = 64
+) -> bool:
     """Whether another picture is shown, beyond what JPEG loses."""
     drawn = np.asarray(plots.draw(plots.Picture(image, heatmap), size))
     return np.abs(pixels(browser) - drawn).mean() > 8
