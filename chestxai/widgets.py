@@ -124,7 +124,9 @@ def study_browser(studies: Sequence[Study], size: int = 400) -> ipywidgets.inter
     return _browser(draw, finding, study=study, marks=marks)
 
 
-def _browser(draw: Callable[..., HTML], first: ipywidgets.Widget, **controls: ipywidgets.Widget) -> ipywidgets.interactive:
+def _browser(
+    draw: Callable[..., HTML], first: ipywidgets.Widget, **controls: ipywidgets.Widget
+) -> ipywidgets.interactive:
     """Draw anew when one of ``controls`` changes; ``first`` stands above them and only changes what they offer."""
     widget = ipywidgets.interactive(draw, **controls)
     widget.children = (first, *widget.children)

@@ -251,8 +251,7 @@ plots.overlays(
         for name, floor in counted.items()
     ],
     title=f"The mass of a map of {variants[0]}",
-    scale="counted",
-    limits=(0, 1),
+    scale=plots.Scale("counted", (0, 1)),
 )
 
 # %%
@@ -300,8 +299,7 @@ plots.overlays(
         for t in tolerances
     ],
     title=f"What a tolerance forgives a map of {variants[0]}",
-    scale="a hit",
-    limits=(0, 1),
+    scale=plots.Scale("a hit", (0, 1)),
 )
 
 # %%
@@ -399,8 +397,7 @@ plots.overlays(
         for name, hot in cut.items()
     ],
     title="What lies above the threshold",
-    scale="foreground",
-    limits=(0, 1),
+    scale=plots.Scale("foreground", (0, 1)),
 )
 
 # %% [markdown]
@@ -428,8 +425,7 @@ plots.overlays(
     ],
     columns=3,
     title=f"One map of {variants[0]}, five ways to cut it",
-    scale="foreground",
-    limits=(0, 1),
+    scale=plots.Scale("foreground", (0, 1)),
 )
 
 # %%
@@ -572,8 +568,7 @@ plots.overlays(
     masks=[mask] * len(handmade),
     titles=list(handmade),
     title="Eight maps for one target",
-    scale="heat",
-    limits=(0, 1),
+    scale=plots.Scale("heat", (0, 1)),
 )
 
 # %%

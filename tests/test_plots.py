@@ -106,7 +106,7 @@ def test_normalize():
     assert plots.normalize(np.array([[2.0, 4.0]]), (0, 4)).tolist() == [[0.5, 1]]
     with pytest.raises(ValueError, match="finite"):
         plots.normalize(np.array([[np.nan, 1.0]]))
-    with pytest.raises(ValueError, match=r"\(height, width\)"):
+    with pytest.raises(ValueError, match=r"\(h, w\)"):
         plots.normalize(np.zeros(3))
 
 
@@ -304,7 +304,7 @@ def test_score_by_size_averages_equally_full_groups():
     one = pd.DataFrame({"target": target, "iou": [0.0, 0.2, 0.4, 0.8], "chance_iou": target})
     # The same index twice, as two tables put together have it.
     table = pd.concat([one.assign(variant="frozen"), one.assign(variant="learnable", iou=0.1)])
-    fig = plots.score_by_size(table, {"iou": "IoU"}, groups=2)
+    fig = plots.score_by_size(table, ["iou"], groups=2)
     means = {t.name: t for t in fig.data if t.mode == "lines+markers"}
     np.testing.assert_allclose(means["frozen"].x, [0.015, 0.15])
     np.testing.assert_allclose(means["frozen"].y, [0.1, 0.6])
@@ -318,12 +318,12 @@ def test_score_by_size_averages_equally_full_groups():
 
 def test_score_by_size_has_a_panel_for_each_score_and_one_legend():
     table = pd.DataFrame({"variant": "frozen", "target": 0.1, "iou": [0.1, 0.3], "centre_distance": [0.2, 0.4]})
-    fig = plots.score_by_size(table, {"iou": "IoU", "centre_distance": "distance"})
+    fig = plots.score_by_size(table, ["iou", "centre_distance"])
     bold = [t for t in fig.data if t.mode == "lines+markers"]
     assert [(t.xaxis, t.showlegend) for t in bold] == [("x", True), ("x2", False)]
     np.testing.assert_allclose([t.y[0] for t in bold], [0.2, 0.3])  # one size, so one group
     assert fig.layout.xaxis.domain[1] < fig.layout.xaxis2.domain[0]
-    assert any(a.text == "<b>distance</b> ↓" for a in fig.layout.annotations)
+    assert any(a.text == "<b>centre distance</b> ↓" for a in fig.layout.annotations)
     with pytest.raises(ValueError, match="lacks the columns auc_roc"):
         plots.score_by_size(table)
 

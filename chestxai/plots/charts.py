@@ -10,21 +10,21 @@ import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
 
-from chestxai.localization import LOWER_IS_BETTER
 from chestxai.plots.style import (
     COLORS,
     INK,
     REFERENCES,
+    direction,
     dressed,
     express_options,
     faint,
     require,
+    score_name,
     styles_of,
     variant_style,
 )
 from chestxai.runs import InputError
 from chestxai.studies import FINDINGS
-from chestxai.tradeoff import NAMES
 
 
 def cooccurrence(labels: np.ndarray, names: Sequence[str] = FINDINGS, title: str = "") -> go.Figure:
@@ -147,7 +147,7 @@ def histogram(
 
 def score_by_size(
     table: pd.DataFrame,
-    metrics: Mapping[str, str] | None = None,
+    metrics: Sequence[str] = ("auc_roc", "pointing_game", "iou"),
     groups: int = 4,
     title: str = "",
     variants: Sequence[str] | None = None,
@@ -157,12 +157,11 @@ def score_by_size(
     Args:
         table: A row per phrase and variant with the columns variant, target (area of the mask as a fraction of the
             image), the scores and, optionally, ``prior_<score>`` and ``chance_<score>``.
-        metrics: Score's column -> name, a panel each; by default AUC-ROC, Top-1 and IoU.
+        metrics: Columns of scores, a panel each.
         groups: Number of groups by size (quantiles of the target's area); fewer where sizes repeat.
         title: Title of the figure.
         variants: The variants to draw, the reference one first; see `variant_style`.
     """
-    metrics = metrics or {column: NAMES[column].rstrip(" ↑") for column in ("auc_roc", "pointing_game", "iou")}
     require(table, ["variant", "target", *metrics], "score_by_size")
     styles = styles_of(table["variant"], variants)
     table = table.reset_index(drop=True)  # the tables of several variants repeat their index
@@ -170,9 +169,9 @@ def score_by_size(
     series = {label: (f"{prefix}_", table) for prefix, (label, _) in REFERENCES.items()}
     series |= {variant: ("", table[table["variant"] == variant]) for variant in styles}
     points = pd.concat(
-        rows[["target", "group"]].assign(value=rows[prefix + column], series=name, score=label)
+        rows[["target", "group"]].assign(value=rows[prefix + column], series=name, score=column)
         for name, (prefix, rows) in series.items()
-        for column, label in metrics.items()
+        for column in metrics
         if prefix + column in rows
     )
     means = points.groupby(["series", "score", "group"], as_index=False).agg(
@@ -180,7 +179,7 @@ def score_by_size(
     )
     look = dict(REFERENCES.values()) | styles
     axes = {"x": "target", "y": "value", "facet_col": "score", "facet_col_spacing": 0.07}
-    orders = {"category_orders": {"series": list(look), "score": list(metrics.values())}}
+    orders = {"category_orders": {"series": list(look), "score": list(metrics)}}
     fig = px.line(means, markers=True, custom_data=["phrases"], **axes, **express_options(look, "series") | orders)
     fig.update_traces(marker_size=9, hovertemplate="%{fullData.name}: %{y:.3f}<br>%{customdata[0]} phrases, target "
                       "%{x:.1%} of the image<extra></extra>")  # fmt: skip
@@ -189,10 +188,9 @@ def score_by_size(
     )
     cloud.update_traces(marker={"size": 5, "opacity": 0.3}, hoverinfo="skip", hovertemplate=None, showlegend=False)
     fig.add_traces(cloud.data)
-    arrows = {label: "↓" if column in LOWER_IS_BETTER else "↑" for column, label in metrics.items()}
     for panel in fig.layout.annotations:
-        label = panel.text.removeprefix("score=")
-        panel.text = f"<b>{html.escape(label)}</b> {arrows[label]}"
+        column = panel.text.removeprefix("score=")
+        panel.text = f"<b>{html.escape(score_name(column))}</b> {direction(column, '↑', '↓')}"
     fig.update_xaxes(tickformat=".0%", rangemode="tozero", nticks=5, title_text="area of the target")
     fig.update_yaxes(matches=None, showticklabels=True, nticks=6, title_text="")
     return dressed(fig, title, 370, [trace.name for trace in fig.data if trace.showlegend], 24, margin={"l": 44})

@@ -11,7 +11,6 @@ import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
 
-from chestxai.localization import LOWER_IS_BETTER
 from chestxai.plots.style import (
     INK,
     MUTED,
@@ -19,24 +18,22 @@ from chestxai.plots.style import (
     VARIANTS,
     Style,
     chooser,
+    direction,
     dressed,
     express_options,
     faint,
     require,
+    score_name,
     styles_of,
     text_width,
     variant_style,
 )
 from chestxai.runs import InputError
 from chestxai.stats import Interval
-from chestxai.tradeoff import NAMES, Comparison, pareto_front
+from chestxai.tradeoff import Comparison, pareto_front
 
-#: Localization scores of the trade-off plane: column of the table -> name on the button.
-METRICS = {"auc_roc": "AUC-ROC", "pointing_game": "Top-1", "cnr": "CNR", "miou": "mIoU"}
-
-
-def _name(column: str) -> str:
-    return NAMES.get(column, column).rstrip(" ↑↓")
+#: Localization scores of the trade-off plane.
+METRICS = ("auc_roc", "pointing_game", "cnr", "miou")
 
 
 def _shown(mean: float, low: float, high: float, spec: str) -> str:
@@ -106,9 +103,11 @@ def scores_by_finding(
     counts = table.groupby("finding")["n"].max() if "n" in table else {}
     names = {name: html.escape(name) if name != "all" else "<b>all</b>" for name in findings}
     rows = {place[f]: name + (f" ({counts[f]:.0f})" if f in counts else "") for f, name in names.items()}
-    side = "← lower is better" if metric in LOWER_IS_BETTER else "higher is better →"
+    side = direction(metric, "higher is better →", "← lower is better")
     options = express_options(dict(REFERENCES.values()) | styles, "series", dash=False)
-    return _forest(points, rows, len(styles), title, options, xaxis={"title": {"text": f"{_name(metric)} ({side})"}})
+    return _forest(
+        points, rows, len(styles), title, options, xaxis={"title": {"text": f"{score_name(metric)} ({side})"}}
+    )
 
 
 def paired(
@@ -196,8 +195,8 @@ def _differences(differences: Sequence[Comparison] | pd.DataFrame, names: tuple[
     table = differences
     if not isinstance(table, pd.DataFrame):
         table = pd.DataFrame(map(vars, differences)).rename(columns={"phrases": "n"})
-        table["name"] = table["metric"].map(_name)
-        table["better"] = np.where(table["metric"].isin(LOWER_IS_BETTER), "lower", "higher")
+        table["name"] = table["metric"].map(score_name)
+        table["better"] = [direction(metric, "higher", "lower") for metric in table["metric"]]
     require(table, ["name", "estimate", "low", "high"], "paired")
     table = table.reset_index(drop=True)
     for column, value in {"better": "higher", "n": np.nan, "a": names[0], "b": names[1]}.items():
@@ -207,9 +206,8 @@ def _differences(differences: Sequence[Comparison] | pd.DataFrame, names: tuple[
 
 def tradeoff(
     table: pd.DataFrame,
-    metrics: Mapping[str, str] | None = None,
+    metrics: Sequence[str] = METRICS,
     fidelity: str = "fid",
-    name: str = "FID",
     title: str = "",
     variants: Sequence[str] | None = None,
 ) -> go.Figure:
@@ -222,45 +220,42 @@ def tradeoff(
         table: A row per variant, seed and step with the columns variant, seed, step, ``fid`` and one per score;
             optionally ``<column>_low`` and ``<column>_high`` (its interval) and ``prior_<score>`` and
             ``chance_<score>`` (its references).
-        metrics: Score's column -> name on its button; by default those of `METRICS` that the table has.
+        metrics: Columns of scores, a button for each that the table has.
         fidelity: Column of the x-axis, of which less is better.
-        name: Name of ``fidelity``.
         title: Title of the figure.
         variants: The variants to draw, the reference one first; see `variant_style`.
     """
     require(table, ["variant", "seed", "step", fidelity], "tradeoff")
-    metrics = {column: label for column, label in (metrics or METRICS).items() if column in table}
-    if not metrics:
-        raise InputError(f"tradeoff: the table has none of the scores {', '.join(METRICS)}")
-    table = table.dropna(subset=[fidelity])
-    if table.empty:
-        raise InputError(f"tradeoff: the column {fidelity} is empty")
+    scores, table = [column for column in metrics if column in table], table.dropna(subset=[fidelity])
+    if not scores or table.empty:
+        what = f"the column {fidelity} is empty" if scores else f"the table has none of the scores {', '.join(metrics)}"
+        raise InputError(f"tradeoff: {what}")
     styles = styles_of(table["variant"], variants)
     table = table[table["variant"].isin(styles)].sort_values("step")
     several = table.groupby("variant")["seed"].nunique().max() > 1
     log = table[fidelity].min() > 0 and table[fidelity].max() / table[fidelity].min() > 8
     remark = f"Labels: training step. Bars: {'lowest to highest seed' if several else '95 % interval'}."
     planes = []
-    for column, label in metrics.items():
+    for column in scores:
         plane = _plane(_by_step(table, [fidelity, column], several), fidelity, column, styles)
         if several:
             _add_seeds(plane, table, fidelity, column, styles)
         _add_references(plane, table, column)
         legend = [trace.name for trace in plane.data if trace.showlegend]
-        dressed(plane, title, 500, legend, 40 * (len(metrics) > 1), margin={"r": 122})
-        plane.update_yaxes(title_text=f"{_name(column)} · {_BETTER[column in LOWER_IS_BETTER]}")
-        side = f"← {name} (lower is better{', logarithmic' if log else ''})"
+        dressed(plane, title, 500, legend, 40 * (len(scores) > 1), margin={"r": 122})
+        better = direction(column, "higher is better ↑", "lower is better ↓")
+        plane.update_yaxes(title_text=f"{score_name(column)} · {better}")
+        side = f"← {score_name(fidelity)} (lower is better{', logarithmic' if log else ''})"
         plane.update_xaxes(title_text=f"{side}<br>{remark}", type="log" if log else "linear")
-        planes.append((label, plane))
+        planes.append((score_name(column).split(" (")[0], plane))
     return chooser(planes, type="buttons", direction="right", x=0, y=1, yanchor="bottom", pad={"b": 8})
 
 
-_BETTER = ("higher is better ↑", "lower is better ↓")
-
-
 def _by_step(table: pd.DataFrame, columns: Sequence[str], several: bool) -> pd.DataFrame:
-    """A row per variant and step. For each column its distance to the interval, or to the range over ``several`` seeds
-    (``_up``, ``_down``), and as text (``_text``)."""
+    """A row per variant and step, with the way from each column to the ends of its interval, and both as text.
+
+    The interval of several seeds is their range.
+    """
     groups = table.groupby(["variant", "step"])
     rows = (groups[list(columns)].mean() if several else table.set_index(["variant", "step"])).reset_index()
     for column in columns:
@@ -290,8 +285,8 @@ def _plane(rows: pd.DataFrame, x: str, y: str, styles: Mapping[str, Style]) -> g
         color, name = trace.line.color, html.escape(trace.name)
         bar = {"thickness": 1.2, "width": 3, "color": faint(color, 0.55)}
         trace.update(
-            error_x=bar, error_y=bar, textposition=f"{'bottom' if i else 'top'} right", textfont={"color": color, "size": 12},
-            cliponaxis=False, name=f"{name} text encoder" if name in VARIANTS else name, line_width=2.5,
+            error_x=bar, error_y=bar, line_width=2.5, name=f"{name} text encoder" if name in VARIANTS else name,
+            textposition=f"{'bottom' if i else 'top'} right", textfont={"color": color, "size": 12}, cliponaxis=False,
             marker={"size": [9] * (len(trace.x) - 1) + [13], "line": {"color": "white", "width": 1}},
             hovertemplate=f"<b>{name}</b>, step %{{customdata[0]:,}}<br>fidelity %{{customdata[1]}}"
             "<br>score %{customdata[2]}<extra></extra>",
@@ -322,12 +317,12 @@ def _add_references(plane: go.Figure, table: pd.DataFrame, y: str) -> None:
         name, style = REFERENCES[prefix]
         # Two references may be closer than a text is high: the lower one is written below its line.
         under = len(lines) > 1 and value == min(lines.values())
-        text = {"text": f"{name} {value:.2f}", "xanchor": "left", "yanchor": "top" if under else "bottom", "borderpad": 0,
-                "font": {"size": 12, "color": MUTED}}  # fmt: skip
+        text = {"text": f"{name} {value:.2f}", "font": {"size": 12, "color": MUTED}, "borderpad": 0}
+        text |= {"xanchor": "left", "yanchor": "top" if under else "bottom"}
         line = {"color": "#777777", "width": 1.5, "dash": style.dash}
         plane.add_hline(value, layer="below", line=line, annotation=text, annotation_position="right")
-    down = y in LOWER_IS_BETTER
+    corner = direction(y, "top", "bottom")
     plane.add_annotation(
-        text="↙ better" if down else "↖ better", x=0, xref="paper", xanchor="left", xshift=6, y=0 if down else 1,
-        yref="paper", yanchor="bottom" if down else "top", showarrow=False, font={"color": MUTED},
+        text=direction(y, "↖ better", "↙ better"), x=0, xref="paper", xanchor="left", xshift=6, y=corner == "top",
+        yref="paper", yanchor=corner, showarrow=False, font={"color": MUTED},
     )  # fmt: skip

@@ -102,7 +102,7 @@ def explorer_static(
     if len(steps) > 1:
         fig.update_layout(sliders=[{
             "steps": steps, "x": 0, "lenmode": "pixels", "len": _SIDE, "y": -14 / plot, "yanchor": "top",
-            "pad": {"t": 22, "l": 8, "r": 8}, "currentvalue": {"prefix": "timestep t = ", "font": {"size": 13}, "offset": 8},
+            "pad": {"t": 22, "l": 8, "r": 8}, "currentvalue": {"prefix": "timestep t = ", "offset": 8},
             "font": {"size": 12}, "ticklen": 4, "minorticklen": 0,
         }])  # fmt: skip
     return fig

@@ -41,7 +41,7 @@ from chestxai.studies import Box, Study
 _GAP = 12  # pixels between pictures
 _BAR = 64  # pixels for a colour bar
 _LINE = 16  # pixels in the height of a line of text
-_BUTTONS = ["toImage", "zoom", "pan", "zoomIn", "zoomOut", "autoScale", "resetScale", "select", "lasso", "sendChartToCloud"]
+_BUTTONS = "toImage zoom pan zoomIn zoomOut autoScale resetScale select lasso sendChartToCloud".split()
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """Pictures: radiographs with heatmaps and outlines over them.
 
-A `Picture` is the one description of what is drawn. `chestxai.plots.grids` draws it with plotly; here it becomes pixels,
-for widgets, the README and other places where no script runs.
+A `Picture` is the one description of what is drawn. `chestxai.plots.grids` draws it with plotly; here it becomes
+pixels, for widgets, the README and other places where no script runs.
 
-Row 0 is on top; a pixel ``(row, column)`` covers ``[column, column + 1) × [row, row + 1)``; the patient's right ("R") is
-on the image's left.
+Row 0 is on top; a pixel ``(row, column)`` covers ``[column, column + 1) × [row, row + 1)``; the patient's right ("R")
+is on the image's left.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ Texts = Sequence[str | None] | None
 OPACITY = 0.75
 COLORSCALE = "Viridis"
 #: The colour scale as uint8 ``(256, 3)``.
-PALETTE = (np.array(sample_colorscale(COLORSCALE, np.linspace(0, 1, 256), colortype="tuple")) * 255).round().astype("u1")
+PALETTE = np.array(sample_colorscale(COLORSCALE, np.linspace(0, 1, 256), colortype="tuple"))
+PALETTE = (PALETTE * 255).round().astype(np.uint8)
 
 
 class Scale(NamedTuple):

@@ -20,8 +20,10 @@ from PIL import ImageFont
 from plotly.colors import hex_to_rgb
 from plotly.offline import get_plotlyjs
 
+from chestxai.localization import LOWER_IS_BETTER
 from chestxai.runs import InputError
 from chestxai.studies import FINDINGS
+from chestxai.tradeoff import NAMES
 
 #: The Okabe–Ito palette without black.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
@@ -45,19 +47,12 @@ _AXIS = {
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": _FONT, "size": 13, "color": INK},
-        "colorway": COLORS,
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
-        "xaxis": _AXIS,
-        "yaxis": _AXIS,
+        "colorway": COLORS, "paper_bgcolor": "white", "plot_bgcolor": "white", "xaxis": _AXIS, "yaxis": _AXIS,
         "title": {"font": {"size": 15}, "x": 0, "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"l": 8, "t": 14}},
-        "legend": {
-            "orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom",
-            "title": {"text": ""}, "itemsizing": "constant",
-        },
+        "legend": {"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom", "title": {"text": ""},
+                   "itemsizing": "constant"},
         "hoverlabel": {"font": {"family": _FONT, "size": 13}, "bgcolor": "white", "bordercolor": "#bbbbbb"},
-        "hovermode": "closest",
-        "margin": {"l": 64, "r": 24, "t": 72, "b": 56},
+        "hovermode": "closest", "margin": {"l": 64, "r": 24, "t": 72, "b": 56},
         "modebar": {"remove": ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "sendChartToCloud"]},
     }
 )  # fmt: skip
@@ -132,6 +127,16 @@ def require(table: pd.DataFrame, columns: Sequence[str], where: str) -> None:
         raise InputError(f"{where}: the table lacks the columns {', '.join(missing)}; it has {', '.join(table)}")
     if table.empty:
         raise InputError(f"{where}: the table has no rows")
+
+
+def score_name(column: str) -> str:
+    """The printed name of a score's column, without its arrow."""
+    return NAMES.get(column, column).rstrip(" ↑↓")
+
+
+def direction(column: str, up: str, down: str) -> str:
+    """``down`` where less of the score in ``column`` is better, else ``up``."""
+    return down if column in LOWER_IS_BETTER else up
 
 
 def faint(color: str, alpha: float) -> str:
