@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,6 +63,38 @@ def score_table(
     if len(rows) != len(masks):
         raise InputError(f"{len(rows)} heatmaps for {len(masks)} masks")
     return rows
+
+
+def score_truths(
+    heatmaps: Sequence[np.ndarray],
+    truths: Sequence[GroundTruth],
+    priors: Mapping[str, np.ndarray],
+    size: int,
+    fit: Fit = "crop",
+) -> pd.DataFrame:
+    """`score_table` with what a row of ``grounding.csv`` says of its phrase: study, patient, finding, phrase, kept.
+
+    Args:
+        heatmaps: Float ``(h, w)`` each.
+        truths: The phrases, one for each heatmap.
+        priors: Finding → location prior, see `location_priors`.
+        size: Side of the model's frame in pixels.
+        fit: How an image is fitted into the frame, see `studies.Frame`.
+    """
+    frames = [Frame(*t.study.size, size, fit) for t in truths]
+    masks = [frame.mask(t.finding) for t, frame in zip(truths, frames, strict=True)]
+    about = [
+        {
+            "study": t.study.id,
+            "patient": t.study.patient,
+            "finding": t.finding.name,
+            "phrase": t.finding.phrase,
+            "kept": kept(t.finding, frame),
+        }
+        for t, frame in zip(truths, frames, strict=True)
+    ]
+    scores = score_table(heatmaps, masks, [priors[t.finding.name] for t in truths])
+    return pd.concat([pd.DataFrame(about), pd.DataFrame(scores)], axis=1)
 
 
 def _prefixed(prefix: str, row: dict[str, float]) -> dict[str, float]:
