@@ -89,7 +89,8 @@ def test_the_tiny_base_draws_chests_and_not_noise(shipped):
     noise = torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        untrained = StableDiffusionPipeline(**shipped.components | {"unet": UNet2DConditionModel(**make_base.TINY_UNET)})
+        parts = shipped.components | {"unet": UNet2DConditionModel(**make_base.TINY_UNET)}
+        untrained = StableDiffusionPipeline(**parts)
     untrained.set_progress_bar_config(disable=True)
     assert likeness(ours).min() > 0.8
     assert abs(likeness(drawn(untrained))).max() < 0.5

@@ -136,6 +136,21 @@ class Run:
         """Stored heatmaps: ``maps`` float32 ``(n, h, w)`` and ``rows`` int64 ``(n,)``, the phrases they belong to."""
         return load_tensors(self._existing(self.maps_file(step)))
 
+    def last_maps(self) -> tuple[pd.DataFrame, dict[int, np.ndarray]]:
+        """Rows of ``grounding.csv`` and heatmaps of the last checkpoint, by the number of the phrase among all of them.
+
+        Raises:
+            MissingError, InputError: missing, damaged, or table and maps are of different data.
+        """
+        table = self.grounding()
+        last = table[table["step"] == table["step"].max()]
+        stored = self.maps(int(last["step"].iloc[0]))
+        rows = stored["rows"].tolist()
+        if len(rows) != len(last):
+            raise InputError(f"{self.grounding_file}: has {len(last)} rows for {len(rows)} maps; run chapter 3 again")
+        last.index = rows
+        return last, dict(zip(rows, stored["maps"].numpy(), strict=True))
+
     def remedy(self) -> str:
         """The command that makes the run, in words."""
         match = re.fullmatch(r"seed-(\d+)", self.folder.name)

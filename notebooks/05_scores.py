@@ -1,0 +1,622 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: jupytext,kernelspec,-all
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 5 What a score can see
+#
+# **What does each score of a map reward, what does it miss, and which wrong maps does it accept?**
+#
+# There are many scores, papers use different ones under the same name, and each can be high for a bad reason. So we apply each
+# of them to maps whose quality we know.
+#
+# *You will be able to* choose a score and name its convention, and to say which wrong maps would pass. *Before:* chapter 4.
+
+# %% tags=["parameters"]
+profile = "demo"  # a name in data/profiles, or the path of a .yaml file
+variants = ["frozen", "learnable"]
+seeds = [0]
+data = ""  # folder that holds one sub-folder per source (openi/, nih/); phantoms need none
+out = ""  # root of the runs; empty: the project's runs/
+
+# %%
+import numpy as np
+import pandas as pd
+import plotly.express as px
+import plotly.graph_objects as go
+from IPython.display import Markdown
+from scipy import ndimage
+from sklearn.metrics import precision_recall_curve
+
+from chestxai import localization, models, plots, profiles, runs, tradeoff
+from chestxai import sentences as say
+from chestxai.localization import LOWER_IS_BETTER, SCORES
+from chestxai.studies import Frame, box_of, phrases
+
+# %%
+settings = profiles.load(profile)
+plots.setup()
+size = models.image_size(models.load_pipeline(settings.base, device="cpu"))
+test = phrases(profiles.studies(settings, "test", data, boxes=True))
+
+# %%
+tables, maps = {}, {}
+for variant in variants:
+    run = profiles.run(settings, variant, seeds[0], out)
+    tables[variant], maps[variant] = run.last_maps()
+
+
+def frame_of(truth):
+    """From the original image to the model's frame."""
+    return Frame(*truth.study.size, size, settings.data.fit)
+
+
+rows = sorted(set.intersection(*map(set, maps.values())))
+masks = {i: frame_of(test[i]).mask(test[i].finding) for i in rows}
+grid = maps[variants[0]][rows[0]].shape
+auc = pd.DataFrame({v: t["auc_roc"] for v, t in tables.items()}).loc[rows]
+
+# %%
+train = phrases(profiles.studies(settings, "train", data, boxes=True))
+# Some sources have boxes for val and test only.
+elsewhere = train or phrases(profiles.studies(settings, "val", data, boxes=True))
+prior = localization.location_priors(elsewhere, size, settings.data.fit)
+anywhere = localization.location_prior(frame_of(t).mask(t.finding) for t in elsewhere)
+
+# %%
+ranked = auc.mean(axis=1).sort_values()
+whole = [i for i in ranked.index if ndimage.label(masks[i])[1] == 1] or list(ranked.index)
+example = whole[int(0.75 * (len(whole) - 1))]
+mask, finding = masks[example], test[example].finding
+picture = frame_of(test[example]).image(test[example].study.pixels())
+raw = maps[variants[0]][example]
+heat = localization.resize(raw, mask.shape)
+
+# %% [markdown]
+# ## What fools which score
+#
+# Eight maps made by hand for one target, each wrong in its own way but the first. Below is what every score says of
+# them. Colour is where the score lies between that of a constant map, which says nothing (white), and that of the perfect
+# one (dark green); brown is worse than nothing.
+
+# %%
+span = max(2, round(np.sqrt(mask.sum()) / 2))
+aside = 1 if np.argwhere(mask)[:, 1].mean() < size / 2 else -1
+grown = ndimage.binary_dilation(mask, iterations=span)
+sharp = {
+    "perfect": mask,
+    "shifted": ndimage.shift(mask.astype(float), (0, aside * 2 * span), order=0),
+    "too large": grown,
+    "ring": grown & ~mask,
+    "two, one wrong": mask | (mask[:, ::-1] & ~mask),  # the same place in the other half
+    "inverted": ~mask,
+}
+# A little blur, as no model's map is sharp.
+handmade = {
+    name: ndimage.gaussian_filter(np.asarray(values, dtype=np.float32), size / 64)
+    for name, values in sharp.items()
+}
+spot = np.zeros(mask.shape, np.float32)
+spot[tuple(np.argwhere(mask)[mask.sum() // 2])] = 1
+handmade |= {"one hot pixel": spot, "constant": np.zeros_like(spot)}
+
+# %%
+plots.overlays(
+    [picture] * len(handmade),
+    list(handmade.values()),
+    masks=[mask] * len(handmade),
+    titles=list(handmade),
+    title="Eight maps for one target",
+    scale=plots.Scale("heat", (0, 1)),
+)
+
+# %%
+labels = {
+    "auc_roc": "AUC-ROC", "average_precision": "average precision", "pointing_game": "Top-1",
+    "pointing_game_15": "Top-1, 15 pixels", "energy": "energy", "cnr": "CNR", "cnr_absolute": "CNR, absolute",
+    "iou": "IoU, mixture", "iou_otsu": "IoU, Otsu", "iou_area": "IoU, hottest tenth", "iou_oracle": "IoU, oracle",
+    "dice": "Dice", "miou": "mIoU, classes", "miou_thresholds": "mIoU, thresholds", "bbox_iou": "box IoU",
+    "centre_distance": "centre distance",
+}  # fmt: skip
+scores = pd.DataFrame(
+    {name: localization.score(values, mask, "full") for name, values in handmade.items()}
+).loc[list(labels)]
+constant, perfect_scores = scores["constant"], scores["perfect"]
+skill = scores.sub(constant, axis=0).div(perfect_scores - constant, axis=0)
+
+# %% tags=["aggregate"]
+figure = go.Figure(
+    go.Heatmap(
+        z=skill.clip(-1, 1), x=list(scores), y=list(labels.values()), zmid=0, zmin=-1, zmax=1,
+        colorscale="BrBG", showscale=False, text=scores, texttemplate="%{text:.2f}", hoverinfo="skip",
+    )
+)  # fmt: skip
+figure.update_layout(
+    template=plots.TEMPLATE, height=560, title="<b>Every score on the eight maps</b> (centre distance: lower is better)",
+    yaxis={"autorange": "reversed", "showgrid": False}, margin={"t": 90, "b": 16},
+    xaxis={
+        "side": "top", "showgrid": False, "tickangle": 0, "tickvals": list(scores),
+        "ticktext": [name.replace(" ", "<br>", 1) for name in scores],
+    },
+)  # fmt: skip
+
+# %% tags=["hide-input", "aggregate"]
+wrong = [name for name in scores if name not in ("perfect", "constant")]
+free = {labels[s]: constant[s] for s in labels if s not in LOWER_IS_BETTER}
+Markdown(say.localization.fooled(skill[wrong].rename(index=labels), free))
+
+
+# %% [markdown]
+# Look for a column that every score rejects, and for a score that rejects every wrong column. There rarely is one, which is why
+# we report several. The rest of this chapter takes them one by one.
+#
+# ## More maps of known quality
+#
+# The target itself; the target as well as a map of the model's resolution can show it; its opposite; random noise; and the
+# location prior.
+
+# %%
+def perfect(i):
+    """Maps that know the answer, and one that knows it and says the opposite."""
+    exact = masks[i].astype(np.float32)
+    coarse = localization.resize(exact, grid)
+    name = f"perfect, {grid[0]} × {grid[1]}"
+    return {"perfect": exact, name: coarse, "inverted": 1 - coarse}
+
+
+rng = np.random.default_rng(0)
+noise = {i: rng.standard_normal(grid).astype(np.float32) for i in rows}
+priors = {i: prior[test[i].finding.name] for i in rows}
+shown = {
+    **perfect(example),
+    "random": noise[example],
+    "location prior": priors[example],
+    **{variant: maps[variant][example] for variant in variants},
+}
+plots.overlays(
+    [picture] * len(shown),
+    list(shown.values()),
+    masks=[mask] * len(shown),
+    titles=list(shown),
+    title=f"“{finding.phrase}”",
+    scale="heat",
+)
+
+
+# %%
+def mean_score(score, maps_by_row, *arguments):
+    """Mean of a score over the test phrases."""
+    return np.mean([score(maps_by_row[i], masks[i], *arguments) for i in rows])
+
+
+# %% [markdown]
+# ## The hot end of the order: average precision
+#
+# Average precision asks for the order, too, but from the hottest pixel down: of the pixels so far, how many are target? It is the area under this curve, without the easy background's help. Chance is the target's share of the image.
+
+# %%
+curves = {
+    "location prior": prior[finding.name],
+    **{v: localization.resize(maps[v][example], mask.shape) for v in variants},
+}
+points = []
+for name, values in curves.items():
+    precision, recall, _ = precision_recall_curve(mask.ravel(), values.ravel())
+    ap = localization.average_precision(values, mask)
+    points.append(
+        pd.DataFrame(
+            {"recall": recall, "precision": precision, "map": f"{name} ({ap:.2f})"}
+        )
+    )
+px.line(
+    pd.concat(points), x="recall", y="precision", color="map", template=plots.TEMPLATE, height=360,
+    range_y=[0, 1.02], title="<b>Precision from the hottest pixel down</b> (in brackets: average precision)",
+).update_layout(legend_title_text="").add_hline(mask.mean(), line_dash="dot", annotation_text="chance")  # fmt: skip
+
+# %% tags=["hide-input", "aggregate"]
+target_area = pd.Series({i: masks[i].mean() for i in rows})
+precise = pd.Series(
+    {i: localization.average_precision(maps[variants[0]][i], masks[i]) for i in rows}
+)
+Markdown(
+    "**What it misses.** Targets differ in size, and chance is the size, so a small target scores low under any map. Here "
+    f"targets fill {target_area.min():.1%} to {target_area.max():.0%} of the image; the average precision of "
+    f"`{variants[0]}` has a rank correlation of {precise.corr(target_area, 'spearman'):+.2f} with that."
+)
+
+# %% [markdown]
+# ## How much of it? Energy
+#
+# The energy-based pointing game {cite}`wang2020scorecam` is the share of a map's mass that lies in the target. But what is
+# mass? Attention is never 0, and a map that is nearly even has most of its mass in what is common to all pixels. So the
+# book counts what is above the map's minimum; taken as it is, the number would hardly move from the target's area. Here is
+# one map twice, each time as a share of its maximum: what has a colour is counted.
+
+# %%
+counted = {"as it is": "zero", "above its minimum": "min"}
+plots.overlays(
+    [picture] * 2,
+    [raw / raw.max(), plots.normalize(raw)],
+    masks=[mask] * 2,
+    titles=[
+        f"{name}: {localization.energy(raw, mask, floor):.1%} of the mass in {mask.mean():.1%} of the image"
+        for name, floor in counted.items()
+    ],
+    title=f"The mass of a map of {variants[0]}",
+    scale=plots.Scale("counted", (0, 1)),
+)
+
+# %% tags=["aggregate"]
+kinds = {
+    "constant": {i: np.ones(grid, np.float32) for i in rows},
+    "location prior": priors,
+    **maps,
+}
+shares = {
+    name: {
+        "above the map's minimum": mean_score(localization.energy, values),
+        "as it is": mean_score(localization.energy, values, "zero"),
+    }
+    for name, values in kinds.items()
+}
+pd.DataFrame(shares).T.rename_axis("share of the mass in the target").round(3)
+
+# %% [markdown]
+# **What it misses.** Where in the target, and how much of it: one hot pixel inside has all of its mass there.
+#
+# ## How strongly? The contrast-to-noise ratio
+#
+# CNR is the distance of the two means in the histogram above, measured by their spreads:
+#
+# $$ \mathrm{CNR} = \frac{\mu_\mathrm{in} - \mu_\mathrm{out}}{\sqrt{\sigma^2_\mathrm{in} + \sigma^2_\mathrm{out}}} $$
+#
+# One paper keeps the sign {cite}`dombrowski2024tradeoffs`, others take the absolute value
+# {cite}`boecking2022mscxr,vilouras2024zeroshot`. What difference does it make?
+
+# %% tags=["aggregate"]
+inverted = {i: perfect(i)["inverted"] for i in rows}
+tried = {"inverted": inverted, "random": noise, "location prior": priors, **maps}
+pd.DataFrame(
+    {
+        name: {
+            "signed": mean_score(localization.cnr, values),
+            "absolute": mean_score(localization.cnr, values, False),
+        }
+        for name, values in tried.items()
+    }
+).T.round(2)
+
+# %% [markdown]
+# **What it misses.** The absolute CNR gives a map full marks that is cold exactly where the disease is, and more than
+# zero to pure noise. We report the signed one. And both depend on the scale: the same map, with its contrast changed
+# but the order of its pixels kept, gets another CNR, as it gets another threshold and IoU. AUC-ROC and Top-1 do not
+# care.
+
+# %% tags=["aggregate"]
+powers = {"√ map": 0.5, "map": 1.0, "map³": 3.0}
+bent = {
+    name: localization.score(plots.normalize(heat) ** power, mask)
+    for name, power in powers.items()
+}
+pd.DataFrame(bent).T[["auc_roc", "pointing_game", "cnr", "iou"]].rename(
+    columns=tradeoff.NAMES
+).round(3)
+
+# %% [markdown]
+# ## A shape: threshold, IoU, Dice, mIoU
+#
+# To compare shapes, a map must become a yes or no for each pixel. The paper fits a mixture of two Gaussians to the
+# map's values and cuts half-way between their means. The mask plays no part in it.
+
+# %%
+threshold = localization.gmm_threshold(raw)
+plots.histogram(
+    heat,
+    mask,
+    threshold,
+    title=f"Where to cut the map of {variants[0]}",
+    label="mixture threshold",
+)
+
+# %%
+cut = {name: localization.foreground(values, mask.shape) for name, values in shown.items()}
+overlap = {name: localization.iou(values, mask) for name, values in shown.items()}
+plots.overlays(
+    [picture] * len(cut),
+    [hot.astype(np.float32) for hot in cut.values()],
+    masks=[mask] * len(cut),
+    titles=[
+        f"{name}: {hot.mean():.0%} of the image, IoU {overlap[name]:.2f}"
+        for name, hot in cut.items()
+    ],
+    title="What lies above the threshold",
+    scale=plots.Scale("foreground", (0, 1)),
+)
+
+# %% [markdown]
+# The mixture is one way to cut. Otsu's threshold splits the histogram where the two parts differ most, a fixed one takes a
+# fraction of the map's range, a fixed area the hottest tenth of the image, and the *oracle* the cut with the best overlap
+# with the very mask: no score, but what a map could give.
+
+# %%
+ways = {
+    "mixture": "gmm",
+    "Otsu": "otsu",
+    "half the range": 0.5,
+    "hottest tenth": ("area", 0.1),
+}
+oracle, best = localization.oracle_threshold(raw, mask)
+cuts = {name: localization.foreground(raw, mask.shape, way) for name, way in ways.items()}
+cuts["oracle"] = heat > oracle
+plots.overlays(
+    [picture] * len(cuts),
+    [hot.astype(np.float32) for hot in cuts.values()],
+    masks=[mask] * len(cuts),
+    titles=[
+        f"{name}: {hot.mean():.0%}, IoU {(hot & mask).sum() / (hot | mask).sum():.2f}"
+        for name, hot in cuts.items()
+    ],
+    columns=3,
+    title=f"One map of {variants[0]}, five ways to cut it",
+    scale=plots.Scale("foreground", (0, 1)),
+)
+
+# %% tags=["aggregate"]
+cuts_by_name = {**ways, "oracle": "oracle"}
+by_way = {
+    name: {way: mean_score(localization.iou, values, how) for way, how in cuts_by_name.items()}
+    for name, values in tried.items()
+    if name != "inverted"
+}
+pd.DataFrame(by_way).T.rename_axis("mean IoU").round(3)
+
+# %% tags=["hide-input", "aggregate"]
+gap = {v: by_way[v]["oracle"] - by_way[v]["mixture"] for v in variants}
+Markdown(
+    "**What they miss.** A threshold decides without knowing the target's size. "
+    + ", ".join(f"`{v}` loses {loss:.3f}" for v, loss in gap.items())
+    + " of IoU to the mixture's cut, compared with the oracle's. And the oracle knows the truth: even noise gets "
+    f"{by_way['random']['oracle']:.3f} from it."
+)
+
+# %% [markdown]
+# The *intersection over union* (IoU) divides what both cover by what either covers; *Dice* is another spelling of the
+# same number, $2\,\mathrm{IoU}/(1+\mathrm{IoU})$. **What they miss:** a map without two kinds of pixels is cut all the
+# same, and an error of one pixel all around costs a small target much more than a large one.
+#
+# *mIoU* means two things. As the mean over **classes** it is (IoU of the foreground + IoU of the background) / 2 at the
+# mixture threshold {cite}`dombrowski2024tradeoffs`; as the mean over **thresholds** it is the mean IoU at 0.1 to 0.5 of
+# the map's range {cite}`boecking2022mscxr`.
+
+# %% tags=["aggregate"]
+constants = {i: np.zeros(grid, np.float32) for i in rows}
+pd.DataFrame(
+    {
+        name: {
+            "IoU": mean_score(localization.iou, values),
+            "mIoU over classes": mean_score(localization.miou, values),
+            "mIoU over thresholds": mean_score(localization.miou, values, "thresholds"),
+        }
+        for name, values in {**tried, "constant": constants}.items()
+    }
+).T.round(3)
+
+
+# %% [markdown]
+# Look at the constant map, which predicts nothing at all: over classes it gets nearly a half, because the background is
+# large and it gets that right. Exercise 2 asks how many of the models' maps do worse than saying nothing.
+#
+# ## A place: box IoU and the distance of the centres
+#
+# Often the truth is only a box. Then one compares it with the box around the thresholded map (around its largest part,
+# so that a stray pixel does not spoil it), or the two centres. A finding of several parts, where there is one, shows
+# what goes wrong.
+
+# %%
+def largest(hot):
+    """The largest part of a thresholded map."""
+    parts, n = ndimage.label(hot, np.ones((3, 3)))
+    return parts == 1 + np.bincount(parts.ravel())[1:].argmax() if n else hot
+
+
+parted = [i for i in rows if ndimage.label(masks[i], np.ones((3, 3)))[1] > 1]
+placed = [example, *sorted(parted, key=lambda i: box_of(masks[i]).w)[-1:]]
+mapped = {i: maps[variants[0]][i] for i in placed}
+boxes = {
+    i: {
+        "target": box_of(masks[i]),
+        "map": box_of(largest(localization.foreground(mapped[i], mask.shape))),
+    }
+    for i in placed
+}
+
+# %%
+plots.images(
+    [frame_of(test[i]).image(test[i].study.pixels()) for i in placed],
+    titles=[
+        f"“{test[i].finding.phrase}”: box IoU {localization.bbox_iou(mapped[i], masks[i]):.2f}, centres "
+        f"{localization.centre_distance(mapped[i], masks[i]):.2f} of the diagonal apart"
+        for i in placed
+    ],
+    masks=[masks[i] for i in placed],
+    boxes=[[(name, box) for name, box in boxes[i].items() if box] for i in placed],
+    columns=2,
+    title=f"Boxes of the target and of the thresholded map of {variants[0]}",
+)
+
+# %% tags=["hide-input", "aggregate"]
+lost = mean_score(localization.centre_distance, constants)
+own = [localization.bbox_iou(masks[i].astype(np.float32), masks[i]) for i in parted]
+centres = {i: (b.y + b.h / 2, b.x + b.w / 2) for i in parted for b in [box_of(masks[i])]}
+outside = sum(not masks[i][int(y), int(x)] for i, (y, x) in centres.items())
+Markdown(
+    say.localization.parts(len(rows), own, outside)
+    + f" A map that points nowhere has its centre in the middle of the image, and is {lost:.2f} of the diagonal away from the "
+    "target on average: report a distance beside that."
+)
+
+# %% [markdown]
+# ## Definition or skill?
+#
+# All maps under all scores, as means over the test phrases. What separates *perfect* from 1 is the score or the map's
+# resolution. What *constant*, *random* and *inverted* get is free. What the *location prior* gets is anatomy. Only what a variant
+# has beyond these is skill.
+
+# %% tags=["aggregate"]
+made = [
+    {"map": name, **localization.score(some, masks[i])}
+    for i in runs.progress(rows, "reference maps")
+    for name, some in {**perfect(i), "constant": np.zeros(grid, np.float32)}.items()
+]
+compared = pd.DataFrame(made).groupby("map", sort=False).mean()
+shared = tables[variants[0]].loc[rows]
+for name, prefix in (("random", "chance_"), ("location prior", "prior_")):
+    compared.loc[name] = [shared[prefix + score].mean() for score in SCORES]
+for variant in variants:
+    compared.loc[variant] = [tables[variant].loc[rows, score].mean() for score in SCORES]
+compared.rename(columns=tradeoff.NAMES).round(2)
+
+# %% [markdown]
+# The arrow points to where better is. An infinite CNR has no noise: the map takes one value inside and another outside. Read the
+# table by columns: a score is useful to the extent that rows without knowledge get little, and rows with all knowledge get much.
+#
+# ## The same maps under the protocols of three papers
+#
+# "CNR" and "mIoU" do not mean one thing. The same maps are scored once more as three papers score theirs
+# {cite}`dombrowski2024tradeoffs,nuetzel2025generate,vilouras2024zeroshot`, as far as their code and text tell;
+# `localization.PROTOCOLS` says what they do to a map, and what could not be found out.
+
+# %%
+PAPERS = ("dombrowski2023", "nuetzel2025", "vilouras2024")
+some = profiles.sample(rows, 60, seeds[0])
+truths = {i: localization.box_labels(test[i].finding, frame_of(test[i])) for i in some}
+
+
+def tried_on(i):
+    """Maps of known quality and the variants' maps for one phrase."""
+    exact, coarse, opposite = perfect(i).items()
+    known = {"inverted": opposite[1], "location prior": priors[i]}
+    return known | {v: maps[v][i] for v in variants} | dict([coarse, exact])
+
+
+# %%
+records = []
+for protocol in PAPERS:
+    for i in runs.progress(some, protocol):
+        values = {"random": localization.chance(truths[i], grid, 8, protocol=protocol)}
+        for name, heatmap in tried_on(i).items():
+            values[name] = localization.score(heatmap, truths[i], protocol)
+        records += [
+            (protocol, score, name, test[i].finding.name, value)
+            for name, by_score in values.items()
+            for score, value in by_score.items()
+        ]
+columns = ["protocol", "score", "map", "finding", "value"]
+under = pd.DataFrame(records, columns=columns)
+
+# %% tags=["aggregate"]
+# The third paper takes the mean over findings, the others that over phrases.
+keys = ["protocol", "score", "map"]
+means = under.groupby(keys, sort=False)["value"].mean()
+by_finding = under.groupby([*keys, "finding"], sort=False)["value"].mean()
+over_findings = by_finding.groupby(keys, sort=False).mean()
+means["vilouras2024"] = over_findings["vilouras2024"]
+means.unstack("map")[list(dict.fromkeys(under["map"]))].round(3)
+
+# %% [markdown]
+# Read each row from left to right: a protocol that gives *random* much gives it to everyone, one that praises *inverted*
+# has no sign, and one that gives *perfect* little cannot praise a good map. What differs down a column is definition: the
+# maps are the same.
+#
+# ## Exercises
+#
+# **1.** An empty prediction gets an mIoU over classes of (1 − target)/2. Why? How many of the models' maps get less
+# than that, and what does it say of a mean mIoU of 0.4?
+
+# %% tags=["hide-cell"]
+# Its foreground is empty, so the IoU of the foreground is 0. Its background is the whole image, of which 1 − target is
+# right, so the IoU of the background is 1 − target. A mean of 0.4 may be less than nothing.
+empty = pd.Series(
+    {i: localization.miou(np.zeros(grid, np.float32), masks[i]) for i in rows}
+)
+assert np.allclose(empty, [(1 - masks[i].mean()) / 2 for i in rows])
+print(f"saying nothing: mIoU {empty.mean():.3f}")
+for variant, table in tables.items():
+    own = table.loc[rows, "miou"]
+    print(
+        f"{variant}: mIoU {own.mean():.3f}; {(own < empty).mean():.0%} of its maps get less than saying nothing"
+    )
+
+# %% [markdown]
+# **2.** Each of these can be fooled: energy, average precision, the oracle's IoU, the absolute CNR, box IoU, and the distance
+# of the centres. Make a map for each that gets as much as the perfect map of the gallery, and that you would not show to
+# anyone.
+
+# %% tags=["hide-cell"]
+box, random = box_of(mask), np.random.default_rng(0)
+top, left, high, wide = (int(v) for v in (box.y, box.x, box.h, box.w))
+rim = np.zeros(mask.shape, np.float32)
+rim[top : top + high, left : left + wide] = 1
+rim[top + 1 : top + high - 1, left + 1 : left + wide - 1] = 0
+dot = np.zeros(mask.shape, np.float32)
+dot[top + high // 2, left + wide // 2] = 1
+# In the right order, but nobody could see it: the target is at 0, and noise begins right below.
+ordered = np.where(mask, 0, -0.01 - random.random(mask.shape)).astype(np.float32)
+
+traps = {"energy": spot, "average_precision": ordered, "iou_oracle": ordered}
+traps |= {"cnr_absolute": handmade["inverted"], "bbox_iou": rim, "centre_distance": dot}
+pd.DataFrame(
+    {
+        "its map gets": localization.score(values, mask, "full")[name],
+        "the perfect one": scores.loc[name, "perfect"],
+        "its IoU, mixture": localization.iou(values, mask),
+    }
+    for name, values in traps.items()
+).set_axis([labels[name] for name in traps]).round(3)
+
+# %% [markdown]
+# **3.** Add one very hot pixel to the perfect map of the gallery, as a broken detector would. Which thresholds survive it, and
+# which scores without a threshold?
+
+# %% tags=["hide-cell"]
+# What depends on the values' range or squares is lost, and so is the maximum. Energy pays for the pixel's mass. What depends
+# on the order, the cut of a fixed area too, hardly notices one pixel.
+broken = handmade["perfect"].copy()
+broken[0, 0] = 20 * broken.max()
+compared_scores = ["iou", "iou_otsu", "iou_area", "iou_oracle", "auc_roc", "average_precision"]
+compared_scores += ["energy", "pointing_game", "cnr", "miou_thresholds"]
+both = {"perfect": handmade["perfect"], "with the pixel": broken}
+pd.DataFrame(
+    {name: localization.score(values, mask, "full") for name, values in both.items()}
+).loc[compared_scores].rename(index=labels).round(3).T
+
+# %% [markdown]
+# **4.** Dice grows with IoU, always. Can the mean Dice still prefer another variant than the mean IoU?
+
+# %% tags=["hide-cell"]
+# Yes: the curve bends, so Dice forgives a middling map more than IoU does. Two phrases are enough.
+two = pd.DataFrame({"even": [0.5, 0.5], "one good, one bad": [1.0, 0.04]})
+assert two["even"].mean() < two["one good, one bad"].mean()  # IoU
+bent = 2 * two / (1 + two)
+assert bent["even"].mean() > bent["one good, one bad"].mean()  # Dice
+pd.DataFrame({"mean IoU": two.mean(), "mean Dice": bent.mean()}).round(3)
+
+# %% [markdown]
+# ## Takeaways
+#
+# - Average precision and CNR ask for contrast at the hot end, and CNR needs its sign; IoU and mIoU ask for a shape and depend on
+#   a threshold; boxes and centres fail on findings of several parts.
+# - Say which convention you use: the same name hides different scores, and saying nothing can score well.
+# - Try a new score on maps of known quality before you trust it.
