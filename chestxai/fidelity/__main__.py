@@ -1,0 +1,3 @@
+from chestxai import fidelity, runs
+
+runs.command(fidelity.main)

@@ -1,0 +1,304 @@
+"""A small findings classifier: the default feature space, and the judge of whether an image shows a finding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from scipy import stats
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from chestxai import runs
+from chestxai.fidelity.arrays import Array, Groups, Progress, batched, check_images, grey, resize, to_json
+from chestxai.profiles import DATA
+from chestxai.stats import Interval, bootstrap_statistic
+from chestxai.studies import FINDINGS
+
+#: The classifier that ships, trained on phantoms by ``tools/make_classifier.py``.
+SHIPPED = DATA / "classifier"
+
+
+class FindingsClassifier(nn.Module):
+    """A convolutional network with one logit per finding; its 128 averaged features are the feature space.
+
+    Input: uint8 ``(n, s, s)`` or ``(n, 1, s, s)``, resized to ``size`` and scaled to about [-2, 2] inside. Output:
+    logits float32 ``(n, 8)`` over `FINDINGS`.
+
+    Args:
+        size: side in pixels of the images it works on.
+        description: one line that names training data and weights.
+    """
+
+    num_features = 128
+
+    def __init__(self, size: int = 64, description: str = "untrained") -> None:
+        super().__init__()
+        self.size, self.description = size, description
+        self.trunk = nn.Sequential(
+            _conv(1, 24, 5, 2), _conv(24, 48, 3, 2), _conv(48, 48), _conv(48, 80, 3, 2), _conv(80, 80), _conv(80, 128)
+        )
+        self.head = nn.Linear(self.num_features, len(FINDINGS))
+
+    def scaled(self, images: Tensor) -> Tensor:
+        """uint8 images as float32 ``(n, 1, size, size)``; the only place where pixels are normalised."""
+        return (resize(grey(images).float(), self.size) - 127.5) / 64
+
+    def features(self, images: Tensor) -> Tensor:
+        """Float32 ``(n, 128)``: the trunk's output averaged over the image."""
+        return self.trunk(self.scaled(images)).mean(dim=(2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images))
+
+
+def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(True))
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a classifier is trained on and how, as recorded in its ``classifier.json``."""
+
+    #: Name of the data source, and fingerprint of the training images.
+    source: str = "phantom"
+    data: str = ""
+    epochs: int = 12
+    batch: int = 64
+    #: Peak of the one-cycle schedule.
+    learning_rate: float = 3e-3
+    #: Of weights, order and augmentation; the same seed gives the same file on the same machine.
+    seed: int = 0
+
+
+def train_classifier(
+    images: Array,
+    labels: Array,
+    out: Path,
+    training: Training = Training(),
+    *,
+    val: tuple[Array, Array] | None = None,
+    progress: Progress = iter,
+) -> Path:
+    """Train a `FindingsClassifier` and save it as ``out/model.safetensors`` and, last, ``out/classifier.json``.
+
+    AdamW with a one-cycle schedule, on a GPU if there is one; augmented by shifts of up to a sixteenth of the image,
+    contrast and brightness, but not mirrored, which would put the heart on the right.
+
+    Args:
+        images: uint8 ``(n, s, s)``, ``n ≥ 2``.
+        labels: float ``(n, 8)``, 0 or 1, over `FINDINGS`.
+        out: folder to write.
+        training: source, epochs, batch size, learning rate and seed.
+        val: images and labels on which the AUC is recorded.
+        progress: wraps the loop over epochs.
+
+    Raises:
+        ValueError: images that are not uint8, labels that do not fit them, or less than one epoch.
+        OSError: ``out`` cannot be written; no partial file is left.
+    """
+    images, labels, out = check_images(images), np.asarray(labels, dtype=np.float32), Path(out)
+    if labels.shape != (len(images), len(FINDINGS)) or len(images) < 2:
+        raise ValueError(f"{len(images)} images need labels {(len(images), len(FINDINGS))}, got {labels.shape}")
+    if training.epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {training.epochs}")
+    with torch.random.fork_rng():
+        torch.manual_seed(training.seed)
+        model = FindingsClassifier(images.shape[-1])
+    _fit(model, images, labels, training, progress)
+    weights = runs.save_tensors(out / "model.safetensors", model.state_dict())
+    about = asdict(training) | {
+        "size": model.size,
+        "findings": FINDINGS,
+        "images": len(images),
+        "val_images": 0 if val is None else len(val[0]),
+        "val_auc": {} if val is None else to_json(classifier_auc(predict(model, val[0]), val[1])),
+        "sha256": runs.sha256(weights),
+    }
+    runs.write_json(out / "classifier.json", about)
+    return out
+
+
+def _fit(model: FindingsClassifier, images: Array, labels: Array, training: Training, progress: Progress) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device, memory_format=torch.channels_last).train()
+    rng, steps = np.random.default_rng(training.seed), math.ceil(len(images) / training.batch)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, training.learning_rate, total_steps=training.epochs * steps
+    )
+    for _ in progress(range(training.epochs)):
+        # array_split evens out the batches: a last batch of one image would break batch normalisation.
+        for rows in np.array_split(rng.permutation(len(images)), steps):
+            x = model.scaled(torch.from_numpy(_shifted(images[rows], rng)).to(device))
+            jitter = torch.from_numpy(rng.normal(0, 0.1, (2, len(rows), 1, 1, 1)).astype(np.float32)).to(device)
+            x = (x * (1 + jitter[0]) + jitter[1]).contiguous(memory_format=torch.channels_last)
+            logits = model.head(model.trunk(x).mean(dim=(2, 3)))
+            loss = F.binary_cross_entropy_with_logits(logits, torch.from_numpy(labels[rows]).to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+
+def _shifted(images: Array, rng: np.random.Generator) -> Array:
+    n, height, width = images.shape
+    reach = max(1, height // 16)
+    offsets = rng.integers(-reach, reach + 1, size=(2, n, 1))
+    rows = np.clip(np.arange(height) + offsets[0], 0, height - 1)
+    columns = np.clip(np.arange(width) + offsets[1], 0, width - 1)
+    return images[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def load_classifier(folder: Path) -> FindingsClassifier:
+    """Load what `train_classifier` saved, in evaluation mode on the CPU.
+
+    Raises:
+        FileNotFoundError: no classifier there; the message says how to make one.
+        ValueError: the weights are not those that ``classifier.json`` describes.
+    """
+    config, weights = Path(folder) / "classifier.json", Path(folder) / "model.safetensors"
+    for path in (config, weights):
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is missing: make it with 'python -m chestxai.fidelity train --source phantom --out {folder}'"
+            )
+    about = runs.read_json(config)
+    try:
+        sha256, size, findings = about["sha256"], about["size"], about["findings"]
+        origin = f"trained on {about['images']} images of {about['source']} (seed {about['seed']}, sha256 {sha256[:12]})"
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{config}: {error} is missing; train the classifier again") from error
+    if runs.sha256(weights) != sha256:
+        raise ValueError(f"{weights}: not the file that {config.name} describes (sha256 differs); train it again")
+    if tuple(findings) != FINDINGS:
+        raise ValueError(f"{config}: trained on other findings ({', '.join(findings)}); train it again")
+    form = f"{FindingsClassifier.num_features} features at {size} px (grey, resized bilinearly, (pixel − 127.5) / 64)"
+    model = FindingsClassifier(size, f"findings classifier, {form}, {origin}")
+    model.load_state_dict(runs.load_tensors(weights))
+    return model.eval().to(memory_format=torch.channels_last)
+
+
+def shared_classifier(
+    source: str,
+    folder: Path,
+    load: Callable[[str], tuple[Array, Array]],
+    *,
+    data: str = "",
+    epochs: int = 12,
+    shipped: Path = SHIPPED,
+    progress: Progress = iter,
+) -> FindingsClassifier:
+    """The one classifier that scores all runs on a data source: the shipped one if it was trained on that source, else
+    the `cached_classifier` in ``folder``.
+
+    Args:
+        source: name of the data source.
+        folder: where the runs of a profile keep their classifier.
+        load: "train" or "val" → images uint8 ``(n, s, s)`` and labels ``(n, 8)``; called only to train.
+        data: fingerprint of the training studies; another one means another classifier.
+        epochs: of the training.
+        shipped: folder of the shipped classifier.
+        progress: wraps the loop over epochs.
+    """
+    about = Path(shipped) / "classifier.json"
+    if about.is_file() and runs.read_json(about).get("source") == source:
+        return load_classifier(shipped)
+    return cached_classifier(folder, load, Training(source, data, epochs), progress)
+
+
+def cached_classifier(
+    folder: Path, load: Callable[[str], tuple[Array, Array]], training: Training, progress: Progress = iter
+) -> FindingsClassifier:
+    """Load the classifier in ``folder``; train it first if it is missing, damaged, or made from other data or settings.
+
+    A file lock lets only the first of several processes train; the others wait for its result.
+
+    Args:
+        folder: where the classifier is kept.
+        load: as of `shared_classifier`.
+        training: source, data, epochs, batch size, learning rate and seed.
+        progress: wraps the loop over epochs.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        try:
+            if runs.read_json(folder / "classifier.json").items() >= asdict(training).items():
+                return load_classifier(folder)
+        except (FileNotFoundError, ValueError, AttributeError):
+            pass  # missing or damaged
+        train_classifier(*load("train"), folder, training, val=load("val"), progress=progress)
+        return load_classifier(folder)
+
+
+def predict(classifier: FindingsClassifier, images: Array) -> Array:
+    """Probability of each finding, float32 ``(n, 8)`` in [0, 1].
+
+    Args:
+        classifier: of `load_classifier`.
+        images: uint8 ``(n, s, s)``.
+    """
+    return batched(classifier, lambda x: classifier(x).sigmoid(), images)
+
+
+def macro_auc(scores: Array, labels: Array) -> float:
+    """Mean AUC over the findings that have both classes; NaN if none has.
+
+    Args:
+        scores: float ``(n, k)``, the higher the more positive.
+        labels: ``(n, k)``, 0 or 1.
+    """
+    # Mann–Whitney U of all findings at once, a tie counting one half. scikit-learn's roc_auc_score agrees to rounding
+    # (1e-15), but takes 20 to 40 times as long, which a bootstrap of 300 resamples feels.
+    positive = np.asarray(labels) > 0.5
+    evaluable = positive.any(axis=0) & ~positive.all(axis=0)
+    if not evaluable.any():
+        return math.nan
+    positive, ranks = positive[:, evaluable], stats.rankdata(np.asarray(scores)[:, evaluable], axis=0)
+    yes = positive.sum(axis=0)
+    u = (ranks * positive).sum(axis=0) - yes * (yes + 1) / 2
+    return float(np.mean(u / yes / (len(positive) - yes)))
+
+
+def classifier_auc(
+    probabilities: Array, labels: Array, groups: Groups = None, n: int = 300, seed: int = 0
+) -> dict[str, Interval]:
+    """AUC of the classifier for each finding, and their mean under ``"macro"``: do images show what was asked for?
+
+    Args:
+        probabilities: float ``(m, 8)`` of `predict`.
+        labels: ``(m, 8)``, 0 or 1: the findings that are there (real images) or that the prompt names (generated).
+        groups: patient or prompt of each image, resampled together.
+        n: bootstrap resamples.
+        seed: of the bootstrap.
+
+    Returns:
+        NaN for findings of which only one class is present; they are left out of the macro.
+
+    Raises:
+        ValueError: other shapes, or probabilities that are not finite.
+    """
+    probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels) > 0.5
+    if probabilities.shape != labels.shape or labels.ndim != 2 or labels.shape[1] != len(FINDINGS):
+        expected = f"(n, {len(FINDINGS)})"
+        raise ValueError(
+            f"probabilities and labels must both be {expected}, got {probabilities.shape} and {labels.shape}"
+        )
+    if not np.isfinite(probabilities).all():
+        raise ValueError("some probabilities are NaN: the images or the classifier are broken")
+
+    def interval(columns: Sequence[int]) -> Interval:
+        if not len(columns):
+            return Interval(math.nan, math.nan, math.nan)
+        return bootstrap_statistic((probabilities[:, columns], labels[:, columns]), macro_auc, groups, n=n, seed=seed)
+
+    evaluable = [i for i in range(len(FINDINGS)) if 0 < labels[:, i].sum() < len(labels)]
+    by_finding = {name: interval([i] if i in evaluable else []) for i, name in enumerate(FINDINGS)}
+    return by_finding | {"macro": interval(evaluable)}

@@ -1,0 +1,171 @@
+"""Drawing the images that are scored: the prompts of held-out reports, and the same noise for every model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from chestxai import finetune, models, reports, runs
+from chestxai.profiles import Profile, SamplingSettings
+from chestxai.runs.code import INFRASTRUCTURE
+from chestxai.studies import FINDINGS, Study
+
+
+def requests(
+    studies: Sequence[Study], settings: SamplingSettings, seed: int = 0
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Choose what each of ``settings.images`` images is asked to show: the report prompts of held-out studies.
+
+    Studies are drawn without replacement (starting over if there are too few), ``settings.per_prompt`` images in a row
+    for each. Studies, not texts, so that prompts are as frequent as among the real images. A larger number of images
+    only appends.
+
+    Args:
+        studies: held out from training; those without a report are left out.
+        settings: ``images`` and ``per_prompt``.
+        seed: of the choice.
+
+    Returns:
+        The prompts; their labels (see `asked`); and the position int ``(images,)`` in ``studies`` of each one's report.
+
+    Raises:
+        InputError: no study has a report.
+    """
+    texts = {}
+    for i, study in enumerate(studies):
+        with suppress(runs.InputError):
+            texts[i] = reports.prompt(study.report)
+    if not texts:
+        raise runs.InputError(f"nothing to ask for: none of {len(studies)} studies has a report")
+    order = np.random.default_rng(seed).permutation(list(texts))
+    origins = order[np.arange(settings.images) // settings.per_prompt % len(order)]
+    prompts = [texts[i] for i in origins.tolist()]
+    return prompts, asked(prompts), origins
+
+
+def asked(prompts: Sequence[str]) -> np.ndarray:
+    """The findings that prompts name and do not deny: float32 ``(n, 8)``, 0 or 1, over `FINDINGS`.
+
+    Not the labels of the prompt's study: an impression omits some, and a model cannot draw what it is not asked for.
+    """
+    rows = {}
+    for prompt in dict.fromkeys(prompts):
+        names = {finding.name for finding in reports.find(prompt) if finding.present}
+        rows[prompt] = [name in names for name in FINDINGS]
+    return np.array([rows[prompt] for prompt in prompts], dtype=np.float32).reshape(-1, len(FINDINGS))
+
+
+def sample(
+    pipeline: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    settings: SamplingSettings,
+    path: Path,
+    *,
+    seed: int = 0,
+    precision: str = "no",
+    bar: Any = None,
+) -> np.ndarray:
+    """Draw one image per prompt and keep them in ``path``: a finished file is read, an interrupted one is resumed.
+
+    DDIM without added noise (Song et al. 2021) with classifier-free guidance (Ho & Salimans 2022) away from the empty
+    prompt. The noise that image ``i`` starts from depends on ``seed`` and ``i`` alone, not on the batch, the other
+    prompts or the weights: two models are compared from the same noise. The file is named by all that it depends on,
+    weights and code included. See `runs.resumable` for kills and several processes.
+
+    Args:
+        pipeline: of `models.load_pipeline`, with a checkpoint's weights; its own scheduler is not changed.
+        prompts: a text for each image.
+        settings: ``guidance``, ``steps`` and ``batch``.
+        path: the ``.safetensors`` file of the images, whose metadata hold the prompts.
+        seed: of the noise.
+        precision: "no", "fp16" or "bf16", in which the U-Net computes on a GPU; a CPU always uses float32.
+        bar: of `runs.progress`, advanced by one for each image.
+
+    Returns:
+        uint8 ``(n, s, s)``, in the order of the prompts.
+
+    Raises:
+        InputError: no prompts.
+        DivergedError: the model's output is not finite.
+        OSError: ``path`` cannot be written.
+    """
+    prompts = list(prompts)
+    if not prompts:
+        raise runs.InputError("no prompts to draw images for")
+    device, dtype = pipeline.unet.device, pipeline.unet.dtype
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision) if device.type == "cuda" else None
+    schedule = {k: v for k, v in pipeline.scheduler.config.items() if not k.startswith("_")}
+    # Weights and texts have identities of their own, so the code that made them does not count.
+    code = runs.code_fingerprint(__name__, without=(*INFRASTRUCTURE, "chestxai.finetune", "chestxai.reports"))
+    values = models.fingerprint(pipeline), schedule, settings.model_dump(), prompts, seed, str(half)
+    # Latents are not confined to [-1, 1], which a configuration without this entry would assume.
+    ddim = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    sampler = type(pipeline)(**{**pipeline.components, "scheduler": ddim}, requires_safety_checker=False)
+    sampler.set_progress_bar_config(disable=True)
+    side = models.image_size(pipeline) // pipeline.vae_scale_factor
+    shape = (pipeline.unet.config.in_channels, side, side)
+    unique = {prompt: i for i, prompt in enumerate(dict.fromkeys([*prompts, ""]))}
+    states: list[torch.Tensor] = []  # encoded only if an image is missing
+
+    def draw(rows: range) -> tuple[dict[str, torch.Tensor], list[str]]:
+        if not states:
+            states.append(models.encode_text(pipeline, list(unique)).to(dtype))
+        noise = torch.stack([_noise(shape, seed, i) for i in rows]).to(device, dtype)
+        with torch.inference_mode(), torch.autocast(device.type, half, enabled=half is not None):
+            latents = sampler(
+                prompt_embeds=states[0][[unique[prompts[i]] for i in rows]],
+                negative_prompt_embeds=states[0][[unique[""]] * len(rows)],
+                latents=noise,
+                guidance_scale=settings.guidance,
+                num_inference_steps=settings.steps,
+                output_type="latent",
+            ).images
+        if not torch.isfinite(latents).all():
+            raise runs.DivergedError(
+                f"{path}: the images are not finite (first prompt: {prompts[rows[0]]!r}); the model's training has "
+                "diverged, or fp16 overflows: try bf16"
+            )
+        return {"images": torch.from_numpy(models.decode_latents(pipeline, latents.float()))}, []
+
+    about = {"prompts": json.dumps(prompts), "settings": settings.model_dump_json(), "seed": str(seed)}
+    identity, batch = runs.fingerprint(code, *values), settings.batch
+    tensors, _ = runs.resumable(path, identity, len(prompts), draw, chunk=batch, metadata=about, bar=bar)
+    return tensors["images"].numpy()
+
+
+def _noise(shape: Sequence[int], seed: int, i: int) -> torch.Tensor:
+    key = int(np.random.default_rng([seed, i]).integers(2**63))
+    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(key))
+
+
+def sample_run(
+    pipeline: StableDiffusionPipeline, profile: Profile, run: Path, prompts: Sequence[str], bar: Any = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """`sample` of the base, which is step 0, and of every checkpoint of a run, all from the same noise.
+
+    Args:
+        pipeline: the profile's base; it ends with the weights of the last checkpoint.
+        profile: the one the run was made with.
+        run: folder of a finished run; the images are kept in ``samples/step-<k>.safetensors``.
+        prompts: a text for each image.
+        bar: advanced by one for each image.
+
+    Yields:
+        The step and its images uint8 ``(n, s, s)``.
+
+    Raises:
+        MissingError: the run is not finished; names the command that makes it.
+    """
+    folder = runs.Run(run).check_finished()
+    for step in (0, *folder.steps()):
+        if step:
+            finetune.load_checkpoint(pipeline, folder.folder, step)
+        path = folder.samples_file(step)
+        yield step, sample(pipeline, prompts, profile.sampling, path, precision=profile.finetune.precision, bar=bar)
