@@ -24,8 +24,8 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from torchmetrics.image import MultiScaleStructuralSimilarityIndexMeasure
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from chestxai import fidelity, models, runs, tradeoff
-from chestxai.fidelity import FindingsClassifier
+from chestxai import fidelity, models, runs, sources, tradeoff
+from chestxai.fidelity import FindingsClassifier, Training, classifier, metrics, sampling, spaces
 from chestxai.profiles import SamplingSettings
 from chestxai.studies import FINDINGS, Finding, Frame, Study
 from tests import tiny
@@ -53,9 +53,8 @@ def pictures(n: int, seed: int = 0, size: int = 64) -> tuple[np.ndarray, np.ndar
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("classifier")
-    fidelity.train_classifier(
-        *pictures(300), out, epochs=3, batch=16, seed=0, val=pictures(200, seed=1), source="pictures"
-    )
+    training = Training("pictures", epochs=3, batch=16)
+    fidelity.train_classifier(*pictures(300), out, training, val=pictures(200, seed=1))
     return out
 
 
@@ -135,7 +134,7 @@ class TestSample:
         stock = tiny.random_pipeline(kind)
         given = self.few.model_copy(update={"guidance": guidance})
         ours = fidelity.sample(stock, self.prompts[:2], given, tmp_path / "a.safetensors", seed=3)
-        noise = torch.stack([fidelity._start((4, 8, 8), 3, i) for i in range(2)])
+        noise = torch.stack([sampling._noise((4, 8, 8), 3, i) for i in range(2)])
         theirs = stock(
             list(self.prompts[:2]),
             latents=noise,
@@ -672,7 +671,7 @@ class TestExtract:
             fidelity.extract(Means(), [])
         with pytest.raises(ValueError, match=r"image 1: must be uint8"):
             fidelity.extract(Means(), [np.zeros((4, 4), np.uint8), np.zeros((4, 4))])
-        with pytest.raises(ValueError, match="say size="):
+        with pytest.raises(ValueError, match="pass size="):
             fidelity.extract(Means(), [np.zeros((4, 4), np.uint8), np.zeros((5, 5), np.uint8)])
         with pytest.raises(ValueError, match="NaN or infinite"):
             fidelity.extract(Broken(), [np.zeros((4, 4), np.uint8)])
@@ -688,15 +687,15 @@ class TestMsSsim:
         images = (pictures(5)[0] // 2 + pictures(1, 9)[0] // 2).astype(np.uint8)
         values = []
         for i, j in itertools.combinations(range(5), 2):
-            metric = MultiScaleStructuralSimilarityIndexMeasure(data_range=255.0, betas=fidelity._scales(64))
+            metric = MultiScaleStructuralSimilarityIndexMeasure(data_range=255.0, betas=metrics._scales(64))
             values.append(float(metric(*(torch.from_numpy(images[k])[None, None].float() for k in (i, j)))))
         assert fidelity.ms_ssim(images) == pytest.approx(np.mean(values), abs=1e-6)
 
     def test_standard_scales_on_large_images(self):
-        assert fidelity._scales(176) == pytest.approx((0.0448, 0.2856, 0.3001, 0.2363, 0.1333), abs=1e-4)
-        assert [len(fidelity._scales(s)) for s in (11, 32, 64, 128, 256)] == [1, 2, 3, 4, 5]
+        assert metrics._scales(176) == pytest.approx((0.0448, 0.2856, 0.3001, 0.2363, 0.1333), abs=1e-4)
+        assert [len(metrics._scales(s)) for s in (11, 32, 64, 128, 256)] == [1, 2, 3, 4, 5]
         with pytest.raises(ValueError, match="at least 11 pixels"):
-            fidelity._scales(10)
+            metrics._scales(10)
 
     @pytest.mark.parametrize("size", [11, 22, 44, 99, 176])
     def test_torchmetrics_takes_the_scales_we_choose(self, size, rng):
@@ -724,7 +723,7 @@ class TestMsSsim:
 
     @given(st.integers(2, 30), st.integers(1, 500))
     def test_pairs_are_distinct(self, n, most):
-        pairs = fidelity._pairs(n, most, np.random.default_rng(0))
+        pairs = metrics.random_pairs(n, most, np.random.default_rng(0))
         assert len({tuple(p) for p in pairs.tolist()}) == len(pairs) == min(most, n * (n - 1) // 2)
         assert (pairs[:, 0] < pairs[:, 1]).all()
         assert pairs.min() >= 0
@@ -737,9 +736,10 @@ class TestClassifierAuc:
     def test_auc_is_sklearns(self, rows):
         scores, positive = np.array([r[0] for r in rows], float), np.array([r[1] for r in rows])
         if positive.all() or not positive.any():
-            assert math.isnan(fidelity._auc(scores, positive))
+            assert math.isnan(fidelity.macro_auc(scores[:, None], positive[:, None]))
         else:
-            assert fidelity._auc(scores, positive) == pytest.approx(roc_auc_score(positive, scores))
+            auc = fidelity.macro_auc(scores[:, None], positive[:, None])
+            assert auc == pytest.approx(roc_auc_score(positive, scores))
 
     def test_one_class_is_left_out_of_the_macro(self, rng):
         labels, probabilities = (rng.random((80, 8)) < 0.5).astype(float), rng.random((80, 8))
@@ -782,7 +782,7 @@ class TestClassifier:
     def test_same_seed_same_file(self, tmp_path):
         images, labels = pictures(40)
         for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-            fidelity.train_classifier(images, labels, tmp_path / name, epochs=1, seed=seed)
+            fidelity.train_classifier(images, labels, tmp_path / name, Training(epochs=1, seed=seed))
         a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
         assert a == b != c
 
@@ -872,8 +872,8 @@ class TestFeatureSpaces:
     @pytest.mark.parametrize(
         ("name", "package", "file", "remedy"),
         [
-            ("inception", "torch_fidelity", fidelity._INCEPTION, "download https://"),
-            ("xrv", "torchxrayvision", f"{fidelity._XRV}.safetensors", "python -c"),
+            ("inception", "torch_fidelity", spaces._INCEPTION, "download https://"),
+            ("xrv", "torchxrayvision", f"{spaces._XRV}.safetensors", "python -c"),
         ],
     )
     def test_what_is_missing_is_said_with_how_to_get_it(self, name, package, file, remedy, tmp_path, monkeypatch):
@@ -896,14 +896,14 @@ class TestFeatureSpaces:
 
     def test_inception_is_not_unpickled(self, tmp_path):
         pytest.importorskip("torch_fidelity")
-        (tmp_path / fidelity._INCEPTION).write_bytes(b"weights")
+        (tmp_path / spaces._INCEPTION).write_bytes(b"weights")
         with pytest.raises(ValueError, match="damaged"):
             fidelity.feature_space("inception", tmp_path)
 
     def test_xrv_is_its_packages_features(self, tmp_path):
         xrv = pytest.importorskip("torchxrayvision")
         theirs = xrv.models.DenseNet(weights=None).eval()
-        runs.save_tensors(tmp_path / f"{fidelity._XRV}.safetensors", theirs.state_dict())
+        runs.save_tensors(tmp_path / f"{spaces._XRV}.safetensors", theirs.state_dict())
         images = pictures(2, size=224)[0]
         ours = fidelity.features(fidelity.feature_space("xrv", tmp_path), images)
         with torch.inference_mode():
@@ -917,13 +917,13 @@ class TestTransfer:
     def test_textures_are_taught(self, tmp_path, monkeypatch):
         (images, labels), (real, real_labels) = pictures(300), pictures(150, 1)
         labels[:, 0] = 0
-        arguments = (images, labels, real, real_labels, tmp_path / "t")
+        arguments = (images, labels), (real, real_labels), tmp_path / "t", Training("phantom", epochs=4)
         # Of phantoms a classifier ships, which must not answer for this one.
-        taught = fidelity.transfer_auc(*arguments, source="phantom", epochs=4, n=50)
+        taught = fidelity.transfer_auc(*arguments, n=50)
         assert taught["macro"].estimate > 0.8
         assert math.isnan(taught[FINDINGS[0]].estimate), "never shown"
-        monkeypatch.setattr(fidelity, "train_classifier", None)
-        again = fidelity.transfer_auc(*arguments, source="phantom", epochs=4, n=50)
+        monkeypatch.setattr(classifier, "train_classifier", None)
+        again = fidelity.transfer_auc(*arguments, n=50)
         assert again["macro"] == taught["macro"], "read, not trained again"
         assert "300 images of phantom" in fidelity.load_classifier(tmp_path / "t").description
         assert runs.read_json(tmp_path / "t" / "classifier.json")["batch"] == 300 // 8, "few images, more steps"
@@ -931,8 +931,8 @@ class TestTransfer:
     def test_wrong_labels_teach_nothing(self, tmp_path):
         images, labels = pictures(300)
         shuffled = np.random.default_rng(0).permutation(labels)
-        auc = fidelity.transfer_auc(images, shuffled, *pictures(150, 1), tmp_path / "t", epochs=4, n=50)["macro"]
-        assert abs(auc.estimate - 0.5) < 0.1
+        auc = fidelity.transfer_auc((images, shuffled), pictures(150, 1), tmp_path / "t", Training(epochs=4), n=50)
+        assert abs(auc["macro"].estimate - 0.5) < 0.1
 
 
 class TestSharedClassifier:
@@ -1070,7 +1070,7 @@ def test_command_line_trains_on_a_source(tmp_path, monkeypatch, capsys):
             for i, (image, row) in enumerate(zip(images, labels, strict=True))
         ]  # fmt: skip
 
-    monkeypatch.setattr(fidelity.sources, "load", load)
+    monkeypatch.setattr(sources, "load", load)
     small = ["--images", "40", "--val", "30", "--epochs", "1", "--size", "32"]
     assert fidelity.main(["train", "--out", str(tmp_path / "c"), *small]) == 0
     assert "macro" in capsys.readouterr().out

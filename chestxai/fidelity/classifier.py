@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -100,20 +101,21 @@ def train_classifier(
         progress: wraps the loop over epochs.
 
     Raises:
-        ValueError: images that are not uint8, labels that do not fit them, or less than one epoch.
+        InputError: images that are not uint8, labels that do not fit them, or less than one epoch.
         OSError: ``out`` cannot be written; no partial file is left.
     """
     images, labels, out = check_images(images), np.asarray(labels, dtype=np.float32), Path(out)
     if labels.shape != (len(images), len(FINDINGS)) or len(images) < 2:
-        raise ValueError(f"{len(images)} images need labels {(len(images), len(FINDINGS))}, got {labels.shape}")
+        raise runs.InputError(f"{len(images)} images need labels {(len(images), len(FINDINGS))}, got {labels.shape}")
     if training.epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {training.epochs}")
+        raise runs.InputError(f"epochs must be at least 1, got {training.epochs}")
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
         model = FindingsClassifier(images.shape[-1])
     _fit(model, images, labels, training, progress)
     weights = runs.save_tensors(out / "model.safetensors", model.state_dict())
     about = asdict(training) | {
+        "code": runs.code_fingerprint(__name__),
         "size": model.size,
         "findings": FINDINGS,
         "images": len(images),
@@ -160,13 +162,13 @@ def load_classifier(folder: Path) -> FindingsClassifier:
     """Load what `train_classifier` saved, in evaluation mode on the CPU.
 
     Raises:
-        FileNotFoundError: no classifier there; the message says how to make one.
-        ValueError: the weights are not those that ``classifier.json`` describes.
+        MissingError: no classifier there; the message says how to make one.
+        InputError: the weights are not those that ``classifier.json`` describes.
     """
     config, weights = Path(folder) / "classifier.json", Path(folder) / "model.safetensors"
     for path in (config, weights):
         if not path.is_file():
-            raise FileNotFoundError(
+            raise runs.MissingError(
                 f"{path} is missing: make it with 'python -m chestxai.fidelity train --source phantom --out {folder}'"
             )
     about = runs.read_json(config)
@@ -174,11 +176,11 @@ def load_classifier(folder: Path) -> FindingsClassifier:
         sha256, size, findings = about["sha256"], about["size"], about["findings"]
         origin = f"trained on {about['images']} images of {about['source']} (seed {about['seed']}, sha256 {sha256[:12]})"
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{config}: {error} is missing; train the classifier again") from error
+        raise runs.InputError(f"{config}: {error} is missing; train the classifier again") from error
     if runs.sha256(weights) != sha256:
-        raise ValueError(f"{weights}: not the file that {config.name} describes (sha256 differs); train it again")
+        raise runs.InputError(f"{weights}: not the file that {config.name} describes (sha256 differs); train it again")
     if tuple(findings) != FINDINGS:
-        raise ValueError(f"{config}: trained on other findings ({', '.join(findings)}); train it again")
+        raise runs.InputError(f"{config}: trained on other findings ({', '.join(findings)}); train it again")
     form = f"{FindingsClassifier.num_features} features at {size} px (grey, resized bilinearly, (pixel − 127.5) / 64)"
     model = FindingsClassifier(size, f"findings classifier, {form}, {origin}")
     model.load_state_dict(runs.load_tensors(weights))
@@ -229,11 +231,10 @@ def cached_classifier(
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        try:
-            if runs.read_json(folder / "classifier.json").items() >= asdict(training).items():
+        with suppress(FileNotFoundError, runs.InputError):  # missing or damaged
+            wanted = asdict(training) | {"code": runs.code_fingerprint(__name__)}
+            if runs.read_json(folder / "classifier.json", dict).items() >= wanted.items():
                 return load_classifier(folder)
-        except (FileNotFoundError, ValueError, AttributeError):
-            pass  # missing or damaged
         train_classifier(*load("train"), folder, training, val=load("val"), progress=progress)
         return load_classifier(folder)
 
@@ -283,16 +284,16 @@ def classifier_auc(
         NaN for findings of which only one class is present; they are left out of the macro.
 
     Raises:
-        ValueError: other shapes, or probabilities that are not finite.
+        InputError: other shapes, or probabilities that are not finite.
     """
     probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels) > 0.5
     if probabilities.shape != labels.shape or labels.ndim != 2 or labels.shape[1] != len(FINDINGS):
         expected = f"(n, {len(FINDINGS)})"
-        raise ValueError(
+        raise runs.InputError(
             f"probabilities and labels must both be {expected}, got {probabilities.shape} and {labels.shape}"
         )
     if not np.isfinite(probabilities).all():
-        raise ValueError("some probabilities are NaN: the images or the classifier are broken")
+        raise runs.InputError("some probabilities are NaN: the images or the classifier are broken")
 
     def interval(columns: Sequence[int]) -> Interval:
         if not len(columns):

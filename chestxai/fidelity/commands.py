@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 
-from chestxai import finetune, models, profiles, runs, sources
-from chestxai.fidelity.arrays import group_rows
+from chestxai import models, profiles, runs, sources
+from chestxai.fidelity.arrays import Array, Groups, group_rows
 from chestxai.fidelity.classifier import Training, load_classifier, train_classifier
 from chestxai.fidelity.evaluation import scores
 from chestxai.fidelity.memory import memorisation
@@ -31,18 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Scores of a folder of generated images against one of real ones (PNG or JPEG, at any depth). "
         "Images that share a sub-folder are one group (a patient's; a prompt's) and are resampled together.",
     )
+    own = "phantom (default), inception, xrv, or the folder of a trained classifier"
     parser.add_argument("--real", type=Path, help="folder of real images, not trained on")
     parser.add_argument("--generated", type=Path, help="folder of generated images")
     parser.add_argument("--training", type=Path, help="folder of training images: are any of them copied?")
-    parser.add_argument(
-        "--features", default="phantom", help="phantom (default), inception, xrv, or the folder of a trained classifier"
-    )
+    parser.add_argument("--features", default="phantom", help=own)
     parser.add_argument("--weights", type=Path, help="folder of the weights of inception or xrv")
     parser.add_argument("--size", type=int, help="pixels to bring all images to (default: the feature space's)")
     parser.add_argument("--fit", choices=("crop", "letterbox"), default="crop", help="of images that are not square")
     parser.add_argument("--cache", type=Path, help="folder to keep the features in")
     parser.add_argument("--resamples", type=int, default=100, help="of the FID's interval; 0: none (default: 100)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(run=_score)
     commands = parser.add_subparsers(dest="command", title="commands")
     train = commands.add_parser("train", help="train a findings classifier, a feature space for a data source")
     train.add_argument("--source", default="phantom", help="data source (default: phantom)")
@@ -53,23 +53,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     train.add_argument("--size", type=int, default=64, help="pixels (default: 64)")
     train.add_argument("--epochs", type=int, default=12)
     train.add_argument("--seed", type=int, default=0)
+    train.set_defaults(run=_train)
     draw = commands.add_parser("draw", help="draw the images of a fine-tuned run that the chapter on fidelity scores")
     profiles.add_options(draw)
+    draw.set_defaults(run=_draw)
     options = parser.parse_args(arguments)
-    if options.command == "train":
-        return _train(options)
-    if options.command == "draw":
-        return _draw(options)
-    if options.real is None or options.generated is None:
+    if options.run is _score and None in (options.real, options.generated):
         parser.error("--real and --generated are both needed")
-    return _score(options)
+    options.run(options)
+    return 0
 
 
-def _score(options: argparse.Namespace) -> int:
+def _score(options: argparse.Namespace) -> None:
     own = Path(options.features)
     space = load_classifier(own) if own.is_dir() else feature_space(options.features, options.weights)
     space = space.to("cuda" if torch.cuda.is_available() else "cpu")
-    size = options.size or space.size
+    size, seed = options.size or space.size, options.seed
     folders = {"real": options.real, "generated": options.generated, "training": options.training}
     sets = {}
     for kind, folder in folders.items():
@@ -78,49 +77,34 @@ def _score(options: argparse.Namespace) -> int:
             sets[kind] = extract(space, folder, size=size, fit=options.fit, cache=options.cache, progress=bar)
             for line in sets[kind].skipped:
                 print(f"left out: {line}")
-    real, fake = sets["real"], sets["generated"]
-    prompts, patients, seed = _subfolders(fake.names), _subfolders(real.names), options.seed
-    numbers = scores(
-        real.values, fake.values, groups=prompts, real_groups=patients, resamples=options.resamples, seed=seed
-    )
+    real, fake = sets["real"].values, sets["generated"].values
+    patients, prompts = (_subfolders(sets[kind].names) for kind in ("real", "generated"))
+    numbers = scores(real, fake, groups=prompts, real_groups=patients, resamples=options.resamples, seed=seed)
     table = {
         "FID ↓": _cell(numbers.pop("fid")),
-        "FID∞ ↓": f"{fid_infinity(real.values, fake.values, seed=seed).estimate:.3f}",
-        "KID ↓ (± over subsets)": "{:.4f} ± {:.4f}".format(*kid(real.values, fake.values, seed=seed)),
+        "FID∞ ↓": f"{fid_infinity(real, fake, seed=seed).estimate:.3f}",
+        "KID ↓ (± over subsets)": "{:.4f} ± {:.4f}".format(*kid(real, fake, seed=seed)),
     }
     table |= {f"{name} ↑": _cell(interval) for name, interval in numbers.items()}
-    table |= _similarity("two real", options.real, real.names, None, options)
-    table |= _similarity("two generated", options.generated, fake.names, None, options)
+    compared = {"two real": ("real", None), "two generated": ("generated", None)}
     if prompts is not None:
-        table |= _similarity("two generated, one sub-folder", options.generated, fake.names, prompts, options)
+        compared["two generated, one sub-folder"] = "generated", prompts
+    for name, (kind, groups) in compared.items():
+        files = [folders[kind] / file for file in sets[kind].names]
+        pairs = _pairs(groups, len(files), np.random.default_rng(seed))
+        if pairs.size:
+            # No more images are held than are compared.
+            pixels = (read_image(files[i]) for i in pairs.ravel())
+            images = np.stack([Frame(*p.shape, size, options.fit).image(p) for p in pixels])
+            alike = ms_ssim_by_group(images, np.repeat(np.arange(len(pairs)), 2).tolist())
+            table[f"MS-SSIM of {name}"] = _cell(bootstrap_ci(list(alike.values()), seed=seed))
     if "training" in sets:
-        memory = memorisation(
-            sets["training"].values, fake.values, real.values, groups=prompts, unseen_groups=patients
-        )
+        memory = memorisation(sets["training"].values, fake, real, groups=prompts, unseen_groups=patients)
         table["closer to a training image than 95 % of the real"] = f"{memory.closer:.1%} (chance: 5 %)"
     print(f"feature space: {describe(space)}")
     for kind, images in sets.items():
         print(f"{kind}: {len(images.names)} images of {folders[kind]} at {size} px, {len(images.skipped)} left out")
     print(pd.Series(table).to_string())
-    return 0
-
-
-def _similarity(
-    what: str, folder: Path, names: Sequence[str], groups: Sequence[str] | None, options: argparse.Namespace, most: int = 100
-) -> dict[str, str]:
-    """MS-SSIM of random pairs of all images, or of one pair of each group; no more images are read than these."""
-    rng = np.random.default_rng(options.seed)
-    if groups is None:
-        pairs = random_pairs(len(names), most, rng)
-    else:
-        members = [rows for rows in group_rows(groups, len(names), "generated") if len(rows) > 1]
-        pairs = np.array([rng.choice(members[i], 2, replace=False) for i in rng.permutation(len(members))[:most]])
-    if not pairs.size:
-        return {}
-    pixels = (read_image(folder / names[i]) for i in pairs.ravel())
-    images = np.stack([Frame(*p.shape, options.size, options.fit).image(p) for p in pixels])
-    alike = ms_ssim_by_group(images, np.repeat(np.arange(len(pairs)), 2).tolist())
-    return {f"MS-SSIM of {what}": _cell(bootstrap_ci(list(alike.values()), seed=options.seed))}
 
 
 def _cell(interval: Interval) -> str:
@@ -133,41 +117,43 @@ def _subfolders(names: Sequence[str]) -> list[str] | None:
     return groups if len(set(groups)) > 1 else None
 
 
-def _train(options: argparse.Namespace) -> int:
-    def data(split: str, n: int) -> tuple[np.ndarray, np.ndarray]:
+def _pairs(groups: Groups, n: int, rng: np.random.Generator, most: int = 100) -> Array:
+    """Pairs of ``n`` images, int ``(p, 2)``: of any two of all, or one pair of each group; ``most`` at random."""
+    if groups is None:
+        return random_pairs(n, most, rng)
+    members = [rows for rows in group_rows(groups, n) if len(rows) > 1]
+    return np.array([rng.choice(members[i], 2, replace=False) for i in rng.permutation(len(members))[:most]])
+
+
+def _train(options: argparse.Namespace) -> None:
+    splits = {}
+    for split, n in (("train", options.images), ("val", options.val)):
         phantom = {"n": n, "size": options.size} if options.source == "phantom" else {}
         studies = sources.load(options.source, root=options.root, split=split, **phantom)[:n]
         if not studies:
-            raise ValueError(f"source {options.source!r} has no studies in split {split!r}")
+            raise runs.InputError(f"source {options.source!r} has no studies in split {split!r}")
         images, kept, skipped = to_images(studies, options.size)
         for line in skipped:
             print(f"left out: {line}")
-        return images, np.stack([study.labels() for study in kept])
-
-    train_classifier(
-        *data("train", options.images),
-        options.out,
-        Training(options.source, epochs=options.epochs, seed=options.seed),
-        val=data("val", options.val),
-        progress=lambda epochs: runs.progress(epochs, "training the classifier"),
-    )
+        splits[split] = images, np.stack([study.labels() for study in kept])
+    training = Training(options.source, epochs=options.epochs, seed=options.seed)
+    bar = lambda epochs: runs.progress(epochs, "training the classifier")  # noqa: E731
+    train_classifier(*splits["train"], options.out, training, val=splits["val"], progress=bar)
     for name, auc in runs.read_json(options.out / "classifier.json")["val_auc"].items():
         print(f"{name:18s}", "one class only" if auc["estimate"] is None else Interval(**auc))
     print(f"wrote {options.out}")
-    return 0
 
 
-def _draw(options: argparse.Namespace) -> int:
+def _draw(options: argparse.Namespace) -> None:
     profile = profiles.load(options.profile)
-    run = finetune.check_finished(profiles.run_folder(profile, options.variant, options.seed, options.out))
+    run = runs.Run(profiles.run_folder(profile, options.variant, options.seed, options.out)).check_finished()
     is_main = runs.processes().is_main_process
     pipeline = models.load_pipeline(profile.base, device=PartialState().device)
     studies = profiles.studies(profile, "test", options.data)
     _, kept, _ = to_images(studies, models.image_size(pipeline), profile.data.fit)
     prompts, *_ = requests(kept, profile.sampling)
-    steps = (0, *finetune.checkpoints(run))
-    with runs.progress(total=len(steps) * len(prompts), description="draw", disable=not is_main) as bar:
-        for step, images in sample_run(pipeline, profile, run, prompts, bar):
+    total = len(prompts) * (1 + len(run.steps()))
+    with runs.progress(total=total, description="draw", disable=not is_main) as bar:
+        for step, images in sample_run(pipeline, profile, run.folder, prompts, bar):
             if is_main:
-                bar.write(f"{run}: step {step}, {len(images)} images")
-    return 0
+                bar.write(f"{run.folder}: step {step}, {len(images)} images")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from chestxai import runs
-from chestxai.fidelity.arrays import check_images, to_json
+from chestxai.fidelity.arrays import Array, Groups, Progress, check_images, to_json
 from chestxai.fidelity.classifier import FindingsClassifier, Training, cached_classifier, classifier_auc, predict
 from chestxai.fidelity.metrics import density_coverage, fid_interval, kid, ms_ssim_by_group, precision_recall
 from chestxai.fidelity.spaces import content_hash, features
@@ -18,13 +17,7 @@ from chestxai.stats import Interval, bootstrap_ci
 
 
 def scores(
-    real: np.ndarray,
-    fake: np.ndarray,
-    *,
-    groups: Sequence[Hashable] | None = None,
-    real_groups: Sequence[Hashable] | None = None,
-    resamples: int = 100,
-    seed: int = 0,
+    real: Array, fake: Array, *, groups: Groups = None, real_groups: Groups = None, resamples: int = 100, seed: int = 0
 ) -> dict[str, Interval]:
     """``fid``, ``precision``, ``recall``, ``density`` and ``coverage`` of two feature sets, with their default ``k``.
 
@@ -35,19 +28,19 @@ def scores(
         seed: of all bootstraps.
     """
     clusters = {"groups": groups, "real_groups": real_groups, "seed": seed}
-    names = ("precision", "recall", "density", "coverage")
-    others = (*precision_recall(real, fake, **clusters), *density_coverage(real, fake, **clusters))
-    return {"fid": fid_interval(real, fake, n=resamples, **clusters)} | dict(zip(names, others, strict=True))
+    names = ("fid", "precision", "recall", "density", "coverage")
+    overlaps = (*precision_recall(real, fake, **clusters), *density_coverage(real, fake, **clusters))
+    return dict(zip(names, (fid_interval(real, fake, n=resamples, **clusters), *overlaps), strict=True))
 
 
 def evaluate(
-    real_images: np.ndarray,
-    fake_images: np.ndarray,
-    labels: np.ndarray,
-    groups: Sequence[Hashable],
+    real_images: Array,
+    fake_images: Array,
+    labels: Array,
+    groups: Groups,
     classifier: FindingsClassifier,
     *,
-    patients: Sequence[Hashable] | None = None,
+    patients: Groups = None,
     resamples: int = 100,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -63,9 +56,9 @@ def evaluate(
         seed: of subsets, pairs and bootstraps.
 
     Returns:
-        `scores`, ``ms_ssim``, ``classifier_auc`` (macro), each with ``_low`` and ``_high``; ``kid`` with ``kid_std``
-        (over subsets); ``classifier_auc_by_finding`` ``{finding: {estimate, low, high}}``; ``images_real``,
-        ``images_fake``.
+        `scores`, ``ms_ssim`` and ``classifier_auc`` (macro), each with ``_low`` and ``_high``; ``kid``, ``kid_std``
+        (over subsets); ``classifier_auc_by_finding`` ``{finding: {estimate, low, high}}``; ``images_real`` and
+        ``images_fake``, the counts.
     """
     real, fake = features(classifier, real_images), features(classifier, fake_images)
     mean, std = kid(real, fake, seed=seed)
@@ -75,77 +68,62 @@ def evaluate(
         "ms_ssim": _mean_ms_ssim(fake_images, groups, seed),
         "classifier_auc": auc.pop("macro"),
     }
-    counts = {"images_real": len(real), "images_fake": len(fake)}
-    return _flat(intervals, {"kid": mean, "kid_std": std} | counts) | {"classifier_auc_by_finding": _nested(auc)}
+    numbers = {"kid": mean, "kid_std": std, "images_real": len(real), "images_fake": len(fake)}
+    return to_json(_flat(intervals) | numbers | {"classifier_auc_by_finding": auc})
 
 
 def reference(
-    real_images: np.ndarray,
-    labels: np.ndarray,
+    real_images: Array,
+    labels: Array,
     classifier: FindingsClassifier,
     *,
-    others: np.ndarray | None = None,
-    patients: Sequence[Hashable] | None = None,
+    others: Array | None = None,
+    patients: Groups = None,
     resamples: int = 100,
     seed: int = 0,
 ) -> dict[str, Any]:
     """What real images score themselves, ready for JSON: the floor and the ceilings of `evaluate`'s numbers.
 
     Args:
-        real_images: as in `evaluate`.
-        labels: ``(n, 8)``, the findings that they show.
-        classifier: the feature space.
-        others: uint8 ``(m, s, s)``, real images of other patients, as many as are generated: a model that were right
-            would score as they do.
-        patients: of the real images, resampled together.
-        resamples: of the FID's bootstrap.
-        seed: of subsets, pairs and bootstraps.
+        real_images, classifier, patients, resamples, seed: as of `evaluate`.
+        labels: ``(n, 8)``, the findings that the real images show.
+        others: uint8 ``(m, s, s)``, real images of other patients, as many as are generated: what a perfect model
+            would draw.
 
     Returns:
-        ``ms_ssim_real`` of two images with the same findings (of any two, where no two have the same) and
-        ``classifier_auc_real`` (macro); with ``others`` also the `scores` as ``fid_real``, ``precision_real``, …; each
-        with ``_low`` and ``_high``. ``kid_real`` with ``kid_real_std``; ``classifier_auc_real_by_finding``.
+        As `evaluate`, each name with ``_real``: MS-SSIM of two images with the same findings (of any two, where no two
+        have the same), AUC and, with ``others``, `scores` and KID.
     """
     auc = classifier_auc(predict(classifier, real_images), labels, patients, seed=seed)
     findings = [tuple(row) for row in np.asarray(labels).tolist()]
     same = findings if len(set(findings)) < len(findings) else None
-    intervals = {
-        "ms_ssim_real": _mean_ms_ssim(real_images, same, seed),
-        "classifier_auc_real": auc.pop("macro"),
-    }
-    numbers: dict[str, float] = {}
+    intervals = {"ms_ssim": _mean_ms_ssim(real_images, same, seed), "classifier_auc": auc.pop("macro")}
+    numbers: dict[str, Any] = {"classifier_auc_real_by_finding": auc}
     if others is not None:
         real, other = features(classifier, real_images), features(classifier, others)
-        floor = scores(real, other, real_groups=patients, resamples=resamples, seed=seed)
-        intervals |= {f"{name}_real": interval for name, interval in floor.items()}
-        numbers = dict(zip(("kid_real", "kid_real_std"), kid(real, other, seed=seed), strict=True))
-    return _flat(intervals, numbers) | {"classifier_auc_real_by_finding": _nested(auc)}
+        intervals |= scores(real, other, real_groups=patients, resamples=resamples, seed=seed)
+        numbers["kid_real"], numbers["kid_real_std"] = kid(real, other, seed=seed)
+    return to_json(_flat({f"{name}_real": interval for name, interval in intervals.items()}) | numbers)
 
 
-def _mean_ms_ssim(images: np.ndarray, groups: Sequence[Hashable] | None, seed: int) -> Interval:
+def _mean_ms_ssim(images: Array, groups: Groups, seed: int) -> Interval:
     return bootstrap_ci(list(ms_ssim_by_group(images, groups, seed=seed).values()), seed=seed)
 
 
-def _flat(intervals: dict[str, Interval], numbers: dict[str, float]) -> dict[str, Any]:
-    out: dict[str, Any] = dict(numbers)
-    for name, interval in intervals.items():
-        out |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
-    return to_json(out)
-
-
-def _nested(intervals: dict[str, Interval]) -> dict[str, dict[str, Any]]:
-    return {name: to_json(asdict(interval)) for name, interval in intervals.items()}
+def _flat(intervals: dict[str, Interval]) -> dict[str, Any]:
+    ends = {"": "estimate", "_low": "low", "_high": "high"}
+    return {name + end: getattr(i, field) for name, i in intervals.items() for end, field in ends.items()}
 
 
 def transfer_auc(
-    train: tuple[np.ndarray, np.ndarray],
-    test: tuple[np.ndarray, np.ndarray],
+    train: tuple[Array, Array],
+    test: tuple[Array, Array],
     folder: Path,
     training: Training = Training(source="generated"),
     *,
-    patients: Sequence[Hashable] | None = None,
+    patients: Groups = None,
     n: int = 300,
-    progress: Callable[[Iterable], Iterable] = lambda items: items,
+    progress: Progress = iter,
 ) -> dict[str, Interval]:
     """AUC of a classifier trained on generated images and tested on real ones (TSTR, Ravuri & Vinyals 2019).
 
@@ -153,28 +131,25 @@ def transfer_auc(
     this does. Compare with as many *real* training images: few images teach little, whoever made them.
 
     Args:
-        train: images uint8 ``(m, s, s)`` and labels ``(m, 8)`` of what their prompts name (`asked`).
+        train: images uint8 ``(m, s, s)``, and labels ``(m, 8)`` of what their prompts name (`asked`).
         test: images uint8 ``(n, s, s)`` of patients that neither model has seen, and labels ``(n, 8)`` of what they
             show.
         folder: where the classifier is kept; a second call with the same images, labels and settings reads it.
-        training: ``source``, recorded; ``epochs`` (a few hundred images need more than the default); ``seed``, also of
-            the bootstrap. ``data`` and ``batch`` are set here: an eighth of the images, 8 to 64, so that few images
-            make some steps too.
+        training: ``source``, ``epochs`` (a few hundred images need more than the default) and ``seed``, also of the
+            bootstrap. The batch is an eighth of the images, 8 to 64, so that few images make enough steps.
         patients: of the test images, resampled together.
         n: bootstrap resamples. They cover other patients, not another training.
         progress: wraps the loop over epochs.
 
     Returns:
-        An interval for each finding, and ``"macro"``; NaN, and not in the macro, where only one class is present among
-        the training labels or the test labels.
+        As `classifier_auc`; also NaN for findings of which the training labels have only one class.
     """
     images, labels = check_images(train[0]), np.asarray(train[1], dtype=np.float32)
-    data, batch = runs.fingerprint(content_hash(images), content_hash(labels)), min(64, max(8, len(images) // 8))
-    training = replace(training, data=data, batch=batch)
     real, real_labels = test[0], np.asarray(test[1], dtype=np.float32)
+    data = runs.fingerprint(content_hash(images), content_hash(labels))
+    training = replace(training, data=data, batch=min(64, max(8, len(images) // 8)))
     splits = {"train": (images, labels), "val": (real, real_labels)}
     classifier = cached_classifier(folder, splits.__getitem__, training, progress)
     taught = (labels > 0.5).any(axis=0) & (labels <= 0.5).any(axis=0)
-    return classifier_auc(
-        predict(classifier, real), np.where(taught, real_labels, 0), patients, n=n, seed=training.seed
-    )
+    evaluable = np.where(taught, real_labels, 0)
+    return classifier_auc(predict(classifier, real), evaluable, patients, n=n, seed=training.seed)

@@ -1,13 +1,14 @@
 """Distances and overlaps of two sets of features, and the similarity of images of one prompt.
 
-FID, KID and MS-SSIM are torchmetrics'; precision, recall, density and coverage stand on scikit-learn's neighbours.
+FID, KID and MS-SSIM are torchmetrics'; precision, recall, density and coverage stand on scikit-learn's neighbours. All
+depend on the feature space, most on the numbers of images: compare only numbers of the same space and equal counts.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,20 +16,19 @@ import torch
 from scipy import stats
 from sklearn.metrics import pairwise_distances_chunked
 from sklearn.neighbors import NearestNeighbors
-from torch import nn
+from torch import Tensor, nn
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from chestxai.fidelity.arrays import bootstrap, check_features, check_images, group_rows
+from chestxai.fidelity.arrays import Array, Groups, bootstrap, check_features, check_images
+from chestxai.runs import InputError
 from chestxai.stats import Interval, bootstrap_ci
 
 # Wang, Simoncelli & Bovik 2003: exponents of the scales, finest first.
 _BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 # torchmetrics' Gaussian window (sigma 1.5) in pixels.
 _WINDOW = 11
-
-Groups = Sequence[Hashable] | None
 
 
 class _Identity(nn.Module):
@@ -38,15 +38,14 @@ class _Identity(nn.Module):
         super().__init__()
         self.num_features = num_features
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return x
 
 
-def fid(real: np.ndarray, fake: np.ndarray) -> float:
+def fid(real: Array, fake: Array) -> float:
     """Fréchet distance of two feature sets (Heusel et al. 2017), ≥ 0, lower is better.
 
-    ``|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½)`` in float64 by torchmetrics. Small samples bias it upwards: compare only
-    numbers from equally many images.
+    ``|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½)`` in float64 by torchmetrics. Small samples bias it upwards.
 
     Args:
         real, fake: features float ``(n, d)`` and ``(m, d)``, ``n, m ≥ 2``.
@@ -60,7 +59,7 @@ def fid(real: np.ndarray, fake: np.ndarray) -> float:
 
 
 def fid_interval(
-    real: np.ndarray, fake: np.ndarray, groups: Groups = None, n: int = 100, seed: int = 0, real_groups: Groups = None
+    real: Array, fake: Array, groups: Groups = None, n: int = 100, seed: int = 0, real_groups: Groups = None
 ) -> Interval:
     """FID with a 95 % bootstrap interval over both image sets: generated images by prompt, real ones by patient.
 
@@ -71,32 +70,27 @@ def fid_interval(
         real, fake: features float ``(n, d)`` and ``(m, d)``.
         groups, real_groups: prompt of each generated and patient of each real image, resampled together; None makes
             every image its own.
-        n: bootstrap resamples; 0 leaves the bounds NaN.
-        seed: of the bootstrap.
+        n, seed: bootstrap resamples (0 leaves the bounds NaN) and their seed.
     """
-    real, fake = check_features(real, fake)
-    rows = group_rows(real_groups, len(real), "real"), group_rows(groups, len(fake), "generated")
     estimate = fid(real, fake)
     if not n:
         return Interval(estimate, math.nan, math.nan)
-    resampled = bootstrap(fid, (real, fake), rows, n, seed)
+    real, fake = check_features(real, fake)
+    resampled = bootstrap(fid, [(real, real_groups, "real"), (fake, groups, "generated")], n, seed)
     low, high = estimate + np.quantile(resampled, [0.025, 0.975]) - np.mean(resampled)
     return Interval(estimate, max(0.0, float(low)), float(high))
 
 
-def kid(
-    real: np.ndarray, fake: np.ndarray, subsets: int = 100, subset_size: int = 1000, seed: int = 0
-) -> tuple[float, float]:
+def kid(real: Array, fake: Array, subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> tuple[float, float]:
     """Kernel distance of two feature sets (Bińkowski et al. 2018): mean and standard deviation over random subsets.
 
-    The unbiased squared MMD with the kernel ``(x·y / d + 1)³``, by torchmetrics. Unlike FID it does not depend on the
-    number of images on average, and may be slightly negative.
+    The unbiased squared MMD with the kernel ``(x·y / d + 1)³``, by torchmetrics. On average it does not depend on the
+    number of images; it may be slightly negative.
 
     Args:
         real, fake: features float ``(n, d)`` and ``(m, d)``.
-        subsets: number of random subsets.
-        subset_size: images in each; at most half of the smaller set, for larger subsets would be nearly equal.
-        seed: of the subsets.
+        subsets, seed: number of random subsets, and their seed.
+        subset_size: images in each; at most half of the smaller set, or all subsets would be nearly equal.
     """
     real, fake = check_features(real, fake)
     size = max(2, min(subset_size, min(len(real), len(fake)) // 2))
@@ -116,46 +110,42 @@ class Extrapolation:
     """FID against the number of generated images, and its limit.
 
     Attributes:
-        sizes: int ``(k,)``, numbers of generated images.
-        fids: float ``(k,)``, mean FID of the random subsets of each size.
+        sizes, fids: int and float ``(k,)``: numbers of generated images, and the mean FID of random subsets of each.
         estimate: FID∞, the fitted line's value at 1/N = 0; chance may bring it below 0.
         slope: of the line ``FID = estimate + slope / N``.
     """
 
-    sizes: np.ndarray
-    fids: np.ndarray
+    sizes: Array
+    fids: Array
     estimate: float
     slope: float
 
 
 def fid_infinity(
-    real: np.ndarray, fake: np.ndarray, points: int = 15, smallest: int | None = None, draws: int = 1, seed: int = 0
+    real: Array, fake: Array, points: int = 15, smallest: int | None = None, draws: int = 1, seed: int = 0
 ) -> Extrapolation:
     """The FID that infinitely many generated images would have (Chong & Forsyth 2020, FID∞).
 
     The bias of FID is about linear in 1/N, so the FIDs of random subsets of evenly spaced sizes are extrapolated by
-    least squares to 1/N = 0. As in the paper, the real set stays whole and its own bias remains: compare only values
-    against the same real set. There is no interval, because the subsets share their images. The bias is linear only
-    where N is well above the number of features; with fewer images, more ``draws`` make FID∞ less noisy, not less
-    wrong.
+    least squares to 1/N = 0. As in the paper, the real set stays whole and keeps its own bias. The bias is linear only
+    where N is well above the number of features; with fewer images, more ``draws`` reduce the noise, not the error.
 
     Args:
         real, fake: features float ``(n, d)`` and ``(m, d)``, ``m ≥ 4``.
         points: number of subset sizes, at least 2.
         smallest: smallest subset; default: a tenth of the images (the paper's 5,000 of 50,000), but at least twice the
             number of features where half of the images allow it.
-        draws: random subsets of each size.
-        seed: of the subsets.
+        draws, seed: random subsets of each size, and their seed.
 
     Raises:
-        ValueError: too few images or points.
+        InputError: too few images or points.
     """
     real, fake = check_features(real, fake)
     most, d = len(fake), real.shape[1]
     smallest = max(most // 10, min(2 * d, most // 2), 2) if smallest is None else smallest
     sizes = np.unique(np.linspace(smallest, most, points).round().astype(int)) if smallest < most else np.array([])
     if len(sizes) < 2 or smallest < 2 or draws < 1:
-        raise ValueError(f"FID∞ needs subsets of two or more sizes, each of 2 or more of {most} images, got {sizes}")
+        raise InputError(f"FID∞ needs subsets of two or more sizes, each of 2 or more of {most} images, got {sizes}")
     rng = np.random.default_rng(seed)
     fids = np.array([np.mean([fid(real, fake[rng.permutation(most)[:n]]) for _ in range(draws)]) for n in sizes])
     line = stats.linregress(1 / sizes, fids)
@@ -163,46 +153,28 @@ def fid_infinity(
 
 
 def precision_recall(
-    real: np.ndarray,
-    fake: np.ndarray,
-    k: int = 3,
-    groups: Groups = None,
-    real_groups: Groups = None,
-    n: int = 1000,
-    seed: int = 0,
+    real: Array, fake: Array, k: int = 3, groups: Groups = None, real_groups: Groups = None, n: int = 1000, seed: int = 0
 ) -> tuple[Interval, Interval]:
     """Improved precision and recall (Kynkäänniemi et al. 2019, eq. 1 and 2): realism and variety, in [0, 1].
 
     Around each image of a set lies a closed ball that reaches to its ``k``-th nearest neighbour in the set. Precision
     is the share of generated images in any ball of the real set; recall the share of real images in any ball of the
-    generated set. Both depend on the numbers of images. A single outlier has a large ball; `density_coverage` is less
-    sensitive to it.
+    generated set. A single outlier has a large ball; `density_coverage` is less sensitive to it.
 
     Args:
         real, fake: features float ``(n, d)`` and ``(m, d)``, ``n, m > k``.
         k: neighbours.
         groups, real_groups: prompt of each generated and patient of each real image, resampled together.
-        n: bootstrap resamples. Only the images counted are resampled, not the balls: the interval does not cover
-            another set of balls.
-        seed: of the bootstrap.
+        n, seed: bootstrap resamples and their seed. The balls stay as they are; the interval does not cover others.
     """
     real, fake = check_features(real, fake)
-    inside, _ = _balls(real, _radii(real, k), fake, closed=True)
-    covered, _ = _balls(fake, _radii(fake, k), real, closed=True)
-    return (
-        bootstrap_ci((inside > 0).astype(float), groups, n=n, seed=seed),
-        bootstrap_ci((covered > 0).astype(float), real_groups, n=n, seed=seed),
-    )
+    inside, _ = _balls(real, fake, k, closed=True)
+    covered, _ = _balls(fake, real, k, closed=True)
+    return _share(inside > 0, groups, n, seed), _share(covered > 0, real_groups, n, seed)
 
 
 def density_coverage(
-    real: np.ndarray,
-    fake: np.ndarray,
-    k: int = 5,
-    groups: Groups = None,
-    real_groups: Groups = None,
-    n: int = 1000,
-    seed: int = 0,
+    real: Array, fake: Array, k: int = 5, groups: Groups = None, real_groups: Groups = None, n: int = 1000, seed: int = 0
 ) -> tuple[Interval, Interval]:
     """Density (≥ 0) and coverage (in [0, 1]) of Naeem et al. 2020, from balls around the real images only.
 
@@ -214,33 +186,33 @@ def density_coverage(
         real, fake: features float ``(n, d)`` and ``(m, d)``, ``n > k``.
         k: neighbours.
         groups, real_groups: prompt of each generated and patient of each real image, resampled together.
-        n: bootstrap resamples, as in `precision_recall`: density over generated images, coverage over real ones.
-        seed: of the bootstrap.
+        n, seed: as of `precision_recall`: density over generated images, coverage over real ones.
     """
     real, fake = check_features(real, fake)
-    inside, held = _balls(real, _radii(real, k), fake, closed=False)
-    return (
-        bootstrap_ci(inside / k, groups, n=n, seed=seed),
-        bootstrap_ci((held > 0).astype(float), real_groups, n=n, seed=seed),
-    )
+    inside, held = _balls(real, fake, k, closed=False)
+    return _share(inside / k, groups, n, seed), _share(held > 0, real_groups, n, seed)
 
 
-def _radii(points: np.ndarray, k: int) -> np.ndarray:
-    """Distance of each point to its ``k``-th nearest neighbour, itself not counted."""
-    if not 1 <= k < len(points):
-        raise ValueError(f"k = {k} neighbours need more than {k} images (and k ≥ 1), got {len(points)}")
+def _share(values: Array, groups: Groups, n: int, seed: int) -> Interval:
+    return bootstrap_ci(values.astype(float), groups, n=n, seed=seed)
+
+
+def _balls(centres: Array, points: Array, k: int, closed: bool) -> tuple[Array, Array]:
+    """Number of balls around each point, int ``(m,)``, and of points in each ball, int ``(n,)``.
+
+    The ball of a centre reaches to its ``k``-th nearest neighbour among the other centres.
+    """
+    if not 1 <= k < len(centres):
+        raise InputError(f"k = {k} neighbours need more than {k} images (and k ≥ 1), got {len(centres)}")
     # Centred, because scikit-learn loses digits of distances far from the origin.
-    return NearestNeighbors(n_neighbors=k).fit(points - points.mean(axis=0)).kneighbors()[0][:, -1]
-
-
-def _balls(centres: np.ndarray, radii: np.ndarray, points: np.ndarray, closed: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Number of balls around each point, int ``(m,)``, and of points in each ball, int ``(n,)``."""
     middle = centres.mean(axis=0)
     centres, points = centres - middle, points - middle
+    radii = NearestNeighbors(n_neighbors=k).fit(centres).kneighbors()[0][:, -1]
     # A distance computed twice differs in its last bits, which must not decide a tie.
     slack = 1e-12 * float((centres**2).sum(axis=1).mean())
     limits = radii**2 + (slack if closed else -slack)
     inside, held, start = np.zeros(len(points), int), [], 0
+    # In chunks: all distances at once would not fit into memory.
     for squared in pairwise_distances_chunked(centres, points, metric="sqeuclidean", working_memory=64):
         within = squared <= limits[start : start + len(squared), None]
         inside += within.sum(axis=0)
@@ -249,28 +221,24 @@ def _balls(centres: np.ndarray, radii: np.ndarray, points: np.ndarray, closed: b
     return inside, np.concatenate(held)
 
 
-def ms_ssim(images: np.ndarray, groups: Groups = None, pairs: int = 100, seed: int = 0) -> float:
+def ms_ssim(images: Array, groups: Groups = None, pairs: int = 100, seed: int = 0) -> float:
     """Mean multi-scale structural similarity of images of one prompt, in [0, 1]: the higher, the less diverse.
 
-    Every group (prompt) has the same weight. Real images scored by this function give the value to aim at: near 1 is
-    mode collapse, but below the real images' value is noise.
+    Aim at the value of real images: near 1 is mode collapse, but below the real images' value is noise.
 
     Args:
         images: uint8 ``(n, s, s)``, ``s ≥ 11``.
-        groups: prompt of each image; None makes all images one group.
-        pairs: most pairs of a group that are compared, drawn at random if it has more.
-        seed: of the pairs.
+        groups: prompt of each image, all with the same weight; None makes all images one group.
+        pairs, seed: most pairs of a group that are compared, drawn at random if it has more, and their seed.
 
     Raises:
-        ValueError: no group has two images.
+        InputError: no group has two images.
     """
     return float(np.mean(list(ms_ssim_by_group(images, groups, pairs, seed).values())))
 
 
-def ms_ssim_by_group(
-    images: np.ndarray, groups: Groups = None, pairs: int = 100, seed: int = 0
-) -> dict[Hashable, float]:
-    """`ms_ssim` of each group with two or more images.
+def ms_ssim_by_group(images: Array, groups: Groups = None, pairs: int = 100, seed: int = 0) -> dict[Hashable, float]:
+    """`ms_ssim` of each group with two or more images, in the order of their first images.
 
     torchmetrics' MS-SSIM (Wang et al. 2003: Gaussian window of 11 pixels, sigma 1.5) on a fixed range of 255. Its five
     scales need 176 pixels; smaller images use as many of the finest as fit (64 px: 3, 128 px: 4), with the published
@@ -282,30 +250,28 @@ def ms_ssim_by_group(
     images = check_images(images)
     labels = [0] * len(images) if groups is None else list(groups)
     if len(labels) != len(images):
-        raise ValueError(f"there must be one group for each of {len(images)} images, got {len(labels)}")
+        raise InputError(f"there must be one group for each of {len(images)} images, got {len(labels)}")
     members: dict[Hashable, list[int]] = {}
     for i, label in enumerate(labels):
         members.setdefault(label, []).append(i)
     rng = np.random.default_rng(seed)
     chosen = {label: np.array(m)[random_pairs(len(m), pairs, rng)] for label, m in members.items() if len(m) > 1}
     if not chosen:
-        raise ValueError("MS-SSIM needs at least two images of one prompt: sample several per prompt")
-    betas = _scales(min(images.shape[1:]))
+        raise InputError("MS-SSIM needs at least two images of one prompt: sample several per prompt")
     # 256 pairs of 64 pixels, and as much memory at any other size.
     batch = max(1, 256 * 64**2 // (images.shape[1] * images.shape[2]))
-    tensors = torch.from_numpy(images)[:, None]
+    tensors, betas = torch.from_numpy(images)[:, None], _scales(min(images.shape[1:]))
     values = [
         multiscale_structural_similarity_index_measure(
             tensors[part[:, 0]].float(), tensors[part[:, 1]].float(), data_range=255.0, betas=betas, reduction="none"
         )
         for part in torch.from_numpy(np.concatenate(list(chosen.values()))).split(batch)
     ]
-    ends = np.cumsum([len(p) for p in chosen.values()])[:-1]
-    by_group = np.split(torch.cat(values).numpy(), ends)
+    by_group = np.split(torch.cat(values).numpy(), np.cumsum([len(p) for p in chosen.values()])[:-1])
     return {label: float(v.mean(dtype=np.float64)) for label, v in zip(chosen, by_group, strict=True)}
 
 
-def random_pairs(n: int, most: int, rng: np.random.Generator) -> np.ndarray:
+def random_pairs(n: int, most: int, rng: np.random.Generator) -> Array:
     """Distinct pairs ``i < j`` of ``n`` items, int ``(p, 2)``: all of them, or ``most`` drawn from ``rng``."""
     count = n * (n - 1) // 2
     if count <= most:
@@ -319,8 +285,7 @@ def random_pairs(n: int, most: int, rng: np.random.Generator) -> np.ndarray:
 def _scales(size: int) -> tuple[float, ...]:
     """Exponents of as many scales as fit into images of ``size`` pixels, scaled to sum to 1."""
     if size < _WINDOW:
-        raise ValueError(f"MS-SSIM needs images of at least {_WINDOW} pixels, got {size}")
+        raise InputError(f"MS-SSIM needs images of at least {_WINDOW} pixels, got {size}")
     # The first condition is torchmetrics' own; at two scales it would accept images smaller than the window.
     count = max(k for k in range(1, 6) if size // max(1, k - 1) ** 2 >= _WINDOW and size // 2 ** (k - 1) >= _WINDOW)
-    total = sum(_BETAS[:count])
-    return tuple(beta / total for beta in _BETAS[:count])
+    return tuple(beta / sum(_BETAS[:count]) for beta in _BETAS[:count])

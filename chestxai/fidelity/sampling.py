@@ -40,7 +40,7 @@ def requests(
     """
     texts = {}
     for i, study in enumerate(studies):
-        with suppress(runs.InputError):
+        with suppress(ValueError):
             texts[i] = reports.prompt(study.report)
     if not texts:
         raise runs.InputError(f"nothing to ask for: none of {len(studies)} studies has a report")

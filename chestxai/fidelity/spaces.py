@@ -7,23 +7,23 @@ preprocessing, and ``size``, the pixels it was made for.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import io
 import json
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from chestxai import runs
-from chestxai.fidelity.arrays import batched, grey, resize
+from chestxai.fidelity.arrays import Array, Progress, batched, grey, resize
 from chestxai.fidelity.classifier import SHIPPED, load_classifier
 from chestxai.studies import Fit, Frame, Study, read_image
 
@@ -53,7 +53,7 @@ class InceptionSpace(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.network(grey(images).expand(-1, 3, -1, -1))[0]
 
 
@@ -76,7 +76,7 @@ class XrvSpace(nn.Module):
         super().__init__()
         self.trunk = trunk
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         x = resize(grey(images).float(), self.size)
         return self.trunk((2 * (x / 255) - 1) * 1024).relu().mean(dim=(2, 3))
 
@@ -91,8 +91,8 @@ def feature_space(source: str = "phantom", folder: Path | None = None) -> nn.Mod
             ``"xrv"`` ``~/.torchxrayvision/models_data``.
 
     Raises:
-        ValueError: no classifier ships for this source, or the weights are damaged; the message says what to do.
-        FileNotFoundError: the weights or the package of the network are missing; the message says how to get them.
+        InputError: no classifier ships for this source, or the weights are damaged; the message says what to do.
+        MissingError: the weights or the package of the network are missing; the message says how to get them.
     """
     if source == "inception":
         return _inception(Path(folder or Path(torch.hub.get_dir()) / "checkpoints"))
@@ -102,7 +102,7 @@ def feature_space(source: str = "phantom", folder: Path | None = None) -> nn.Mod
     model = load_classifier(folder)
     trained = runs.read_json(folder / "classifier.json")["source"]
     if trained != source:
-        raise ValueError(
+        raise runs.InputError(
             f"{folder} was trained on {trained!r}, not on {source!r}: train one with train_classifier(), or with "
             f"'python -m chestxai.fidelity train --source {source} --root FOLDER --out FOLDER'"
         )
@@ -116,7 +116,7 @@ def _inception(folder: Path) -> InceptionSpace:
         f"'pip install torch-fidelity', and download {_INCEPTION_URL} to it"
     )  # fmt: skip
     if not runs.sha256(path).startswith(expected := path.stem.rpartition("-")[2]):
-        raise ValueError(f"{path}: damaged, its SHA-256 does not start with {expected}; get it from {_INCEPTION_URL}")
+        raise runs.InputError(f"{path}: damaged, its SHA-256 does not start with {expected}; get it from {_INCEPTION_URL}")
     # torch-fidelity would unpickle the file, which may run code: it gets a copy of the bare tensors in it.
     copy = io.BytesIO()
     torch.save(torch.load(path, map_location="cpu", weights_only=True), copy)
@@ -142,28 +142,29 @@ def _xrv(folder: Path) -> XrvSpace:
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(f"{path}: not the weights of TorchXRayVision's DenseNet-121 ({error}); {advice}") from error
+        raise runs.InputError(f"{path}: not the weights of TorchXRayVision's DenseNet-121 ({error}); {advice}") from error
     return XrvSpace(network).eval()
 
 
 def _package(name: str, weights: Path, advice: str) -> Any:
     """Import an optional package that is useless without a file of weights."""
     if not weights.is_file():
-        raise FileNotFoundError(f"{weights} is missing; {advice}")
+        raise runs.MissingError(f"{weights} is missing; {advice}")
     try:
         # torchxrayvision turns all warnings off when it is imported.
         with warnings.catch_warnings():
             return importlib.import_module(name)
     except ImportError as error:
-        raise FileNotFoundError(f"{error}; {advice}") from error
+        raise runs.MissingError(f"{error}; {advice}") from error
 
 
 def describe(space: nn.Module) -> str:
     """One line that names a feature space: its ``description``, else its class and the hash of its weights."""
-    return getattr(space, "description", "") or f"{type(space).__qualname__} (weights sha256 {weights_hash(space)})"
+    weights = runs.hash_tensors(space.state_dict())
+    return getattr(space, "description", "") or f"{type(space).__qualname__} (weights sha256 {weights[:12]})"
 
 
-def features(space: nn.Module, images: np.ndarray, batch: int = 256) -> np.ndarray:
+def features(space: nn.Module, images: Array, batch: int = 256) -> Array:
     """Features of images in memory, float32 ``(n, d)``. For files or a stream, see `extract`.
 
     Args:
@@ -185,7 +186,7 @@ class Features:
         space: `describe` of the feature space.
     """
 
-    values: np.ndarray
+    values: Array
     names: tuple[str, ...]
     skipped: tuple[str, ...]
     space: str
@@ -193,14 +194,14 @@ class Features:
 
 def extract(
     space: nn.Module,
-    images: str | Path | Iterable[np.ndarray | str | Path | Study],
+    images: str | Path | Iterable[Array | str | Path | Study],
     *,
     size: int | None = None,
     fit: Fit = "crop",
     batch: int = 64,
     cache: Path | None = None,
     identity: str | None = None,
-    progress: Callable[[Iterable], Iterable] = lambda items: items,
+    progress: Progress = iter,
 ) -> Features:
     """Features of any number of images in bounded memory: only one batch of images and all features are held.
 
@@ -209,57 +210,50 @@ def extract(
 
     Args:
         space: the feature space.
-        images: a folder, searched for PNG and JPEG files at any depth (see `image_files`); or a list, array or
+        images: a folder, searched for PNG and JPEG files at any depth, hidden ones left out; or a list, array or
             generator of uint8 ``(h, w)``, image files and `Study` records, in any mixture.
         size: pixels; default: the space's own ``size``, else the images' if all are squares of one size.
         fit: "crop" or "letterbox", for images that are not square.
         batch: images at a time.
-        cache: folder for the features, one safetensors file for each combination of images, space and framing; a
-            repeated call reads it. The key includes the content of the images (files are read in full).
-        identity: replaces the content of the images in that key, e.g. the fingerprint of a data set. Needed to cache a
-            generator or studies, whose content is unknown in advance.
+        cache: folder for the features, one file for each combination of images, space and framing. The key includes
+            the content of the images: files are read in full.
+        identity: replaces the content in that key, e.g. by the fingerprint of a data set. Needed to cache a generator
+            or studies, whose content is unknown in advance.
         progress: wraps the loop over images, e.g. `chestxai.runs.progress`.
 
     Raises:
-        FileNotFoundError: no such folder.
-        ValueError: no image, or none that can be read; an array that is not uint8 ``(h, w)``; a cache for a generator
+        MissingError: no such folder.
+        InputError: no image, or none that can be read; an array that is not uint8 ``(h, w)``; a cache for a generator
             without ``identity``; features that are not finite.
     """
     root = None
     if isinstance(images, str | Path):
         root = Path(images)
-        images = image_files(root)
+        images = _image_files(root)
     size = size or getattr(space, "size", None)
     if cache is None:
-        return _extract(space, progress(images), root, size, fit, batch)
-    content = identity if identity is not None else content_hash(images, root)
-    path = Path(cache) / f"{runs.fingerprint(content, describe(space), weights_hash(space), size, fit)}.safetensors"
-    # A damaged file is replaced.
-    with suppress(FileNotFoundError, ValueError, KeyError):
-        about = runs.tensor_metadata(path)
-        names, skipped = (tuple(json.loads(about[key])) for key in ("names", "skipped"))
-        return Features(runs.load_tensors(path)["values"].numpy(), names, skipped, about["space"])
-    result = _extract(space, progress(images), root, size, fit, batch)
-    about = {"names": json.dumps(result.names), "skipped": json.dumps(result.skipped), "space": result.space}
+        return _extract(space, _frames(progress(images), root, size, fit), batch)
+    content = content_hash(images, root) if identity is None else identity
+    weights, code = runs.hash_tensors(space.state_dict()), runs.code_fingerprint(__name__)
+    path = Path(cache) / f"{runs.fingerprint(content, describe(space), weights, code, size, fit)}.safetensors"
+    with suppress(FileNotFoundError, runs.InputError):  # a missing or damaged file is made again
+        about, values = runs.tensor_metadata(path), runs.load_tensors(path)["values"].numpy()
+        names, skipped = map(tuple, json.loads(about["rows"]))
+        return Features(values, names, skipped, about["space"])
+    result = _extract(space, _frames(progress(images), root, size, fit), batch)
+    about = {"rows": json.dumps([result.names, result.skipped]), "space": result.space}
     runs.save_tensors(path, {"values": torch.from_numpy(result.values)}, about)
     return result
 
 
-def _extract(
-    space: nn.Module, images: Iterable, root: Path | None, size: int | None, fit: Fit, batch: int
-) -> Features:
-    names, skipped, parts, waiting, any_shape = [], [], [], [], size is not None
-    for i, item in enumerate(images):
-        try:
-            name, shape, pixels = _read(item, i, root)
-            size = size or shape[0]
-            if not any_shape and shape != (size, size):
-                raise ValueError(f"image {name} is {shape[0]} × {shape[1]}, not {size} × {size} as others: give size=")
-            waiting.append(_framed(name, shape, pixels, size, fit))
-        except _Unreadable as error:
-            skipped.append(str(error))
+def _extract(space: nn.Module, frames: Iterable[tuple[str | None, Any]], batch: int) -> Features:
+    names, skipped, parts, waiting = [], [], [], []
+    for name, image in frames:
+        if name is None:
+            skipped.append(image)
             continue
         names.append(name)
+        waiting.append(image)
         if len(waiting) == batch:
             parts.append(features(space, np.stack(waiting), batch))
             waiting.clear()
@@ -267,83 +261,62 @@ def _extract(
         parts.append(features(space, np.stack(waiting), batch))
     if not parts:
         reason = f"none of {len(skipped)} images could be read; the first: {skipped[0]}" if skipped else ""
-        raise ValueError(reason or "there are no images")
+        raise runs.InputError(reason or "there are no images")
     values = np.concatenate(parts)
     if not np.isfinite(values).all():
-        raise ValueError("some features are NaN or infinite: the images or the network are broken")
+        raise runs.InputError("some features are NaN or infinite: the images or the network are broken")
     return Features(values, tuple(names), tuple(skipped), describe(space))
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The PNG and JPEG files of a folder, at any depth, sorted by path; hidden files are left out.
+def _frames(images: Iterable, root: Path | None, size: int | None, fit: Fit) -> Iterator[tuple[str | None, Any]]:
+    """Name and image uint8 ``(size, size)`` of each item; of one that cannot be read, None and a line that says why."""
+    any_shape = size is not None
+    for i, item in enumerate(images):
+        array, study = isinstance(item, np.ndarray), isinstance(item, Study)
+        if array and (item.ndim != 2 or item.dtype != np.uint8 or not item.size):
+            raise runs.InputError(f"image {i}: must be uint8 (h, w), got {item.dtype} {item.shape}")
+        name = str(i) if array else item.id if study else _name(item, root)
+        try:
+            pixels = item if array else item.pixels() if study else read_image(Path(item))
+            shape = item.size if study else pixels.shape
+            size = size or shape[0]
+            # A study's file may have another shape than its data set states.
+            image = Frame(*shape, size, fit).image(pixels)
+        except ValueError as error:
+            yield None, f"{name}: {error}" if study else str(error)
+            continue
+        if not any_shape and shape != (size, size):
+            raise runs.InputError(f"image {name} is {shape[0]} × {shape[1]}, not {size} × {size} as others: give size=")
+        yield name, image
 
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: no such file in it.
-    """
-    folder = Path(folder)
+
+def _image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder: give the one that holds the images")
+        raise runs.MissingError(f"{folder} is not a folder: give the one that holds the images")
     paths = (p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
     files = sorted(p for p in paths if p.is_file())
     if not files:
-        raise ValueError(f"{folder} holds no image ({', '.join(_SUFFIXES)})")
+        raise runs.InputError(f"{folder} holds no image ({', '.join(_SUFFIXES)})")
     return files
-
-
-class _Unreadable(OSError):
-    """One of many images cannot be read and is skipped; an array of a wrong kind is a ValueError, and fatal."""
-
-
-def _read(item: np.ndarray | str | Path | Study, i: int, root: Path | None) -> tuple[str, tuple[int, int], np.ndarray]:
-    """Name, original height and width, and pixels uint8 ``(h, w)``."""
-    if isinstance(item, np.ndarray):
-        if item.ndim != 2 or item.dtype != np.uint8 or not item.size:
-            raise ValueError(f"image {i}: must be uint8 (h, w), got {item.dtype} {item.shape}")
-        return str(i), item.shape, item
-    study = isinstance(item, Study)
-    try:
-        pixels = item.pixels() if study else read_image(Path(item))
-    except ValueError as error:
-        raise _Unreadable(f"{item.id}: {error}" if study else str(error)) from error
-    return (item.id, item.size, pixels) if study else (_name(item, root), pixels.shape, pixels)
-
-
-def _framed(name: str, shape: tuple[int, int], pixels: np.ndarray, size: int, fit: Fit) -> np.ndarray:
-    try:
-        return Frame(*shape, size, fit).image(pixels)
-    except ValueError as error:
-        # A study's file whose size differs from what its data set states.
-        raise _Unreadable(f"{name}: {error}") from error
 
 
 def _name(path: str | Path, root: Path | None) -> str:
     return Path(path).relative_to(root).as_posix() if root else str(path)
 
 
-def weights_hash(*modules: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for part in modules:
-        for name, tensor in part.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
-
-
-def content_hash(images: Any, root: Path | None = None) -> str:
-    """Hex SHA-256 of images that can be read twice: arrays and files, with the names of files in a folder."""
+def content_hash(images: Array | Sequence[Array | str | Path], root: Path | None = None) -> str:
+    """Hash of an array, or of a list of arrays and files, whose names count relative to the folder ``root``."""
     if isinstance(images, np.ndarray):
-        digest = hashlib.sha256(f"{images.dtype} {images.shape}".encode())
-        digest.update(np.ascontiguousarray(images).reshape(-1).view(np.uint8))
-        return digest.hexdigest()
+        return runs.fingerprint(str(images.dtype), images.shape, sha256(np.ascontiguousarray(images)).hexdigest())
     if not isinstance(images, Sequence) or any(isinstance(item, Study) for item in images):
-        raise ValueError("a cache for a generator or for studies needs identity=: their content is unknown in advance")
-    digest = hashlib.sha256()
-    for item in images:
-        if isinstance(item, np.ndarray):
-            digest.update(content_hash(item).encode())
-        else:
-            # What cannot be opened is skipped later.
-            content = runs.sha256(Path(item)) if Path(item).is_file() else "no file"
-            digest.update(f"{_name(item, root)}\0{content}\n".encode())
-    return digest.hexdigest()
+        raise runs.InputError(
+            "a cache for a generator or for studies needs identity=: their content is unknown in advance"
+        )
+    return runs.fingerprint(_content(item, root) for item in images)
+
+
+def _content(item: Array | str | Path, root: Path | None) -> Any:
+    if isinstance(item, np.ndarray):
+        return content_hash(item)
+    # What cannot be opened is skipped later.
+    return _name(item, root), runs.sha256(Path(item)) if Path(item).is_file() else "no file"
