@@ -6,9 +6,11 @@ import functools
 import itertools
 import json
 import math
+import runpy
 import sys
 import threading
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -811,7 +813,7 @@ class TestClassifier:
         assert 1e5 < sum(p.numel() for p in FindingsClassifier().parameters()) < 5e5
 
     def test_missing_damaged_or_other(self, trained, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"chestxai\.fidelity train"):
+        with pytest.raises(FileNotFoundError, match=r"tools/make_classifier\.py"):
             fidelity.load_classifier(tmp_path / "nothing")
         for path in trained.iterdir():
             (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -1059,7 +1061,9 @@ class TestEvaluate:
         assert one["classifier_auc"] > two["classifier_auc"]
 
 
-def test_command_line_trains_on_a_source(tmp_path, monkeypatch, capsys):
+def test_the_tool_trains_on_a_source(tmp_path, monkeypatch, capsys):
+    tool = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "make_classifier.py"))
+
     def load(name, root=None, split="test", *, n, size):
         images, labels = pictures(n, seed=len(split), size=size)
         return [
@@ -1072,9 +1076,12 @@ def test_command_line_trains_on_a_source(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(sources, "load", load)
     small = ["--images", "40", "--val", "30", "--epochs", "1", "--size", "32"]
-    assert fidelity.main(["train", "--out", str(tmp_path / "c"), *small]) == 0
+    tool["main"](["--out", str(tmp_path / "c"), *small])
     assert "macro" in capsys.readouterr().out
     assert fidelity.feature_space("phantom", tmp_path / "c").size == 32
+    with pytest.raises(SystemExit):
+        tool["main"](["--source", "openi"])
+    assert "--out is needed" in capsys.readouterr().err
 
 
 class TestCommandLine:

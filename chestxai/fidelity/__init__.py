@@ -6,9 +6,11 @@ Images are uint8 ``(n, s, s)`` everywhere, 0 black to 255 white; features float 
 about grey 64-pixel radiographs), ``"inception"`` and ``"xrv"``; any other network will do (see `spaces`). Numbers from
 different feature spaces cannot be compared: store `describe` beside them.
 """
+# ruff: noqa: F401 - this file only re-exports
 
 from chestxai.fidelity.classifier import (
     FindingsClassifier,
+    Labelled,
     Training,
     cached_classifier,
     classifier_auc,

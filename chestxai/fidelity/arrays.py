@@ -73,7 +73,9 @@ def group_rows(groups: Groups, n: int, what: str = "generated") -> list[Array]:
     return [np.flatnonzero(labels == g) for g in range(labels.max() + 1)]
 
 
-def bootstrap(statistic: Callable[..., float], samples: Sequence[tuple[Array, Groups, str]], n: int, seed: int) -> Array:
+def bootstrap(
+    statistic: Callable[..., float], samples: Sequence[tuple[Array, Groups, str]], n: int, seed: int
+) -> Array:
     """Bootstrap distribution, float ``(n,)``, of a statistic of independent samples, each with groups of its own.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,23 +16,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chestxai import runs
-from chestxai.fidelity.arrays import Array, Groups, Progress, batched, check_images, grey, resize, to_json
+from chestxai.fidelity.arrays import Array, Groups, batched, check_images, grey, resize, to_json
 from chestxai.profiles import DATA
 from chestxai.stats import Interval, bootstrap_statistic
 from chestxai.studies import FINDINGS
 
 #: The classifier that ships, trained on phantoms by ``tools/make_classifier.py``.
 SHIPPED = DATA / "classifier"
+#: Images uint8 ``(n, s, s)`` and labels ``(n, 8)``, 0 or 1, over `FINDINGS`.
+Labelled = tuple[Array, Array]
 
 
 class FindingsClassifier(nn.Module):
-    """A convolutional network with one logit per finding; its 128 averaged features are the feature space.
-
-    Input: uint8 ``(n, s, s)`` or ``(n, 1, s, s)``, resized to ``size`` and scaled to about [-2, 2] inside. Output:
-    logits float32 ``(n, 8)`` over `FINDINGS`.
+    """uint8 images ``(n, s, s)`` or ``(n, 1, s, s)`` → logits float32 ``(n, 8)`` over `FINDINGS`.
 
     Args:
-        size: side in pixels of the images it works on.
+        size: side in pixels of the images it works on; others are resized.
         description: one line that names training data and weights.
     """
 
@@ -47,7 +46,7 @@ class FindingsClassifier(nn.Module):
         self.head = nn.Linear(self.num_features, len(FINDINGS))
 
     def scaled(self, images: Tensor) -> Tensor:
-        """uint8 images as float32 ``(n, 1, size, size)``; the only place where pixels are normalised."""
+        """Float32 ``(n, 1, size, size)`` in about [-2, 2]; the only place where pixels are normalised."""
         return (resize(grey(images).float(), self.size) - 127.5) / 64
 
     def features(self, images: Tensor) -> Tensor:
@@ -65,27 +64,25 @@ def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Seq
 
 @dataclass(frozen=True)
 class Training:
-    """What a classifier is trained on and how, as recorded in its ``classifier.json``."""
+    """What a classifier is trained on and how, as recorded in its ``classifier.json``.
 
-    #: Name of the data source, and fingerprint of the training images.
+    Attributes:
+        source, data: name of the data source, and fingerprint of the training images.
+        epochs, batch: passes over the images, and images per step.
+        learning_rate: peak of the one-cycle schedule.
+        seed: of weights, order and augmentation; the same seed gives the same file on the same machine.
+    """
+
     source: str = "phantom"
     data: str = ""
     epochs: int = 12
     batch: int = 64
-    #: Peak of the one-cycle schedule.
     learning_rate: float = 3e-3
-    #: Of weights, order and augmentation; the same seed gives the same file on the same machine.
     seed: int = 0
 
 
 def train_classifier(
-    images: Array,
-    labels: Array,
-    out: Path,
-    training: Training = Training(),
-    *,
-    val: tuple[Array, Array] | None = None,
-    progress: Progress = iter,
+    images: Array, labels: Array, out: Path, training: Training = Training(), val: Labelled | None = None
 ) -> Path:
     """Train a `FindingsClassifier` and save it as ``out/model.safetensors`` and, last, ``out/classifier.json``.
 
@@ -93,16 +90,12 @@ def train_classifier(
     contrast and brightness, but not mirrored, which would put the heart on the right.
 
     Args:
-        images: uint8 ``(n, s, s)``, ``n ≥ 2``.
-        labels: float ``(n, 8)``, 0 or 1, over `FINDINGS`.
-        out: folder to write.
-        training: source, epochs, batch size, learning rate and seed.
+        images, labels: uint8 ``(n, s, s)``, ``n ≥ 2``, and float ``(n, 8)``, 0 or 1, over `FINDINGS`.
+        out, training: folder to write, and how to train.
         val: images and labels on which the AUC is recorded.
-        progress: wraps the loop over epochs.
 
     Raises:
         InputError: images that are not uint8, labels that do not fit them, or less than one epoch.
-        OSError: ``out`` cannot be written; no partial file is left.
     """
     images, labels, out = check_images(images), np.asarray(labels, dtype=np.float32), Path(out)
     if labels.shape != (len(images), len(FINDINGS)) or len(images) < 2:
@@ -112,7 +105,7 @@ def train_classifier(
     with torch.random.fork_rng():
         torch.manual_seed(training.seed)
         model = FindingsClassifier(images.shape[-1])
-    _fit(model, images, labels, training, progress)
+    _fit(model, images, labels, training)
     weights = runs.save_tensors(out / "model.safetensors", model.state_dict())
     about = asdict(training) | {
         "code": runs.code_fingerprint(__name__),
@@ -127,15 +120,14 @@ def train_classifier(
     return out
 
 
-def _fit(model: FindingsClassifier, images: Array, labels: Array, training: Training, progress: Progress) -> None:
+def _fit(model: FindingsClassifier, images: Array, labels: Array, training: Training) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device, memory_format=torch.channels_last).train()
     rng, steps = np.random.default_rng(training.seed), math.ceil(len(images) / training.batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, training.learning_rate, total_steps=training.epochs * steps
-    )
-    for _ in progress(range(training.epochs)):
+    total = training.epochs * steps
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, training.learning_rate, total_steps=total)
+    for _ in runs.progress(range(training.epochs), f"training the classifier · {training.source}"):
         # array_split evens out the batches: a last batch of one image would break batch normalisation.
         for rows in np.array_split(rng.permutation(len(images)), steps):
             x = model.scaled(torch.from_numpy(_shifted(images[rows], rng)).to(device))
@@ -168,21 +160,19 @@ def load_classifier(folder: Path) -> FindingsClassifier:
     config, weights = Path(folder) / "classifier.json", Path(folder) / "model.safetensors"
     for path in (config, weights):
         if not path.is_file():
-            raise runs.MissingError(
-                f"{path} is missing: make it with 'python -m chestxai.fidelity train --source phantom --out {folder}'"
-            )
-    about = runs.read_json(config)
+            raise runs.MissingError(f"{path} is missing: make it with 'python tools/make_classifier.py --out {folder}'")
+    about = runs.read_json(config, dict)
     try:
-        sha256, size, findings = about["sha256"], about["size"], about["findings"]
-        origin = f"trained on {about['images']} images of {about['source']} (seed {about['seed']}, sha256 {sha256[:12]})"
-    except (KeyError, TypeError) as error:
+        digest, size, findings = about["sha256"], about["size"], about["findings"]
+        origin = f"{about['images']} images of {about['source']} (seed {about['seed']}, sha256 {digest[:12]})"
+    except KeyError as error:
         raise runs.InputError(f"{config}: {error} is missing; train the classifier again") from error
-    if runs.sha256(weights) != sha256:
+    if runs.sha256(weights) != digest:
         raise runs.InputError(f"{weights}: not the file that {config.name} describes (sha256 differs); train it again")
     if tuple(findings) != FINDINGS:
         raise runs.InputError(f"{config}: trained on other findings ({', '.join(findings)}); train it again")
     form = f"{FindingsClassifier.num_features} features at {size} px (grey, resized bilinearly, (pixel − 127.5) / 64)"
-    model = FindingsClassifier(size, f"findings classifier, {form}, {origin}")
+    model = FindingsClassifier(size, f"findings classifier, {form}, trained on {origin}")
     model.load_state_dict(runs.load_tensors(weights))
     return model.eval().to(memory_format=torch.channels_last)
 
@@ -190,61 +180,50 @@ def load_classifier(folder: Path) -> FindingsClassifier:
 def shared_classifier(
     source: str,
     folder: Path,
-    load: Callable[[str], tuple[Array, Array]],
+    load: Callable[[str], Labelled],
     *,
     data: str = "",
     epochs: int = 12,
     shipped: Path = SHIPPED,
-    progress: Progress = iter,
 ) -> FindingsClassifier:
-    """The one classifier that scores all runs on a data source: the shipped one if it was trained on that source, else
-    the `cached_classifier` in ``folder``.
+    """The one classifier that scores all runs on a data source, so that their numbers can be compared.
 
     Args:
-        source: name of the data source.
-        folder: where the runs of a profile keep their classifier.
-        load: "train" or "val" → images uint8 ``(n, s, s)`` and labels ``(n, 8)``; called only to train.
-        data: fingerprint of the training studies; another one means another classifier.
-        epochs: of the training.
-        shipped: folder of the shipped classifier.
-        progress: wraps the loop over epochs.
+        source, shipped: name of the data source, and folder of the classifier that is used if it was trained on it.
+        folder, load: of the `cached_classifier` that is used otherwise.
+        data, epochs: of its `Training`.
     """
     about = Path(shipped) / "classifier.json"
-    if about.is_file() and runs.read_json(about).get("source") == source:
+    if about.is_file() and runs.read_json(about, dict).get("source") == source:
         return load_classifier(shipped)
-    return cached_classifier(folder, load, Training(source, data, epochs), progress)
+    return cached_classifier(folder, load, Training(source, data, epochs))
 
 
-def cached_classifier(
-    folder: Path, load: Callable[[str], tuple[Array, Array]], training: Training, progress: Progress = iter
-) -> FindingsClassifier:
-    """Load the classifier in ``folder``; train it first if it is missing, damaged, or made from other data or settings.
+def cached_classifier(folder: Path, load: Callable[[str], Labelled], training: Training) -> FindingsClassifier:
+    """The classifier in ``folder``, trained first if it is missing, damaged, or of another `Training`.
 
     A file lock lets only the first of several processes train; the others wait for its result.
 
     Args:
-        folder: where the classifier is kept.
-        load: as of `shared_classifier`.
-        training: source, data, epochs, batch size, learning rate and seed.
-        progress: wraps the loop over epochs.
+        folder, training: where the classifier is kept, and how it is trained.
+        load: "train" or "val" → images and labels; called only to train.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    wanted = asdict(training) | {"code": runs.code_fingerprint(__name__)}
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        with suppress(FileNotFoundError, runs.InputError):  # missing or damaged
-            wanted = asdict(training) | {"code": runs.code_fingerprint(__name__)}
+        with suppress(FileNotFoundError, runs.InputError):
             if runs.read_json(folder / "classifier.json", dict).items() >= wanted.items():
                 return load_classifier(folder)
-        train_classifier(*load("train"), folder, training, val=load("val"), progress=progress)
+        train_classifier(*load("train"), folder, training, val=load("val"))
         return load_classifier(folder)
 
 
 def predict(classifier: FindingsClassifier, images: Array) -> Array:
-    """Probability of each finding, float32 ``(n, 8)`` in [0, 1].
+    """Probability of each finding, float32 ``(n, 8)``.
 
     Args:
-        classifier: of `load_classifier`.
-        images: uint8 ``(n, s, s)``.
+        classifier, images: of `load_classifier`, and uint8 ``(n, s, s)``.
     """
     return batched(classifier, lambda x: classifier(x).sigmoid(), images)
 
@@ -253,8 +232,7 @@ def macro_auc(scores: Array, labels: Array) -> float:
     """Mean AUC over the findings that have both classes; NaN if none has.
 
     Args:
-        scores: float ``(n, k)``, the higher the more positive.
-        labels: ``(n, k)``, 0 or 1.
+        scores, labels: float ``(n, k)``, the higher the more positive, and ``(n, k)``, 0 or 1.
     """
     # Mann–Whitney U of all findings at once, a tie counting one half. scikit-learn's roc_auc_score agrees to rounding
     # (1e-15), but takes 20 to 40 times as long, which a bootstrap of 300 resamples feels.
@@ -273,33 +251,20 @@ def classifier_auc(
 ) -> dict[str, Interval]:
     """AUC of the classifier for each finding, and their mean under ``"macro"``: do images show what was asked for?
 
+    A finding of which only one class is present has NaN, and is left out of the macro.
+
     Args:
         probabilities: float ``(m, 8)`` of `predict`.
         labels: ``(m, 8)``, 0 or 1: the findings that are there (real images) or that the prompt names (generated).
         groups: patient or prompt of each image, resampled together.
-        n: bootstrap resamples.
-        seed: of the bootstrap.
-
-    Returns:
-        NaN for findings of which only one class is present; they are left out of the macro.
-
-    Raises:
-        InputError: other shapes, or probabilities that are not finite.
+        n, seed: bootstrap resamples and their seed.
     """
     probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels) > 0.5
-    if probabilities.shape != labels.shape or labels.ndim != 2 or labels.shape[1] != len(FINDINGS):
-        expected = f"(n, {len(FINDINGS)})"
-        raise runs.InputError(
-            f"probabilities and labels must both be {expected}, got {probabilities.shape} and {labels.shape}"
-        )
+    if probabilities.shape != labels.shape or labels.shape[1:] != (len(FINDINGS),):
+        shapes = f"(n, {len(FINDINGS)}), got {probabilities.shape} and {labels.shape}"
+        raise runs.InputError(f"probabilities and labels must both be {shapes}")
     if not np.isfinite(probabilities).all():
         raise runs.InputError("some probabilities are NaN: the images or the classifier are broken")
-
-    def interval(columns: Sequence[int]) -> Interval:
-        if not len(columns):
-            return Interval(math.nan, math.nan, math.nan)
-        return bootstrap_statistic((probabilities[:, columns], labels[:, columns]), macro_auc, groups, n=n, seed=seed)
-
-    evaluable = [i for i in range(len(FINDINGS)) if 0 < labels[:, i].sum() < len(labels)]
-    by_finding = {name: interval([i] if i in evaluable else []) for i, name in enumerate(FINDINGS)}
-    return by_finding | {"macro": interval(evaluable)}
+    columns = {name: [i] for i, name in enumerate(FINDINGS)} | {"macro": list(range(len(FINDINGS)))}
+    pairs = {name: (probabilities[:, some], labels[:, some]) for name, some in columns.items()}
+    return {name: bootstrap_statistic(pair, macro_auc, groups, n=n, seed=seed) for name, pair in pairs.items()}

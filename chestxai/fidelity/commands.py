@@ -1,4 +1,4 @@
-"""``python -m chestxai.fidelity``: score two folders, ``train`` a classifier, or ``draw`` the images of a run."""
+"""``python -m chestxai.fidelity``: score two folders, or ``draw`` the images of a run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 
-from chestxai import models, profiles, runs, sources
+from chestxai import models, profiles, runs
 from chestxai.fidelity.arrays import Array, Groups, group_rows
-from chestxai.fidelity.classifier import Training, load_classifier, train_classifier
+from chestxai.fidelity.classifier import load_classifier
 from chestxai.fidelity.evaluation import scores
 from chestxai.fidelity.memory import memorisation
 from chestxai.fidelity.metrics import fid_infinity, kid, ms_ssim_by_group, random_pairs
@@ -44,16 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.set_defaults(run=_score)
     commands = parser.add_subparsers(dest="command", title="commands")
-    train = commands.add_parser("train", help="train a findings classifier, a feature space for a data source")
-    train.add_argument("--source", default="phantom", help="data source (default: phantom)")
-    train.add_argument("--root", help="folder of the data source, where it needs one")
-    train.add_argument("--out", type=Path, required=True, help="folder to write")
-    train.add_argument("--images", type=int, default=6000, help="training images (default: 6000)")
-    train.add_argument("--val", type=int, default=1000, help="validation images (default: 1000)")
-    train.add_argument("--size", type=int, default=64, help="pixels (default: 64)")
-    train.add_argument("--epochs", type=int, default=12)
-    train.add_argument("--seed", type=int, default=0)
-    train.set_defaults(run=_train)
     draw = commands.add_parser("draw", help="draw the images of a fine-tuned run that the chapter on fidelity scores")
     profiles.add_options(draw)
     draw.set_defaults(run=_draw)
@@ -123,25 +113,6 @@ def _pairs(groups: Groups, n: int, rng: np.random.Generator, most: int = 100) ->
         return random_pairs(n, most, rng)
     members = [rows for rows in group_rows(groups, n) if len(rows) > 1]
     return np.array([rng.choice(members[i], 2, replace=False) for i in rng.permutation(len(members))[:most]])
-
-
-def _train(options: argparse.Namespace) -> None:
-    splits = {}
-    for split, n in (("train", options.images), ("val", options.val)):
-        phantom = {"n": n, "size": options.size} if options.source == "phantom" else {}
-        studies = sources.load(options.source, root=options.root, split=split, **phantom)[:n]
-        if not studies:
-            raise runs.InputError(f"source {options.source!r} has no studies in split {split!r}")
-        images, kept, skipped = to_images(studies, options.size)
-        for line in skipped:
-            print(f"left out: {line}")
-        splits[split] = images, np.stack([study.labels() for study in kept])
-    training = Training(options.source, epochs=options.epochs, seed=options.seed)
-    bar = lambda epochs: runs.progress(epochs, "training the classifier")  # noqa: E731
-    train_classifier(*splits["train"], options.out, training, val=splits["val"], progress=bar)
-    for name, auc in runs.read_json(options.out / "classifier.json")["val_auc"].items():
-        print(f"{name:18s}", "one class only" if auc["estimate"] is None else Interval(**auc))
-    print(f"wrote {options.out}")
 
 
 def _draw(options: argparse.Namespace) -> None:

@@ -9,8 +9,15 @@ from typing import Any
 import numpy as np
 
 from chestxai import runs
-from chestxai.fidelity.arrays import Array, Groups, Progress, check_images, to_json
-from chestxai.fidelity.classifier import FindingsClassifier, Training, cached_classifier, classifier_auc, predict
+from chestxai.fidelity.arrays import Array, Groups, check_images, to_json
+from chestxai.fidelity.classifier import (
+    FindingsClassifier,
+    Labelled,
+    Training,
+    cached_classifier,
+    classifier_auc,
+    predict,
+)
 from chestxai.fidelity.metrics import density_coverage, fid_interval, kid, ms_ssim_by_group, precision_recall
 from chestxai.fidelity.spaces import content_hash, features
 from chestxai.stats import Interval, bootstrap_ci
@@ -116,14 +123,7 @@ def _flat(intervals: dict[str, Interval]) -> dict[str, Any]:
 
 
 def transfer_auc(
-    train: tuple[Array, Array],
-    test: tuple[Array, Array],
-    folder: Path,
-    training: Training = Training(source="generated"),
-    *,
-    patients: Groups = None,
-    n: int = 300,
-    progress: Progress = iter,
+    train: Labelled, test: Labelled, folder: Path, training: Training, *, patients: Groups = None, n: int = 300
 ) -> dict[str, Interval]:
     """AUC of a classifier trained on generated images and tested on real ones (TSTR, Ravuri & Vinyals 2019).
 
@@ -131,15 +131,13 @@ def transfer_auc(
     this does. Compare with as many *real* training images: few images teach little, whoever made them.
 
     Args:
-        train: images uint8 ``(m, s, s)``, and labels ``(m, 8)`` of what their prompts name (`asked`).
-        test: images uint8 ``(n, s, s)`` of patients that neither model has seen, and labels ``(n, 8)`` of what they
-            show.
-        folder: where the classifier is kept; a second call with the same images, labels and settings reads it.
+        train, test: images uint8 ``(n, s, s)`` and labels ``(n, 8)``: what their prompts name (see `asked`) or, for
+            images of patients that neither model has seen, what they show.
+        folder: where the classifier is kept; a second call with the same arguments reads it.
         training: ``source``, ``epochs`` (a few hundred images need more than the default) and ``seed``, also of the
             bootstrap. The batch is an eighth of the images, 8 to 64, so that few images make enough steps.
         patients: of the test images, resampled together.
         n: bootstrap resamples. They cover other patients, not another training.
-        progress: wraps the loop over epochs.
 
     Returns:
         As `classifier_auc`; also NaN for findings of which the training labels have only one class.
@@ -149,7 +147,7 @@ def transfer_auc(
     data = runs.fingerprint(content_hash(images), content_hash(labels))
     training = replace(training, data=data, batch=min(64, max(8, len(images) // 8)))
     splits = {"train": (images, labels), "val": (real, real_labels)}
-    classifier = cached_classifier(folder, splits.__getitem__, training, progress)
+    classifier = cached_classifier(folder, splits.__getitem__, training)
     taught = (labels > 0.5).any(axis=0) & (labels <= 0.5).any(axis=0)
     evaluable = np.where(taught, real_labels, 0)
     return classifier_auc(predict(classifier, real), evaluable, patients, n=n, seed=training.seed)

@@ -10,13 +10,15 @@ import math
 import warnings
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import stats
 from sklearn.metrics import pairwise_distances_chunked
 from sklearn.neighbors import NearestNeighbors
-from torch import Tensor, nn
+from torch import nn
+from torchmetrics import Metric
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
@@ -31,17 +33,6 @@ _BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _WINDOW = 11
 
 
-class _Identity(nn.Module):
-    """Lets torchmetrics take features where it expects images and a network."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-
 def fid(real: Array, fake: Array) -> float:
     """Fréchet distance of two feature sets (Heusel et al. 2017), ≥ 0, lower is better.
 
@@ -50,12 +41,18 @@ def fid(real: Array, fake: Array) -> float:
     Args:
         real, fake: features float ``(n, d)`` and ``(m, d)``, ``n, m ≥ 2``.
     """
-    real, fake = check_features(real, fake)
-    metric = FrechetInceptionDistance(feature=_Identity(real.shape[1]), normalize=True)
-    metric.update(torch.from_numpy(real), real=True)
-    metric.update(torch.from_numpy(fake), real=False)
     # Rounding leaves equal sets at about -1e-12.
-    return max(0.0, float(metric.compute()))
+    return max(0.0, float(_distance(FrechetInceptionDistance, *check_features(real, fake), normalize=True)))
+
+
+def _distance(metric: type[Metric], real: Array, fake: Array, **options: Any) -> Any:
+    """A distance of torchmetrics, which expects images and a network, on features."""
+    identity = nn.Identity()
+    identity.num_features = real.shape[1]
+    state = metric(feature=identity, **options)
+    state.update(torch.from_numpy(real), real=True)
+    state.update(torch.from_numpy(fake), real=False)
+    return state.compute()
 
 
 def fid_interval(
@@ -68,8 +65,7 @@ def fid_interval(
 
     Args:
         real, fake: features float ``(n, d)`` and ``(m, d)``.
-        groups, real_groups: prompt of each generated and patient of each real image, resampled together; None makes
-            every image its own.
+        groups, real_groups: prompt of each generated and patient of each real image, resampled together.
         n, seed: bootstrap resamples (0 leaves the bounds NaN) and their seed.
     """
     estimate = fid(real, fake)
@@ -98,10 +94,7 @@ def kid(real: Array, fake: Array, subsets: int = 100, subset_size: int = 1000, s
         # torchmetrics warns that it keeps all features, which we hold anyway.
         warnings.simplefilter("ignore", UserWarning)
         torch.manual_seed(seed)
-        metric = KernelInceptionDistance(feature=_Identity(real.shape[1]), subsets=subsets, subset_size=size)
-        metric.update(torch.from_numpy(real), real=True)
-        metric.update(torch.from_numpy(fake), real=False)
-        mean, std = metric.compute()
+        mean, std = _distance(KernelInceptionDistance, real, fake, subsets=subsets, subset_size=size)
     return float(mean), float(std)
 
 
@@ -127,8 +120,8 @@ def fid_infinity(
     """The FID that infinitely many generated images would have (Chong & Forsyth 2020, FID∞).
 
     The bias of FID is about linear in 1/N, so the FIDs of random subsets of evenly spaced sizes are extrapolated by
-    least squares to 1/N = 0. As in the paper, the real set stays whole and keeps its own bias. The bias is linear only
-    where N is well above the number of features; with fewer images, more ``draws`` reduce the noise, not the error.
+    least squares to 1/N = 0. As in the paper, the real set stays whole and keeps its own bias. With no more images than
+    features the bias is not linear; more ``draws`` then reduce the noise, not the error.
 
     Args:
         real, fake: features float ``(n, d)`` and ``(m, d)``, ``m ≥ 4``.
@@ -153,7 +146,13 @@ def fid_infinity(
 
 
 def precision_recall(
-    real: Array, fake: Array, k: int = 3, groups: Groups = None, real_groups: Groups = None, n: int = 1000, seed: int = 0
+    real: Array,
+    fake: Array,
+    k: int = 3,
+    groups: Groups = None,
+    real_groups: Groups = None,
+    n: int = 1000,
+    seed: int = 0,
 ) -> tuple[Interval, Interval]:
     """Improved precision and recall (Kynkäänniemi et al. 2019, eq. 1 and 2): realism and variety, in [0, 1].
 
@@ -174,7 +173,13 @@ def precision_recall(
 
 
 def density_coverage(
-    real: Array, fake: Array, k: int = 5, groups: Groups = None, real_groups: Groups = None, n: int = 1000, seed: int = 0
+    real: Array,
+    fake: Array,
+    k: int = 5,
+    groups: Groups = None,
+    real_groups: Groups = None,
+    n: int = 1000,
+    seed: int = 0,
 ) -> tuple[Interval, Interval]:
     """Density (≥ 0) and coverage (in [0, 1]) of Naeem et al. 2020, from balls around the real images only.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,13 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from chestxai import finetune, models, reports, runs
+from chestxai.fidelity.arrays import Array
 from chestxai.profiles import Profile, SamplingSettings
 from chestxai.runs.code import INFRASTRUCTURE
 from chestxai.studies import FINDINGS, Study
 
 
-def requests(
-    studies: Sequence[Study], settings: SamplingSettings, seed: int = 0
-) -> tuple[list[str], np.ndarray, np.ndarray]:
+def requests(studies: Sequence[Study], settings: SamplingSettings, seed: int = 0) -> tuple[list[str], Array, Array]:
     """Choose what each of ``settings.images`` images is asked to show: the report prompts of held-out studies.
 
     Studies are drawn without replacement (starting over if there are too few), ``settings.per_prompt`` images in a row
@@ -29,8 +29,7 @@ def requests(
 
     Args:
         studies: held out from training; those without a report are left out.
-        settings: ``images`` and ``per_prompt``.
-        seed: of the choice.
+        settings, seed: ``images`` and ``per_prompt``, and the seed of the choice.
 
     Returns:
         The prompts; their labels (see `asked`); and the position int ``(images,)`` in ``studies`` of each one's report.
@@ -50,16 +49,14 @@ def requests(
     return prompts, asked(prompts), origins
 
 
-def asked(prompts: Sequence[str]) -> np.ndarray:
+def asked(prompts: Sequence[str]) -> Array:
     """The findings that prompts name and do not deny: float32 ``(n, 8)``, 0 or 1, over `FINDINGS`.
 
     Not the labels of the prompt's study: an impression omits some, and a model cannot draw what it is not asked for.
     """
-    rows = {}
-    for prompt in dict.fromkeys(prompts):
-        names = {finding.name for finding in reports.find(prompt) if finding.present}
-        rows[prompt] = [name in names for name in FINDINGS]
-    return np.array([rows[prompt] for prompt in prompts], dtype=np.float32).reshape(-1, len(FINDINGS))
+    names = {prompt: {finding.name for finding in reports.find(prompt) if finding.present} for prompt in set(prompts)}
+    rows = [[name in names[prompt] for name in FINDINGS] for prompt in prompts]
+    return np.array(rows, dtype=np.float32).reshape(-1, len(FINDINGS))
 
 
 def sample(
@@ -71,13 +68,12 @@ def sample(
     seed: int = 0,
     precision: str = "no",
     bar: Any = None,
-) -> np.ndarray:
-    """Draw one image per prompt and keep them in ``path``: a finished file is read, an interrupted one is resumed.
+) -> Array:
+    """Draw one image per prompt, uint8 ``(n, s, s)``, and keep them in ``path``; see `runs.resumable`.
 
     DDIM without added noise (Song et al. 2021) with classifier-free guidance (Ho & Salimans 2022) away from the empty
     prompt. The noise that image ``i`` starts from depends on ``seed`` and ``i`` alone, not on the batch, the other
-    prompts or the weights: two models are compared from the same noise. The file is named by all that it depends on,
-    weights and code included. See `runs.resumable` for kills and several processes.
+    prompts or the weights: two models are compared from the same noise.
 
     Args:
         pipeline: of `models.load_pipeline`, with a checkpoint's weights; its own scheduler is not changed.
@@ -88,40 +84,34 @@ def sample(
         precision: "no", "fp16" or "bf16", in which the U-Net computes on a GPU; a CPU always uses float32.
         bar: of `runs.progress`, advanced by one for each image.
 
-    Returns:
-        uint8 ``(n, s, s)``, in the order of the prompts.
-
     Raises:
         InputError: no prompts.
         DivergedError: the model's output is not finite.
-        OSError: ``path`` cannot be written.
     """
     prompts = list(prompts)
     if not prompts:
         raise runs.InputError("no prompts to draw images for")
     device, dtype = pipeline.unet.device, pipeline.unet.dtype
     half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision) if device.type == "cuda" else None
-    schedule = {k: v for k, v in pipeline.scheduler.config.items() if not k.startswith("_")}
-    # Weights and texts have identities of their own, so the code that made them does not count.
-    code = runs.code_fingerprint(__name__, without=(*INFRASTRUCTURE, "chestxai.finetune", "chestxai.reports"))
-    values = models.fingerprint(pipeline), schedule, settings.model_dump(), prompts, seed, str(half)
     # Latents are not confined to [-1, 1], which a configuration without this entry would assume.
     ddim = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     sampler = type(pipeline)(**{**pipeline.components, "scheduler": ddim}, requires_safety_checker=False)
     sampler.set_progress_bar_config(disable=True)
     side = models.image_size(pipeline) // pipeline.vae_scale_factor
     shape = (pipeline.unet.config.in_channels, side, side)
-    unique = {prompt: i for i, prompt in enumerate(dict.fromkeys([*prompts, ""]))}
-    states: list[torch.Tensor] = []  # encoded only if an image is missing
+
+    unique = [*dict.fromkeys(prompts), ""]
+
+    @cache
+    def text() -> torch.Tensor:
+        return models.encode_text(pipeline, unique).to(dtype)
 
     def draw(rows: range) -> tuple[dict[str, torch.Tensor], list[str]]:
-        if not states:
-            states.append(models.encode_text(pipeline, list(unique)).to(dtype))
         noise = torch.stack([_noise(shape, seed, i) for i in rows]).to(device, dtype)
         with torch.inference_mode(), torch.autocast(device.type, half, enabled=half is not None):
             latents = sampler(
-                prompt_embeds=states[0][[unique[prompts[i]] for i in rows]],
-                negative_prompt_embeds=states[0][[unique[""]] * len(rows)],
+                prompt_embeds=text()[[unique.index(prompts[i]) for i in rows]],
+                negative_prompt_embeds=text()[-1:].expand(len(rows), -1, -1),
                 latents=noise,
                 guidance_scale=settings.guidance,
                 num_inference_steps=settings.steps,
@@ -134,10 +124,14 @@ def sample(
             )
         return {"images": torch.from_numpy(models.decode_latents(pipeline, latents.float()))}, []
 
-    about = {"prompts": json.dumps(prompts), "settings": settings.model_dump_json(), "seed": str(seed)}
-    identity, batch = runs.fingerprint(code, *values), settings.batch
-    tensors, _ = runs.resumable(path, identity, len(prompts), draw, chunk=batch, metadata=about, bar=bar)
-    return tensors["images"].numpy()
+    # Weights and texts have identities of their own, so the code that made them does not count.
+    code = runs.code_fingerprint(__name__, without=(*INFRASTRUCTURE, "chestxai.finetune", "chestxai.reports"))
+    schedule = {k: v for k, v in pipeline.scheduler.config.items() if not k.startswith("_")}
+    weights, options = models.fingerprint(pipeline), settings.model_dump(mode="json")
+    identity = runs.fingerprint(code, weights, schedule, options, prompts, seed, str(half))
+    about = {"prompts": json.dumps(prompts), "settings": json.dumps(options), "seed": str(seed)}
+    stored, _ = runs.resumable(path, identity, len(prompts), draw, chunk=settings.batch, metadata=about, bar=bar)
+    return stored["images"].numpy()
 
 
 def _noise(shape: Sequence[int], seed: int, i: int) -> torch.Tensor:
@@ -147,21 +141,13 @@ def _noise(shape: Sequence[int], seed: int, i: int) -> torch.Tensor:
 
 def sample_run(
     pipeline: StableDiffusionPipeline, profile: Profile, run: Path, prompts: Sequence[str], bar: Any = None
-) -> Iterator[tuple[int, np.ndarray]]:
-    """`sample` of the base, which is step 0, and of every checkpoint of a run, all from the same noise.
+) -> Iterator[tuple[int, Array]]:
+    """Yield each step of a finished run and its `sample`, all from the same noise; step 0 is the base.
 
     Args:
-        pipeline: the profile's base; it ends with the weights of the last checkpoint.
-        profile: the one the run was made with.
-        run: folder of a finished run; the images are kept in ``samples/step-<k>.safetensors``.
-        prompts: a text for each image.
-        bar: advanced by one for each image.
-
-    Yields:
-        The step and its images uint8 ``(n, s, s)``.
-
-    Raises:
-        MissingError: the run is not finished; names the command that makes it.
+        pipeline, profile: the profile that the run was made with, and its base, which gets the checkpoints' weights.
+        run: folder of the run; the images are kept in ``samples/step-<k>.safetensors``.
+        prompts, bar: as of `sample`.
     """
     folder = runs.Run(run).check_finished()
     for step in (0, *folder.steps()):

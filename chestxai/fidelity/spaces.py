@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from chestxai import runs
 from chestxai.fidelity.arrays import Array, Progress, batched, grey, resize
 from chestxai.fidelity.classifier import SHIPPED, load_classifier
+from chestxai.runs import InputError, MissingError
 from chestxai.studies import Fit, Frame, Study, read_image
 
 # The weights of the published FID (TensorFlow's, converted); a name in torch.hub ends in the start of its SHA-256.
@@ -38,9 +40,8 @@ class InceptionSpace(nn.Module):
     """The feature space of the published FID (Heusel et al. 2017): 2048 features of Inception-v3.
 
     Args:
-        network: torch-fidelity's ``FeatureExtractorInceptionV3`` for the feature "2048", which takes uint8 RGB,
-            resizes it to 299 pixels as TensorFlow 1 did (bilinear, no antialiasing) and scales it by
-            ``(pixel − 128) / 128``. Images of 299 pixels are not resized.
+        network: torch-fidelity's ``FeatureExtractorInceptionV3`` for the feature "2048". It takes uint8 RGB; images
+            that are not 299 pixels wide are resized as TensorFlow 1 did (bilinear, no antialiasing).
     """
 
     size, num_features = 299, 2048
@@ -58,9 +59,8 @@ class InceptionSpace(nn.Module):
 
 
 class XrvSpace(nn.Module):
-    """The feature space of FID-XRV: 1024 features of TorchXRayVision's DenseNet-121 (Cohen et al. 2022).
-
-    They are what enters its classifier: the trunk's output, rectified and averaged over the image.
+    """The feature space of FID-XRV: the 1024 inputs of the classifier of TorchXRayVision's DenseNet-121 (Cohen et al.
+    2022), which are the trunk's output, rectified and averaged over the image.
 
     Args:
         trunk: ``torchxrayvision.models.DenseNet(...).features``, for grey images in [-1024, 1024] at 224 pixels.
@@ -85,13 +85,11 @@ def feature_space(source: str = "phantom", folder: Path | None = None) -> nn.Mod
     """The network in whose features images are compared.
 
     Args:
-        source: ``"inception"`` (the published FID's), ``"xrv"`` (FID-XRV's), or the name of the data source that a
-            `FindingsClassifier` was trained on.
-        folder: where its weights are. Default: the classifier that ships; for ``"inception"`` torch.hub's folder, for
-            ``"xrv"`` ``~/.torchxrayvision/models_data``.
+        source: ``"inception"`` (the published FID's), ``"xrv"`` (FID-XRV's), or the data source of a classifier.
+        folder: of its weights. Default: the classifier that ships, torch.hub's folder, ``~/.torchxrayvision``.
 
     Raises:
-        InputError: no classifier ships for this source, or the weights are damaged; the message says what to do.
+        InputError: the classifier is one of another source, or the weights are damaged; the message says what to do.
         MissingError: the weights or the package of the network are missing; the message says how to get them.
     """
     if source == "inception":
@@ -102,26 +100,24 @@ def feature_space(source: str = "phantom", folder: Path | None = None) -> nn.Mod
     model = load_classifier(folder)
     trained = runs.read_json(folder / "classifier.json")["source"]
     if trained != source:
-        raise runs.InputError(
+        raise InputError(
             f"{folder} was trained on {trained!r}, not on {source!r}: train one with train_classifier(), or with "
-            f"'python -m chestxai.fidelity train --source {source} --root FOLDER --out FOLDER'"
+            f"'python tools/make_classifier.py --source {source} --root FOLDER --out FOLDER'"
         )
     return model
 
 
 def _inception(folder: Path) -> InceptionSpace:
     path = folder / _INCEPTION
-    network = _package(
-        "torch_fidelity.feature_extractor_inceptionv3", path, f"the feature space 'inception' needs {path}: "
-        f"'pip install torch-fidelity', and download {_INCEPTION_URL} to it"
-    )  # fmt: skip
+    advice = f"'pip install torch-fidelity', and download {_INCEPTION_URL} to it"
+    module = _package("torch_fidelity.feature_extractor_inceptionv3", path, "inception", advice)
     if not runs.sha256(path).startswith(expected := path.stem.rpartition("-")[2]):
-        raise runs.InputError(f"{path}: damaged, its SHA-256 does not start with {expected}; get it from {_INCEPTION_URL}")
+        raise InputError(f"{path}: damaged, its SHA-256 does not start with {expected}; get it from {_INCEPTION_URL}")
     # torch-fidelity would unpickle the file, which may run code: it gets a copy of the bare tensors in it.
     copy = io.BytesIO()
     torch.save(torch.load(path, map_location="cpu", weights_only=True), copy)
     copy.seek(0)
-    return InceptionSpace(network.FeatureExtractorInceptionV3("inception", ["2048"], copy)).eval()
+    return InceptionSpace(module.FeatureExtractorInceptionV3("inception", ["2048"], copy)).eval()
 
 
 def _xrv(folder: Path) -> XrvSpace:
@@ -132,30 +128,27 @@ def _xrv(folder: Path) -> XrvSpace:
         "path.parent.mkdir(parents=True, exist_ok=True); "
         f"safetensors.torch.save_file(xrv.models.DenseNet(weights='{_XRV}').state_dict(), path)"
     )
-    advice = (
-        f"the feature space 'xrv' needs {path}: 'pip install torchxrayvision', then download the weights and turn "
-        f'them into safetensors, once, by: python -c "{convert}"'
-    )
-    network = _package("torchxrayvision", path, advice).models.DenseNet(weights=None).features
+    advice = f"'pip install torchxrayvision', then download and convert the weights, once, by: python -c \"{convert}\""
+    trunk = _package("torchxrayvision", path, "xrv", advice).models.DenseNet(weights=None).features
     prefix = "features."
     tensors = {k.removeprefix(prefix): v for k, v in runs.load_tensors(path).items() if k.startswith(prefix)}
     try:
-        network.load_state_dict(tensors)
+        trunk.load_state_dict(tensors)
     except RuntimeError as error:
-        raise runs.InputError(f"{path}: not the weights of TorchXRayVision's DenseNet-121 ({error}); {advice}") from error
-    return XrvSpace(network).eval()
+        raise InputError(f"{path}: not the weights of TorchXRayVision's DenseNet-121 ({error}); {advice}") from error
+    return XrvSpace(trunk).eval()
 
 
-def _package(name: str, weights: Path, advice: str) -> Any:
-    """Import an optional package that is useless without a file of weights."""
-    if not weights.is_file():
-        raise runs.MissingError(f"{weights} is missing; {advice}")
+def _package(name: str, weights: Path, space: str, advice: str) -> Any:
+    """Import the optional package of a feature space, which needs a file of weights."""
     try:
+        if not weights.is_file():
+            raise ImportError(f"{weights} is missing")
         # torchxrayvision turns all warnings off when it is imported.
         with warnings.catch_warnings():
             return importlib.import_module(name)
     except ImportError as error:
-        raise runs.MissingError(f"{error}; {advice}") from error
+        raise MissingError(f"{error}; the feature space {space!r} needs {weights}: {advice}") from error
 
 
 def describe(space: nn.Module) -> str:
@@ -169,8 +162,7 @@ def features(space: nn.Module, images: Array, batch: int = 256) -> Array:
 
     Args:
         space: the feature space.
-        images: uint8 ``(n, s, s)``.
-        batch: images at a time.
+        images, batch: uint8 ``(n, s, s)``, and how many are computed at a time.
     """
     return batched(space, getattr(space, "features", space), images, batch)
 
@@ -215,16 +207,14 @@ def extract(
         size: pixels; default: the space's own ``size``, else the images' if all are squares of one size.
         fit: "crop" or "letterbox", for images that are not square.
         batch: images at a time.
-        cache: folder for the features, one file for each combination of images, space and framing. The key includes
-            the content of the images: files are read in full.
-        identity: replaces the content in that key, e.g. by the fingerprint of a data set. Needed to cache a generator
-            or studies, whose content is unknown in advance.
+        cache: folder for the features, in a file for each space, framing and content of the images (read in full).
+        identity: replaces the content, e.g. the fingerprint of a data set. Needed to cache a generator or studies.
         progress: wraps the loop over images, e.g. `chestxai.runs.progress`.
 
     Raises:
         MissingError: no such folder.
-        InputError: no image, or none that can be read; an array that is not uint8 ``(h, w)``; a cache for a generator
-            without ``identity``; features that are not finite.
+        InputError: no image that can be read, an array that is not uint8 ``(h, w)``, a cache for a generator without
+            ``identity``, or features that are not finite.
     """
     root = None
     if isinstance(images, str | Path):
@@ -232,49 +222,44 @@ def extract(
         images = _image_files(root)
     size = size or getattr(space, "size", None)
     if cache is None:
-        return _extract(space, _frames(progress(images), root, size, fit), batch)
+        return _extract(space, progress(images), root, size, fit, batch)
     content = content_hash(images, root) if identity is None else identity
     weights, code = runs.hash_tensors(space.state_dict()), runs.code_fingerprint(__name__)
     path = Path(cache) / f"{runs.fingerprint(content, describe(space), weights, code, size, fit)}.safetensors"
-    with suppress(FileNotFoundError, runs.InputError):  # a missing or damaged file is made again
+    with suppress(FileNotFoundError, InputError):  # a missing or damaged file is made again
         about, values = runs.tensor_metadata(path), runs.load_tensors(path)["values"].numpy()
-        names, skipped = map(tuple, json.loads(about["rows"]))
-        return Features(values, names, skipped, about["space"])
-    result = _extract(space, _frames(progress(images), root, size, fit), batch)
+        return Features(values, *map(tuple, json.loads(about["rows"])), about["space"])
+    result = _extract(space, progress(images), root, size, fit, batch)
     about = {"rows": json.dumps([result.names, result.skipped]), "space": result.space}
     runs.save_tensors(path, {"values": torch.from_numpy(result.values)}, about)
     return result
 
 
-def _extract(space: nn.Module, frames: Iterable[tuple[str | None, Any]], batch: int) -> Features:
-    names, skipped, parts, waiting = [], [], [], []
-    for name, image in frames:
-        if name is None:
-            skipped.append(image)
-            continue
-        names.append(name)
-        waiting.append(image)
-        if len(waiting) == batch:
-            parts.append(features(space, np.stack(waiting), batch))
-            waiting.clear()
-    if waiting:
-        parts.append(features(space, np.stack(waiting), batch))
+def _extract(space: nn.Module, images: Iterable, root: Path | None, size: int | None, fit: Fit, batch: int) -> Features:
+    names, skipped, parts = [], [], []
+    frames = _frames(images, root, size, fit, skipped)
+    for some in iter(lambda: list(islice(frames, batch)), []):
+        names += [name for name, _ in some]
+        parts.append(features(space, np.stack([image for _, image in some]), batch))
+        some.clear()  # not held while the next batch is read
     if not parts:
         reason = f"none of {len(skipped)} images could be read; the first: {skipped[0]}" if skipped else ""
-        raise runs.InputError(reason or "there are no images")
+        raise InputError(reason or "there are no images")
     values = np.concatenate(parts)
     if not np.isfinite(values).all():
-        raise runs.InputError("some features are NaN or infinite: the images or the network are broken")
+        raise InputError("some features are NaN or infinite: the images or the network are broken")
     return Features(values, tuple(names), tuple(skipped), describe(space))
 
 
-def _frames(images: Iterable, root: Path | None, size: int | None, fit: Fit) -> Iterator[tuple[str | None, Any]]:
-    """Name and image uint8 ``(size, size)`` of each item; of one that cannot be read, None and a line that says why."""
+def _frames(
+    images: Iterable, root: Path | None, size: int | None, fit: Fit, skipped: list[str]
+) -> Iterator[tuple[str, Array]]:
+    """Name and image uint8 ``(size, size)`` of each item that can be read; for others, a line goes to ``skipped``."""
     any_shape = size is not None
     for i, item in enumerate(images):
         array, study = isinstance(item, np.ndarray), isinstance(item, Study)
         if array and (item.ndim != 2 or item.dtype != np.uint8 or not item.size):
-            raise runs.InputError(f"image {i}: must be uint8 (h, w), got {item.dtype} {item.shape}")
+            raise InputError(f"image {i}: must be uint8 (h, w), got {item.dtype} {item.shape}")
         name = str(i) if array else item.id if study else _name(item, root)
         try:
             pixels = item if array else item.pixels() if study else read_image(Path(item))
@@ -283,20 +268,20 @@ def _frames(images: Iterable, root: Path | None, size: int | None, fit: Fit) -> 
             # A study's file may have another shape than its data set states.
             image = Frame(*shape, size, fit).image(pixels)
         except ValueError as error:
-            yield None, f"{name}: {error}" if study else str(error)
+            skipped.append(f"{name}: {error}" if study else str(error))
             continue
         if not any_shape and shape != (size, size):
-            raise runs.InputError(f"image {name} is {shape[0]} × {shape[1]}, not {size} × {size} as others: give size=")
+            raise InputError(f"image {name} is {shape[0]} × {shape[1]}, not {size} × {size} as others: pass size=")
         yield name, image
 
 
 def _image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise runs.MissingError(f"{folder} is not a folder: give the one that holds the images")
+        raise MissingError(f"{folder} is not a folder: give the one that holds the images")
     paths = (p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
     files = sorted(p for p in paths if p.is_file())
     if not files:
-        raise runs.InputError(f"{folder} holds no image ({', '.join(_SUFFIXES)})")
+        raise InputError(f"{folder} holds no image ({', '.join(_SUFFIXES)})")
     return files
 
 
@@ -309,14 +294,12 @@ def content_hash(images: Array | Sequence[Array | str | Path], root: Path | None
     if isinstance(images, np.ndarray):
         return runs.fingerprint(str(images.dtype), images.shape, sha256(np.ascontiguousarray(images)).hexdigest())
     if not isinstance(images, Sequence) or any(isinstance(item, Study) for item in images):
-        raise runs.InputError(
-            "a cache for a generator or for studies needs identity=: their content is unknown in advance"
-        )
-    return runs.fingerprint(_content(item, root) for item in images)
+        raise InputError("a cache for a generator or for studies needs identity=: their content is unknown in advance")
 
+    def content(item: Array | str | Path) -> Any:
+        if isinstance(item, np.ndarray):
+            return content_hash(item)
+        # What cannot be opened is skipped later.
+        return _name(item, root), runs.sha256(Path(item)) if Path(item).is_file() else ""
 
-def _content(item: Array | str | Path, root: Path | None) -> Any:
-    if isinstance(item, np.ndarray):
-        return content_hash(item)
-    # What cannot be opened is skipped later.
-    return _name(item, root), runs.sha256(Path(item)) if Path(item).is_file() else "no file"
+    return runs.fingerprint(map(content, images))
