@@ -156,9 +156,9 @@ def precision_recall(
 ) -> tuple[Interval, Interval]:
     """Improved precision and recall (Kynkäänniemi et al. 2019, eq. 1 and 2): realism and variety, in [0, 1].
 
-    Around each image of a set lies a closed ball that reaches to its ``k``-th nearest neighbour in the set. Precision
-    is the share of generated images in any ball of the real set; recall the share of real images in any ball of the
-    generated set. A single outlier has a large ball; `density_coverage` is less sensitive to it.
+    Around each image lies a closed ball up to its ``k``-th nearest neighbour in its own set. Precision is the share of
+    generated images in any real ball; recall the share of real images in any generated ball. A single outlier has a
+    large ball; `density_coverage` is less sensitive to it.
 
     Args:
         real, fake: features float ``(n, d)`` and ``(m, d)``, ``n, m > k``.
@@ -169,7 +169,8 @@ def precision_recall(
     real, fake = check_features(real, fake)
     inside, _ = _balls(real, fake, k, closed=True)
     covered, _ = _balls(fake, real, k, closed=True)
-    return _share(inside > 0, groups, n, seed), _share(covered > 0, real_groups, n, seed)
+    precision = bootstrap_ci(inside > 0, groups, n=n, seed=seed)
+    return precision, bootstrap_ci(covered > 0, real_groups, n=n, seed=seed)
 
 
 def density_coverage(
@@ -195,18 +196,12 @@ def density_coverage(
     """
     real, fake = check_features(real, fake)
     inside, held = _balls(real, fake, k, closed=False)
-    return _share(inside / k, groups, n, seed), _share(held > 0, real_groups, n, seed)
-
-
-def _share(values: Array, groups: Groups, n: int, seed: int) -> Interval:
-    return bootstrap_ci(values.astype(float), groups, n=n, seed=seed)
+    density = bootstrap_ci(inside / k, groups, n=n, seed=seed)
+    return density, bootstrap_ci(held > 0, real_groups, n=n, seed=seed)
 
 
 def _balls(centres: Array, points: Array, k: int, closed: bool) -> tuple[Array, Array]:
-    """Number of balls around each point, int ``(m,)``, and of points in each ball, int ``(n,)``.
-
-    The ball of a centre reaches to its ``k``-th nearest neighbour among the other centres.
-    """
+    """Number of balls around each point, int ``(m,)``, and of points in the ball of each centre, int ``(n,)``."""
     if not 1 <= k < len(centres):
         raise InputError(f"k = {k} neighbours need more than {k} images (and k ≥ 1), got {len(centres)}")
     # Centred, because scikit-learn loses digits of distances far from the origin.
@@ -229,7 +224,7 @@ def _balls(centres: Array, points: Array, k: int, closed: bool) -> tuple[Array, 
 def ms_ssim(images: Array, groups: Groups = None, pairs: int = 100, seed: int = 0) -> float:
     """Mean multi-scale structural similarity of images of one prompt, in [0, 1]: the higher, the less diverse.
 
-    Aim at the value of real images: near 1 is mode collapse, but below the real images' value is noise.
+    Aim at the value of real images: above it is mode collapse, below it noise.
 
     Args:
         images: uint8 ``(n, s, s)``, ``s ≥ 11``.

@@ -153,8 +153,8 @@ def _package(name: str, weights: Path, space: str, advice: str) -> Any:
 
 def describe(space: nn.Module) -> str:
     """One line that names a feature space: its ``description``, else its class and the hash of its weights."""
-    weights = runs.hash_tensors(space.state_dict())
-    return getattr(space, "description", "") or f"{type(space).__qualname__} (weights sha256 {weights[:12]})"
+    given = getattr(space, "description", "")
+    return given or f"{type(space).__qualname__} (weights sha256 {runs.hash_tensors(space.state_dict())[:12]})"
 
 
 def features(space: nn.Module, images: Array, batch: int = 256) -> Array:
