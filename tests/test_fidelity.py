@@ -27,7 +27,8 @@ from torchmetrics.image import MultiScaleStructuralSimilarityIndexMeasure
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from chestxai import fidelity, models, runs, sources, tradeoff
-from chestxai.fidelity import FindingsClassifier, Training, classifier, metrics, sampling, spaces
+from chestxai.fidelity import FindingsClassifier, Training, classifier, metrics, spaces
+from chestxai.fidelity.__main__ import main
 from chestxai.profiles import SamplingSettings
 from chestxai.studies import FINDINGS, Finding, Frame, Study
 from tests import tiny
@@ -136,7 +137,7 @@ class TestSample:
         stock = tiny.random_pipeline(kind)
         given = self.few.model_copy(update={"guidance": guidance})
         ours = fidelity.sample(stock, self.prompts[:2], given, tmp_path / "a.safetensors", seed=3)
-        noise = torch.stack([sampling._noise((4, 8, 8), 3, i) for i in range(2)])
+        noise = torch.stack([models.seeded_noise((4, 8, 8), 3, i) for i in range(2)])
         theirs = stock(
             list(self.prompts[:2]),
             latents=noise,
@@ -1101,7 +1102,7 @@ class TestCommandLine:
     def test_scores_two_folders(self, folders, trained, capsys):
         arguments = ["--real", str(folders / "real"), "--generated", str(folders / "fake"), "--features", str(trained)]
         more = ["--training", str(folders / "train"), "--cache", str(folders / "cache"), "--resamples", "4"]
-        assert fidelity.main(arguments + more) == 0
+        assert main(arguments + more) == 0
         out = capsys.readouterr().out
         assert "bad.png: not a readable image" in out
         assert "24 images" in out
@@ -1129,7 +1130,7 @@ class TestCommandLine:
         flat.mkdir()
         for i, image in enumerate(pictures(12, 3)[0]):
             Image.fromarray(image).save(flat / f"{i}.png")
-        assert fidelity.main(["--real", str(folders / "real"), "--generated", str(flat), "--features", str(trained),
+        assert main(["--real", str(folders / "real"), "--generated", str(flat), "--features", str(trained),
                               "--resamples", "0"]) == 0  # fmt: skip
         rows = {line.split("  ")[0].strip(): line for line in capsys.readouterr().out.splitlines()}
         assert "[" not in rows["FID ↓"]
@@ -1138,7 +1139,7 @@ class TestCommandLine:
 
     def test_both_folders_are_needed(self, capsys):
         with pytest.raises(SystemExit):
-            fidelity.main(["--real", "a"])
+            main(["--real", "a"])
         assert "--generated" in capsys.readouterr().err
         with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
-            fidelity.main(["--real", "nowhere", "--generated", "nowhere"])
+            main(["--real", "nowhere", "--generated", "nowhere"])

@@ -20,7 +20,6 @@ from chestxai.fidelity.classifier import (
     shared_classifier,
     train_classifier,
 )
-from chestxai.fidelity.commands import main
 from chestxai.fidelity.evaluation import evaluate, reference, scores, transfer_auc
 from chestxai.fidelity.memory import Memory, copies, memorisation
 from chestxai.fidelity.metrics import (

@@ -16,7 +16,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from chestxai import finetune, models, reports, runs
 from chestxai.fidelity.arrays import Array
 from chestxai.profiles import Profile, SamplingSettings
-from chestxai.runs.code import INFRASTRUCTURE
+from chestxai.runs import Run
 from chestxai.studies import FINDINGS, Study
 
 
@@ -107,7 +107,7 @@ def sample(
         return models.encode_text(pipeline, unique).to(dtype)
 
     def draw(rows: range) -> tuple[dict[str, torch.Tensor], list[str]]:
-        noise = torch.stack([_noise(shape, seed, i) for i in rows]).to(device, dtype)
+        noise = torch.stack([models.seeded_noise(shape, seed, i) for i in rows]).to(device, dtype)
         with torch.inference_mode(), torch.autocast(device.type, half, enabled=half is not None):
             latents = sampler(
                 prompt_embeds=text()[[unique.index(prompts[i]) for i in rows]],
@@ -124,34 +124,35 @@ def sample(
             )
         return {"images": torch.from_numpy(models.decode_latents(pipeline, latents.float()))}, []
 
-    # Weights and texts have identities of their own, so the code that made them does not count.
-    code = runs.code_fingerprint(__name__, without=(*INFRASTRUCTURE, "chestxai.finetune", "chestxai.reports"))
-    schedule = {k: v for k, v in pipeline.scheduler.config.items() if not k.startswith("_")}
-    weights, options = models.fingerprint(pipeline), settings.model_dump(mode="json")
-    identity = runs.fingerprint(code, weights, schedule, options, prompts, seed, str(half))
-    about = {"prompts": json.dumps(prompts), "settings": json.dumps(options), "seed": str(seed)}
+    recipe = getattr(pipeline.text_encoder, "recipe", None)
+    identity = runs.fingerprint(
+        runs.code_fingerprint("chestxai.fidelity.sampling"),
+        models.fingerprint(pipeline),
+        models.architecture(pipeline.scheduler),
+        None if recipe is None else recipe.model_dump(mode="json"),
+        settings.model_dump(),
+        prompts,
+        seed,
+        str(half),
+    )
+    about = {"prompts": json.dumps(prompts), "settings": settings.model_dump_json(), "seed": str(seed)}
     stored, _ = runs.resumable(path, identity, len(prompts), draw, chunk=settings.batch, metadata=about, bar=bar)
     return stored["images"].numpy()
 
 
-def _noise(shape: Sequence[int], seed: int, i: int) -> torch.Tensor:
-    key = int(np.random.default_rng([seed, i]).integers(2**63))
-    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(key))
-
-
 def sample_run(
-    pipeline: StableDiffusionPipeline, profile: Profile, run: Path, prompts: Sequence[str], bar: Any = None
+    pipeline: StableDiffusionPipeline, profile: Profile, run: Run | Path, prompts: Sequence[str], bar: Any = None
 ) -> Iterator[tuple[int, Array]]:
     """Yield each step of a finished run and its `sample`, all from the same noise; step 0 is the base.
 
     Args:
         pipeline, profile: the profile that the run was made with, and its base, which gets the checkpoints' weights.
-        run: folder of the run; the images are kept in ``samples/step-<k>.safetensors``.
+        run: the run or its folder; the images are kept in ``samples/step-<k>.safetensors``.
         prompts, bar: as of `sample`.
     """
-    folder = runs.Run(run).check_finished()
-    for step in (0, *folder.steps()):
+    run = (run if isinstance(run, Run) else Run(run)).check_finished()
+    for step in (0, *run.steps()):
         if step:
-            finetune.load_checkpoint(pipeline, folder.folder, step)
-        path = folder.samples_file(step)
+            finetune.load_checkpoint(pipeline, run, step)
+        path = run.samples_file(step)
         yield step, sample(pipeline, prompts, profile.sampling, path, precision=profile.finetune.precision, bar=bar)
