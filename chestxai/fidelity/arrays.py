@@ -29,7 +29,7 @@ def check_images(images: Array) -> Array:
 
 
 def check_features(real: Array, fake: Array) -> tuple[Array, Array]:
-    """Return two feature sets as float64; InputError unless finite ``(n, d)`` and ``(m, d)`` with ``n, m ≥ 2``."""
+    """Return ``real`` ``(n, d)`` and ``fake`` ``(m, d)`` as float64; InputError unless finite and ``n, m ≥ 2``."""
     real, fake = np.asarray(real, dtype=np.float64), np.asarray(fake, dtype=np.float64)
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1] or min(len(real), len(fake)) < 2:
         raise InputError(f"features must be (n, d) and (m, d) with n, m ≥ 2, got {real.shape} and {fake.shape}")
@@ -46,7 +46,7 @@ def grey(images: Tensor) -> Tensor:
 
 
 def resize(x: Tensor, size: int) -> Tensor:
-    """Float ``(n, 1, s, s)`` at ``size`` pixels, bilinear with antialiasing."""
+    """Bring ``x``, float ``(n, 1, s, s)``, to ``size`` pixels, bilinear with antialiasing."""
     return x if x.shape[-2:] == (size, size) else F.interpolate(x, (size, size), mode="bilinear", antialias=True)
 
 

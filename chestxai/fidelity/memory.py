@@ -23,7 +23,7 @@ class Memory:
         unseen: float ``(u,)``, the same distance for unseen real images.
         threshold: the ``quantile`` of ``unseen``.
         closer: share of the generated images below the threshold, with a 95 % interval; chance is ``quantile``.
-        found: share of the planted copies below the threshold; None if there are none.
+        detected: share of the planted copies below the threshold; None if there are none.
     """
 
     distance: Array
@@ -31,7 +31,7 @@ class Memory:
     unseen: Array
     threshold: float
     closer: Interval
-    found: float | None
+    detected: float | None
 
     @property
     def suspects(self) -> Array:
@@ -83,10 +83,10 @@ def memorisation(
     shares = bootstrap(lambda a, b: (a < np.quantile(b, quantile)).mean(), samples, n, seed=0)
     low, high = np.quantile(shares, [0.025, 0.975]) if n else (math.nan, math.nan)
     closer = Interval(float((distance < threshold).mean()), float(low), float(high))
-    found = None
+    detected = None
     if planted is not None:
-        found = float((index.kneighbors(np.asarray(planted, dtype=np.float64))[0] < threshold).mean())
-    return Memory(distance, nearest, away, threshold, closer, found)
+        detected = float((index.kneighbors(np.asarray(planted, dtype=np.float64))[0] < threshold).mean())
+    return Memory(distance, nearest, away, threshold, closer, detected)
 
 
 def copies(images: Array, n: int = 32, noise: float = 4.0, seed: int = 0) -> Array:

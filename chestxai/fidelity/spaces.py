@@ -153,8 +153,8 @@ def _package(name: str, weights: Path, space: str, advice: str) -> Any:
 
 def describe(space: nn.Module) -> str:
     """One line that names a feature space: its ``description``, else its class and the hash of its weights."""
-    given = getattr(space, "description", "")
-    return given or f"{type(space).__qualname__} (weights sha256 {runs.hash_tensors(space.state_dict())[:12]})"
+    description = getattr(space, "description", "")
+    return description or f"{type(space).__qualname__} (weights sha256 {runs.hash_tensors(space.state_dict())[:12]})"
 
 
 def features(space: nn.Module, images: Array, batch: int = 256) -> Array:
@@ -290,7 +290,7 @@ def _name(path: str | Path, root: Path | None) -> str:
 
 
 def content_hash(images: Array | Sequence[Array | str | Path], root: Path | None = None) -> str:
-    """Hash of an array, or of a list of arrays and files, whose names count relative to the folder ``root``."""
+    """Hash of ``images``: an array, or a list of arrays and files, whose names count relative to ``root``."""
     if isinstance(images, np.ndarray):
         return runs.fingerprint(str(images.dtype), images.shape, sha256(np.ascontiguousarray(images)).hexdigest())
     if not isinstance(images, Sequence) or any(isinstance(item, Study) for item in images):
