@@ -49,7 +49,7 @@ from scipy.ndimage import gaussian_filter
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
-from chestxai import fidelity, finetune, models, plots, profiles, reports, runs, tradeoff
+from chestxai import fidelity, models, plots, profiles, reports, runs, tradeoff
 from chestxai.stats import Interval, bootstrap_statistic
 from chestxai.studies import FINDINGS, Frame, to_images
 
@@ -66,7 +66,7 @@ plain = lambda a: a.update(text=a.text.removeprefix("score="))  # noqa: E731 - a
 
 pipeline = models.load_pipeline(settings.base)
 size = models.image_size(pipeline)
-steps = [0, *finetune.checkpoints(run)]
+steps = [0, *runs.Run(run).steps()]
 last = steps[-1]
 pd.Series(
     settings.sampling.model_dump(), name=f"profile {settings.name}", dtype=object
@@ -124,7 +124,6 @@ classifier = fidelity.shared_classifier(
     profiles.profile_folder(settings, out) / "classifier",
     labelled,
     data=f"{train.fingerprint}-{fit}",
-    progress=lambda epochs: runs.progress(epochs, "training the classifier"),
 )
 reference = fidelity.reference(
     real, real_labels, classifier, others=others, patients=patients, resamples=resamples
@@ -415,15 +414,11 @@ lessons = {
 }
 learnt = {
     name: fidelity.transfer_auc(
-        small(images),
-        shows,
-        small(real),
-        real_labels,
+        (small(images), shows),
+        (small(real), real_labels),
         folder / "transfer",
+        fidelity.Training(name, epochs=20),
         patients=patients,
-        source=name,
-        epochs=20,
-        progress=lambda epochs: runs.progress(epochs, f"learning from {name}"),  # noqa: B023
     )
     for name, (images, shows, folder) in lessons.items()
 }
@@ -597,7 +592,7 @@ Markdown(
         if memory.closer.low > 0.05
         else "That is no more than chance: no sign of memory. "
     )
-    + f"Of the planted copies {memory.found:.0%} are that near."
+    + f"Of the planted copies {memory.detected:.0%} are that near."
 )
 
 # %% [markdown]
@@ -818,14 +813,11 @@ for step, images in drawn.items():
 # The classifier knows each finding in it. But who has seen one effusion may not know the next.
 images, shows = spoiled["one image a finding"]
 book = fidelity.transfer_auc(
-    small(images),
-    shows,
-    small(real),
-    real_labels,
+    (small(images), shows),
+    (small(real), real_labels),
     run / "transfer-collapsed",
+    fidelity.Training("one image a finding", epochs=20),
     patients=patients,
-    source="one image a finding",
-    epochs=20,
 )
 pd.DataFrame(
     {
@@ -891,7 +883,7 @@ pd.Series(
             features["real"],
             planted=fidelity.features(classifier, images),
             n=0,
-        ).found
+        ).detected
         for name, images in planted.items()
     },
     name="share of copies found",

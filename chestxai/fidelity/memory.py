@@ -1,0 +1,101 @@
+"""Does the model copy its training images? Distances to the nearest ones, and planted copies that must be detected."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.neighbors import NearestNeighbors
+
+from chestxai.fidelity.arrays import Array, Groups, bootstrap, check_features, check_images
+from chestxai.runs import InputError
+from chestxai.stats import Interval
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The result of `memorisation`.
+
+    Attributes:
+        distance, nearest: float and int ``(m,)``: distance of each generated image to the nearest training image, and
+            the row of that one.
+        unseen: float ``(u,)``, the same distance for unseen real images.
+        threshold: the ``quantile`` of ``unseen``.
+        closer: share of the generated images below the threshold, with a 95 % interval; chance is ``quantile``.
+        detected: share of the planted copies below the threshold; None if there are none.
+    """
+
+    distance: Array
+    nearest: Array
+    unseen: Array
+    threshold: float
+    closer: Interval
+    detected: float | None
+
+    @property
+    def suspects(self) -> Array:
+        """Rows of the generated images below the threshold, the closest first."""
+        order = np.argsort(self.distance, kind="stable")
+        return order[self.distance[order] < self.threshold]
+
+
+def memorisation(
+    train: Array,
+    fake: Array,
+    unseen: Array,
+    *,
+    groups: Groups = None,
+    unseen_groups: Groups = None,
+    planted: Array | None = None,
+    quantile: float = 0.05,
+    n: int = 1000,
+) -> Memory:
+    """How many generated images are closer to a training image than unseen real images are.
+
+    A model that copies has an excellent FID. Real images of patients outside the training set show how close an image
+    comes by chance (Meehan et al. 2020). A close image need not be a copy: look at the pairs.
+
+    Args:
+        train, fake, unseen: features of training images, generated images and real images that were not trained on,
+            float ``(t, d)``, ``(m, d)`` and ``(u, d)``.
+        groups, unseen_groups: prompt of each generated and patient of each unseen image, resampled together.
+        planted: features float ``(p, d)`` of `copies`: a feature space that misses them cannot clear the model either.
+        quantile: share of the unseen images that count as close, in (0, 1).
+        n: bootstrap resamples (seed 0), of generated and unseen images both, for the threshold is an estimate too.
+
+    Raises:
+        InputError: features that do not fit each other; ``quantile`` outside (0, 1); unseen images that are training
+            images.
+    """
+    if not 0 < quantile < 1:
+        raise InputError(f"quantile must be in (0, 1), got {quantile}")
+    train, fake = check_features(train, fake)
+    _, unseen = check_features(train, unseen)
+    index = NearestNeighbors(n_neighbors=1).fit(train)
+    (distance, nearest), (away, _) = ([a[:, 0] for a in index.kneighbors(points)] for points in (fake, unseen))
+    threshold = float(np.quantile(away, quantile))
+    if threshold <= 1e-5 * float(np.sqrt((train**2).sum(axis=1).mean())):
+        raise InputError(
+            f"{quantile:.0%} or more of the unseen real images are training images: give real images of other patients"
+        )
+    samples = [(distance, groups, "generated"), (away, unseen_groups, "unseen")]
+    shares = bootstrap(lambda a, b: (a < np.quantile(b, quantile)).mean(), samples, n, seed=0)
+    low, high = np.quantile(shares, [0.025, 0.975]) if n else (math.nan, math.nan)
+    closer = Interval(float((distance < threshold).mean()), float(low), float(high))
+    detected = None
+    if planted is not None:
+        detected = float((index.kneighbors(np.asarray(planted, dtype=np.float64))[0] < threshold).mean())
+    return Memory(distance, nearest, away, threshold, closer, detected)
+
+
+def copies(images: Array, n: int = 32, noise: float = 4.0, seed: int = 0) -> Array:
+    """The first ``n`` images with a little noise, as a model that memorises would draw them: uint8 ``(n, s, s)``.
+
+    Args:
+        images, n: training images uint8 ``(m, s, s)``, and the number of copies.
+        noise, seed: standard deviation of the noise in grey values of 255, and its seed.
+    """
+    originals = check_images(images)[:n]
+    noisy = originals + np.random.default_rng(seed).normal(0, noise, originals.shape)
+    return noisy.round().clip(0, 255).astype(np.uint8)

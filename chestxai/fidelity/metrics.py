@@ -1,0 +1,291 @@
+"""Distances and overlaps of two sets of features, and the similarity of images of one prompt.
+
+FID, KID and MS-SSIM are torchmetrics'; precision, recall, density and coverage stand on scikit-learn's neighbours. All
+depend on the feature space, most on the numbers of images: compare only numbers of the same space and equal counts.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from sklearn.metrics import pairwise_distances_chunked
+from sklearn.neighbors import NearestNeighbors
+from torch import nn
+from torchmetrics import Metric
+from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from chestxai.fidelity.arrays import Array, Groups, bootstrap, check_features, check_images
+from chestxai.runs import InputError
+from chestxai.stats import Interval, bootstrap_ci
+
+# Wang, Simoncelli & Bovik 2003: exponents of the scales, finest first.
+_BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+# torchmetrics' Gaussian window (sigma 1.5) in pixels.
+_WINDOW = 11
+
+
+def fid(real: Array, fake: Array) -> float:
+    """Fréchet distance of two feature sets (Heusel et al. 2017), ≥ 0, lower is better.
+
+    ``|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½)`` in float64 by torchmetrics. Small samples bias it upwards.
+
+    Args:
+        real, fake: features float ``(n, d)`` and ``(m, d)``, ``n, m ≥ 2``.
+    """
+    # Rounding leaves equal sets at about -1e-12.
+    return max(0.0, float(_distance(FrechetInceptionDistance, *check_features(real, fake), normalize=True)))
+
+
+def _distance(metric: type[Metric], real: Array, fake: Array, **options: Any) -> Any:
+    """A distance of torchmetrics, which expects images and a network, on features."""
+    identity = nn.Identity()
+    identity.num_features = real.shape[1]
+    state = metric(feature=identity, **options)
+    state.update(torch.from_numpy(real), real=True)
+    state.update(torch.from_numpy(fake), real=False)
+    return state.compute()
+
+
+def fid_interval(
+    real: Array, fake: Array, groups: Groups = None, n: int = 100, seed: int = 0, real_groups: Groups = None
+) -> Interval:
+    """FID with a 95 % bootstrap interval over both image sets: generated images by prompt, real ones by patient.
+
+    A resample has fewer distinct images, hence a larger FID than its sample. Only the *spread* is used: the bounds are
+    the quantiles of the resampled FIDs, shifted so that their mean lies on the estimate.
+
+    Args:
+        real, fake: features float ``(n, d)`` and ``(m, d)``.
+        groups, real_groups: prompt of each generated and patient of each real image, resampled together.
+        n, seed: bootstrap resamples (0 leaves the bounds NaN) and their seed.
+    """
+    estimate = fid(real, fake)
+    if not n:
+        return Interval(estimate, math.nan, math.nan)
+    real, fake = check_features(real, fake)
+    resampled = bootstrap(fid, [(real, real_groups, "real"), (fake, groups, "generated")], n, seed)
+    low, high = estimate + np.quantile(resampled, [0.025, 0.975]) - np.mean(resampled)
+    return Interval(estimate, max(0.0, float(low)), float(high))
+
+
+def kid(real: Array, fake: Array, subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """Kernel distance of two feature sets (Bińkowski et al. 2018): mean and standard deviation over random subsets.
+
+    The unbiased squared MMD with the kernel ``(x·y / d + 1)³``, by torchmetrics. On average it does not depend on the
+    number of images; it may be slightly negative.
+
+    Args:
+        real, fake: features float ``(n, d)`` and ``(m, d)``.
+        subsets, seed: number of random subsets, and their seed.
+        subset_size: images in each; at most half of the smaller set, or all subsets would be nearly equal.
+    """
+    real, fake = check_features(real, fake)
+    size = max(2, min(subset_size, min(len(real), len(fake)) // 2))
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        # torchmetrics warns that it keeps all features, which we hold anyway.
+        warnings.simplefilter("ignore", UserWarning)
+        torch.manual_seed(seed)
+        mean, std = _distance(KernelInceptionDistance, real, fake, subsets=subsets, subset_size=size)
+    return float(mean), float(std)
+
+
+@dataclass(frozen=True)
+class Extrapolation:
+    """FID against the number of generated images, and its limit.
+
+    Attributes:
+        sizes, fids: int and float ``(k,)``: numbers of generated images, and the mean FID of random subsets of each.
+        estimate: FID∞, the fitted line's value at 1/N = 0; chance may bring it below 0.
+        slope: of the line ``FID = estimate + slope / N``.
+    """
+
+    sizes: Array
+    fids: Array
+    estimate: float
+    slope: float
+
+
+def fid_infinity(
+    real: Array, fake: Array, points: int = 15, smallest: int | None = None, draws: int = 1, seed: int = 0
+) -> Extrapolation:
+    """The FID that infinitely many generated images would have (Chong & Forsyth 2020, FID∞).
+
+    The bias of FID is about linear in 1/N, so the FIDs of random subsets of evenly spaced sizes are extrapolated by
+    least squares to 1/N = 0. As in the paper, the real set stays whole and keeps its own bias. With no more images than
+    features the bias is not linear; more ``draws`` then reduce the noise, not the error.
+
+    Args:
+        real, fake: features float ``(n, d)`` and ``(m, d)``, ``m ≥ 4``.
+        points: number of subset sizes, at least 2.
+        smallest: smallest subset; default: a tenth of the images (the paper's 5,000 of 50,000), but at least twice the
+            number of features where half of the images allow it.
+        draws, seed: random subsets of each size, and their seed.
+
+    Raises:
+        InputError: too few images or points.
+    """
+    real, fake = check_features(real, fake)
+    most, d = len(fake), real.shape[1]
+    smallest = max(most // 10, min(2 * d, most // 2), 2) if smallest is None else smallest
+    sizes = np.unique(np.linspace(smallest, most, points).round().astype(int)) if smallest < most else np.array([])
+    if len(sizes) < 2 or smallest < 2 or draws < 1:
+        raise InputError(f"FID∞ needs subsets of two or more sizes, each of 2 or more of {most} images, got {sizes}")
+    rng = np.random.default_rng(seed)
+    fids = np.array([np.mean([fid(real, fake[rng.permutation(most)[:n]]) for _ in range(draws)]) for n in sizes])
+    line = stats.linregress(1 / sizes, fids)
+    return Extrapolation(sizes, fids, float(line.intercept), float(line.slope))
+
+
+def precision_recall(
+    real: Array,
+    fake: Array,
+    k: int = 3,
+    groups: Groups = None,
+    real_groups: Groups = None,
+    n: int = 1000,
+    seed: int = 0,
+) -> tuple[Interval, Interval]:
+    """Improved precision and recall (Kynkäänniemi et al. 2019, eq. 1 and 2): realism and variety, in [0, 1].
+
+    Around each image lies a closed ball up to its ``k``-th nearest neighbour in its own set. Precision is the share of
+    generated images in any real ball; recall the share of real images in any generated ball. A single outlier has a
+    large ball; `density_coverage` is less sensitive to it.
+
+    Args:
+        real, fake: features float ``(n, d)`` and ``(m, d)``, ``n, m > k``.
+        k: neighbours.
+        groups, real_groups: prompt of each generated and patient of each real image, resampled together.
+        n, seed: bootstrap resamples and their seed. The balls stay as they are; the interval does not cover others.
+    """
+    real, fake = check_features(real, fake)
+    inside, _ = _balls(real, fake, k, closed=True)
+    covered, _ = _balls(fake, real, k, closed=True)
+    precision = bootstrap_ci(inside > 0, groups, n=n, seed=seed)
+    return precision, bootstrap_ci(covered > 0, real_groups, n=n, seed=seed)
+
+
+def density_coverage(
+    real: Array,
+    fake: Array,
+    k: int = 5,
+    groups: Groups = None,
+    real_groups: Groups = None,
+    n: int = 1000,
+    seed: int = 0,
+) -> tuple[Interval, Interval]:
+    """Density (≥ 0) and coverage (in [0, 1]) of Naeem et al. 2020, from balls around the real images only.
+
+    Density is the number of real balls in which a generated image lies, over ``k``: about 1 for real images of other
+    patients, above 1 where generated images crowd in the middle. Coverage is the share of real balls with a generated
+    image inside. The balls are open, as in the authors' code, so that a set against itself scores exactly 1.
+
+    Args:
+        real, fake: features float ``(n, d)`` and ``(m, d)``, ``n > k``.
+        k: neighbours.
+        groups, real_groups: prompt of each generated and patient of each real image, resampled together.
+        n, seed: as of `precision_recall`: density over generated images, coverage over real ones.
+    """
+    real, fake = check_features(real, fake)
+    inside, held = _balls(real, fake, k, closed=False)
+    density = bootstrap_ci(inside / k, groups, n=n, seed=seed)
+    return density, bootstrap_ci(held > 0, real_groups, n=n, seed=seed)
+
+
+def _balls(centres: Array, points: Array, k: int, closed: bool) -> tuple[Array, Array]:
+    """Number of balls around each point, int ``(m,)``, and of points in the ball of each centre, int ``(n,)``."""
+    if not 1 <= k < len(centres):
+        raise InputError(f"k = {k} neighbours need more than {k} images (and k ≥ 1), got {len(centres)}")
+    # Centred, because scikit-learn loses digits of distances far from the origin.
+    middle = centres.mean(axis=0)
+    centres, points = centres - middle, points - middle
+    radii = NearestNeighbors(n_neighbors=k).fit(centres).kneighbors()[0][:, -1]
+    # A distance computed twice differs in its last bits, which must not decide a tie.
+    slack = 1e-12 * float((centres**2).sum(axis=1).mean())
+    limits = radii**2 + (slack if closed else -slack)
+    inside, held, start = np.zeros(len(points), int), [], 0
+    # In chunks: all distances at once would not fit into memory.
+    for squared in pairwise_distances_chunked(centres, points, metric="sqeuclidean", working_memory=64):
+        within = squared <= limits[start : start + len(squared), None]
+        inside += within.sum(axis=0)
+        held.append(within.sum(axis=1))
+        start += len(squared)
+    return inside, np.concatenate(held)
+
+
+def ms_ssim(images: Array, groups: Groups = None, pairs: int = 100, seed: int = 0) -> float:
+    """Mean multi-scale structural similarity of images of one prompt, in [0, 1]: the higher, the less diverse.
+
+    Aim at the value of real images: above it is mode collapse, below it noise.
+
+    Args:
+        images: uint8 ``(n, s, s)``, ``s ≥ 11``.
+        groups: prompt of each image, all with the same weight; None makes all images one group.
+        pairs, seed: most pairs of a group that are compared, drawn at random if it has more, and their seed.
+
+    Raises:
+        InputError: no group has two images.
+    """
+    return float(np.mean(list(ms_ssim_by_group(images, groups, pairs, seed).values())))
+
+
+def ms_ssim_by_group(images: Array, groups: Groups = None, pairs: int = 100, seed: int = 0) -> dict[Hashable, float]:
+    """`ms_ssim` of each group with two or more images, in the order of their first images.
+
+    torchmetrics' MS-SSIM (Wang et al. 2003: Gaussian window of 11 pixels, sigma 1.5) on a fixed range of 255. Its five
+    scales need 176 pixels; smaller images use as many of the finest as fit (64 px: 3, 128 px: 4), with the published
+    exponents scaled to sum to 1. Compare only images of one size.
+
+    Args:
+        images, groups, pairs, seed: as of `ms_ssim`.
+    """
+    images = check_images(images)
+    labels = [0] * len(images) if groups is None else list(groups)
+    if len(labels) != len(images):
+        raise InputError(f"there must be one group for each of {len(images)} images, got {len(labels)}")
+    members: dict[Hashable, list[int]] = {}
+    for i, label in enumerate(labels):
+        members.setdefault(label, []).append(i)
+    rng = np.random.default_rng(seed)
+    chosen = {label: np.array(m)[random_pairs(len(m), pairs, rng)] for label, m in members.items() if len(m) > 1}
+    if not chosen:
+        raise InputError("MS-SSIM needs at least two images of one prompt: sample several per prompt")
+    # 256 pairs of 64 pixels, and as much memory at any other size.
+    batch = max(1, 256 * 64**2 // (images.shape[1] * images.shape[2]))
+    tensors, betas = torch.from_numpy(images)[:, None], _scales(min(images.shape[1:]))
+    values = [
+        multiscale_structural_similarity_index_measure(
+            tensors[part[:, 0]].float(), tensors[part[:, 1]].float(), data_range=255.0, betas=betas, reduction="none"
+        )
+        for part in torch.from_numpy(np.concatenate(list(chosen.values()))).split(batch)
+    ]
+    by_group = np.split(torch.cat(values).numpy(), np.cumsum([len(p) for p in chosen.values()])[:-1])
+    return {label: float(v.mean(dtype=np.float64)) for label, v in zip(chosen, by_group, strict=True)}
+
+
+def random_pairs(n: int, most: int, rng: np.random.Generator) -> Array:
+    """Distinct pairs ``i < j`` of ``n`` items, int ``(p, 2)``: all of them, or ``most`` drawn from ``rng``."""
+    count = n * (n - 1) // 2
+    if count <= most:
+        return np.stack(np.triu_indices(n, 1), axis=1)
+    first = np.arange(n) * (np.arange(n) - 1) // 2
+    flat = rng.choice(count, size=most, replace=False)
+    j = np.searchsorted(first, flat, side="right") - 1
+    return np.stack([flat - first[j], j], axis=1)
+
+
+def _scales(size: int) -> tuple[float, ...]:
+    """Exponents of as many scales as fit into images of ``size`` pixels, scaled to sum to 1."""
+    if size < _WINDOW:
+        raise InputError(f"MS-SSIM needs images of at least {_WINDOW} pixels, got {size}")
+    # The first condition is torchmetrics' own; at two scales it would accept images smaller than the window.
+    count = max(k for k in range(1, 6) if size // max(1, k - 1) ** 2 >= _WINDOW and size // 2 ** (k - 1) >= _WINDOW)
+    return tuple(beta / sum(_BETAS[:count]) for beta in _BETAS[:count])

@@ -1,0 +1,158 @@
+"""Drawing the images that are scored: the prompts of held-out reports, and the same noise for every model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from chestxai import finetune, models, reports, runs
+from chestxai.fidelity.arrays import Array
+from chestxai.profiles import Profile, SamplingSettings
+from chestxai.runs import Run
+from chestxai.studies import FINDINGS, Study
+
+
+def requests(studies: Sequence[Study], settings: SamplingSettings, seed: int = 0) -> tuple[list[str], Array, Array]:
+    """Choose what each of ``settings.images`` images is asked to show: the report prompts of held-out studies.
+
+    Studies are drawn without replacement (starting over if there are too few), ``settings.per_prompt`` images in a row
+    for each. Studies, not texts, so that prompts are as frequent as among the real images. A larger number of images
+    only appends.
+
+    Args:
+        studies: held out from training; those without a report are left out.
+        settings, seed: ``images`` and ``per_prompt``, and the seed of the choice.
+
+    Returns:
+        The prompts; their labels (see `asked`); and the position int ``(images,)`` in ``studies`` of each one's report.
+
+    Raises:
+        InputError: no study has a report.
+    """
+    texts = {}
+    for i, study in enumerate(studies):
+        with suppress(ValueError):
+            texts[i] = reports.prompt(study.report)
+    if not texts:
+        raise runs.InputError(f"nothing to ask for: none of {len(studies)} studies has a report")
+    order = np.random.default_rng(seed).permutation(list(texts))
+    origins = order[np.arange(settings.images) // settings.per_prompt % len(order)]
+    prompts = [texts[i] for i in origins.tolist()]
+    return prompts, asked(prompts), origins
+
+
+def asked(prompts: Sequence[str]) -> Array:
+    """The findings that prompts name and do not deny: float32 ``(n, 8)``, 0 or 1, over `FINDINGS`.
+
+    Not the labels of the prompt's study: an impression omits some, and a model cannot draw what it is not asked for.
+    """
+    names = {prompt: {finding.name for finding in reports.find(prompt) if finding.present} for prompt in set(prompts)}
+    rows = [[name in names[prompt] for name in FINDINGS] for prompt in prompts]
+    return np.array(rows, dtype=np.float32).reshape(-1, len(FINDINGS))
+
+
+def sample(
+    pipeline: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    settings: SamplingSettings,
+    path: Path,
+    *,
+    seed: int = 0,
+    precision: str = "no",
+    bar: Any = None,
+) -> Array:
+    """Draw one image per prompt, uint8 ``(n, s, s)``, and keep them in ``path``; see `runs.resumable`.
+
+    DDIM without added noise (Song et al. 2021) with classifier-free guidance (Ho & Salimans 2022) away from the empty
+    prompt. The noise that image ``i`` starts from depends on ``seed`` and ``i`` alone, not on the batch, the other
+    prompts or the weights: two models are compared from the same noise.
+
+    Args:
+        pipeline: of `models.load_pipeline`, with a checkpoint's weights; its own scheduler is not changed.
+        prompts: a text for each image.
+        settings: ``guidance``, ``steps`` and ``batch``.
+        path: the ``.safetensors`` file of the images, whose metadata hold the prompts.
+        seed: of the noise.
+        precision: "no", "fp16" or "bf16", in which the U-Net computes on a GPU; a CPU always uses float32.
+        bar: of `runs.progress`, advanced by one for each image.
+
+    Raises:
+        InputError: no prompts.
+        DivergedError: the model's output is not finite.
+    """
+    prompts = list(prompts)
+    if not prompts:
+        raise runs.InputError("no prompts to draw images for")
+    device, dtype = pipeline.unet.device, pipeline.unet.dtype
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision) if device.type == "cuda" else None
+    # Latents are not confined to [-1, 1], which a configuration without this entry would assume.
+    ddim = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    sampler = type(pipeline)(**{**pipeline.components, "scheduler": ddim}, requires_safety_checker=False)
+    sampler.set_progress_bar_config(disable=True)
+    side = models.image_size(pipeline) // pipeline.vae_scale_factor
+    shape = (pipeline.unet.config.in_channels, side, side)
+
+    unique = [*dict.fromkeys(prompts), ""]
+
+    @cache
+    def text() -> torch.Tensor:
+        return models.encode_text(pipeline, unique).to(dtype)
+
+    def draw(rows: range) -> tuple[dict[str, torch.Tensor], list[str]]:
+        noise = torch.stack([models.seeded_noise(shape, seed, i) for i in rows]).to(device, dtype)
+        with torch.inference_mode(), torch.autocast(device.type, half, enabled=half is not None):
+            latents = sampler(
+                prompt_embeds=text()[[unique.index(prompts[i]) for i in rows]],
+                negative_prompt_embeds=text()[-1:].expand(len(rows), -1, -1),
+                latents=noise,
+                guidance_scale=settings.guidance,
+                num_inference_steps=settings.steps,
+                output_type="latent",
+            ).images
+        if not torch.isfinite(latents).all():
+            raise runs.DivergedError(
+                f"{path}: the images are not finite (first prompt: {prompts[rows[0]]!r}); the model's training has "
+                "diverged, or fp16 overflows: try bf16"
+            )
+        return {"images": torch.from_numpy(models.decode_latents(pipeline, latents.float()))}, []
+
+    recipe = getattr(pipeline.text_encoder, "recipe", None)
+    identity = runs.fingerprint(
+        runs.code_fingerprint("chestxai.fidelity.sampling"),
+        models.fingerprint(pipeline),
+        models.architecture(pipeline.scheduler),
+        None if recipe is None else recipe.model_dump(mode="json"),
+        settings.model_dump(),
+        prompts,
+        seed,
+        str(half),
+    )
+    about = {"prompts": json.dumps(prompts), "settings": settings.model_dump_json(), "seed": str(seed)}
+    stored, _ = runs.resumable(path, identity, len(prompts), draw, chunk=settings.batch, metadata=about, bar=bar)
+    return stored["images"].numpy()
+
+
+def sample_run(
+    pipeline: StableDiffusionPipeline, profile: Profile, run: Run | Path, prompts: Sequence[str], bar: Any = None
+) -> Iterator[tuple[int, Array]]:
+    """Yield each step of a finished run and its `sample`, all from the same noise; step 0 is the base.
+
+    Args:
+        pipeline, profile: the profile that the run was made with, and its base, which gets the checkpoints' weights.
+        run: the run or its folder; the images are kept in ``samples/step-<k>.safetensors``.
+        prompts, bar: as of `sample`.
+    """
+    run = (run if isinstance(run, Run) else Run(run)).check_finished()
+    for step in (0, *run.steps()):
+        if step:
+            finetune.load_checkpoint(pipeline, run, step)
+        path = run.samples_file(step)
+        yield step, sample(pipeline, prompts, profile.sampling, path, precision=profile.finetune.precision, bar=bar)

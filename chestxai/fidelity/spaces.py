@@ -1,0 +1,305 @@
+"""Feature spaces, and the features of images in memory, in files or from a stream.
+
+A *feature space* is any ``nn.Module`` that maps uint8 ``(n, 1, s, s)`` to float ``(n, d)`` by its ``features`` method
+or, without one, by its call. Two attributes are optional: ``description``, one line that names network, weights and
+preprocessing, and ``size``, the pixels it was made for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from chestxai import runs
+from chestxai.fidelity.arrays import Array, Progress, batched, grey, resize
+from chestxai.fidelity.classifier import SHIPPED, load_classifier
+from chestxai.runs import InputError, MissingError
+from chestxai.studies import Fit, Frame, Study, read_image
+
+# The weights of the published FID (TensorFlow's, converted); a name in torch.hub ends in the start of its SHA-256.
+_INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
+_INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{_INCEPTION}"
+_XRV = "densenet121-res224-all"
+_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+class InceptionSpace(nn.Module):
+    """The feature space of the published FID (Heusel et al. 2017): 2048 features of Inception-v3.
+
+    Args:
+        network: torch-fidelity's ``FeatureExtractorInceptionV3`` for the feature "2048". It takes uint8 RGB; images
+            that are not 299 pixels wide are resized as TensorFlow 1 did (bilinear, no antialiasing).
+    """
+
+    size, num_features = 299, 2048
+    description = (
+        "Inception-v3 with the weights of the published FID (2015-12-05), 2048 features at 299 px (grey as RGB, "
+        "resized bilinearly as by TensorFlow 1, (pixel − 128) / 128)"
+    )
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(grey(images).expand(-1, 3, -1, -1))[0]
+
+
+class XrvSpace(nn.Module):
+    """The feature space of FID-XRV: the 1024 inputs of the classifier of TorchXRayVision's DenseNet-121 (Cohen et al.
+    2022), which are the trunk's output, rectified and averaged over the image.
+
+    Args:
+        trunk: ``torchxrayvision.models.DenseNet(...).features``, for grey images in [-1024, 1024] at 224 pixels.
+    """
+
+    size, num_features = 224, 1024
+    description = (
+        f"TorchXRayVision DenseNet-121 ({_XRV}), 1024 features at 224 px (grey, resized bilinearly with antialiasing, "
+        "black −1024 to white 1024)"
+    )
+
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = resize(grey(images).float(), self.size)
+        return self.trunk((2 * (x / 255) - 1) * 1024).relu().mean(dim=(2, 3))
+
+
+def feature_space(source: str = "phantom", folder: Path | None = None) -> nn.Module:
+    """The network in whose features images are compared.
+
+    Args:
+        source: ``"inception"`` (the published FID's), ``"xrv"`` (FID-XRV's), or the data source of a classifier.
+        folder: of its weights. Default: the classifier that ships, torch.hub's folder, ``~/.torchxrayvision``.
+
+    Raises:
+        InputError: the classifier is one of another source, or the weights are damaged; the message says what to do.
+        MissingError: the weights or the package of the network are missing; the message says how to get them.
+    """
+    if source == "inception":
+        return _inception(Path(folder or Path(torch.hub.get_dir()) / "checkpoints"))
+    if source == "xrv":
+        return _xrv(Path(folder or Path.home() / ".torchxrayvision" / "models_data"))
+    folder = Path(folder or SHIPPED)
+    model = load_classifier(folder)
+    trained = runs.read_json(folder / "classifier.json")["source"]
+    if trained != source:
+        raise InputError(
+            f"{folder} was trained on {trained!r}, not on {source!r}: train one with train_classifier(), or with "
+            f"'python tools/make_classifier.py --source {source} --root FOLDER --out FOLDER'"
+        )
+    return model
+
+
+def _inception(folder: Path) -> InceptionSpace:
+    path = folder / _INCEPTION
+    advice = f"'pip install torch-fidelity', and download {_INCEPTION_URL} to it"
+    module = _package("torch_fidelity.feature_extractor_inceptionv3", path, "inception", advice)
+    if not runs.sha256(path).startswith(expected := path.stem.rpartition("-")[2]):
+        raise InputError(f"{path}: damaged, its SHA-256 does not start with {expected}; get it from {_INCEPTION_URL}")
+    # torch-fidelity would unpickle the file, which may run code: it gets a copy of the bare tensors in it.
+    copy = io.BytesIO()
+    torch.save(torch.load(path, map_location="cpu", weights_only=True), copy)
+    copy.seek(0)
+    return InceptionSpace(module.FeatureExtractorInceptionV3("inception", ["2048"], copy)).eval()
+
+
+def _xrv(folder: Path) -> XrvSpace:
+    path = folder / f"{_XRV}.safetensors"
+    # The published file is a pickle, which this package does not open: the user converts it to plain tensors once.
+    convert = (
+        f"import pathlib, safetensors.torch, torchxrayvision as xrv; path = pathlib.Path({path.as_posix()!r}); "
+        "path.parent.mkdir(parents=True, exist_ok=True); "
+        f"safetensors.torch.save_file(xrv.models.DenseNet(weights='{_XRV}').state_dict(), path)"
+    )
+    advice = f"'pip install torchxrayvision', then download and convert the weights, once, by: python -c \"{convert}\""
+    trunk = _package("torchxrayvision", path, "xrv", advice).models.DenseNet(weights=None).features
+    prefix = "features."
+    tensors = {k.removeprefix(prefix): v for k, v in runs.load_tensors(path).items() if k.startswith(prefix)}
+    try:
+        trunk.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{path}: not the weights of TorchXRayVision's DenseNet-121 ({error}); {advice}") from error
+    return XrvSpace(trunk).eval()
+
+
+def _package(name: str, weights: Path, space: str, advice: str) -> Any:
+    """Import the optional package of a feature space, which needs a file of weights."""
+    try:
+        if not weights.is_file():
+            raise ImportError(f"{weights} is missing")
+        # torchxrayvision turns all warnings off when it is imported.
+        with warnings.catch_warnings():
+            return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingError(f"{error}; the feature space {space!r} needs {weights}: {advice}") from error
+
+
+def describe(space: nn.Module) -> str:
+    """One line that names a feature space: its ``description``, else its class and the hash of its weights."""
+    description = getattr(space, "description", "")
+    return description or f"{type(space).__qualname__} (weights sha256 {runs.hash_tensors(space.state_dict())[:12]})"
+
+
+def features(space: nn.Module, images: Array, batch: int = 256) -> Array:
+    """Features of images in memory, float32 ``(n, d)``. For files or a stream, see `extract`.
+
+    Args:
+        space: the feature space.
+        images, batch: uint8 ``(n, s, s)``, and how many are computed at a time.
+    """
+    return batched(space, getattr(space, "features", space), images, batch)
+
+
+@dataclass(frozen=True)
+class Features:
+    """The result of `extract`.
+
+    Attributes:
+        values: float32 ``(n, d)``, for `fid`, `kid`, `precision_recall`, …
+        names: of each row: the file (relative to its folder), the study, or its number in a list or stream.
+        skipped: one line for each image that cannot be read.
+        space: `describe` of the feature space.
+    """
+
+    values: Array
+    names: tuple[str, ...]
+    skipped: tuple[str, ...]
+    space: str
+
+
+def extract(
+    space: nn.Module,
+    images: str | Path | Iterable[Array | str | Path | Study],
+    *,
+    size: int | None = None,
+    fit: Fit = "crop",
+    batch: int = 64,
+    cache: Path | None = None,
+    identity: str | None = None,
+    progress: Progress = iter,
+) -> Features:
+    """Features of any number of images in bounded memory: only one batch of images and all features are held.
+
+    Each image is brought to ``size`` pixels by `Frame.image` (bicubic with antialiasing, as Parmar et al. 2022 advise:
+    without it, FID measures aliasing).
+
+    Args:
+        space: the feature space.
+        images: a folder, searched for PNG and JPEG files at any depth, hidden ones left out; or a list, array or
+            generator of uint8 ``(h, w)``, image files and `Study` records, in any mixture.
+        size: pixels; default: the space's own ``size``, else the images' if all are squares of one size.
+        fit: "crop" or "letterbox", for images that are not square.
+        batch: images at a time.
+        cache: folder for the features, in a file for each space, framing and content of the images (read in full).
+        identity: replaces the content, e.g. the fingerprint of a data set. Needed to cache a generator or studies.
+        progress: wraps the loop over images, e.g. `chestxai.runs.progress`.
+
+    Raises:
+        MissingError: no such folder.
+        InputError: no image that can be read, an array that is not uint8 ``(h, w)``, a cache for a generator without
+            ``identity``, or features that are not finite.
+    """
+    root = None
+    if isinstance(images, str | Path):
+        root = Path(images)
+        images = _image_files(root)
+    size = size or getattr(space, "size", None)
+    if cache is None:
+        return _extract(space, progress(images), root, size, fit, batch)
+    content = content_hash(images, root) if identity is None else identity
+    weights, code = runs.hash_tensors(space.state_dict()), runs.code_fingerprint(__name__)
+    path = Path(cache) / f"{runs.fingerprint(content, describe(space), weights, code, size, fit)}.safetensors"
+    with suppress(FileNotFoundError, InputError):  # a missing or damaged file is made again
+        about, values = runs.tensor_metadata(path), runs.load_tensors(path)["values"].numpy()
+        return Features(values, *map(tuple, json.loads(about["rows"])), about["space"])
+    result = _extract(space, progress(images), root, size, fit, batch)
+    about = {"rows": json.dumps([result.names, result.skipped]), "space": result.space}
+    runs.save_tensors(path, {"values": torch.from_numpy(result.values)}, about)
+    return result
+
+
+def _extract(space: nn.Module, images: Iterable, root: Path | None, size: int | None, fit: Fit, batch: int) -> Features:
+    names, skipped, parts = [], [], []
+    frames = _frames(images, root, size, fit, skipped)
+    for some in iter(lambda: list(islice(frames, batch)), []):
+        names += [name for name, _ in some]
+        parts.append(features(space, np.stack([image for _, image in some]), batch))
+        some.clear()  # not held while the next batch is read
+    if not parts:
+        reason = f"none of {len(skipped)} images could be read; the first: {skipped[0]}" if skipped else ""
+        raise InputError(reason or "there are no images")
+    values = np.concatenate(parts)
+    if not np.isfinite(values).all():
+        raise InputError("some features are NaN or infinite: the images or the network are broken")
+    return Features(values, tuple(names), tuple(skipped), describe(space))
+
+
+def _frames(
+    images: Iterable, root: Path | None, size: int | None, fit: Fit, skipped: list[str]
+) -> Iterator[tuple[str, Array]]:
+    """Name and image uint8 ``(size, size)`` of each item that can be read; for others, a line goes to ``skipped``."""
+    any_shape = size is not None
+    for i, item in enumerate(images):
+        array, study = isinstance(item, np.ndarray), isinstance(item, Study)
+        if array and (item.ndim != 2 or item.dtype != np.uint8 or not item.size):
+            raise InputError(f"image {i}: must be uint8 (h, w), got {item.dtype} {item.shape}")
+        name = str(i) if array else item.id if study else _name(item, root)
+        try:
+            pixels = item if array else item.pixels() if study else read_image(Path(item))
+            shape = item.size if study else pixels.shape
+            size = size or shape[0]
+            # A study's file may have another shape than its data set states.
+            image = Frame(*shape, size, fit).image(pixels)
+        except ValueError as error:
+            skipped.append(f"{name}: {error}" if study else str(error))
+            continue
+        if not any_shape and shape != (size, size):
+            raise InputError(f"image {name} is {shape[0]} × {shape[1]}, not {size} × {size} as others: pass size=")
+        yield name, image
+
+
+def _image_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise MissingError(f"{folder} is not a folder: give the one that holds the images")
+    paths = (p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
+    files = sorted(p for p in paths if p.is_file())
+    if not files:
+        raise InputError(f"{folder} holds no image ({', '.join(_SUFFIXES)})")
+    return files
+
+
+def _name(path: str | Path, root: Path | None) -> str:
+    return Path(path).relative_to(root).as_posix() if root else str(path)
+
+
+def content_hash(images: Array | Sequence[Array | str | Path], root: Path | None = None) -> str:
+    """Hash of ``images``: an array, or a list of arrays and files, whose names count relative to ``root``."""
+    if isinstance(images, np.ndarray):
+        return runs.fingerprint(str(images.dtype), images.shape, sha256(np.ascontiguousarray(images)).hexdigest())
+    if not isinstance(images, Sequence) or any(isinstance(item, Study) for item in images):
+        raise InputError("a cache for a generator or for studies needs identity=: their content is unknown in advance")
+
+    def content(item: Array | str | Path) -> Any:
+        if isinstance(item, np.ndarray):
+            return content_hash(item)
+        # What cannot be opened is skipped later.
+        return _name(item, root), runs.sha256(Path(item)) if Path(item).is_file() else ""
+
+    return runs.fingerprint(map(content, images))
