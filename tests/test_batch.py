@@ -25,6 +25,7 @@ from PIL import Image
 
 from chestxai import batch, profiles, runs
 from chestxai.batch import BOXES, IMAGES, NOTEBOOKS, Chapter, graph, grid, replay
+from chestxai.runs import InputError
 
 SMOKE = profiles.load("smoke")
 CHAPTERS = (
@@ -183,7 +184,99 @@ class TestPlan:
                 named = [f"boxes {split[1:-1]}" if boxes else split[1:-1]] if split.startswith('"') else every
                 assert set(named) <= set(chapter.reads), f"{chapter.name} reads {named}"
 
+    def test_magics_and_shell_commands_are_read_as_ipython_reads_them(self, tmp_path):
+        def parts(*cells: str) -> set[str]:
+            path = write(tmp_path, "d", cells[0])
+            notebook = nbformat.read(path, as_version=4)
+            notebook.cells += [nbformat.v4.new_code_cell(cell) for cell in cells[1:]]
+            nbformat.write(notebook, path)
+            return graph.read_source(path).parts
+
+        assert parts("%%bash\nfor i in 1 2; do echo $i; done", "!ls -l", "print?", "files = !ls") == set()
+        assert parts("%time x = 1\n%matplotlib inline\nfrom chestxai import studies") == {"studies"}
+        assert parts("%%time\nfrom chestxai import studies") == {"studies"}
+        assert parts("import asyncio\nawait asyncio.sleep(0)", "from chestxai import studies") == {"studies"}
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (None, r"d\.ipynb, cell 2, line 2: .*'y = = 3'"),
+            ("[]", r"d\.ipynb: expected a JSON object, found list"),
+            ('{"cells": 3}', r"d\.ipynb is damaged or not a notebook"),
+            ('{"cells": [{"source": []}]}', r"d\.ipynb is damaged or not a notebook"),
+            ("{", r"d\.ipynb: not valid JSON"),
+        ],
+    )
+    def test_a_notebook_that_cannot_be_read_is_named(self, notebooks, content, message):
+        write(notebooks, "d", "x = 1\ny = = 3")
+        if content:
+            (notebooks / "d.ipynb").write_text(content)
+        with pytest.raises(InputError, match=message):
+            planned(notebooks)
+
+    def test_code_counts_where_it_is_reached_and_docstrings_do_not(self, notebooks, tmp_path, monkeypatch):
+        package = tmp_path / "chestxai"
+        for name, code in {
+            "__init__": "",
+            "alone": "def one():\n    'One.'\n    return 1\n",
+            "pair/__init__": "from chestxai.pair.left import left\nfrom chestxai.pair.right import right\n",
+            "pair/left": "def left():\n    return 1\n",
+            "pair/right": "from chestxai import alone\ndef right():\n    return alone.one()\n",
+        }.items():
+            (package / name).parent.mkdir(exist_ok=True)
+            (package / f"{name}.py").write_text(code)
+        monkeypatch.setattr(runs.code, "PACKAGE", package)
+        write(notebooks, "a", "from chestxai import pair\npair.left()\n" + SOURCES["a"])
+        write(notebooks, "d", "from chestxai.pair import right")
+
+        def changed(name: str, old: str, new: str) -> set[str]:
+            before = {n.name: n.identity for n in planned(notebooks)}
+            text = (package / f"{name}.py").read_text()
+            assert old in text
+            (package / f"{name}.py").write_text(text.replace(old, new))
+            return {n.name[0] for n in planned(notebooks) if before[n.name] != n.identity}
+
+        assert changed("alone", "One.", "The number one.") == set()
+        assert changed("alone", "    return", "\n    # The result.\n    return") == set()
+        assert changed("alone", "return 1", "return 2") == {"d"}
+        assert changed("pair/left", "return 1", "return 2") == {"a", "b", "c"}
+
+    def test_text_around_the_code_reruns_its_notebook_and_no_other(self, notebooks):
+        before = {n.name: n.identity for n in planned(notebooks)}
+        path = notebooks / "b.ipynb"
+        notebook = nbformat.read(path, as_version=4)
+        notebook.cells.append(nbformat.v4.new_markdown_cell("What does it mean?"))
+        nbformat.write(notebook, path)
+        assert {n.name[0] for n in planned(notebooks) if before[n.name] != n.identity} == {"b"}
+
+    def test_a_variant_is_any_name_for_a_recipe(self, notebooks):
+        recipes = {"no-text": "frozen", "last.2": "last:2", "LoRA_4": "lora:4"}
+        profile = profiles.Profile.model_validate(SMOKE.model_dump() | {"variants": recipes})
+        before = {n.name: n for n in planned(notebooks, profile.variants, profile=profile)}
+        assert [n.parameters["variant"] for n in before.values() if n.name.startswith("a")] == list(recipes)
+        recipes["LoRA_4"] = "lora:8"
+        profile = profiles.Profile.model_validate(SMOKE.model_dump() | {"variants": recipes})
+        after = {n.name: n for n in planned(notebooks, profile.variants, profile=profile)}
+        changed = {name for name in after if before[name].identity != after[name].identity}
+        assert changed == {"a · LoRA_4 · seed 0", "b · LoRA_4 · seed 0", "c"}
+
+    @pytest.mark.parametrize("content", ["[]", "null", "3", '"x"', "{", "[" * 100_000])
+    def test_a_damaged_record_is_no_record(self, notebooks, content):
+        node = planned(notebooks)[-1]
+        node.folder.mkdir(parents=True)
+        node.executed.touch()
+        runs.write_json(node.record, {"identity": node.identity})
+        assert node.finished()
+        node.record.write_text(content)
+        assert not node.finished()
+
     def test_errors_say_what_is_wrong(self, notebooks):
+        with pytest.raises(InputError, match="seeds: 3 is there twice"):
+            planned(notebooks, seeds=(3, 0, 3))
+        with pytest.raises(InputError, match="variants: there must be at least one"):
+            planned(notebooks, variants=())
+        with pytest.raises(InputError, match="-1 is negative"):
+            planned(notebooks, seeds=(-1,))
         with pytest.raises(ValueError, match="has no variant 'thawed'"):
             planned(notebooks, variants=("thawed",))
         with pytest.raises(ValueError, match=r"e\.ipynb is missing"):
@@ -262,9 +355,46 @@ while missing := [name for name in {made} if not (Path(out) / name).exists()]:
 
     def test_a_kernel_that_dies_is_a_failure_like_any_other(self, notebooks):
         write(notebooks, "d", "import os\nos._exit(1)")
-        outcome = batch.execute(planned(notebooks)[-1])
+        node = planned(notebooks)[-1]
+        node.folder.mkdir(parents=True)
+        node.failed.write_text("of an earlier try")
+        outcome = batch.execute(node)
         assert outcome.status == "failed"
         assert "DeadKernel" in outcome.reason
+        assert "fewer --workers" in outcome.reason
+        # papermill has saved nothing, so there is nothing to point at.
+        assert outcome.notebook is None
+        assert "ipynb" not in str(outcome)
+
+    def test_a_failed_notebook_that_is_pointed_at_is_there(self, notebooks):
+        write(notebooks, "d", "raise RuntimeError('no light')")
+        outcome = batch.execute(planned(notebooks)[-1])
+        assert str(outcome).endswith(f"d: RuntimeError: no light  → {outcome.node.failed}")
+        assert outcome.node.failed.is_file()
+
+    def test_the_kernel_is_of_this_interpreter(self, notebooks, tmp_path, monkeypatch):
+        argv = ["/no/such/python", "-f", "{connection_file}"]
+        (tmp_path / "jupyter/kernels/python3").mkdir(parents=True)
+        spec = json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"})
+        (tmp_path / "jupyter/kernels/python3/kernel.json").write_text(spec)
+        monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+        write(notebooks, "d", f"import sys\nassert sys.prefix == {sys.prefix!r}")
+        outcome = batch.execute(planned(notebooks)[-1])
+        assert outcome.status == "finished", outcome.reason
+
+    def test_out_of_memory_has_a_remedy(self):
+        reason = execution.explain("OutOfMemoryError", "CUDA out of memory.\nTried to allocate 2.00 GiB.")
+        assert "\n" not in reason
+        assert "finetune.accumulate" in reason
+
+    def test_a_need_that_is_not_among_the_nodes_is_refused(self, notebooks):
+        a, b, *_ = planned(notebooks, variants=("frozen",))
+        with pytest.raises(InputError, match="needs a · frozen · seed 0, which does not come before it"):
+            batch.run([b], workers=1, quiet=True)
+        with pytest.raises(InputError, match="b · frozen · seed 0 needs a · frozen · seed 0"):
+            batch.run([b, a], workers=1, quiet=True)
+        with pytest.raises(InputError, match="a · frozen · seed 0 is there twice"):
+            batch.run([a, a], workers=1, quiet=True)
 
     def test_who_wants_a_gpu_gets_one_of_its_own(self, notebooks, monkeypatch):
         write(notebooks, "g", RUN + "import os\n(folder / 'g.txt').write_text(os.environ['CUDA_VISIBLE_DEVICES'])")
@@ -343,6 +473,8 @@ class TestGrid:
             ({"variants": ["thawed"]}, "has no variant 'thawed'"),
             ({"profile": "nothing"}, "profile: unknown profile 'nothing'"),
             ({"speed": 1}, "speed: Extra inputs are not permitted"),
+            ({"settings": {"variants.learnable.text": ["last:x"]}}, "variants.learnable.text: "),
+            ({"settings": {"sampling.images": list(range(2, 20_002))}}, "20000 combinations, of which at most 10000"),
         ],
     )
     def test_a_wrong_grid_is_told_by_file_and_key(self, tmp_path, content, message):
@@ -364,6 +496,17 @@ class TestGrid:
             "demo", "demo.text_learning_rate-5e-06", "demo.text_learning_rate-0.0005"
         }  # fmt: skip
         assert not list(tmp_path.iterdir())
+
+    def test_a_recipe_is_a_setting_like_any_other(self, tmp_path):
+        settings = {"variants.learnable.text": ["learnable", "last:2"]}
+        plain, other = grid.load(self.file(tmp_path, variants=["learnable"], settings=settings), tmp_path)
+        assert (plain.profile, plain.path) == (SMOKE, "")
+        assert other.profile.name == "smoke.learnable.text-last-2"
+        assert other.profile.variants == {"learnable": SMOKE.recipe("learnable").model_copy(update={"text": "last:2"})}
+        nodes = batch.plan_grid([plain, other], out=tmp_path)
+        tuned = [n for n in nodes if n.notebook.stem == "02_finetuning"]
+        assert len(tuned) == 2
+        assert tuned[1].twin is None
 
     def test_one_graph_whose_common_work_is_done_once(self, notebooks):
         out = notebooks.parent / "runs"
@@ -432,9 +575,26 @@ class TestReplay:
         record = self.record(tmp_path / "run")
         with pytest.raises(ValueError, match="a folder that is new or empty"):
             replay.replay(record, tmp_path)
+        for wrong, message in (
+            ({"seed": "one"}, "seed: Input should be a valid integer"),
+            ({"profile": []}, "profile: Input should be"),
+        ):
+            with pytest.raises(InputError, match=message):
+                replay.replay(self.record(tmp_path / "run", **wrong))
+        record.write_text("[]")
+        with pytest.raises(InputError, match="expected a JSON object"):
+            replay.replay(record)
         (tmp_path / "run" / "train.csv").unlink()
         with pytest.raises(FileNotFoundError, match=r"train\.csv is missing"):
             replay.replay(record)
+
+    def test_it_says_whose_code_it_executes_and_where_to_look_when_that_fails(self, tmp_path, capsys):
+        record = self.record(tmp_path / "run")
+        write(tmp_path / "run", "02_finetuning", "raise RuntimeError('no light')")
+        with pytest.raises(InputError, match="the replay failed: RuntimeError: no light; see ") as caught:
+            replay.replay(record, tmp_path / "again")
+        assert Path(str(caught.value).partition("; see ")[2]).is_file()
+        assert f"executing  the code of {tmp_path}/run/02_finetuning.ipynb" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         ("loss", "model", "told"),
@@ -576,6 +736,31 @@ def test_killed_at_any_moment_nothing_is_lost_repeated_or_left_running(notebooks
     strays = [p for pattern in ("*.part.ipynb", ".*.part", ".*.status") for p in out.rglob(pattern)]
     assert not strays
     assert (out / "smoke/.lock").exists()  # the killed batch's, and no obstacle
+
+
+@pytest.mark.parametrize("starting", [True, False])
+def test_ctrl_c_is_one_line(notebooks, tmp_path, starting):
+    """Sent to all processes, as a terminal does: while the workers start, and while notebooks run."""
+    (notebooks.parent / "runs").mkdir()
+    write(notebooks, "d", "from pathlib import Path\n(Path(out) / 'here').touch()\nimport time\ntime.sleep(60)")
+    call = "from chestxai import runs\nruns.command(lambda: start(chapters=(test_batch.Chapter('d'),)))"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, script(tmp_path, notebooks, call)], env=environment, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+
+    def ready() -> bool:
+        family = psutil.Process(process.pid).children(recursive=True)
+        return any("spawn_main" in words(p) for p in family) if starting else (notebooks.parent / "runs/here").exists()
+
+    while not ready() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert output == "stopped; finished work is kept, run the same command to resume\n"
+    assert process.returncode == 130
 
 
 def namespace(command: str) -> list[str]:

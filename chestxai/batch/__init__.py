@@ -5,10 +5,10 @@ only what needs its result. Every executed notebook is kept; `chestxai.book` pub
 """
 
 from chestxai.batch.commands import add_options, main, planned
-from chestxai.batch.execute import Outcome, execute, run, summary, table
+from chestxai.batch.execute import Outcome, execute, run, summary
 from chestxai.batch.graph import BOXES, CHAPTERS, IMAGES, NOTEBOOKS, Cell, Chapter, Node, plan, plan_grid
 
 __all__ = [
     "BOXES", "CHAPTERS", "IMAGES", "NOTEBOOKS", "Cell", "Chapter", "Node", "Outcome", "add_options", "execute", "main",
-    "plan", "plan_grid", "planned", "run", "summary", "table",
+    "plan", "plan_grid", "planned", "run", "summary",
 ]  # fmt: skip

@@ -15,16 +15,13 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from chestxai import runs
 from chestxai.batch.graph import Node
 from chestxai.runs import InputError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # Words in an error → what to do about it.
 _REMEDIES = {
@@ -180,7 +177,8 @@ def run(
 ) -> list[Outcome]:
     """Run a planned graph; nodes that do not need each other run at the same time.
 
-    ``batch.csv`` in each profile's folder lists what became of its nodes.
+    ``batch.csv`` in each profile's folder gets a row for each of its nodes: notebook, status, seconds, reason, and the
+    path of the executed notebook relative to that folder.
 
     Args:
         nodes: see `plan`; each comes after those it needs.
@@ -214,9 +212,19 @@ def run(
                 _run(waiting, before, place, progress)
         outcomes = [progress.outcomes[node.name] for node in nodes]
         for root in dict.fromkeys(node.root for node in nodes):
-            rows = table([outcome for outcome in outcomes if outcome.node.root == root], root)
-            runs.write_atomic(root / "batch.csv", rows.to_csv(index=False))
+            _write_table([outcome for outcome in outcomes if outcome.node.root == root], root)
     return outcomes
+
+
+def _write_table(outcomes: Sequence[Outcome], root: Path) -> None:
+    import pandas as pd  # here, as workers have no need of it
+
+    rows = [
+        (o.node.name, o.status, round(o.seconds, 1), o.reason, os.path.relpath(o.notebook, root) if o.notebook else "")
+        for o in outcomes
+    ]
+    table = pd.DataFrame(rows, columns=["notebook", "status", "seconds", "reason", "executed"])
+    runs.write_atomic(root / "batch.csv", table.to_csv(index=False))
 
 
 def _before(nodes: Sequence[Node]) -> dict[str, set[str]]:
@@ -412,22 +420,6 @@ class _Progress:
         self.bar.set_description_str(f"{len(self.outcomes)}/{self.count} notebooks", refresh=False)
         self.bar.set_postfix_str(" · ".join(texts), refresh=False)
         self.bar.update(min(value, self.bar.total) - self.bar.n)
-
-
-def table(outcomes: Sequence[Outcome], root: Path) -> pd.DataFrame:
-    """A row for each node: notebook, status, seconds, reason, executed.
-
-    Args:
-        outcomes: see `run`.
-        root: folder to which the paths of the executed notebooks are relative; "" where there is none.
-    """
-    import pandas as pd
-
-    rows = []
-    for o in outcomes:
-        path = os.path.relpath(o.notebook, root) if o.notebook else ""
-        rows.append((o.node.name, o.status, round(o.seconds, 1), o.reason, path))
-    return pd.DataFrame(rows, columns=["notebook", "status", "seconds", "reason", "executed"])
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:

@@ -120,6 +120,15 @@ class Cell:
     changes: dict[str, Any] = field(default_factory=dict, hash=False)  #: the grid's settings with this cell's values
     generated: bool = False  #: whether the profile is made here rather than by the user
 
+    def __post_init__(self) -> None:
+        for name in self.variants:
+            self.profile.recipe(name)
+        for what, values in (("variants", list(self.variants)), ("seeds", list(self.seeds))):
+            repeated = [value for value, count in Counter(values).items() if count > 1]
+            if repeated or not values:
+                problem = f"{repeated[0]} is there twice" if repeated else "there must be at least one"
+                raise InputError(f"{what}: {problem}")
+
     def write(self) -> None:
         """Write a generated profile to where the notebooks load it."""
         if self.generated:
@@ -177,7 +186,6 @@ def plan_grid(
     nodes: dict[str, Node] = {}
     results: dict[str, str] = {}  # identities without the text around the code, on which no other node depends
     for cell in cells:
-        check(cell.profile, cell.variants, cell.seeds)
         prefix = f"{cell.profile.name} · " if len(cells) > 1 else ""
         places = {"profile": cell.path or cell.profile.name, "data": data, "out": str(out or "")}
         # Variants and seeds are parameters: one more of them changes nothing for the others.
@@ -187,7 +195,8 @@ def plan_grid(
         executions: dict[str, list[str]] = {}
         for chapter, source in zip(chapters, sources, strict=True):
             inputs = {split: splits[split] for split in chapter.reads if split in splits}
-            shared = source.code, settings, inputs, _weights(cell.profile, source.parts, content)
+            shared = runs.fingerprint(source.code, settings, inputs, _weights(cell.profile, source.parts, content))
+            work = runs.fingerprint(chapter.name, [settings[key] for key in chapter.work])
             executions[chapter.name] = []
             for suffix, folder, own, recipe in _executions(chapter, cell, root):
                 name = f"{prefix}{chapter.name}{suffix}"
@@ -196,14 +205,14 @@ def plan_grid(
                     same = f"{prefix}{need}{suffix}"
                     needs += [same] if same in nodes else executions[need]
                 results[name] = runs.fingerprint(shared, own, recipe, [results[need] for need in needs])
-                work = runs.fingerprint(chapter.name, own, recipe, [settings[key] for key in chapter.work])
+                same_work = runs.fingerprint(work, own, recipe)
                 nodes[name] = Node(
                     name, notebooks / f"{chapter.name}.ipynb", folder, {**places, **own}, root, tuple(needs),
-                    chapter.makes, chapter.gpu, twins.get(work), chapter.keeps, chapter.weight,
+                    chapter.makes, chapter.gpu, twins.get(same_work), chapter.keeps, chapter.weight,
                     identity=runs.fingerprint(results[name], source.page),
                 )  # fmt: skip
                 if chapter.work:
-                    twins.setdefault(work, nodes[name])
+                    twins.setdefault(same_work, nodes[name])
                 executions[chapter.name].append(name)
     return list(nodes.values())
 
@@ -235,18 +244,6 @@ def _weights(profile: Profile, parts: frozenset[str], content: Callable[..., str
         # A model on the hub is identified by its name.
         files.append(content(folder, (".safetensors", ".json", ".txt")) if folder.is_dir() else profile.base)
     return files
-
-
-def check(profile: Profile, variants: Sequence[str], seeds: Sequence[int]) -> None:
-    """Refuse variants that the profile does not have, and variants or seeds that are repeated or missing."""
-    for name in variants:
-        profile.recipe(name)
-    for what, values in (("variants", variants), ("seeds", seeds)):
-        repeated = [str(value) for value, count in Counter(list(values)).items() if count > 1]
-        if repeated or not values:
-            raise InputError(f"{what}: {repeated[0] + ' is there twice' if repeated else 'there must be at least one'}")
-    if min(seeds) < 0:
-        raise InputError(f"seeds: {min(seeds)} is negative; seeds are 0 or greater")
 
 
 def _content(folder: Path, endings: tuple[str, ...] = ("",)) -> str:
@@ -292,10 +289,8 @@ def read_source(path: Path) -> Source:
         try:
             code += [_python(source)] if kind == "code" else []
         except SyntaxError as error:
-            place = f"{path}, cell {number}, line {error.lineno}"
-            raise InputError(
-                f"{place}: {error.msg}: {str(error.text).strip()[:80]!r}; correct it and run again"
-            ) from error
+            text = f"line {error.lineno}: {error.msg}: {str(error.text).strip()[:80]!r}"
+            raise InputError(f"{path}, cell {number}, {text}; correct it and run again") from error
     files = runs.reached("\n".join(code))
     parts = frozenset(file.relative_to(runs.code.PACKAGE).with_suffix("").parts[0] for file in files)
     texts = [source for kind, source in cells if kind == "code"]

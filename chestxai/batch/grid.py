@@ -12,6 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from chestxai import profiles, runs
-from chestxai.batch.graph import Cell, check
+from chestxai.batch.graph import Cell
 from chestxai.profiles import Profile
 from chestxai.runs import InputError, MissingError
 
@@ -74,7 +75,8 @@ def _cells(grid: Grid, out: Path | None) -> list[Cell]:
     except InputError as error:
         raise InputError(f"profile: {error}") from error
     variants, seeds = grid.variants or tuple(base.variants), grid.seeds or base.seeds
-    check(base, variants, seeds)
+    path = str(Path(grid.profile).resolve()) if grid.profile.endswith((".yaml", ".yml")) else ""
+    plain = Cell(base, variants, seeds, path)
     profile = base.model_copy(update={"variants": {name: base.recipe(name) for name in variants}, "seeds": seeds})
     known = _leaves(profile.model_dump())
     for key, values in grid.settings.items():
@@ -88,12 +90,9 @@ def _cells(grid: Grid, out: Path | None) -> list[Cell]:
     cells = []
     for values in itertools.product(*grid.settings.values()):
         changed, changes = _change(profile, dict(zip(grid.settings, values, strict=True)))
-        if changed.name == base.name:
-            path = str(Path(grid.profile).resolve()) if grid.profile.endswith((".yaml", ".yml")) else ""
-            cells.append(Cell(base, variants, seeds, path, changes))
-        else:
-            path = str(profiles.profile_folder(changed, out).resolve() / "profile.yaml")
-            cells.append(Cell(changed, variants, seeds, path, changes, generated=True))
+        path = str(profiles.profile_folder(changed, out).resolve() / "profile.yaml")
+        other = Cell(changed, variants, seeds, path, changes, generated=True)
+        cells.append(replace(plain, changes=changes) if changed.name == base.name else other)
     repeated = [name for name, n in Counter(cell.profile.name for cell in cells).items() if n > 1]
     if repeated:
         raise InputError(f"settings: {', '.join(repeated)} is there twice")

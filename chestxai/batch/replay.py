@@ -77,14 +77,14 @@ def replay(record: Path, out: Path | None = None, data: str = "") -> int:
     out = out.resolve()
     for line in _differences(content, runs.record()):
         print(f"  differs    {line}")
-    cell = Cell(profile, [variant], [seed], str(out / "profile.yaml"), generated=True)
-    cell.write()
+    settings = str(out / "profile.yaml")
+    Cell(profile, [variant], [seed], settings, generated=True).write()
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             cell |= {"outputs": [], "execution_count": None}
     source = runs.write_json(out / NOTEBOOK, notebook)
     root = str(Path(data).resolve()) if data else before.data_root
-    parameters = {"profile": cell.path, "variant": variant, "seed": seed, "data": root, "out": str(out)}
+    parameters = {"profile": settings, "variant": variant, "seed": seed, "data": root, "out": str(out)}
     folder = profiles.run_folder(profile, variant, seed, out)
     node = Node(f"replay of {record}", source, folder, parameters, makes=("run.json", "train.csv"))
     print(f"  replaying  {profile.name} · {variant} · seed {seed} in {out}")

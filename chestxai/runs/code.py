@@ -61,7 +61,7 @@ def _follow(starts: Collection[tuple[str, str | None]], without: Collection[str]
             if isinstance(found, Path):
                 if found not in files:
                     files.add(found)
-                    waiting.extend(_imports(_tree(found, found.stat().st_mtime_ns)))
+                    waiting.extend(_file_imports(found, found.stat().st_mtime_ns))
             else:
                 waiting.append(found)
     return files
@@ -120,6 +120,11 @@ def _imports(tree: ast.Module) -> set[tuple[str, str | None]]:
     for name, module in bound.items():
         targets |= {(module, attribute) for attribute in used[name]} or {(module, None)}
     return targets
+
+
+@cache
+def _file_imports(path: Path, changed: int) -> frozenset[tuple[str, str | None]]:
+    return frozenset(_imports(_tree(path, changed)))
 
 
 @cache
