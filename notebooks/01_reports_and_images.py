@@ -19,9 +19,11 @@
 #
 # **What do a chest X-ray and its report say, and which words could a model ground?**
 #
-# A radiologist looks at an image and writes what is there, where it is, and what is *not* there. A text-to-image model
-# is trained on such pairs, and nobody tells it which word belongs to which place. Whether it has found out by itself is
-# the question of this book. This chapter looks at what it is given, and at what can be known without any model.
+# A radiologist looks at an image and writes what is there, where it is, and what is *not* there. A text-to-image model is
+# trained on such pairs without being told which word belongs to which place. Whether it learns that nevertheless is the
+# question of this book. This chapter looks at the data, and at what can be known without any model.
+#
+# *You will be able to* read a study, say which words can be grounded, and compute the location prior. *Before:* nothing.
 
 # %% tags=["parameters"]
 profile = "demo"  # a name in data/profiles, or the path of a .yaml file
@@ -33,6 +35,7 @@ seeds = [0]
 
 # %%
 from dataclasses import replace
+from html import escape
 from itertools import combinations
 from textwrap import fill, shorten
 from time import process_time
@@ -51,36 +54,26 @@ from chestxai import (
     sources,
     widgets,
 )
+from chestxai import sentences as say
 from chestxai.sources import phantom
 from chestxai.studies import FINDINGS, Finding, Frame, phrases, to_images
 
+# %%
 settings = profiles.load(profile)
 plots.setup()
 pd.set_option("display.max_colwidth", None)
+splits, is_phantom = ("train", "val", "test"), settings.data.source == "phantom"
+studies = {split: profiles.studies(settings, split, data) for split in splits}
+# Some profiles read reports from one source and boxes from another.
+boxed = {split: profiles.studies(settings, split, data, boxes=True) for split in splits}
+if settings.boxes == settings.data.source:
+    boxed = studies
 
-splits = ("train", "val", "test")
-told = {split: profiles.studies(settings, split, data) for split in splits}
-# Some profiles read reports from one source and places from another.
-same = settings.boxes == settings.data.source
-placed = (
-    told
-    if same
-    else {split: profiles.studies(settings, split, data, boxes=True) for split in splits}
-)
-is_phantom = settings.data.source == "phantom"
-
-# %% tags=["hide-input"]
+# %% tags=["hide-input", "aggregate"]
 Markdown(
-    (
-        "The images of this run are **digital phantoms**: simulated X-rays of simulated patients. They are simpler "
-        "than any real one, but we know every pixel of every finding, which no radiologist can tell us."
-        if is_phantom
-        else f"The images of this run are real: reports come from `{settings.data.source}`"
-        + ("" if same else f", places of findings from `{settings.boxes}`")
-        + "."
-    )
-    + " Everything is shown as a radiologist sees it: the patient faces us, so the patient's right is on the image's "
-    "left. An **R** marks that side."
+    say.images.source(settings.data.source, settings.boxes)
+    + " Everything is shown as a radiologist sees it: the patient faces us, so the patient's right is on the image's left. "
+    "An **R** marks that side."
 )
 
 # %% [markdown]
@@ -91,7 +84,7 @@ Markdown(
 # set becomes this one record, so the rest of the book does not care where a study came from.
 
 # %%
-located = [s for s in placed["test"] if phrases([s])]
+located = [s for s in boxed["test"] if phrases([s])]
 example = next((s for s in located if len(s.present()) > 1), located[0])
 
 
@@ -199,23 +192,16 @@ if is_phantom:
         "wrongly exposed": {"exposure": -2.5},
         "another scanner": {"scanner": 1 - person.scanner},
     }
-    plain = replace(
-        person,
-        view="PA",
-        device="",
-        habitus=0.0,
-        rotation=0.0,
-        exposure=0.0,
-        inspiration=1.0,
-    )
-    varied, _ = phantom.render(
-        [replace(plain, **change) for change in changes.values()], 192
-    )
+    neutral = {"habitus": 0.0, "rotation": 0.0, "exposure": 0.0, "inspiration": 1.0}
+    plain = replace(person, view="PA", device="", **neutral)
+    varied, _ = phantom.render([replace(plain, **c) for c in changes.values()], 192)
     captions = list(changes)
 else:
-    normal = [s for s in told["test"] if reports.normal(s.report)] or told["test"]
+    normal = [s for s in studies["test"] if reports.normal(s.report)] or studies["test"]
     varied, kept, _ = to_images(profiles.sample(normal, 8), 192, settings.data.fit)
     captions = [f"normal study {i + 1}" for i in range(len(kept))]
+
+# %%
 plots.images(
     varied,
     titles=captions,
@@ -254,6 +240,7 @@ def alone(name: str) -> phantom.Patient:
     )
 
 
+# %%
 if is_phantom:
     ill = [alone(name) for name in FINDINGS]
     pairs = [p for one in ill for p in (replace(one, lesions=()), one)]
@@ -263,32 +250,26 @@ if is_phantom:
         radiographs, titles=names, masks=[m[0] if m else None for m in truth]
     )
 else:
-    boxed = {
+    by_name = {
         n: [s for s in located if n in {f.name for f in s.present() if f.boxes}]
         for n in FINDINGS
     }
-    kept = [s for found in boxed.values() for s in to_images(found[:1], 64)[1]]
+    kept = [s for several in by_name.values() for s in to_images(several[:1], 64)[1]]
     figure = plots.study_sheet(kept)
 figure
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input", "aggregate"]
 if is_phantom:
     grey = radiographs.astype(float)
     by_finding = np.abs(grey[1::2] - grey[::2]).mean()
     by_nuisance = np.abs(varied[1:].astype(float) - varied[0]).mean()
-Markdown(
-    "Cover the right half of a pair and look again: would you have seen it? Both pictures of a pair are of one "
-    f"patient and differ in nothing but the finding. It changes a pixel by {by_finding:.1f} of 255 grey levels on "
-    f"average; the changes above that mean nothing move it by {by_nuisance:.1f}. "
-    + (
-        "Disease is the smaller change."
-        if by_finding < by_nuisance
-        else "Disease is not the smaller change here."
+    remark = (
+        "Cover the right half of a pair and look again: would you have seen it? Both pictures of a pair are of one patient, "
+        "with and without the finding. " + say.images.contrast(by_finding, by_nuisance)
     )
-    if is_phantom
-    else "Nobody can take a finding out of a real radiograph: here are different patients, one for each finding that "
-    "has a box."
-)
+else:
+    remark = "Different patients, one for each finding that has a box: no finding can be removed from an X-ray of a patient."
+Markdown(remark)
 
 # %% [markdown]
 # ## What reports look like
@@ -298,7 +279,7 @@ Markdown(
 
 # %%
 layouts = {}
-for s in told["test"]:
+for s in studies["test"]:
     layouts.setdefault(
         "capitals" if s.report.isupper() else tuple(reports.sections(s.report)), s
     )
@@ -359,81 +340,47 @@ pd.DataFrame(
 # reports. The right answers must come from elsewhere: of phantoms the truth is known, and Open-i's reports were indexed
 # by people {cite}`demner2016openi`.
 
-# %%
-authority = is_phantom or settings.data.source == "openi"
+# %% tags=["aggregate"]
+has_truth = is_phantom or settings.data.source == "openi"
 began = process_time()
-for s in told["train"]:
+for s in studies["train"]:
     reports.find(s.report)
-speed = len(told["train"]) / (process_time() - began)
-examined = {split: knowledge.rule_scores(told[split]) for split in ("train", "test")}
+speed = len(studies["train"]) / (process_time() - began)
+examined = {split: knowledge.rule_scores(studies[split]) for split in ("train", "test")}
 checked = examined["test"].assign(training=examined["train"]["f1"])
-three = ["precision", "recall", "f1", "training", "side_right"]
-checked[three] = checked[three].map(lambda v: "" if np.isnan(v) else f"{v:.3f}")
-counts = ["hedged", "sided"]
-checked[counts] = checked[counts].map(lambda v: "" if np.isnan(v) else f"{v:.0f}")
-checked.rename(
-    columns={
-        "there": "test reports with it",
-        "f1": "F1",
-        "training": "F1, training reports",
-        "wrong": "named, not there",
-        "hedged": "of these in doubt only",
-        "sided": "read, side known",
-        "side_right": "side right",
+columns = {
+    "there": "test reports with it", "precision": "precision", "recall": "recall", "f1": "F1",
+    "training": "F1, training reports", "wrong": "named, not there", "hedged": "of these in doubt only",
+    "sided": "read, side known", "side_right": "side right",
+}  # fmt: skip
+counts = ("there", "wrong", "hedged", "sided")
+pd.DataFrame(
+    {
+        title: checked[name].map(
+            lambda v, digits=0 if name in counts else 3: "" if np.isnan(v) else f"{v:.{digits}f}"
+        )
+        for name, title in columns.items()
     }
-)[
-    [
-        "test reports with it", "precision", "recall", "F1", "F1, training reports", "named, not there",
-        "of these in doubt only", "read, side known", "side right",
-    ]
-]  # fmt: skip
-
-# %% tags=["hide-input"]
-eight = examined["test"].loc[list(FINDINGS)]
-sided = eight[eight["sided"] > 0]
-right = (sided["sided"] * sided["side_right"]).sum()
-short = eight[eight["f1"] < 0.85]
-why = [
-    f"`{name}` {row['f1']:.3f} ({row['there']:.0f} reports have it; wrongly named in {row['wrong']:.0f}, "
-    f"in {row['hedged']:.0f} of them only in doubt)"
-    for name, row in short.iterrows()
-]
-doubt = (
-    "The rules take what is doubted for present, as the book's labels do; indexers mostly do not. "
-    if short["hedged"].sum() > short["wrong"].sum() / 2
-    else ""
 )
+
+# %% tags=["hide-input", "aggregate"]
 Markdown(
-    (
-        f"Macro-F1 over the eight findings is **{eight['f1'].mean():.3f}** on test reports; "
-        f"{right:.0f} of {sided['sided'].sum():.0f} sides are read right (**{right / max(1, sided['sided'].sum()):.0%}**). "
-        f"One core reads {round(speed, -2):,.0f} reports a second. "
-        + (
-            f"Below 0.85: {'; '.join(why)}. {doubt}"
-            if why
-            else "No finding is below 0.85. "
-        )
-        + (
-            "Edema is always of both lungs here, and its report need not say so: a side that is not written cannot be read."
-            if is_phantom
-            else "Findings that few reports have are scored on few, so they may be luck or bad luck."
-        )
-    )
-    if authority
-    else "Here the labels were themselves read from reports by a program or made into one: the table compares two "
-    "readers, and neither is the truth."
+    say.images.rules(examined["test"].loc[list(FINDINGS)], speed)
+    if has_truth
+    else "Here the labels were themselves read from reports by a program: the table compares two readers, and neither is the "
+    "truth."
 )
 
 # %% [markdown]
 # ## From phrase to tokens
 #
-# A model reads *tokens*, pieces of words from a fixed vocabulary. To ask where it sees "pleural effusion", we have to
-# know at which positions of the prompt these words are.
+# A model reads *tokens*, pieces of words from a fixed vocabulary. To ask where it sees "pleural effusion", we need the
+# positions of these words in the prompt.
 
 # %%
 pipeline = models.load_pipeline(settings.base, device="cpu")
 tokenizer, size = pipeline.tokenizer, models.image_size(pipeline)
-truths = phrases(placed["test"])
+truths = phrases(boxed["test"])
 chosen = next(
     (
         t
@@ -456,11 +403,11 @@ pd.DataFrame(
 ).rename_axis("position").T
 
 # %% tags=["hide-input"]
+places = say.words.counted(len(positions), "position")
 Markdown(
-    f"The phrase “{phrase}” has {len(phrase.split())} words and {len(pieces)} tokens, with one that opens the prompt "
-    f"and one that ends it. “{words}” is read at position{'s' * (len(positions) > 1)} "
-    f"{', '.join(map(str, positions))}. The prompt is filled up to {tokenizer.model_max_length} positions; what is "
-    "longer is cut off."
+    f"The phrase “{escape(phrase)}” has {len(phrase.split())} words and {len(pieces)} tokens, with one that opens the prompt and "
+    f"one that ends it. “{escape(words)}” is read at {places}: {', '.join(map(str, positions))}. The prompt is padded to "
+    f"{tokenizer.model_max_length} positions; what is longer is cut off."
 )
 
 # %% [markdown]
@@ -488,7 +435,7 @@ def reaches(phrase: str, words: str) -> bool:
 
 
 rows = []
-for finding in (f for s in placed["test"] for f in s.present()):
+for finding in (f for s in boxed["test"] for f in s.present()):
     named = reports.name_in(finding.phrase, finding.name)
     place = bool(finding.boxes) or finding.mask is not None
     read = reaches(finding.phrase, named or finding.phrase)
@@ -501,8 +448,8 @@ counted.insert(0, "test findings", funnel["finding"].value_counts())
 counted.loc["all"] = counted.sum()
 counted
 
-# %% tags=["hide-input"]
-prompts = [reports.prompt(s.report) for s in told["train"]]
+# %% tags=["hide-input", "aggregate"]
+prompts = [reports.prompt(s.report) for s in studies["train"]]
 lengths = np.array([len(ids) for ids in tokenizer(prompts)["input_ids"]])
 Markdown(
     f"**{counted.loc['all', 'can be grounded']} of {counted.loc['all', 'test findings']} test findings can be "
@@ -518,17 +465,17 @@ Markdown(
 # in one of them: a model that knew a patient's ribs from training would be tested on its memory.
 
 # %%
-patients = {split: {s.patient for s in [*told[split], *placed[split]]} for split in splits}
+patients = {split: {s.patient for s in [*studies[split], *boxed[split]]} for split in splits}
 shared = {
     f"{a} and {b}": len(patients[a] & patients[b]) for a, b in combinations(splits, 2)
 }
 assert not any(shared.values()), f"patients straddle splits: {shared}"
 
-total = {split: len(found) for split, found in told.items()}
-people = {split: len({s.patient for s in found}) for split, found in told.items()}
+total = {split: len(found) for split, found in studies.items()}
+people = {split: len({s.patient for s in found}) for split, found in studies.items()}
 labels = {
     split: np.array([s.labels() for s in found]).reshape(-1, len(FINDINGS))
-    for split, found in told.items()
+    for split, found in studies.items()
 }
 prevalence = pd.DataFrame(
     {split: found.sum(axis=0) for split, found in labels.items()}, index=FINDINGS
@@ -543,28 +490,20 @@ pd.concat(
     [pd.DataFrame([total, people], index=["studies", "patients"]).map("{:,}".format), shown]
 )
 
-# %% tags=["hide-input"]
-loaded = {settings.data.source: told, settings.boxes: placed}
+# %% tags=["hide-input", "aggregate"]
+loaded = {settings.data.source: studies, settings.boxes: boxed}
 left_out = [
-    f"- `{source}`, {split}: {count:,} × {reason}"
+    (source, split, count, reason)
     for source, sets in loaded.items()
     for split in splits
     for reason, count in sets[split].reasons().items()
 ]
-Markdown(
-    f"No patient is in two splits ({', '.join(f'{pair}: {n} shared' for pair, n in shared.items())}). "
-    + (
-        "Records that had to be left out:\n\n" + "\n".join(left_out)
-        if left_out
-        else "No record had to be left out."
-    )
-)
+Markdown(say.images.splits(shared, left_out))
 
 # %% [markdown]
-# What the data set is by itself, and what of it was read here. The book's [data cards](../data_cards) say the same of
-# all that it can read.
+# The data set, and what of it was read here. The book's [data cards](../data_cards) describe all data sets that it can read.
 
-# %%
+# %% tags=["aggregate"]
 cards = {name: sources.card(name) for name in loaded}
 read = {
     name: {
@@ -581,7 +520,7 @@ pd.DataFrame({name: {**card, **read[name]} for name, card in cards.items()}).dro
 # %% [markdown]
 # Findings do not come alone. If two often come together, a model may take the one for the other and still look right.
 
-# %%
+# %% tags=["aggregate"]
 plots.cooccurrence(labels["train"], title="Findings that come together, training studies")
 
 # %% [markdown]
@@ -591,23 +530,22 @@ plots.cooccurrence(labels["train"], title="Findings that come together, training
 # test studies; on the page there are a few.
 
 # %%
-healthy = [s for s in told["test"] if not s.present()]
+healthy = [s for s in studies["test"] if not s.present()]
 first_with = [
-    next((s for s in told["test"] if n in {f.name for f in s.present()}), None)
+    next((s for s in studies["test"] if n in {f.name for f in s.present()}), None)
     for n in FINDINGS
 ]
-listed = {s.id: s for s in [*first_with, *healthy[:2], *([] if same else sheet[:4])] if s}
+listed = {s.id: s for s in [*first_with, *healthy[:2], *([] if boxed is studies else sheet[:4])] if s}
 _, browsed, _ = to_images(list(listed.values()), 64)
-every = [*told["test"], *([] if same else placed["test"])]
+every = [*studies["test"], *([] if boxed is studies else boxed["test"])]
 widgets.show(lambda: widgets.study_browser(every), lambda: plots.study_static(browsed))
 
 # %% [markdown]
 # ## The answer: where findings usually are
 #
-# How much can be known of a finding's place without looking at the image? We lay the masks that *other* patients have
-# of a finding over one another: those of the training patients, or of the validation patients where a data set has no
-# boxes for training. Their mean is the *centre prior*: at each pixel, how many in a hundred patients with this finding
-# have it there.
+# How much can be known of a finding's place without looking at the image? We average the masks that *other* patients have of
+# a finding: those of the training patients, or of the validation patients where a data set has no boxes for training. The
+# mean is the *location prior*: at each pixel, the share of patients with this finding who have it there.
 
 
 # %%
@@ -616,39 +554,35 @@ def mask_of(truth) -> np.ndarray:
     return Frame(*truth.study.size, size, settings.data.fit).mask(truth.finding)
 
 
-known = phrases(placed["train"]) or phrases(
-    placed["val"]
-)  # some sources have boxes for val and test only
-masks = {name: [mask_of(t) for t in known if t.finding.name == name] for name in FINDINGS}
-priors = {name: localization.location_prior(found) for name, found in masks.items() if found}
+# Some sources have boxes for val and test only.
+others = phrases(boxed["train"]) or phrases(boxed["val"])
+priors = localization.location_priors(others, size, settings.data.fit)
+numbers = pd.Series([t.finding.name for t in others]).value_counts()
 some, _, _ = to_images(
-    profiles.sample([t.study for t in known], 200), size, settings.data.fit
+    profiles.sample([t.study for t in others], 200), size, settings.data.fit
 )
 plots.overlays(
     [some.mean(axis=0).astype(np.uint8)] * len(priors),
     list(priors.values()),
     titles=[
-        f"{name}: n = {len(masks[name]):,}, peak {prior.max():.0%}"
+        f"{name}: n = {numbers[name]:,}, peak {prior.max():.0%}"
         for name, prior in priors.items()
     ],
-    title="Centre prior: the mean mask of each finding, over the mean radiograph",
+    title="Location prior: the mean mask of each finding, over the mean radiograph",
     scale="share of the masks",
 )
 
 # %% [markdown]
-# Where the peak of many masks is high, the finding is nearly always in that place; where it is low, it may be in many.
-# These maps have never seen the image they will be scored on. Of a finding that may be left or right they cannot know
-# the side, which the words of the report say. So a model that grounds words ought to beat them. How well do they do on
-# the test studies?
+# Where the peak is high, the finding is nearly always in that place; where it is low, it may be in many. These maps do not
+# depend on the image they will be scored on. If a finding may be left or right, they do not contain the side, which the
+# report names. So a model that grounds words ought to beat them. How well do they do on the test studies?
 
-# %%
-# A finding that no other patient has gets the mean of all masks.
-anywhere = localization.location_prior([mask for found in masks.values() for mask in found])
+# %% tags=["aggregate"]
 scored = pd.DataFrame(
     {
         "finding": t.finding.name,
-        "AUC-ROC": localization.auc_roc(priors.get(t.finding.name, anywhere), mask),
-        "Top-1": localization.pointing_game(priors.get(t.finding.name, anywhere), mask),
+        "AUC-ROC": localization.auc_roc(priors[t.finding.name], mask),
+        "Top-1": localization.pointing_game(priors[t.finding.name], mask),
         "Top-1 by chance": mask.mean(),
     }
     for t in truths
@@ -659,14 +593,13 @@ baseline.insert(0, "test phrases", scored["finding"].value_counts())
 baseline.loc["all"] = [len(scored), *scored.drop(columns="finding").mean()]
 baseline.round(3).astype({"test phrases": int})
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input", "aggregate"]
 overall = baseline.loc["all"]
 Markdown(
     f"Without looking, the prior puts a random pixel of the finding above a random other pixel in "
     f"**{overall['AUC-ROC']:.0%}** of cases (AUC-ROC, by chance 50 %), and its hottest pixel hits the finding in "
-    f"**{overall['Top-1']:.0%}** (by chance {overall['Top-1 by chance']:.0%}). "
-    "This is the baseline that every model of the later chapters stands beside: "
-    "what does not beat it may have learnt anatomy, but it has not looked."
+    f"**{overall['Top-1']:.0%}** (by chance {overall['Top-1 by chance']:.0%}). This baseline stands beside every model of the "
+    "later chapters: a model that does not beat it may have learnt anatomy, but it has not looked."
 )
 
 # %% [markdown]
@@ -675,10 +608,10 @@ Markdown(
 # **1.** Find a study whose report names a finding only to deny it. Would a model that looks for words alone be fooled?
 
 # %% tags=["hide-cell"]
-denials = [(s, f) for s in told["test"] for f in reports.find(s.report) if not f.present]
+denials = [(s, f) for s in studies["test"] for f in reports.find(s.report) if not f.present]
 for s, f in denials[:1]:
     print(
-        f"{len(denials)} denials in {len(told['test'])} test reports, e.g. {f.name} in study {s.id}:\n\n{s.report}"
+        f"{len(denials)} denials in {len(studies['test'])} test reports, e.g. {f.name} in study {s.id}:\n\n{s.report}"
     )
 # Yes: the prompt may hold the word "pneumothorax" while the image has none. Training on such pairs weakens the tie
 # between the word and its place, unless the model learns what "no" does to the words behind it.
@@ -687,7 +620,7 @@ for s, f in denials[:1]:
 # **2.** Which finding is the smallest? Which would you expect to be the hardest to point at?
 
 # %% tags=["hide-cell"]
-area = pd.DataFrame({"finding": t.finding.name, "area": mask_of(t).mean()} for t in known)
+area = pd.DataFrame({"finding": t.finding.name, "area": mask_of(t).mean()} for t in others)
 area.groupby("finding")["area"].describe()[["count", "25%", "50%", "75%"]].sort_values(
     "50%"
 ).map("{:.3g}".format)
@@ -697,7 +630,7 @@ area.groupby("finding")["area"].describe()[["count", "25%", "50%", "75%"]].sort_
 # off by the tokenizer?
 
 # %% tags=["hide-cell"]
-whole = tokenizer([reports.prompt(s.report, "report") for s in told["train"]])["input_ids"]
+whole = tokenizer([reports.prompt(s.report, "report") for s in studies["train"]])["input_ids"]
 for name, n in (("impression", lengths), ("report", np.array(list(map(len, whole))))):
     print(
         f"{name}: {(n > tokenizer.model_max_length).mean():.1%} cut off, median {np.median(n):.0f} tokens"
@@ -709,4 +642,4 @@ for name, n in (("impression", lengths), ("report", np.array(list(map(len, whole
 # - A study is an image, a report, and findings that tie words to places. Every data set becomes this one record.
 # - A radiograph varies for many reasons; a finding is a small change among them, and brightness has no unit.
 # - Reports deny as well as state. Words that name a finding can be grounded; words that say "no" cannot.
-# - A finding's usual place is known without looking. The centre prior is the baseline to beat.
+# - A finding's usual place is known without looking. The location prior is the baseline to beat.

@@ -347,7 +347,9 @@ prior = localization.location_priors(train or located, size, settings.data.fit)
 # %%
 tables, maps_of = [], {}
 passes = grounding.ground_run(settings, run, test)
-for step, maps, rows, left_out in runs.progress(passes, "checkpoints", len(steps) + 1):
+for step, maps, rows, left_out in runs.progress(  # noqa: B007
+    passes, "checkpoints", len(steps) + 1
+):
     scored = localization.score_truths(maps, rows, prior, size, settings.data.fit)
     tables.append(scored.assign(step=step))
     maps_of[step] = maps

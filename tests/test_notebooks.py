@@ -94,5 +94,25 @@ def test_prose_types_no_result(chapter):
 def test_cells_are_small_enough_to_read(chapter):
     for cell in cells(chapter):
         if cell.cell_type == "code":
-            assert len(cell.source.splitlines()) <= 50, cell.source
+            assert len(cell.source.splitlines()) <= 25, cell.source
             assert max(map(len, cell.source.splitlines() or [""])) <= 140, cell.source
+
+
+def test_the_set_up_is_short(chapter):
+    """Imports in one cell, then at most ten lines that load the profile and what the chapter needs."""
+    code = [c for c in cells(chapter) if c.cell_type == "code"]
+    imports, set_up = code[1:3]
+    if "profiles.load(profile)" not in imports.source:  # a short chapter may have both in one cell
+        assert {type(node) for node in ast.parse(imports.source).body} <= {ast.Import, ast.ImportFrom}
+        assert len(set_up.source.splitlines()) <= 10, set_up.source
+        assert "profiles.load(profile)" in set_up.source
+    else:
+        assert len(imports.source.splitlines()) <= 15, imports.source
+
+
+def test_no_file_name_of_a_run_is_typed(chapter):
+    """`Run` owns every file name of a run."""
+    for cell in cells(chapter):
+        if cell.cell_type == "code":
+            names = re.findall(r"\"([\w-]+)\.(?:csv|json|safetensors)\"", cell.source)
+            assert not {"grounding", "fidelity", "run", "train", "masks"} & set(names), cell.source

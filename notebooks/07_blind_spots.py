@@ -1,0 +1,396 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: jupytext,kernelspec,-all
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 7 What fidelity cannot see
+#
+# **Which failings does each score of fidelity overlook, and would we notice a copied training image?**
+#
+# Every score has a failing that it does not see. So we fail on purpose: real images are spoiled in ways that models do, and
+# scored as if they had been generated.
+#
+# *You will be able to* say what a good score does not prove. *Before:* chapter 6.
+
+# %% tags=["parameters"]
+profile = "demo"  # a name in data/profiles, or the path of a .yaml file
+variants = ["frozen", "learnable"]
+seeds = [0]
+data = ""  # folder that holds one sub-folder per source (openi/, nih/); phantoms need none
+out = ""  # root of the runs; empty: the project's runs/
+
+# %%
+import numpy as np
+import pandas as pd
+import plotly.express as px
+from IPython.display import Markdown
+from scipy.ndimage import gaussian_filter
+
+from chestxai import fidelity, models, plots, profiles, runs
+from chestxai import sentences as say
+from chestxai.stats import Interval
+from chestxai.studies import Frame, to_images
+
+# %%
+settings = profiles.load(profile)
+plots.setup()
+fit, resamples = settings.data.fit, min(settings.statistics.resamples, 200)
+size = models.image_size(models.load_pipeline(settings.base, device="cpu"))
+folders = {v: profiles.run(settings, v, seeds[0], out).check_finished() for v in variants}
+
+# %%
+train = profiles.studies(settings, "train", data)
+real, kept, unreadable = to_images(profiles.studies(settings, "test", data), size, fit)
+real_labels, patients = np.stack([s.labels() for s in kept]), [s.patient for s in kept]
+validation = profiles.studies(settings, "val", data)
+others, kept_others, _ = to_images(
+    profiles.sample(validation, settings.sampling.images), size, fit
+)
+others_labels = np.stack([s.labels() for s in kept_others])
+prompts, labels, origins = fidelity.requests(kept, settings.sampling)
+
+generated = {
+    v: runs.load_tensors(run.samples_file(run.steps()[-1]))["images"].numpy()
+    for v, run in folders.items()
+}
+
+
+# %%
+def labelled(split):
+    """Images uint8 (n, s, s) and labels (n, 8), in case a classifier has to be trained."""
+    studies = train if split == "train" else profiles.studies(settings, split, data)
+    pixels, readable, _ = to_images(
+        profiles.sample(studies, 20_000), min(size, 128), settings.data.fit
+    )
+    return pixels, np.stack([s.labels() for s in readable])
+
+
+classifier = fidelity.shared_classifier(
+    settings.data.source,
+    profiles.profile_folder(settings, out) / "classifier",
+    labelled,
+    data=f"{train.fingerprint}-{settings.data.fit}",
+)
+
+features = {"real": fidelity.features(classifier, real)}
+features["other real"] = fidelity.features(classifier, others)
+features |= {v: fidelity.features(classifier, images) for v, images in generated.items()}
+
+# %% [markdown]
+# ## Which score notices what?
+#
+# The findings of each spoiled image stand for its prompt.
+
+# %%
+sampled, kept_sampled, _ = to_images(profiles.sample(train, len(prompts)), size, fit)
+sampled_labels = np.stack([s.labels() for s in kept_sampled])
+most = min(len(others), len(sampled))
+whole, shows = others[:most], others_labels[:most]
+kind = np.where(shows.any(axis=1), shows.argmax(axis=1), -1)
+first = [int(np.flatnonzero(kind == k)[0]) for k in kind]
+grain = np.random.default_rng(0).normal(0, 24, whole.shape)
+healthy, part = kind < 0, slice(0, max(8, most // 4))
+blurry = np.stack([gaussian_filter(x, size / 64) for x in whole])
+spoiled = {
+    "other patients": (whole, shows),
+    "fewer of them": (whole[part], shows[part]),
+    "only without a finding": (whole[healthy], shows[healthy]),
+    "copies of training images": (fidelity.copies(sampled, most), sampled_labels[:most]),
+    "one image a finding": (fidelity.copies(whole[first], most), shows),
+    "four images": (fidelity.copies(whole[np.arange(most) % 4], most), shows),
+    "blur": (blurry, shows),
+    "noise": ((whole + grain).clip(0, 255).astype(np.uint8), shows),
+}
+# Smaller sets have too few neighbours, or no two images with the same findings.
+spoiled = {name: pair for name, pair in spoiled.items() if len(pair[0]) >= 8}
+
+# %%
+count = min(3, *(len(images) for images, _ in spoiled.values()))
+plots.images(
+    np.concatenate([images[[i]] for i in range(count) for images, _ in spoiled.values()]),
+    titles=[*spoiled, *[""] * (count - 1) * len(spoiled)],
+    columns=len(spoiled),
+    title="The first images of each set",
+)
+
+# %%
+MEASURES = {
+    "fid": "FID ↓", "kid": "KID ↓", "precision": "precision ↑", "recall": "recall ↑", "density": "density ↑",
+    "coverage": "coverage ↑", "ms_ssim": "MS-SSIM ↓", "classifier_auc": "classifier AUC ↑", "memory": "near training ↓",
+}  # fmt: skip
+training = to_images(profiles.sample(train, 5000), size, fit)[0]
+train_features = fidelity.features(classifier, training)
+reference = fidelity.reference(
+    real, real_labels, classifier, others=others, patients=patients, resamples=resamples
+)
+bounds = [reference[f"ms_ssim_real{end}"] for end in ("_low", "_high")]
+
+
+# %%
+def judge(images, shows, n):
+    """Every score of one set; intervals from n resamples."""
+    values = fidelity.features(classifier, images)
+    judged = fidelity.scores(features["real"], values, real_groups=patients, resamples=n)
+    kid, std = fidelity.kid(features["real"], values, subsets=50)
+    auc = fidelity.classifier_auc(fidelity.predict(classifier, images), shows, n=max(n, 2))
+    alike = [str(row) for row in shows.astype(int).tolist()]
+    if len(set(alike)) == len(alike):
+        alike = None  # no two have the same findings: any two are compared
+    similar = fidelity.ms_ssim(images, alike, pairs=20)
+    memory = fidelity.memorisation(train_features, values, features["real"], n=n)
+    return judged | {
+        "kid": Interval(kid, kid - 2 * std, kid + 2 * std),
+        "ms_ssim": Interval(similar, *bounds),
+        "classifier_auc": auc["macro"],
+        "memory": memory.closer,
+    }
+
+
+judged = {
+    name: judge(*pair, resamples if name == "other patients" else 0)
+    for name, pair in spoiled.items()
+}
+
+# %% tags=["aggregate"]
+fair = judged["other patients"]
+values = pd.DataFrame(
+    {name: {m: row[m].estimate for m in MEASURES} for name, row in judged.items()}
+).T
+half = pd.Series({m: max((fair[m].high - fair[m].low) / 2, 1e-9) for m in MEASURES})
+better = pd.Series({m: 1 if label.endswith("↑") else -1 for m, label in MEASURES.items()})
+# In half-widths of the interval: below −1, the score says "worse than real images of other patients".
+change = (values - values.loc["other patients"]) / half * better
+figure = px.imshow(
+    change.rename(columns=MEASURES), zmin=-4, zmax=4, color_continuous_scale="RdBu", aspect="auto", height=440,
+    template=plots.TEMPLATE, labels={"color": "change,<br>in half-widths<br>of the interval"},
+    title="Spoiled real images: red is worse, blue better, pale chance",
+)  # fmt: skip
+figure.update_traces(
+    text=[["–" if np.isnan(v) else f"{v:.2f}" for v in row] for row in values.to_numpy()],
+    texttemplate="%{text}",
+)
+figure.update_xaxes(side="top", title="").update_yaxes(title="")
+
+# %% tags=["hide-input", "aggregate"]
+Markdown(
+    say.fidelity.unnoticed(change.iloc[1:], {m: label[:-2] for m, label in MEASURES.items()})
+)
+
+# %% [markdown]
+# Read the figure by row. *Fewer of them* are as real as all; what turns red there depends on the number of images. *Only without a
+# finding* is a real crowd, but another one, and smooth chests are near to many. *Copies* are what the comparison with the
+# training images is for. In *one image a finding* every image is good and shows what it should: the scores of variety must
+# notice. *Noise* is the trap of MS-SSIM, which takes grain for variety. Then read it by column: is it red where, and only where,
+# something is wrong?
+#
+# ## How many images?
+#
+# FID counts sampling error as distance, the more the fewer images there are. KID {cite}`binkowski2018kid` does not.
+
+# %%
+compared = ["other real", *variants]
+rng, most = np.random.default_rng(0), min(len(others), len(prompts))
+sizes = sorted({max(4, round(most * share)) for share in (0.125, 0.25, 0.5, 1)})
+trials = []
+for n in sizes:
+    for name in compared:
+        for _ in range(10):
+            subset = features[name][rng.permutation(len(features[name]))[:n]]
+            kid = fidelity.kid(features["real"], subset, subsets=20)[0]
+            fid = fidelity.fid(features["real"], subset)
+            trials += [(n, name, "FID", fid), (n, name, "KID", kid)]
+columns = ["images", "compared with real", "score", "value"]
+by_score = pd.DataFrame(trials, columns=columns).groupby(
+    ["score", "compared with real", "images"], sort=False
+)
+means = by_score["value"].mean()
+
+# %% tags=["aggregate"]
+figure = px.line(
+    means.reset_index(), x="images", y="value", color="compared with real", symbol="compared with real",
+    facet_col="score", facet_col_spacing=0.1, template=plots.TEMPLATE, height=380, labels={"value": ""},
+    title="The same images, but fewer of them (mean of ten subsets)",
+)  # fmt: skip
+figure.update_yaxes(matches=None, showticklabels=True).update_layout(
+    legend={"y": 1.1, "title": {"text": ""}}, margin={"t": 110}
+).for_each_annotation(lambda a: a.update(text=a.text.removeprefix("score=")))
+
+# %% tags=["hide-input", "aggregate"]
+ends = sizes[0], sizes[-1]
+fids, kids = ([means[score, "other real", n] for n in ends] for score in ("FID", "KID"))
+Markdown(say.fidelity.sample_size(ends, fids, kids))
+
+# %% [markdown]
+# The more images, the nearer FID comes to that of infinitely many; against one over their number it is nearly a straight line, and
+# its intercept is *FID∞* {cite}`chong2020unbiased`. With fewer images than features the line bends: read it as a correction,
+# not as a result.
+
+# %% tags=["aggregate"]
+trend = {
+    name: fidelity.fid_infinity(features["real"], features[name], smallest=most // 4, draws=10)
+    for name in compared
+}
+points = pd.concat(
+    pd.DataFrame({"1 / images": 1 / t.sizes, "FID": t.fids, "compared with real": name})
+    for name, t in trend.items()
+)
+figure = px.scatter(
+    points, x="1 / images", y="FID", color="compared with real", symbol="compared with real", template=plots.TEMPLATE,
+    height=380, range_x=[0, None], title="FID with ever more images",
+)  # fmt: skip
+for t, trace in zip(trend.values(), tuple(figure.data), strict=True):
+    end = 1 / t.sizes.min()
+    figure.add_scatter(
+        x=[0, end], y=[t.estimate, t.estimate + t.slope * end], mode="lines", showlegend=False,
+        line={"color": trace.marker.color, "dash": "dash"},
+    )  # fmt: skip
+figure
+
+# %% [markdown]
+# ## Is it memory?
+#
+# A model that copies its training images has an excellent FID. So for each generated image we look up the nearest training
+# image in the feature space (nearest-neighbour copy detection), and compare with how near *unseen real* images are.
+
+# %% tags=["aggregate"]
+unseen = np.concatenate([features["real"], features["other real"]])
+# Would a copy be found? Plant some: training images with a little noise.
+planted = fidelity.features(classifier, fidelity.copies(training))
+memories = {
+    v: fidelity.memorisation(
+        train_features, features[v], unseen, groups=prompts, planted=planted
+    )
+    for v in variants
+}
+Markdown(
+    f"{len(training)} of {len(train)} training images are searched; chance is 5 %.\n\n"
+    + "\n".join(f"- `{v}`: {say.fidelity.memory(m.closer, m.detected)}" for v, m in memories.items())
+)
+
+# %%
+shown, titles = [], []
+for v, memory in memories.items():
+    nearest = np.argsort(memory.distance)[:4]
+    shown += [*generated[v][nearest], *training[memory.nearest[nearest]]]
+    titles += [f"{v}, distance {d:.2f}" for d in memory.distance[nearest]]
+    titles += ["nearest training image"] * len(nearest)
+plots.images(
+    np.stack(shown),
+    titles=titles,
+    columns=4,
+    title="The generated images nearest to a training image, and that image",
+)
+
+# %% [markdown]
+# ## Exercises
+#
+# **1.** How much blur does FID see? Blur the *other real* images more and more, and compare them with the real ones.
+
+# %% tags=["hide-cell"]
+# Every patient and finding is still there, only texture goes. A feature space that was trained to name findings may
+# overlook a little blur: FID sees what its features see.
+blurred = {
+    sigma: np.stack([gaussian_filter(x, sigma * size / 64) for x in others])
+    for sigma in (0, 0.5, 1, 2, 4)
+}
+pd.DataFrame(
+    {
+        "blur (pixels of 64)": sigma,
+        "FID": fidelity.fid(features["real"], fidelity.features(classifier, x)),
+        "KID": fidelity.kid(features["real"], fidelity.features(classifier, x))[0],
+        "MS-SSIM of any two": fidelity.ms_ssim(x),
+    }
+    for sigma, x in blurred.items()
+).set_index("blur (pixels of 64)").round(3)
+
+
+# %% [markdown]
+# **2.** *One image a finding* shows what it should. Would it make a good textbook? Train a classifier on it.
+
+# %% tags=["hide-cell"]
+# The classifier finds each finding in it. But having seen one effusion does not prepare for the next.
+def small(images):
+    """No larger than a classifier needs."""
+    side = min(size, 128)
+    return np.stack([Frame(*image.shape, side, fit).image(image) for image in images])
+
+
+images, shows_one = spoiled["one image a finding"]
+textbook = fidelity.transfer_auc(
+    (small(images), shows_one),
+    (small(real), real_labels),
+    profiles.profile_folder(settings, out) / "transfer-collapsed",
+    fidelity.Training("one image a finding", epochs=20),
+    patients=patients,
+)
+seen = fidelity.classifier_auc(fidelity.predict(classifier, images), shows_one)
+pd.Series(
+    {
+        "classifier AUC": str(seen["macro"]),
+        "trained on it: AUC on real images": str(textbook["macro"]),
+    },
+    name="one image a finding",
+).to_frame()
+
+# %% [markdown]
+# **3.** Balls around images are easily misled. Put one picture of pure noise among the *real* images: what do precision and density
+# say then of the noisy set? And show each of a few good images four times: what do recall and coverage say?
+
+# %% tags=["hide-cell"]
+# The outlier's neighbours are far away: its ball is huge, and one picture makes others precise. Density counts over all
+# balls. An image and its three copies have tiny balls around them, which hold nothing else, so recall falls although there
+# are as many different images as before. Coverage has its balls around the real images.
+static = np.random.default_rng(0).integers(0, 256, (1, size, size)).astype(np.uint8)
+polluted = np.concatenate([features["real"], fidelity.features(classifier, static)])
+noisy = fidelity.features(classifier, spoiled["noise"][0])
+few = whole[: max(4, len(whole) // 4)]
+fours = fidelity.copies(np.repeat(few, 4, axis=0), 4 * len(few))
+pairs = {
+    "noise": (features["real"], noisy),
+    "noise, an outlier among the real": (polluted, noisy),
+    "a few good images": (features["real"], fidelity.features(classifier, few)),
+    "the same, each four times": (features["real"], fidelity.features(classifier, fours)),
+}
+scored = {name: fidelity.scores(*pair, resamples=0) for name, pair in pairs.items()}
+pd.DataFrame(
+    {name: {k: v.estimate for k, v in values.items()} for name, values in scored.items()}
+).T.drop(columns="fid").round(2)
+
+# %% [markdown]
+# **4.** The search for copies found the planted ones. Would it find a copy that is noisier, shifted by two pixels, or mirrored?
+
+# %% tags=["hide-cell"]
+# A copy that the feature space takes for something else is not found. No search can say that nothing was copied, only that
+# nothing was copied in a way that it would have found.
+changed = {
+    f"noise of {level}": fidelity.copies(training, noise=level) for level in (4, 16, 32)
+}
+changed["shifted"] = np.roll(training[:32], 2, axis=2)
+changed["mirrored"] = training[:32, :, ::-1].copy()
+shares = {}
+for name, images in changed.items():
+    hidden = fidelity.features(classifier, images)
+    search = fidelity.memorisation(
+        train_features, features[variants[0]], features["real"], planted=hidden, n=0
+    )
+    shares[name] = search.detected
+pd.Series(shares, name="share of copies found").to_frame()
+
+# %% [markdown]
+# ## Takeaways
+#
+# - Each score can be fooled: by grain, by one image a finding, by a copy that the feature space does not recognise.
+# - FID depends on the number of images; compare equal numbers, or use KID.
+# - A search for copies can only find the copies that its feature space recognises: plant some and count.
