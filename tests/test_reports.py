@@ -565,7 +565,7 @@ class TestPhrases:
         assert found
         for f in found:
             assert f.phrase in text
-            first, last = reports._locate(prompt, f.phrase)
+            first, last = reports.locate(prompt, f.phrase)
             assert reports.name_in(prompt[first:last], f.name)
 
     def test_mentions_name_what_they_point_at(self):
