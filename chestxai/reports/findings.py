@@ -1,81 +1,21 @@
-"""What a report states: every mention of a finding, whether it is present, and on which side."""
+"""What a report states: every mention of a finding, whether it is present, and where."""
 
 import bisect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from chestxai.reports import lexicon
+from chestxai.reports import context, lexicon
 from chestxai.reports.sections import SILENT, spans
 from chestxai.studies import Finding, Side
 
-# After "not" these deny no finding: it has not changed, or was absent on another day.
-_AS_BEFORE = (
-    r"(?:significantly|appreciably|substantially|(?:much )?(?:changed|increased|decreased|improved|worse|worsened"
-    r"|enlarged|larger|smaller|progressed|resolved|cleared)|well|excluded|entirely|completely|as|previously"
-    r"|(?:clearly |definitely )?(?:seen|present|visible|visuali[sz]ed|identified|evident|noted|apparent|there) (?:on"
-    r"|in|at) (?:(?:the|a|any|his|her|that|most) ){0,2}(?:prior|previous|earlier|last|old|recent|comparison|preceding))"
-)
-# A negated change is not a negated finding: "no change in the effusion".
-_NOT_NEGATION = (
-    r"no (?:(?:significant|interval|appreciable|substantial|definite|large|relevant|short|major|obvious|notable|marked"
-    r"|considerable|further|new|other|clear|visible|evident)[ -](?:term )?)*(?:changes?|increase|decrease|improvement"
-    r"|progression|difference|worsening|growth|resolution|enlargement(?! of (?:the )?(?:cardiac|heart"
-    r"|cardiomediastinal)))|no more than|without (?:significant |interval |appreciable )*(?:change|increase|decrease"
-    r"|improvement)|not only"
-    rf"|(?:can|could)(?: ?not|'t) (?:be )?(?:exclude|entirely|completely|rule)|not {_AS_BEFORE}|no longer as"
-)
-_NEGATION = (
-    r"no|not|non(?!-)|nor|neither|never|none|without|w/o|absent|absence of|free (?:of|from)|clear of|negative for"
-    r"|denies|devoid of|lack of|ruled? out|rules out|(?<!partial )(?<!incomplete )resolution of|clearing of"
-    r"|rather than|(?<!has )(?<!have )(?:resolved|cleared)|(?:isn|aren|wasn|weren|doesn|don)'t|unlikely|excludes?"
-)
-_PRE = re.compile(rf"\b(?:(?P<keep>{_NOT_NEGATION})|(?P<no>{_NEGATION}))(?!\w)")
-_POST = re.compile(
-    r"(?: (?:in|of|at|within) (?:the )?(?:[a-z]+ ){0,3}(?:lobes?|lungs?|bases?|zones?|apex|apices|hemithorax"
-    r"|chest))?\W{0,2}(?:(?:which|that|this|have|has|had|is|are|was|were|be|been|now|also|since|again|completely"
-    r"|nearly|seen|noted|described|previously|appears?|remains?|process|disease|change|changes|\(\w+\)) )*(?:(?:is|are"
-    r"|was|were) )?"
-    rf"(?:not(?! {_AS_BEFORE}\b)|no longer(?! as\b)|absent|ruled out|excluded|resolved|cleared|resolution|denied"
-    rf"|negative"
-    r"|none|nil|no(?=\W*$)|(?:unlikely|less likely)(?=\W*$|[.,;)]| (?:given|in|based|as|because|considering))"
-    r"|within (?:the )?(?:normal (?:limits|range)|limits of normal))\b"
-)
-# The scope of a preceding negation ends at a contrast or a new affirmative statement.
-_ENDS = re.compile(
-    r";|:|\b(?:but|however|although|though|except|other than|aside from|apart from|besides|otherwise|yet|whereas|while"
-    r"|there (?:is|are|has|have)|which|causing|due to|secondary to|demonstrat(?:es|ing)|shows?|status post|stable"
-    r"|unchanged|(?<!not )(?:consistent with|compatible with|suggest(?:ing|ive)|represent(?:ing|s)))\b|,\s+(?:this"
-    r"|these|it)\b|(?:,\s+(?:and )?(?:with )?|\bwith |\band (?=(?:the|an?)\b))(?:(?:the|an?) )?(?:again )?(?:mild"
-    r"|mildly|moderate|moderately|minimal|small|tiny|trace|persistent|bibasilar|improv\w+|worsen\w+|increas\w+|left"
-    r"|right|bilateral|low|calcified|borderline)\b(?P<listed>)"
-)
-# "No pneumonia, small effusion, or pneumothorax": an apparent new statement belongs to the list.
-_GOES_ON = re.compile(r"[^;:]*,\s(?:or|nor)\b")
-# Between two items of a list, up to the words that name the second.
-_LISTED = re.compile(r"(?:,? (?:and|or|and/or) |, |/)(?:(?!(?:there|is|are|has|have|with|no|not)\b)[\w-]+ ){0,3}")
-# Indication, history and advice do not describe this image.
-_HYPOTHETICAL = re.compile(
-    r"\b(?:history of|h/o|hx of|evaluat(?:e|ion) for|assess(?:ment)? for|rule out|r/o|indication|looking for|query"
-    r"|risk of|concern(?:ed)? (?:is )?(?:for|of) (?:prior|history)|if (?:there|clinical\w*|concern\w*|symptom\w*)"
-    r"|to exclude|to ensure|to document|correlat\w+ (?:clinically )?for|treatment (?:of|for)|treated for|(?:prior"
-    r"|previous|old|remote|recent) (?:episode of )?(?=pneumonia|infection|granulom))"
-)
-_UNCERTAIN = re.compile(
-    r"\b(?:may|might|could|can|possibl[ey]|probabl[ey]|likely|suspect\w*|suspicious|concerning|concern|questionable"
-    r"|question|suggest\w*|equivocal|versus|vs|cannot|favor\w*|potentially|perhaps|differential|presumed|appears? to"
-    r"|not excluded)\b"
-)
-_COLON = re.compile(r"\s?:\s(?:there (?:is|are) |is |are )?")
-_CLAUSE = re.compile(
-    r";|,\s++(?=[a-z][a-z -]{2,40}:\s)|(?:,\s++|(?<![\s,])\s++)(?:but|however|although|though|whereas|while|except)\b"
-    r"|,\s++(?:and )?(?=there (?:is|are)\b)|(?<!heart)(?<!heart size)(?<!silhouette):\s(?!\s*(?:no|none|nil|absent"
-    r"|negative)\W*(?:$|[.;\n]))"
-)
-# A sentence ends at . ! ? before white space (but not in "Dr."), at a blank line, or before a list item.
+# A sentence ends at . ! ? before white space (but not in "Dr." or "No. 2"), at a blank line, or before a list item.
 _SENTENCE = re.compile(
-    r"(?<!\bdr)(?<!\bvs)(?<!\bno)[.!?]+(?=\s|$)|\n[ \t\r]*+\n|\n(?=[ \t\r]*+(?:\d{1,2}[.)]|[-*•])\s)"
+    r"(?<!\bdr)(?<!\bvs)(?!(?<=\bno)\.\s\d)(?!\?\s(?:no|none|yes)\b|(?<!\S)\?)[.!?]+(?=\s|$)|\n[ \t\r]*+\n"
+    r"|\n(?=[ \t\r]*+(?:\d{1,2}[.)]|[-*•])\s)"
 )
+# Longer sentences are read in parts, so that time grows with the length of the report and not with its square.
+_LONGEST = 1000
 # White space other than a single blank.
 _RUN = re.compile(
     r"[^\S\n]*\n(?P<blank>[^\S\n]*\n\s*)?(?:[^\S\n]*(?P<item>(?=(?:\d{1,2}[.)]|[-*•])\s)))?[^\S\n]*|[^\S\n]{2,}"
@@ -90,6 +30,11 @@ _CONNECTOR = re.compile(
     r",? and/or\s|,(?: (?:and|or|with|as well as))?\s|\s(?:and|with(?! visible pleural)|or|as well as|versus|vs\.?"
     r"|plus)(?: (?:an? )?(?:associated|adjacent|underlying|probable|possible))?\s|/|\s(?=(?:representing|represents"
     r"|compatible|consistent|suggesting|suggestive|may|likely|due|secondary|causing|concerning|which)\b)"
+)
+# A comma, unless only the other side follows: "Moderate right effusion, small on the left".
+_APART = re.compile(
+    r",\s(?!(?:and )?(?:(?:small|moderate|large|tiny|trace|\w+er|less|more|on|the) )*(?:left|right)(?:[ -]sided?)?"
+    r"(?: than (?:the )?(?:left|right))?\W*$)"
 )
 _Span = tuple[int, int]
 
@@ -120,17 +65,20 @@ def mentions(text: str) -> list[Mention]:
 
     Sections that describe no image, such as the indication, are not read. Mentions that do not describe this image
     ("history of pneumonia", "evaluate for effusion") are left out. Abnormalities other than the eight have the name "".
+
+    Raises:
+        InputError: ``text`` is longer than `sections.LONGEST` characters.
     """
     found: list[Mention] = []
     for key, start, end in spans(text):
         if key in SILENT:
             continue
         low, back = fold(text[start:end])
-        for sentence in _split(low, 0, len(low), _SENTENCE):
-            for clause in _clauses(low, *sentence):
-                for name, hit, phrase, *details in _read(low, *clause):
-                    places = [start + place for a, b in (hit, phrase) for place in (back(a), back(b - 1) + 1)]
-                    found.append(Mention(name, *places, *details))
+        masked = context.mask(low)
+        for first, last in _sentences(low):
+            for name, hit, phrase, *details in _sentence(low, masked, first, last):
+                places = [start + place for a, b in (hit, phrase) for place in (back(a), back(b - 1) + 1)]
+                found.append(Mention(name, *places, *details))
     return found
 
 
@@ -171,8 +119,6 @@ def name_in(phrase: str, finding_name: str) -> str:
         if finding_name in lexicon.PATTERNS
         else re.search(rf"\b{re.escape(fold(finding_name.strip())[0])}(?:e?s)?(?!\w)", low)
     )
-    if match is None and finding_name == "Pleural Effusion":
-        match = lexicon.AIR_AND_FLUID.search(low)
     return phrase[back(match.start()) : back(match.end() - 1) + 1] if match else ""
 
 
@@ -196,66 +142,37 @@ def fold(text: str) -> tuple[str, Callable[[int], int]]:
     return _RUN.sub(shorten, low), lambda i: i + shifts[bisect.bisect_right(ends, i) - 1]
 
 
-def _split(text: str, start: int, end: int, pattern: re.Pattern[str]) -> Iterator[_Span]:
-    for match in pattern.finditer(text, start, end):
-        yield start, match.start()
-        start = match.end() if pattern is _SENTENCE else match.start()
-    yield start, end
+def _sentences(low: str) -> Iterator[_Span]:
+    start = 0
+    for end, after in [*(m.span() for m in _SENTENCE.finditer(low)), (len(low), len(low))]:
+        while end - start > _LONGEST:
+            cut = max(low.rfind(" ", start, start + _LONGEST), start + 1)
+            yield start, cut
+            start = cut
+        if lexicon.ANY.search(low, start, end):
+            yield start, end
+        start = after
 
 
-def _clauses(low: str, start: int, end: int) -> list[_Span]:
-    clauses: list[_Span] = []
-    for first, last in _split(low, start, end, _CLAUSE) if lexicon.ANY.search(low, start, end) else ():
-        # "Effusion: small, left": in a form, the text after a label that names a finding describes it.
-        if clauses and low.startswith(":", first) and lexicon.ANY.fullmatch(low, *_trim(low, *clauses[-1])):
-            first = clauses.pop()[0]
-        clauses.append((first, last))
-    return clauses
-
-
-def _read(low: str, first: int, last: int) -> Iterator[tuple]:
-    """Name, span of the name, span of the phrase and the other fields of every `Mention` in a clause."""
-    hits = list(lexicon.ANY.finditer(low, first, last))
-    hypothetical = _HYPOTHETICAL.search(low, first, last) if hits else None
-    uncertain = _UNCERTAIN.search(low, first, last) is not None
-    clause = _trim(low, first, last)
-    for i, (hit, negated) in enumerate(zip(hits, _negated(low, first, last, hits), strict=True)):
-        if hypothetical and hypothetical.start() < hit.start() and hit.start() - hypothetical.end() < 40:
-            continue
-        name = lexicon.NAMES.get(hit.lastgroup or "", "")
-        if not name:
-            yield "", hit.span(), clause, not negated, uncertain
-            continue
-        segment = _segment(low, first, last, hits, i)
-        phrase = clause if negated else _trim(low, *segment)
-        for also in (name, "Pleural Effusion") if lexicon.AIR_AND_FLUID.match(hit[0]) else (name,):
-            yield also, hit.span(), phrase, not negated, uncertain, *_place(low, segment, clause, name)
-
-
-def _negated(low: str, first: int, last: int, hits: Sequence[re.Match[str]]) -> list[bool]:
-    """Which mentions of a clause are negated: by their own words, by what stands before, or by what follows."""
-    negations = [m for m in _PRE.finditer(low, first, last) if m["no"]]
-    before, after = [], []
-    for hit in hits:
-        own = re.search(r"\bnot\b|n't\b|\bno longer\b", hit[0]) is not None
-        before.append(own or any(n.end() <= hit.start() and _reaches(low, n, hit.start(), last) for n in negations))
-        colon = _COLON.match(low, hit.end(), last)
-        answer = _PRE.match(low, colon.end(), last) if colon else None  # "Effusion: there is no effusion"
-        after.append(_POST.match(low, hit.end(), last) is not None or (answer is not None and answer["no"] is not None))
-    # "Consolidation, atelectasis and effusion have resolved": what follows a list holds for all of it.
-    for i in range(len(hits) - 2, -1, -1):
-        after[i] |= after[i + 1] and _LISTED.fullmatch(low, hits[i].end(), hits[i + 1].start()) is not None
-    return [b or a for b, a in zip(before, after, strict=True)]
-
-
-def _reaches(low: str, negation: re.Match[str], end: int, last: int) -> bool:
-    """Whether a negation holds for a mention at ``end`` behind it, in a clause up to ``last``."""
-    start = negation.end()
-    if negation["no"] in ("resolved", "cleared") and "," in low[start:end]:  # "Effusions resolved, edema persists."
-        return False
-    return all(
-        stop["listed"] is not None and _GOES_ON.match(low, stop.end(), last) for stop in _ENDS.finditer(low, start, end)
-    )
+def _sentence(low: str, masked: str, start: int, end: int) -> Iterator[tuple]:
+    """Name, span of the name, span of the phrase and the other fields of every `Mention` in a sentence."""
+    clauses: list[tuple[int, int, list[re.Match[str]]]] = []
+    for first, last in context.clauses(masked, start, end):
+        # "Effusion: small, left", "Left: small effusion": in a form, a label belongs to what follows it.
+        if clauses and low.startswith(":", first):
+            label = _trim(low, *clauses[-1][:2])
+            if lexicon.ANY.fullmatch(low, *label) or (not clauses[-1][2] and lexicon.SIDE.search(low, *label)):
+                first = clauses.pop()[0]
+        clauses.append((first, last, list(lexicon.ANY.finditer(low, first, last))))
+    for first, last, hits in (clause for clause in clauses if clause[2]):
+        uncertain = context.UNCERTAIN.search(masked, first, last) is not None
+        whole = _trim(low, first, last)
+        for i, (hit, present) in enumerate(zip(hits, context.judge(masked, low, first, last, hits), strict=True)):
+            segment = _segment(low, first, last, hits, i)
+            phrase = _trim(low, *segment) if present and hit.lastgroup != "other" else whole
+            for name in lexicon.names(hit) if present is not None else ():
+                place = _place(low, hit.span(), segment, whole, name) if name else ()
+                yield name, hit.span(), phrase, present, uncertain, *place
 
 
 def _segment(low: str, first: int, last: int, hits: Sequence[re.Match[str]], i: int) -> _Span:
@@ -275,28 +192,35 @@ def _trim(low: str, begin: int, finish: int) -> _Span:
     begin = lead.end() if lead else begin
     # "1. Small effusion 2. No edema": a number that continues a count begins the next item.
     number = _COUNT.search(low, begin, finish)
-    if number and low.startswith(".", finish) and f"{int(number[1]) - 1}." in low[:begin]:
+    if number and low.startswith(".", finish) and f"{int(number[1]) - 1}." in low[max(0, begin - _LONGEST) : begin]:
         finish = number.start()
     while finish > begin and low[finish - 1] in " \t\r\n.,;:/":
         finish -= 1
     return begin, finish
 
 
-def _place(low: str, segment: _Span, clause: _Span, name: str) -> tuple[Side | None, str | None, str | None]:
-    """Side, zone and severity of a finding that ``segment`` states, a part of ``clause``."""
-    order = list(lexicon.SEVERITIES)
-    grades = [order.index(str(m.lastgroup)) for m in lexicon.SEVERITY.finditer(low, *segment)]
-    severity = order[max(grades)] if grades else None
+def _place(
+    low: str, hit: _Span, segment: _Span, clause: _Span, name: str
+) -> tuple[Side | None, str | None, str | None]:
+    """Side, zone and severity of the mention at ``hit``, which ``segment`` states, a part of ``clause``."""
+    grades = [lexicon.GRADES.index(str(m.lastgroup)) for m in lexicon.SEVERITY.finditer(low, *segment)]
+    severity = lexicon.GRADES[max(grades)] if grades else None
     if name == "Cardiomegaly":
         return None, None, severity
-    sides = {m.lastgroup for m in lexicon.SIDE.finditer(low, *segment)}
-    zones = [m.lastgroup for m in lexicon.ZONE.finditer(low, *segment)]
+    left, right = low.rfind(", ", segment[0], hit[0]), _APART.search(low, hit[1], segment[1])
+    near = (left if left >= 0 else segment[0], right.start() if right else segment[1])
+    sides = _groups(lexicon.SIDE, low, near) or _groups(lexicon.SIDE, low, segment)
+    zones = _groups(lexicon.ZONE, low, segment)
     # "left lower lobe opacity, atelectasis versus pneumonia": the one place the clause names holds for all, except for
     # edema, which is of both lungs unless its own words say otherwise.
     if not sides and not zones and name != "Edema":
-        sides = {m.lastgroup for m in lexicon.SIDE.finditer(low, *clause)}
-        zones = [m.lastgroup for m in lexicon.ZONE.finditer(low, *clause)]
-        if len(sides) != 1:
-            sides, zones = set(), []
-    side = "bilateral" if "bilateral" in sides or len(sides) == 2 else next(iter(sides), None)
-    return side, zones[0] if zones else None, severity
+        sides = _groups(lexicon.SIDE, low, clause)
+        zones = _groups(lexicon.ZONE, low, clause)
+        if len(set(sides)) != 1:
+            sides, zones = [], []
+    side = "bilateral" if "bilateral" in sides or len(set(sides)) == 2 else next(iter(sides), None)
+    return side, next(iter(zones), None), severity
+
+
+def _groups(pattern: re.Pattern[str], low: str, span: _Span) -> list:
+    return [m.lastgroup for m in pattern.finditer(low, *span)]

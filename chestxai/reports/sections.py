@@ -5,6 +5,11 @@ Quantifiers are possessive (``*+``) where a run of white space could otherwise b
 
 import re
 
+from chestxai.runs import InputError
+
+#: The longest text that is read, in characters: more than 100 times the longest report of Open-i.
+LONGEST = 200_000
+
 _HEADERS = {
     "findings": r"findings?|description|report|body of report|chest findings",
     "impression": r"impressions?|conclusions?|opinion|summary|interpretation|(?:findings? (?:and|/) ?)impressions?"
@@ -48,6 +53,11 @@ _WORD = re.compile(r"\S")
 
 def spans(text: str) -> list[tuple[str, int, int]]:
     """``(key, start, end)`` of every section, in the order of the text; a text without headers is "findings"."""
+    if len(text) > LONGEST:
+        raise InputError(
+            f"a report of {len(text):,} characters, but at most {LONGEST:,} are read: {text[:40]!r} … is no single report; "
+            "look for a missing quote or line break in its file"
+        )
     one_line = not re.search(r"[\n:]|FINDINGS|IMPRESSION", text) and not text.isupper()
     marks = [] if one_line else _marks(text)
     if not marks:
@@ -101,6 +111,9 @@ def sections(text: str) -> dict[str, str]:
     Keys are findings, impression, indication, comparison and technique, and where they occur addendum, notification
     and preamble. Headers may be upper or lower case, with a colon, alone on their line, numbered or in Markdown.
     Sections that occur twice are joined. A text without headers is ``{"findings": text}``, an empty one ``{}``.
+
+    Raises:
+        InputError: ``text`` is longer than `LONGEST` characters.
     """
     parts: dict[str, list[str]] = {}
     for key, start, end in spans(text):
@@ -109,11 +122,13 @@ def sections(text: str) -> dict[str, str]:
     return {key: "\n".join(some) for key, some in parts.items()}
 
 
-_BLANKS = re.compile(r"\[\*\*[^\]]*\*\*\]|\b[Xx]-?X{3,}\b|\bX{2,}\b|_{2,}|\[(?:removed|redacted|name|date)\]")
+# Placeholders of Open-i, MIMIC-CXR (new and old) and others.
+_BLANKS = re.compile(r"\[\*\*[^\]]{0,99}\*\*\]|\b[Xx]-?X{3,}\b|\bX{2,}\b|_{2,}|\[(?:removed|redacted|name|date)\]")
 # Requires white space before the number: "a ratio of 13.1/27.4. Next" is no list.
 _NUMBERING = re.compile(r"(^\s*+|[.!?:]\s|\n)[^\S\n]*+(?:\(?\d{1,2}[.)]|[-*•])\s+(?=\S)")
-# Removed placeholders leave a mark after white space, a repeated mark, or a comma before a full stop.
-_PUNCTUATION = re.compile(r"(?: ?[,;:])* ?([.!?])(?: ?\1)*| ?([,;:])(?: ?\2)*")
+# Removed placeholders leave commas before a full stop, marks after white space, and repeated marks.
+_COMMAS = re.compile(r"(?<![,;:])(?<![,;:] )(?: ?[,;:])++ ?(?=[.!?])")
+_MARKS = re.compile(r" ?([,;:.!?])(?: ?\1)*")
 
 
 def clean(text: str) -> str:
@@ -123,7 +138,7 @@ def clean(text: str) -> str:
     """
     text = _BLANKS.sub(lambda m: "x-ray" if "-" in m[0] else " ", text)
     text = _NUMBERING.sub(r"\1 ", text)
-    return _PUNCTUATION.sub(r"\1\2", " ".join(text.split())).strip(" ,;:-*")
+    return _MARKS.sub(r"\1", _COMMAS.sub("", " ".join(text.split()))).strip(" ,;:-*")
 
 
 def prompt(report: str, mode: str = "impression") -> str:
@@ -135,16 +150,16 @@ def prompt(report: str, mode: str = "impression") -> str:
             "report" (findings, then impression).
 
     Raises:
-        ValueError: unknown mode, or nothing is left of the report once placeholders are removed.
+        InputError: unknown mode, or nothing is left of the report once placeholders are removed.
     """
     orders = {"impression": ("impression", "findings"), "findings": ("findings", "impression")}
     if mode not in (*orders, "report"):
-        raise ValueError(f"unknown prompt mode {mode!r}: expected impression, findings or report")
+        raise InputError(f"unknown prompt mode {mode!r}: expected impression, findings or report")
     parts = sections(report)
     texts = [clean(parts.get(key, "")) for key in orders.get(mode, ("findings", "impression"))]
     texts = [text for text in texts if any(map(str.isalnum, text))]
     if not texts:
-        raise ValueError(
+        raise InputError(
             "empty report: neither an impression nor findings are left once headers and placeholders are removed"
         )
     return " ".join(texts) if mode == "report" else texts[0]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from chestxai.reports.sections import clean
+from chestxai.runs import InputError
 
 
 def locate(prompt: str, phrase: str) -> tuple[int, int]:
@@ -16,7 +17,7 @@ def locate(prompt: str, phrase: str) -> tuple[int, int]:
             `clean`). Of several occurrences the first that consists of whole words counts.
 
     Raises:
-        ValueError: the phrase is empty or not in the prompt.
+        InputError: the phrase is empty or not in the prompt.
     """
     for words in (phrase.split(), clean(phrase).split()):
         pattern = r"\s+".join(map(re.escape, words))
@@ -24,9 +25,9 @@ def locate(prompt: str, phrase: str) -> tuple[int, int]:
             if match := re.search(edged, prompt, re.IGNORECASE):
                 return match.span()
     if not phrase.strip():
-        raise ValueError("the phrase is empty: give words of the prompt")
+        raise InputError("the phrase is empty: give words of the prompt")
     shown = prompt if len(prompt) <= 200 else prompt[:200] + "…"
-    raise ValueError(f"the phrase {phrase!r} is not in the prompt {shown!r}")
+    raise InputError(f"the phrase {phrase!r} is not in the prompt {shown!r}")
 
 
 def token_positions(tokenizer: Any, prompt: str, phrase: str) -> list[int]:
@@ -42,17 +43,17 @@ def token_positions(tokenizer: Any, prompt: str, phrase: str) -> list[int]:
         max_length=tokenizer.model_max_length).input_ids`` of the tokens that share a character with the phrase.
 
     Raises:
-        ValueError: the phrase is empty, not in the prompt, or (partly) truncated; or the tokenizer is slow.
+        InputError: the phrase is empty, not in the prompt, or (partly) truncated; or the tokenizer is slow.
     """
     first, last = locate(prompt, phrase)
     if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(f"{type(tokenizer).__name__} reports no character offsets: load the fast tokenizer")
+        raise InputError(f"{type(tokenizer).__name__} reports no character offsets: load the fast tokenizer")
     encoded = _encode(tokenizer, prompt, return_offsets_mapping=True)
     offsets = [tuple(map(int, o)) for o in encoded["offset_mapping"]]
     positions = [i for i, (a, b) in enumerate(offsets) if b > a and a < last and b > first]
     seen = max((b for _, b in offsets), default=0)
     if not positions or (seen < last and any(map(str.isalnum, prompt[seen:last]))):
-        raise ValueError(
+        raise InputError(
             f"the phrase {phrase!r} is cut off: the prompt has {len(tokenizer(prompt)['input_ids'])} tokens and the "
             f"tokenizer takes {tokenizer.model_max_length}; shorten the prompt (reports.prompt takes the impression "
             "alone) or choose an earlier phrase"
@@ -72,7 +73,7 @@ def token_groups(tokenizer: Any, prompt: str, phrases: Sequence[str] = ()) -> di
         group → increasing positions as in `token_positions`, for `attention.capture`.
 
     Raises:
-        ValueError: as `token_positions`.
+        InputError: as `token_positions`.
     """
     groups = {phrase: token_positions(tokenizer, prompt, phrase) for phrase in phrases}
     encoded = _encode(tokenizer, prompt, return_special_tokens_mask=True)
