@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import time
+from collections import defaultdict
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chestxai import models, reports
+from chestxai.reports.sections import LONGEST
+from chestxai.runs import InputError
 from chestxai.studies import FINDINGS
 from tests import tiny
 
@@ -373,6 +378,94 @@ class TestNegation:
         assert hedged == {"Pleural Effusion": False, "Lung Opacity": True, "Pneumonia": True}
 
 
+def agrees(mention: reports.Mention, label: str) -> bool:
+    """Whether a mention is read as its label says: "present, left", "absent", "uncertain", …"""
+    status, *side = label.split(", ")
+    allowed = {
+        "present": mention.present,
+        "absent": not mention.present,
+        "uncertain": mention.present and mention.uncertain,
+        "absent or uncertain": not mention.present or mention.uncertain,
+        "uncertain or unstated": mention.present and mention.uncertain,
+        "unstated": False,
+    }[status]
+    return allowed and (not side or mention.side == side[0])
+
+
+def misread(text: str, expected: str) -> bool:
+    labels: dict[str, list[str]] = defaultdict(list)
+    for label in filter(None, expected.split("; ")):
+        name, status = label.split(": ")
+        labels[name].append(status)
+    read: dict[str, list[reports.Mention]] = defaultdict(list)
+    for mention in reports.mentions(text):
+        if mention.name:
+            read[mention.name].append(mention)
+    for name in {*labels, *read}:
+        if any(not any(agrees(m, label) for label in labels[name]) for m in read[name]):
+            return True
+        if any(not any(agrees(m, label) for m in read[name]) for label in labels[name] if "unstated" not in label):
+            return True
+    return False
+
+
+class TestSentences:
+    """Labelled by hand: "develop" and "held out" before the rules were written, "fresh" after."""
+
+    @pytest.mark.parametrize(("part", "wrong"), [("develop", 0), ("held out", 0), ("fresh", 4)])
+    def test_are_read_as_labelled(self, part, wrong):
+        with open(Path(__file__).with_name("report_sentences.csv"), encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["part"] == part]
+        assert len(rows) >= 90
+        missed = [row["text"] for row in rows if misread(row["text"], row["expected"])]
+        assert len(missed) <= wrong, missed
+
+    def test_a_negation_stays_in_its_clause(self):
+        """ "… and the heart is enlarged" is another statement, with a side and a phrase of its own."""
+        found = reports.find("There is no left effusion, and the right base has a small opacity.")
+        assert [(f.name, f.present, f.side, f.phrase) for f in found] == [
+            ("Pleural Effusion", False, "left", "There is no left effusion"),
+            ("Lung Opacity", True, "right", "the right base has a small opacity"),
+        ]
+
+
+class TestLength:
+    @pytest.mark.parametrize(
+        "words",
+        [
+            "no effusion, small edema with left opacity and right pneumothorax ",
+            "effusion ",
+            "no ",
+            "effusion is not ",
+            "effusion: ",
+            "and the ",
+            ", ; ",
+            "[** ",
+            "1. Effusion ",
+            "FINDINGS: effusion\nIMPRESSION: edema\n",
+        ],
+    )
+    def test_time_grows_with_the_length_and_not_with_its_square(self, words):
+        def seconds(length: int) -> float:
+            text = (words * (length // len(words) + 1))[:length]
+            began = time.process_time()
+            reports.find(text)
+            reports.clean(text)
+            return time.process_time() - began
+
+        seconds(1_000)
+        assert seconds(40_000) < 4 * 3 * max(min(seconds(10_000) for _ in range(3)), 0.02)
+
+    def test_a_text_that_is_no_report_is_refused(self):
+        for read in (reports.find, reports.sections, reports.prompt, reports.normal):
+            with pytest.raises(InputError, match="200,001 characters, but at most 200,000 are read: 'a a a"):
+                read("a " * (LONGEST // 2) + "a")
+
+    def test_a_long_sentence_is_read_to_its_end(self):
+        text = "There is stable scoliosis of the spine and " * 100 + "a small left effusion."
+        assert present(text) == {"Pleural Effusion"}
+
+
 class TestLexicon:
     @pytest.mark.parametrize(
         ("text", "name"),
@@ -566,7 +659,7 @@ class TestPhrases:
         assert found
         for f in found:
             assert f.phrase in text
-            first, last = reports._locate(prompt, f.phrase)
+            first, last = reports.locate(prompt, f.phrase)
             assert reports.name_in(prompt[first:last], f.name)
 
     def test_mentions_name_what_they_point_at(self):

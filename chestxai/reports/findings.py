@@ -1,0 +1,226 @@
+"""What a report states: every mention of a finding, whether it is present, and where."""
+
+import bisect
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from chestxai.reports import context, lexicon
+from chestxai.reports.sections import SILENT, spans
+from chestxai.studies import Finding, Side
+
+# A sentence ends at . ! ? before white space (but not in "Dr." or "No. 2"), at a blank line, or before a list item.
+_SENTENCE = re.compile(
+    r"(?<!\bdr)(?<!\bvs)(?!(?<=\bno)\.\s\d)(?!\?\s(?:no|none|yes)\b|(?<!\S)\?)[.!?]+(?=\s|$)|\n[ \t\r]*+\n"
+    r"|\n(?=[ \t\r]*+(?:\d{1,2}[.)]|[-*•])\s)"
+)
+# Longer sentences are read in parts, so that time grows with the length of the report and not with its square.
+_LONGEST = 1000
+# White space other than a single blank.
+_RUN = re.compile(
+    r"[^\S\n]*\n(?P<blank>[^\S\n]*\n\s*)?(?:[^\S\n]*(?P<item>(?=(?:\d{1,2}[.)]|[-*•])\s)))?[^\S\n]*|[^\S\n]{2,}"
+    r"|[\t\xa0]"
+)
+_LEAD = re.compile(
+    r"[\s.,;:*•()/-]*(?:\(?\d{1,2}[.)](?=\s|\D)\s*)?[\s.,;:*•/-]*(?:(?:but|however|although|though|whereas|while"
+    r"|except|and/or|and|with|or|versus|vs)\b[.,]?\s*)*"
+)
+_COUNT = re.compile(r"\s(\d{1,2})$")
+_CONNECTOR = re.compile(
+    r",? and/or\s|,(?: (?:and|or|with|as well as))?\s|\s(?:and|with(?! visible pleural)|or|as well as|versus|vs\.?"
+    r"|plus)(?: (?:an? )?(?:associated|adjacent|underlying|probable|possible))?\s|/|\s(?=(?:representing|represents"
+    r"|compatible|consistent|suggesting|suggestive|may|likely|due|secondary|causing|concerning|which)\b)"
+)
+# A comma, unless only the other side follows: "Moderate right effusion, small on the left".
+_APART = re.compile(
+    r",\s(?!(?:and )?(?:(?:small|moderate|large|tiny|trace|\w+er|less|more|on|the) )*(?:left|right)(?:[ -]sided?)?"
+    r"(?: than (?:the )?(?:left|right))?\W*$)"
+)
+_Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Mention:
+    """Where a text names a finding.
+
+    ``start:end`` are the naming words, ``phrase_start:phrase_end`` the passage that states it, both in the text given
+    to `mentions`. ``name`` is one of the eight findings, or "" for any other abnormality. ``uncertain`` means hedged
+    ("may represent"): such a mention counts as present unless it is negated.
+    """
+
+    name: str
+    start: int
+    end: int
+    phrase_start: int
+    phrase_end: int
+    present: bool
+    uncertain: bool
+    side: Side | None = None
+    zone: str | None = None
+    severity: str | None = None
+
+
+def mentions(text: str) -> list[Mention]:
+    """Every mention of a finding in ``text``, in the order of the text.
+
+    Sections that describe no image, such as the indication, are not read. Mentions that do not describe this image
+    ("history of pneumonia", "evaluate for effusion") are left out. Abnormalities other than the eight have the name "".
+
+    Raises:
+        InputError: ``text`` is longer than `sections.LONGEST` characters.
+    """
+    found: list[Mention] = []
+    for key, start, end in spans(text):
+        if key in SILENT:
+            continue
+        low, back = fold(text[start:end])
+        masked = context.mask(low)
+        for first, last in _sentences(low):
+            for name, hit, phrase, *details in _sentence(low, masked, first, last):
+                places = [start + place for a, b in (hit, phrase) for place in (back(a), back(b - 1) + 1)]
+                found.append(Mention(name, *places, *details))
+    return found
+
+
+def find(text: str) -> list[Finding]:
+    """Findings of the eight that ``text`` names, present or negated, in the order of the text.
+
+    Hedged findings ("may represent pneumonia", "cannot exclude") are present, negated ones ("no effusion", "has
+    resolved") have ``present=False``, historical and hypothetical ones are left out. ``phrase`` is a verbatim passage
+    of ``text``: the part of the sentence that states the finding, for a negated one the whole clause with its
+    negation. ``side`` is left, right or bilateral, ``zone`` a key of `ZONES`, ``severity`` one of `SEVERITIES`, each
+    None where the text does not say. Of identical statements the first is returned.
+    """
+    found: dict[tuple[str, str, bool], Finding] = {}
+    for m in mentions(text):
+        if m.name:
+            phrase = text[m.phrase_start : m.phrase_end]
+            finding = Finding(m.name, phrase, m.present, m.side, m.zone, m.severity)
+            found.setdefault((m.name, phrase.lower(), m.present), finding)
+    return list(found.values())
+
+
+def normal(text: str) -> bool:
+    """Whether the text describes no abnormality: none of the eight, nor any other (scoliosis, granuloma, line…)."""
+    return not any(m.present for m in mentions(text))
+
+
+def name_in(phrase: str, finding_name: str) -> str:
+    """The words of ``phrase`` that name the finding, verbatim ("Enlarged cardiac silhouette"); "" if there are none.
+
+    Args:
+        phrase: any text.
+        finding_name: one of the eight, recognised by its synonyms, or any other (of custom data or MS-COCO), recognised
+            by its name or its plural.
+    """
+    low, back = fold(phrase)
+    match = (
+        lexicon.PATTERNS[finding_name].search(low)
+        if finding_name in lexicon.PATTERNS
+        else re.search(rf"\b{re.escape(fold(finding_name.strip())[0])}(?:e?s)?(?!\w)", low)
+    )
+    return phrase[back(match.start()) : back(match.end() - 1) + 1] if match else ""
+
+
+def fold(text: str) -> tuple[str, Callable[[int], int]]:
+    """``text`` in lower case with single blanks, and a function from a position in it to one in ``text``.
+
+    Line breaks mean nothing: MIMIC-CXR wraps every report at a margin. Only what ends a sentence is kept: a blank
+    line, and a line that begins a list item.
+    """
+    low = text.lower()
+    if len(low) != len(text):  # a few characters grow in lower case (İ), which would shift positions
+        low = "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
+    ends, shifts = [0], [0]
+
+    def shorten(run: re.Match[str]) -> str:
+        blank = "\n\n" if run["blank"] else "\n" if run["item"] is not None else " "
+        shifts.append(shifts[-1] + len(run[0]) - len(blank))
+        ends.append(run.end() - shifts[-1])
+        return blank
+
+    return _RUN.sub(shorten, low), lambda i: i + shifts[bisect.bisect_right(ends, i) - 1]
+
+
+def _sentences(low: str) -> Iterator[_Span]:
+    start = 0
+    for end, after in [*(m.span() for m in _SENTENCE.finditer(low)), (len(low), len(low))]:
+        while end - start > _LONGEST:
+            cut = max(low.rfind(" ", start, start + _LONGEST), start + 1)
+            yield start, cut
+            start = cut
+        if lexicon.ANY.search(low, start, end):
+            yield start, end
+        start = after
+
+
+def _sentence(low: str, masked: str, start: int, end: int) -> Iterator[tuple]:
+    """Name, span of the name, span of the phrase and the other fields of every `Mention` in a sentence."""
+    clauses: list[tuple[int, int, list[re.Match[str]]]] = []
+    for first, last in context.clauses(masked, start, end):
+        # "Effusion: small, left", "Left: small effusion": in a form, a label belongs to what follows it.
+        if clauses and low.startswith(":", first):
+            label = _trim(low, *clauses[-1][:2])
+            if lexicon.ANY.fullmatch(low, *label) or (not clauses[-1][2] and lexicon.SIDE.search(low, *label)):
+                first = clauses.pop()[0]
+        clauses.append((first, last, list(lexicon.ANY.finditer(low, first, last))))
+    for first, last, hits in (clause for clause in clauses if clause[2]):
+        uncertain = context.UNCERTAIN.search(masked, first, last) is not None
+        whole = _trim(low, first, last)
+        for i, (hit, present) in enumerate(zip(hits, context.judge(masked, low, first, last, hits), strict=True)):
+            segment = _segment(low, first, last, hits, i)
+            phrase = _trim(low, *segment) if present and hit.lastgroup != "other" else whole
+            for name in lexicon.names(hit) if present is not None else ():
+                place = _place(low, hit.span(), segment, whole, name) if name else ()
+                yield name, hit.span(), phrase, present, uncertain, *place
+
+
+def _segment(low: str, first: int, last: int, hits: Sequence[re.Match[str]], i: int) -> _Span:
+    """The part of the clause ``first:last`` that belongs to the ``i``-th mention: from connector to connector."""
+    if i:
+        before = _CONNECTOR.search(low, hits[i - 1].end(), hits[i].start())
+        first = before.end() if before else hits[i - 1].end()
+    if i + 1 < len(hits):
+        after = _CONNECTOR.search(low, hits[i].end(), hits[i + 1].start())
+        last = after.start() if after else hits[i].end()
+    return first, last
+
+
+def _trim(low: str, begin: int, finish: int) -> _Span:
+    """``begin:finish`` without conjunctions, numbers and punctuation at its ends."""
+    lead = _LEAD.match(low, begin, finish)
+    begin = lead.end() if lead else begin
+    # "1. Small effusion 2. No edema": a number that continues a count begins the next item.
+    number = _COUNT.search(low, begin, finish)
+    if number and low.startswith(".", finish) and f"{int(number[1]) - 1}." in low[max(0, begin - _LONGEST) : begin]:
+        finish = number.start()
+    while finish > begin and low[finish - 1] in " \t\r\n.,;:/":
+        finish -= 1
+    return begin, finish
+
+
+def _place(
+    low: str, hit: _Span, segment: _Span, clause: _Span, name: str
+) -> tuple[Side | None, str | None, str | None]:
+    """Side, zone and severity of the mention at ``hit``, which ``segment`` states, a part of ``clause``."""
+    grades = [lexicon.GRADES.index(str(m.lastgroup)) for m in lexicon.SEVERITY.finditer(low, *segment)]
+    severity = lexicon.GRADES[max(grades)] if grades else None
+    if name == "Cardiomegaly":
+        return None, None, severity
+    left, right = low.rfind(", ", segment[0], hit[0]), _APART.search(low, hit[1], segment[1])
+    near = (left if left >= 0 else segment[0], right.start() if right else segment[1])
+    sides = _groups(lexicon.SIDE, low, near) or _groups(lexicon.SIDE, low, segment)
+    zones = _groups(lexicon.ZONE, low, segment)
+    # "left lower lobe opacity, atelectasis versus pneumonia": the one place the clause names holds for all, except for
+    # edema, which is of both lungs unless its own words say otherwise.
+    if not sides and not zones and name != "Edema":
+        sides = _groups(lexicon.SIDE, low, clause)
+        zones = _groups(lexicon.ZONE, low, clause)
+        if len(set(sides)) != 1:
+            sides, zones = [], []
+    side = "bilateral" if "bilateral" in sides or len(set(sides)) == 2 else next(iter(sides), None)
+    return side, next(iter(zones), None), severity
+
+
+def _groups(pattern: re.Pattern[str], low: str, span: _Span) -> list:
+    return [m.lastgroup for m in pattern.finditer(low, *span)]
