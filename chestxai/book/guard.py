@@ -21,13 +21,14 @@ answers for these.
 
 from __future__ import annotations
 
+import bisect
 import copy
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,6 +99,7 @@ class Private:
         patterns: of identifiers, by name.
         words: identifiers that must match a word or number: those of digits only, and those with few.
         parts: others, or their parts of `_PART` characters, wherever they stand; by length.
+        heads: first `_LETTERS` letters of all passages.
         passages, rare: sorted hashes of the letters of passages, and of those few patients share.
         folders: paths of the data.
     """
@@ -106,6 +108,7 @@ class Private:
     patterns: dict[str, re.Pattern[str]]
     words: frozenset[str] = field(repr=False)
     parts: dict[int, set[str]] = field(repr=False)
+    heads: frozenset[str] = field(repr=False)
     passages: np.ndarray = field(repr=False)
     rare: np.ndarray = field(repr=False)
     folders: tuple[str, ...] = ()
@@ -164,15 +167,23 @@ def private(items: Iterable[Study | str], names: Sequence[str] = (), folders: It
         # Attributes with spaces are words, not names.
         ids.update(v for v in item.attributes.values() if isinstance(v, str) and not any(c.isspace() for c in v))
         ids.update((item.id, Path(item.id).stem, item.patient, item.path.stem if item.path else ""))
-    # A patient's passages count once.
-    windows, sentences = [], set(map(hash, filter(None, map(_phrase, phrases))))
+    heads: set[str] = set()
+
+    def hashed(passages: Iterable[Sequence[str]], least: int) -> set[int]:
+        letters = {"".join(words) for words in passages if len(words) >= least and not _OPEN.issuperset(words)}
+        heads.update(text[:_LETTERS] for text in letters)
+        return {hash(text) for text in letters if len(text) >= _LETTERS}
+
+    windows, sentences = [], hashed((_words(p)[:_WINDOW] for p in phrases if not _is_name(p)), 2)
     for reported in texts.values():
+        # A patient's passages count once.
         own: set[int] = set()
-        for text in {version for text in reported for version in (text, reports.clean(text))}:
-            words = _words(text)
-            own.update(hash("".join(w)) for i in range(len(words)) if _says(w := words[i : i + _WINDOW], _WINDOW))
-            parts = (_words(part) for cuts in _SENTENCES for part in cuts.split(text))
-            sentences.update(hash("".join(w)) for w in parts if len(w) <= _WINDOW and _says(w, _SENTENCE_WORDS))
+        # Blanks of de-identification vanish where notebooks show a report.
+        for text in {decode(v) for text in reported for v in ((text, reports.clean(text)) if "XX" in text else (text,))}:
+            words = _WORD.findall(text.lower())
+            own |= hashed((words[i : i + _WINDOW] for i in range(len(words))), _WINDOW)
+            parts = (_WORD.findall(part.lower()) for cuts in _SENTENCES for part in cuts.split(text))
+            sentences |= hashed((part for part in parts if len(part) <= _WINDOW), _SENTENCE_WORDS)
         windows.append(np.fromiter(own, np.int64, len(own)))
     shared, counts = np.unique(np.concatenate([*windows, np.zeros(0, np.int64)]), return_counts=True)
     exact, parts = _forms(ids)
@@ -183,6 +194,7 @@ def private(items: Iterable[Study | str], names: Sequence[str] = (), folders: It
         {name: _bounded(pattern) for group in (*groups, _UID) for name, pattern in group.items()},
         frozenset(exact),
         {n: {part for part in parts if len(part) == n} for n in range(_ID, _PART + 1)},
+        frozenset(heads),
         np.union1d(shared, np.fromiter(sentences, np.int64, len(sentences))),
         shared[counts < COMMON],
         tuple(sorted(decode(path).lower() for path in paths if len(Path(path).parts) > 2)),
@@ -193,16 +205,9 @@ def _words(text: str) -> list[str]:
     return _WORD.findall(decode(text).lower())
 
 
-def _says(words: Sequence[str], least: int) -> bool:
-    return len(words) >= least and sum(map(len, words)) >= _LETTERS and not _OPEN.issuperset(words)
-
-
-def _phrase(phrase: str) -> str:
-    """The letters of a phrase that says more than the name of a finding (the first words of a long one), or ""."""
+def _is_name(phrase: str) -> bool:
     line = " ".join(phrase.split())
-    named = any(_words(reports.name_in(line, name)) == _words(line) for name in FINDINGS)
-    words = _words(line)[:_WINDOW]
-    return "" if named or not _says(words, 2) else "".join(words)
+    return any(_words(reports.name_in(line, name)) == _words(line) for name in FINDINGS)
 
 
 def _bounded(pattern: str) -> re.Pattern[str]:
@@ -256,21 +261,19 @@ def _identifiers(text: str, known: Private) -> list[str]:
     return found
 
 
-def _passages(words: Sequence[str], known: np.ndarray) -> Iterator[tuple[int, int]]:
+def _passages(words: Sequence[str], heads: frozenset[str], known: np.ndarray) -> list[tuple[int, int]]:
     """First and last word of each stretch whose letters, however they are cut into words, are a known passage."""
-    spans, found = [], []
-    for first in range(len(words) if len(known) else 0):
-        letters = ""
-        for last in range(first, len(words)):
-            letters += words[last]
-            if len(letters) > _LONGEST:
-                break
-            if len(letters) >= _LETTERS:
-                spans.append((first, last))
-                found.append(hash(letters))
-    hashes = np.array(found, np.int64)
-    near = known[np.searchsorted(known, hashes).clip(max=len(known) - 1)] if found else hashes
-    yield from (spans[i] for i in np.flatnonzero(near == hashes))
+    text, ends = "".join(words), [*accumulate(map(len, words))]
+    spans, hashes = [], []
+    for first, word in enumerate(words):
+        start = ends[first] - len(word)
+        if text[start : start + _LETTERS] in heads:
+            lasts = range(first, bisect.bisect(ends, start + _LONGEST))
+            spans += [(first, last) for last in lasts]
+            hashes += [hash(text[start : ends[last]]) for last in lasts]
+    # Faster than np.isin, which would sort all that is known.
+    near = np.searchsorted(known, np.array(hashes, np.int64)).clip(max=len(known) - 1)
+    return [span for span, i, h in zip(spans, near, hashes, strict=True) if len(known) and known[i] == h]
 
 
 def _look(places: Sequence[tuple[int, str, Reading]], known: Private) -> list[list[str]]:
@@ -280,13 +283,13 @@ def _look(places: Sequence[tuple[int, str, Reading]], known: Private) -> list[li
         passages = known.rare if kind == "source" else known.passages
         for text in reading.texts:
             what += _identifiers(text, known)
-            what += ["report text"] if any(True for _ in _passages(_WORD.findall(text), passages)) else []
+            what += ["report text"] if _passages(_WORD.findall(text), known.heads, passages) else []
     # What runs on: from one output into the next, from one source into the next, and between the two.
     outputs = [i for i, (_, kind, _) in enumerate(places) if kind == "output"]
     written = [i for i, (_, kind, _) in enumerate(places) if kind == "source"]
     for order, passages in ((outputs, known.passages), (written, known.rare), (sorted(outputs + written), known.passages)):
         chain = [(i, word) for i in order for word in _WORD.findall(places[i][2].texts[0])]
-        for first, last in _passages([word for _, word in chain], passages):
+        for first, last in _passages([word for _, word in chain], known.heads, passages):
             owners = {i for i, _ in chain[first : last + 1]}
             for i in (owners if order is written else owners & {*outputs}) if len(owners) > 1 else ():
                 found[i].append("report text")

@@ -38,7 +38,7 @@ _CELLS = re.compile(r"[\t|,;]|\s{2,}")
 _SCRIPT = re.compile(r"<script\b([^>]*)>(.*?)</script\s*>", re.IGNORECASE | re.DOTALL)
 _FIGURE = re.compile(r"Plotly\.newPlot\s*\(|^\s*window\.PlotlyConfig\s*=\s*\{MathJaxConfig:\s*'local'\};?\s*$")
 # What the theme brings: style sheets, icons, and pictures in _static.
-_THEME = re.compile(r"<(?:link|meta)\b[^>]*>|<img\b[^>]*_static/[\w.-]+[^>]*>|<style\b.*?</style>", re.DOTALL)
+_THEME = re.compile(r"<(?:link|meta)\b[^>]*>|<img\b[^>]*src=["'](?:\.\./)*_static/[^>]*>|<style\b.*?</style>", re.DOTALL)
 _PACKED = re.compile(r'\{[^{}]*"bdata"[^{}]*\}')
 _WIDGET = "application/vnd.jupyter.widget-"
 
@@ -81,6 +81,8 @@ class Reading:
 
 def decode(text: str) -> str:
     """``text`` without escapes and invisible characters, decomposed (NFKD), in its own case."""
+    if text.isascii() and not any(sign in text for sign in "&\\\x1b"):
+        return text
     text = html.unescape(html.unescape(_ANSI.sub("", text)))
     text = _ESCAPE.sub(lambda code: chr(int(code[code.lastindex], 16)), text) if "\\" in text else text
     return unicodedata.normalize("NFKD", _INVISIBLE.sub("", text).replace("Ġ", " ").replace("▁", " "))
