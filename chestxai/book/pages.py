@@ -1,0 +1,255 @@
+"""The published pages: the executed notebooks of a batch, laid out for Jupyter Book 1.x and built without a warning.
+
+Nothing is run for the pages. ``_toc.yml`` names the chapters; a chapter that was executed for several variants and seeds
+shows its first execution, with the others as sections below it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+
+from chestxai import batch, plots, runs, sources, tradeoff
+from chestxai.batch import Node
+from chestxai.book import guard
+from chestxai.profiles import ROOT
+from chestxai.runs import InputError, MissingError
+from chestxai.stats import FewGroupsWarning
+from chestxai.studies import FINDINGS, phrases
+
+BUILD = ROOT / "_build"
+#: What the book is made of besides the notebooks.
+SOURCES = ("_config.yml", "intro.md", "references.bib", "data/overview.png", "_static/tables.css")
+_SAMPLES = "_static/phantoms.png"
+
+
+def assemble(nodes: Sequence[Node], folder: Path, private: guard.Private | None = None) -> Path:
+    """Lay out the book's source: pages, executed notebooks, table of contents, plotly.js.
+
+    Args:
+        nodes: of `batch.plan`; all must be finished.
+        folder: where to; its old content is removed.
+        private: of `guard.of`, what to withhold; None if everything may be shown.
+
+    Raises:
+        MissingError: a notebook has not been run, or has changed since.
+        InputError: something private is left; lists the places. ``folder`` is not touched.
+    """
+    missing = [node.name for node in nodes if not node.finished()]
+    if missing:
+        raise MissingError(
+            f"{len(missing)} notebooks are not run or have changed since ({missing[0]}, …): run 'make book', or "
+            "'python -m chestxai.batch' with the same options first"
+        )
+    pages: dict[str, list[tuple[str, str]]] = {}
+    notebooks: dict[str, Any] = {}
+    for node in nodes:
+        chapter = node.notebook.stem
+        parts = [str(node.parameters[key]) for key in ("variant", "seed")] if chapter in pages else []
+        # Names of variants such as lora:8 are no file names.
+        page = "notebooks/" + "-".join([chapter, *(re.sub(r"[^\w.-]", "_", part) for part in parts)])
+        page += "_" * sum(name.rstrip("_") == page.rstrip("_") for name in notebooks)
+        pages.setdefault(chapter, []).append((page, node.name.split(" · ", 1)[-1]))
+        notebooks[page] = published(nbformat.read(node.executed, as_version=4), node)
+    if private is not None:
+        notebooks = {page: guard.withhold(notebook, private) for page, notebook in notebooks.items()}
+        intro = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell((ROOT / "intro.md").read_text("utf-8"))])
+        looked_over = {"intro": intro, **notebooks}.items()
+        refuse([f"{page}, {leak}" for page, shown in looked_over for leak in guard.leaks(shown, private)])
+    folder = Path(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in SOURCES:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, folder / name)
+    (folder / "notebooks").mkdir()
+    for page, notebook in notebooks.items():
+        nbformat.write(notebook, folder / f"{page}.ipynb")
+    (folder / "data_cards.md").write_text(data_cards(folder), "utf-8")
+    toc = contents(yaml.safe_load((ROOT / "_toc.yml").read_text("utf-8")), pages)
+    (folder / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False, allow_unicode=True), "utf-8")
+    plots.write_plotlyjs(folder / "_static")
+    return folder
+
+
+def data_cards(folder: Path) -> str:
+    """The page of data cards, in MyST Markdown, with phantoms as samples: they are no patient's. Draws them in ``folder``."""
+    truths = phrases(sources.load("phantom", split="test", n=100, size=128))
+    samples = [next(t for t in truths if t.finding.name == name) for name in FINDINGS]
+    images, masks = [t.study.pixels() for t in samples], [t.finding.mask for t in samples]
+    path = Path(folder) / _SAMPLES
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plots.contact_sheet(images, 4, list(FINDINGS), masks=masks).save(path)
+    start = (
+        "# Data cards\n\nThe data sets that the book can read, their terms, and what a profile may ask of them (`options`, "
+        "with defaults in brackets). Chapter 1 counts what a run has read. Only phantoms are shown here, as they are no "
+        f"patient's:\n\n```{{image}} {_SAMPLES}\n"
+        ":alt: A phantom radiograph for each of the eight findings, with the finding outlined\n:width: 100%\n```\n\n"
+    )
+    return start + sources.cards()
+
+
+def refuse(places: Sequence[str]) -> None:
+    """Stop if ``places`` that show something private are left.
+
+    Raises:
+        InputError: lists them.
+    """
+    if places:
+        raise InputError(
+            f"nothing is built: {len(places)} places still show credentialed data, which may not be passed on: "
+            + "; ".join(places)
+            + ". Take them out of the notebook and run it again"
+        )
+
+
+def published(notebook: Any, node: Node) -> Any:
+    """Prepare an executed notebook for its page: no progress bars, no widget state, no folders of this machine.
+
+    Args:
+        notebook: of nbformat 4; is changed.
+        node: whose execution it is; a variant and its seed go into the title.
+    """
+    for cell in notebook.cells:
+        tags = [tag for tag in cell.metadata.get("tags", []) if tag != "papermill"]
+        if "injected-parameters" in tags:
+            lines = cell.source.splitlines()
+            cell.source = "\n".join(line for line in lines if not line.startswith(("out =", "data =")))
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if o.output_type != "stream" or o.name != "stderr"]
+            for data in (output.get("data", {}) for output in cell.outputs):
+                data.pop("application/vnd.jupyter.widget-view+json", None)
+                # The page draws the HTML; the same figure as JSON would double its size.
+                if "text/html" in data:
+                    data.pop("application/vnd.plotly.v1+json", None)
+    notebook.metadata = nbformat.from_dict({"kernelspec": notebook.metadata.get("kernelspec", {})})
+    if "variant" in node.parameters:
+        title, *rest = notebook.cells[0].source.split("\n")
+        title += f": {node.parameters['variant']}, seed {node.parameters['seed']}"
+        notebook.cells[0].source = "\n".join([title, *rest])
+    return notebook
+
+
+def contents(toc: dict[str, Any], pages: dict[str, list[tuple[str, str]]]) -> dict[str, Any]:
+    """Add the further executions of each chapter to ``_toc.yml`` as sections.
+
+    Args:
+        toc: the parsed ``_toc.yml``.
+        pages: chapter → (page, title) of its executions; the first one is the chapter itself.
+
+    Raises:
+        InputError: the table of contents names a notebook that was not executed, or lacks one that was.
+    """
+    used = set()
+
+    def filled(entry: Any) -> Any:
+        if isinstance(entry, list):
+            return [filled(item) for item in entry]
+        if not isinstance(entry, dict):
+            return entry
+        out = {key: filled(value) for key, value in entry.items()}
+        name = str(entry.get("file", ""))
+        if name.startswith("notebooks/"):
+            chapter = Path(name).stem
+            if chapter not in pages:
+                raise InputError(f"_toc.yml: {name} is not a notebook of the batch ({', '.join(pages)})")
+            used.add(chapter)
+            others = [{"file": page, "title": title} for page, title in pages[chapter][1:]]
+            if others:
+                out["sections"] = [*out.get("sections", []), *others]
+        return out
+
+    result = filled(toc)
+    if set(pages) - used:
+        raise InputError(f"_toc.yml lacks {', '.join(sorted(set(pages) - used))}")
+    return result
+
+
+def build(source: Path, output: Path = BUILD, check: Callable[[Path], None] = lambda html: None) -> Path:
+    """Build the pages; any warning is an error. Earlier pages stay until the new ones are complete.
+
+    Args:
+        source: of `assemble`.
+        output: folder of ``html/`` and ``build.log``, whatever its name.
+        check: is called with the folder of the new pages before they replace the old ones, and may raise.
+
+    Returns:
+        the first page.
+
+    Raises:
+        InputError: the build has warnings; the message shows them, ``build.log`` everything.
+    """
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    # Jupyter Book always builds in a folder _build of the one it is given.
+    with tempfile.TemporaryDirectory(prefix=".pages-", dir=output) as part:
+        start = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
+        command = [*start, "build", str(source), "--path-output", part, "-W", "-n", "--keep-going", "--all", "-q"]
+        # Colours would garble the log; nothing is executed, so nothing needs a thread pool.
+        env = os.environ | {"NO_COLOR": "1", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
+        text = done.stdout + done.stderr
+        log = runs.write_atomic(output / "build.log", text)
+        html = Path(part) / "_build" / "html"
+        if done.returncode or not (html / "index.html").is_file():
+            faults = [line for line in text.splitlines() if "WARNING" in line or "ERROR" in line]
+            raise InputError(f"the book does not build cleanly ({log}):\n" + "\n".join(faults[:20] or ["see the log"]))
+        check(html)
+        shutil.rmtree(output / "html", ignore_errors=True)
+        html.rename(output / "html")
+    return output / "html" / "index.html"
+
+
+def results(nodes: Sequence[Node]) -> str:
+    """The table of results of the batch's runs as text: a row per measure, a column per variant, with intervals."""
+    folders = [node.folder for node in nodes if "fidelity.json" in node.makes]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FewGroupsWarning)
+        table = tradeoff.summary(tradeoff.table(folders, n=1000), folders).to_string()
+    # Once, not for each of a hundred cells.
+    return table + (f"\n\nBeware: {caught[0].message}." if caught else "")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m chestxai.book``: takes the options of the batch whose notebooks are published."""
+    parser = argparse.ArgumentParser(
+        prog="python -m chestxai.book",
+        description="Build the pages from executed notebooks and print the table of results.",
+    )
+    batch.add_options(parser)
+    parser.add_argument("--output", type=Path, default=BUILD, help="folder of the pages (default: _build)")
+    options = parser.parse_args(arguments)
+    profile, nodes = batch.planned(options)
+    closed = guard.closed(profile)
+    private = None
+    if closed:
+        own = "; if your own data may be shown, set data: {credentialed: false} in the profile"
+        hint = own if "folder" in closed else ""
+        print(f"Withholding images, report texts and identifiers of {', '.join(closed)} …{hint}", flush=True)
+        private = guard.of(profile, options.data)
+
+    def check(html: Path) -> None:
+        if private is not None:
+            refuse(guard.site_leaks(html, private, [Path(name).name for name in (*SOURCES, _SAMPLES)]))
+
+    source = assemble(nodes, options.output / "book", private)
+    table = results(nodes)
+    if private is not None:
+        refuse([f"table of results, {leak.what}" for leak in guard.leaks(table, private)])
+    print(f"Building {len(nodes)} executed notebooks into pages …", flush=True)
+    index = build(source, options.output, check)
+    print(f"\nResults of profile {profile.name} (mean [95 % interval]):\n\n{table}\n")
+    print(f"Open {index}")
+    return 0

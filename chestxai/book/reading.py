@@ -1,0 +1,199 @@
+"""Reads outputs, cells and pages for `chestxai.book.guard`: every order in which their text can be read, and pictures.
+
+Text is folded first, so that spelling does not hide it: escapes of HTML, URLs, JSON and terminals are decoded, invisible
+characters and tokenizers' marks removed, letters decomposed and in lower case. Numbers can be a picture, too: a grid of
+at least `GRID` rows and columns, or `GRID`² in one list, whether plotly, a table or ``print`` shows it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import html
+import json
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import unquote
+
+import numpy as np
+
+GRID = 24
+
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_ESCAPE = re.compile(r"\\(?:u([0-9a-f]{4})|u\{([0-9a-f]{1,5})\}|x([0-9a-f]{2}))", re.IGNORECASE)
+# Soft hyphens, zero-width characters, directions, variation selectors.
+_INVISIBLE = re.compile("[\xad\u034f\u061c\u115f\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]")
+# Special tokens of tokenizers. Their marks (##, </w>, Ġ, ▁) go as signs, tags and spaces do.
+_SPECIAL = re.compile(r"\[(?:cls|sep|pad|unk|mask|bos|eos)\]|<\|\w+\|>|<(?:/?s|pad|unk|mask|bos|eos)>", re.IGNORECASE)
+_TAG = re.compile(r"<!--.*?-->|<style\b.*?</style>|</?([a-z][\w-]*)[^<>]*>", re.DOTALL)
+_BREAKS = dict.fromkeys("br p div pre dt dd h1 h2 h3 h4 h5 h6".split(), "\n") | dict.fromkeys("td th li".split(), "\t")
+_BREAKS |= dict.fromkeys("tr ul ol table section".split(), "\n\t")
+_STRING = re.compile(r"""(["'])((?:(?!\1)[^\\]|\\.)*)\1(\s*:)?""")
+_CELLS = re.compile(r"[\t|,;]|\s{2,}")
+
+_SCRIPT = re.compile(r"<script\b([^>]*)>(.*?)</script\s*>", re.IGNORECASE | re.DOTALL)
+_FIGURE = re.compile(r"Plotly\.newPlot\s*\(|^\s*window\.PlotlyConfig\s*=\s*\{MathJaxConfig:\s*'local'\};?\s*$")
+# What the theme brings: style sheets, icons, and pictures in _static.
+_THEME = re.compile(r"<(?:link|meta)\b[^>]*>|<img\b[^>]*src=["'](?:\.\./)*_static/[^>]*>|<style\b.*?</style>", re.DOTALL)
+_PACKED = re.compile(r'\{[^{}]*"bdata"[^{}]*\}')
+_WIDGET = "application/vnd.jupyter.widget-"
+
+_PICTURE_HTML = re.compile(
+    r"<\s*(?:img|svg|canvas|video|audio|picture|object|embed|i?frame|image|source|applet)\b|url\(\s*[^#\s)]", re.IGNORECASE
+)
+#: Pictures in Markdown, and links to their files.
+PICTURE_MARKDOWN = re.compile(
+    rf"{_PICTURE_HTML.pattern}|!\[|\{{(?:image|figure)\}}|\\includegraphics|data:image"
+    r"|[(:=]\s*[<\"']?[^\s()<>\"':]+\.(?:png|jpe?g|gif|svg|webp|bmp|tiff?|dcm|dicom|npy|pdf)\b", re.IGNORECASE
+)  # fmt: skip
+# plotly's images; data URIs; the first bytes of a file in base64, hex or Python's notation.
+_PICTURE_DATA = re.compile(
+    r'"type"\s*:\s*"image"|"source"\s*:\s*"|data:\s*(?:image|video|audio|application|font|text)/[\w.+-]+\s*[;,][^\s"\']{16}'
+    r"|ivborw0kggo|/9j/4aa|r0lgodlh|89504e470d0a1a0a|\\x89png|(?:\\x[0-9a-f]{2}[^\\]{0,8}){64}"
+)
+_ENCODED = re.compile(r"[a-z0-9+/=%_-]{200,}+|(?:[a-z0-9+/=_-]{56,}+\s++){3,}")
+_BLOCK_ART = re.compile("[\u2580\u2582-\u259f\u2801-\u28ff]")
+_COLOUR = re.compile(r"#[0-9a-f]{6}\b|\brgba?\(|row\d+_col\d+")
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|\b(?:nan|inf|infinity|null|none)\b")
+_NUMBERS = re.compile(r"""(\b(?:x|y|array|arrayminus)(?=["']\s*:))?([0\s,;:|.\[\](){}"']+)""")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What something shows.
+
+    Attributes:
+        texts: folded; first the running text, which a neighbour may continue, then other orders of the same.
+        found: what is refused whatever it says: "picture", "widget", "script", "output of unknown kind".
+    """
+
+    texts: tuple[str, ...] = ("",)
+    found: tuple[str, ...] = ()
+
+    def __add__(self, other: Reading) -> Reading:
+        texts = (f"{self.texts[0]}\n{other.texts[0]}", *self.texts[1:], *other.texts[1:])
+        return Reading(texts, (*self.found, *other.found))
+
+
+def decode(text: str) -> str:
+    """``text`` without escapes and invisible characters, decomposed (NFKD), in its own case."""
+    if text.isascii() and not any(sign in text for sign in "&\\\x1b"):
+        return text
+    text = html.unescape(html.unescape(_ANSI.sub("", text)))
+    text = _ESCAPE.sub(lambda code: chr(int(code[code.lastindex], 16)), text) if "\\" in text else text
+    return unicodedata.normalize("NFKD", _INVISIBLE.sub("", text).replace("Ġ", " ").replace("▁", " "))
+
+
+def read(text: str, kind: Literal["text", "markdown", "html", "page"] = "text") -> Reading:
+    """Read a text.
+
+    Args:
+        text: as it is stored.
+        kind: "text" (JSON included), "markdown", "html", or "page": a built page, whose theme has scripts, style sheets
+            and icons of its own.
+    """
+    found = []
+    if kind in ("html", "page"):
+        scripts = _SCRIPT.findall(text)
+        found += ["widget"] if any(_WIDGET in attributes for attributes, _ in scripts) else []
+        ours = all(_FIGURE.search(script) and "src" not in attributes for attributes, script in scripts)
+        found += [] if ours or kind == "page" else ["script"]
+    if kind == "page":
+        text = _THEME.sub(" ", _SCRIPT.sub(lambda script: script[0] if _FIGURE.search(script[2]) else " ", text))
+    text = _PACKED.sub(_unpacked, text)
+    texts: dict[str, None] = {}
+    plain = unquote(text)
+    for version in dict.fromkeys((text, plain, re.sub(r"\\[nrtbf]", " ", plain))):
+        raw = decode(version).lower()
+        # Line breaks count in plain text, not in HTML, but in its <pre>.
+        for lines in (re.sub(r"\s+", " ", raw), raw) if kind in ("html", "page") else (raw,):
+            seen = _TAG.sub(lambda tag: _BREAKS.get(tag[1], ""), _SPECIAL.sub(" ", lines))
+            texts |= dict.fromkeys([seen, raw, *_orders(seen)])
+            found += ["picture"] if _is_picture(version.lower(), raw, seen, kind) else []
+    return Reading(tuple(texts), tuple(found))
+
+
+def _unpacked(packed: re.Match[str]) -> str:
+    """plotly's ``{"dtype": "f8", "bdata": base64, "shape": "2, 3"}`` as JSON; what cannot be read counts as a picture."""
+    try:
+        values = json.loads(packed[0])
+        array = np.frombuffer(base64.b64decode(values["bdata"], validate=True), f"<{values['dtype']}")
+        shape = [int(n) for n in re.findall(r"\d+", str(values.get("shape", "")))] or -1
+        return json.dumps(array.reshape(shape).tolist())
+    except (KeyError, TypeError, ValueError, binascii.Error):
+        return '"source": "packed"'
+
+
+def _orders(text: str) -> Iterator[str]:
+    """Other orders of a text: strings of JSON or Python, those of each key, and keys; tables by row label and column."""
+    values, keys, by_key, key = [], [], defaultdict(list), ""
+    for string in _STRING.finditer(text):
+        if string[3]:
+            keys.append(key := string[2])
+        else:
+            values.append(string[2])
+            by_key[key].append(string[2])
+    yield from ("\n".join(values), "\n".join(map("\n".join, by_key.values())), "\n".join(keys))
+    rows, left, right = defaultdict(list), defaultdict(list), defaultdict(list)
+    for line in text.splitlines():
+        # pandas breaks wide tables into blocks, whose rows have the same labels.
+        cells = [cell for cell in _CELLS.split(line) if cell.strip()]
+        for i, cell in enumerate(cells if len(cells) > 1 else ()):
+            rows[cells[0]].append(cell if i else "")
+            left[i].append(cell)
+            right[len(cells) - i].append(cell)
+    yield from ("\n".join(map(" ".join, parts.values())) for parts in (rows, left, right))
+
+
+def _is_picture(text: str, raw: str, seen: str, kind: str) -> bool:
+    sign = {"text": None, "markdown": PICTURE_MARKDOWN}.get(kind, _PICTURE_HTML)
+    return (
+        (sign is not None and sign.search(text) is not None)
+        or any(_PICTURE_DATA.search(version) for version in (text, raw))
+        or any(len(set(run[0])) > 12 for run in _ENCODED.finditer(raw))
+        or len(_BLOCK_ART.findall(text)) >= GRID
+        or (kind != "page" and len(_COLOUR.findall(raw)) >= GRID**2)
+        or any(map(_is_grid, _NUMBERS.finditer(_NUMBER.sub("0", seen))))
+    )
+
+
+def _is_grid(numbers: re.Match[str]) -> bool:
+    """Whether numbers (each "0") with no word between them are a picture; the values of a curve may be many."""
+    curve, text = numbers.groups()
+    total, rows = text.count("0"), len(re.findall(r"""0["'\s]*[\])}]""", text))
+    if total < GRID**2 or (rows <= 1 and curve):
+        return False
+    wide = total / max(rows, 1)
+    return rows <= 1 or (rows >= GRID and wide >= GRID) or (rows >= GRID**2 and wide <= 4)
+
+
+def read_output(output: Any) -> Reading:
+    """Read one output of a code cell (nbformat 4)."""
+    if output.output_type == "stream":
+        return read(joined(output.text))
+    if output.output_type == "error":
+        return read("\n".join([output.ename, output.evalue, *output.traceback]))
+    metadata = output.get("metadata")
+    reading = read(json.dumps(metadata, ensure_ascii=False)) if metadata else Reading()
+    for mime, value in output.data.items():
+        kind = mime.removeprefix("application/papermill.record/")
+        if kind.startswith(("image/", "audio/", "video/", "application/pdf")):
+            reading += Reading(found=("picture",))
+        elif kind.startswith(_WIDGET):
+            reading += Reading(found=("widget",))
+        elif kind.startswith("application/vnd.plotly.") or kind == "application/json":
+            reading += read(json.dumps(value, ensure_ascii=False))
+        elif kind in ("text/plain", "text/html", "text/markdown", "text/latex"):
+            reading += read(joined(value), {"text/plain": "text", "text/html": "html"}.get(kind, "markdown"))
+        else:
+            reading += Reading(found=("output of unknown kind",))
+    return reading
+
+
+def joined(value: Any) -> str:
+    """Text that nbformat may store as a list of lines."""
+    return "".join(value) if isinstance(value, list) else str(value)
