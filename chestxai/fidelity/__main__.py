@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from chestxai.fidelity.memory import memorisation
 from chestxai.fidelity.metrics import fid_infinity, kid, ms_ssim_by_group, random_pairs
 from chestxai.fidelity.sampling import requests, sample_run
 from chestxai.fidelity.spaces import describe, extract, feature_space
-from chestxai.stats import Interval, bootstrap_ci
+from chestxai.stats import bootstrap_ci
 from chestxai.studies import Frame, read_image, to_images
 
 
@@ -75,11 +74,11 @@ def _score(options: argparse.Namespace) -> None:
     patients, prompts = (_subfolders(sets[kind].names) for kind in ("real", "generated"))
     numbers = scores(real, fake, groups=prompts, real_groups=patients, resamples=options.resamples, seed=seed)
     table = {
-        "FID ↓": _cell(numbers.pop("fid")),
+        "FID ↓": str(numbers.pop("fid")),
         "FID∞ ↓": f"{fid_infinity(real, fake, seed=seed).estimate:.3f}",
         "KID ↓ (± over subsets)": "{:.4f} ± {:.4f}".format(*kid(real, fake, seed=seed)),
     }
-    table |= {f"{name} ↑": _cell(interval) for name, interval in numbers.items()}
+    table |= {f"{name} ↑": str(interval) for name, interval in numbers.items()}
     compared = {"two real": ("real", None), "two generated": ("generated", None)}
     if prompts is not None:
         compared["two generated, one sub-folder"] = "generated", prompts
@@ -91,7 +90,7 @@ def _score(options: argparse.Namespace) -> None:
             pixels = (read_image(files[i]) for i in pairs.ravel())
             images = np.stack([Frame(*p.shape, size, options.fit).image(p) for p in pixels])
             alike = ms_ssim_by_group(images, np.repeat(np.arange(len(pairs)), 2).tolist())
-            table[f"MS-SSIM of {name}"] = _cell(bootstrap_ci(list(alike.values()), seed=seed))
+            table[f"MS-SSIM of {name}"] = str(bootstrap_ci(list(alike.values()), seed=seed))
     if "training" in sets:
         memory = memorisation(sets["training"].values, fake, real, groups=prompts, unseen_groups=patients)
         table["closer to a training image than 95 % of the real"] = f"{memory.closer:.1%} (chance: 5 %)"
@@ -99,10 +98,6 @@ def _score(options: argparse.Namespace) -> None:
     for kind, images in sets.items():
         print(f"{kind}: {len(images.names)} images of {folders[kind]} at {size} px, {len(images.skipped)} left out")
     print(pd.Series(table).to_string())
-
-
-def _cell(interval: Interval) -> str:
-    return str(interval) if math.isfinite(interval.low) else f"{interval.estimate:.3f}"
 
 
 def _subfolders(names: Sequence[str]) -> list[str] | None:

@@ -76,12 +76,9 @@ def group_rows(groups: Groups, n: int, what: str = "generated") -> list[Array]:
 def bootstrap(
     statistic: Callable[..., float], samples: Sequence[tuple[Array, Groups, str]], n: int, seed: int
 ) -> Array:
-    """Bootstrap distribution, float ``(n,)``, of a statistic of independent samples, each with groups of its own.
+    """Bootstrap distribution, float ``(n,)``, of a ``statistic(*values)`` of independent ``samples``.
 
-    Args:
-        statistic: ``statistic(*values) -> float``.
-        samples: values of each sample, their groups, and what to call them (see `group_rows`).
-        n, seed: resamples, and seed of the resampling.
+    A sample is its values, their groups, and what to call them (see `group_rows`); ``seed`` is of the resampling.
     """
     rng = np.random.default_rng(seed)
     rows = [group_rows(groups, len(values), what) for values, groups, what in samples]

@@ -186,12 +186,10 @@ def shared_classifier(
     epochs: int = 12,
     shipped: Path = SHIPPED,
 ) -> FindingsClassifier:
-    """The one classifier that scores all runs on a data source, so that their numbers can be compared.
+    """The one classifier that scores all runs on a data ``source``, so that their numbers can be compared.
 
-    Args:
-        source, shipped: name of the data source, and folder of the classifier that is used if it was trained on it.
-        folder, load: of the `cached_classifier` that is used otherwise.
-        data, epochs: of its `Training`.
+    It is the one in ``shipped`` if that was trained on ``source``; else the `cached_classifier` of ``folder`` and
+    ``load``, trained for ``epochs`` on ``data`` (a fingerprint).
     """
     about = Path(shipped) / "classifier.json"
     if about.is_file() and runs.read_json(about, dict).get("source") == source:
@@ -200,13 +198,10 @@ def shared_classifier(
 
 
 def cached_classifier(folder: Path, load: Callable[[str], Labelled], training: Training) -> FindingsClassifier:
-    """The classifier in ``folder``, trained first if it is missing, damaged, or of another `Training`.
+    """The classifier in ``folder``, trained first if it is missing, damaged, or of another ``training``.
 
-    A file lock lets only the first of several processes train; the others wait for its result.
-
-    Args:
-        folder, training: where the classifier is kept, and how it is trained.
-        load: "train" or "val" → images and labels; called only to train.
+    ``load`` maps "train" and "val" to images and labels; it is called only to train. A file lock lets only the first of
+    several processes train; the others wait for its result.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -220,20 +215,12 @@ def cached_classifier(folder: Path, load: Callable[[str], Labelled], training: T
 
 
 def predict(classifier: FindingsClassifier, images: Array) -> Array:
-    """Probability of each finding, float32 ``(n, 8)``.
-
-    Args:
-        classifier, images: of `load_classifier`, and uint8 ``(n, s, s)``.
-    """
+    """Probability of each finding by ``classifier``, float32 ``(n, 8)``, for ``images`` uint8 ``(n, s, s)``."""
     return batched(classifier, lambda x: classifier(x).sigmoid(), images)
 
 
 def macro_auc(scores: Array, labels: Array) -> float:
-    """Mean AUC over the findings that have both classes; NaN if none has.
-
-    Args:
-        scores, labels: float ``(n, k)``, the higher the more positive, and ``(n, k)``, 0 or 1.
-    """
+    """Mean AUC-ROC of ``scores`` and ``labels`` ``(n, k)`` over findings with both classes; NaN if there are none."""
     # Mann–Whitney U of all findings at once, a tie counting one half. scikit-learn's roc_auc_score agrees to rounding
     # (1e-15), but takes 20 to 40 times as long, which a bootstrap of 300 resamples feels.
     positive = np.asarray(labels) > 0.5

@@ -28,11 +28,8 @@ def scores(
 ) -> dict[str, Interval]:
     """``fid``, ``precision``, ``recall``, ``density`` and ``coverage`` of two feature sets, with their default ``k``.
 
-    Args:
-        real, fake: features float ``(n, d)`` and ``(m, d)``, ``n > 5``, ``m > 3``.
-        groups, real_groups: prompt of each generated and patient of each real image, resampled together.
-        resamples: of the FID's bootstrap, the only slow one; 0 leaves its bounds NaN.
-        seed: of all bootstraps.
+    ``real, fake, groups, real_groups, seed`` as of `fid_interval`; ``resamples`` are those of the FID, the only slow
+    bootstrap.
     """
     clusters = {"groups": groups, "real_groups": real_groups, "seed": seed}
     names = ("fid", "precision", "recall", "density", "coverage")
@@ -91,15 +88,13 @@ def reference(
 ) -> dict[str, Any]:
     """What real images score themselves, ready for JSON: the floor and the ceilings of `evaluate`'s numbers.
 
+    As of `evaluate`, each name with ``_real``: MS-SSIM of two images with the same findings (of any two, where no two
+    have the same), AUC and, with ``others``, `scores` and KID.
+
     Args:
         real_images, classifier, patients, resamples, seed: as of `evaluate`.
         labels: ``(n, 8)``, the findings that the real images show.
-        others: uint8 ``(m, s, s)``, real images of other patients, as many as are generated: what a perfect model
-            would draw.
-
-    Returns:
-        As `evaluate`, each name with ``_real``: MS-SSIM of two images with the same findings (of any two, where no two
-        have the same), AUC and, with ``others``, `scores` and KID.
+        others: uint8 ``(m, s, s)``, real images of other patients, as many as are generated: as a perfect model draws.
     """
     auc = classifier_auc(predict(classifier, real_images), labels, patients, seed=seed)
     findings = [tuple(row) for row in np.asarray(labels).tolist()]

@@ -90,11 +90,9 @@ def memorisation(
 
 
 def copies(images: Array, n: int = 32, noise: float = 4.0, seed: int = 0) -> Array:
-    """The first ``n`` images with a little noise, as a model that memorises would draw them: uint8 ``(n, s, s)``.
+    """The first ``n`` of ``images`` as a model that memorises would draw them: uint8 ``(n, s, s)``.
 
-    Args:
-        images, n: training images uint8 ``(m, s, s)``, and the number of copies.
-        noise, seed: standard deviation of the noise in grey values of 255, and its seed.
+    ``noise`` is the standard deviation, in grey values of 255, of the noise added with this ``seed``.
     """
     originals = check_images(images)[:n]
     noisy = originals + np.random.default_rng(seed).normal(0, noise, originals.shape)

@@ -34,12 +34,9 @@ _WINDOW = 11
 
 
 def fid(real: Array, fake: Array) -> float:
-    """Fréchet distance of two feature sets (Heusel et al. 2017), ≥ 0, lower is better.
+    """Fréchet distance of the features ``real`` and ``fake``, ``(n, d)`` and ``(m, d)`` (Heusel et al. 2017), ≥ 0.
 
     ``|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½)`` in float64 by torchmetrics. Small samples bias it upwards.
-
-    Args:
-        real, fake: features float ``(n, d)`` and ``(m, d)``, ``n, m ≥ 2``.
     """
     # Rounding leaves equal sets at about -1e-12.
     return max(0.0, float(_distance(FrechetInceptionDistance, *check_features(real, fake), normalize=True)))
@@ -238,14 +235,11 @@ def ms_ssim(images: Array, groups: Groups = None, pairs: int = 100, seed: int = 
 
 
 def ms_ssim_by_group(images: Array, groups: Groups = None, pairs: int = 100, seed: int = 0) -> dict[Hashable, float]:
-    """`ms_ssim` of each group with two or more images, in the order of their first images.
+    """`ms_ssim` of each group with two or more images; ``images, groups, pairs, seed`` as there.
 
     torchmetrics' MS-SSIM (Wang et al. 2003: Gaussian window of 11 pixels, sigma 1.5) on a fixed range of 255. Its five
     scales need 176 pixels; smaller images use as many of the finest as fit (64 px: 3, 128 px: 4), with the published
     exponents scaled to sum to 1. Compare only images of one size.
-
-    Args:
-        images, groups, pairs, seed: as of `ms_ssim`.
     """
     images = check_images(images)
     labels = [0] * len(images) if groups is None else list(groups)

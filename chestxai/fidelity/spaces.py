@@ -158,12 +158,7 @@ def describe(space: nn.Module) -> str:
 
 
 def features(space: nn.Module, images: Array, batch: int = 256) -> Array:
-    """Features of images in memory, float32 ``(n, d)``. For files or a stream, see `extract`.
-
-    Args:
-        space: the feature space.
-        images, batch: uint8 ``(n, s, s)``, and how many are computed at a time.
-    """
+    """Features float32 ``(n, d)`` in a ``space`` of ``images`` uint8 ``(n, s, s)`` in memory, ``batch`` at a time."""
     return batched(space, getattr(space, "features", space), images, batch)
 
 
@@ -267,7 +262,7 @@ def _frames(
             size = size or shape[0]
             # A study's file may have another shape than its data set states.
             image = Frame(*shape, size, fit).image(pixels)
-        except ValueError as error:
+        except InputError as error:
             skipped.append(f"{name}: {error}" if study else str(error))
             continue
         if not any_shape and shape != (size, size):

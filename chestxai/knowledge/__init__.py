@@ -10,6 +10,7 @@ Labels and probabilities are ``(n, 8)`` over `FINDINGS`, or ``(n, k)`` over the 
 """
 
 # ruff: noqa: F401
+from chestxai.fidelity import macro_auc
 from chestxai.knowledge.descriptions import passages, sentences
 from chestxai.knowledge.labels import MESH, columns, judgeable, mesh_labels, mesh_sides, truth
 from chestxai.knowledge.perturb import ABBREVIATIONS, CHANGES, FORMATTING, change, robustness
@@ -25,5 +26,5 @@ from chestxai.knowledge.reader import (
     train_pool,
     train_tfidf,
 )
-from chestxai.knowledge.scores import difference, f1, macro_auc, macro_f1, scored, thresholds
+from chestxai.knowledge.scores import difference, f1, macro_f1, scored, thresholds
 from chestxai.knowledge.zero_shot import NORMAL, PROMPTS, denoising_errors, evidence
