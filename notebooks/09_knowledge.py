@@ -61,8 +61,12 @@ plots.setup()
 # known. Open-i's reports were indexed by people {cite}`demner2016openi`; their terms are the labels here.
 
 # %%
+import warnings
+
+from chestxai.stats import FewGroupsWarning
 from chestxai.studies import FINDINGS, to_images
 
+warnings.simplefilter("once", FewGroupsWarning)
 phantom = settings.data.source == "phantom"
 resamples = min(settings.statistics.resamples, 500)
 limits = {"train": 4000, "val": 1000, "test": 1000}
@@ -267,7 +271,7 @@ curves = knowledge.robustness(
 )
 
 # %% [markdown]
-# In the figures of this chapter, variants are coloured; readers that know nothing of diffusion are grey.
+# Variants are coloured; the baselines that know nothing of diffusion are grey.
 
 # %% tags=["aggregate"]
 import plotly.express as px

@@ -208,7 +208,7 @@ def run(
             # The longest way to the end first: its nodes must not wait behind short ones.
             rank = _remaining(nodes)
             waiting.sort(key=lambda node: -rank[node.name])
-            with _remote(scheduler, waiting) if scheduler else _local(workers, len(waiting)) as place:
+            with _remote(scheduler, waiting, progress) if scheduler else _local(workers, len(waiting)) as place:
                 _run(waiting, before, place, progress)
         outcomes = [progress.outcomes[node.name] for node in nodes]
         for root in dict.fromkeys(node.root for node in nodes):
@@ -357,7 +357,7 @@ def _uninterrupted() -> Iterator[None]:
 
 
 @contextmanager
-def _remote(address: str, nodes: Sequence[Node]) -> Iterator[_Place]:
+def _remote(address: str, nodes: Sequence[Node], progress: _Progress) -> Iterator[_Place]:
     from distributed import Client
 
     try:
@@ -366,12 +366,12 @@ def _remote(address: str, nodes: Sequence[Node]) -> Iterator[_Place]:
         raise OSError(f"cannot reach the dask scheduler {address}: {error}") from error
     with client:
         if not client.scheduler_info()["workers"]:
-            print("  waiting for a worker to join the scheduler …", flush=True)
+            progress.say("waiting for a worker to join the scheduler …")
         client.wait_for_workers(1)
         workers = client.scheduler_info()["workers"].values()
         gpus = any(worker.get("resources", {}).get("GPU") for worker in workers)
         if not gpus and any(node.gpu for node in nodes):
-            print("  no worker declares a GPU: notebooks that run a model run on any", flush=True)
+            progress.say("no worker declares a GPU: notebooks that run a model run on any")
         yield _Place(client, resources={"GPU": 1} if gpus else {})
 
 
@@ -402,13 +402,15 @@ class _Progress:
     def end(self, outcome: Outcome) -> None:
         self.outcomes[outcome.node.name] = outcome
         self.done += outcome.node.weight
-        if self.quiet:
-            return
-        if outcome.status == "skipped":
+        if outcome.status == "skipped" and not self.quiet:
             self.bar.initial += outcome.node.weight
-        self.bar.write(f"  {outcome}", file=sys.stdout)
-        sys.stdout.flush()
+        self.say(str(outcome))
         self.show([])
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            self.bar.write(f"  {text}", file=sys.stdout)
+            sys.stdout.flush()
 
     def show(self, running: Sequence[Node]) -> None:
         value, texts = self.done, []

@@ -7,10 +7,8 @@ the record, in a folder of its own. Then losses and weights of the two are compa
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
 from pydantic import BaseModel, ValidationError
 
 from chestxai import profiles, runs
@@ -18,6 +16,9 @@ from chestxai.batch.execute import execute
 from chestxai.batch.graph import Cell, Node, read_notebook
 from chestxai.profiles import Profile
 from chestxai.runs import InputError, MissingError, Run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NOTEBOOK = "02_finetuning.ipynb"
 # What besides versions may change the result of a repeated run; the number of threads is taken from the record.
@@ -127,7 +128,6 @@ def _losses(before: pd.DataFrame, after: pd.DataFrame) -> str:
     if len(before) != len(after):
         return f"{len(before)} steps then, {len(after)} now"
     a, b = (log.reindex(columns=["step", "loss", "grad_norm", "lr"]) for log in (before, after))
-    rows = np.flatnonzero((a != b).any(axis=1))
-    if not len(rows):
-        return ""
-    return f"differs from step {a.step[rows[0]]} on: loss {a.loss[rows[0]]} then, {b.loss[rows[0]]} now"
+    for i in a.index[(a != b).any(axis=1)]:
+        return f"differs from step {a.step[i]} on: loss {a.loss[i]} then, {b.loss[i]} now"
+    return ""

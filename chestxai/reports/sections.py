@@ -55,7 +55,7 @@ def spans(text: str) -> list[tuple[str, int, int]]:
     """``(key, start, end)`` of every section, in the order of the text; a text without headers is "findings"."""
     if len(text) > LONGEST:
         raise InputError(
-            f"a report of {len(text):,} characters, but at most {LONGEST:,} are read: {text[:40]!r} … is no single report; "
+            f"a report of {len(text):,} characters, but at most {LONGEST:,} are read: {text[:40]!r} … is not one; "
             "look for a missing quote or line break in its file"
         )
     one_line = not re.search(r"[\n:]|FINDINGS|IMPRESSION", text) and not text.isupper()

@@ -79,9 +79,6 @@ def _resolve(module: str, name: str | None) -> Iterator[Path | tuple[str, str | 
     start = base / "__init__.py"
     if not start.is_file():
         return
-    if module == f"{PACKAGE.name}.sources":  # data sets are imported by name
-        yield from base.rglob("*.py")
-        return
     if name is not None and ((base / f"{name}.py").is_file() or (base / name / "__init__.py").is_file()):
         yield f"{module}.{name}", None
         return
