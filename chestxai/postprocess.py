@@ -17,11 +17,12 @@ def as_heatmap(heatmap: np.ndarray) -> np.ndarray:
     """The heatmap as a float array ``(h, w)`` without NaN or infinity, else `InputError`; integers become float32."""
     heatmap = np.asarray(heatmap)
     if heatmap.ndim != 2 or not heatmap.size:
-        raise InputError(f"a heatmap has shape (h, w), got {heatmap.shape}")
+        raise InputError(f"a heatmap is (height, width), got shape {heatmap.shape}")
     if not np.issubdtype(heatmap.dtype, np.floating):
         heatmap = heatmap.astype(np.float32)
     if not np.isfinite(heatmap).all():
-        raise InputError(f"the heatmap has {int((~np.isfinite(heatmap)).sum())} values that are NaN or infinite")
+        bad = np.count_nonzero(~np.isfinite(heatmap))
+        raise InputError(f"a heatmap must be finite: it has {bad} values that are NaN or infinite")
     return heatmap
 
 

@@ -104,14 +104,14 @@ def resize(heatmap: np.ndarray, shape: tuple[int, int], /) -> np.ndarray:
 
 @once
 def sides(heatmap: CachedMap, mask: CachedMask, /) -> tuple[np.ndarray, np.ndarray]:
-    """Values inside and outside of the mask, in reading order."""
+    """Values of ``heatmap`` inside and outside of ``mask``, in reading order."""
     values = resize(heatmap, mask.shape)
     return values[mask.mask], values[~mask.mask]
 
 
 @once
 def levels(heatmap: CachedMap, shape: tuple[int, int], /) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distinct values from the hottest down, how many pixels have at least that value, and each pixel's place."""
+    """Values of ``heatmap`` at ``shape``, hottest first; pixels with at least that value; each pixel's place."""
     values, places, counts = np.unique(-resize(heatmap, shape), return_inverse=True, return_counts=True)
     # int32 halves the memory: chance keeps this for every random map.
     return -values, np.cumsum(counts, dtype=np.int32), places.astype(np.int32)
@@ -119,8 +119,8 @@ def levels(heatmap: CachedMap, shape: tuple[int, int], /) -> tuple[np.ndarray, n
 
 @once
 def cuts(heatmap: CachedMap, mask: CachedMask, /) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each distinct value inside the mask from the hottest down: pixels of the mask and of the image that have at
-    least that value, and its place among all values. Cuts between two of them only add pixels outside."""
+    """For each value of ``heatmap`` inside ``mask``, hottest first: pixels of the mask and of the image with at least that
+    value, and its place in `levels`. Cuts between two of them only add pixels outside."""
     values, called, places = levels(heatmap, mask.shape)
     inside = np.bincount(places[mask.mask], minlength=values.size)
     used = np.flatnonzero(inside)

@@ -40,8 +40,8 @@ class Protocol:
     average: Literal["phrases", "findings"] = "phrases"
 
 
-def scaled(heatmap: np.ndarray, _: tuple[int, int]) -> np.ndarray:
-    """The map scaled to [0, 1]."""
+def scaled(heatmap: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The ``heatmap`` scaled to [0, 1], whatever the ``shape`` of the mask."""
     return min_max(heatmap)
 
 

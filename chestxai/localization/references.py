@@ -73,7 +73,8 @@ def chance(
 
 
 def exact_chance(mask: CachedMask, protocol: Protocol) -> dict[str, float]:
-    """AUC 0.5, signed CNR 0, and the pointing game's area with its tolerance, unless maps are changed unevenly."""
+    """Closed forms for ``mask`` in a ``protocol`` that does not change maps unevenly: AUC 0.5, signed CNR 0, and for the
+    pointing game the area within its tolerance."""
     exact = {}
     for name, function in protocol.scores.items() if protocol.prepare in (None, scaled) else ():
         options, function = getattr(function, "keywords", {}), getattr(function, "func", function)

@@ -198,7 +198,7 @@ def miou(heatmap: np.ndarray, mask: np.ndarray, /, meaning: str = "classes", thr
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """IoU of two bool images, and IoU of what lies outside of them; neither may be both empty or both full."""
+    """IoU of two bool images ``a`` and ``b``, and IoU of their complements; not both may be empty, or full."""
     # Ours, since sklearn's jaccard_score and f1_score take 400 times as long on 512².
     both = np.count_nonzero(a & b)
     either = np.count_nonzero(a) + np.count_nonzero(b) - both

@@ -140,5 +140,5 @@ def foreground(heatmap: np.ndarray, shape: tuple[int, int], /, threshold: Thresh
 
 
 def scope(mask: CachedMask, threshold: Threshold) -> CachedMask | tuple[int, int]:
-    """What a foreground depends on besides the map: the mask for the oracle, else only its shape."""
+    """What a foreground by ``threshold`` depends on besides the map: ``mask`` for the oracle, else its shape."""
     return mask if threshold == "oracle" else mask.shape

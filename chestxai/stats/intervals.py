@@ -255,7 +255,7 @@ def crossed_variances(values: np.ndarray, index: np.ndarray, count: int) -> tupl
 
 
 def checked(values: ArrayLike, ndim: int, name: str) -> np.ndarray:
-    """Float64 ``(rows,)`` or ``(rows, seeds)``, without NaN or infinity; the ValueError calls it ``name``."""
+    """``values`` as float64 with ``ndim`` axes, without NaN or infinity; the ValueError calls them ``name``."""
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != ndim or not values.size:
         shape = "one column" if ndim == 1 else "a table (rows, seeds)"
@@ -267,7 +267,7 @@ def checked(values: ArrayLike, ndim: int, name: str) -> np.ndarray:
 
 
 def group_index(groups: ArrayLike | None, rows: int) -> tuple[np.ndarray, int]:
-    """The number of each row's group, and how many groups there are; None makes every row its own group."""
+    """The number of each row's group, and how many there are; without ``groups`` each of ``rows`` is its own."""
     if groups is None:
         return np.arange(rows), rows
     labels, index = np.unique(np.asarray(groups), return_inverse=True)
@@ -284,7 +284,7 @@ def check_level(level: float) -> float:
 
 
 def warn_of_few(groups: int, expand: bool) -> None:
-    """Issue `FewGroupsWarning` where this package was called."""
+    """Issue `FewGroupsWarning` where this package was called, if ``groups`` are few for an interval with ``expand``."""
     if groups < FEW_GROUPS[expand]:
         remedy = "its bounds are too close" if expand else "expand=True widens it"
         # Without the exact number, so that Python shows the warning once per place and not once per finding.
