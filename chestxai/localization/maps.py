@@ -119,8 +119,8 @@ def levels(heatmap: CachedMap, shape: tuple[int, int], /) -> tuple[np.ndarray, n
 
 @once
 def cuts(heatmap: CachedMap, mask: CachedMask, /) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each value of ``heatmap`` inside ``mask``, hottest first: pixels of the mask and of the image with at least that
-    value, and its place in `levels`. Cuts between two of them only add pixels outside."""
+    """For each value of ``heatmap`` inside ``mask``, hottest first: pixels of the mask and of the image with at least
+    that value, and its place in `levels`. Cuts between two of them only add pixels outside."""
     values, called, places = levels(heatmap, mask.shape)
     inside = np.bincount(places[mask.mask], minlength=values.size)
     used = np.flatnonzero(inside)

@@ -73,7 +73,7 @@ def chance(
 
 
 def exact_chance(mask: CachedMask, protocol: Protocol) -> dict[str, float]:
-    """Closed forms for ``mask`` in a ``protocol`` that does not change maps unevenly: AUC 0.5, signed CNR 0, and for the
+    """Closed forms for ``mask`` in a ``protocol`` that changes no map unevenly: AUC 0.5, signed CNR 0, and for the
     pointing game the area within its tolerance."""
     exact = {}
     for name, function in protocol.scores.items() if protocol.prepare in (None, scaled) else ():
