@@ -191,7 +191,9 @@ def score_by_size(
     for panel in fig.layout.annotations:
         column = panel.text.removeprefix("score=")
         panel.text = f"<b>{html.escape(score_name(column))}</b> {direction(column, '↑', '↓')}"
-    fig.update_xaxes(tickformat=".0%", rangemode="tozero", nticks=5, title_text="area of the target")
+    fig.update_xaxes(tickformat=".0%", rangemode="tozero", nticks=5, title_text="")
+    middle = (len(metrics) + 1) // 2
+    fig.update_xaxes(title_text="area of the target, share of the image", col=middle)
     fig.update_yaxes(matches=None, showticklabels=True, nticks=6, title_text="")
     return dressed(fig, title, 370, [trace.name for trace in fig.data if trace.showlegend], 24, margin={"l": 44})
 

@@ -172,7 +172,7 @@ def paired(
         axis["range"] = [end * reach[0] * sign[0] for end in axis["range"]]
     else:
         axis |= {"showticklabels": False, "ticks": "", "showgrid": False}
-    right = 24 + max(text_width(number, 13) for number in points["number"])
+    right = 36 + max(text_width(number, 13) for number in points["number"])
     fig = _forest(points, rows, len(others), title, options, top=24, xaxis=axis, margin={"r": right})
     fig.update_traces(showlegend=False, legendgroup=None)
     for name in others if many else ():
@@ -287,7 +287,7 @@ def _plane(rows: pd.DataFrame, x: str, y: str, styles: Mapping[str, Style]) -> g
         trace.update(
             error_x=bar, error_y=bar, line_width=2.5, name=f"{name} text encoder" if name in VARIANTS else name,
             textposition=f"{'bottom' if i else 'top'} right", textfont={"color": color, "size": 12}, cliponaxis=False,
-            marker={"size": [9] * (len(trace.x) - 1) + [13], "line": {"color": "white", "width": 1}},
+            marker={"size": [9] * (len(trace.x) - 1) + [13], "opacity": 1, "line": {"color": "white", "width": 1}},
             hovertemplate=f"<b>{name}</b>, step %{{customdata[0]:,}}<br>fidelity %{{customdata[1]}}"
             "<br>score %{customdata[2]}<extra></extra>",
         )  # fmt: skip
@@ -323,6 +323,6 @@ def _add_references(plane: go.Figure, table: pd.DataFrame, y: str) -> None:
         plane.add_hline(value, layer="below", line=line, annotation=text, annotation_position="right")
     corner = direction(y, "top", "bottom")
     plane.add_annotation(
-        text=direction(y, "↖ better", "↙ better"), x=0, xref="paper", xanchor="left", xshift=6, y=corner == "top",
+        text=direction(y, "↖ better", "↙ better"), x=0, xref="paper", xanchor="left", xshift=6, y=int(corner == "top"),
         yref="paper", yanchor=corner, showarrow=False, font={"color": MUTED},
     )  # fmt: skip
