@@ -21,8 +21,6 @@ from chestxai import plots
 from chestxai.runs import InputError
 from chestxai.studies import FINDINGS, Study
 
-#: A heatmap when it is asked for: (entry, layer, timestep), all counted from 0 -> float ``(h, w)``.
-Heatmaps = Callable[[int, int, int], np.ndarray]
 _LOOK = {"layout": ipywidgets.Layout(width="360px"), "style": {"description_width": "70px"}}
 
 
@@ -49,7 +47,7 @@ def show(widget: object | Callable[[], object], static: object | Callable[[], ob
 
 def attention_explorer(
     images: np.ndarray | Sequence[np.ndarray],
-    heatmaps: np.ndarray | Heatmaps,
+    heatmaps: np.ndarray | Callable[[int, int, int], np.ndarray],
     titles: Sequence[str],
     phrases: Sequence[str],
     layers: Sequence[str],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -29,7 +28,7 @@ from chestxai.plots.style import (
     variant_style,
 )
 from chestxai.runs import InputError
-from chestxai.stats import Interval
+from chestxai.stats import Interval, format_interval
 from chestxai.tradeoff import Comparison, pareto_front
 
 #: Localization scores of the trade-off plane.
@@ -37,9 +36,7 @@ METRICS = ("auc_roc", "pointing_game", "cnr", "miou")
 
 
 def _shown(mean: float, low: float, high: float, spec: str) -> str:
-    """An estimate with its interval, if it has one."""
-    bounded = math.isfinite(low) and math.isfinite(high)
-    return f"{Interval(mean, low, high) if bounded else mean:{spec}}".replace("-", "−")
+    return format_interval(Interval(mean, low, high), spec).replace("-", "−")
 
 
 def _forest(
@@ -264,9 +261,8 @@ def _by_step(table: pd.DataFrame, columns: Sequence[str], several: bool) -> pd.D
             groups[column].agg(extreme).to_numpy() if several else rows.get(f"{column}_{end}", mean).fillna(mean)
             for end, extreme in (("low", "min"), ("high", "max"))
         )
-        spec = ".1f" if mean.abs().max() >= 10 else ".3f"
         rows[f"{column}_up"], rows[f"{column}_down"] = high - mean, mean - low
-        rows[f"{column}_text"] = [_shown(*three, spec) for three in zip(mean, low, high, strict=True)]
+        rows[f"{column}_text"] = [_shown(*three, "auto") for three in zip(mean, low, high, strict=True)]
     return rows
 
 

@@ -20,10 +20,9 @@ from PIL import ImageFont
 from plotly.colors import hex_to_rgb
 from plotly.offline import get_plotlyjs
 
-from chestxai.localization import LOWER_IS_BETTER
+from chestxai.localization import LABELS, LOWER_IS_BETTER
 from chestxai.runs import InputError
 from chestxai.studies import FINDINGS
-from chestxai.tradeoff import NAMES
 
 #: The Okabe–Ito palette without black.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
@@ -130,8 +129,8 @@ def require(table: pd.DataFrame, columns: Sequence[str], where: str) -> None:
 
 
 def score_name(column: str) -> str:
-    """The printed name of a score's column, without its arrow."""
-    return NAMES.get(column, column).rstrip(" ↑↓")
+    """The printed name of a score's column; the column itself where it has none."""
+    return LABELS.get(column, column)
 
 
 def direction(column: str, up: str, down: str) -> str:
