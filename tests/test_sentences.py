@@ -236,6 +236,7 @@ class TestTradeoff:
         assert tradeoff.findings(table(("Edema", comparison(0.1, -0.05, 0.25), 0.2))) == (
             "No difference after Holm's adjustment in 1 of 1 comparison."
         )
+        assert "adjusted p < 0.001" in tradeoff.findings(table(("Edema", comparison(0.1, 0.05, 0.15), 0.0)))
         unknown = table(("Edema", comparison(0.1, math.nan, math.nan, detectable=math.nan), 1.0))
         assert "in 1 of them it is smaller" in tradeoff.findings(unknown)
 

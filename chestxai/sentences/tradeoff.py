@@ -6,7 +6,7 @@ import pandas as pd
 
 from chestxai.localization import LOWER_IS_BETTER
 from chestxai.sentences.words import bullets, counted, independent, listed, verb
-from chestxai.stats import Interval
+from chestxai.stats import Difference, Interval
 
 
 def seeds(n: int) -> str:
@@ -26,7 +26,7 @@ def findings(each: pd.DataFrame) -> str:
     for row in each[each["holm"] <= 0.05].itertuples():
         c = row.difference
         best, other = (c.a, c.b) if (c.estimate > 0) != (c.metric in LOWER_IS_BETTER) else (c.b, c.a)
-        shown = f"{Interval(c.estimate, c.low, c.high):+.3f}, adjusted p = {row.holm:.3f}"
+        shown = f"{Difference(c.estimate, c.low, c.high, row.holm):+.3f}".replace(", p", ", adjusted p")
         lines.append(f"{row.Index}: `{best}` is better than `{other}`; {c.a} minus {c.b} is {shown}")
     rest = each[each["holm"] > 0.05]
     small = sum(not row.detectable <= abs(row.difference.estimate) for row in rest.itertuples())
