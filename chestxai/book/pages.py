@@ -1,7 +1,7 @@
 """The published pages: the executed notebooks of a batch, laid out for Jupyter Book 1.x and built without a warning.
 
-Nothing is run for the pages. ``_toc.yml`` names the chapters; a chapter that was executed for several variants and seeds
-shows its first execution, with the others as sections below it.
+Nothing is run for the pages. ``_toc.yml`` names the chapters; a chapter executed for several variants and seeds shows
+its first execution, with the others as sections below it.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def assemble(nodes: Sequence[Node], folder: Path, private: guard.Private | None 
 
 
 def data_cards(folder: Path) -> str:
-    """The page of data cards, in MyST Markdown, with phantoms as samples: they are no patient's. Draws them in ``folder``."""
+    """The page of data cards, in MyST Markdown; draws phantoms, which are no patient's, as samples in ``folder``."""
     truths = phrases(sources.load("phantom", split="test", n=100, size=128))
     samples = [next(t for t in truths if t.finding.name == name) for name in FINDINGS]
     images, masks = [t.study.pixels() for t in samples], [t.finding.mask for t in samples]
@@ -92,9 +92,9 @@ def data_cards(folder: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     plots.contact_sheet(images, 4, list(FINDINGS), masks=masks).save(path)
     start = (
-        "# Data cards\n\nThe data sets that the book can read, their terms, and what a profile may ask of them (`options`, "
-        "with defaults in brackets). Chapter 1 counts what a run has read. Only phantoms are shown here, as they are no "
-        f"patient's:\n\n```{{image}} {_SAMPLES}\n"
+        "# Data cards\n\nThe data sets that the book can read, their terms, and what a profile may ask of them "
+        "(`options`, with defaults in brackets). Chapter 1 counts what a run has read. Only phantoms are shown, which "
+        f"are no patient's:\n\n```{{image}} {_SAMPLES}\n"
         ":alt: A phantom radiograph for each of the eight findings, with the finding outlined\n:width: 100%\n```\n\n"
     )
     return start + sources.cards()

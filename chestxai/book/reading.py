@@ -1,8 +1,8 @@
-"""Reads outputs, cells and pages for `chestxai.book.guard`: every order in which their text can be read, and pictures.
+"""Reads outputs, cells and pages for `chestxai.book.guard`: their text in every order, and whether they show a picture.
 
-Text is folded first, so that spelling does not hide it: escapes of HTML, URLs, JSON and terminals are decoded, invisible
-characters and tokenizers' marks removed, letters decomposed and in lower case. Numbers can be a picture, too: a grid of
-at least `GRID` rows and columns, or `GRID`² in one list, whether plotly, a table or ``print`` shows it.
+Text is folded first, so that spelling does not hide it: escapes of HTML, URLs, JSON and terminals are decoded,
+invisible characters and tokenizers' marks removed, letters decomposed and in lower case. Numbers can be a picture, too:
+a grid of at least `GRID` rows and columns, or `GRID`² in one list, whether plotly, a table or ``print`` shows it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import unquote
@@ -26,7 +26,7 @@ GRID = 24
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _ESCAPE = re.compile(r"\\(?:u([0-9a-f]{4})|u\{([0-9a-f]{1,5})\}|x([0-9a-f]{2}))", re.IGNORECASE)
 # Soft hyphens, zero-width characters, directions, variation selectors.
-_INVISIBLE = re.compile("[\xad\u034f\u061c\u115f\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]")
+_INVISIBLE = re.compile("[\xad\u034f\u061c\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]")
 # Special tokens of tokenizers. Their marks (##, </w>, Ġ, ▁) go as signs, tags and spaces do.
 _SPECIAL = re.compile(r"\[(?:cls|sep|pad|unk|mask|bos|eos)\]|<\|\w+\|>|<(?:/?s|pad|unk|mask|bos|eos)>", re.IGNORECASE)
 _TAG = re.compile(r"<!--.*?-->|<style\b.*?</style>|</?([a-z][\w-]*)[^<>]*>", re.DOTALL)
@@ -38,12 +38,12 @@ _CELLS = re.compile(r"[\t|,;]|\s{2,}")
 _SCRIPT = re.compile(r"<script\b([^>]*)>(.*?)</script\s*>", re.IGNORECASE | re.DOTALL)
 _FIGURE = re.compile(r"Plotly\.newPlot\s*\(|^\s*window\.PlotlyConfig\s*=\s*\{MathJaxConfig:\s*'local'\};?\s*$")
 # What the theme brings: style sheets, icons, and pictures in _static.
-_THEME = re.compile(r"<(?:link|meta)\b[^>]*>|<img\b[^>]*src=["'](?:\.\./)*_static/[^>]*>|<style\b.*?</style>", re.DOTALL)
+_THEME = re.compile(r"<(?:link|meta)\b[^>]*>|<img\b[^>]*src=.(?:\.\./)*_static/[^>]*>|<style\b.*?</style>", re.DOTALL)
 _PACKED = re.compile(r'\{[^{}]*"bdata"[^{}]*\}')
 _WIDGET = "application/vnd.jupyter.widget-"
 
 _PICTURE_HTML = re.compile(
-    r"<\s*(?:img|svg|canvas|video|audio|picture|object|embed|i?frame|image|source|applet)\b|url\(\s*[^#\s)]", re.IGNORECASE
+    r"<\s*(?:img|svg|canvas|video|audio|picture|object|embed|i?frame|image|source)\b|url\(\s*[^#\s)]", re.IGNORECASE
 )
 #: Pictures in Markdown, and links to their files.
 PICTURE_MARKDOWN = re.compile(
@@ -67,16 +67,12 @@ class Reading:
     """What something shows.
 
     Attributes:
-        texts: folded; first the running text, which a neighbour may continue, then other orders of the same.
+        texts: folded; first the running text, which may go on elsewhere, then other orders of the same.
         found: what is refused whatever it says: "picture", "widget", "script", "output of unknown kind".
     """
 
     texts: tuple[str, ...] = ("",)
     found: tuple[str, ...] = ()
-
-    def __add__(self, other: Reading) -> Reading:
-        texts = (f"{self.texts[0]}\n{other.texts[0]}", *self.texts[1:], *other.texts[1:])
-        return Reading(texts, (*self.found, *other.found))
 
 
 def decode(text: str) -> str:
@@ -118,7 +114,7 @@ def read(text: str, kind: Literal["text", "markdown", "html", "page"] = "text") 
 
 
 def _unpacked(packed: re.Match[str]) -> str:
-    """plotly's ``{"dtype": "f8", "bdata": base64, "shape": "2, 3"}`` as JSON; what cannot be read counts as a picture."""
+    """plotly's ``{"dtype": "f8", "bdata": base64, "shape": "2, 3"}`` as JSON; unreadable data count as a picture."""
     try:
         values = json.loads(packed[0])
         array = np.frombuffer(base64.b64decode(values["bdata"], validate=True), f"<{values['dtype']}")
@@ -129,7 +125,7 @@ def _unpacked(packed: re.Match[str]) -> str:
 
 
 def _orders(text: str) -> Iterator[str]:
-    """Other orders of a text: strings of JSON or Python, those of each key, and keys; tables by row label and column."""
+    """Other orders of a text: strings of JSON or Python, by key, and keys; tables by row label, and by column."""
     values, keys, by_key, key = [], [], defaultdict(list), ""
     for string in _STRING.finditer(text):
         if string[3]:
@@ -171,29 +167,40 @@ def _is_grid(numbers: re.Match[str]) -> bool:
     return rows <= 1 or (rows >= GRID and wide >= GRID) or (rows >= GRID**2 and wide <= 4)
 
 
-def read_output(output: Any) -> Reading:
-    """Read one output of a code cell (nbformat 4)."""
+def read_outputs(outputs: Iterable[Any]) -> Reading:
+    """Read the outputs of a code cell (nbformat 4) together: text, or an identifier, may go on from one to the next."""
+    return _joined(map(_read_output, outputs))
+
+
+def _read_output(output: Any) -> Reading:
     if output.output_type == "stream":
-        return read(joined(output.text))
+        return read(_text(output.text))
     if output.output_type == "error":
         return read("\n".join([output.ename, output.evalue, *output.traceback]))
     metadata = output.get("metadata")
-    reading = read(json.dumps(metadata, ensure_ascii=False)) if metadata else Reading()
+    readings = [read(json.dumps(metadata, ensure_ascii=False))] if metadata else []
     for mime, value in output.data.items():
         kind = mime.removeprefix("application/papermill.record/")
-        if kind.startswith(("image/", "audio/", "video/", "application/pdf")):
-            reading += Reading(found=("picture",))
-        elif kind.startswith(_WIDGET):
-            reading += Reading(found=("widget",))
-        elif kind.startswith("application/vnd.plotly.") or kind == "application/json":
-            reading += read(json.dumps(value, ensure_ascii=False))
+        if kind.startswith("application/vnd.plotly.") or kind == "application/json":
+            readings.append(read(json.dumps(value, ensure_ascii=False)))
         elif kind in ("text/plain", "text/html", "text/markdown", "text/latex"):
-            reading += read(joined(value), {"text/plain": "text", "text/html": "html"}.get(kind, "markdown"))
+            markup = {"text/plain": "text", "text/html": "html"}.get(kind, "markdown")
+            readings.append(read(_text(value), markup))
         else:
-            reading += Reading(found=("output of unknown kind",))
-    return reading
+            picture = kind.startswith(("image/", "audio/", "video/", "application/pdf"))
+            refused = "picture" if picture else "widget" if kind.startswith(_WIDGET) else "output of unknown kind"
+            readings.append(Reading(found=(refused,)))
+    return _joined(readings)
 
 
-def joined(value: Any) -> str:
+def _joined(readings: Iterable[Reading]) -> Reading:
+    readings = [*readings]
+    running = [reading.texts[0].strip() for reading in readings]
+    others = (text for reading in readings for text in reading.texts[1:])
+    found = tuple(what for reading in readings for what in reading.found)
+    return Reading(("\n".join(running), "".join(running), *others), found)
+
+
+def _text(value: Any) -> str:
     """Text that nbformat may store as a list of lines."""
     return "".join(value) if isinstance(value, list) else str(value)
