@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from chestxai import recipes, runs, sources
@@ -232,12 +231,7 @@ def load(name: str | Path) -> Profile:
             f"unknown profile {str(name)!r}: choose one of {', '.join(names())}, or give the path of a .yaml file"
         )
     try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise InputError(f"{path}: expected settings, found {type(content).__name__}")
-        return Profile.model_validate({"name": path.stem, **content})
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML ({error})") from error
+        return Profile.model_validate({"name": path.stem, **runs.read_yaml(path)})
     except ValidationError as error:
         raise InputError(f"{path}: {describe_errors(error)}") from error
 

@@ -806,7 +806,7 @@ def test_the_loop_keeps_the_schedule_of_the_base(both):
 
 
 def test_the_command_leaves_the_run_where_the_book_finds_it(tmp_path, capsys):
-    from chestxai.finetune.__main__ import main
+    from chestxai.finetune import main
 
     text = (profiles.DATA / "profiles/smoke.yaml").read_text()
     path = tmp_path / "own.yaml"

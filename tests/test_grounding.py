@@ -20,7 +20,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from chestxai import attention, fidelity, grounding, models, profiles, reports, runs, sources
-from chestxai.finetune.__main__ import main as finetune_command
+from chestxai.finetune import main as finetune_command
 from chestxai.grounding import (
     dataset,
     ground,
@@ -32,7 +32,7 @@ from chestxai.grounding import (
     passes,
     target_words,
 )
-from chestxai.grounding.__main__ import main as grounding_command
+from chestxai.grounding import main as grounding_command
 from chestxai.profiles import GroundingSettings
 from chestxai.studies import Finding, GroundTruth, phrases, to_images
 from tests import tiny

@@ -94,7 +94,13 @@ def test_a_wrong_setting_is_named_with_its_file(tmp_path, changes, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["[1, 2", "just words", "", "!!python/object/apply:os.getcwd []"])
+BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[1, 2", "just words", "", "!!python/object/apply:os.getcwd []", BOMB, "a: 1\na: 2", "x" * 200_000, "[" * 5000],
+)
 def test_what_is_not_a_profile_is_refused(tmp_path, text):
     path = tmp_path / "mine.yaml"
     path.write_text(text)

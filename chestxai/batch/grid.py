@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from chestxai import profiles, runs
@@ -60,13 +59,11 @@ def load(path: Path, out: Path | None = None) -> list[Cell]:
     if not path.is_file():
         raise MissingError(f"{path}: there is no such grid file; data/grids holds one to start from")
     try:
-        return _cells(Grid.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))), out)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML ({error})") from error
+        return _cells(Grid.model_validate(runs.read_yaml(path)), out)
     except ValidationError as error:
         raise InputError(f"{path}: {profiles.describe_errors(error, 'grid')}") from error
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise error if str(error).startswith(str(path)) else InputError(f"{path}: {error}") from error
 
 
 def _cells(grid: Grid, out: Path | None) -> list[Cell]:

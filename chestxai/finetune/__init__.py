@@ -12,8 +12,9 @@ leaves the run where chapter 2 of the book finds it finished.
 """
 
 from chestxai.finetune.checkpoints import load_checkpoint
+from chestxai.finetune.command import main
 from chestxai.finetune.latents import training_latents, training_pairs
 from chestxai.finetune.loop import draw, finetune
 from chestxai.finetune.prompts import study_prompts
 
-__all__ = ["draw", "finetune", "load_checkpoint", "study_prompts", "training_latents", "training_pairs"]
+__all__ = ["draw", "finetune", "load_checkpoint", "main", "study_prompts", "training_latents", "training_pairs"]

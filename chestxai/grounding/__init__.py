@@ -18,6 +18,7 @@ From a shell, on one process or, through ``accelerate launch -m``, on many GPUs 
 leaves the maps of a run's checkpoints where chapter 3 of the book finds them finished.
 """
 
+from chestxai.grounding.command import main
 from chestxai.grounding.dataset import ground_run, ground_truths, target_words
 from chestxai.grounding.heatmaps import Heatmap, ground, ground_groups, ground_layers, ground_many
 from chestxai.grounding.passes import Passes, paper_timesteps
@@ -31,6 +32,7 @@ __all__ = [
     "ground_many",
     "ground_run",
     "ground_truths",
+    "main",
     "paper_timesteps",
     "target_words",
 ]

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 from safetensors import SafetensorError, safe_open
 
-from chestxai.runs.errors import InputError
+from chestxai.runs.errors import InputError, MissingError
 
 if TYPE_CHECKING:
     import torch
@@ -130,6 +131,46 @@ def read_json(path: Path, kind: type | None = None) -> Any:
     if kind is not None and not isinstance(value, kind):
         raise InputError(f"{path}: expected a JSON {_JSON[kind]}, found {type(value).__name__}")
     return value
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without aliases, which can expand to any size, and without repeated keys, of which the last would win."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1}: aliases are not allowed")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value!r} occurs twice")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path, most: int = 100_000) -> dict[str, Any]:
+    """Read a YAML file whose top level is a mapping, without aliases and repeated keys.
+
+    Args:
+        path: of the file.
+        most: bytes that the file may have.
+
+    Raises:
+        InputError: missing, too long, not YAML, or not a mapping; names the file and the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingError(f"{path}: there is no such file")
+    if path.stat().st_size > most:
+        raise InputError(f"{path}: has more than {most:,} bytes, which no file of settings needs")
+    try:
+        content = _StrictLoader(path.read_text(encoding="utf-8")).get_single_data()
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: not valid YAML ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected settings, found {type(content).__name__}")
+    return content
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> Path:

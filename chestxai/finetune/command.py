@@ -1,0 +1,41 @@
+"""``python -m chestxai.finetune``: one run of a profile."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from accelerate import PartialState
+
+from chestxai import models, profiles
+from chestxai.finetune.loop import finetune
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fine-tune one variant of a profile.
+
+    Args:
+        arguments: of the command line; default: ``sys.argv``.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m chestxai.finetune",
+        description="Fine-tune one variant of a profile. A finished run is left alone, an unfinished one is resumed.",
+    )
+    profiles.add_options(parser)
+    options = parser.parse_args(arguments)
+    profile = profiles.load(options.profile)
+    variant = options.variant or next(iter(profile.variants))
+    run = finetune(
+        models.load_pipeline(profile.base, device="cpu"),  # each process has its own GPU, known later
+        profiles.studies(profile, "train", options.data),
+        profile.finetune,
+        profiles.run_folder(profile, variant, options.seed, options.out),
+        recipe=profile.recipe(variant),
+        seed=options.seed,
+        fit=profile.data.fit,
+        cache=profiles.profile_folder(profile, options.out) / "cache",
+        **profiles.about(profile, variant, options.data),
+    )
+    if PartialState().is_main_process:
+        print(f"{run}: finished")
+    return 0

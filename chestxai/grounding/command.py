@@ -1,0 +1,35 @@
+"""``python -m chestxai.grounding``: the maps of one run of a profile."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from accelerate import PartialState
+
+from chestxai import profiles, runs
+from chestxai.grounding.dataset import ground_run
+from chestxai.studies import phrases
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Ground all test phrases with every checkpoint of a run.
+
+    Args:
+        arguments: of the command line; default: ``sys.argv``.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m chestxai.grounding",
+        description="Ground all test phrases with every checkpoint of a fine-tuned run. Finished maps are left alone.",
+    )
+    profiles.add_options(parser)
+    options = parser.parse_args(arguments)
+    profile = profiles.load(options.profile)
+    variant = options.variant or next(iter(profile.variants))
+    run = profiles.run(profile, variant, options.seed, options.out)
+    runs.processes()
+    test = phrases(profiles.studies(profile, "test", options.data, boxes=True))
+    for step, maps, _, skipped in ground_run(profile, run, test):
+        if PartialState().is_main_process:
+            print(f"{run.folder}: step {step}, {len(maps)} maps, {len(skipped)} phrases left out")
+    return 0
