@@ -11,9 +11,10 @@ import nbformat
 import pandas as pd
 import pytest
 
-from chestxai import batch, book, profiles, sources
+from chestxai import batch, book, guard, profiles, runs, sources
 from chestxai.batch import Node
 from chestxai.localization import SCORES
+from chestxai.runs import InputError
 
 SMOKE = profiles.load("smoke")
 
@@ -33,8 +34,9 @@ def nodes(out) -> list[Node]:
 
 @pytest.fixture(scope="module")
 def html(nodes, out) -> Path:
-    source = book.assemble(nodes, out.parent / "_build" / "book")
-    return book.build(source, out.parent / "_build").parent
+    # In a folder of any name, as --output takes it.
+    source = book.assemble(nodes, out.parent / "pages" / "book")
+    return book.build(source, out.parent / "pages").parent
 
 
 def test_a_run_leaves_what_the_design_says(nodes, out):
@@ -81,6 +83,12 @@ def test_running_again_runs_nothing(nodes):
     assert {o.status for o in batch.run(nodes, workers=2, quiet=True)} == {"skipped"}
 
 
+def test_the_pages_are_where_they_should_be(html, out):
+    assert html == out.parent / "pages" / "html"
+    assert {path.name for path in html.parent.iterdir()} == {"book", "build.log", "html"}
+    assert not (out.parent / "_build").exists()
+
+
 def test_the_pages_show_the_executions(html, nodes):
     pages = {p.stem: p.read_text() for p in (html / "notebooks").glob("*.html")}
     assert len(pages) == len(nodes)
@@ -125,9 +133,61 @@ def test_results_name_both_variants_and_their_references(nodes):
 
 def test_unfinished_notebooks_are_not_published(nodes, tmp_path):
     other = batch.plan(SMOKE, SMOKE.variants, [7], out=tmp_path)
-    with pytest.raises(ValueError, match=r"10 notebooks are not run .*make book"):
+    with pytest.raises(ValueError, match=r"\d+ notebooks are not run .*make book"):
         book.assemble(other, tmp_path / "book")
     assert not (tmp_path / "book").exists()
+
+
+def executed(node: Node) -> None:
+    """Leave what a run of the node would, with empty results."""
+    cells = [nbformat.v4.new_markdown_cell(f"# {node.notebook.stem}"), nbformat.v4.new_code_cell("x")]
+    node.folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), node.executed)
+    for name in node.makes:
+        (node.folder / name).touch()
+    runs.write_json(node.record, {"identity": node.identity})
+
+
+def test_every_variant_and_seed_has_its_page(tmp_path):
+    variants = ["frozen", "learnable", "lora", "learnable-anchored"]
+    recipes = {"frozen": "frozen", "learnable": "learnable", "lora": "lora:4", "learnable-anchored": "last:1"}
+    profile = profiles.Profile.model_validate(SMOKE.model_dump() | {"variants": recipes})
+    planned = batch.plan(profile, variants, [0, 1, 2], out=tmp_path / "runs")
+    for node in planned:
+        executed(node)
+    source = book.assemble(planned, tmp_path / "book")
+    names = sorted(path.stem for path in source.glob("notebooks/02_finetuning*.ipynb"))
+    runs_of = [f"{variant}-{seed}" for variant in variants for seed in range(3)]
+    assert names == sorted(["02_finetuning", *(f"02_finetuning-{run}" for run in runs_of if run != "frozen-0")])
+    toc = (source / "_toc.yml").read_text()
+    assert all(f"notebooks/{path.stem}\n" in toc for path in source.glob("notebooks/*.ipynb"))
+    title = nbformat.read(source / "notebooks" / "02_finetuning-lora-2.ipynb", 4).cells[0].source
+    assert title == "# 02_finetuning: lora, seed 2"
+
+
+def test_of_credentialed_data_only_outputs_of_tagged_cells_are_published(nodes, tmp_path):
+    """The real chapters, as if their data were MIMIC's."""
+    known = guard.private([], ["mimic"])
+    everything = book.assemble(nodes, tmp_path / "open")
+    guarded = book.assemble(nodes, tmp_path / "closed", known)
+    tagged = untagged = kept = 0
+    for path in everything.glob("notebooks/*.ipynb"):
+        before, after = nbformat.read(path, 4), nbformat.read(guarded / "notebooks" / path.name, 4)
+        for was, cell in zip(before.cells, after.cells, strict=True):
+            if not was.get("outputs"):
+                assert not cell.get("outputs")
+            elif guard.AGGREGATE in was.metadata.get("tags", []):
+                tagged += 1
+                kept += cell.outputs == was.outputs
+            else:
+                untagged += 1
+                (output,) = cell.outputs
+                assert output.data["text/plain"].startswith("Withheld (output of a cell that is not tagged aggregate)")
+        assert guard.leaks(after, known) == []
+    assert tagged
+    assert untagged
+    # Nothing but scores, charts and counts is tagged.
+    assert kept == tagged
 
 
 def test_further_executions_become_sections():
@@ -142,14 +202,28 @@ def test_further_executions_become_sections():
         book.contents(toc, {"a": pages["a"]})
 
 
-def test_a_page_with_a_warning_is_an_error(tmp_path):
+def test_a_page_with_a_warning_or_a_leak_is_an_error(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     (source / "_toc.yml").write_text("format: jb-book\nroot: intro\n")
     (source / "_config.yml").write_text("title: t\nexecute: {execute_notebooks: 'off'}\n")
     (source / "intro.md").write_text("# Title\n\n[nowhere](no-such-page.md)\n")
-    with pytest.raises(ValueError, match=r"does not build cleanly[\s\S]*no-such-page"):
-        book.build(source, tmp_path / "out" / "_build")
+    html = tmp_path / "out" / "html"
+    html.mkdir(parents=True)
+    (html / "index.html").write_text("an earlier book")
+    with pytest.raises(InputError, match=r"does not build cleanly[\s\S]*no-such-page"):
+        book.build(source, tmp_path / "out")
+    (source / "intro.md").write_text("# Title\n")
+
+    def refuse(built: Path) -> None:
+        assert (built / "intro.html").is_file()
+        raise InputError("not these")
+
+    with pytest.raises(InputError, match="not these"):
+        book.build(source, tmp_path / "out", refuse)
+    # The earlier pages are still there, and nothing half-made.
+    assert (html / "index.html").read_text() == "an earlier book"
+    assert {path.name for path in html.parent.iterdir()} == {"html", "build.log"}
 
 
 def test_a_published_notebook_has_no_bars_widgets_or_paths():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import functools
 import html
 import io
 import json
@@ -328,6 +329,7 @@ def weighted(pairs: Any) -> go.Figure:
     return go.Figure(go.Bar(x=[f"{word} ({0.1 * i:.1f})" for i, word in enumerate(pairs)], y=list(range(len(pairs)))))
 
 
+@functools.cache
 def text_variants() -> dict[str, Any]:
     """A sentence of a report in many forms."""
     words, line = STREAKY, " ".join(STREAKY)
@@ -390,6 +392,7 @@ def text_variants() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def identifier_variants() -> dict[str, Any]:
     subject, study, dicom = "10984321", "56781234", DICOM
     return {
@@ -431,6 +434,7 @@ def identifier_variants() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def picture_variants() -> dict[str, Any]:
     values = PIXELS.tolist()
     flat = PIXELS.ravel().tolist()

@@ -237,7 +237,7 @@ def _identifiers(text: str, known: Private) -> list[str]:
     for name, pattern in known.patterns.items():
         versions = (text,) if "a-f" in pattern.pattern else (plain, _THOUSANDS.sub("", plain))
         found += [name] if any(map(pattern.search, versions)) else []
-    integers = _INTEGER.findall(text)
+    integers = [n for n in _INTEGER.findall(text) if len(n) < _LONG]
     joined = [n[cut] for n in integers for k in range(_ID, len(n) - _ID + 1) for cut in (slice(k), slice(-k, None))]
     grouped = (re.sub(r"\D", "", number) for number in _GROUPED.findall(text))
     signs = _alphanumeric(text)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -57,10 +56,8 @@ def assemble(nodes: Sequence[Node], folder: Path, private: guard.Private | None 
     notebooks: dict[str, Any] = {}
     for node in nodes:
         chapter = node.notebook.stem
-        parts = [str(node.parameters[key]) for key in ("variant", "seed")] if chapter in pages else []
-        # Names of variants such as lora:8 are no file names.
-        page = "notebooks/" + "-".join([chapter, *(re.sub(r"[^\w.-]", "_", part) for part in parts)])
-        page += "_" * sum(name.rstrip("_") == page.rstrip("_") for name in notebooks)
+        run = [str(node.parameters[key]) for key in ("variant", "seed")] if chapter in pages else []
+        page = f"notebooks/{'-'.join([chapter, *run])}"
         pages.setdefault(chapter, []).append((page, node.name.split(" · ", 1)[-1]))
         notebooks[page] = published(nbformat.read(node.executed, as_version=4), node)
     if private is not None:

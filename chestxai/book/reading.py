@@ -32,7 +32,7 @@ _SPECIAL = re.compile(r"\[(?:cls|sep|pad|unk|mask|bos|eos)\]|<\|\w+\|>|<(?:/?s|p
 _TAG = re.compile(r"<!--.*?-->|<style\b.*?</style>|</?([a-z][\w-]*)[^<>]*>", re.DOTALL)
 _BREAKS = dict.fromkeys("br p div pre dt dd h1 h2 h3 h4 h5 h6".split(), "\n") | dict.fromkeys("td th li".split(), "\t")
 _BREAKS |= dict.fromkeys("tr ul ol table section".split(), "\n\t")
-_STRING = re.compile(r"""(["'])((?:(?!\1)[^\\]|\\.)*)\1(\s*:)?""")
+_STRING = re.compile(r"""(["'])((?:(?!\1)[^\\]|\\.)*)\1(\s*:)?""", re.DOTALL)
 _CELLS = re.compile(r"[\t|,;]|\s{2,}")
 
 _SCRIPT = re.compile(r"<script\b([^>]*)>(.*?)</script\s*>", re.IGNORECASE | re.DOTALL)
