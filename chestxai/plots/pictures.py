@@ -112,7 +112,7 @@ def study_picture(study: Study, size: int) -> Picture:
 
 
 def listed(values: Sequence | None, n: int, what: str) -> list:
-    """``values`` as a list of ``n``; None becomes ``n`` times None."""
+    """``values`` as a list of ``n``, None as ``n`` times None; ``what`` they are is for the error message."""
     if values is not None and len(values) != n:
         raise InputError(f"{n} images but {len(values)} {what}")
     return [None] * n if values is None else list(values)

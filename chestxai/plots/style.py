@@ -139,7 +139,7 @@ def direction(column: str, up: str, down: str) -> str:
 
 
 def faint(color: str, alpha: float) -> str:
-    """A hex colour with the opacity ``alpha`` in [0, 1]."""
+    """``color`` (hex) with the opacity ``alpha`` in [0, 1]."""
     return f"rgba{(*hex_to_rgb(color), alpha)}"
 
 
