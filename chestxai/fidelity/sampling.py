@@ -39,7 +39,7 @@ def requests(studies: Sequence[Study], settings: SamplingSettings, seed: int = 0
     """
     texts = {}
     for i, study in enumerate(studies):
-        with suppress(ValueError):
+        with suppress(runs.InputError):
             texts[i] = reports.prompt(study.report)
     if not texts:
         raise runs.InputError(f"nothing to ask for: none of {len(studies)} studies has a report")
