@@ -183,7 +183,7 @@ def plan_grid(
         InputError: an unknown or repeated variant or seed; a notebook that is missing or cannot be parsed; a need that
             is not among the chapters before; data that are missing or unusable, see `profiles.check_data`.
     """
-    sources = _sources(chapters, notebooks)
+    sources = [read_source(notebooks / f"{chapter.name}.ipynb") for chapter in chapters]
     content, studies, twins = functools.cache(_content), {}, {}
     nodes: dict[str, Node] = {}
     results: dict[str, str] = {}  # identities without the text around the code, on which no other node depends
@@ -204,6 +204,8 @@ def plan_grid(
                 name = f"{prefix}{chapter.name}{suffix}"
                 needs: list[str] = []
                 for need in chapter.needs:
+                    if need not in executions:
+                        raise InputError(f"chapter {chapter.name} needs {need}, which is not among the chapters before")
                     same = f"{prefix}{need}{suffix}"
                     needs += [same] if same in nodes else executions[need]
                 results[name] = runs.fingerprint(shared, own, recipe, [results[need] for need in needs])
@@ -217,14 +219,6 @@ def plan_grid(
                     twins.setdefault(same_work, nodes[name])
                 executions[chapter.name].append(name)
     return list(nodes.values())
-
-
-def _sources(chapters: Sequence[Chapter], notebooks: Path) -> list[Source]:
-    for i, chapter in enumerate(chapters):
-        missing = set(chapter.needs) - {before.name for before in chapters[:i]}
-        if missing:
-            raise InputError(f"chapter {chapter.name} needs {min(missing)}, which is not among the chapters before it")
-    return [read_source(notebooks / f"{chapter.name}.ipynb") for chapter in chapters]
 
 
 def _executions(chapter: Chapter, cell: Cell, root: Path) -> Iterator[tuple[str, Path, dict[str, Any], Any]]:
