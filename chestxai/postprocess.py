@@ -17,7 +17,7 @@ def as_heatmap(heatmap: np.ndarray) -> np.ndarray:
     """The heatmap as a float array ``(h, w)`` without NaN or infinity, else `InputError`; integers become float32."""
     heatmap = np.asarray(heatmap)
     if heatmap.ndim != 2 or not heatmap.size:
-        raise InputError(f"a heatmap is (height, width), got shape {heatmap.shape}")
+        raise InputError(f"a heatmap is (h, w), got shape {heatmap.shape}")
     if not np.issubdtype(heatmap.dtype, np.floating):
         heatmap = heatmap.astype(np.float32)
     if not np.isfinite(heatmap).all():

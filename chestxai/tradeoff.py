@@ -18,30 +18,9 @@ from scipy.optimize import brentq
 from scipy.stats import t as student
 
 from chestxai import stats
-from chestxai.localization import LOWER_IS_BETTER, SCORES
+from chestxai.localization import LOWER_IS_BETTER, NAMES, SCORES
 from chestxai.runs import InputError, Run
 from chestxai.stats import Difference, Interval
-
-#: Column of the table -> its name in print; the arrow points to the better side.
-NAMES = {
-    "fid": "FID ↓",
-    "kid": "KID ↓",
-    "precision": "precision ↑",
-    "recall": "recall ↑",
-    "density": "density ↑",
-    "coverage": "coverage ↑",
-    "ms_ssim": "MS-SSIM within a prompt",
-    "classifier_auc": "classifier AUC ↑",
-    "transfer_auc": "train on generated, test on real: AUC ↑",
-    "auc_roc": "AUC-ROC ↑",
-    "pointing_game": "Top-1 ↑",
-    "cnr": "CNR ↑",
-    "iou": "IoU ↑",
-    "dice": "Dice ↑",
-    "miou": "mIoU (fg+bg)/2 ↑",
-    "bbox_iou": "box IoU ↑",
-    "centre_distance": "centre distance ↓",
-}
 
 _KEY = ["study", "finding", "phrase"]
 

@@ -503,7 +503,7 @@ class TestDegenerate:
             score(heatmap, np.eye(4))
         with pytest.raises(runs.InputError, match="1 values that are NaN"):
             score(np.where(np.eye(4) * np.arange(4) == 2, np.nan, heatmap), np.eye(4, dtype=bool))
-        with pytest.raises(runs.InputError, match=r"\(height, width\)"):
+        with pytest.raises(runs.InputError, match=r"\(h, w\)"):
             score(np.zeros(4), np.eye(4, dtype=bool))
         with pytest.raises(runs.InputError, match="negative"):
             score(heatmap, -np.eye(4, dtype=np.int8))

@@ -25,7 +25,7 @@ def test_scaling_by_hand():
     np.testing.assert_array_equal(min_max(np.array([[2.0, 3.0, 9.0]]), (2, 4)), [[0, 0.5, 1]])
     with pytest.raises(InputError, match="1 values that are NaN"):
         min_max(np.array([[2.0, np.nan]]))
-    with pytest.raises(InputError, match=r"\(height, width\)"):
+    with pytest.raises(InputError, match=r"\(h, w\)"):
         min_max(np.zeros(3))
 
 
