@@ -65,7 +65,13 @@ class SilentPadBert(BertModel):
     """
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Any:
-        """Like `transformers.BertModel`, for prompts padded on the right; states ``(n, length, width)``."""
+        """Like `transformers.BertModel`: states ``(n, length, width)`` of prompts padded on the right.
+
+        Args:
+            input_ids: int64 ``(n, length)``.
+            attention_mask: 1 for tokens, 0 for padding; default: what is not the padding token.
+            options: of `transformers.BertModel`.
+        """
         if attention_mask is None:
             attention_mask = (input_ids != self.config.pad_token_id).long()
         longest = int(attention_mask.sum(dim=1).max())
@@ -251,7 +257,7 @@ _REMAKE = "python tools/make_base.py"
 
 
 def fingerprint(pipeline: StableDiffusionPipeline, parts: Sequence[str] = ("unet", "text_encoder", "vae")) -> str:
-    """A name of 16 hex digits for the weights of ``parts``, the same on every device; see `runs.hash_tensors`."""
+    """A name of 16 hex digits for the weights of the ``parts`` of ``pipeline``; see `runs.hash_tensors`."""
     return runs.hash_tensors(
         {f"{part}/{name}": value for part in parts for name, value in getattr(pipeline, part).state_dict().items()}
     )[:16]
@@ -296,7 +302,7 @@ def image_size(pipeline: StableDiffusionPipeline) -> int:
 
 
 def tokenize(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> dict[str, Tensor]:
-    """Token ids and attention mask, int64 ``(n, length)`` each, padded and cut to the tokenizer's length."""
+    """Token ids and attention mask of ``prompts``, int64 ``(n, length)`` each, padded and cut as ``pipeline`` does."""
     tokenizer = pipeline.tokenizer
     return dict(
         tokenizer(
@@ -311,7 +317,9 @@ def tokenize(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> dict[
 
 
 def text_states(encoder: PreTrainedModel, tokens: dict[str, Tensor]) -> Tensor:
-    """What the U-Net reads, ``(n, length, width)``, differentiable: last hidden states, changed as the recipe says.
+    """What the U-Net reads of ``tokens``: last hidden states of ``encoder``, changed as the recipe says.
+
+    Differentiable, ``(n, length, width)``.
 
     Like `diffusers.StableDiffusionPipeline.encode_prompt`: CLIP sees no padding mask unless its config asks for one
     (Stable Diffusion was trained without, and its padding positions are handed on to the U-Net); a BERT always does, as
@@ -326,7 +334,7 @@ def text_states(encoder: PreTrainedModel, tokens: dict[str, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def encode_text(pipeline: StableDiffusionPipeline, prompts: Sequence[str], batch: int = 64) -> Tensor:
-    """Text embeddings as the U-Net gets them, float32 ``(n, length, width)`` on the pipeline's device."""
+    """Embeddings of ``prompts`` as the U-Net reads them, float32 ``(n, length, width)``, ``batch`` at a time."""
     tokens = tokenize(pipeline, prompts)
     states = [
         text_states(
@@ -338,7 +346,7 @@ def encode_text(pipeline: StableDiffusionPipeline, prompts: Sequence[str], batch
 
 
 def to_tensor(images: np.ndarray, channels: int) -> Tensor:
-    """uint8 ``(n, h, w)`` to float32 ``(n, channels, h, w)`` in [-1, 1]; grey is repeated over the channels."""
+    """uint8 ``images`` ``(n, h, w)`` as float32 ``(n, channels, h, w)`` in [-1, 1]; ``channels`` repeat the grey."""
     if images.dtype != np.uint8 or images.ndim != 3:
         raise InputError(f"expected uint8 images (n, h, w), got {images.dtype} {images.shape}")
     return (torch.from_numpy(np.array(images)).float() / 127.5 - 1)[:, None].expand(-1, channels, -1, -1)
@@ -358,9 +366,10 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def encode_images(pipeline: StableDiffusionPipeline, images: np.ndarray, batch: int = 32) -> Tensor:
-    """Latents of uint8 ``(n, s, s)`` images, float32 ``(n, c, h, w)``, already times the scaling factor.
+    """Latents of uint8 ``(n, s, s)`` ``images``, float32 ``(n, c, h, w)``, already times the scaling factor.
 
-    The posterior's mode, so that encoding is deterministic and can be cached.
+    The mode of the posterior of the ``pipeline``'s autoencoder, so that encoding is deterministic and can be cached; it
+    encodes ``batch`` images at a time.
     """
     vae = pipeline.vae
     latents = []
@@ -372,7 +381,7 @@ def encode_images(pipeline: StableDiffusionPipeline, images: np.ndarray, batch: 
 
 @torch.no_grad()
 def decode_latents(pipeline: StableDiffusionPipeline, latents: Tensor, batch: int = 32) -> np.ndarray:
-    """Images of latents ``(n, c, h, w)``: uint8 ``(n, s, s)``."""
+    """Images uint8 ``(n, s, s)`` of ``latents`` ``(n, c, h, w)``, decoded by ``pipeline``, ``batch`` at a time."""
     vae = pipeline.vae
     out = [
         to_uint8(vae.decode((latents[i : i + batch] / vae.config.scaling_factor).to(vae.dtype)).sample)

@@ -249,7 +249,7 @@ def profile_folder(profile: Profile, out: str | Path | None = None) -> Path:
 
 
 def run_folder(profile: Profile, variant: str, seed: int, out: str | Path | None = None) -> Path:
-    """``runs/<profile>/<variant>/seed-<n>``, the folder of one run.
+    """``<out>/<profile>/<variant>/seed-<n>``, the folder of one run (``out`` replaces ``runs/``).
 
     Raises:
         InputError: the profile has no such variant, or the seed is negative.
@@ -261,7 +261,7 @@ def run_folder(profile: Profile, variant: str, seed: int, out: str | Path | None
 
 
 def run(profile: Profile, variant: str, seed: int, out: str | Path | None = None) -> Run:
-    """The run of a variant and seed, whether it exists or not; raises as `run_folder`."""
+    """The run of a ``profile``'s variant and seed under ``out``, whether it exists or not; raises as `run_folder`."""
     return Run(run_folder(profile, variant, seed, out))
 
 

@@ -189,7 +189,7 @@ def layer_names(encoder: nn.Module) -> list[str]:
 
 
 def randomise(encoder: nn.Module, seed: int) -> None:
-    """Replace all weights of a text encoder by those its architecture starts with."""
+    """Replace all weights of a text encoder by those its architecture starts with, drawn with ``seed``."""
     import torch
 
     with torch.random.fork_rng():
@@ -201,7 +201,7 @@ def randomise(encoder: nn.Module, seed: int) -> None:
 
 
 def add_adapters(encoder: nn.Module, rank: int, seed: int) -> None:
-    """Add low-rank adapters to all linear layers of a text encoder, in place; they change nothing before training."""
+    """Add adapters of ``rank`` to all linear layers of ``encoder``, drawn with ``seed``; at first they do nothing."""
     import torch
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -232,7 +232,7 @@ def merge_adapters(encoder: nn.Module) -> nn.Module:
 
 
 def cosine_distance(states: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
-    """Mean of 1 − cosine over the tokens that ``mask`` keeps: a scalar in [0, 2]."""
+    """Mean of 1 − cosine of ``states`` and ``reference`` over the tokens that ``mask`` keeps: a scalar in [0, 2]."""
     import torch.nn.functional as F
 
     distance = 1 - F.cosine_similarity(states, reference, dim=-1)

@@ -120,7 +120,7 @@ class TestPlan:
         def parts(code: str) -> set[str]:
             return graph.read_source(write(tmp_path, "d", code)).parts
 
-        assert parts("from chestxai import studies") == {"studies"}
+        assert parts("from chestxai import studies") == {"runs", "studies"}
         assert {"grounding", "attention", "models", "runs", "studies"} <= parts("import chestxai.grounding")
         assert "plots" not in parts("from chestxai.finetune import finetune")
 
@@ -193,9 +193,9 @@ class TestPlan:
             return graph.read_source(path).parts
 
         assert parts("%%bash\nfor i in 1 2; do echo $i; done", "!ls -l", "print?", "files = !ls") == set()
-        assert parts("%time x = 1\n%matplotlib inline\nfrom chestxai import studies") == {"studies"}
-        assert parts("%%time\nfrom chestxai import studies") == {"studies"}
-        assert parts("import asyncio\nawait asyncio.sleep(0)", "from chestxai import studies") == {"studies"}
+        assert parts("%time x = 1\n%matplotlib inline\nfrom chestxai import studies") == {"runs", "studies"}
+        assert parts("%%time\nfrom chestxai import studies") == {"runs", "studies"}
+        assert parts("import asyncio\nawait asyncio.sleep(0)", "from chestxai import studies") == {"runs", "studies"}
 
     @pytest.mark.parametrize(
         ("content", "message"),

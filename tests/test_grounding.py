@@ -20,6 +20,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from chestxai import attention, fidelity, grounding, models, profiles, reports, runs, sources
+from chestxai.fidelity.__main__ import main as fidelity_command
 from chestxai.finetune import main as finetune_command
 from chestxai.grounding import (
     dataset,
@@ -557,7 +558,7 @@ def _commanded(options: list[str], environment: dict[str, str], folder: str) -> 
         return decode(pipeline, latents)
 
     models.decode_latents = counted
-    fidelity.main(["draw", *options])
+    fidelity_command(["draw", *options])
 
 
 def test_the_commands_on_two_processes_leave_what_chapters_3_and_5_find(tmp_path, monkeypatch):

@@ -190,7 +190,7 @@ def test_the_tiny_base_can_be_made(tmp_path, capsys):
     )
     assert 0.5 < latents.std() < 2
     for part in ("unet", "vae"):
-        settings = getattr(models, f"TINY_{part.upper()}")
+        settings = getattr(make_base, f"TINY_{part.upper()}")
         config = getattr(made, part).config
         assert {k: config[k] for k in settings} == {
             k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()

@@ -106,7 +106,7 @@ def test_normalize():
     assert plots.normalize(np.array([[2.0, 4.0]]), (0, 4)).tolist() == [[0.5, 1]]
     with pytest.raises(ValueError, match="finite"):
         plots.normalize(np.array([[np.nan, 1.0]]))
-    with pytest.raises(ValueError, match=r"\(height, width\)"):
+    with pytest.raises(ValueError, match=r"\(h, w\)"):
         plots.normalize(np.zeros(3))
 
 

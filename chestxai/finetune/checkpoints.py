@@ -92,7 +92,7 @@ def prepare(pipeline: StableDiffusionPipeline, recipe: Recipe, seed: int) -> Non
 
 
 def check_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Check that every tensor is one of the ``expected`` parameters, by name and shape.
+    """Check that all ``tensors`` of the file ``path`` are ``expected`` parameters, by name and shape.
 
     Raises:
         InputError: naming the first that is not.
@@ -146,7 +146,7 @@ class Log:
             self.rows = table[table["step"] <= first].values.tolist()
 
     def add(self, step: int, loss: float, norm: float, rate: float, spent: float, images: int) -> None:
-        """One step: ``spent`` seconds on ``images`` images."""
+        """Add a ``step`` (from 1): ``loss``, gradient ``norm``, learning ``rate``, ``spent`` seconds, ``images``."""
         before = self.rows[-1][LOG.index("seconds")] if self.rows else 0.0
         self.rows.append([step, loss, norm, rate, before + spent, images / spent])
 
@@ -166,7 +166,10 @@ class State:
     average: EMAModel
 
     def save(self, out: Path, step: int, identity: str, writes: bool) -> None:
-        """Write checkpoint and resumable state of ``step``; all processes of FSDP call this, one ``writes``."""
+        """Write checkpoint and resumable state of ``step`` into the run's folder ``out``, named by its ``identity``.
+
+        All processes of FSDP call this; one of them ``writes``.
+        """
 
         def gathered(named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
             # One at a time, and kept by the writing process only.
@@ -195,7 +198,7 @@ class State:
             runs.remove(old)
 
     def resume(self, out: Path, identity: str) -> int:
-        """Restore the last complete state and return its step, 0 if there is none."""
+        """Restore the last complete state of this ``identity`` in ``out`` and return its step, 0 if there is none."""
         state, step = _last_state(out, identity)
         if not step:
             return 0
