@@ -314,7 +314,7 @@ class TestRun:
         write(notebooks, "long", f"""
 import time
 from pathlib import Path
-until = time.monotonic() + 60
+until = time.monotonic() + 240
 while missing := [name for name in {made} if not (Path(out) / name).exists()]:
     assert time.monotonic() < until, f'{{missing}} wait for this one'
     time.sleep(0.05)
