@@ -334,7 +334,7 @@ def text_states(encoder: PreTrainedModel, tokens: dict[str, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def encode_text(pipeline: StableDiffusionPipeline, prompts: Sequence[str], batch: int = 64) -> Tensor:
-    """Embeddings of ``prompts`` as the U-Net reads them, float32 ``(n, length, width)``, ``batch`` at a time."""
+    """What the U-Net of ``pipeline`` reads of ``prompts``, float32 ``(n, length, width)``, ``batch`` at a time."""
     tokens = tokenize(pipeline, prompts)
     states = [
         text_states(

@@ -139,8 +139,8 @@ skill = scores.sub(constant, axis=0).div(perfect_scores - constant, axis=0)
 # %% tags=["aggregate"]
 figure = go.Figure(
     go.Heatmap(
-        z=skill.clip(-1, 1), x=list(scores), y=list(labels.values()), zmid=0, zmin=-1, zmax=1,
-        colorscale="BrBG", showscale=False, text=scores, texttemplate="%{text:.2f}", hoverinfo="skip",
+        z=skill.clip(-1, 1).round(3), x=list(scores), y=list(labels.values()), zmid=0, zmin=-1, zmax=1,
+        colorscale="BrBG", showscale=False, text=scores.round(2), texttemplate="%{text:.2f}", hoverinfo="skip",
     )
 )  # fmt: skip
 figure.update_layout(

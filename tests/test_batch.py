@@ -474,7 +474,10 @@ class TestGrid:
             ({"profile": "nothing"}, "profile: unknown profile 'nothing'"),
             ({"speed": 1}, "speed: Extra inputs are not permitted"),
             ({"settings": {"variants.learnable.text": ["last:x"]}}, "variants.learnable.text: "),
-            ({"settings": {"sampling.images": list(range(2, 20_002))}}, "20000 combinations, of which at most 10000"),
+            (
+                {"settings": {"sampling.images": list(range(2, 202)), "sampling.steps": list(range(1, 102))}},
+                "20200 combinations, of which at most 10000",
+            ),
         ],
     )
     def test_a_wrong_grid_is_told_by_file_and_key(self, tmp_path, content, message):
