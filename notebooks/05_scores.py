@@ -136,7 +136,7 @@ scores = pd.DataFrame(
 constant, perfect_scores = scores["constant"], scores["perfect"]
 skill = scores.sub(constant, axis=0).div(perfect_scores - constant, axis=0)
 
-# %% tags=["aggregate"]
+# %%
 figure = go.Figure(
     go.Heatmap(
         z=skill.clip(-1, 1).round(3), x=list(scores), y=list(labels.values()), zmid=0, zmin=-1, zmax=1,
@@ -204,7 +204,8 @@ def mean_score(score, maps_by_row, *arguments):
 # %% [markdown]
 # ## The hot end of the order: average precision
 #
-# Average precision asks for the order, too, but from the hottest pixel down: of the pixels so far, how many are target? It is the area under this curve, without the easy background's help. Chance is the target's share of the image.
+# Average precision asks for the order, too, but from the hottest pixel down: of the pixels so far, how many are target? It
+# is the area under this curve, without the easy background's help. Chance is the target's share of the image.
 
 # %%
 curves = {
