@@ -197,6 +197,73 @@ class TestPrompt:
         with pytest.raises(ValueError, match="'all': expected impression, findings or report"):
             reports.prompt("Edema.", "all")
 
+    @pytest.mark.parametrize(
+        "idle",
+        [
+            "As above.",
+            "See findings section.",
+            "1. Findings as described above.",
+            "Please see the full report.",
+            "No interval change.",
+            "No significant change compared to ___.",
+            "Stable appearance of the chest, see above.",
+            "Unchanged exam.",
+            "Same as the prior study of ___.",
+            # A removed placeholder took the noun.
+            "No acute XXXX.",
+            "No evidence of acute thoracic XXXX.",
+            "The XXXX of the XXXX.",
+            "XXXX XXXX left lower lobe.",
+        ],
+    )
+    def test_a_section_that_says_nothing_by_itself_is_no_prompt(self, idle):
+        assert not reports.says_something(reports.clean(idle))
+        for mode in ("impression", "findings", "report"):
+            assert reports.prompt(f"FINDINGS: Small left effusion.\nIMPRESSION: {idle}", mode) == "Small left effusion."
+            assert reports.prompt(f"FINDINGS: {idle}\nIMPRESSION: Small left effusion.", mode) == "Small left effusion."
+            with pytest.raises(InputError, match="empty report"):
+                reports.prompt(f"FINDINGS: {idle}\nIMPRESSION: {idle}", mode)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "Normal chest.",
+            "No acute findings.",
+            "No finding.",
+            "No acute cardiopulmonary abnormality.",
+            "Clear lungs.",
+            "Negative.",
+            "Stable cardiomegaly.",
+            "Unchanged small effusion.",
+            "No change in the left effusion.",
+            "No acute disease, see above.",
+            "two dogs on a sofa",
+        ],
+    )
+    def test_a_section_that_says_little_is_a_prompt(self, text):
+        assert reports.prompt(f"FINDINGS: Edema.\nIMPRESSION: {text}") == text
+
+    @pytest.mark.parametrize(
+        ("addendum", "part"),
+        [
+            ("There is a tiny left apical pneumothorax.", True),
+            ("On review there is no effusion.", True),
+            ("The effusion is on the right.", True),
+            ("A nodule in the right upper lobe was overlooked.", True),
+            ("Small left effusion, as reported.", False),
+            ("Findings were discussed with Dr. ___ at 3 pm.", False),
+            ("See above.", False),
+        ],
+    )
+    def test_an_addendum_that_adds_or_overrules_a_finding_is_part_of_the_prompt(self, addendum, part):
+        text = f"FINDINGS: Small left effusion.\nIMPRESSION: Small left effusion.\nADDENDUM: {addendum}"
+        for mode in ("impression", "findings"):
+            sections = reports.prompt_sections(text, mode)
+            assert list(sections) == [mode, "addendum"] if part else [mode]
+            assert ("addendum" in sections) == part
+            assert reports.prompt(text, mode) == " ".join(sections.values())
+        assert reports.prompt("IMPRESSION: As above.\nADDENDUM: Mild edema.") == "Mild edema."
+
 
 class TestNegation:
     @pytest.mark.parametrize(
@@ -533,6 +600,38 @@ class TestLexicon:
         assert reports.name_in("a red traffic\nlight", "traffic light") == "traffic\nlight"
         assert reports.name_in("a hotdog, a dogma", "dog") == ""
 
+    @pytest.mark.parametrize(
+        ("phrase", "name", "side", "words"),
+        [
+            ("No left effusion, small right pleural effusion", "Pleural Effusion", None, "pleural effusion"),
+            ("History of pneumonia, now right lower lobe infection", "Pneumonia", None, "infection"),
+            (
+                "The effusion has resolved; pleural fluid has collected on the left",
+                "Pleural Effusion",
+                None,
+                "pleural fluid",
+            ),
+            ("Left effusion and large right pleural effusion", "Pleural Effusion", "right", "pleural effusion"),
+            ("Left effusion and large right pleural effusion", "Pleural Effusion", "left", "effusion"),
+            ("Right effusion, no left pleural effusion", "Pleural Effusion", "left", "effusion"),
+            ("No effusion or pleural fluid", "Pleural Effusion", None, "effusion"),
+            ("No left nodule. Right Nodules.", "nodule", None, "Nodules"),
+            ("left nodule and right nodules", "Nodule", "right", "nodules"),
+            ("clear lungs", "Pneumonia", None, ""),
+        ],
+    )
+    def test_the_mention_that_states_the_finding_is_found_by_its_place(self, phrase, name, side, words):
+        assert reports.name_in(phrase, name, side) == words
+        place = reports.name_span(phrase, name, side)
+        assert (phrase[slice(*place)] if place else "") == words
+
+    def test_the_second_of_two_equal_words(self):
+        phrase = "No left\n effusion. Small right effusion."
+        assert reports.name_span(phrase, "Pleural Effusion") == (phrase.rindex("effusion"), len(phrase) - 1)
+        assert reports.name_span(phrase, "Pleural Effusion", "left") == (phrase.rindex("effusion"), len(phrase) - 1)
+        assert reports.name_span("Left effusion. Right effusion.", "Pleural Effusion", "right") == (21, 29)
+        assert reports.name_span("effusion, left; effusion, right", "Pleural Effusion", "right") == (16, 24)
+
     def test_normal(self):
         assert reports.normal("Clear lungs. No effusion. Heart size normal.")
         for text in (
@@ -715,6 +814,18 @@ class TestTokenPositions:
     )
     def test_case_punctuation_and_blanks(self, kind, prompt, phrase, expected, tokenizers):
         assert covered(tokenizers[kind], prompt, phrase) == expected
+
+    def test_a_phrase_may_be_named_by_its_place(self, kind, tokenizers):
+        prompt = "no left effusion, small right effusion"
+        by_text = reports.token_positions(tokenizers[kind], prompt, "effusion")
+        by_place = reports.token_positions(tokenizers[kind], prompt, (30, 38))
+        assert by_place[0] > by_text[-1]
+        assert reports.token_groups(tokenizers[kind], prompt, {"stated": (30, 38)})["stated"] == by_place
+        for place in ((5, 5), (-1, 4), (30, 39)):
+            with pytest.raises(InputError, match="not a passage of the prompt, which has 38"):
+                reports.token_positions(tokenizers[kind], prompt, place)
+        with pytest.raises(InputError, match="'small' is cut off"):
+            reports.token_positions(tokenizers[kind], "lung " * 100 + "small", (500, 505))
 
     def test_whole_words_come_before_parts_of_words(self, kind, tokenizers):
         one = reports.token_positions(tokenizers[kind], "effusions then effusion", "effusion")

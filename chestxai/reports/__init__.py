@@ -4,17 +4,17 @@ Rules, not a model: a lexicon per finding (after the CheXpert labeler, Irvin et 
 and scopes of negation (after NegEx, Chapman et al. 2001, https://doi.org/10.1006/jbin.2001.1029). Every span is a span
 of characters in the input text.
 
-No library decides what is negated, for a measured reason: on the 393 indexed test reports of Open-i, with the same
-lexicon, these scopes reach a macro-F1 of 0.891 over the eight findings, negspaCy 1.1.0 0.818 and medspaCy 1.3.1
-(ConText) 0.785. Both require spaCy (0.3 GB), and medspaCy requires numpy < 2.
+No library decides what is negated: on Open-i's 393 indexed test reports, with the same lexicon, these scopes reach a
+macro-F1 of 0.891, negspaCy 1.1.0 0.818 and medspaCy 1.3.1 0.785. Both require spaCy (0.3 GB), medspaCy numpy < 2.
 """
 
-from chestxai.reports.findings import Mention, find, mentions, name_in, normal
+from chestxai.reports.findings import Mention, find, mentions, name_in, name_span, normal
 from chestxai.reports.lexicon import SEVERITIES, SYNONYMS, ZONES
-from chestxai.reports.sections import clean, prompt, sections
+from chestxai.reports.prompts import prompt, prompt_sections, says_something
+from chestxai.reports.sections import clean, sections
 from chestxai.reports.tokens import locate, token_groups, token_positions
 
 __all__ = [
-    "SEVERITIES", "SYNONYMS", "ZONES", "Mention", "clean", "find", "locate", "mentions", "name_in", "normal", "prompt",
-    "sections", "token_groups", "token_positions",
+    "SEVERITIES", "SYNONYMS", "ZONES", "Mention", "clean", "find", "locate", "mentions", "name_in", "name_span",
+    "normal", "prompt", "prompt_sections", "says_something", "sections", "token_groups", "token_positions",
 ]  # fmt: skip

@@ -1,8 +1,7 @@
 """What the words around a mention make of it: negated, hedged, or not a statement about this image.
 
-Pseudo-negations ("cannot exclude", "no change in") are masked first, so that no other pattern sees them. A trigger
-("no", "history of") reaches forward to the next boundary of its scope. A negated predicate ("is not seen") reaches
-back to its subject, and through a list of subjects.
+Pseudo-negations ("cannot exclude", "no change in") are masked first. A trigger ("no", "history of") reaches forward to
+the next boundary of its scope. A negated predicate ("is not seen") reaches back to its subject or list of subjects.
 """
 
 import re
@@ -11,9 +10,8 @@ from collections.abc import Sequence
 _HEDGE, _NEUTRAL = "\u01c0", "\u01c1"  # letters that no report uses, in place of what is masked
 _VERB = (
     r"(?:is|are|was|were|has|have|had|does|do|did|can(?:not)?|could|may|might|should|would|will|remains?|appears?"
-    r"|persists?"
-    rf"|shows?|demonstrates?|measures|continues?|looks?|seems?|likely|reflects?|represents?|suggests?|[a-z]+n't"
-    rf"|{_HEDGE}+)"
+    r"|persists?|shows?|demonstrates?|measures|continues?|looks?|seems?|likely|reflects?|represents?|suggests?"
+    rf"|[a-z]+n't|{_HEDGE}+)"
 )
 _ADVERB = r"(?:\w+ly|yet|also|again|now|since|both|all|even|ever|so|been|be|being|to|re|quite|any)"
 # Predicates about existence. Only these negate their subject: an effusion that is "not large" exists.
@@ -23,103 +21,97 @@ _EXISTS = (
     r"|depicted|documented|supported|likely|favou?red|developed|a (?:feature|finding|concern)|readily \w+)"
 )
 _BEFORE = (
-    r" (?:yesterday|previously|before|(?:on|in|at) (?:(?:the|a|any|his|her|that|most) ){0,2}(?:prior|previous|earlier"
-    r"|last|old|recent|comparison|preceding))"
+    r" (?:yesterday|previously|before|(?:on|in|at) (?:\w+ ){0,2}(?:prior|previous|earlier|last|old|recent|comparison))"
 )
 _NOT = r"(?:not|\w*n't|never|cannot)"
 _GONE = r"(?:resol(?:ved?|ution)|cleared|clearing|disappear(?:ed)?|gone|vanished|absent)"
 _EXCLUDED = r"(?:exclud(?:e[sd]?|ing)|rul(?:e[sd]?|ing) out)"
 _CHANGE = (
-    r"(?:changes?|changed|alterations?|increas(?:e|ed|ing)|decreas(?:e|ed|ing)|improve(?:d|ment)|progress(?:ed|ion"
-    r"|ing)|differen(?:ce|t)|worse(?:n(?:ed|ing))?|growth|reduction|larger|smaller|greater|bigger|denser|better)"
+    r"(?:(?:chang|alter|increas|decreas|improv|progress|differ|worse|growth|reduc)\w*|(?:larg|small|great|bigg|bett)er)"
 )
 _WORDS = r"(?: (?!(?:and|or|but|nor|with|which)\b)[\w'/-]+)"
 # Negations of something else than the finding, and of other negations.
 _MASKED = re.compile(
     # The finding remains possible.
     rf"\b(?P<hedge>(?:{_NOT}|unable|difficult|hard|impossible|inability|fail(?:s|ed|ure)? to"
-    rf"|insufficient){_WORDS}{{0,5}}? {_EXCLUDED}|(?:{_NOT}|can not)(?: entirely)? (?:say|be (?:sure"
-    rf"|certain))(?: that)?(?: there (?:is|are))?(?: no)?|{_NOT}(?: \w+ly)? (?:certain|sure|unlikely|clear (?:if"
-    rf"|whether)|known)|(?:near(?:ly)?|almost|mostly|largely)(?: \w+ly| complete| total)? {_GONE})"
+    rf"|insufficient){_WORDS}{{0,5}}? {_EXCLUDED}|(?:{_NOT}|can not)(?: entirely)? (?:say"
+    r"|be (?:sure|certain))(?: that)?(?: there (?:is|are))?(?: no)?"
+    rf"|{_NOT}(?: \w+ly)? (?:certain|sure|unlikely|clear (?:if|whether)|known)"
+    rf"|(?:near(?:ly)?|almost|mostly|largely)(?: \w+ly| complete| total)? {_GONE})"
     # The finding exists.
     rf"|\b(?:(?:{_NOT}|fail(?:s|ed|ure)? to|incomplete(?:ly)?|partial(?:ly)?){_WORDS}{{0,3}}? (?:{_GONE}|clear)"
-    rf"|no (?:evidence|sign|indication|proof)s?(?: that| of){_WORDS}{{1,6}}? {_GONE}|(?:no|without(?: any)?"
-    rf"|nor) (?:(?:\w+-term|significant|interval|appreciable|substantial|definite|large|relevant|short|term"
-    r"|major|obvious|notable|marked|considerable|further|new|other|clear|visible|evident)[ -])*+"
-    rf"(?:{_CHANGE}|{_GONE}|enlargement(?! of (?:the )?(?:cardiac|heart|cardiomediastinal)))(?! (?:to suggest"
-    rf"|suggesting))|no (?:more than|less|worse|doubt|question|longer (?!{_ADVERB}*? ?(?:{_EXISTS}|any|an?"
-    rf"|enlarged)\b))|{_NOT} (?:only|just|merely|unexpected|without|insignificant|as|previously|{_EXISTS}{_BEFORE})"
+    rf"|no (?:evidence|sign|indication|proof)s?(?: that| of){_WORDS}{{1,6}}? {_GONE}"
+    r"|(?:no|without(?: any)?|nor) (?:(?:\w+-term|significant|interval|appreciable|substantial|definite|large"
+    r"|relevant|short|term|major|obvious|notable|marked|considerable|further|new|other|clear|visible"
+    rf"|evident)[ -])*+(?:{_CHANGE}|{_GONE}|enlargement(?! of (?:the )?(?:cardiac|heart"
+    r"|cardiomediastinal)))(?! (?:to suggest|suggesting))|no (?:more than|less|worse|doubt|question"
+    rf"|longer (?!{_ADVERB}*? ?(?:{_EXISTS}|any|an?|enlarged)\b))"
+    rf"|{_NOT} (?:only|just|merely|unexpected|without|insignificant|as|previously|{_EXISTS}{_BEFORE})"
     rf"|{_NOT}{_WORDS}{{0,2}}? (?:{_CHANGE}|severe|new|well|large|{_EXISTS}{_BEFORE})|neither {_CHANGE} nor {_CHANGE}"
-    rf"|nor (?:has|have))"
-    r"(?!\w)"
+    r"|nor (?:has|have))(?!\w)"
 )
 # Triggers in front of a mention. What is "unstated" reaches 40 characters, a negation to the end of the scope.
 _TRIGGER = re.compile(
     r"\b(?:(?P<unstated>history (?:\w+ ){0,2}(?:of|for)|h/o|hx of|(?:evaluat|assess)\w*(?: \w+)? for|(?<!has )rule out"
-    r"|r/o|indication|look(?:ing)? for|query|risk of|concern(?:ed)? (?:is )?(?:for|of) (?:prior|history)|(?:if"
-    r"|unless)(?: there (?:is|are|was))?(?! present| any| so| real)|(?<![\w,] )(?:should|were)(?= \w+ )"
+    r"|r/o|indication|look(?:ing)? for|query|risk of|concern(?:ed)? (?:is )?(?:for|of) (?:prior|history)"
+    r"|(?:if|unless)(?: there (?:is|are|was))?(?! present| any| so| real)|(?<![\w,] )(?:should|were)(?= \w+ )"
     r"|(?<![\w,] )exclude|to (?:\w+ly )?(?:exclude|ensure|document|search for|detect|confirm)"
-    r"|correlat\w+ (?:clinically )?(?:for|with)|treatment (?:of|for)|treated for|(?:patient|man|woman|male|female"
-    r"|year[- ]old) with|signs? (?:and|or) symptoms of|follow\w*(?:[ -]up)? (?:\w+ )?(?:until"
-    r"|to) (?:\w+ )?(?:resolution|clearing)(?: of)?|(?:prior|previous|old|remote"
-    r"|recent) (?:episodes? of )?(?=pneumonia|infection))|no(?! ?[-,.;)]|$)|not|non(?!-)|nor|neither|never|none"
-    r"|nothing|without|w/o|absent(?= \w)|absence of|free (?:of|from)|clear of|negative for|denies|devoid of|lack of"
-    r"|ruled out|rules out|resolution of|clearing of|rather than|more likely \w+ than|\w+n't|unlikely(?= (?:to|that"
-    r"|for|due))|exclud(?:es|ing)|fail(?:s|ed|ure)? to (?:show|demonstrate|reveal|identify|see|confirm|visuali[sz]e)"
-    r"|(?:low|little|minimal) (?:suspicion|probability|likelihood) (?:for|of)|doubt(?:ful for)?|against|(?:(?<![\w)] )"
-    r"|(?<=and )|(?<=with ))(?:\w+ly )?(?:resolved|cleared))(?:(?<=\s)|(?!\w))"
+    r"|correlat\w+ (?:clinically )?(?:for|with)|treatment (?:of|for)|treated for"
+    r"|(?:patient|man|woman|male|female|year[- ]old) with|signs? (?:and|or) symptoms of"
+    r"|follow\w*(?:[ -]up)? (?:\w+ )?(?:until|to) (?:\w+ )?(?:resolution|clearing)(?: of)?"
+    r"|(?:prior|previous|old|remote|recent) (?:episodes? of )?(?=pneumonia|infection))|no(?! ?[-,.;)]|$)|not|non(?!-)"
+    r"|nor|neither|never|none|nothing|without|w/o|absent(?= \w)|absence of|free (?:of|from)|clear of|negative for"
+    r"|denies|devoid of|lack of|ruled out|rules out|resolution of|clearing of|rather than|more likely \w+ than|\w+n't"
+    r"|unlikely(?= (?:to|that|for|due))|exclud(?:es|ing)|fail(?:s|ed|ure)? to (?:show|demonstrate|reveal|identify|see"
+    r"|confirm|visuali[sz]e)|(?:low|little|minimal) (?:suspicion|probability|likelihood) (?:for|of)|doubt(?:ful for)?"
+    r"|against|(?:(?<![\w)] )|(?<=and )|(?<=with ))(?:\w+ly )?(?:resolved|cleared))(?:(?<=\s)|(?!\w))"
 )
 # What ends the scope of a trigger: a contrast, or a new affirmative statement.
 _STATE = (
-    r"(?:stable|unchanged|improv\w+|worsen\w+|increas\w+|decreas\w+|resolving|persist\w+|present|(?:larger"
-    r"|smaller)(?! than))"
+    r"(?:stable|unchanged|(?:improv|worsen|increas|decreas|persist)\w+|resolving|present|(?:larg|small)er(?! than))"
 )
 _NOUNS = rf"(?:(?!(?:and|or|nor|no|not|without|but|which|that|who|{_VERB}|{_STATE})\b)[\w'/()-]+ )"
 _END = re.compile(
-    rf";|:|{_HEDGE}+|\b(?:but|however|although|though|except|exception|beyond|other than|aside from|apart from|besides"
-    rf"|otherwise|yet"
-    r"|whereas|while|despite|there (?:is|are|has|have)|which|causing|due to|secondary to|status post|stable|unchanged"
-    r"|(?<!not )(?:(?:consistent|compatible) with|represent(?:ing|s)|demonstrat(?:es|ing)|shows?))\b|,\s(?:this|these"
-    r"|it)\b|,\s(?:and )?with (?!no\b)|\band with (?!no\b)"
-    rf"|(?P<item>,\s(?:and )?(?={_NOUNS}{{1,5}}+{_STATE}\b)"
-    r"|(?:,\s(?:and )?(?:with )?|\bwith |\band (?=an?\b|the\b|mild|moderate|minimal|small|tiny|trace|persist|improv"
-    r"|worsen))(?:(?:the|a|an) )?(?:again )?(?:mild|mildly|moderate|moderately|minimal|small|tiny|trace|persist\w*"
-    r"|bibasilar|improv\w+|worsen\w+|increas\w+|decreas\w+|resolving|left|right|bilateral|low|calcified|borderline"
-    r"|chronic|known|residual|old|slight\w*|probabl[ey]|possibl[ey]|likely|suspected|questionable)\b)"
+    rf":|{_HEDGE}+|\b(?:exception|beyond|there (?:is|are|has|have)|which|causing|due to|secondary to|status post"
+    r"|stable|unchanged|(?<!not )(?:(?:consistent|compatible) with|represent(?:ing|s)|demonstrat(?:es|ing)|shows?))\b"
+    r"|,\s(?:this|these|it|now|today|currently)\b|,\s(?:and )?with (?!no\b)|\band with (?!no\b)"
+    rf"|(?P<item>,\s(?:and )?(?={_NOUNS}{{1,5}}+{_STATE}\b)|(?:,\s(?:and )?(?:with )?|\bwith "
+    r"|\band (?=an?\b|the\b|mild|moderate|minimal|small|tiny|trace|persist|improv|worsen))(?:(?:the"
+    r"|an?) )?(?:again )?(?:mild(?:ly)?|moderate(?:ly)?|minimal|small|tiny|trace|bibasilar|resolving|left|right"
+    r"|(?:persist|improv|worsen|increas|decreas|slight)\w*|bilateral|low|calcified|borderline|chronic|known|residual|old"
+    r"|probabl[ey]|possibl[ey]|likely|suspected|questionable)\b)"
 )
 # "No pneumonia, small effusion, or pneumothorax": an apparent new statement belongs to the list.
 _LIST = re.compile(rf"(?:[^;:{_HEDGE}]*,|(?: (?!(?:and|with|{_VERB})\b)[\w/-]+){{1,5}}) (?:or|nor)\b")
-# From a mention to its predicate: up to seven words and one parenthesis between commas.
+# From a mention to its predicate: up to nine words and one parenthesis between commas.
 _STOP = rf"(?!(?:and|or|nor|but|otherwise|with|without|no|not|never|none|absent|{_VERB})\b)"
 _PREDICATE = re.compile(
     rf"(?: {_STOP}[\w'/()-]+){{0,9}}?(?:, (?:previously|seen|noted|described|which|that|as|present|visible"
     rf"|identified)\b[^,;:.]{{0,60}},)?(?:(?: -|:|\?)?(?: (?:{_VERB}|{_ADVERB}|which|that|considered|thought|felt"
-    rf"|deemed))*,?[ (]+(?:{_NOT}(?: {_ADVERB}| appear)* {_EXISTS}(?!{_BEFORE})|no longer (?:{_ADVERB} )*(?:{_EXISTS}"
-    rf"|any|an?)|{_GONE}|{_EXCLUDED}"
-    r"|denied|neg(?:ative)?(?! for)|none|nil|lacking|doubtful|improbable|no(?=\W*(?:$|[,;]))|not(?=\W*$)|(?:unlikely"
-    r"|less likely)(?=\W*$|[.,;)]| (?:given|in|based|as|because|considering|here))|within (?:the )?(?:normal (?:limits"
-    r"|range)|limits of normal))\b|\s?: (?:there (?:is|are) |is |are )?(?:no|not|none|without|absent|negative|never)\b)"
+    rf"|deemed))*,?[ (]+(?:{_NOT}(?: {_ADVERB}| appear)* {_EXISTS}(?!{_BEFORE})"
+    rf"|no longer (?:{_ADVERB} )*(?:{_EXISTS}|any|an?)|{_GONE}|{_EXCLUDED}|denied|neg(?:ative)?(?! for)|none|nil"
+    r"|lacking|doubtful|improbable|no(?=\W*(?:$|[,;]))|not(?=\W*$)"
+    r"|(?:unlikely|less likely)(?=\W*$|[.,;)]| (?:given|in|based|as|because|considering|here))"
+    r"|within (?:the )?(?:normal (?:limits|range)|limits of normal))\b"
+    r"|\s?: (?:there (?:is|are) |is |are )?(?:no|not|none|without|absent|negative|never)\b)"
 )
 # Between two items of a list, up to the words that name the second.
 _ITEM = re.compile(
     r"(?P<last>,? (?:and|or|and/or|nor) |/)?(?(last)|, )(?:(?!(?:there|is|are|has|have|with|no|not)\b)[\w-]+ ){0,3}"
 )
 UNCERTAIN = re.compile(
-    rf"{_HEDGE}+|(?:^|\s)\?|\b(?:may|might|could|can|possib(?:le|ly|ility)|probabl[ey]|likely|suspect\w*|suspicious"
-    rf"|suspicion|concerning"
-    r"|concern|questionable|question|suggest\w*|equivocal|versus|vs|cannot|favou?r\w*|potentially|perhaps|differential"
-    r"|presumed|appears? to|unclear|uncertain|indeterminate|convincing|consider(?:ed|ation)?|(?:if|when) (?:present"
-    r"|any))\b"
+    rf"{_HEDGE}+|(?:^|\s)\?|\b(?:may|might|could|can(?:not)?|possib\w+|probabl[ey]|likely|suspect\w*|suspici\w+|presumed"
+    r"|concern(?:ing)?|question(?:able)?|suggest\w*|equivocal|versus|vs|favou?r\w*|potentially|perhaps|differential"
+    r"|appears? to|unclear|uncertain|indeterminate|convincing|consider(?:ed|ation)?|(?:if|when) (?:present|any))\b"
 )
 _OWN = re.compile(r"\bnot\b(?! as\b)|n't\b|\bno longer\b(?! as\b)")
-
 # A clause ends at a semicolon, at a form's label, at a contrast, and where a conjunction joins a new subject and verb.
 _CLAUSE = re.compile(
     r";|(?P<label>,\s(?=[a-z][a-z -]{2,40}:\s))|(?:,\s|(?<![\s,])\s)(?:but|however|although|though|whereas|while"
-    r"|except)\b|,\s(?:and )?(?=there (?:is|are)\b)|(?<!heart)(?<!heart size)(?<!silhouette):\s(?!\s*(?:no|none|nil"
-    r"|absent|neg|negative|not)\W*(?:$|[.,;\n]))"
-    rf"|(?P<joined>,\s(?:and )?|\sand )(?={_NOUNS}{{1,7}}+(?:{_VERB}|{_STATE})\b(?P<seen>(?: (?:{_VERB}"
-    rf"|{_ADVERB}))* {_EXISTS}\b)?)"
+    r"|except|yet|otherwise|despite|besides|other than|aside from|apart from)\b|,\s(?:and )?(?=there (?:is|are)\b)"
+    r"|(?<!heart)(?<!heart size)(?<!silhouette):\s(?!\s*(?:no|none|nil|absent|neg|negative|not)\W*(?:$|[.,;\n]))"
+    rf"|(?P<joined>,\s(?:and )?|\sand )(?={_NOUNS}{{1,7}}+(?:{_VERB}"
+    rf"|{_STATE})\b(?P<seen>(?: (?:{_VERB}|{_ADVERB}))* {_EXISTS}\b)?)"
 )
 _DETERMINED = re.compile(r"\W*(?:and )?(?:the|an?|this|these|its?|there)\b")
 _FINITE = re.compile(rf"\b{_VERB}\b|{_NEUTRAL}")
@@ -136,11 +128,10 @@ def clauses(low: str, start: int, end: int) -> list[tuple[int, int]]:
     for m in _CLAUSE.finditer(low, start, end):
         if m["label"] and ":" not in low[start : m.start()]:  # "Effusion, edema and consolidation: none"
             continue
+        # "No effusion, pneumothorax is seen" is one clause, "No effusion, the heart is large" is two.
         if m["joined"] and not _FINITE.search(low, first, m.start()):
-            # "No effusion, pneumothorax is seen" is one clause, "No effusion, the heart is large" is two.
-            if m["seen"] and not _DETERMINED.match(low, m.start()):
-                continue
-            if not m["seen"] and all(trigger["unstated"] for trigger in _TRIGGER.finditer(low, first, m.start())):
+            negated = not all(trigger["unstated"] for trigger in _TRIGGER.finditer(low, first, m.start()))
+            if not (_DETERMINED.match(low, m.start()) if m["seen"] else negated):
                 continue
         found.append((first, m.start()))
         first = m.start()
@@ -153,7 +144,7 @@ def judge(low: str, text: str, first: int, last: int, hits: Sequence[re.Match[st
     Args:
         low: the masked text.
         text: the same text before masking.
-        first: start of the clause.
+        first: start of the clause in both.
         last: end of the clause.
         hits: the mentions in it.
     """

@@ -28,13 +28,14 @@ _LEAD = re.compile(
 _COUNT = re.compile(r"\s(\d{1,2})$")
 _CONNECTOR = re.compile(
     r",? and/or\s|,(?: (?:and|or|with|as well as))?\s|\s(?:and|with(?! visible pleural)|or|as well as|versus|vs\.?"
-    r"|plus)(?: (?:an? )?(?:associated|adjacent|underlying|probable|possible))?\s|/|\s(?=(?:representing|represents"
-    r"|compatible|consistent|suggesting|suggestive|may|likely|due|secondary|causing|concerning|which)\b)"
+    r"|plus)(?: (?:an? )?(?:associated|adjacent|underlying|probable|possible))?\s|/"
+    r"|\s(?=(?:representing|represents|compatible|consistent|suggesting|suggestive|may|likely|due|secondary|causing"
+    r"|concerning|which)\b)"
 )
 # A comma, unless only the other side follows: "Moderate right effusion, small on the left".
 _APART = re.compile(
-    r",\s(?!(?:and )?(?:(?:small|moderate|large|tiny|trace|\w+er|less|more|on|the) )*(?:left|right)(?:[ -]sided?)?"
-    r"(?: than (?:the )?(?:left|right))?\W*$)"
+    r",\s(?!(?:and )?(?:(?:small|moderate|large|tiny|trace|\w+er|less|more|on|the) )*(?:left"
+    r"|right)(?:[ -]sided?)?(?: than (?:the )?(?:left|right))?\W*$)"
 )
 _Span = tuple[int, int]
 
@@ -43,9 +44,9 @@ _Span = tuple[int, int]
 class Mention:
     """Where a text names a finding.
 
-    ``start:end`` are the naming words, ``phrase_start:phrase_end`` the passage that states it, both in the text given
-    to `mentions`. ``name`` is one of the eight findings, or "" for any other abnormality. ``uncertain`` means hedged
-    ("may represent"): such a mention counts as present unless it is negated.
+    ``start:end`` are the naming words, ``phrase_start:phrase_end`` the passage that states it. ``name`` is one of the
+    eight findings, or "" for any other abnormality. ``uncertain`` means hedged ("may represent"), which is independent
+    of ``present``.
     """
 
     name: str
@@ -64,22 +65,22 @@ def mentions(text: str) -> list[Mention]:
     """Every mention of a finding in ``text``, in the order of the text.
 
     Sections that describe no image, such as the indication, are not read. Mentions that do not describe this image
-    ("history of pneumonia", "evaluate for effusion") are left out. Abnormalities other than the eight have the name "".
+    ("history of pneumonia", "evaluate for effusion") are left out.
 
     Raises:
         InputError: ``text`` is longer than `sections.LONGEST` characters.
     """
-    found: list[Mention] = []
-    for key, start, end in spans(text):
-        if key in SILENT:
-            continue
+    return list(_mentions(text, lexicon.ANY))
+
+
+def _mentions(text: str, pattern: re.Pattern[str]) -> Iterator[Mention]:
+    for _, start, end in (span for span in spans(text) if span[0] not in SILENT):
         low, back = fold(text[start:end])
         masked = context.mask(low)
-        for first, last in _sentences(low):
-            for name, hit, phrase, *details in _sentence(low, masked, first, last):
+        for sentence in (span for span in _sentences(low) if pattern.search(low, *span)):
+            for name, hit, phrase, *details in _read(low, masked, *sentence, pattern):
                 places = [start + place for a, b in (hit, phrase) for place in (back(a), back(b - 1) + 1)]
-                found.append(Mention(name, *places, *details))
-    return found
+                yield Mention(name, *places, *details)
 
 
 def find(text: str) -> list[Finding]:
@@ -93,11 +94,10 @@ def find(text: str) -> list[Finding]:
     """
     found: dict[tuple[str, str, bool], Finding] = {}
     for m in mentions(text):
-        if m.name:
-            phrase = text[m.phrase_start : m.phrase_end]
-            finding = Finding(m.name, phrase, m.present, m.side, m.zone, m.severity)
-            found.setdefault((m.name, phrase.lower(), m.present), finding)
-    return list(found.values())
+        phrase = text[m.phrase_start : m.phrase_end]
+        finding = Finding(m.name, phrase, m.present, m.side, m.zone, m.severity)
+        found.setdefault((m.name, phrase.lower(), m.present), finding)
+    return [finding for finding in found.values() if finding.name]
 
 
 def normal(text: str) -> bool:
@@ -105,21 +105,39 @@ def normal(text: str) -> bool:
     return not any(m.present for m in mentions(text))
 
 
-def name_in(phrase: str, finding_name: str) -> str:
-    """The words of ``phrase`` that name the finding, verbatim ("Enlarged cardiac silhouette"); "" if there are none.
+def name_span(phrase: str, finding_name: str, side: Side | None = None) -> tuple[int, int] | None:
+    """Characters ``(start, end)`` of ``phrase`` that name the finding where it is stated; None if nothing names it.
+
+    A phrase may deny the finding, recall it or place it elsewhere first: "No left effusion, small right effusion". Of
+    several mentions the first that is present on ``side`` counts, else the first that is present, else the first.
 
     Args:
         phrase: any text.
-        finding_name: one of the eight, recognised by its synonyms, or any other (of custom data or MS-COCO), recognised
-            by its name or its plural.
+        finding_name: one of the eight, recognised by its synonyms, or any other, recognised by its name or its plural.
+        side: side of the finding's box, if known.
     """
+    pattern, everything = lexicon.patterns(finding_name)
     low, back = fold(phrase)
-    match = (
-        lexicon.PATTERNS[finding_name].search(low)
-        if finding_name in lexicon.PATTERNS
-        else re.search(rf"\b{re.escape(fold(finding_name.strip())[0])}(?:e?s)?(?!\w)", low)
-    )
-    return phrase[back(match.start()) : back(match.end() - 1) + 1] if match else ""
+    spans = [(back(match.start()), back(match.end() - 1) + 1) for match in pattern.finditer(low)]
+    if len(spans) > 1:
+        name = finding_name if finding_name in lexicon.SYNONYMS else lexicon.OWN
+        rank = {None: 1, "bilateral": 1, side: 0}
+        own = (m for m in _mentions(phrase, everything) if m.name == name)
+        ranked = [(not m.present, rank.get(m.side, 2) if side else 0, m.start, m.end) for m in own]
+        spans = [min(ranked)[2:]] if ranked else spans
+    return spans[0] if spans else None
+
+
+def name_in(phrase: str, finding_name: str, side: Side | None = None) -> str:
+    """The words at `name_span`, verbatim ("Enlarged cardiac silhouette"); "" if nothing names the finding.
+
+    Args:
+        phrase: any text.
+        finding_name: as in `name_span`.
+        side: as in `name_span`.
+    """
+    start, end = name_span(phrase, finding_name, side) or (0, 0)
+    return phrase[start:end]
 
 
 def fold(text: str) -> tuple[str, Callable[[int], int]]:
@@ -128,9 +146,8 @@ def fold(text: str) -> tuple[str, Callable[[int], int]]:
     Line breaks mean nothing: MIMIC-CXR wraps every report at a margin. Only what ends a sentence is kept: a blank
     line, and a line that begins a list item.
     """
-    low = text.lower()
-    if len(low) != len(text):  # a few characters grow in lower case (İ), which would shift positions
-        low = "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
+    # A few characters grow in lower case (İ), which would shift positions.
+    low = text.lower() if text.isascii() else "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
     ends, shifts = [0], [0]
 
     def shorten(run: re.Match[str]) -> str:
@@ -149,21 +166,20 @@ def _sentences(low: str) -> Iterator[_Span]:
             cut = max(low.rfind(" ", start, start + _LONGEST), start + 1)
             yield start, cut
             start = cut
-        if lexicon.ANY.search(low, start, end):
-            yield start, end
+        yield start, end
         start = after
 
 
-def _sentence(low: str, masked: str, start: int, end: int) -> Iterator[tuple]:
-    """Name, span of the name, span of the phrase and the other fields of every `Mention` in a sentence."""
+def _read(low: str, masked: str, start: int, end: int, pattern: re.Pattern[str]) -> Iterator[tuple]:
+    """Name, span of the name, span of the phrase and other fields of every `Mention` in a sentence."""
     clauses: list[tuple[int, int, list[re.Match[str]]]] = []
     for first, last in context.clauses(masked, start, end):
         # "Effusion: small, left", "Left: small effusion": in a form, a label belongs to what follows it.
         if clauses and low.startswith(":", first):
             label = _trim(low, *clauses[-1][:2])
-            if lexicon.ANY.fullmatch(low, *label) or (not clauses[-1][2] and lexicon.SIDE.search(low, *label)):
+            if pattern.fullmatch(low, *label) or (not clauses[-1][2] and lexicon.SIDE.search(low, *label)):
                 first = clauses.pop()[0]
-        clauses.append((first, last, list(lexicon.ANY.finditer(low, first, last))))
+        clauses.append((first, last, list(pattern.finditer(low, first, last))))
     for first, last, hits in (clause for clause in clauses if clause[2]):
         uncertain = context.UNCERTAIN.search(masked, first, last) is not None
         whole = _trim(low, first, last)
@@ -177,19 +193,15 @@ def _sentence(low: str, masked: str, start: int, end: int) -> Iterator[tuple]:
 
 def _segment(low: str, first: int, last: int, hits: Sequence[re.Match[str]], i: int) -> _Span:
     """The part of the clause ``first:last`` that belongs to the ``i``-th mention: from connector to connector."""
-    if i:
-        before = _CONNECTOR.search(low, hits[i - 1].end(), hits[i].start())
-        first = before.end() if before else hits[i - 1].end()
-    if i + 1 < len(hits):
-        after = _CONNECTOR.search(low, hits[i].end(), hits[i + 1].start())
-        last = after.start() if after else hits[i].end()
-    return first, last
+    before = _CONNECTOR.search(low, hits[i - 1].end(), hits[i].start()) if i else None
+    after = _CONNECTOR.search(low, hits[i].end(), hits[i + 1].start()) if i + 1 < len(hits) else None
+    begin = before.end() if before else hits[i - 1].end() if i else first
+    return begin, after.start() if after else hits[i].end() if i + 1 < len(hits) else last
 
 
 def _trim(low: str, begin: int, finish: int) -> _Span:
     """``begin:finish`` without conjunctions, numbers and punctuation at its ends."""
-    lead = _LEAD.match(low, begin, finish)
-    begin = lead.end() if lead else begin
+    begin = _LEAD.match(low, begin, finish).end()  # which may be empty, but always matches
     # "1. Small effusion 2. No edema": a number that continues a count begins the next item.
     number = _COUNT.search(low, begin, finish)
     if number and low.startswith(".", finish) and f"{int(number[1]) - 1}." in low[max(0, begin - _LONGEST) : begin]:
@@ -215,9 +227,7 @@ def _place(
     # edema, which is of both lungs unless its own words say otherwise.
     if not sides and not zones and name != "Edema":
         sides = _groups(lexicon.SIDE, low, clause)
-        zones = _groups(lexicon.ZONE, low, clause)
-        if len(set(sides)) != 1:
-            sides, zones = [], []
+        sides, zones = (sides, _groups(lexicon.ZONE, low, clause)) if len(set(sides)) == 1 else ([], [])
     side = "bilateral" if "bilateral" in sides or len(set(sides)) == 2 else next(iter(sides), None)
     return side, next(iter(zones), None), severity
 

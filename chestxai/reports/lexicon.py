@@ -1,21 +1,17 @@
-"""The words of the reports: findings, other abnormalities, sides, zones and grades, as regular expressions.
-
-All patterns expect lower-case text with single blanks (see `findings.fold`).
-"""
+"""The words of reports, as regular expressions over lower-case text with single blanks (see `findings.fold`)."""
 
 import re
+from functools import cache
 
 from chestxai.studies import FINDINGS
 
-# Up to four words between a subject and its predicate ("the heart size [is again mildly] enlarged"). Open-i's
-# de-identification removed many common words, so a placeholder (XXXX) counts as a word.
+# Up to four words between a subject and its predicate: "heart size [is XXXX mildly] enlarged".
 _GAP = r"(?:(?!(?:normal|without|but|and)\b)[\w'-]+ ){0,4}?"
 _HEART = (
     r"(?:(?:cardiac|heart|cardiomediastinal|cardio ?pericardial)(?: and mediastinal)?"
     r"(?: (?:silhouette|size|shadow|contours?))?)"
 )
 _LARGE = r"(?:enlarged|large|prominent|increased)"
-_LUNG = r"(?:(?:air[ -]?space|interstitial|alveolar|pulmonary|lung|pneumonic) ){0,2}"
 _VESSELS = r"(?:(?:pulmonary|lung|central) ){1,2}vascula(?:rity|ture)"
 
 #: The words that name each finding, as regular expressions over lower-case text. "Airspace disease" and "infiltrate"
@@ -44,8 +40,8 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
         rf"(?:prominen(?:t|ce)|increased|engorged)(?: of)?(?: the)? {_VESSELS}",
     ),
     "Lung Opacity": (
-        rf"{_LUNG}(?:opaci(?:ty|ties|fications?|fied)|infiltrat(?:es?|ions?|ive))",
-        r"(?:air[ -]?space|alveolar) (?:disease|process)",
+        r"(?:(?:air[ -]?space|interstitial|alveolar|pulmonary|lung|pneumonic) ){0,2}(?:opaci(?:ty|ties|fications?|fied)"
+        r"|infiltrat(?:es?|ions?|ive))|(?:air[ -]?space|alveolar) (?:disease|process)",
     ),
     "Pleural Effusion": (
         r"pleural (?:or pericardial )?effusions?|(?<!pericardial )(?<!joint )effusions?",
@@ -111,10 +107,8 @@ def _named(words: dict[str, str], end: str = r"\b") -> re.Pattern[str]:
 _KEYS = {"".join(filter(str.isalpha, name)): name for name in FINDINGS}
 #: Any finding or other abnormality; `names` says which.
 ANY = _named({key: "|".join(SYNONYMS[name]) for key, name in _KEYS.items()} | {"other": _OTHER}, end=r"(?!\w)")
-#: Finding → pattern of its words. A hydropneumothorax is air and fluid.
-PATTERNS = {name: re.compile(rf"\b(?:{'|'.join(words)})(?!\w)") for name, words in SYNONYMS.items()}
 _AIR_AND_FLUID = r"(?:h[ae]?emo|hydro)pneumothora(?:x|ces)"
-PATTERNS["Pleural Effusion"] = re.compile(rf"{PATTERNS['Pleural Effusion'].pattern}|\b{_AIR_AND_FLUID}\b")
+OWN = "own"  # name of a finding that is none of the eight
 SIDE, ZONE, SEVERITY = _named(_SIDES), _named(ZONES), _named(SEVERITIES)
 
 
@@ -122,4 +116,18 @@ def names(hit: re.Match[str]) -> tuple[str, ...]:
     """The findings that a match of `ANY` names; "" stands for any other abnormality."""
     if re.match(_AIR_AND_FLUID, hit[0]):
         return "Pneumothorax", "Pleural Effusion"
-    return (_KEYS.get(str(hit.lastgroup), ""),)
+    return ("" if hit.lastgroup == "other" else _KEYS.get(str(hit.lastgroup), OWN),)
+
+
+@cache
+def patterns(finding_name: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Patterns of the words of one finding, and of anything `ANY` matches or that finding.
+
+    Args:
+        finding_name: one of the eight, or any other, whose name and plural are its words.
+    """
+    if finding_name in SYNONYMS:
+        words = (*SYNONYMS[finding_name], *([_AIR_AND_FLUID] if finding_name == "Pleural Effusion" else []))
+        return re.compile(rf"\b(?:{'|'.join(words)})(?!\w)"), ANY
+    own = rf"\b(?P<{OWN}>{re.escape(' '.join(finding_name.lower().split()))}(?:e?s)?)(?!\w)"
+    return re.compile(own), re.compile(f"{own}|{ANY.pattern}")

@@ -1,4 +1,4 @@
-"""Sections of a report, and the prompt made of them.
+"""Sections of a report, and their text as a model reads it.
 
 Quantifiers are possessive (``*+``) where a run of white space could otherwise be divided in many ways.
 """
@@ -26,10 +26,9 @@ _HEADERS = {
 SILENT = frozenset({"indication", "comparison", "technique", "notification"})
 # A header is found with its number or mark, which belongs to it and not to the section before.
 _HEADER = re.compile(
-    r"(?:^|\n|(?<=[.!?:;\]])[ \t]|(?<=[ \t]{3})(?![ \t]))[ \t]*+(?:#{1,6} |\*{1,2}|\d{1,2}[.)] )?"
+    r"(?i)(?:^|\n|(?<=[.!?:;\]])[ \t]|(?<=[ \t]{3})(?![ \t]))[ \t]*+(?:#{1,6} |\*{1,2}|\d{1,2}[.)] )?"
     rf"(?:{'|'.join(f'(?P<{key}>{names})' for key, names in _HEADERS.items())})"
-    r"(?:\*{1,2})?[ \t]*+(?::(?:\*{1,2})?|[-–—]?[ \t]*+(?=\r?\n|$))",
-    re.IGNORECASE,
+    r"(?:\*{1,2})?[ \t]*+(?::(?:\*{1,2})?|[-–—]?[ \t]*+(?=\r?\n|$))"
 )
 # Upper-case headers without a colon.
 _SHOUTED = re.compile(
@@ -39,13 +38,12 @@ _SHOUTED = re.compile(
 # MIMIC-CXR's addenda have no colon, and its final report follows the preliminary one.
 _ADDENDUM = re.compile(r"(?:^|\n)[ \t]*+ADDENDUM[ \t]{2,}+(?=\S)")
 _FINAL = re.compile(r"\n[ \t_]*+FINAL REPORT[ \t:]*+(?=\r?\n|$)")
-_BOILERPLATE = re.compile(
-    r"\s*+(?:\*+\s*+)?(?:FINAL|PRELIMINARY|WET READ)?\s*+(?:RADIOLOGY )?REPORT\s*+:?\s*+", re.IGNORECASE
-)
+_BOILERPLATE = re.compile(r"(?i)\s*+(?:\*+\s*+)?(?:FINAL|PRELIMINARY|WET READ)?\s*+(?:RADIOLOGY )?REPORT\s*+:?\s*+")
 # The examination in capitals: before a colon, or without one ("PORTABLE CHEST OF ___") before a blank line.
 _EXAM_LINE = re.compile(
-    r"\s*+(?:(?=[^\n:]*\b(?:CHEST|RADIOGRAPHS?|VIEWS?|PORTABLE|CXR)\b)[A-Z0-9 ,./()&-]{4,90}:|(?:PORTABLE|AP|PA"
-    r"|FRONTAL|SINGLE|UPRIGHT|SUPINE|CHEST (?:RADIOGRAPH|X-RAY|PA|AP))\b[A-Z0-9 ,/()&_-]{0,90}\r?\n[ \t]*\r?\n)"
+    r"\s*+(?:(?=[^\n:]*\b(?:CHEST|RADIOGRAPHS?|VIEWS?|PORTABLE|CXR)\b)[A-Z0-9 ,./()&-]{4,90}:"
+    r"|(?:PORTABLE|AP|PA|FRONTAL|SINGLE|UPRIGHT|SUPINE|CHEST (?:RADIOGRAPH|X-RAY|PA|AP))\b[A-Z0-9 ,/()&_-]{0,90}\r?\n"
+    r"[ \t]*\r?\n)"
 )
 _BLANK_LINE = re.compile(r"\n[ \t]*\r?\n")
 _WORD = re.compile(r"\S")
@@ -139,27 +137,3 @@ def clean(text: str) -> str:
     text = _BLANKS.sub(lambda m: "x-ray" if "-" in m[0] else " ", text)
     text = _NUMBERING.sub(r"\1 ", text)
     return _MARKS.sub(r"\1", _COMMAS.sub("", " ".join(text.split()))).strip(" ,;:-*")
-
-
-def prompt(report: str, mode: str = "impression") -> str:
-    """The text given to the model.
-
-    Args:
-        report: a report in any format `sections` reads.
-        mode: "impression" (if missing, the findings, as in the paper), "findings" (if missing, the impression) or
-            "report" (findings, then impression).
-
-    Raises:
-        InputError: unknown mode, or nothing is left of the report once placeholders are removed.
-    """
-    orders = {"impression": ("impression", "findings"), "findings": ("findings", "impression")}
-    if mode not in (*orders, "report"):
-        raise InputError(f"unknown prompt mode {mode!r}: expected impression, findings or report")
-    parts = sections(report)
-    texts = [clean(parts.get(key, "")) for key in orders.get(mode, ("findings", "impression"))]
-    texts = [text for text in texts if any(map(str.isalnum, text))]
-    if not texts:
-        raise InputError(
-            "empty report: neither an impression nor findings are left once headers and placeholders are removed"
-        )
-    return " ".join(texts) if mode == "report" else texts[0]
