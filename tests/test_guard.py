@@ -836,6 +836,12 @@ class TestIdentifiers:
     def test_letters_and_separators_do_not_hide_a_form(self, text):
         assert found(guard.private([], ["mimic"]), *printed(text)) == ["MIMIC subject_id"]
 
+    @pytest.mark.parametrize("numbers", [[50, 100, 150], [10, 100, 200], [1.5, 123.4, 234.5, 345.1, 456.2, 567.3]])
+    def test_lists_of_numbers_are_no_grouped_number(self, numbers):
+        only = guard.private([], ["mimic"])
+        assert found(only, embedded(go.Figure(go.Scatter(x=numbers, y=numbers)))) == []
+        assert found(only, *printed(json.dumps(numbers, separators=(",", ":")))) == []
+
     def test_of_another_source_do_not_count(self):
         assert found(guard.private([], ["vindr"]), *printed("12345678 parameters")) == []
         assert found(guard.private([]), *printed("12345678 parameters")) == ["MIMIC subject_id"]

@@ -54,7 +54,8 @@ _HASH = re.compile(
 )
 _INTEGER = re.compile(r"(?<!\d)(?<!\d\.)\d+(?!\d|\.\d*[1-9])")
 _GROUPED = re.compile(r"\d{1,3}(?: \d{3})+(?!\d)|\d+(?:[^\w\s]\s*\d+|_\d+)+")
-_THOUSANDS = re.compile(r"(?<=\d)[,_'’](?=\d{3}(?!\d))")
+# Not the commas of a list: [50,100,150] and [1.5,123.4] are several numbers.
+_THOUSANDS = re.compile(r"(?<![\[\d,.])\d{1,3}(?:[,_'’]\d{3})+(?!\d|,\d|\])")
 _TOKEN = re.compile(r"[^\W_]*[^\W\d_][^\W_]*")
 # Characters of the shortest identifier, and of a part that gives a long one away.
 _ID, _PART = 6, 12
@@ -230,16 +231,20 @@ def _forms(names: Iterable[str]) -> tuple[set[str], dict[int, set[str]]]:
     return words, parts
 
 
+def _digits(number: re.Match[str]) -> str:
+    return re.sub(r"\D", "", number[0])
+
+
 def _identifiers(text: str, known: Private) -> list[str]:
     """Names of the identifiers and folders in a folded text."""
     found = ["data folder"] if any(folder in text for folder in known.folders) else []
     plain = _HASH.sub(" ", text)
     for name, pattern in known.patterns.items():
-        versions = (text,) if "a-f" in pattern.pattern else (plain, _THOUSANDS.sub("", plain))
+        versions = (text,) if "a-f" in pattern.pattern else (plain, _THOUSANDS.sub(_digits, plain))
         found += [name] if any(map(pattern.search, versions)) else []
     integers = [n for n in _INTEGER.findall(text) if len(n) < _LONG]
     joined = [n[cut] for n in integers for k in range(_ID, len(n) - _ID + 1) for cut in (slice(k), slice(-k, None))]
-    grouped = (re.sub(r"\D", "", number) for number in _GROUPED.findall(text))
+    grouped = map(_digits, _GROUPED.finditer(text))
     signs = _alphanumeric(text)
     if not known.words.isdisjoint((*integers, *joined, *grouped, *_TOKEN.findall(text))) or any(
         signs[i : i + n] in parts for n, parts in known.parts.items() for i in range(len(signs) - n + 1)
