@@ -83,6 +83,7 @@ class FinetuneSettings(_Settings):
         warmup: steps of linear warm-up.
         weight_decay, max_grad_norm: of AdamW, and of gradient clipping.
         ucg: share of prompts replaced by the empty one, for classifier-free guidance.
+        min_snr: γ of the min-SNR weighting of timesteps (Hang et al. 2023); default: all weigh the same.
         ema_decay: of the exponential moving average of the weights, which is what is saved and scored.
         checkpoint_every: steps between checkpoints.
         precision: of the computation on a GPU.
@@ -97,6 +98,7 @@ class FinetuneSettings(_Settings):
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     ucg: float = Field(0.1, ge=0, le=1)
+    min_snr: float | None = Field(None, gt=0)
     ema_decay: float = Field(0.9999, ge=0, lt=1)
     checkpoint_every: int = Field(gt=0)
     precision: Literal["no", "fp16", "bf16"] = "no"

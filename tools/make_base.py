@@ -122,8 +122,9 @@ def pretrain(
         text_learning_rate=1e-6,
         warmup=200,
         ucg=0.1,
+        min_snr=5,
         ema_decay=0.999,
-        checkpoint_every=1000,
+        checkpoint_every=500,
     )
     finetune(pipeline, normal, settings, work / "unet", seed=seed)
     out.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
+from diffusers.training_utils import EMAModel, compute_snr
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -372,11 +372,22 @@ class _Training:
         if not self.recipe.text_learns and "states" not in text:
             text = {"states": models.text_states(self.pipeline.text_encoder, text).float()}
         predicted, states = self.model(self.schedule.add_noise(x, noise, times), times, text, learns)
-        loss = F.mse_loss(predicted.float(), models.prediction_target(self.schedule, x, noise, times))
+        target = models.prediction_target(self.schedule, x, noise, times)
+        loss = F.mse_loss(predicted.float(), target, reduction="none").flatten(1).mean(dim=1)
+        loss = (loss * self._weights(times)).mean()
         if not learns:
             return loss, None
         reference = None if self.reference is None else self.reference[chosen].to(x.device)
         return loss, self.recipe.penalty(states, reference, text["attention_mask"])
+
+    def _weights(self, times: Tensor) -> Tensor:
+        """Weight of each row's loss: 1, or min-SNR-γ (Hang et al. 2023, eq. 9 and its form for the velocity)."""
+        gamma = self.settings.min_snr
+        if gamma is None:
+            return torch.ones(len(times), device=times.device)
+        snr = compute_snr(self.schedule, times)
+        velocity = self.schedule.config.prediction_type == "v_prediction"
+        return snr.clamp(max=gamma) / (snr + velocity)
 
 
 @contextmanager

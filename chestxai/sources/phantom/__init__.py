@@ -6,15 +6,15 @@ known in closed form; Beer–Lambert turns it into photons, a scatter fraction a
 noise counts them, and the scanner's response curve displays the logarithm, bone white and air black. A finding is
 added fluid (or, for pneumothorax, removed lung) of known thickness, so its mask is exact.
 
-Lengths are centimetres; x runs to the image's right (the patient's left), y down, z away from the viewer. The field
-of view is 34 × 34 cm.
+Lengths are centimetres; x runs to the image's right (the patient's left), y down, z away from the viewer. The side
+of the field of view differs from patient to patient, and so does the place of the chest in it.
 """
 
 from __future__ import annotations
 
 from chestxai import runs
 from chestxai.sources.cards import Card
-from chestxai.sources.phantom.anatomy import FIELD, MU, chord
+from chestxai.sources.phantom.anatomy import MU, chord
 from chestxai.sources.phantom.patients import SPLITS, Lesion, Patient, generator, patient
 from chestxai.sources.phantom.rendering import MASK_FRACTION, PHOTONS, attenuation, expose, render
 from chestxai.sources.phantom.texts import write_report
@@ -22,7 +22,7 @@ from chestxai.sources.records import Studies, ensure
 from chestxai.studies import Study
 
 __all__ = [
-    "CARD", "FIELD", "MASK_FRACTION", "MU", "PHOTONS", "Lesion", "Patient", "attenuation", "chord", "expose", "load",
+    "CARD", "MASK_FRACTION", "MU", "PHOTONS", "Lesion", "Patient", "attenuation", "chord", "expose", "load",
     "patient", "render", "write_report",
 ]  # fmt: skip
 

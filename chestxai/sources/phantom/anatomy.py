@@ -9,8 +9,6 @@ from scipy.ndimage import gaussian_filter
 
 from chestxai.sources.phantom.patients import Patient
 
-#: Side of the field of view in cm.
-FIELD = 34.0
 #: Linear attenuation coefficients in 1/cm at the effective energy of a chest radiograph (about 60 keV; NIST XCOM:
 #: water 0.206, cortical bone 0.6 at 1.9 g/cm³; inflated lung a quarter of water; trabecular bone in between).
 MU = {"soft": 0.20, "lung": 0.05, "bone": 0.42, "fluid": 0.21}
@@ -45,10 +43,10 @@ class Chest:
     """
 
     def __init__(self, patients: Sequence[Patient], size: int) -> None:
-        axis = ((np.arange(size) + 0.5) * (FIELD / size) - FIELD / 2).astype(np.float32)
-        shift = np.array([p.shift for p in patients], dtype=np.float32)
+        axis = ((np.arange(size) + 0.5) / size - 0.5).astype(np.float32)
+        field, across, down = (_column(values) for values in zip(*((p.field, *p.shift) for p in patients), strict=True))
         self.patients, self.size = patients, size
-        self.x, self.y = axis[None, None, :] - shift[:, 0, None, None], axis[None, :, None] - shift[:, 1, None, None]
+        self.x, self.y = axis[None, None, :] * field - across, axis[None, :, None] * field - down
         self.habitus, self.rotation, self.inspiration, self.heart, self.age = (
             _column([getattr(p, name) for p in patients])
             for name in ("habitus", "rotation", "inspiration", "heart", "age")
@@ -61,7 +59,9 @@ class Chest:
         x, y, hab, w = self.x, self.y, self.habitus, self.width
         wall = 15.0 + 1.3 * hab
         torso = chord(x / (wall * 1.12), (y - 4) / 30, 11.0 + 1.2 * hab)
-        shoulders = sum(chord((x - s * 15.5 * w) / 6.5, (y + 17.5) / 6.5, 6.0) for s in SIDES)
+        # Shoulders above, upper arms below.
+        along = (y + 17.5) / np.where(y < -17.5, 6.5, 17.0)
+        shoulders = sum(chord((x - s * 16.0 * w) / 6.0, along, 6.0) for s in SIDES)
         neck = chord(x / 5.2, (y + 19) / 8, 5.0)
         body = np.maximum(np.maximum(torso * edge(15.5 - np.abs(y + 1.0 + 0.04 * x * x) + 6, 2.0), shoulders), neck)
         depth = 2.0 + 0.7 * np.clip(hab, -1, 2)
@@ -165,9 +165,9 @@ class Chest:
 
     def devices(self) -> np.ndarray:
         """Attenuation (not centimetres) by central lines, tubes and pacemakers."""
-        step = FIELD / self.size
         out = np.zeros(np.broadcast_shapes(self.x.shape, self.y.shape), np.float32)
         for i, (p, x, y) in enumerate(zip(self.patients, self.x, self.y, strict=True)):
+            step = p.field / self.size
             if p.device == "central line":
                 path = -1.3 - 2.2 * np.exp(-((y + 9) ** 2) / 14) * (y < -6)
                 out[i] = 0.9 * np.exp(-(((x - path) / max(0.16, 0.4 * step)) ** 2)) * (y < 1.5)

@@ -35,13 +35,18 @@ class Lesion:
 
 @dataclass(frozen=True)
 class Patient:
-    """One exposure: habitus and geometry (cm), technique, and the lesions; ``noise`` seeds texture and quanta."""
+    """One exposure: habitus and geometry in cm, technique, and the lesions.
+
+    ``field`` is the side of the field of view, ``shift`` moves the chest in it to the right and down; ``noise`` seeds
+    texture and quanta.
+    """
 
     view: str
     sex: str
     age: int
     habitus: float
     rotation: float
+    field: float
     shift: tuple[float, float]
     inspiration: float
     heart: float
@@ -74,6 +79,8 @@ def patient(seed: int, split: str, person: int, visit: int, normal: bool = False
     sex, age, habitus, heart = "FM"[int(p.random() < 0.5)], int(p.integers(20, 90)), p.normal(), p.uniform(0.9, 1.05)
     v = generator(seed, split, person, visit)
     view = "AP" if v.random() < 0.35 else "PA"
+    field = v.uniform(32, 44)
+    room = (field - 32) / 2 + 1.5
     device = str(v.choice(["", "", "", "central line", "pacemaker", "endotracheal tube"])) if view == "AP" else ""
     return Patient(
         view=view,
@@ -81,7 +88,10 @@ def patient(seed: int, split: str, person: int, visit: int, normal: bool = False
         age=age,
         habitus=float(np.clip(habitus, -2, 2)),
         rotation=float(v.normal(0, 0.5)),
-        shift=(float(v.normal(0, 0.5)), float(v.normal(0, 0.6))),
+        # Zoom and position differ as they do between machines and radiographers: where a finding usually is says
+        # little about where it is in one image.
+        field=float(field),
+        shift=(float(v.uniform(-1, 1) * room), float(v.uniform(-1, 1) * room)),
         inspiration=float(v.uniform(0.85, 1.05) * (0.93 if view == "AP" else 1)),
         heart=float(heart),
         exposure=float(v.normal(0, 0.6)),
