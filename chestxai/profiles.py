@@ -120,6 +120,8 @@ class GroundingSettings(_Settings):
         draws: noises per timestep.
         target: tokens that are read: those naming the finding, or the whole phrase.
         batch: rows of one pass through the U-Net.
+        swaps, swap_every: images of other patients on which each phrase is read again, at every ``swap_every``-th of
+            the timesteps (see `chestxai.faithfulness`).
     """
 
     method: Method = "noised"
@@ -130,6 +132,8 @@ class GroundingSettings(_Settings):
     draws: int = Field(1, gt=0)
     target: Literal["finding", "phrase"] = "finding"
     batch: int = Field(64, gt=0)
+    swaps: int = Field(4, gt=0)
+    swap_every: int = Field(3, gt=0)
 
     @model_validator(mode="after")
     def _fits(self) -> GroundingSettings:
@@ -157,9 +161,16 @@ class SamplingSettings(_Settings):
 
 
 class StatisticsSettings(_Settings):
-    """Intervals: ``resamples`` is the number of patient-clustered bootstrap resamples."""
+    """Intervals and the endpoint.
+
+    Attributes:
+        resamples: number of patient-clustered bootstrap resamples.
+        endpoint: columns of ``grounding.csv`` that decide the verdict, declared before any map is scored: a variant
+            points if it passes all of them (what the image adds, and what the word adds). All others are secondary.
+    """
 
     resamples: int = Field(2000, ge=100)
+    endpoint: tuple[str, ...] = Field(("gain_auc_roc", "word"), min_length=1)
 
 
 def _by_name(value: Any) -> Any:

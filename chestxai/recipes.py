@@ -189,12 +189,12 @@ def layer_names(encoder: nn.Module) -> list[str]:
 
 
 def randomise(encoder: nn.Module, seed: int) -> None:
-    """Replace all weights of a text encoder by those its architecture starts with, drawn with ``seed``."""
+    """Replace all weights of a text encoder, or a U-Net, by those its architecture starts with, drawn with ``seed``."""
     import torch
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        fresh = type(encoder)(encoder.config)
+        fresh = getattr(type(encoder), "from_config", type(encoder))(encoder.config)
     state = fresh.state_dict()
     # A part that was removed, such as an unused pooler, is not missed.
     encoder.load_state_dict({name: state[name].to(value) for name, value in encoder.state_dict().items()})

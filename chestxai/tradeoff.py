@@ -18,10 +18,17 @@ from scipy.optimize import brentq
 from scipy.stats import t as student
 
 from chestxai import stats
-from chestxai.localization import LOWER_IS_BETTER, NAMES, SCORES
+from chestxai.localization import COLUMNS, LOWER_IS_BETTER, NAMES, SCORES
 from chestxai.runs import InputError, Run
 from chestxai.stats import Difference, Interval
 
+#: What a localization score stands beside → the prefix of its column.
+REFERENCES = {
+    "swapped image": "swap_",
+    "location prior": "prior_",
+    "prior of the text": "text_prior_",
+    "chance": "chance_",
+}
 _KEY = ["study", "finding", "phrase"]
 
 
@@ -56,7 +63,7 @@ def table(runs: Sequence[Path], n: int = 2000, level: float = 0.95) -> pd.DataFr
 
     Returns:
         columns ``variant, seed, step, phrases, patients``; the mean of every localization score with ``<score>_low``
-        and ``<score>_high`` (patient-clustered bootstrap), ``prior_<score>`` and ``chance_<score>``; every number of
+        and ``<score>_high`` (patient-clustered bootstrap), and the same of its `REFERENCES`; every number of
         ``fidelity.json``. NaN where a step lacks one. Rows in order of variant, seed and step.
 
     Raises:
@@ -247,8 +254,8 @@ def estimates(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000, lev
         n, level: resamples (with one seed) and confidence level of the intervals.
 
     Returns:
-        rows: the measures in the table, by their printed name. Columns: the variants, ``location prior``, ``chance``
-        and ``real images``. Cells: `Interval`, a number where there is no interval (KID), or NaN.
+        rows: the measures in the table, by their printed name. Columns: the variants, the `REFERENCES` and ``real
+        images``. Cells: `Interval`, a number where there is no interval (KID), or NaN.
 
     Raises:
         InputError: a variant has several seeds, and ``runs`` are not its folders.
@@ -261,7 +268,7 @@ def estimates(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000, lev
         row: dict[str, Interval | float] = {}
         for variant, rows in last.groupby("variant", sort=True):
             rows = rows[rows[column].notna()]
-            if column in SCORES and len(rows) > 1:
+            if column in COLUMNS and len(rows) > 1:
                 members = folders.get(variant, [])
                 if sorted(map(_seed, members)) != sorted(rows["seed"]):
                     raise InputError(f"{variant} has {len(rows)} seeds: give the folders of these runs as runs=")
@@ -269,7 +276,7 @@ def estimates(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000, lev
                 row[variant] = _interval(scores, n, level) if len(scores) else math.nan
             else:
                 row[variant] = _over_seeds(rows, column, level)
-        sources = {"location prior": f"prior_{column}", "chance": f"chance_{column}", "real images": f"{column}_real"}
+        sources = {name: f"{prefix}{column}" for name, prefix in REFERENCES.items()} | {"real images": f"{column}_real"}
         out[name] = row | {reference: _whole(overall, source) for reference, source in sources.items()}
     frame = pd.DataFrame.from_dict(out, orient="index", dtype=object)
     return frame.loc[:, frame.notna().any()]
@@ -416,13 +423,14 @@ def _fidelity(folder: Path) -> dict[int, dict[str, float]]:
 
 def _localization(rows: pd.DataFrame, n: int, level: float) -> dict[str, float]:
     out: dict[str, float] = {"phrases": len(rows), "patients": rows["patient"].nunique()}
-    for name in [s for s in SCORES if s in rows]:
+    for name in [c for c in COLUMNS if c in rows]:
         finite = rows[rows[name].notna()]
         interval = Interval(math.nan, math.nan, math.nan)
         if len(finite):
             interval = stats.bootstrap_ci(finite[name], finite["patient"], n=n, level=level)
         out |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
-        out |= {c: float(rows[c].mean()) for c in (f"prior_{name}", f"chance_{name}") if c in rows}
+        beside = (f"{prefix}{name}" for prefix in REFERENCES.values())
+        out |= {c: float(rows[c].mean()) for c in beside if c in rows}
     return out
 
 

@@ -126,7 +126,7 @@ def by_hand(pipeline, image, prompt, phrase, timesteps, seed, layers="all", draw
 
     handles = [known[name].register_forward_pre_hook(read(name), with_kwargs=True) for name in sums]
     for t in timesteps:
-        noise = passes._noise(x.shape[1:], seed, passes.image_key(image), t, draw)
+        noise = models.seeded_noise(x.shape[1:], seed, passes.image_key(image), t, draw)
         alpha = pipeline.scheduler.alphas_cumprod[t]
         pipeline.unet(alpha.sqrt() * x + (1 - alpha).sqrt() * noise, t, states)
     for handle in handles:
@@ -195,7 +195,7 @@ def test_inversion_follows_ddims_equation_backwards(either, images):
 @torch.no_grad()
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_generation_draws_what_stock_diffusers_draws_and_is_read_meanwhile(either, guidance):
-    latents = passes._noise((4, 8, 8), 5, 0, 0)[None]
+    latents = models.seeded_noise((4, 8, 8), 5, 0, 0)[None]
     tokens = reports.token_positions(either.tokenizer, PROMPT, "pleural effusion")
     with attention.capture(either.unet, [tokens], times="keep") as seen:
         seen.rows([-1, 0] if guidance > 1 else [0])
@@ -258,7 +258,7 @@ def test_neighbours_and_batch_size_make_no_difference(either, images):
 
 def test_noise_depends_on_image_timestep_draw_and_seed_and_nothing_else(pipeline, images, monkeypatch):
     def seen_by(model, chosen, times, **options):
-        taken, original = {}, passes._noise
+        taken, original = {}, models.seeded_noise
 
         def noise(shape, seed, image, t, draw):
             made = original(shape, seed, image, t, draw)
@@ -266,7 +266,7 @@ def test_noise_depends_on_image_timestep_draw_and_seed_and_nothing_else(pipeline
             return made
 
         with monkeypatch.context() as patch:
-            patch.setattr(passes, "_noise", noise)
+            patch.setattr(models, "seeded_noise", noise)
             n = len(chosen)
             ground_many(model, images[chosen], [PROMPT] * n, ["left"] * n, timesteps=times, **options)
         return taken

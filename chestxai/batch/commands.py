@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chestxai import profiles
-from chestxai.batch import grid
+from chestxai.batch import grid, study
 from chestxai.batch.execute import run, some, summary
 from chestxai.batch.graph import Cell, Node, plan, plan_grid
 from chestxai.batch.replay import replay
@@ -65,7 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.grid:
         if options.profile or options.variants or options.seeds:
             raise InputError(f"{options.grid} names profile, variants and seeds: omit --profile, --variants, --seeds")
-        cells = grid.load(options.grid, options.out)
+        cells, split = grid.load(options.grid, options.out), grid.read(options.grid).score
+        if split and not options.dry_run:
+            out = (options.out or profiles.RUNS) / f"study-{options.grid.stem}"
+            path = profiles.DATA / "results" / f"{options.grid.stem}.csv"
+            table = study.run(study.jobs(cells, split, options.data, out), path, options.workers or 2)
+            print(f"{table['identity'].nunique()} runs in {path}")
+            return 0
         nodes = plan_grid(cells, data=options.data, out=options.out)
         title = f"Grid {options.grid.stem}: {len(cells)} settings."
     else:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -32,7 +32,10 @@ _NOT_VARIED = ("name", "description", "seeds")
 
 
 class Grid(BaseModel):
-    """The content of a grid file; variants and seeds default to those of the profile."""
+    """The content of a grid file; variants and seeds default to those of the profile.
+
+    ``score`` makes it a study (`chestxai.batch.study`): without notebooks, scored on this split.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,6 +43,7 @@ class Grid(BaseModel):
     variants: tuple[str, ...] | None = Field(None, min_length=1)
     seeds: tuple[int, ...] | None = Field(None, min_length=1)
     settings: dict[str, tuple[Any, ...]] = {}
+    score: Literal["val", "test"] | None = None
 
 
 def load(path: Path, out: Path | None = None) -> list[Cell]:
@@ -55,15 +59,24 @@ def load(path: Path, out: Path | None = None) -> list[Cell]:
     Raises:
         InputError: not a grid, an unknown setting, a value out of range or repeated; names the file and the key.
     """
+    grid = read(path)
+    try:
+        return _cells(grid, out)
+    except ValidationError as error:
+        raise InputError(f"{path}: {profiles.describe_errors(error, 'grid')}") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def read(path: Path) -> Grid:
+    """The content of a grid file; raises as `load`."""
     path = Path(path)
     if not path.is_file():
         raise MissingError(f"{path}: there is no such grid file; data/grids holds one to start from")
     try:
-        return _cells(Grid.model_validate(runs.read_yaml(path)), out)
+        return Grid.model_validate(runs.read_yaml(path))
     except ValidationError as error:
         raise InputError(f"{path}: {profiles.describe_errors(error, 'grid')}") from error
-    except InputError as error:
-        raise error if str(error).startswith(str(path)) else InputError(f"{path}: {error}") from error
 
 
 def _cells(grid: Grid, out: Path | None) -> list[Cell]:

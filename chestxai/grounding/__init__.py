@@ -19,11 +19,12 @@ leaves the maps of a run's checkpoints where chapter 3 of the book finds them fi
 """
 
 from chestxai.grounding.command import main
-from chestxai.grounding.dataset import ground_run, ground_truths, target_words
+from chestxai.grounding.dataset import CHUNK, ground_run, ground_truths, target_span, target_words
 from chestxai.grounding.heatmaps import Heatmap, ground, ground_groups, ground_layers, ground_many
 from chestxai.grounding.passes import Passes, paper_timesteps
 
 __all__ = [
+    "CHUNK",
     "Heatmap",
     "Passes",
     "ground",
@@ -34,5 +35,6 @@ __all__ = [
     "ground_truths",
     "main",
     "paper_timesteps",
+    "target_span",
     "target_words",
 ]

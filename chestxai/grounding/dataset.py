@@ -15,21 +15,32 @@ from chestxai.grounding.heatmaps import ground_many
 from chestxai.grounding.passes import paper_timesteps
 from chestxai.profiles import GroundingSettings, Profile
 from chestxai.runs import DivergedError, InputError, Run
-from chestxai.studies import Fit, Frame, GroundTruth
+from chestxai.studies import Finding, Fit, Frame, GroundTruth
 
 #: Phrases whose maps are written together: what a kill can cost.
 CHUNK = 64
 
 
+def target_span(finding: Finding, target: str = "finding") -> tuple[int, int]:
+    """Characters ``(start, end)`` of a finding's phrase that are read.
+
+    Args:
+        finding: with its phrase.
+        target: "finding" for the words that name the finding (all words if none does), "phrase" for all words.
+    """
+    named = reports.name_span(finding.phrase, finding.name, finding.side) if target == "finding" else None
+    return named or (0, len(finding.phrase))
+
+
 def target_words(truth: GroundTruth, target: str = "finding") -> str:
-    """The words of a phrase that are read.
+    """The words at `target_span`.
 
     Args:
         truth: a row of the data set.
-        target: "finding" for the words that name the finding (all words if none does), "phrase" for all words.
+        target: see `target_span`.
     """
-    named = reports.name_in(truth.finding.phrase, truth.finding.name) if target == "finding" else ""
-    return named or truth.finding.phrase
+    start, end = target_span(truth.finding, target)
+    return truth.finding.phrase[start:end]
 
 
 def ground_truths(
@@ -83,9 +94,7 @@ def ground_truths(
             return {}, lines
         return {"maps": torch.from_numpy(maps), "rows": torch.tensor([rows.start + i for i in kept])}, lines
 
-    stored, skipped = runs.resumable(
-        Path(path), name, len(truths), compute, chunk=CHUNK, description=description
-    )
+    stored, skipped = runs.resumable(Path(path), name, len(truths), compute, chunk=CHUNK, description=description)
     if not stored:
         raise InputError(
             f"none of {len(truths)} phrases could be grounded; the first: {(skipped or ['no phrases'])[0]}"
@@ -101,7 +110,7 @@ def _ground_chunk(
     kept, lines = [], []
     for i, truth in enumerate(chunk):
         try:
-            words = target_words(truth, settings.target)
+            words = target_span(truth.finding, settings.target)
             reports.token_positions(pipeline.tokenizer, truth.finding.phrase, words)
             image = Frame(*truth.study.size, size, fit).image(truth.study.pixels())
             kept.append((i, image, truth.finding.phrase, words))
@@ -127,7 +136,11 @@ def _ground_chunk(
 
 
 def ground_run(
-    profile: Profile, run: Run | Path, truths: Sequence[GroundTruth]
+    profile: Profile,
+    run: Run | Path,
+    truths: Sequence[GroundTruth],
+    pipeline: StableDiffusionPipeline | None = None,
+    steps: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, np.ndarray, list[GroundTruth], list[str]]]:
     """`ground_truths` of the base, which is step 0, and of every checkpoint of a finished run.
 
@@ -138,6 +151,8 @@ def ground_run(
         profile: the one the run was made with.
         run: a run or its folder.
         truths: of the profile's test split.
+        pipeline: of the profile's base, which gets the checkpoints' weights; default: it is loaded.
+        steps: checkpoints; default: all, and 0 for the base.
 
     Yields:
         The step, and what `ground_truths` returns.
@@ -148,8 +163,8 @@ def ground_run(
     """
     run = (run if isinstance(run, Run) else Run(run)).check_finished()
     identity = run.record()["identity"]
-    pipeline = models.load_pipeline(profile.base, device=PartialState().device)
-    for step in (0, *run.steps()):
+    pipeline = pipeline or models.load_pipeline(profile.base, device=PartialState().device)
+    for step in (0, *run.steps()) if steps is None else steps:
         if step:
             finetune.load_checkpoint(pipeline, run, step)
         maps, rows, skipped = ground_truths(

@@ -89,6 +89,7 @@ def ground_many(
     images: np.ndarray | None,
     prompts: Sequence[str],
     phrases: Sequence[str],
+    keys: Sequence[int] | None = None,
     **options: Any,
 ) -> np.ndarray:
     """Heatmaps of many (image, prompt, phrase): float32 ``(n, h, w)`` at the resolution of the largest map.
@@ -101,12 +102,13 @@ def ground_many(
         images: uint8 ``(n, s, s)``; None for "generation".
         prompts: ``n`` texts.
         phrases: ``n`` passages of them.
+        keys: name the noise of each row, so that two images can be seen under the same one; default: the image does.
         options: fields of `Passes`.
 
     Raises:
         InputError, DivergedError: as `ground`, naming the row.
     """
-    seen, _ = read_attention(pipeline, images, prompts, phrases, make_passes(options))
+    seen, _ = read_attention(pipeline, images, prompts, phrases, make_passes(options), keys=keys)
     return _maps(seen, phrases)
 
 

@@ -83,6 +83,7 @@ def read_attention(
     *,
     times: attention.Times = "mean",
     others: bool = False,
+    keys: Sequence[int] | None = None,
 ) -> tuple[attention.Capture, torch.Tensor | None]:
     """Run the U-Net and read its attention, one slot per phrase.
 
@@ -94,6 +95,7 @@ def read_attention(
         passes: how.
         times: see `attention.capture`.
         others: also read the tokens that are no words, as further groups.
+        keys: name the noise of each row; default: `image_key` of its image.
 
     Returns:
         What was captured, and the latents of generated images, None for the other methods.
@@ -124,16 +126,16 @@ def read_attention(
             ]
             return seen, torch.cat(latents)
         # One image may carry several phrases: encode it once.
-        keys = [image_key(image) for image in images]
-        first = {key: i for i, key in reversed(list(enumerate(keys)))}
+        pixels = [image_key(image) for image in images]
+        first = {key: i for i, key in reversed(list(enumerate(pixels)))}
         latents = models.encode_images(pipeline, images[list(first.values())]).cpu()
         place = {key: i for i, key in enumerate(first)}
-        latents = latents[[place[key] for key in keys]]
+        latents = latents[[place[key] for key in pixels]]
         if passes.method == "inversion":
             for part in torch.arange(rows).split(passes.batch):
                 _invert(pipeline, seen, part, latents, text, timesteps, passes.steps)
         else:
-            _noised(pipeline, seen, keys, latents, text, timesteps, passes)
+            _noised(pipeline, seen, keys or pixels, latents, text, timesteps, passes)
     return seen, None
 
 
@@ -186,7 +188,7 @@ def _noised(
     for start in range(0, len(plan), passes.batch):
         part = plan[start : start + passes.batch]
         rows = [i for i, _, _ in part]
-        noise = torch.stack([_noise(latents.shape[1:], passes.seed, keys[i], t, d) for i, t, d in part])
+        noise = torch.stack([models.seeded_noise(latents.shape[1:], passes.seed, keys[i], t, d) for i, t, d in part])
         times = torch.tensor([t for _, t, _ in part])
         noisy = schedule.add_noise(latents[rows], noise, times).to(text)
         seen.rows(rows)
@@ -227,7 +229,7 @@ def _generate(
     schedule.set_timesteps(passes.steps)
     side = pipeline.unet.config.sample_size
     shape = (pipeline.unet.config.in_channels, side, side)
-    x = torch.stack([_noise(shape, passes.seed, int(row), draw) for row in rows]).to(text)
+    x = torch.stack([models.seeded_noise(shape, passes.seed, int(row), draw) for row in rows]).to(text)
     guided = passes.guidance > 1
     states = torch.cat([empty.expand(len(rows), -1, -1), text[rows]]) if guided else text[rows]
     none = torch.full_like(rows, -1)
@@ -245,11 +247,6 @@ def _generate(
 def image_key(image: np.ndarray) -> int:
     """A number for the pixels of an image: 63 bits of SHA-256, so that no two images share it."""
     return int.from_bytes(hashlib.sha256(np.ascontiguousarray(image)).digest()[:8]) >> 1
-
-
-def _noise(shape: Sequence[int], *key: int) -> torch.Tensor:
-    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
-    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(int(state) >> 1))
 
 
 def make_passes(options: dict[str, Any]) -> Passes:

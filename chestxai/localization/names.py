@@ -13,7 +13,17 @@ LABELS: dict[str, str] = {
     "ms_ssim": "MS-SSIM within a prompt",
     "classifier_auc": "classifier AUC",
     "transfer_auc": "train on generated, test on real: AUC",
+    "gain_auc_roc": "AUC-ROC gained by the image",
+    "word": "own word, own place",
+    "mirror": "true side",
+    "mirror_sided": "true side, side in the prompt",
+    "conflict": "image against a wrong side",
+    "presence": "peak where the finding is",
+    "gain_word": "own word, gained by the image",
     "auc_roc": "AUC-ROC",
+    "auc_roc_shuffled": "shuffled AUC",
+    "auc_roc_field": "AUC-ROC where findings can lie",
+    "peer_auc_roc": "AUC-ROC of another patient's map",
     "pointing_game": "Top-1",
     "cnr": "CNR",
     "iou": "IoU",
@@ -40,3 +50,7 @@ LOWER_IS_BETTER = frozenset({"fid", "kid", "centre_distance", "centre_distance_p
 NAMES = {c: label + ("" if c == "ms_ssim" else " ↓" if c in LOWER_IS_BETTER else " ↑") for c, label in LABELS.items()}
 #: The scores of the book (`score`), in the order of a grounding table's columns.
 SCORES = ("auc_roc", "pointing_game", "cnr", "iou", "dice", "miou", "bbox_iou", "centre_distance")
+#: Tests of `chestxai.faithfulness`. The first two are the primary endpoint: what the image and what the word adds.
+FAITHFULNESS = ("gain_auc_roc", "word", "mirror", "mirror_sided", "conflict", "presence", "gain_word")
+#: Every column of ``grounding.csv`` of which the table of the trade-off takes means.
+COLUMNS = (*FAITHFULNESS, *SCORES, "auc_roc_shuffled", "auc_roc_field", "average_precision", "peer_auc_roc")

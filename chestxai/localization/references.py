@@ -13,7 +13,7 @@ from chestxai.localization import scores
 from chestxai.localization.maps import CachedMap, CachedMask
 from chestxai.localization.protocols import Protocol, get_protocol, scaled, score
 from chestxai.runs import InputError
-from chestxai.studies import Fit, Frame, GroundTruth
+from chestxai.studies import Finding, Fit, Frame, GroundTruth
 
 
 def location_prior(masks: Iterable[np.ndarray]) -> np.ndarray:
@@ -48,6 +48,32 @@ def location_priors(truths: Sequence[GroundTruth], size: int, fit: Fit = "crop")
     for truth in truths:
         by_finding[truth.finding.name].append(truth)
     return defaultdict(lambda: overall, {name: prior(some) for name, some in by_finding.items()})
+
+
+def text_priors(truths: Sequence[GroundTruth], size: int, fit: Fit = "crop") -> Callable[[Finding], np.ndarray]:
+    """A prior that reads the prompt and no image: the mean mask of the same finding, side and zone.
+
+    Args:
+        truths: Findings with masks or boxes, of training patients.
+        size: Side of the model's frame in pixels.
+        fit: How an image is fitted into the frame, see `studies.Frame`.
+
+    Returns:
+        Finding → float32 ``(size, size)``; where its side and zone never occur, the `location_prior` of its name.
+    """
+    by_place = defaultdict(list)
+    for truth in truths:
+        by_place[_place(truth.finding)].append(truth)
+    maps = {
+        place: location_prior(Frame(*t.study.size, size, fit).mask(t.finding) for t in some)
+        for place, some in by_place.items()
+    }
+    plain = location_priors(truths, size, fit)
+    return lambda finding: maps.get(_place(finding), plain[finding.name])
+
+
+def _place(finding: Finding) -> tuple[str, str | None, str | None]:
+    return finding.name, finding.side, finding.zone
 
 
 def chance(

@@ -59,6 +59,30 @@ def auc_roc(heatmap: np.ndarray, mask: np.ndarray, /, bins: int | None = None) -
     return float(np.trapezoid(hits / inside.size, (called - hits) / outside.size))
 
 
+def auc_roc_weighted(heatmap: np.ndarray, mask: np.ndarray, weights: np.ndarray) -> float:
+    """AUC-ROC whose negatives count by ``weights``: easy background counts little or not at all.
+
+    With the finding's location prior as weights it is the *shuffled AUC* of gaze prediction (Zhang et al. 2008), under
+    which the prior itself is near chance; with a bool field, the AUC within it. Chance is 0.5.
+
+    Args:
+        heatmap: Float ``(h, w)``.
+        mask: Bool ``(H, W)``.
+        weights: Non-negative ``(H, W)``.
+
+    Returns:
+        NaN where no negative has any weight.
+    """
+    inside, outside = sides(heatmap, mask)
+    weights = np.asarray(weights, dtype=np.float64)[~np.asarray(mask, dtype=bool)]
+    if not weights.any():
+        return math.nan
+    order = np.argsort(outside)
+    total = np.concatenate([[0], np.cumsum(weights[order])])
+    below, not_above = (total[np.searchsorted(outside[order], inside, side)] for side in ("left", "right"))
+    return float((below + not_above).mean() / 2 / total[-1])
+
+
 @once
 def average_precision(heatmap: np.ndarray, mask: np.ndarray, /) -> float:
     """Average precision, as ``sklearn.metrics.average_precision_score``, in (0, 1]; chance is the area of the mask.

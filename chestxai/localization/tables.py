@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from chestxai import runs
 from chestxai.localization.maps import EIGHT, CachedMask
 from chestxai.localization.protocols import PROTOCOLS, Protocol, get_protocol, score
 from chestxai.localization.references import chance
+from chestxai.localization.scores import auc_roc_weighted, average_precision
 from chestxai.runs import InputError, MissingError, Run
 from chestxai.studies import Finding, Fit, Frame, GroundTruth
 
@@ -71,8 +72,12 @@ def score_truths(
     priors: Mapping[str, np.ndarray],
     size: int,
     fit: Fit = "crop",
+    text_prior: Callable[[Finding], np.ndarray] | None = None,
 ) -> pd.DataFrame:
     """`score_table` with what a row of ``grounding.csv`` says of its phrase: study, patient, finding, phrase, kept.
+
+    Average precision, shuffled AUC and the AUC within the field where findings can lie stand beside the scores of the
+    book, as they ask more of a map than AUC-ROC does (see `auc_roc_weighted`).
 
     Args:
         heatmaps: Float ``(h, w)`` each.
@@ -80,6 +85,7 @@ def score_truths(
         priors: Finding → location prior, see `location_priors`.
         size: Side of the model's frame in pixels.
         fit: How an image is fitted into the frame, see `studies.Frame`.
+        text_prior: Of `text_priors`, for columns ``text_prior_<score>``.
     """
     frames = [Frame(*t.study.size, size, fit) for t in truths]
     masks = [frame.mask(t.finding) for t, frame in zip(truths, frames, strict=True)]
@@ -93,7 +99,18 @@ def score_truths(
         }
         for t, frame in zip(truths, frames, strict=True)
     ]
-    scores = score_table(heatmaps, masks, [priors[t.finding.name] for t in truths])
+    known = {"": heatmaps, "prior_": [priors[t.finding.name] for t in truths]}
+    scores = score_table(heatmaps, masks, known["prior_"])
+    if text_prior is not None:
+        known["text_prior_"] = [text_prior(t.finding) for t in truths]
+    field = np.sum(list(priors.values()), axis=0) > 0
+    for i, (row, mask, truth) in enumerate(zip(scores, masks, truths, strict=True)):
+        for prefix, maps in known.items():
+            row[f"{prefix}auc_roc_shuffled"] = auc_roc_weighted(maps[i], mask, priors[truth.finding.name])
+            row[f"{prefix}auc_roc_field"] = auc_roc_weighted(maps[i], mask, field)
+            row[f"{prefix}average_precision"] = average_precision(maps[i], mask)
+        if text_prior is not None:
+            row |= _prefixed("text_prior_", score(known["text_prior_"][i], mask))
     return pd.concat([pd.DataFrame(about), pd.DataFrame(scores)], axis=1)
 
 

@@ -71,6 +71,10 @@ class Run:
         """Heatmaps of a checkpoint; step 0 is the base."""
         return self.folder / "maps" / f"step-{step}.safetensors"
 
+    def probes_file(self, step: int) -> Path:
+        """Heatmaps of a checkpoint on swapped images and for changed prompts."""
+        return self.folder / "maps" / f"probes-{step}.safetensors"
+
     def samples_file(self, name: int | str) -> Path:
         """Generated images of a checkpoint (by its step) or of an experiment (by its name)."""
         stem = f"step-{name}" if isinstance(name, int) else name

@@ -1,0 +1,204 @@
+"""A study: the runs of a grid without notebooks, scored on one split, a row for each run and checkpoint.
+
+A grid file with ``score: val`` or ``score: test`` is a study. Its table goes to ``data/results/<name>.csv`` beside
+``<name>.json``, which says how it was made. Runs are kept in ``runs/study-<name>``. A study is resumed, and keeps the
+rows of runs that have not changed.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from chestxai import profiles, runs, tradeoff
+from chestxai.batch.graph import Cell
+from chestxai.profiles import Profile
+from chestxai.runs import Run
+
+#: Decimals of the table.
+DIGITS = 5
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a study: a ``variant`` and ``seed`` of a ``profile``, scored on ``split``.
+
+    ``changes`` are the grid's settings with their values; ``data`` is the folder of the sources, ``out`` the root of
+    the runs.
+    """
+
+    profile: Profile
+    variant: str
+    seed: int
+    split: str
+    changes: dict[str, Any]
+    data: str
+    out: Path
+
+    @property
+    def identity(self) -> str:
+        """Names everything the rows depend on."""
+        about = [self.profile.model_dump(mode="json", exclude={"variants", "seeds", "name", "description"})]
+        recipe = self.profile.recipe(self.variant).model_dump(mode="json", exclude_defaults=True)
+        return runs.fingerprint(*about, recipe, self.variant, self.seed, self.split, runs.code_fingerprint(__name__))
+
+
+def jobs(cells: Sequence[Cell], split: str, data: str, out: Path) -> list[Job]:
+    """The runs of a grid, seed by seed, so that every variant has a first row early.
+
+    Args:
+        cells: of `grid.load`.
+        split: "val" or "test".
+        data: folder that holds one sub-folder per source.
+        out: root of the study's runs.
+    """
+    seeds = dict.fromkeys(seed for cell in cells for seed in cell.seeds)
+    return [
+        Job(cell.profile, variant, seed, split, cell.changes, data, out)
+        for seed in seeds
+        for cell in cells
+        for variant in cell.variants
+        if seed in cell.seeds
+    ]
+
+
+def run(todo: Sequence[Job], path: Path, workers: int = 2) -> pd.DataFrame:
+    """Run what is missing in the table at ``path``, which grows with every finished run.
+
+    Args:
+        todo: of `jobs`.
+        path: the csv; ``path`` with ``.json`` says how it was made.
+        workers: processes, each with one thread.
+
+    Returns:
+        The table: the grid's settings, ``variant, seed, step, identity, seconds``, and the columns of `tradeoff.table`.
+    """
+    wanted = {job.identity: i for i, job in enumerate(todo)}
+    table = pd.read_csv(path) if path.is_file() else pd.DataFrame({"identity": []})
+    missing = [job for job in todo if job.identity not in set(table["identity"])]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_one_thread) as pool:
+        waiting = {pool.submit(rows_of, job): job for job in missing}
+        for future in runs.progress(as_completed(waiting), "runs", len(waiting)):
+            job = waiting[future]
+            try:
+                rows = future.result()
+            except runs.DivergedError as error:
+                print(f"{job.variant}, seed {job.seed}: {error}", file=sys.stderr)
+                continue
+            table = pd.concat([table[table["identity"] != job.identity], rows], ignore_index=True)
+            table = table.sort_values(["identity", "step"], key=lambda c: c.map(wanted) if c.name == "identity" else c)
+            runs.write_atomic(path, table.round(DIGITS).to_csv(index=False))
+            runs.write_json(path.with_suffix(".json"), _provenance(path, todo))
+    return table
+
+
+def rows_of(job: Job) -> pd.DataFrame:
+    """Train, ground, generate and score one run: its rows of the table."""
+    run = _trained(job)
+    truths, training, pool = _phrases(job.profile, job.split, job.data)
+    from chestxai import faithfulness
+
+    steps = faithfulness.score_run(job.profile, run, truths, training, pool, run.steps())
+    table = pd.concat([step.table for step in steps], ignore_index=True)
+    runs.write_atomic(run.grounding_file, table.to_csv(index=False))
+    runs.write_json(run.fidelity_file, {"steps": _fidelity(job, run)})
+    rows = tradeoff.table([run.folder], n=job.profile.statistics.resamples)
+    seconds = run.train_log().set_index("step")["seconds"].reindex(rows["step"]).to_numpy()
+    about = {"variant": job.variant, "seed": job.seed, "step": rows.pop("step"), "identity": job.identity}
+    rows = rows.drop(columns=["variant", "seed"])
+    first = pd.DataFrame({**job.changes, **about, "seconds": seconds}, index=rows.index)
+    return pd.concat([first, rows], axis=1)
+
+
+def _trained(job: Job) -> Run:
+    from chestxai import finetune, models
+
+    run = profiles.run(job.profile, job.variant, job.seed, job.out)
+    pipeline, train = models.load_pipeline(job.profile.base), _studies(job.profile, "train", job.data)
+    options = {"recipe": job.profile.recipe(job.variant), "seed": job.seed, "fit": job.profile.data.fit}
+    about = profiles.about(job.profile, job.variant, job.data)
+    finetune.finetune(pipeline, train, job.profile.finetune, run.folder, cache=job.out / "latents", **options, **about)
+    return run
+
+
+def _fidelity(job: Job, run: Run) -> dict[str, Any]:
+    from chestxai import fidelity, finetune, models
+    from chestxai.studies import to_images
+
+    profile = job.profile
+    real, kept, _ = to_images(_studies(profile, job.split, job.data), profile.data.size, profile.data.fit)
+    prompts, labels, _ = fidelity.requests(kept, profile.sampling)
+    classifier = _classifier(profile, job.data, job.out)
+    pipeline, out = models.load_pipeline(profile.base), {}
+    for step in run.steps():
+        finetune.load_checkpoint(pipeline, run, step)
+        images = fidelity.sample(pipeline, prompts, profile.sampling, run.samples_file(step))
+        patients = [study.patient for study in kept]
+        out[str(step)] = fidelity.evaluate(real, images, labels, prompts, classifier, patients=patients)
+    return out
+
+
+def _classifier(profile: Profile, data: str, out: Path) -> Any:
+    import numpy as np
+
+    from chestxai import fidelity
+    from chestxai.studies import to_images
+
+    train = _studies(profile, "train", data)
+
+    def labelled(split: str) -> tuple[Any, Any]:
+        studies = profiles.sample(_studies(profile, split, data), 20_000)
+        pixels, readable, _ = to_images(studies, min(profile.data.size, 128), profile.data.fit)
+        return pixels, np.stack([s.labels() for s in readable])
+
+    name = f"{train.fingerprint}-{profile.data.fit}"
+    return fidelity.shared_classifier(profile.data.source, out / "classifier", labelled, data=name)
+
+
+@lru_cache(maxsize=1)
+def _loaded(source: str, data: str) -> dict[tuple[str, bool], Any]:
+    """Studies by split, shared by the runs of one process."""
+    return {}
+
+
+def _studies(profile: Profile, split: str, data: str, boxes: bool = False) -> Any:
+    kept = _loaded(profile.data.model_dump_json(), data)
+    if (split, boxes) not in kept:
+        kept[split, boxes] = profiles.studies(profile, split, data, boxes=boxes)
+    return kept[split, boxes]
+
+
+def _phrases(profile: Profile, split: str, data: str) -> tuple[list, list, list]:
+    """Phrases to score, those of the priors, and studies to swap in: never of the split that is scored."""
+    from chestxai.studies import phrases
+
+    other = "val" if split == "test" else "test"
+    pool = list(_studies(profile, other, data, boxes=True))
+    train = phrases(_studies(profile, "train", data, boxes=True))
+    return phrases(_studies(profile, split, data, boxes=True)), train or phrases(pool), pool
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _provenance(path: Path, todo: Sequence[Job]) -> dict[str, Any]:
+    record = runs.record()
+    kept = {name: record[name] for name in record if name not in ("peak_memory_gb", "threads")}
+    profile = todo[0].profile.model_dump(mode="json", exclude={"name", "description"})
+    return {"study": path.stem, "split": todo[0].split, "date": date.today().isoformat(), "runs": len(todo), **kept} | {
+        "profile": json.loads(json.dumps(profile))
+    }

@@ -1,0 +1,204 @@
+"""Maps of known answer: a map that is the prior gains nothing from the image; a perfect map gains all that can be had."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chestxai import faithfulness, grounding, localization, models, profiles, sources
+from chestxai.profiles import GroundingSettings
+from chestxai.runs import InputError
+from chestxai.studies import Finding, GroundTruth, Study, phrases
+from tests import tiny
+
+SIZE = 32
+
+
+def at(row, column, side=6, shape=(SIZE, SIZE)):
+    mask = np.zeros(shape, dtype=bool)
+    mask[row : row + side, column : column + side] = True
+    return mask
+
+
+def truth(name="Pneumonia", mask=None, side="right", study="a", patient="1", zone=None, midline=0.5):
+    mask = at(4, 4) if mask is None else mask
+    finding = Finding(name, f"{side} {name}".lower(), side=side, zone=zone, mask=mask)
+    attributes = {"midline": midline}
+    return GroundTruth(Study(study, patient, "x", "test", "", mask.shape, (finding,), attributes=attributes), finding)
+
+
+class TestPrompts:
+    @pytest.mark.parametrize(
+        ("phrase", "without", "other"),
+        [
+            ("small left pleural effusion", "small pleural effusion", "small right pleural effusion"),
+            ("Right-sided pneumothorax", "pneumothorax", "Left-sided pneumothorax"),
+            ("LEFT LOWER LOBE", "LOWER LOBE", "RIGHT LOWER LOBE"),
+            ("right effusion, left base", "effusion, base", "left effusion, right base"),
+            ("the cleft is leftover", "the cleft is leftover", "the cleft is leftover"),
+        ],
+    )
+    def test_sides_are_left_out_or_exchanged(self, phrase, without, other):
+        assert faithfulness.without_side(phrase) == without
+        assert faithfulness.other_side(phrase) == other
+        assert faithfulness.other_side(other) == phrase
+
+
+class TestMirror:
+    @given(st.integers(0, SIZE - 6), st.integers(0, SIZE - 6))
+    def test_mirroring_twice_gives_the_mask_back(self, row, column):
+        mask = at(row, column)
+        np.testing.assert_array_equal(faithfulness.mirrored(faithfulness.mirrored(mask)), mask)
+        np.testing.assert_array_equal(faithfulness.mirrored(mask), mask[:, ::-1])
+
+    def test_the_midline_moves_the_mirror(self):
+        # Columns 4 to 9 around column 12 (the edge between pixels 11 and 12) become 14 to 19.
+        assert np.flatnonzero(faithfulness.mirrored(at(4, 4), 12 / SIZE).any(axis=0)).tolist() == [*range(14, 20)]
+
+    def test_known_answers(self):
+        mask = at(4, 4)
+        assert faithfulness.mirror_test(mask.astype(float), mask) == 1
+        assert faithfulness.mirror_test(mask[:, ::-1].astype(float), mask) == 0
+        symmetric = (mask | mask[:, ::-1]).astype(float)
+        assert faithfulness.mirror_test(symmetric, mask) == 0.5
+        assert faithfulness.mirror_test(np.ones((8, 8)), mask) == 0.5
+
+    def test_a_location_prior_of_both_sides_is_at_chance(self):
+        masks = [at(4, 4), at(4, SIZE - 10)]
+        prior = localization.location_prior(masks)
+        assert [faithfulness.mirror_test(prior, mask) for mask in masks] == [0.5, 0.5]
+
+    def test_nothing_is_said_where_mask_and_mirror_are_the_same_pixels(self):
+        assert np.isnan(faithfulness.mirror_test(np.ones((8, 8)), at(4, SIZE // 2 - 3)))
+
+
+class TestWord:
+    def test_known_answers(self):
+        a, b = at(2, 2), at(20, 20)
+        assert faithfulness.word_test(a + 1.0, b + 1.0, a, b) == 1
+        assert faithfulness.word_test(b + 1.0, a + 1.0, a, b) == 0
+        assert faithfulness.word_test(a + 1.0, a + 1.0, a, b) == 0.5
+
+    def test_a_map_that_follows_the_brighter_lesion_whatever_the_word_is_at_chance(self):
+        a, b = at(2, 2), at(20, 20)
+        salience = 1 + 3.0 * a + 1.0 * b
+        assert faithfulness.word_test(salience, 7 * salience, a, b) == 0.5
+
+    def test_overlapping_findings_are_not_compared(self):
+        assert np.isnan(faithfulness.word_test(np.ones((8, 8)), np.ones((8, 8)), at(2, 2), at(3, 3)))
+
+
+class TestSwap:
+    def test_a_prior_gains_nothing_and_a_perfect_map_all(self):
+        mask, other = at(4, 4), at(20, 20)
+        prior = (mask | other).astype(np.float32)
+        same = faithfulness.image_swap(prior, np.stack([prior, prior]), mask)
+        assert all(same[f"gain_{name}"] == 0 for name in localization.SCORES)
+        assert same["presence"] == 0.5
+        perfect = faithfulness.image_swap(2.0 * mask, np.stack([other + 0.0, np.ones((SIZE, SIZE))]), mask)
+        outside = localization.auc_roc(other + 0.0, mask)
+        assert perfect["gain_auc_roc"] == pytest.approx(1 - (outside + 0.5) / 2)
+        assert perfect["presence"] == 1
+
+    def test_without_a_swapped_image_there_is_no_gain(self):
+        row = faithfulness.image_swap(at(4, 4) + 0.0, np.full((2, SIZE, SIZE), np.nan), at(4, 4))
+        assert np.isnan(row["gain_auc_roc"]) and np.isnan(row["presence"])
+
+    def test_images_come_from_other_patients_without_the_findings(self):
+        def study(name, patient, *findings):
+            return Study(name, patient, "x", "val", "", (8, 8), tuple(Finding(f) for f in findings))
+
+        own = study("own", "1", "Edema", "Pneumonia")
+        pool = [
+            study("same patient", "1"),
+            study("same finding", "2", "Edema"),
+            study("other finding", "3", "Cardiomegaly"),
+            study("normal", "4"),
+        ]
+        assert sorted(faithfulness.swap_images(own, pool, 4)) == [2, 3]
+        assert faithfulness.swap_images(own, pool, 1) == faithfulness.swap_images(own, pool, 4)[:1]
+
+
+class TestScores:
+    def test_columns_of_maps_with_a_known_answer(self):
+        a, b = at(2, 2), at(20, 20)
+        truths = [truth("Pneumonia", a, "right", "s"), truth("Edema", b, "left", "s"), truth("Edema", b, None, "t", "2")]
+        maps = np.stack([a, b, b]).astype(np.float32) + 1
+        nothing = np.full_like(maps, np.nan)
+        probes = {"own": maps, "swap": np.ones_like(maps)[:, None], "no_side": nothing.copy(), "other_side": nothing}
+        probes["no_side"][:2] = maps[:2]
+        references = {"prior_": [a + 0.0, b + 0.0, b + 0.0]}
+        table = faithfulness.faithfulness_scores(maps, probes, truths, references, SIZE)
+        assert table["gain_auc_roc"].tolist() == [0.5] * 3
+        assert table["word"].tolist()[:2] == [1, 1] and np.isnan(table["word"][2])
+        assert table["prior_word"].tolist()[:2] == [1, 1]
+        assert table["swap_word"].tolist()[:2] == [0.5, 0.5]
+        assert table["mirror"].tolist()[:2] == [1, 1] and np.isnan(table["mirror"][2])
+        assert table["mirror_sided"].tolist()[:2] == [1, 1]
+        assert table["conflict"].isna().all()
+        # The third patient's edema has no side, so nobody has the same finding, side and zone.
+        assert table["peer_auc_roc"].isna().all()
+
+    def test_a_peer_has_the_same_finding_side_and_zone(self):
+        truths = [truth(study="s"), truth(study="t", patient="2"), truth(study="u", patient="3", side="left")]
+        maps = np.stack([at(4, 4), at(20, 20), at(4, 4)]).astype(np.float32)
+        probes = {k: maps for k in ("own", "no_side", "other_side")} | {"swap": maps[:, None]}
+        table = faithfulness.faithfulness_scores(maps, probes, truths, {}, SIZE)
+        assert table["peer_auc_roc"][0] == localization.auc_roc(maps[1], at(4, 4))
+        assert np.isnan(table["peer_auc_roc"][2])
+
+
+class TestProbes:
+    @pytest.fixture(scope="class")
+    def pipeline(self):
+        return tiny.random_pipeline("bert")
+
+    @pytest.fixture(scope="class")
+    def data(self):
+        studies = sources.load("phantom", split="test", n=8, size=32)
+        return phrases(studies)[:5], list(sources.load("phantom", split="val", n=12, size=32))
+
+    def test_every_row_sees_the_noise_of_its_own_image(self, pipeline, data, tmp_path):
+        truths, pool = data
+        settings = GroundingSettings(steps=10, last=4, stride=1, swaps=2, swap_every=2)
+        probes = faithfulness.probe_truths(pipeline, truths, pool, settings, tmp_path / "p.safetensors")
+        assert probes["own"].shape == (5, 8, 8) and probes["swap"].shape == (5, 2, 8, 8)
+        times = grounding.paper_timesteps(pipeline.scheduler, 10, 4)[::2]
+        t = truths[0]
+        key = [grounding.passes.image_key(t.study.pixels())]
+        words = [grounding.target_words(t)]
+        swapped = pool[faithfulness.swap_images(t.study, pool, 2)[0]].pixels()
+        for name, image in (("own", t.study.pixels()), ("swap", swapped)):
+            alone = grounding.ground_many(
+                pipeline, image[None], [t.finding.phrase], words, key, timesteps=times
+            )
+            found = probes[name][0] if name == "own" else probes[name][0, 0]
+            np.testing.assert_allclose(found, alone[0], rtol=2e-5)
+        for i, one in enumerate(truths):
+            assert np.isfinite(probes["no_side"][i]).all() == (one.finding.side in ("left", "right"))
+
+    def test_a_swap_of_the_image_for_itself_gains_nothing(self, pipeline, data, tmp_path):
+        truths, _ = data
+        pool = [Study(t.study.id, "other", "x", "val", "", (32, 32), array=t.study.array) for t in truths[:1]]
+        settings = GroundingSettings(steps=10, last=4, stride=2, swaps=1, swap_every=1)
+        probes = faithfulness.probe_truths(pipeline, truths[:1], pool, settings, tmp_path / "q.safetensors")
+        np.testing.assert_array_equal(probes["own"][0], probes["swap"][0, 0])
+
+    def test_random_weights_change_the_maps_and_nothing_else(self, data):
+        truths, _ = data
+        image, phrase = truths[0].study.pixels(), truths[0].finding.phrase
+        for part, other in (("unet", "text_encoder"), ("text_encoder", "unet")):
+            pipeline = tiny.random_pipeline("bert")
+            before = grounding.ground(pipeline, image, phrase, timesteps=[100]).values
+            kept = models.fingerprint(pipeline, [other])
+            faithfulness.random_weights(pipeline, [part], seed=3)
+            assert models.fingerprint(pipeline, [other]) == kept
+            assert not np.allclose(grounding.ground(pipeline, image, phrase, timesteps=[100]).values, before)
+        with pytest.raises(InputError, match="vae"):
+            faithfulness.random_weights(pipeline, ["vae"])
+
+
+def test_the_endpoint_is_declared_before_any_run():
+    assert profiles.load("demo").statistics.endpoint == localization.FAITHFULNESS[:2]
