@@ -62,7 +62,7 @@ def table(runs: Sequence[Path], n: int = 2000, level: float = 0.95) -> pd.DataFr
         n, level: resamples and confidence level of the intervals.
 
     Returns:
-        columns ``variant, seed, step, phrases, patients``; the mean of every localization score with ``<score>_low``
+        columns ``variant, seed, step, seconds`` (of training), ``phrases, patients``; the mean of every localization score with ``<score>_low``
         and ``<score>_high`` (patient-clustered bootstrap), and the same of its `REFERENCES`; every number of
         ``fidelity.json``. NaN where a step lacks one. Rows in order of variant, seed and step.
 
@@ -73,12 +73,26 @@ def table(runs: Sequence[Path], n: int = 2000, level: float = 0.95) -> pd.DataFr
     rows = []
     for variant, members in _by_variant(runs).items():
         for run in members:
-            grounding, fidelity = _grounding(run), _fidelity(run)
+            grounding, fidelity, seconds = _grounding(run), _fidelity(run), _seconds(run)
             steps = {int(step): group for step, group in grounding.groupby("step")}
             for step in sorted(steps.keys() | fidelity.keys()):
                 scores = _localization(steps[step], n, level) if step in steps else {}
-                rows.append({"variant": variant, "seed": _seed(run), "step": step} | scores | fidelity.get(step, {}))
+                about = {"variant": variant, "seed": _seed(run), "step": step, "seconds": seconds.get(step, math.nan)}
+                rows.append(about | scores | fidelity.get(step, {}))
     return pd.DataFrame(rows).sort_values(["variant", "seed", "step"], ignore_index=True)
+
+
+def at_equal_seconds(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of each variant and seed's last checkpoint that took no longer than the fastest run of all.
+
+    Args:
+        table: of `table`; without times it has no rows.
+    """
+    trained = table[table["step"] > 0]
+    budget = trained.groupby(["variant", "seed"])["seconds"].max().min()
+    # A checkpoint rarely falls on the same second.
+    within = trained[trained["seconds"] <= 1.05 * budget]
+    return within.loc[within.groupby(["variant", "seed"])["step"].idxmax()]
 
 
 def pareto_front(table: pd.DataFrame, x: str = "fid", y: str = "auc_roc") -> np.ndarray:
@@ -419,6 +433,12 @@ def _fidelity(folder: Path) -> dict[int, dict[str, float]]:
                     f"delete the file and {run.remedy()}"
                 )
     return out
+
+
+def _seconds(folder: Path) -> dict[int, float]:
+    """Seconds of training at each step; none where the run has no log."""
+    run = Run(folder)
+    return run.train_log().set_index("step")["seconds"].to_dict() if run.log_file.is_file() else {}
 
 
 def _localization(rows: pd.DataFrame, n: int, level: float) -> dict[str, float]:

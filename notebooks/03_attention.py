@@ -44,6 +44,7 @@ from IPython.display import Markdown
 
 from chestxai import (
     attention,
+    faithfulness,
     finetune,
     grounding,
     localization,
@@ -54,6 +55,7 @@ from chestxai import (
     reports,
     runs,
     stats,
+    tradeoff,
     widgets,
 )
 from chestxai import sentences as say
@@ -108,6 +110,7 @@ noisy = schedule.add_noise(latent, noise, torch.tensor([timestep]))
 with torch.no_grad(), attention.capture(pipeline.unet, [positions]) as seen:
     pipeline.unet(noisy, timestep, models.encode_text(pipeline, [prompt]))
 
+
 # %%
 def short(name):
     """A layer's name without what all of them share: "up 0.1"."""
@@ -156,6 +159,7 @@ plots.overlay(
 # The same score for every layer and timestep alone, on validation phrases. White is chance: the map of a white cell says
 # nothing about where the finding is.
 
+
 # %%
 def mask_of(truth):
     """Where a finding is, in the model's frame: bool (size, size)."""
@@ -171,6 +175,7 @@ val_images = images[[row_of[t.study.id] for t in validation]]
 val_prompts = [t.finding.phrase for t in validation]
 val_words = [grounding.target_words(t, settings.grounding.target) for t in validation]
 val_masks = [mask_of(t) for t in validation]
+
 
 # %% tags=["aggregate"]
 def mean_auc(maps):
@@ -281,14 +286,13 @@ def compared(maps_by_name):
     for name, maps in maps_by_name.items():
         for title, score in scores.items():
             values = [score(m, mask) for m, mask in zip(maps, val_masks, strict=True)]
-            interval = stats.bootstrap_ci(
-                values, patients, n=settings.statistics.resamples
-            )
+            interval = stats.bootstrap_ci(values, patients, n=settings.statistics.resamples)
             table.loc[name, title] = str(interval)
     return table
 
 
 compared(ways).assign(passes=[whole, whole, len(path)])
+
 
 # %%
 def first_of_each(truths, most):
@@ -335,35 +339,45 @@ compared(
 # %% [markdown]
 # ## All test phrases, over all checkpoints
 #
-# Step 0 is the base before any fine-tuning. Each map is scored against the finding's mask, and so are two maps that do not
-# depend on the image: chance, and the *location prior*, the mean mask of that finding in the training data. Chapter 4
-# explains the scores. With several GPUs, `python -m chestxai.grounding` makes these maps beforehand (see the README).
+# Step 0 is the base before any fine-tuning. Each map is scored against the finding's mask, and so are maps that do not
+# depend on the image: chance, the *location prior* (the mean mask of that finding in the training data), and the *prior of
+# the text*, which also reads side and zone in the prompt. With several GPUs, `python -m chestxai.grounding` makes the maps
+# beforehand (see the README).
+#
+# A high score is no proof that the model looked at the image: a map of where findings usually are scores high on every
+# image. So every phrase is read again, with the same tokens and the same noise, on images of other patients *without* the
+# finding. What the score loses there is what the image itself contributed: the **gain**. And each word is read on images
+# with two findings: the **word** test asks whether its map, against the other word's, is higher at its own finding. These
+# two are the primary endpoint, which the profile declares before any map is made. Chapter 4 explains all tests.
 
 # %%
+validation_studies = profiles.studies(settings, "val", data, boxes=True)
 train = phrases(profiles.studies(settings, "train", data, boxes=True))
 # Some sources have boxes for val and test only.
-prior = localization.location_priors(train or located, size, settings.data.fit)
+scored = faithfulness.score_run(settings, run, test, train or located, validation_studies)
+found = {step.step: step for step in runs.progress(scored, "checkpoints", len(steps) + 1)}
+maps_of = {step: one.maps for step, one in found.items()}
+rows, left_out = found[steps[-1]].truths, found[steps[-1]].skipped
 
 # %%
-tables, maps_of = [], {}
-passes = grounding.ground_run(settings, run, test)
-for step, maps, rows, left_out in runs.progress(  # noqa: B007
-    passes, "checkpoints", len(steps) + 1
-):
-    scored = localization.score_truths(maps, rows, prior, size, settings.data.fit)
-    tables.append(scored.assign(step=step))
-    maps_of[step] = maps
-
-table = pd.concat(tables, ignore_index=True)
+table = pd.concat([one.table for one in found.values()], ignore_index=True)
 localization.save_masks(run.masks_file, test, size, settings.data.fit)
 runs.write_atomic(run.grounding_file, table.to_csv(index=False))
 
 # %% tags=["aggregate"]
-columns = ["auc_roc", "pointing_game", "cnr", "miou"]
+columns = [
+    *settings.statistics.endpoint,
+    "mirror",
+    "auc_roc",
+    "pointing_game",
+    "cnr",
+    "miou",
+]
 overview = table.groupby("step")[columns].mean()
-for name, prefix in {"location prior": "prior_", "chance": "chance_"}.items():
-    overview.loc[name] = table[[f"{prefix}{c}" for c in columns]].mean().to_numpy()
-overview.round(3)
+for name, prefix in tradeoff.REFERENCES.items():
+    beside = table.reindex(columns=[f"{prefix}{c}" for c in columns])
+    overview.loc[name] = beside.mean().to_numpy()
+overview.rename(columns=localization.LABELS).round(3).astype(object).fillna("–")
 
 # %% tags=["hide-input", "aggregate"]
 last = table[table["step"] == steps[-1]].reset_index(drop=True)
@@ -376,6 +390,8 @@ differences = {
 Markdown(
     f"{len(rows)} phrases per checkpoint, {len(left_out)} left out. At step {steps[-1]}:\n\n"
     + say.localization.against(variant, differences)
+    + "\n"
+    + say.localization.looks(variant, last, settings.statistics)
 )
 
 # %% [markdown]

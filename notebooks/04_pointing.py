@@ -17,13 +17,15 @@
 # %% [markdown]
 # # 4 Do the maps point?
 #
-# **Does the map of a disease's name point at the disease, and better than a map that has not seen the image?**
+# **Does the map of a disease's name point at the disease? Because of the image, and because of the word?**
 #
 # Chapter 3 left a heatmap for each phrase, and we know where the finding is. Two scores say whether the two agree: one asks
 # for the order of all pixels, the other for the hottest one. Each stands beside chance and beside the *location prior* of
-# chapter 1. Chapter 5 asks what such scores can see at all.
+# chapter 1. But a map that fits need not have looked: so the image is swapped, the side mirrored and the word exchanged.
+# Chapter 5 asks what scores can see at all.
 #
-# *You will be able to* read AUC-ROC and Top-1, compare them with what needs no image, and say for which findings the maps point.
+# *You will be able to* read AUC-ROC and Top-1, compare them with what needs no image, and tell whether a map comes from the
+# image, from the word, or from where findings usually are.
 # *Before:* chapter 3.
 
 # %% tags=["parameters"]
@@ -36,11 +38,22 @@ out = ""  # root of the runs; empty: the project's runs/
 # %%
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 from scipy import ndimage
 
-from chestxai import localization, models, plots, profiles, stats, tradeoff
+from chestxai import (
+    faithfulness,
+    finetune,
+    grounding,
+    localization,
+    models,
+    plots,
+    profiles,
+    stats,
+    tradeoff,
+)
 from chestxai import sentences as say
+from chestxai.sources import phantom
 from chestxai.studies import Box, Frame, phrases
 
 # %%
@@ -61,6 +74,11 @@ for variant in variants:
 def frame_of(truth):
     """From the original image to the model's frame."""
     return Frame(*truth.study.size, size, settings.data.fit)
+
+
+def frame_of_study(study):
+    """The image of a study in the model's frame."""
+    return Frame(*study.size, size, settings.data.fit).image(study.pixels())
 
 
 rows = sorted(set.intersection(*map(set, maps.values())))
@@ -141,7 +159,9 @@ gaps = {v: stats.paired_difference(auc[v], blind, patients, n=resamples) for v i
 Markdown(
     f"Without the image or the finding one reaches {blind.mean():.3f}. An AUC-ROC says little unless such a map stands beside "
     "it.\n\n"
-    + "\n".join(say.localization.against(v, {"one map for everything": d}) for v, d in gaps.items())
+    + "\n".join(
+        say.localization.against(v, {"one map for everything": d}) for v, d in gaps.items()
+    )
 )
 
 # %% [markdown]
@@ -239,6 +259,222 @@ Markdown(
 )
 
 # %% [markdown]
+# ## Does the map depend on the image? The image swap
+#
+# The location prior has not seen the image and scores high. Has the *map* seen it? We show the model images of other
+# patients that do **not** have the finding, with the same prompt and the same noise, and score those maps on the same target.
+# What is lost is what the image itself contributed.
+
+# %%
+step = int(tables[variants[0]]["step"].iloc[0])
+run = profiles.run(settings, variants[0], seeds[0], out)
+probes = run.probes(step)
+pool = profiles.studies(settings, "val", data, boxes=True)
+swapped = faithfulness.swap_images(test[example].study, pool, 3)
+row = list(tables[variants[0]].index).index(example)
+pictures = [picture, *(frame_of_study(pool[j]) for j in swapped)]
+plots.overlays(
+    pictures,
+    [probes["own"][row], *probes["swap"][row][: len(swapped)]],
+    masks=[mask] * len(pictures),
+    titles=["own image", *(f"swapped image {k + 1}" for k in range(len(swapped)))],
+    title=f"{variants[0]}: “{finding.phrase}” on images of other patients without it",
+)
+
+
+# %% tags=["aggregate"]
+def estimated(columns):
+    """Mean and interval of each column, for each variant; columns that no phrase has are left out."""
+    out = {}
+    for variant, table in tables.items():
+        for column, name in columns.items():
+            part = table[table[column].notna()] if column in table else table[:0]
+            if len(part):
+                value = stats.bootstrap_ci(part[column], part["patient"], n=resamples)
+                out.setdefault(name, {})[variant] = str(value)
+    return pd.DataFrame(out).T
+
+
+estimated(
+    {
+        "gain_auc_roc": "gain: own minus swapped",
+        "swap_auc_roc": "AUC-ROC on swapped images",
+        "auc_roc": "AUC-ROC on the own image (all timesteps)",
+        "peer_auc_roc": "AUC-ROC of the map of another patient with the same finding, side and zone",
+        "prior_auc_roc": "AUC-ROC of the location prior",
+        "text_prior_auc_roc": "AUC-ROC of the prior of the text",
+        "auc_roc_shuffled": "shuffled AUC (negatives where the finding usually is)",
+        "prior_auc_roc_shuffled": "shuffled AUC of the location prior",
+        "presence": "peak lower on swapped images",
+    }
+)
+
+# %% [markdown]
+# A gain of 0 means that the map would be as good on anyone's image. The *prior of the text* is the mean mask of the same
+# finding, side and zone: all that can be known from the words. A map above it must have used the image.
+#
+# ## Does it know the side? The mirror test
+#
+# For a finding on one side: is the attention inside the target higher than inside its mirror image? Half of all coin flips
+# pass. First the prompt names no side, so that only the image can tell. Then the prompt as it is; then one that names the
+# **wrong** side, so that word and image conflict: 1 means that the map follows the image, 0 that it follows the word.
+
+# %% tags=["aggregate"]
+estimated(
+    {
+        "mirror": "no side in the prompt",
+        "mirror_sided": "true side in the prompt",
+        "conflict": "wrong side in the prompt",
+    }
+)
+
+# %% [markdown]
+# ## Does it depend on the word? The word test
+#
+# A map can follow the image and ignore the word: it lights up whatever is conspicuous. In images with two findings apart from
+# each other, is each word's map, against the other word's, higher in its own target? Salience alone gives 0.5. A prior that
+# knows where each finding usually is gets many right without looking; on swapped images the model has nothing else to go by.
+
+# %% tags=["aggregate"]
+estimated(
+    {
+        "word": "own word, own place",
+        "swap_word": "the same on swapped images",
+        "gain_word": "gained by the image",
+        "prior_word": "location prior",
+        "text_prior_word": "prior of the text",
+    }
+)
+
+# %% tags=["hide-input", "aggregate"]
+Markdown(
+    "Image and word together are the primary endpoint, which the profile declares beforehand.\n\n"
+    + "\n\n".join(
+        f"**{variant}**\n\n{say.localization.looks(variant, table, settings.statistics)}"
+        for variant, table in tables.items()
+    )
+)
+
+# %% [markdown]
+# ## Would it also point if nothing had been learned?
+#
+# Two checks on a sample of phrases. With *random weights* the maps must break {cite}`adebayo2018sanity`: what remains comes
+# from the architecture. With *other noise* they must stay: what changes is luck of the draw.
+
+# %%
+sampled = profiles.sample([test[i] for i in rows], 32, seeds[0])
+images = np.stack([frame_of(t).image(t.study.pixels()) for t in sampled])
+prompts = [t.finding.phrase for t in sampled]
+words = [grounding.target_words(t, settings.grounding.target) for t in sampled]
+checks = {}
+for name, parts in {
+    "as trained": [],
+    "as trained, other noise": [],
+    "random U-Net": ["unet"],
+    "random text encoder": ["text_encoder"],
+    "both random": ["unet", "text_encoder"],
+}.items():
+    pipeline = models.load_pipeline(settings.base)
+    finetune.load_checkpoint(pipeline, run, step)
+    faithfulness.random_weights(pipeline, parts)
+    checks[name] = grounding.ground_many(
+        pipeline,
+        images,
+        prompts,
+        words,
+        seed=1 if "noise" in name else 0,
+        timesteps=[100, 300, 500],
+    )
+
+# %% tags=["aggregate"]
+sampled_masks = [frame_of(t).mask(t.finding) for t in sampled]
+first = checks["as trained"]
+pd.DataFrame(
+    {
+        name: {
+            "AUC-ROC": np.mean(
+                [
+                    localization.auc_roc(m, k)
+                    for m, k in zip(maps, sampled_masks, strict=True)
+                ]
+            ),
+            "correlation with the map as trained": np.mean(
+                [
+                    np.corrcoef(a.ravel(), b.ravel())[0, 1]
+                    for a, b in zip(first, maps, strict=True)
+                ]
+            ),
+        }
+        for name, maps in checks.items()
+    }
+).T.round(3)
+
+# %% [markdown]
+# ## The experiment that only a phantom allows
+#
+# A phantom can be X-rayed again without its lesion, or with the lesion on the other side, and nothing else changed. The map
+# of a prompt that names no side should lose its peak, or move with the lesion.
+
+# %%
+lateral = [t for t in sampled if t.finding.side in ("left", "right")]
+if settings.boxes == "phantom":
+    plain = [faithfulness.without_side(t.finding.phrase) for t in lateral]
+    named = [grounding.target_words(t, settings.grounding.target) for t in lateral]
+    versions = {"as it is": [(t.study.pixels(), t.finding.mask) for t in lateral]} | {
+        change: [phantom.counterfactual(t.study, t.finding.name, change) for t in lateral]
+        for change in ("without", "other side")
+    }
+    pipeline = models.load_pipeline(settings.base)
+    finetune.load_checkpoint(pipeline, run, step)
+    keys = [grounding.passes.image_key(t.study.pixels()) for t in lateral]
+    moved = {
+        change: grounding.ground_many(
+            pipeline,
+            np.stack([i for i, _ in pairs]),
+            plain,
+            named,
+            keys,
+            timesteps=[100, 300, 500],
+        )
+        for change, pairs in versions.items()
+    }
+
+# %%
+if settings.boxes == "phantom":
+    display(
+        plots.overlays(
+            [versions[c][0][0] for c in versions],
+            [moved[c][0] for c in versions],
+            masks=[
+                versions[c][0][1] if versions[c][0][1].any() else None for c in versions
+            ],
+            titles=list(versions),
+            title=f"{variants[0]}: “{plain[0]}”, one patient, three lesions",
+        )
+    )
+
+# %% tags=["aggregate"]
+if settings.boxes == "phantom":
+    old, new = ([m for _, m in versions[c]] for c in ("as it is", "other side"))
+    scored = {
+        "AUC-ROC at the lesion": [
+            localization.auc_roc(*p) for p in zip(moved["as it is"], old, strict=True)
+        ],
+        "the same place without the lesion": [
+            localization.auc_roc(*p) for p in zip(moved["without"], old, strict=True)
+        ],
+        "the same place, lesion on the other side": [
+            localization.auc_roc(*p) for p in zip(moved["other side"], old, strict=True)
+        ],
+        "at the lesion's new place": [
+            localization.auc_roc(*p) for p in zip(moved["other side"], new, strict=True)
+        ],
+    }
+    display(
+        pd.Series({k: np.mean(v) for k, v in scored.items()}).round(3).to_frame(variants[0])
+    )
+
+# %% [markdown]
 # ## The best and the worst maps
 #
 # A mean hides what a map looks like. Here are the three phrases that are grounded best and the three that are grounded worst.
@@ -325,6 +561,8 @@ pd.Series(localization.score(trap, mask)).rename(tradeoff.NAMES).round(3).to_fra
 # ## Takeaways
 #
 # - AUC-ROC asks for the order of all pixels and is easy on the background; Top-1 asks for one pixel and needs many phrases.
-# - A map that has not seen the image scores high. Every score belongs beside chance and the location prior, on the same phrases,
+# - A map that has not seen the image scores high. What the image contributes is the gain over swapped images; what the word
+#   contributes is the word test. A model points only if it passes both.
+# - Every score belongs beside chance and the location prior, on the same phrases,
 #   with an interval over patients.
 # - A map has to be looked at, the worst ones too.

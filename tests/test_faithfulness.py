@@ -1,4 +1,4 @@
-"""Maps of known answer: a map that is the prior gains nothing from the image; a perfect map gains all that can be had."""
+"""Maps of known answer: a map that is the prior gains nothing from the image; a perfect map gains all there is."""
 
 from __future__ import annotations
 
@@ -104,7 +104,8 @@ class TestSwap:
 
     def test_without_a_swapped_image_there_is_no_gain(self):
         row = faithfulness.image_swap(at(4, 4) + 0.0, np.full((2, SIZE, SIZE), np.nan), at(4, 4))
-        assert np.isnan(row["gain_auc_roc"]) and np.isnan(row["presence"])
+        assert np.isnan(row["gain_auc_roc"])
+        assert np.isnan(row["presence"])
 
     def test_images_come_from_other_patients_without_the_findings(self):
         def study(name, patient, *findings):
@@ -124,7 +125,8 @@ class TestSwap:
 class TestScores:
     def test_columns_of_maps_with_a_known_answer(self):
         a, b = at(2, 2), at(20, 20)
-        truths = [truth("Pneumonia", a, "right", "s"), truth("Edema", b, "left", "s"), truth("Edema", b, None, "t", "2")]
+        both = [truth("Pneumonia", a, "right", "s"), truth("Edema", b, "left", "s")]
+        truths = [*both, truth("Edema", b, None, "t", "2")]
         maps = np.stack([a, b, b]).astype(np.float32) + 1
         nothing = np.full_like(maps, np.nan)
         probes = {"own": maps, "swap": np.ones_like(maps)[:, None], "no_side": nothing.copy(), "other_side": nothing}
@@ -132,10 +134,12 @@ class TestScores:
         references = {"prior_": [a + 0.0, b + 0.0, b + 0.0]}
         table = faithfulness.faithfulness_scores(maps, probes, truths, references, SIZE)
         assert table["gain_auc_roc"].tolist() == [0.5] * 3
-        assert table["word"].tolist()[:2] == [1, 1] and np.isnan(table["word"][2])
+        assert table["word"].tolist()[:2] == [1, 1]
+        assert np.isnan(table["word"][2])
         assert table["prior_word"].tolist()[:2] == [1, 1]
         assert table["swap_word"].tolist()[:2] == [0.5, 0.5]
-        assert table["mirror"].tolist()[:2] == [1, 1] and np.isnan(table["mirror"][2])
+        assert table["mirror"].tolist()[:2] == [1, 1]
+        assert np.isnan(table["mirror"][2])
         assert table["mirror_sided"].tolist()[:2] == [1, 1]
         assert table["conflict"].isna().all()
         # The third patient's edema has no side, so nobody has the same finding, side and zone.
@@ -164,16 +168,15 @@ class TestProbes:
         truths, pool = data
         settings = GroundingSettings(steps=10, last=4, stride=1, swaps=2, swap_every=2)
         probes = faithfulness.probe_truths(pipeline, truths, pool, settings, tmp_path / "p.safetensors")
-        assert probes["own"].shape == (5, 8, 8) and probes["swap"].shape == (5, 2, 8, 8)
+        assert probes["own"].shape == (5, 8, 8)
+        assert probes["swap"].shape == (5, 2, 8, 8)
         times = grounding.paper_timesteps(pipeline.scheduler, 10, 4)[::2]
         t = truths[0]
         key = [grounding.passes.image_key(t.study.pixels())]
         words = [grounding.target_words(t)]
         swapped = pool[faithfulness.swap_images(t.study, pool, 2)[0]].pixels()
         for name, image in (("own", t.study.pixels()), ("swap", swapped)):
-            alone = grounding.ground_many(
-                pipeline, image[None], [t.finding.phrase], words, key, timesteps=times
-            )
+            alone = grounding.ground_many(pipeline, image[None], [t.finding.phrase], words, key, timesteps=times)
             found = probes[name][0] if name == "own" else probes[name][0, 0]
             np.testing.assert_allclose(found, alone[0], rtol=2e-5)
         for i, one in enumerate(truths):

@@ -27,6 +27,7 @@ from chestxai.fidelity.metrics import (
     density_coverage,
     fid,
     fid_infinity,
+    fid_difference,
     fid_interval,
     kid,
     ms_ssim,

@@ -140,6 +140,10 @@ class Run:
         """Stored heatmaps: ``maps`` float32 ``(n, h, w)`` and ``rows`` int64 ``(n,)``, the phrases they belong to."""
         return load_tensors(self._existing(self.maps_file(step)))
 
+    def probes(self, step: int) -> dict[str, np.ndarray]:
+        """Stored heatmaps of `chestxai.faithfulness.probe_truths`, in the order of the rows of `maps`."""
+        return {name: tensor.numpy() for name, tensor in load_tensors(self._existing(self.probes_file(step))).items()}
+
     def last_maps(self) -> tuple[pd.DataFrame, dict[int, np.ndarray]]:
         """Rows of ``grounding.csv`` and heatmaps of the last checkpoint, by the number of the phrase among all of them.
 

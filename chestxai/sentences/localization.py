@@ -4,13 +4,41 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from chestxai.localization import LABELS
+from chestxai.profiles import StatisticsSettings
 from chestxai.sentences.words import bullets, counted, verb
-from chestxai.stats import Interval
+from chestxai.stats import Interval, bootstrap_ci
 
 
 def against(name: str, differences: Mapping[str, Interval], score: str = "AUC-ROC") -> str:
     """The ``score`` of variant ``name`` minus that of chance, the location prior …: ``differences`` by reference."""
     return bullets(f"The {score} of `{name}` {verb(d)} that of {ref}: {d:+.3f}." for ref, d in differences.items())
+
+
+def looks(name: str, rows: pd.DataFrame, settings: StatisticsSettings) -> str:
+    """Whether a variant passes each test of the endpoint, and so points: bullets, and one sentence.
+
+    Args:
+        name: of the variant.
+        rows: of ``grounding.csv`` at one step, with ``chance_`` columns.
+        settings: endpoint and resamples.
+    """
+    lines, passed = [], []
+    for column in settings.endpoint:
+        part = rows[rows[column].notna()]
+        if part.empty:
+            lines.append(f"{LABELS[column]}: no phrase can be tested")
+            passed.append(False)
+            continue
+        interval = bootstrap_ci(part[column], part["patient"], n=settings.resamples)
+        chance = float(part[f"chance_{column}"].mean())
+        passed.append(interval.low > chance)
+        did = "above" if passed[-1] else "below" if interval.high < chance else "not clearly above"
+        lines.append(
+            f"{LABELS[column]}: {interval} ({counted(len(part), 'phrase')}), {did} chance, which is {chance:g}"
+        )
+    verdict = "points: image and word both matter" if all(passed) else "does not pass every test of the endpoint"
+    return bullets([*lines, f"So `{name}` {verdict}."])
 
 
 def parts(targets: int, box_ious: Sequence[float], outside: int) -> str:

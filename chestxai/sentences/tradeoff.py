@@ -1,12 +1,15 @@
 """Chapter 8: the trade-off."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pandas as pd
 
-from chestxai.localization import LOWER_IS_BETTER
-from chestxai.sentences.words import bullets, counted, independent, listed, verb
+from chestxai.localization import LABELS, LOWER_IS_BETTER
+from chestxai.profiles import Profile
+from chestxai.sentences.words import bullets, counted, direction, independent, listed, verb
 from chestxai.stats import Difference, Interval
+from chestxai.tradeoff import Comparison
 
 
 def seeds(n: int) -> str:
@@ -18,6 +21,40 @@ def seeds(n: int) -> str:
         f"Mean over {n} seeds. The intervals cover *new seeds and new patients*, crossed, as all seeds are scored on "
         f"the same patients. Averaging the intervals of single seeds would ignore that seeds differ.{few}"
     )
+
+
+def answer(points: Sequence[Comparison], fid: Mapping[str, Difference]) -> str:
+    """The book's one answer: is the trade-off of the paper reproduced in this setting?
+
+    The claim has two parts, reference against other variant: the other one generates more real images (lower FID), and
+    it points worse. Pointing is judged by the declared endpoint alone: worse if any of its columns clearly falls and
+    none clearly rises.
+
+    Args:
+        points: reference minus variant for every column of the endpoint and every other variant.
+        fid: variant → FID of the reference minus that of the variant.
+    """
+    lines = []
+    for name in dict.fromkeys(c.b for c in points):
+        own = [c for c in points if c.b == name]
+        signs = {direction(c) for c in own}
+        gains = direction(fid[name]) if name in fid else 0
+        shown = "; ".join(f"{LABELS.get(c.metric, c.metric)} {c.a} minus {c.b}: {c:+.3f}" for c in own)
+        if signs == {0}:
+            pointing, verdict = "image and word count as much as under", "not reproduced"
+        elif signs <= {0, 1}:
+            pointing, verdict = "points worse than", "reproduced" if gains > 0 else "half reproduced"
+        elif signs <= {0, -1}:
+            pointing, verdict = "points better than", "contradicted"
+        else:
+            pointing, verdict = (
+                "points better by one test and worse by the other than",
+                "neither reproduced nor contradicted",
+            )
+        fidelity = verb(fid[name], "its images are more real", "its images are less real", "its images are as real")
+        text = f"**{verdict.capitalize()} in this setting**: `{name}` {pointing} `{own[0].a}` ({shown}), and {fidelity}"
+        lines.append(f"{text} (FID {own[0].a} minus {name}: {fid[name]:+.2f}).")
+    return bullets(lines)
 
 
 def findings(each: pd.DataFrame) -> str:
@@ -77,3 +114,20 @@ def gains(scores: pd.DataFrame, base: Mapping[str, float], reference: str, fid: 
         d = independent(scores.loc[fid, name], scores.loc[fid, reference])
         lines.append(f"The FID of `{name}` {verb(d)} that of `{reference}`: difference {d:+.2f}.")
     return bullets(lines)
+
+
+def conditions(profile: Profile) -> dict[str, str]:
+    """What a profile's result depends on, for the table of the paper and this run."""
+    train, where = profile.finetune, profile.data
+    boxes = f", boxes of {profile.boxes}" if profile.boxes != where.source else ""
+    return {
+        "images and reports": f"{where.source}{boxes}, {where.size} × {where.size} pixels",
+        "base": Path(profile.base).name,
+        "steps × batch": f"{train.steps:,} × {train.batch_size}",
+        "learning rate of the U-Net": f"{train.learning_rate:g}",
+        "learning rate of the text encoder": f"{train.text_learning_rate:g}"
+        f" ({train.text_learning_rate / train.learning_rate:g} of the U-Net's)",
+        "prompts dropped": f"{train.ucg:g}",
+        "weighting of timesteps": "equal" if train.min_snr is None else f"min-SNR, γ = {train.min_snr:g}",
+        "timesteps read": f"{len(range(0, profile.grounding.last, profile.grounding.stride))} of {profile.grounding.steps}",
+    }

@@ -12,7 +12,14 @@ of the field of view differs from patient to patient, and so does the place of t
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
 from chestxai import runs
+from chestxai.runs import InputError
 from chestxai.sources.cards import Card
 from chestxai.sources.phantom.anatomy import MU, chord
 from chestxai.sources.phantom.patients import SPLITS, Lesion, Patient, generator, patient
@@ -22,7 +29,7 @@ from chestxai.sources.records import Studies, ensure
 from chestxai.studies import Study
 
 __all__ = [
-    "CARD", "MASK_FRACTION", "MU", "PHOTONS", "Lesion", "Patient", "attenuation", "chord", "expose", "load",
+    "CARD", "MASK_FRACTION", "MU", "PHOTONS", "Lesion", "Patient", "attenuation", "chord", "counterfactual", "expose", "load",
     "patient", "render", "write_report",
 ]  # fmt: skip
 
@@ -38,6 +45,38 @@ CARD = Card(
     url="https://www.apache.org/licenses/LICENSE-2.0",
     conditions="made from no patient's data; free",
 )
+
+
+def counterfactual(
+    study: Study, finding: str, change: Literal["without", "other side"]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same patient on the same day, with a lesion removed or on the other side; nothing else differs.
+
+    Args:
+        study: of `load`.
+        finding: name of one of its lesions, on one side for "other side".
+        change: what happens to it.
+
+    Returns:
+        The image uint8 ``(size, size)``, and the bool mask of the lesion's new place (all false without it).
+
+    Raises:
+        InputError: not a phantom, or it has no such lesion.
+    """
+    match = re.fullmatch(r"phantom-(\d+)-(train|val|test)-(\d+)-(\d+)", study.id)
+    if match is None:
+        raise InputError(f"{study.id} is no phantom with lesions: only of a phantom can a lesion be moved")
+    one = patient(int(match[1]), match[2], int(match[3]), int(match[4]))
+    at = [i for i, lesion in enumerate(one.lesions) if lesion.name == finding and (lesion.side or change == "without")]
+    if not at:
+        raise InputError(f"{study.id} has no {finding} of which this can be asked")
+    lesions, where = list(one.lesions), at[0]
+    if change == "without":
+        del lesions[where]
+    else:
+        lesions[where] = replace(lesions[where], side=-lesions[where].side)
+    images, masks = render([replace(one, lesions=tuple(lesions))], study.size[0])
+    return images[0], np.zeros_like(images[0], dtype=bool) if change == "without" else masks[0][where]
 
 
 def load(
