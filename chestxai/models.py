@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
@@ -61,24 +60,24 @@ class SilentPadBert(BertModel):
 
     As stock, a BERT's padding positions repeat what the sentence says, and they outnumber its words: the U-Net then
     reads the prompt from them, and no word can be pointed at. A zero state has key and value zero, so attention to it
-    is attention to nothing. Also faster, since only real tokens are computed.
+    is attention to nothing. Also faster: only real tokens are computed, those of all prompts in one sequence, in which
+    each prompt sees itself alone.
     """
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Any:
-        """Like `transformers.BertModel`: states ``(n, length, width)`` of prompts padded on the right.
+        """Like `transformers.BertModel`: states ``(n, length, width)``.
 
         Args:
             input_ids: int64 ``(n, length)``.
             attention_mask: 1 for tokens, 0 for padding; default: what is not the padding token.
             options: of `transformers.BertModel`.
         """
-        if attention_mask is None:
-            attention_mask = (input_ids != self.config.pad_token_id).long()
-        longest = int(attention_mask.sum(dim=1).max())
-        mask = attention_mask[:, :longest]
-        out = super().forward(input_ids[:, :longest], attention_mask=mask, **options)
-        states = out.last_hidden_state * mask[..., None]
-        out.last_hidden_state = F.pad(states, (0, 0, 0, input_ids.shape[1] - longest))
+        real = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
+        prompt, position = real.nonzero(as_tuple=True)
+        alone = (prompt[:, None] == prompt)[None, None]
+        out = super().forward(input_ids[real][None], attention_mask=alone, position_ids=position[None], **options)
+        packed = out.last_hidden_state[0]
+        out.last_hidden_state = packed.new_zeros(*real.shape, packed.shape[-1]).index_put((prompt, position), packed)
         return out
 
 
