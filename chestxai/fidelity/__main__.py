@@ -67,7 +67,7 @@ def _score(options: argparse.Namespace) -> None:
     for kind, folder in folders.items():
         if folder is not None:
             bar = lambda items, kind=kind: runs.progress(items, f"features · {kind}")  # noqa: E731
-            sets[kind] = extract(space, folder, size=size, fit=options.fit, cache=options.cache, progress=bar)
+            sets[kind] = extract(space, folder, size, fit=options.fit, cache=options.cache, progress=bar)
             for line in sets[kind].skipped:
                 print(f"left out: {line}")
     real, fake = sets["real"].values, sets["generated"].values
