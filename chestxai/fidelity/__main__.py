@@ -1,7 +1,5 @@
 """``python -m chestxai.fidelity``: score two folders, or ``draw`` the images of a run."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

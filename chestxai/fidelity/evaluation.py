@@ -1,7 +1,5 @@
 """All fidelity numbers of one checkpoint, what real images score themselves, and what generated images teach."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ FID, KID and MS-SSIM are torchmetrics'; precision, recall, density and coverage 
 depend on the feature space, most on the numbers of images: compare only numbers of the same space and equal counts.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Hashable

@@ -5,8 +5,6 @@ or, without one, by its call. Two attributes are optional: ``description``, one 
 preprocessing, and ``size``, the pixels it was made for.
 """
 
-from __future__ import annotations
-
 import importlib
 import io
 import json

@@ -1,7 +1,5 @@
 """Charts: tables of numbers, distributions, and curves over size and training."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Mapping, Sequence
 

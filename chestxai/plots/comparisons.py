@@ -1,7 +1,5 @@
 """Comparisons of variants: the forest chart of scores and of paired differences, and the trade-off plane."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Mapping, Sequence
 

@@ -4,8 +4,6 @@ Images travel as base64 PNG (JPEG above 192 pixels, where a noisy radiograph wou
 one-byte palette PNGs with transparency: a grid of twenty overlays weighs some tens of kilobytes.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import io

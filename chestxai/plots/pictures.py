@@ -7,8 +7,6 @@ Row 0 is on top; a pixel ``(row, column)`` covers ``[column, column + 1) × [row
 is on the image's left.
 """
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Colours are those of Okabe & Ito (2008), which can be told apart with any colour
 alone: variants also differ in marker and dash.
 """
 
-from __future__ import annotations
-
 import html
 import math
 import textwrap

@@ -5,8 +5,6 @@ Imports are followed inside the package. Through a package's ``__init__`` only t
 followed, so that a change of one file reruns what depends on that file and nothing else.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 from collections.abc import Collection, Iterator

@@ -4,8 +4,6 @@ A module has a ``CARD`` (what the data set is, its terms, how to get it) and ``l
 keyword-only parameters are the options that a profile may set.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from inspect import signature

@@ -4,8 +4,6 @@ https://doi.org/10.1038/s42256-022-00536-x).
 The layout of the folder and the rules for findings and masks are in ``data/cards/chexlocalize.md``.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

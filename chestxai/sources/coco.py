@@ -4,8 +4,6 @@ control outside medicine, where a text-to-image model is at home.
 The layout of the folder and the rules for captions and findings are in ``data/cards/coco.md``.
 """
 
-from __future__ import annotations
-
 import re
 from functools import cache
 from pathlib import Path

@@ -3,8 +3,6 @@
 The columns of the csv and the rules for findings are in ``data/cards/folder.md``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath

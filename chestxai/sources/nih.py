@@ -4,8 +4,6 @@
 The layout of the folder and the rules for findings, reports and boxes are in ``data/cards/nih.md``.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 from pathlib import Path

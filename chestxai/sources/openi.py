@@ -4,8 +4,6 @@ https://doi.org/10.1093/jamia/ocv080).
 The layout of the folder and the rules for views, findings and patients are in ``data/cards/openi.md``.
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import re

@@ -4,8 +4,6 @@ positive ones (Castro et al. 2024, https://arxiv.org/abs/2411.05085).
 The layout of the folder and the rules for findings are in ``data/cards/padchest.md``.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from pathlib import Path

@@ -4,8 +4,6 @@ https://doi.org/10.1038/s41597-022-01498-w).
 The layout of the folder and the rule that joins the readers are in ``data/cards/vindr.md``.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence

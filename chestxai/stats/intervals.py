@@ -1,7 +1,5 @@
 """Confidence intervals over patients (bootstrap) and over seeds and patients, and how they print."""
 
-from __future__ import annotations
-
 import math
 import sys
 import warnings

@@ -1,7 +1,5 @@
 """How often an interval covers the truth, by simulation."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass

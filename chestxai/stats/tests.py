@@ -1,7 +1,5 @@
 """Tests of paired differences, what they could detect, and where the variance comes from."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
