@@ -4,8 +4,6 @@ Runs are folders ``runs/<profile>/<variant>/seed-<n>``, see `runs.Run`. Any numb
 reference variant and on the same phrases, so that the difficulty of a phrase cancels out.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ the pages made of them, show the static counterpart (`plots.explorer_static`, `p
 state is saved: see `show`.
 """
 
-from __future__ import annotations
-
 import html
 import os
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """``python -m chestxai.batch``: its options, and what it prints."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -28,7 +28,7 @@ NOTEBOOKS = ROOT / "notebooks"
 IMAGES = ("train", "val", "test")
 BOXES = ("boxes train", "boxes val", "boxes test")
 #: Shipped files that no setting names, by the part of the package that reads them.
-SHIPPED = {"fidelity": profiles.DATA / "classifier"}
+SHIPPED = {"fidelity": profiles.DATA / "classifier", "sources": profiles.DATA / "cards"}
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ A grid file (``data/grids`` holds one) names a profile, variants, seeds, and any
 values they take. Checkpoints need no entry: every run is scored as often as ``finetune.checkpoint_every`` says.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

@@ -19,8 +19,6 @@ cannot see paraphrases, translations, images drawn as points of curves, and aggr
 cell answers for these.
 """
 
-from __future__ import annotations
-
 import bisect
 import copy
 import json

@@ -4,8 +4,6 @@ Nothing is run for the pages. ``_toc.yml`` names the chapters; a chapter execute
 its first execution, with the others as sections below it.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

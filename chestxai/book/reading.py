@@ -5,8 +5,6 @@ invisible characters and tokenizers' marks removed, letters decomposed and in lo
 a grid of at least `GRID` rows and columns, or `GRID`² in one list, whether plotly, a table or ``print`` shows it.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import html

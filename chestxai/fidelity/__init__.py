@@ -6,33 +6,13 @@ Images are uint8 ``(n, s, s)`` everywhere, 0 black to 255 white; features float 
 about grey 64-pixel radiographs), ``"inception"`` and ``"xrv"``; any other network will do (see `spaces`). Numbers from
 different feature spaces cannot be compared: store `describe` beside them.
 """
-# ruff: noqa: F401 - this file only re-exports
 
-from chestxai.fidelity.classifier import (
-    FindingsClassifier,
-    Labelled,
-    Training,
-    cached_classifier,
-    classifier_auc,
-    load_classifier,
-    macro_auc,
-    predict,
-    shared_classifier,
-    train_classifier,
-)
+# ruff: noqa: F401, I001
+from chestxai.fidelity.classifier import FindingsClassifier, Labelled, Training, cached_classifier, classifier_auc
+from chestxai.fidelity.classifier import load_classifier, macro_auc, predict, profile_classifier, shared_classifier, train_classifier
 from chestxai.fidelity.evaluation import evaluate, reference, scores, transfer_auc
 from chestxai.fidelity.memory import Memory, copies, memorisation
-from chestxai.fidelity.metrics import (
-    Extrapolation,
-    density_coverage,
-    fid,
-    fid_infinity,
-    fid_difference,
-    fid_interval,
-    kid,
-    ms_ssim,
-    ms_ssim_by_group,
-    precision_recall,
-)
+from chestxai.fidelity.metrics import Extrapolation, density_coverage, fid, fid_difference, fid_infinity, fid_interval
+from chestxai.fidelity.metrics import kid, ms_ssim, ms_ssim_by_group, precision_recall
 from chestxai.fidelity.sampling import asked, requests, sample, sample_run
 from chestxai.fidelity.spaces import Features, InceptionSpace, XrvSpace, describe, extract, feature_space, features

@@ -1,7 +1,5 @@
 """``python -m chestxai.fidelity``: score two folders, or ``draw`` the images of a run."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +65,7 @@ def _score(options: argparse.Namespace) -> None:
     for kind, folder in folders.items():
         if folder is not None:
             bar = lambda items, kind=kind: runs.progress(items, f"features · {kind}")  # noqa: E731
-            sets[kind] = extract(space, folder, size=size, fit=options.fit, cache=options.cache, progress=bar)
+            sets[kind] = extract(space, folder, size, fit=options.fit, cache=options.cache, progress=bar)
             for line in sets[kind].skipped:
                 print(f"left out: {line}")
     real, fake = sets["real"].values, sets["generated"].values

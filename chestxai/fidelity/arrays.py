@@ -1,7 +1,5 @@
 """Types, checks and array helpers shared by the modules of this package."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict

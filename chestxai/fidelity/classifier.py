@@ -1,7 +1,5 @@
 """A small findings classifier: the default feature space, and the judge of whether an image shows a finding."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from contextlib import suppress

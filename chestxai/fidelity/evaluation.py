@@ -1,12 +1,11 @@
 """All fidelity numbers of one checkpoint, what real images score themselves, and what generated images teach."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from chestxai import runs
 from chestxai.fidelity.arrays import Array, Groups, check_images, to_json
@@ -19,7 +18,7 @@ from chestxai.fidelity.classifier import (
     predict,
 )
 from chestxai.fidelity.metrics import density_coverage, fid_interval, kid, ms_ssim_by_group, precision_recall
-from chestxai.fidelity.spaces import content_hash, features
+from chestxai.fidelity.spaces import features
 from chestxai.stats import Interval, bootstrap_ci
 
 
@@ -139,7 +138,7 @@ def transfer_auc(
     """
     images, labels = check_images(train[0]), np.asarray(train[1], dtype=np.float32)
     real, real_labels = test[0], np.asarray(test[1], dtype=np.float32)
-    data = runs.fingerprint(content_hash(images), content_hash(labels))
+    data = runs.hash_tensors({"images": torch.from_numpy(images), "labels": torch.from_numpy(labels)})
     training = replace(training, data=data, batch=min(64, max(8, len(images) // 8)))
     splits = {"train": (images, labels), "val": (real, real_labels)}
     classifier = cached_classifier(folder, splits.__getitem__, training)

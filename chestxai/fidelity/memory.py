@@ -1,7 +1,5 @@
 """Does the model copy its training images? Distances to the nearest ones, and planted copies that must be detected."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ FID, KID and MS-SSIM are torchmetrics'; precision, recall, density and coverage 
 depend on the feature space, most on the numbers of images: compare only numbers of the same space and equal counts.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Hashable
@@ -223,10 +221,8 @@ def density_coverage(
     image inside. The balls are open, as in the authors' code, so that a set against itself scores exactly 1.
 
     Args:
-        real, fake: features float ``(n, d)`` and ``(m, d)``, ``n > k``.
-        k: neighbours.
-        groups, real_groups: prompt of each generated and patient of each real image, resampled together.
-        n, seed: as of `precision_recall`: density over generated images, coverage over real ones.
+        real, fake, k, groups, real_groups, n, seed: as of `precision_recall`, but only ``n > k``; density is resampled
+            over generated images, coverage over real ones.
     """
     real, fake = check_features(real, fake)
     inside, held = _balls(real, fake, k, closed=False)
@@ -255,7 +251,7 @@ def _balls(centres: Array, points: Array, k: int, closed: bool) -> tuple[Array, 
     return inside, np.concatenate(held)
 
 
-def ms_ssim(images: Array, groups: Groups = None, pairs: int = 100, seed: int = 0) -> float:
+def ms_ssim(images: Array, groups: Groups = None, pairs: int = 100) -> float:
     """Mean multi-scale structural similarity of images of one prompt, in [0, 1]: the higher, the less diverse.
 
     Aim at the value of real images: above it is mode collapse, below it noise.
@@ -263,16 +259,16 @@ def ms_ssim(images: Array, groups: Groups = None, pairs: int = 100, seed: int = 
     Args:
         images: uint8 ``(n, s, s)``, ``s ≥ 11``.
         groups: prompt of each image, all with the same weight; None makes all images one group.
-        pairs, seed: most pairs of a group that are compared, drawn at random if it has more, and their seed.
+        pairs: most pairs of a group that are compared, drawn at random if it has more.
 
     Raises:
         InputError: no group has two images.
     """
-    return float(np.mean(list(ms_ssim_by_group(images, groups, pairs, seed).values())))
+    return float(np.mean(list(ms_ssim_by_group(images, groups, pairs).values())))
 
 
 def ms_ssim_by_group(images: Array, groups: Groups = None, pairs: int = 100, seed: int = 0) -> dict[Hashable, float]:
-    """`ms_ssim` of each group with two or more images; ``images, groups, pairs, seed`` as there.
+    """`ms_ssim` of each group with two or more images; ``images, groups, pairs`` as there, ``seed`` of the pairs.
 
     torchmetrics' MS-SSIM (Wang et al. 2003: Gaussian window of 11 pixels, sigma 1.5) on a fixed range of 255. Its five
     scales need 176 pixels; smaller images use as many of the finest as fit (64 px: 3, 128 px: 4), with the published

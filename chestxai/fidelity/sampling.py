@@ -1,7 +1,5 @@
 """Drawing the images that are scored: the prompts of held-out reports, and the same noise for every model."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress

@@ -1,20 +1,17 @@
-"""Feature spaces, and the features of images in memory, in files or from a stream.
+"""Feature spaces, and the features of images in memory or in a folder.
 
 A *feature space* is any ``nn.Module`` that maps uint8 ``(n, 1, s, s)`` to float ``(n, d)`` by its ``features`` method
 or, without one, by its call. Two attributes are optional: ``description``, one line that names network, weights and
 preprocessing, and ``size``, the pixels it was made for.
 """
 
-from __future__ import annotations
-
 import importlib
 import io
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +24,7 @@ from chestxai import runs
 from chestxai.fidelity.arrays import Array, Progress, batched, grey, resize
 from chestxai.fidelity.classifier import SHIPPED, load_classifier
 from chestxai.runs import InputError, MissingError
-from chestxai.studies import Fit, Frame, Study, read_image
+from chestxai.studies import Fit, Frame, read_image
 
 # The weights of the published FID (TensorFlow's, converted); a name in torch.hub ends in the start of its SHA-256.
 _INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
@@ -168,133 +165,84 @@ class Features:
 
     Attributes:
         values: float32 ``(n, d)``, for `fid`, `kid`, `precision_recall`, …
-        names: of each row: the file (relative to its folder), the study, or its number in a list or stream.
+        names: the file of each row, relative to the folder.
         skipped: one line for each image that cannot be read.
-        space: `describe` of the feature space.
     """
 
     values: Array
     names: tuple[str, ...]
     skipped: tuple[str, ...]
-    space: str
 
 
 def extract(
     space: nn.Module,
-    images: str | Path | Iterable[Array | str | Path | Study],
+    folder: Path,
+    size: int,
     *,
-    size: int | None = None,
     fit: Fit = "crop",
-    batch: int = 64,
     cache: Path | None = None,
-    identity: str | None = None,
     progress: Progress = iter,
 ) -> Features:
-    """Features of any number of images in bounded memory: only one batch of images and all features are held.
+    """Features of the images in a folder, in bounded memory: only one batch of 64 images and all features are held.
 
     Each image is brought to ``size`` pixels by `Frame.image` (bicubic with antialiasing, as Parmar et al. 2022 advise:
     without it, FID measures aliasing).
 
     Args:
         space: the feature space.
-        images: a folder, searched for PNG and JPEG files at any depth, hidden ones left out; or a list, array or
-            generator of uint8 ``(h, w)``, image files and `Study` records, in any mixture.
-        size: pixels; default: the space's own ``size``, else the images' if all are squares of one size.
-        fit: "crop" or "letterbox", for images that are not square.
-        batch: images at a time.
+        folder: searched for PNG and JPEG files at any depth; hidden ones are left out.
+        size, fit: pixels, and "crop" or "letterbox" for images that are not square.
         cache: folder for the features, in a file for each space, framing and content of the images (read in full).
-        identity: replaces the content, e.g. the fingerprint of a data set. Needed to cache a generator or studies.
         progress: wraps the loop over images, e.g. `chestxai.runs.progress`.
 
     Raises:
         MissingError: no such folder.
-        InputError: no image that can be read, an array that is not uint8 ``(h, w)``, a cache for a generator without
-            ``identity``, or features that are not finite.
+        InputError: no image that can be read, or features that are not finite.
     """
-    root = None
-    if isinstance(images, str | Path):
-        root = Path(images)
-        images = _image_files(root)
-    size = size or getattr(space, "size", None)
+    files = _image_files(folder)
     if cache is None:
-        return _extract(space, progress(images), root, size, fit, batch)
-    content = content_hash(images, root) if identity is None else identity
-    weights, code = runs.hash_tensors(space.state_dict()), runs.code_fingerprint(__name__)
-    path = Path(cache) / f"{runs.fingerprint(content, describe(space), weights, code, size, fit)}.safetensors"
+        return _extract(space, files, size, fit, progress)
+    code = describe(space), runs.hash_tensors(space.state_dict()), runs.code_fingerprint(__name__)
+    content = ((name, runs.sha256(file)) for name, file in files.items())
+    path = Path(cache) / f"{runs.fingerprint(content, code, size, fit)}.safetensors"
     with suppress(FileNotFoundError, InputError):  # a missing or damaged file is made again
-        about, values = runs.tensor_metadata(path), runs.load_tensors(path)["values"].numpy()
-        return Features(values, *map(tuple, json.loads(about["rows"])), about["space"])
-    result = _extract(space, progress(images), root, size, fit, batch)
-    about = {"rows": json.dumps([result.names, result.skipped]), "space": result.space}
+        names, skipped = map(tuple, json.loads(runs.tensor_metadata(path)["rows"]))
+        return Features(runs.load_tensors(path)["values"].numpy(), names, skipped)
+    result = _extract(space, files, size, fit, progress)
+    about = {"rows": json.dumps([result.names, result.skipped])}
     runs.save_tensors(path, {"values": torch.from_numpy(result.values)}, about)
     return result
 
 
-def _extract(space: nn.Module, images: Iterable, root: Path | None, size: int | None, fit: Fit, batch: int) -> Features:
+def _extract(space: nn.Module, files: dict[str, Path], size: int, fit: Fit, progress: Progress) -> Features:
     names, skipped, parts = [], [], []
-    frames = _frames(images, root, size, fit, skipped)
-    for some in iter(lambda: list(islice(frames, batch)), []):
+
+    def frames() -> Iterator[tuple[str, Array]]:
+        for name in progress(list(files)):
+            try:
+                pixels = read_image(files[name])
+                yield name, Frame(*pixels.shape, size, fit).image(pixels)
+            except InputError as error:
+                skipped.append(str(error))
+
+    waiting = frames()
+    while some := list(islice(waiting, 64)):
         names += [name for name, _ in some]
-        parts.append(features(space, np.stack([image for _, image in some]), batch))
+        parts.append(features(space, np.stack([image for _, image in some])))
         some.clear()  # not held while the next batch is read
     if not parts:
-        reason = f"none of {len(skipped)} images could be read; the first: {skipped[0]}" if skipped else ""
-        raise InputError(reason or "there are no images")
+        raise InputError(f"none of {len(skipped)} images could be read; the first: {skipped[0]}")
     values = np.concatenate(parts)
     if not np.isfinite(values).all():
         raise InputError("some features are NaN or infinite: the images or the network are broken")
-    return Features(values, tuple(names), tuple(skipped), describe(space))
+    return Features(values, tuple(names), tuple(skipped))
 
 
-def _frames(
-    images: Iterable, root: Path | None, size: int | None, fit: Fit, skipped: list[str]
-) -> Iterator[tuple[str, Array]]:
-    """Name and image uint8 ``(size, size)`` of each item that can be read; for others, a line goes to ``skipped``."""
-    any_shape = size is not None
-    for i, item in enumerate(images):
-        array, study = isinstance(item, np.ndarray), isinstance(item, Study)
-        if array and (item.ndim != 2 or item.dtype != np.uint8 or not item.size):
-            raise InputError(f"image {i}: must be uint8 (h, w), got {item.dtype} {item.shape}")
-        name = str(i) if array else item.id if study else _name(item, root)
-        try:
-            pixels = item if array else item.pixels() if study else read_image(Path(item))
-            shape = item.size if study else pixels.shape
-            size = size or shape[0]
-            # A study's file may have another shape than its data set states.
-            image = Frame(*shape, size, fit).image(pixels)
-        except InputError as error:
-            skipped.append(f"{name}: {error}" if study else str(error))
-            continue
-        if not any_shape and shape != (size, size):
-            raise InputError(f"image {name} is {shape[0]} × {shape[1]}, not {size} × {size} as others: pass size=")
-        yield name, image
-
-
-def _image_files(folder: Path) -> list[Path]:
+def _image_files(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise MissingError(f"{folder} is not a folder: give the one that holds the images")
     paths = (p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
-    files = sorted(p for p in paths if p.is_file())
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(paths) if path.is_file()}
     if not files:
         raise InputError(f"{folder} holds no image ({', '.join(_SUFFIXES)})")
     return files
-
-
-def _name(path: str | Path, root: Path | None) -> str:
-    return Path(path).relative_to(root).as_posix() if root else str(path)
-
-
-def content_hash(images: Array | Sequence[Array | str | Path], root: Path | None = None) -> str:
-    """Hash of ``images``: an array, or a list of arrays and files, whose names count relative to ``root``."""
-    if isinstance(images, np.ndarray):
-        return runs.fingerprint(str(images.dtype), images.shape, sha256(np.ascontiguousarray(images)).hexdigest())
-    if not isinstance(images, Sequence) or any(isinstance(item, Study) for item in images):
-        raise InputError("a cache for a generator or for studies needs identity=: their content is unknown in advance")
-
-    def content(item: Array | str | Path) -> Any:
-        if isinstance(item, np.ndarray):
-            return content_hash(item)
-        # What cannot be opened is skipped later.
-        return _name(item, root), runs.sha256(Path(item)) if Path(item).is_file() else ""
-
-    return runs.fingerprint(map(content, images))

@@ -9,22 +9,12 @@
 Labels and probabilities are ``(n, 8)`` over `FINDINGS`, or ``(n, k)`` over the ``k`` of them that can be evaluated.
 """
 
-# ruff: noqa: F401
+# ruff: noqa: F401, I001
 from chestxai.fidelity import macro_auc
 from chestxai.knowledge.descriptions import passages, sentences
 from chestxai.knowledge.labels import MESH, columns, judgeable, mesh_labels, mesh_sides, truth
 from chestxai.knowledge.perturb import ABBREVIATIONS, CHANGES, FORMATTING, change, robustness
-from chestxai.knowledge.reader import (
-    AttentionPool,
-    Passage,
-    Reading,
-    attended,
-    pool_probabilities,
-    read,
-    rule_scores,
-    rules,
-    train_pool,
-    train_tfidf,
-)
+from chestxai.knowledge.reader import AttentionPool, Passage, Reading, attended, pool_probabilities, read
+from chestxai.knowledge.reader import rule_scores, rules, train_pool, train_tfidf
 from chestxai.knowledge.scores import difference, f1, macro_f1, scored, thresholds
 from chestxai.knowledge.zero_shot import NORMAL, PROMPTS, denoising_errors, evidence

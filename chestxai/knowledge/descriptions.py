@@ -1,7 +1,5 @@
 """The sentences in which a report describes the image."""
 
-from __future__ import annotations
-
 import re
 
 from chestxai import reports

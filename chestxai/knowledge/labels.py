@@ -1,7 +1,5 @@
 """Reference labels that no reader has learned from the words of a report, and the findings they suffice to evaluate."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 

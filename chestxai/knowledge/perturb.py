@@ -1,7 +1,5 @@
 """The same report in another form: how much of a reading depends on how a report is written."""
 
-from __future__ import annotations
-
 import re
 import textwrap
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence

@@ -3,8 +3,6 @@
 The pooling follows Yang et al. 2016, "Hierarchical Attention Networks", eq. 5–7, with one query for each finding.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

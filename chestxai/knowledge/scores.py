@@ -1,7 +1,5 @@
 """Metrics of a reader: F1 and AUC per finding and on average, with patient-clustered intervals."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Hashable, Sequence
 

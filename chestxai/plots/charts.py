@@ -1,7 +1,5 @@
 """Charts: tables of numbers, distributions, and curves over size and training."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Mapping, Sequence
 
@@ -10,19 +8,7 @@ import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
 
-from chestxai.plots.style import (
-    COLORS,
-    INK,
-    REFERENCES,
-    direction,
-    dressed,
-    express_options,
-    faint,
-    require,
-    score_name,
-    styles_of,
-    variant_style,
-)
+from chestxai.plots import style
 from chestxai.runs import InputError
 from chestxai.studies import FINDINGS
 
@@ -58,31 +44,29 @@ def layer_time(
     matrix: np.ndarray,
     layers: Sequence[str],
     timesteps: Sequence[int],
-    metric: str = "AUC-ROC",
-    chance: float = 0.5,
     title: str = "",
 ) -> go.Figure:
-    """A score per cross-attention layer and diffusion timestep: which layers see the finding, and when.
+    """AUC-ROC per cross-attention layer and diffusion timestep: which layers see the finding, and when.
+
+    That of a blind map, 0.5, is white; above it is blue, below it red.
 
     Args:
         matrix: Float ``(layers, timesteps)``; NaN cells stay empty.
         layers: Names of the rows.
         timesteps: Names of the columns.
-        metric: Name of the score.
-        chance: The score of a blind map, white; above it is blue, below it red.
         title: Title of the figure.
     """
     matrix = np.asarray(matrix, dtype=float)
     if matrix.shape != (len(layers), len(timesteps)):
         raise InputError(f"the matrix is {matrix.shape}, expected ({len(layers)} layers, {len(timesteps)} timesteps)")
-    reach = np.nanmax(np.abs(matrix - chance), initial=0.05)
-    ends = [chance - reach, chance, chance + reach]
+    reach = np.nanmax(np.abs(matrix - 0.5), initial=0.05)
+    ends = [0.5 - reach, 0.5, 0.5 + reach]
     fig = _matrix(
         matrix, [html.escape(str(layer)) for layer in layers], [str(t) for t in timesteps], title,
         colorscale="RdBu", zmin=ends[0], zmax=ends[2], texttemplate="%{z:.2f}" if len(timesteps) <= 16 else None,
-        hovertemplate="%{y}<br>t = %{x}<br>" + metric + " %{z:.3f}<extra></extra>",
-        colorbar={"title": {"text": metric}, "tickvals": ends,
-                  "ticktext": [f"{ends[0]:.2f}", f"chance {chance:.2g}", f"{ends[2]:.2f}"]},
+        hovertemplate="%{y}<br>t = %{x}<br>AUC-ROC %{z:.3f}<extra></extra>",
+        colorbar={"title": {"text": "AUC-ROC"}, "tickvals": ends,
+                  "ticktext": [f"{ends[0]:.2f}", "chance 0.5", f"{ends[2]:.2f}"]},
     )  # fmt: skip
     return fig.update_xaxes(title_text="timestep t (larger = noisier)")
 
@@ -92,7 +76,7 @@ def _matrix(z: np.ndarray, rows: list[str], columns: list[str], title: str, **op
     heat = go.Heatmap(z=z.round(4), x=columns, y=rows, textfont={"size": 12}, xgap=2, ygap=2, hoverongaps=False)
     heat.update(colorbar={"title": {"side": "right", "font": {"size": 12.5}}, "thickness": 12, "outlinewidth": 0})
     axis = {"type": "category", "showgrid": False, "ticks": ""}
-    fig = dressed(go.Figure(heat.update(**options)), title, 114 + 36 * max(3, len(rows)), margin={"r": 8})
+    fig = style.dressed(go.Figure(heat.update(**options)), title, 114 + 36 * max(3, len(rows)), margin={"r": 8})
     return fig.update_layout(xaxis=axis, yaxis=axis | {"autorange": "reversed"})
 
 
@@ -125,20 +109,20 @@ def histogram(
     edges = np.histogram_bin_edges(heatmap, bins)
     fig = go.Figure()
     for color, name, values, hatch in (
-        (COLORS[0], "outside", heatmap[~mask], ""), (COLORS[1], "inside", heatmap[mask], "/")
+        (style.COLORS[0], "outside", heatmap[~mask], ""), (style.COLORS[1], "inside", heatmap[mask], "/")
     ):  # fmt: skip
-        pattern = {"shape": hatch, "fgcolor": color, "bgcolor": faint(color, 0.25), "size": 5}
+        pattern = {"shape": hatch, "fgcolor": color, "bgcolor": style.faint(color, 0.25), "size": 5}
         fig.add_bar(
             x=(edges[:-1] + edges[1:]) / 2, y=np.histogram(values, edges)[0] / values.size, width=np.diff(edges),
-            marker={"color": faint(color, 0.5), "line": {"width": 0}, "pattern": pattern}, name=f"{name} the target",
-            hovertemplate="%{y:.1%} of the pixels " + name + "<extra></extra>",
+            marker={"color": style.faint(color, 0.5), "line": {"width": 0}, "pattern": pattern},
+            name=f"{name} the target", hovertemplate="%{y:.1%} of the pixels " + name + "<extra></extra>",
         )  # fmt: skip
         fig.add_vline(values.mean(), line={"color": color, "width": 2})
     if threshold is not None:
         text = {"text": f"{html.escape(label)} {threshold:.3g}", "bgcolor": "rgba(255,255,255,0.8)"}
-        line = {"color": INK, "width": 2, "dash": "dash"}
+        line = {"color": style.INK, "width": 2, "dash": "dash"}
         fig.add_vline(threshold, line=line, annotation=text, annotation_position="top right")
-    return dressed(
+    return style.dressed(
         fig, title, 290, [trace.name for trace in fig.data], barmode="overlay", bargap=0,
         xaxis={"title": {"text": "value of the heatmap (solid lines: means)"}},
         yaxis={"title": {"text": "share of pixels"}, "tickformat": ".0%", "rangemode": "tozero"},
@@ -150,7 +134,6 @@ def score_by_size(
     metrics: Sequence[str] = ("auc_roc", "pointing_game", "iou"),
     groups: int = 4,
     title: str = "",
-    variants: Sequence[str] | None = None,
 ) -> go.Figure:
     """How scores depend on the size of the target: a point per phrase, and the means of equally large groups.
 
@@ -160,13 +143,12 @@ def score_by_size(
         metrics: Columns of scores, a panel each.
         groups: Number of groups by size (quantiles of the target's area); fewer where sizes repeat.
         title: Title of the figure.
-        variants: The variants to draw, the reference one first; see `variant_style`.
     """
-    require(table, ["variant", "target", *metrics], "score_by_size")
-    styles = styles_of(table["variant"], variants)
+    style.require(table, ["variant", "target", *metrics], "score_by_size")
+    styles = style.styles_of(table["variant"])
     table = table.reset_index(drop=True)  # the tables of several variants repeat their index
     table["group"] = pd.qcut(table["target"], groups, labels=False, duplicates="drop").fillna(0)
-    series = {label: (f"{prefix}_", table) for prefix, (label, _) in REFERENCES.items()}
+    series = {label: (f"{prefix}_", table) for prefix, (label, _) in style.REFERENCES.items()}
     series |= {variant: ("", table[table["variant"] == variant]) for variant in styles}
     points = pd.concat(
         rows[["target", "group"]].assign(value=rows[prefix + column], series=name, score=column)
@@ -177,60 +159,58 @@ def score_by_size(
     means = points.groupby(["series", "score", "group"], as_index=False).agg(
         target=("target", "mean"), value=("value", "mean"), phrases=("value", "size")
     )
-    look = dict(REFERENCES.values()) | styles
+    look = dict(style.REFERENCES.values()) | styles
     axes = {"x": "target", "y": "value", "facet_col": "score", "facet_col_spacing": 0.07}
     orders = {"category_orders": {"series": list(look), "score": list(metrics)}}
-    fig = px.line(means, markers=True, custom_data=["phrases"], **axes, **express_options(look, "series") | orders)
+    options = style.express_options(look, "series") | orders
+    fig = px.line(means, markers=True, custom_data=["phrases"], **axes, **options)
     fig.update_traces(marker_size=9, hovertemplate="%{fullData.name}: %{y:.3f}<br>%{customdata[0]} phrases, target "
                       "%{x:.1%} of the image<extra></extra>")  # fmt: skip
     cloud = px.scatter(
-        points[points["series"].isin(styles)], **axes, **express_options(look, "series", dash=False) | orders
+        points[points["series"].isin(styles)], **axes, **style.express_options(look, "series", dash=False) | orders
     )
     cloud.update_traces(marker={"size": 5, "opacity": 0.3}, hoverinfo="skip", hovertemplate=None, showlegend=False)
     fig.add_traces(cloud.data)
     for panel in fig.layout.annotations:
         column = panel.text.removeprefix("score=")
-        panel.text = f"<b>{html.escape(score_name(column))}</b> {direction(column, '↑', '↓')}"
+        panel.text = f"<b>{html.escape(style.score_name(column))}</b> {style.direction(column, '↑', '↓')}"
     fig.update_xaxes(tickformat=".0%", rangemode="tozero", nticks=5, title_text="")
     middle = (len(metrics) + 1) // 2
     fig.update_xaxes(title_text="area of the target, share of the image", col=middle)
     fig.update_yaxes(matches=None, showticklabels=True, nticks=6, title_text="")
-    return dressed(fig, title, 370, [trace.name for trace in fig.data if trace.showlegend], 24, margin={"l": 44})
+    return style.dressed(fig, title, 370, [trace.name for trace in fig.data if trace.showlegend], 24, margin={"l": 44})
 
 
-def training_curves(
-    runs: Mapping[str, pd.DataFrame], smooth: float = 0.05, points: int = 800, title: str = ""
-) -> go.Figure:
-    """Training loss and learning rate over steps: raw values faint, smoothed ones bold.
+def training_curves(runs: Mapping[str, pd.DataFrame], title: str = "") -> go.Figure:
+    """Training loss and learning rate over steps: raw values faint, exponentially smoothed ones (span 5 %) bold.
 
     Args:
         runs: Variant -> the run's ``train.csv`` (columns step, loss, lr and, optionally, seconds).
-        smooth: Span of the exponential smoothing as a fraction of the run.
-        points: Raw values kept per run; a longer run is averaged in blocks.
         title: Title of the figure.
     """
     if not runs:
         raise InputError("training_curves: there is no run to show")
     fig = go.Figure()
-    for (name, table), style in zip(runs.items(), variant_style(runs).values(), strict=True):
-        require(table, ["step", "loss", "lr"], f"training_curves, run {name}")
+    for (name, table), look in zip(runs.items(), style.variant_style(runs).values(), strict=True):
+        style.require(table, ["step", "loss", "lr"], f"training_curves, run {name}")
         table = table.sort_values("step")
-        table["bold"] = table["loss"].ewm(span=max(1.0, smooth * len(table))).mean()
-        kept = table.groupby(np.arange(len(table)) // -(-len(table) // points)).mean(numeric_only=True)
+        table["bold"] = table["loss"].ewm(span=max(1.0, 0.05 * len(table))).mean()
+        # At most 800 points: a longer run is averaged in blocks.
+        kept = table.groupby(np.arange(len(table)) // -(-len(table) // 800)).mean(numeric_only=True)
         common = {"x": kept["step"], "mode": "lines", "legendgroup": name, "name": html.escape(name)}
-        line, quiet = {"color": style.color, "width": 2.5}, {"showlegend": False, "hoverinfo": "skip"}
+        line, quiet = {"color": look.color, "width": 2.5}, {"showlegend": False, "hoverinfo": "skip"}
         fig.add_scatter(y=kept["loss"], line=line | {"width": 1}, opacity=0.25, **quiet, **common)
         elapsed = "<br>%{customdata:.0f} s elapsed" if "seconds" in kept else ""
         hover = "step %{x:.0f}<br>smoothed loss %{y:.4f}" + elapsed
         fig.add_scatter(y=kept["bold"], line=line, customdata=kept.get("seconds"), hovertemplate=hover, **common)
         fig.add_scatter(
-            y=kept["lr"], line=line | {"dash": style.dash}, yaxis="y2", showlegend=False,
+            y=kept["lr"], line=line | {"dash": look.dash}, yaxis="y2", showlegend=False,
             hovertemplate="step %{x:.0f}<br>learning rate %{y:.1e}", **common,
         )  # fmt: skip
     # Single noisy batches would set the scale: the axis holds the middle 98 % of the raw values.
     low, high = np.nanquantile(np.concatenate([table["loss"] for table in runs.values()]), [0.01, 0.99])
     pad = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
-    return dressed(
+    return style.dressed(
         fig, title, 400, list(runs), xaxis={"title": {"text": "training step"}, "anchor": "y2"},
         yaxis={"title": {"text": "loss (mean squared error)"}, "domain": [0.34, 1], "range": [low - pad, high + pad]},
         yaxis2={"title": {"text": "learning rate"}, "domain": [0, 0.22], "rangemode": "tozero", "exponentformat": "e",

@@ -1,7 +1,5 @@
 """Comparisons of variants: the forest chart of scores and of paired differences, and the trade-off plane."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Mapping, Sequence
 
@@ -10,23 +8,7 @@ import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
 
-from chestxai.plots.style import (
-    INK,
-    MUTED,
-    REFERENCES,
-    VARIANTS,
-    Style,
-    chooser,
-    direction,
-    dressed,
-    express_options,
-    faint,
-    require,
-    score_name,
-    styles_of,
-    text_width,
-    variant_style,
-)
+from chestxai.plots import style
 from chestxai.runs import InputError
 from chestxai.stats import Interval, format_interval
 from chestxai.tradeoff import Comparison, pareto_front
@@ -61,7 +43,7 @@ def _forest(
     axis = {"tickvals": list(rows), "ticktext": list(rows.values()), "range": [max(rows) + 0.6, -0.6], "ticks": ""}
     legend = [trace.name for trace in fig.data if trace.showlegend]
     height = 72 + max(44, 16 * series) * (max(rows) + 1.2)
-    return dressed(fig, title, height, legend, yaxis=axis | {"showline": False, "title": {"text": ""}}, **layout)
+    return style.dressed(fig, title, height, legend, yaxis=axis | {"showline": False, "title": {"text": ""}}, **layout)
 
 
 def _offsets(names: Sequence[str]) -> dict[str, float]:
@@ -82,14 +64,14 @@ def scores_by_finding(
         title: Title of the figure.
         variants: The variants to draw, the reference one first; see `variant_style`.
     """
-    require(table, ["finding", "variant", "mean"], "scores_by_finding")
-    styles = styles_of(table["variant"], variants)
+    style.require(table, ["finding", "variant", "mean"], "scores_by_finding")
+    styles = style.styles_of(table["variant"], variants)
     findings = sorted(table["finding"].unique(), key=lambda name: name == "all")
     place = {name: i + 0.35 * (name == "all") for i, name in enumerate(findings)}
     points = table[table["variant"].isin(styles)].assign(series=table["variant"], x=table["mean"])
     points["y"] = points["finding"].map(place) + points["variant"].map(_offsets(list(styles)))
     points = points.assign(**{end: points.get(end, points["x"]) for end in ("low", "high")})
-    for prefix, (label, _) in REFERENCES.items():
+    for prefix, (label, _) in style.REFERENCES.items():
         if prefix in table:
             x = table.groupby("finding", sort=False)[prefix].mean().dropna().rename("x").reset_index()
             points = pd.concat([points, x.assign(series=label, y=x["finding"].map(place))], ignore_index=True)
@@ -100,10 +82,10 @@ def scores_by_finding(
     counts = table.groupby("finding")["n"].max() if "n" in table else {}
     names = {name: html.escape(name) if name != "all" else "<b>all</b>" for name in findings}
     rows = {place[f]: name + (f" ({counts[f]:.0f})" if f in counts else "") for f, name in names.items()}
-    side = direction(metric, "higher is better →", "← lower is better")
-    options = express_options(dict(REFERENCES.values()) | styles, "series", dash=False)
+    side = style.direction(metric, "higher is better →", "← lower is better")
+    options = style.express_options(dict(style.REFERENCES.values()) | styles, "series", dash=False)
     return _forest(
-        points, rows, len(styles), title, options, xaxis={"title": {"text": f"{score_name(metric)} ({side})"}}
+        points, rows, len(styles), title, options, xaxis={"title": {"text": f"{style.score_name(metric)} ({side})"}}
     )
 
 
@@ -137,7 +119,7 @@ def paired(
         raise InputError("paired: rows that are better when lower and when higher cannot share an axis")
     other = "a" if len(sides[0]) > 1 else "b"
     many, others = len(sides[0]) + len(sides[1]) > 2, list(table[other].unique())
-    styles = variant_style(variants or [*sides[other == "a"], *others])
+    styles = style.variant_style(variants or [*sides[other == "a"], *others])
     values = table[["estimate", "low", "high"]].to_numpy(float)
     row = pd.Series(pd.factorize(table["name"])[0])
     reach = pd.Series(np.nanmax(np.abs(values), axis=1)).groupby(row * (not shared)).transform("max")
@@ -158,10 +140,10 @@ def paired(
     counts = table.groupby(row)["n"].max()
     counts = np.where(counts.isna(), "", counts.map(" ({:.0f})".format))
     rows = {i: html.escape(str(name)) + counts[i] for i, name in enumerate(table["name"].unique())}
-    options = {"color": "better", "color_discrete_map": {name: style.color for name, style in styles.items()}}
+    options = {"color": "better", "color_discrete_map": {name: look.color for name, look in styles.items()}}
     options["color_discrete_map"] |= {"": "#777777"}
     if many:
-        options |= {"symbol": other, "symbol_map": {name: style.symbol for name, style in styles.items()}}
+        options |= {"symbol": other, "symbol_map": {name: look.symbol for name, look in styles.items()}}
     minus = " − ".join(side[0] if len(side) == 1 else "each variant" for side in sides)
     scale = "95 % interval" if shared else "each row on its own scale; 95 % interval"
     axis = {"title": {"text": f"difference, {html.escape(minus)}<br>({scale})"}, "range": [-1.12, 1.12]}
@@ -169,7 +151,7 @@ def paired(
         axis["range"] = [end * reach[0] * sign[0] for end in axis["range"]]
     else:
         axis |= {"showticklabels": False, "ticks": "", "showgrid": False}
-    right = 36 + max(text_width(number, 13) for number in points["number"])
+    right = 36 + max(style.text_width(number, 13) for number in points["number"])
     fig = _forest(points, rows, len(others), title, options, top=24, xaxis=axis, margin={"r": right})
     fig.update_traces(showlegend=False, legendgroup=None)
     for name in others if many else ():
@@ -179,7 +161,7 @@ def paired(
         fig.add_annotation(text=number, x=1, xref="paper", xanchor="left", xshift=10, y=y, showarrow=False,
                            font={"size": 11 if many else 13})  # fmt: skip
     for side, text, anchor, shift in ((sides[1], "← {} better", "right", -8), (sides[0], "{} better →", "left", 8)):
-        name, color = (side[0], styles[side[0]].color) if len(side) == 1 else ("the other", MUTED)
+        name, color = (side[0], styles[side[0]].color) if len(side) == 1 else ("the other", style.MUTED)
         fig.add_annotation(
             text=f"<b>{html.escape(text.format(name))}</b>", font={"color": color}, x=0.5, xref="paper", xanchor=anchor,
             xshift=shift, y=1, yref="paper", yanchor="bottom", yshift=2, showarrow=False,
@@ -192,9 +174,9 @@ def _differences(differences: Sequence[Comparison] | pd.DataFrame, names: tuple[
     table = differences
     if not isinstance(table, pd.DataFrame):
         table = pd.DataFrame(map(vars, differences)).rename(columns={"phrases": "n"})
-        table["name"] = table["metric"].map(score_name)
-        table["better"] = [direction(metric, "higher", "lower") for metric in table["metric"]]
-    require(table, ["name", "estimate", "low", "high"], "paired")
+        table["name"] = table["metric"].map(style.score_name)
+        table["better"] = [style.direction(metric, "higher", "lower") for metric in table["metric"]]
+    style.require(table, ["name", "estimate", "low", "high"], "paired")
     table = table.reset_index(drop=True)
     for column, value in {"better": "higher", "n": np.nan, "a": names[0], "b": names[1]}.items():
         table[column] = table[column].fillna(value) if column in table else value
@@ -222,12 +204,12 @@ def tradeoff(
         title: Title of the figure.
         variants: The variants to draw, the reference one first; see `variant_style`.
     """
-    require(table, ["variant", "seed", "step", fidelity], "tradeoff")
+    style.require(table, ["variant", "seed", "step", fidelity], "tradeoff")
     scores, table = [column for column in metrics if column in table], table.dropna(subset=[fidelity])
     if not scores or table.empty:
         what = f"the column {fidelity} is empty" if scores else f"the table has none of the scores {', '.join(metrics)}"
         raise InputError(f"tradeoff: {what}")
-    styles = styles_of(table["variant"], variants)
+    styles = style.styles_of(table["variant"], variants)
     table = table[table["variant"].isin(styles)].sort_values("step")
     several = table.groupby("variant")["seed"].nunique().max() > 1
     log = table[fidelity].min() > 0 and table[fidelity].max() / table[fidelity].min() > 8
@@ -239,13 +221,13 @@ def tradeoff(
             _add_seeds(plane, table, fidelity, column, styles)
         _add_references(plane, table, column)
         legend = [trace.name for trace in plane.data if trace.showlegend]
-        dressed(plane, title, 500, legend, 40 * (len(scores) > 1), margin={"r": 122})
-        better = direction(column, "higher is better ↑", "lower is better ↓")
-        plane.update_yaxes(title_text=f"{score_name(column)} · {better}")
-        side = f"← {score_name(fidelity)} (lower is better{', logarithmic' if log else ''})"
+        style.dressed(plane, title, 500, legend, 40 * (len(scores) > 1), margin={"r": 122})
+        better = style.direction(column, "higher is better ↑", "lower is better ↓")
+        plane.update_yaxes(title_text=f"{style.score_name(column)} · {better}")
+        side = f"← {style.score_name(fidelity)} (lower is better{', logarithmic' if log else ''})"
         plane.update_xaxes(title_text=f"{side}<br>{remark}", type="log" if log else "linear")
-        planes.append((score_name(column).split(" (")[0], plane))
-    return chooser(planes, type="buttons", direction="right", x=0, y=1, yanchor="bottom", pad={"b": 8})
+        planes.append((style.score_name(column).split(" (")[0], plane))
+    return style.chooser(planes, type="buttons", direction="right", x=0, y=1, yanchor="bottom", pad={"b": 8})
 
 
 def _by_step(table: pd.DataFrame, columns: Sequence[str], several: bool) -> pd.DataFrame:
@@ -266,7 +248,7 @@ def _by_step(table: pd.DataFrame, columns: Sequence[str], several: bool) -> pd.D
     return rows
 
 
-def _plane(rows: pd.DataFrame, x: str, y: str, styles: Mapping[str, Style]) -> go.Figure:
+def _plane(rows: pd.DataFrame, x: str, y: str, styles: Mapping[str, style.Style]) -> go.Figure:
     """A line per variant over its checkpoints, the last one large, and rings around what is Pareto-optimal."""
     last = rows["step"] == rows.groupby("variant")["step"].transform("max")
     steps = [f"{step / 1000:g}k" if step >= 1000 and step % 100 == 0 else f"{step:g}" for step in rows["step"]]
@@ -275,25 +257,25 @@ def _plane(rows: pd.DataFrame, x: str, y: str, styles: Mapping[str, Style]) -> g
             for side, end in (("", "up"), ("_minus", "down"))}  # fmt: skip
     fig = px.line(
         rows, x=x, y=y, text="label", markers=True, custom_data=["step", f"{x}_text", f"{y}_text"], **bars,
-        **express_options(styles),
+        **style.express_options(styles),
     )  # fmt: skip
     for i, trace in enumerate(fig.data):
         color, name = trace.line.color, html.escape(trace.name)
-        bar = {"thickness": 1.2, "width": 3, "color": faint(color, 0.55)}
+        bar = {"thickness": 1.2, "width": 3, "color": style.faint(color, 0.55)}
         trace.update(
-            error_x=bar, error_y=bar, line_width=2.5, name=f"{name} text encoder" if name in VARIANTS else name,
+            error_x=bar, error_y=bar, line_width=2.5, name=f"{name} text encoder" if name in style.VARIANTS else name,
             textposition=f"{'bottom' if i else 'top'} right", textfont={"color": color, "size": 12}, cliponaxis=False,
             marker={"size": [9] * (len(trace.x) - 1) + [13], "opacity": 1, "line": {"color": "white", "width": 1}},
             hovertemplate=f"<b>{name}</b>, step %{{customdata[0]:,}}<br>fidelity %{{customdata[1]}}"
             "<br>score %{customdata[2]}<extra></extra>",
         )  # fmt: skip
     front = rows[pareto_front(rows, x, y)]
-    ring = {"symbol": "circle-open", "size": 21, "color": INK, "line": {"width": 1.8}}
+    ring = {"symbol": "circle-open", "size": 21, "color": style.INK, "line": {"width": 1.8}}
     look = {"mode": "markers", "name": "Pareto-optimal", "hoverinfo": "skip", "showlegend": True}
     return fig.add_scatter(x=front[x], y=front[y], marker=ring, **look)
 
 
-def _add_seeds(plane: go.Figure, table: pd.DataFrame, x: str, y: str, styles: Mapping[str, Style]) -> None:
+def _add_seeds(plane: go.Figure, table: pd.DataFrame, x: str, y: str, styles: Mapping[str, style.Style]) -> None:
     """A thin line per variant and seed."""
     for (variant, seed), rows in table.groupby(["variant", "seed"]):
         plane.add_scatter(
@@ -305,20 +287,20 @@ def _add_seeds(plane: go.Figure, table: pd.DataFrame, x: str, y: str, styles: Ma
 
 def _add_references(plane: go.Figure, table: pd.DataFrame, y: str) -> None:
     """Lines for chance and location prior, and an arrow towards the better corner."""
-    lines = {prefix: table[f"{prefix}_{y}"].mean() for prefix in REFERENCES if f"{prefix}_{y}" in table}
+    lines = {prefix: table[f"{prefix}_{y}"].mean() for prefix in style.REFERENCES if f"{prefix}_{y}" in table}
     lines = {prefix: value for prefix, value in lines.items() if np.isfinite(value)}
     if y == "auc_roc":
         lines.setdefault("chance", 0.5)
     for prefix, value in lines.items():
-        name, style = REFERENCES[prefix]
+        name, look = style.REFERENCES[prefix]
         # Two references may be closer than a text is high: the lower one is written below its line.
         under = len(lines) > 1 and value == min(lines.values())
-        text = {"text": f"{name} {value:.2f}", "font": {"size": 12, "color": MUTED}, "borderpad": 0}
+        text = {"text": f"{name} {value:.2f}", "font": {"size": 12, "color": style.MUTED}, "borderpad": 0}
         text |= {"xanchor": "left", "yanchor": "top" if under else "bottom"}
-        line = {"color": "#777777", "width": 1.5, "dash": style.dash}
+        line = {"color": "#777777", "width": 1.5, "dash": look.dash}
         plane.add_hline(value, layer="below", line=line, annotation=text, annotation_position="right")
-    corner = direction(y, "top", "bottom")
+    corner = style.direction(y, "top", "bottom")
     plane.add_annotation(
-        text=direction(y, "↖ better", "↙ better"), x=0, xref="paper", xanchor="left", xshift=6, y=int(corner == "top"),
-        yref="paper", yanchor=corner, showarrow=False, font={"color": MUTED},
+        text=style.direction(y, "↖ better", "↙ better"), x=0, xref="paper", xanchor="left", xshift=6,
+        y=int(corner == "top"), yref="paper", yanchor=corner, showarrow=False, font={"color": style.MUTED},
     )  # fmt: skip

@@ -1,7 +1,5 @@
 """Figures with controls for pages without a kernel: choose a study, a layer, a timestep."""
 
-from __future__ import annotations
-
 import base64
 import html
 import io

@@ -4,8 +4,6 @@ Images travel as base64 PNG (JPEG above 192 pixels, where a noisy radiograph wou
 one-byte palette PNGs with transparency: a grid of twenty overlays weighs some tens of kilobytes.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import io
@@ -17,26 +15,11 @@ import plotly.graph_objects as go
 from PIL import Image
 from plotly.subplots import make_subplots
 
-from chestxai.plots.pictures import (
-    COLORSCALE,
-    OPACITY,
-    PALETTE,
-    Boxes,
-    Images,
-    Masks,
-    Picture,
-    Scale,
-    Texts,
-    as_pictures,
-    enlarged,
-    labels,
-    listed,
-    normalize,
-    study_picture,
-)
+from chestxai.plots import pictures
+from chestxai.plots.pictures import Boxes, Images, Masks, Picture, Scale, Texts, as_pictures, listed, study_picture
 from chestxai.plots.style import TEMPLATE, WIDTH, wrapped
 from chestxai.runs import InputError
-from chestxai.studies import Box, Study
+from chestxai.studies import Study
 
 _GAP = 12  # pixels between pictures
 _BAR = 64  # pixels for a colour bar
@@ -123,7 +106,7 @@ def note(text: str, axis: str | None = None, **options: object) -> dict:
 def _notes(picture: Picture, axis: str, width: float, marker: str) -> list[dict]:
     """Labels and side marker of a picture that is ``width`` pixels wide."""
     notes = []
-    for text, x, y, color in labels(picture, width, marker):
+    for text, x, y, color in pictures.labels(picture, width, marker):
         look = {"font": {"size": 12, "color": color}, "bgcolor": "rgba(0,0,0,0.6)", "borderpad": 1}
         notes.append(note(html.escape(text), axis, xshift=x, yshift=-y, **look))
     font = {"size": 12, "color": "white", "shadow": "0 0 3px black, 0 0 3px black"}
@@ -139,10 +122,10 @@ def _traces(picture: Picture, axis: str, width: float, scale: Scale) -> list:
     options = {"format": "png", "optimize": True} if image.width <= 192 else {"format": "jpeg", "quality": 88}
     traces: list = [_image(image, extent, axis, **options)]
     if picture.heatmap is not None:
-        values = enlarged(normalize(picture.heatmap, scale.limits), 64)
+        values = pictures.enlarged(pictures.normalize(picture.heatmap, scale.limits), 64)
         heat = Image.fromarray((values * 255).round().astype(np.uint8)).convert("P")
-        heat.putpalette(PALETTE.tobytes())
-        alpha = (np.arange(256) * OPACITY).round().astype(np.uint8).tobytes()
+        heat.putpalette(pictures.PALETTE.tobytes())
+        alpha = (np.arange(256) * pictures.OPACITY).round().astype(np.uint8).tobytes()
         traces.append(_image(heat, extent, axis, format="png", transparency=alpha, optimize=True))
     for mark in picture.outlines:
         points = np.vstack([part for loop in mark.loops for part in (loop, [(np.nan, np.nan)])])[:-1]
@@ -174,12 +157,9 @@ def _color_bar(scale: Scale, length: float) -> go.Scatter:
         "ticktext": [f"{low:.3g}", f"{high:.3g}"] if scale.limits else ["min", "max"],
         "title": {"text": name, "side": "right", "font": {"size": 12}},
     }  # fmt: skip
-    marker = {"colorscale": COLORSCALE, "cmin": low, "cmax": high, "color": [low], "showscale": True, "colorbar": bar}
+    marker = {"colorscale": pictures.COLORSCALE, "cmin": low, "cmax": high, "color": [low], "colorbar": bar}
+    marker |= {"showscale": True}
     return go.Scatter(x=[None], y=[None], mode="markers", hoverinfo="skip", showlegend=False, marker=marker)
-
-
-def _scale(scale: str | Scale) -> Scale:
-    return Scale(scale) if isinstance(scale, str) else scale
 
 
 def images(
@@ -204,20 +184,18 @@ def images(
     return grid(shown, Layout(columns, title, listed(titles, len(shown), "titles"), marker=marker))
 
 
-def study_sheet(
-    studies: Sequence[Study], titles: Texts = None, columns: int = 4, size: int = 256, title: str = ""
-) -> go.Figure:
+def study_sheet(studies: Sequence[Study], titles: Texts = None, size: int = 256) -> go.Figure:
     """A grid of studies, each finding outlined and named in its colour.
 
     Args:
         studies: Studies whose images can be read.
-        titles, columns, title: As in `images`.
+        titles: As in `images`.
         size: Side in pixels of the letterboxed images.
     """
     if not studies:
         raise InputError("there is no study to show")
     shown = [study_picture(study, size) for study in studies]
-    return grid(shown, Layout(columns, title, listed(titles, len(shown), "titles")))
+    return grid(shown, Layout(captions=listed(titles, len(shown), "titles")))
 
 
 def overlays(
@@ -237,26 +215,18 @@ def overlays(
         titles, columns, title: As in `images`.
         scale: What the values are; or a `Scale`, which also gives the values at the ends of the colours.
     """
-    shown, scale = as_pictures(images, heatmaps, masks, boxes), _scale(scale)
+    shown, scale = as_pictures(images, heatmaps, masks, boxes), Scale(scale) if isinstance(scale, str) else scale
     return grid(shown, Layout(columns, title, listed(titles, len(shown), "titles"), scale=scale))
 
 
-def overlay(
-    image: np.ndarray,
-    heatmap: np.ndarray,
-    mask: np.ndarray | None = None,
-    boxes: Sequence[tuple[str, Box]] = (),
-    title: str = "",
-    scale: str | Scale = "attention",
-) -> go.Figure:
+def overlay(image: np.ndarray, heatmap: np.ndarray, mask: np.ndarray | None = None, title: str = "") -> go.Figure:
     """One heatmap over its radiograph, with the target's outline.
 
     Args:
-        image, heatmap, mask, boxes: One of what `as_pictures` takes several of.
+        image, heatmap, mask: One of what `as_pictures` takes several of.
         title: A caption above the image.
-        scale: As in `overlays`.
     """
-    return overlays([image], [heatmap], [mask], [title] if title else None, 1, [boxes], scale=scale)
+    return overlays([image], [heatmap], [mask], [title] if title else None, 1)
 
 
 def overlay_grid(
@@ -266,7 +236,6 @@ def overlay_grid(
     titles: Texts = None,
     captions: Mapping[str, Sequence[str]] | None = None,
     title: str = "",
-    scale: str | Scale = "attention",
 ) -> go.Figure:
     """Studies in rows, variants or training steps in columns, the plain radiograph first.
 
@@ -276,7 +245,6 @@ def overlay_grid(
         titles: A line above each row, such as the phrase that is grounded, or None.
         captions: Name of the column -> a short text below each of its overlays, such as its score.
         title: Title of the figure.
-        scale: As in `overlays`.
     """
     n = len(images)
     columns = [as_pictures(images, None, masks)]
@@ -285,6 +253,6 @@ def overlay_grid(
     shown, footers = ([item for row in zip(*lists, strict=True) for item in row] for lists in (columns, below))
     layout = Layout(
         len(columns), title, headers=["radiograph", *heatmaps], row_titles=listed(titles, n, "titles"),
-        footers=footers, scale=_scale(scale), largest=220,
+        footers=footers, scale=Scale(), largest=220,
     )  # fmt: skip
     return grid(shown, layout)

@@ -7,8 +7,6 @@ Row 0 is on top; a pixel ``(row, column)`` covers ``[column, column + 1) × [row
 is on the image's left.
 """
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -225,18 +223,17 @@ def contact_sheet(
     titles: Texts = None,
     heatmaps: Sequence[np.ndarray | None] | None = None,
     masks: Masks = None,
-    boxes: Boxes = None,
     size: int = 240,
 ) -> Image.Image:
     """A still picture (RGB) of radiographs, overlays and outlines: for a README, where no script runs.
 
     Args:
-        images, heatmaps, masks, boxes: As in `as_pictures`.
+        images, heatmaps, masks: As in `as_pictures`.
         columns: Images per row.
         titles: A caption above each image (shortened to one line), or None.
         size: Width in pixels at which each image is drawn.
     """
-    drawn = [draw(picture, size) for picture in as_pictures(images, heatmaps, masks, boxes)]
+    drawn = [draw(picture, size) for picture in as_pictures(images, heatmaps, masks)]
     columns, gap = min(columns, len(drawn)), 10
     font = ImageFont.load_default(max(12, round(size / 16)))
     caption = round(font.size * 1.5) if any(titles or ()) else 0

@@ -4,8 +4,6 @@ Colours are those of Okabe & Ito (2008), which can be told apart with any colour
 alone: variants also differ in marker and dash.
 """
 
-from __future__ import annotations
-
 import html
 import math
 import textwrap
@@ -104,7 +102,7 @@ def express_options(styles: Mapping[str, Style], column: str = "variant", dash: 
     return options | ({"line_dash": column, "line_dash_map": maps["dash"]} if dash else {})
 
 
-def styles_of(present: pd.Series, variants: Sequence[str] | None) -> dict[str, Style]:
+def styles_of(present: pd.Series, variants: Sequence[str] | None = None) -> dict[str, Style]:
     """Styles of the variants that have data.
 
     Args:
@@ -208,7 +206,7 @@ def chooser(figures: Sequence[tuple[str, go.Figure]], **menu: object) -> go.Figu
     return fig
 
 
-def setup(renderer: str = "plotly_mimetype+chestxai") -> None:
+def setup() -> None:
     """Choose how notebooks show figures; call it once at the top of a notebook.
 
     JupyterLab draws the plotly mime type. The page gets HTML that expects plotly.js to be loaded once by the page
@@ -224,7 +222,7 @@ def setup(renderer: str = "plotly_mimetype+chestxai") -> None:
 
     pio.renderers["chestxai"] = PageRenderer()
     pio.renderers["plotly_mimetype"] = pio.base_renderers.PlotlyRenderer(config=config)
-    pio.renderers.default = renderer
+    pio.renderers.default = "plotly_mimetype+chestxai"
 
 
 def write_plotlyjs(folder: str | Path) -> Path:

@@ -5,8 +5,6 @@ Imports are followed inside the package. Through a package's ``__init__`` only t
 followed, so that a change of one file reruns what depends on that file and nothing else.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 from collections.abc import Collection, Iterator
@@ -26,24 +24,20 @@ def code_fingerprint(*modules: str, without: Collection[str] = INFRASTRUCTURE) -
         without: dotted names of modules and packages that are left out, with all that only they reach.
     """
     starts = [(name, None) for name in modules]
-    return _hash_files(_follow(starts, without))
+    return files_fingerprint(_follow(starts, without))
 
 
-def reached(code: str, without: Collection[str] = ()) -> set[Path]:
-    """Files of the package that Python source ``code`` imports, directly or not; ``without`` as `code_fingerprint`.
+def reached(code: str) -> set[Path]:
+    """Files of the package that Python source ``code`` imports, directly or not.
 
     Raises:
         SyntaxError: ``code`` is not Python.
     """
-    return _follow(_imports(ast.parse(code)), without)
+    return _follow(_imports(ast.parse(code)), ())
 
 
 def files_fingerprint(files: Collection[Path]) -> str:
     """As `code_fingerprint`, of the given Python files alone."""
-    return _hash_files(files)
-
-
-def _hash_files(files: Collection[Path]) -> str:
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(f"{path.relative_to(PACKAGE).as_posix()}\n{_syntax(path, path.stat().st_mtime_ns)}\n".encode())
@@ -58,12 +52,11 @@ def _follow(starts: Collection[tuple[str, str | None]], without: Collection[str]
             continue
         done.add(target)
         for found in _resolve(*target):
-            if isinstance(found, Path):
-                if found not in files:
-                    files.add(found)
-                    waiting.extend(_file_imports(found, found.stat().st_mtime_ns))
-            else:
+            if not isinstance(found, Path):
                 waiting.append(found)
+            elif found not in files:
+                files.add(found)
+                waiting.extend(_file_imports(found, found.stat().st_mtime_ns))
     return files
 
 
@@ -90,11 +83,10 @@ def _resolve(module: str, name: str | None) -> Iterator[Path | tuple[str, str | 
     }
     if name in exports:
         yield exports[name]
-    elif name is None and base != PACKAGE:
-        yield start
+        return
+    yield start
+    if name is None and base != PACKAGE:
         yield from exports.values()
-    else:
-        yield start
 
 
 def _imports(tree: ast.Module) -> set[tuple[str, str | None]]:

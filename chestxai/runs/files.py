@@ -149,12 +149,8 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: Path, most: int = 100_000) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file whose top level is a mapping, without aliases and repeated keys.
-
-    Args:
-        path: of the file.
-        most: bytes that the file may have.
 
     Raises:
         InputError: missing, too long, not YAML, or not a mapping; names the file and the line.
@@ -162,8 +158,8 @@ def read_yaml(path: Path, most: int = 100_000) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise MissingError(f"{path}: there is no such file")
-    if path.stat().st_size > most:
-        raise InputError(f"{path}: has more than {most:,} bytes, which no file of settings needs")
+    if path.stat().st_size > 100_000:
+        raise InputError(f"{path}: has more than 100,000 bytes, which no file of settings needs")
     try:
         content = _StrictLoader(path.read_text(encoding="utf-8")).get_single_data()
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -177,8 +173,7 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
     """Write named tensors as safetensors in one step, with a checksum of their content in the file's metadata.
 
     Args:
-        path: of the file.
-        tensors: any device and layout.
+        path, tensors: file, and what it holds, on any device and in any layout.
         metadata: further text entries.
     """
     # Imported here because torch takes a second to import and the workers of a batch do not need it.

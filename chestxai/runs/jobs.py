@@ -73,21 +73,17 @@ def resumable(
     if state.is_main_process:
         tidy(path.parent, path.name)
     mine = missing[state.process_index :: state.num_processes]
-    own = bar is None
-    if own:
-        bar = progress(
-            total=sum(len(chunks[number]) for number in mine),
-            description=description,
-            disable=not (state.is_main_process and description),
-        )
-    else:
-        bar.update(count - sum(len(chunks[number]) for number in mine))
-    for number in mine:
-        tensors, lines = compute(chunks[number])
-        save_tensors(parts[number], dict(tensors), {"identity": identity, "skipped": json.dumps(lines)})
-        bar.update(len(chunks[number]))
-    if own:
-        bar.close()
+    left = sum(len(chunks[number]) for number in mine)
+    if bar is not None:
+        bar.update(count - left)
+    own = progress(
+        total=left, description=description, disable=bool(bar) or not (state.is_main_process and description)
+    )
+    with own:
+        for number in mine:
+            tensors, lines = compute(chunks[number])
+            save_tensors(parts[number], dict(tensors), {"identity": identity, "skipped": json.dumps(lines)})
+            (own if bar is None else bar).update(len(chunks[number]))
     state.wait_for_everyone()
     tensors, lines = _join(parts)
     if tensors and state.is_main_process:
@@ -102,13 +98,10 @@ def resumable(
 def _join(parts: list[Path]) -> tuple[dict[str, torch.Tensor], list[str]]:
     import torch
 
-    rows: dict[str, list[torch.Tensor]] = {}
-    lines: list[str] = []
-    for part in parts:
-        for name, tensor in load_tensors(part).items():
-            rows.setdefault(name, []).append(tensor)
-        lines += _lines(part)
-    return {name: torch.cat(values) for name, values in rows.items()}, lines
+    rows = [load_tensors(part) for part in parts]
+    names = dict.fromkeys(name for tensors in rows for name in tensors)
+    tensors = {name: torch.cat([some[name] for some in rows if name in some]) for name in names}
+    return tensors, [line for part in parts for line in _lines(part)]
 
 
 def _lines(path: Path) -> list[str]:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 TEXT_COLUMNS = ("study", "patient", "finding", "phrase")
 
 
+def _path(name: str) -> property:
+    return property(lambda run: run.folder / name)
+
+
 @dataclass(frozen=True)
 class Run:
     """One fine-tuned model and what was computed from it, in ``runs/<profile>/<variant>/seed-<n>``.
@@ -33,35 +37,12 @@ class Run:
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder))
 
-    @property
-    def record_file(self) -> Path:
-        """``run.json``: settings, versions, device, data, time; written last."""
-        return self.folder / "run.json"
-
-    @property
-    def log_file(self) -> Path:
-        """``train.csv``: a row per step."""
-        return self.folder / "train.csv"
-
-    @property
-    def model(self) -> Path:
-        """Folder of the finished pipeline."""
-        return self.folder / "model"
-
-    @property
-    def grounding_file(self) -> Path:
-        """``grounding.csv``: a row per checkpoint and phrase, every score."""
-        return self.folder / "grounding.csv"
-
-    @property
-    def fidelity_file(self) -> Path:
-        """``fidelity.json``: scores of the generated images by step."""
-        return self.folder / "fidelity.json"
-
-    @property
-    def masks_file(self) -> Path:
-        """Truth masks of the grounded phrases."""
-        return self.folder / "maps" / "masks.safetensors"
+    record_file = _path("run.json")  #: settings, versions, device, data, time; written last
+    log_file = _path("train.csv")  #: a row per step
+    model = _path("model")  #: folder of the finished pipeline
+    grounding_file = _path("grounding.csv")  #: a row per checkpoint and phrase, every score
+    fidelity_file = _path("fidelity.json")  #: scores of the generated images by step
+    masks_file = _path("maps/masks.safetensors")  #: truth masks of the grounded phrases
 
     def checkpoint(self, step: int) -> Path:
         """Folder of a checkpoint."""
@@ -96,9 +77,7 @@ class Run:
 
     def is_finished(self, identity: str | None = None) -> bool:
         """Whether the fine-tuning is complete, and made for this ``identity`` if one is given."""
-        if not self.record_file.is_file():
-            return False
-        record = read_json(self.record_file, dict)
+        record = read_json(self.record_file, dict) if self.record_file.is_file() else {}
         return bool(record.get("finished")) and identity in (None, record.get("identity"))
 
     def check_finished(self) -> Run:

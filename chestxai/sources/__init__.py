@@ -4,13 +4,10 @@ A module has a ``CARD`` (what the data set is, its terms, how to get it) and ``l
 keyword-only parameters are the options that a profile may set.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
-from inspect import getdoc, signature
+from inspect import signature
 from pathlib import Path
-from textwrap import dedent
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -44,7 +41,7 @@ def load(name: str, root: str | Path | None = None, split: str = "test", **optio
         name: One of `SOURCES`.
         root: Folder with the data set in its official layout; phantoms need none.
         split: "train", "val" or "test"; patients never straddle two.
-        options: The source's own, see its module.
+        options: The source's own, see its card in ``data/cards``.
 
     Returns:
         The studies in the order of the data set's table, each with the size of its original image. ``skipped`` has one
@@ -98,14 +95,11 @@ def card(name: str) -> dict[str, str]:
 
 # It takes the place of the module of the same name, which is imported as chestxai.sources.cards.
 def cards() -> str:
-    """The page of all data cards, in MyST Markdown, each with the layout of its folder."""
+    """The page of all data cards, in MyST Markdown, each with the layout and the rules of its source."""
     parts = []
     for name, module in _MODULES.items():
         linked = {key: re.sub(r"https?://\S*[\w/]", r"<\g<0>>", value) for key, value in card(name).items()}
         rows = [f"| **{key}** | {value} |" for key, value in linked.items()]
         rows += [f"| **cite** | {{cite}}`{','.join(module.CARD.cite)}` |"] if module.CARD.cite else []
-        # The layout is the indented block in the module's docstring.
-        layout = re.search(r"::\n\n((?: {4}.*\n)+)", getdoc(module) or "")
-        files = f"\n```text\n{dedent(layout[1])}```\n" if layout else ""
-        parts.append(f"## {module.CARD.title}\n\n| | `{name}` |\n|---|---|\n" + "\n".join(rows) + f"\n{files}")
+        parts += [f"## {module.CARD.title}\n\n| | `{name}` |\n|---|---|", *rows, module.CARD.text]
     return "\n".join(parts)

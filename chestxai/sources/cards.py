@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from pathlib import Path
 
-#: Conditions of the data sets that each user signs for.
-SIGNED = "each user signs; images, reports and identifiers are passed on to no one"
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+FOLDER = Path(__file__).resolve().parents[2] / "data" / "cards"
 
 
-@dataclass(frozen=True)
-class Card:
+class Card(BaseModel):
     """What a reader should know about a data set, and the terms that bind its users.
 
     Attributes:
@@ -26,7 +26,10 @@ class Card:
         credentialed: Whether images, reports and identifiers must not be shown to others, be it on a published page;
             pages made from such data go through `chestxai.guard`.
         identifiers: Regular expressions of identifiers that pages must not show, by what they identify.
+        text: Layout of the folder, and the rules by which it becomes studies, in Markdown.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     what: str
@@ -41,7 +44,14 @@ class Card:
     get: str = "It ships with the book."
     cite: tuple[str, ...] = ()
     credentialed: bool = False
-    identifiers: Mapping[str, str] = field(default_factory=dict, compare=False)
+    identifiers: dict[str, str] = {}
+    text: str = ""
+
+    @classmethod
+    def read(cls, name: str) -> Card:
+        """The card in ``data/cards/<name>.md``: its fields as YAML between two lines of dashes, then its text."""
+        _, fields, text = (FOLDER / f"{name}.md").read_text(encoding="utf-8").split("---\n", 2)
+        return cls(name=name, text=text, **yaml.safe_load(fields))
 
     def rows(self) -> dict[str, str]:
         """The card as rows of a table."""

@@ -1,32 +1,8 @@
-"""CheXlocalize: 234 and 668 X-rays of CheXpert's validation and test sets with radiologists' outlines of ten
-pathologies (Saporta et al. 2022, https://doi.org/10.1038/s42256-022-00536-x).
+"""CheXlocalize: X-rays of CheXpert's validation and test sets with radiologists' outlines (Saporta et al. 2022,
+https://doi.org/10.1038/s42256-022-00536-x).
 
-The folder, as Stanford AIMI gives it (https://aimi.stanford.edu/datasets/chexlocalize)::
-
-    chexlocalize/
-      CheXpert/val/patientNNNNN/study1/view1_frontal.jpg, …, CheXpert/test/…       JPEG of the original size
-      CheXpert/val_labels.csv, test_labels.csv                     Path and 14 observations, 1 or 0, by consensus
-      CheXlocalize/gt_annotations_val.json, gt_annotations_test.json        outlines: image → pathology → polygons
-      CheXlocalize/gt_segmentations_val.json, gt_segmentations_test.json    the same as run-length masks of COCO
-
-The earlier names of the image folder and table, ``CheXpert-v1.0/valid`` and ``valid.csv``, are accepted as well.
-
-A `Study` is one frontal image; ``id`` is its key in the json, such as patient64541_study1_view1_frontal, and
-``patient`` the first part of it. ``size`` is the image file's own, which the outlines must share.
-
-**Findings.** The observations that are one of the eight, present or negated as labelled; Airspace Opacity, as early
-files call it, is Lung Opacity. A present one has the radiologists' mask, and a box around each connected part of it.
-Enlarged Cardiomediastinum, Lung Lesion and the other observations are named in the report, but are not a `Finding`.
-Masks are bool, by default at most 1,024 pixels long so that a thousand fit into memory (a pixel is set if half of it is
-covered; a mask too small for that keeps the pixels it falls in); boxes are exact.
-
-**Reports.** There are none: ``report`` is a sentence made from the labels and ``phrase`` the words in it that name the
-finding, as in `nih`.
-
-**Splits.** CheXpert's validation set is val, its test set test; they share no patient. There is nothing to train on.
+The layout of the folder and the rules for findings and masks are in ``data/cards/chexlocalize.md``.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Iterator
@@ -37,29 +13,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from chestxai.runs import InputError
-from chestxai.sources.cards import SIGNED, Card
+from chestxai.sources.cards import Card
 from chestxai.sources.records import Collector, Record, Studies, ensure, fingerprint, image_size, labelled_report
 from chestxai.sources.shapes import boxes_of, decode_mask, smaller_mask
 from chestxai.sources.tables import csv_rows, read_json
 from chestxai.studies import FINDINGS, Finding, Study
 
-CARD = Card(
-    name="chexlocalize",
-    what="CheXlocalize: images of CheXpert with radiologists' masks, no reports, agreement of Stanford",
-    title="CheXlocalize",
-    size="234 and 668 images of CheXpert's validation and test sets",
-    reports="none; a sentence is made from the labels, in English",
-    findings="labels by radiologists; outlines as masks, with the boxes of their parts",
-    split="CheXpert's validation set is val, its test set test; nothing to train on",
-    licence="Stanford University Dataset Research Use Agreement",
-    url="https://aimi.stanford.edu/datasets/chexlocalize",
-    conditions=SIGNED,
-    get="Get the folders CheXpert and CheXlocalize from https://aimi.stanford.edu/datasets/chexlocalize (sign in "
-    "there). Terms: the agreement of Stanford AIMI that you accept with the download; pass the images on to no one",
-    cite=("saporta2022chexlocalize", "irvin2019chexpert"),
-    credentialed=True,
-    identifiers={"CheXpert patient": r"patient\d{5}"},
-)
+CARD = Card.read("chexlocalize")
 
 #: Observations of CheXpert that are none of the eight findings, with the words that stand for them in a report.
 OTHERS = {

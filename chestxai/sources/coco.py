@@ -1,27 +1,8 @@
 """MS-COCO: photographs with captions and the objects in them (Lin et al. 2014, https://arxiv.org/abs/1405.0312): the
 control outside medicine, where a text-to-image model is at home.
 
-The folder, as https://cocodataset.org/#download gives it (2017, or the same of 2014)::
-
-    coco/
-      train2017/, val2017/                  000000000139.jpg …
-      annotations/instances_train2017.json, instances_val2017.json      80 categories, boxes, masks
-      annotations/captions_train2017.json, captions_val2017.json        five captions per image
-
-A `Study` is one photograph, read in grey like every image of the book; ``id`` is its number and ``size`` that of the
-json: no image is opened. The report is one of its captions: the one that names most of the categories in the image, so
-that there is something to point at; of equals the first.
-
-**Findings** are the categories of the image that the caption names, by the word ("dog", "dogs", "people" for person,
-but not "man"), which is the phrase; all boxes of one category belong to one `Finding`, and so does the union of its
-masks. Categories that the caption does not name are left out and listed, like unnamed phrases in `mimic`; so are crowds
-(``iscrowd``), whose one region stands for many objects. None of the eight findings occurs.
-
-**Splits.** The official val is test, because the official test has no annotations; the official train is divided
-90 : 10 into train and val. Each photograph counts as a patient.
+The layout of the folder and the rules for captions and findings are in ``data/cards/coco.md``.
 """
-
-from __future__ import annotations
 
 import re
 from functools import cache
@@ -39,21 +20,7 @@ from chestxai.sources.splits import TRAIN_VAL, split_patients
 from chestxai.sources.tables import read_json
 from chestxai.studies import Box, Finding, Study
 
-CARD = Card(
-    name="coco",
-    what="MS-COCO: photographs, captions and objects, the paper's control outside medicine, no credentials",
-    title="MS-COCO",
-    size="118,287 photographs to train on and 5,000 to test on (2017)",
-    reports="English captions, one for each photograph",
-    findings="those of 80 categories that the caption names, with boxes and masks; none of the eight",
-    split="the official val is test; the official train 90 : 10",
-    licence="CC BY 4.0 (annotations), Flickr's terms (images)",
-    url="https://cocodataset.org/#termsofuse",
-    conditions="name the COCO Consortium; each image keeps its own licence",
-    get="Get 2017 Train or Val images and 2017 Train/Val annotations from https://cocodataset.org/#download, and "
-    "unpack them. No credentials are needed. Terms: annotations CC BY 4.0; each image has its own licence on Flickr",
-    cite=("lin2014coco",),
-)
+CARD = Card.read("coco")
 
 #: Plurals that do not end in s or es.
 PLURALS = {"knife": "knives", "mouse": "mice", "person": "people", "scissors": "scissors", "sheep": "sheep"}

@@ -1,38 +1,7 @@
 """Your own data: a folder with one or more csv files, and images of any kind that the book reads.
 
-The folder::
-
-    folder/
-      *.csv                    one table, or several with the same columns
-      anything/below/it.png    the images: PNG of 8 or 16 bits, JPEG or DICOM (which needs pydicom)
-
-The csv has a header and is separated by commas. Columns, in any order; others are ignored:
-
-======================  ================================================================================================
-``image``               the file, by its path from the folder: ``images/0001.png``. Several rows of one image say
-                        several things about it
-``text``                what the row says: a phrase ("Small left pleural effusion."), or the whole report
-``finding``             optional: name of the finding that the row is about, one of the eight of `studies.FINDINGS` or
-                        your own
-``x``, ``y``, ``w``,    optional, all four together: a box in pixels of the image as it is stored, (x, y) its upper left
-``h``                   corner. For a second box write a second row with the same image, text and finding
-``patient``             optional: images of one person must share it. Without it, each image counts as a patient
-``split``               optional: train, val or test; without it, patients are divided 80 : 10 : 10
-``side``                optional: left, right or bilateral, of the patient; without it, the text decides
-======================  ================================================================================================
-
-``patient`` and ``split`` are needed in only one row of an image. A study is one image and ``id`` its path; its report
-is the texts of its rows, each once, in lines. **Findings.** A row with a finding or a box is one finding with its text
-as the phrase; rows that share image, finding and text are one finding with several boxes. A box without a name belongs
-to the one present finding of the eight that `reports.find` reads in the text; if there are none or several, write the
-name. What has a box is present; a finding without one is present unless the text negates it. A row with neither is a
-report: its findings are all that `reports.find` reads in it.
-
-**Terms** are those of your data, which only you know. Pages therefore withhold its images, texts and identifiers, as
-for credentialed data (`chestxai.guard`), until your profile says ``data: {credentialed: false}``.
+The columns of the csv and the rules for findings are in ``data/cards/folder.md``.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -47,22 +16,7 @@ from chestxai.sources.splits import FRACTIONS, split_patients
 from chestxai.sources.tables import csv_rows
 from chestxai.studies import FINDINGS, Box, Finding, Study
 
-CARD = Card(
-    name="folder",
-    what="your own data: a csv of images, texts and boxes beside the images",
-    title="Your own data",
-    size="what your table lists",
-    reports="the texts of your table, in English if findings are to be read in them",
-    findings="as your table names them, or read in the texts; with boxes if it has them",
-    split="as your table has it, otherwise 80 : 10 : 10 by patient",
-    licence="your own",
-    url="",
-    conditions="withheld, until the profile says data: {credentialed: false}",
-    get="It is for your own data: put a csv beside your images with the columns image (path of the file from the "
-    "folder) and text, and if you have them finding, x, y, w, h (a box in pixels), patient, split and side; commas "
-    "between columns, names of columns in the first line",
-    credentialed=True,
-)
+CARD = Card.read("folder")
 
 _SPLITS = {"train": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}
 

@@ -1,29 +1,7 @@
-"""MIMIC-CXR-JPG with MS-CXR: 377,110 X-rays with the reports of their examinations (Johnson et al. 2019,
-https://arxiv.org/abs/1901.07042), and for about a thousand of them the place of each phrase (Boecking et al. 2022,
+"""MIMIC-CXR-JPG (Johnson et al. 2019, https://arxiv.org/abs/1901.07042) with the boxes of MS-CXR (Boecking et al. 2022,
 https://arxiv.org/abs/2204.09817), used as in Dombrowski et al. 2024 (https://arxiv.org/abs/2303.17908).
 
-The folder, as PhysioNet gives it (versions 2.0.0 and 2.1.0; a csv may be packed, .csv.gz, or not)::
-
-    mimic/
-      files/p1x/p1xxxxxxx/s5xxxxxxx/….jpg                   images of any resolution, named by dicom_id
-      mimic-cxr-2.0.0-metadata.csv.gz, -split.csv.gz, -chexpert.csv.gz (or -negbio.csv.gz, see `load`)
-      mimic-cxr-reports/files/p1x/p1xxxxxxx/s5xxxxxxx.txt   from MIMIC-CXR; or files/p1x/p1xxxxxxx/s5xxxxxxx.txt
-      ms-cxr/MS_CXR_Local_Alignment_v1.1.0.csv or .json     from MS-CXR, or v1.0.0 (also of MS-CXR 0.1); or in mimic/
-
-A study is one frontal image (AP or PA) with the report of its examination; ``id`` is its dicom_id, ``patient`` the
-subject_id. ``size`` is that of the original, from the metadata: no image is opened. The studies are in the order of the
-metadata.
-
-MS-CXR comes twice, as csv and as json in COCO's format; either is enough. Of several, the newer version is read, and
-of one version the csv.
-
-**Findings.** Each phrase of MS-CXR is a present `Finding` with all the boxes drawn for it; two phrases of one image
-stay two findings. The other findings are the labels of the examination, without a phrase: 1 is present, 0 negated, and
--1 present, too, like hedged ones in `reports.find`; ``attributes["uncertain"]`` names those.
-
-**Splits.** By patient. p19 is test. No patient with a row in MS-CXR, usable or not, is trained on: those are val or
-test as in MS-CXR 1.1, or (MS-CXR 1.0, and "train" there) divided 20 : 80. All others are where the official split has
-them; a patient whom it has in two is in the later.
+The layout of the folder and the rules for findings and splits are in ``data/cards/mimic.md``.
 """
 
 from __future__ import annotations
@@ -41,36 +19,14 @@ from typing import Any, Literal
 
 from chestxai import reports
 from chestxai.runs import InputError
-from chestxai.sources.cards import SIGNED, Card
+from chestxai.sources.cards import Card
 from chestxai.sources.records import Collector, Record, Studies, ensure
 from chestxai.sources.shapes import parse_box
 from chestxai.sources.splits import BOXED, later_split, split_patients
 from chestxai.sources.tables import csv_rows, read_json
 from chestxai.studies import FINDINGS, Box, Finding, Study
 
-CARD = Card(
-    name="mimic",
-    what="MIMIC-CXR-JPG with MS-CXR: images, reports, and radiologists' boxes of phrases, credentials of PhysioNet",
-    title="MIMIC-CXR-JPG with MS-CXR",
-    size="377,110 images, 227,835 examinations of 65,379 patients (2.0.0); about a thousand phrases with boxes",
-    reports="English; names and dates blanked (___)",
-    findings="the eight of MS-CXR with phrase and boxes; the others as labelled by CheXpert or NegBio",
-    split="the official one by patient; p19 is test; a patient with a phrase is never trained on",
-    licence="PhysioNet Credentialed Health Data License 1.5.0",
-    url="https://physionet.org/content/mimic-cxr-jpg/",
-    conditions=SIGNED,
-    get="Get images, metadata, split and labels from https://physionet.org/content/mimic-cxr-jpg/, "
-    "mimic-cxr-reports.zip (unpack it) from https://physionet.org/content/mimic-cxr/, and boxes from "
-    "https://physionet.org/content/ms-cxr/. Terms: credentialed access; complete the training, sign the PhysioNet "
-    "Credentialed Health Data Use Agreement, and pass the data on to no one",
-    cite=("johnson2019mimiccxrjpg", "boecking2022mscxr"),
-    credentialed=True,
-    identifiers={
-        "MIMIC subject_id": r"p?1\d{7}",
-        "MIMIC study_id": r"s?5\d{7}",
-        "MIMIC dicom_id": r"[0-9a-f]{8}(?:-[0-9a-f]{8}){4}",
-    },
-)
+CARD = Card.read("mimic")
 
 _SPLITS = {"train": "train", "validate": "val", "val": "val", "test": "test"}
 #: Label of an examination: present, absent, uncertain (-1), or None if its report does not say.

@@ -1,34 +1,8 @@
-"""NIH ChestX-ray14: 112,120 frontal X-rays of 30,805 patients, labels mined from reports that were never released, and
-984 radiologists' boxes (Wang et al. 2017, https://arxiv.org/abs/1705.02315).
+"""NIH ChestX-ray14: frontal X-rays with labels mined from reports that were never released, and radiologists' boxes
+(Wang et al. 2017, https://arxiv.org/abs/1705.02315).
 
-The folder, as the NIH Clinical Center gives it (https://nihcc.app.box.com/v/ChestXray-NIHCC)::
-
-    nih/
-      images/ or images_001/images/ … images_012/images/     00000001_000.png … (PNG or JPEG, square, any resolution)
-      Data_Entry_2017_v2020.csv or Data_Entry_2017.csv        labels, one row per image
-      BBox_List_2017.csv                                      boxes in a frame of 1024 × 1024
-      train_val_list.txt, test_list.txt                       optional: the official split
-      *_boxes.csv                                             optional: more boxes in the same frame,
-                                                              Image Index,Finding Label,x,y,w,h
-
-Boxes are in a frame of 1024 × 1024 pixels whatever the file's resolution, so ``Study.size`` is (1024, 1024).
-
-**Findings.** Six labels of NIH are findings of the book under the same name. Effusion is Pleural Effusion, and
-Infiltration (Infiltrate in the list of boxes) is Lung Opacity, as the word is read in reports. Mass, Nodule, Emphysema,
-Fibrosis, Pleural_Thickening and Hernia are none of the eight: they are named in the report and kept in
-``attributes["labels"]``, but are not a `Finding`, and their boxes are left out. A box is stronger evidence than a mined
-label: a finding with a box is present even if the label is missing or says "No Finding". The authors of the labels
-estimate that more than nine in ten are right; "No Finding" means that none of the fourteen was found, not that the
-chest is normal. What is not named is not known to be absent, so there are no negated findings.
-
-**Reports.** There are none. ``Study.report`` is a sentence made from the labels, such as "Pleural effusion and
-pneumothorax." or "No finding."; ``Finding.phrase`` is the words in it that name the finding, so the prompt for
-grounding is the finding's name. All boxes of one finding in one image belong to one `Finding`.
-
-**Splits.** See `load`: patients never straddle two, and boxes are for scoring only.
+The layout of the folder and the rules for findings, reports and boxes are in ``data/cards/nih.md``.
 """
-
-from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
@@ -43,22 +17,7 @@ from chestxai.sources.splits import BOXED, FRACTIONS, TRAIN_VAL, split_patients
 from chestxai.sources.tables import csv_rows
 from chestxai.studies import FINDINGS, Box, Finding, Study
 
-CARD = Card(
-    name="nih",
-    what="NIH ChestX-ray14: images, labels, and 984 radiologists' boxes, no credentials",
-    title="NIH ChestX-ray14",
-    size="112,120 frontal images of 30,805 patients; 984 boxes",
-    reports="none; a sentence is made from the labels, in English",
-    findings="seven labels that are one of the eight, mined from reports; boxes by a radiologist",
-    split="the official list, the rest 90 : 10; without it 80 : 10 : 10 by patient, those with boxes never in train",
-    licence="NIH Clinical Center's terms",
-    url="https://nihcc.app.box.com/v/ChestXray-NIHCC",
-    conditions="free to use; name the NIH Clinical Center and cite Wang et al. 2017",
-    get="Download images, Data_Entry_2017_v2020.csv and BBox_List_2017.csv from the NIH Clinical Center's page, "
-    "https://nihcc.app.box.com/v/ChestXray-NIHCC. No credentials are needed. Terms: use is unrestricted, but link to "
-    "that page, acknowledge the NIH Clinical Center and cite Wang et al., CVPR 2017",
-    cite=("wang2017chestxray8",),
-)
+CARD = Card.read("nih")
 
 #: Side of the square frame of all boxes of ChestX-ray14, in pixels.
 FRAME = 1024

@@ -1,30 +1,8 @@
-"""Open-i: the chest X-rays of Indiana University, 7,470 images with 3,955 reports (Demner-Fushman et al. 2016,
+"""Open-i: the chest X-rays of Indiana University with their reports (Demner-Fushman et al. 2016,
 https://doi.org/10.1093/jamia/ocv080).
 
-The folder, as the collection's page gives it (https://openi.nlm.nih.gov/faq#collection)::
-
-    openi/
-      NLMCXR_png/ or images/           CXR1000_IM-0003-1001.png … (PNG or JPEG of any resolution)
-      NLMCXR_reports.tgz               read as it is, never unpacked; or the folder ecgen-radiology/ it holds
-      indiana_projections.csv          optional: uid,filename,projection (the export on Kaggle)
-
-A study is one image with the report of its examination: several images of one report are several studies with the
-same text. **The patient is the report's uid** (``CXR1000``): the de-identified data say nothing else about the person,
-so two examinations of one person count as two patients.
-
-Nothing in the official files tells a frontal image from a lateral one: captions name the examination ("PA and
-lateral"), and neither the number in the file's name nor the order in the report is a reliable sign (of the two-image
-reports the frontal one comes first in nine of ten). With ``indiana_projections.csv`` only the frontal images are kept;
-without it all are, which is right for a folder that holds frontal images only. Images may also be named as in that
-file (``1000_IM-0003-1001.dcm.png``, in ``images/images_normalized/``).
-
-A report is text with the headers COMPARISON, INDICATION, FINDINGS and IMPRESSION as far as they are filled in; blanks
-(``XXXX``) stay in place. A report with neither findings nor an impression is left out. Findings are those that
-`reports.find` reads in it, with side and zone; there are no boxes. ``attributes`` hold the indexers' terms
-(``mesh_major``: "Opacity/lung/upper lobe/right; …", ``mesh_automatic``), and ``view`` if it is known.
+The layout of the folder and the rules for views, findings and patients are in ``data/cards/openi.md``.
 """
-
-from __future__ import annotations
 
 import gzip
 import io
@@ -49,21 +27,7 @@ from chestxai.sources.splits import FRACTIONS, split_patients
 from chestxai.sources.tables import csv_rows
 from chestxai.studies import Finding, Study
 
-CARD = Card(
-    name="openi",
-    what="Open-i / Indiana University chest X-rays: images and reports, no credentials",
-    title="Open-i (Indiana University)",
-    size="7,470 images with 3,955 reports",
-    reports="English; names and dates blanked (XXXX)",
-    findings="read in the reports (`reports.find`), with side and zone; no boxes; indexers' MeSH terms beside them",
-    split="80 : 10 : 10 by report, because a report is all that is known of the patient",
-    licence="CC BY-NC-ND 4.0",
-    url="https://openi.nlm.nih.gov/faq#collection",
-    conditions="name the collection; not for commerce; pass on unchanged only",
-    get="Download NLMCXR_png.tgz (images; unpack it) and NLMCXR_reports.tgz (reports; leave it packed) from "
-    "https://openi.nlm.nih.gov/faq#collection. No credentials are needed; the licence is CC BY-NC-ND 4.0",
-    cite=("demner2016openi",),
-)
+CARD = Card.read("openi")
 
 # The official reports have at most 9 kB each and 24 MB together: far more is an accident or a bomb.
 _LARGEST_REPORT = 1_000_000

@@ -1,29 +1,8 @@
-"""PadChest-GR: 4,555 frontal X-rays of one hospital in Alicante with reports in single sentences, Spanish and English,
-and radiologists' boxes for the positive ones (Castro et al. 2024, https://arxiv.org/abs/2411.05085).
+"""PadChest-GR: frontal X-rays with reports in single sentences, Spanish and English, and radiologists' boxes for the
+positive ones (Castro et al. 2024, https://arxiv.org/abs/2411.05085).
 
-The folder, as BIMCV gives it (https://bimcv.cipf.es/bimcv-projects/padchest-gr/)::
-
-    padchest/
-      grounded_reports_20240819.json            a list of studies; of several such files the latest counts
-      master_table.csv                          patient and official split of each study (unpack it if it is packed)
-      Padchest_GR_files/ or Padchest_GR_files/PadChest_GR/      PNG of 16 bits, any resolution
-
-A study of the json has ``StudyID``, ``ImageID`` and ``findings``, a list of sentences with ``sentence_en``,
-``sentence_es``, ``abnormal``, ``boxes`` and ``extra_boxes`` (a second reader's), ``labels``, ``locations`` and
-``progression``. A box is [x1, y1, x2, y2] in fractions of width and height. Any key may be absent or null, except for
-the image.
-
-A `Study` is one image; ``id`` is its ImageID without ending, and the report its sentences in one language, one per
-line.
-
-**Findings.** A positive sentence (``abnormal``; if that is absent, one that has boxes or negates nothing) is a present
-finding with its boxes for each of its ``labels`` that is one of the eight (`LABELS`); one without any labels for each
-finding of the eight that `reports.find` reads in its English. A negative sentence negates what it names in English. The
-phrase is the sentence. Positive sentences about anything else stay in the report only, and their boxes are listed.
-Side, zone and severity are read from the English sentence, whatever the report's language.
+The layout of the folder and the rules for findings are in ``data/cards/padchest.md``.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Iterable
@@ -31,34 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chestxai import reports
-from chestxai.sources.cards import SIGNED, Card
+from chestxai.sources.cards import Card
 from chestxai.sources.records import Collector, Record, Studies, ensure, image_size
 from chestxai.sources.shapes import parse_box
 from chestxai.sources.splits import later_split
 from chestxai.sources.tables import csv_rows, read_json
 from chestxai.studies import Box, Finding, Study
 
-CARD = Card(
-    name="padchest",
-    what="PadChest-GR: images, sentences in Spanish and English with boxes, on request from BIMCV",
-    title="PadChest-GR",
-    size="4,555 frontal images of one hospital",
-    reports="sentences in Spanish, and in English by translation",
-    findings="positive sentences that name one of the eight, with boxes; negative ones as negations",
-    split="the official one by patient",
-    licence="PadChest Dataset Research Use Agreement of BIMCV",
-    url="https://bimcv.cipf.es/bimcv-projects/padchest-gr/",
-    conditions=SIGNED,
-    get="Get grounded_reports_20240819.json, master_table.csv and Padchest_GR_files from "
-    "https://bimcv.cipf.es/bimcv-projects/padchest-gr/. Terms: access on request, for research, under the data use "
-    "agreement of BIMCV; pass the data on to no one",
-    cite=("castro2024padchestgr",),
-    credentialed=True,
-    identifiers={
-        "PadChest ImageID": r"\d{20,}_[\w-]+(?:\.png)?",
-        "PadChest StudyID or PatientID": r"\d{30,50}",
-    },
-)
+CARD = Card.read("padchest")
 
 #: Labels of PadChest → findings of the book, as the lexicon of `reports` draws the line: volume loss is Atelectasis, a
 #: blunted angle Pleural Effusion, infiltrates and alveolar patterns are Lung Opacity, heart insufficiency is Edema.

@@ -1,7 +1,5 @@
 """What the sources on disk share: finding files, listing what is left out, and naming what was loaded."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized

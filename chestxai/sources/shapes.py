@@ -1,7 +1,5 @@
 """Boxes and masks as data sets write them: numbers as text, run-length masks, and connected parts of an outline."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

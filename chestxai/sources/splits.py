@@ -1,7 +1,5 @@
 """Splits by patient, for data sets without official ones."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping
 

@@ -1,7 +1,5 @@
 """Strict reading of the csv and json tables that data sets come with."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import json

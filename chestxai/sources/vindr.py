@@ -1,38 +1,8 @@
-"""VinDr-CXR 1.0.0: 18,000 frontal (PA) X-rays of two hospitals in Hanoi with radiologists' boxes (Nguyen et al. 2022,
+"""VinDr-CXR 1.0.0: frontal X-rays of two hospitals in Hanoi with radiologists' boxes (Nguyen et al. 2022,
 https://doi.org/10.1038/s41597-022-01498-w).
 
-The folder, as PhysioNet gives it (https://physionet.org/content/vindr-cxr/1.0.0/)::
-
-    vindr/
-      train/, test/                    15,000 and 3,000 DICOM files: 0123456789abcdef0123456789abcdef.dicom
-      annotations/annotations_train.csv, annotations_test.csv       one row per box, or "No finding" without one (the
-                                                                    csv may also be in vindr/ itself):
-                                       image_id,rad_id,class_name,x_min,y_min,x_max,y_max; test has no rad_id
-      annotations/image_labels_train.csv, image_labels_test.csv     optional: 0 or 1 per class, which adds Pneumonia
-
-Images need pydicom and are read as `studies.read_image` describes: VOI LUT applied, MONOCHROME1 inverted. ``size`` is
-the rows and columns of the DICOM header, the frame of the boxes.
-
-**Three readers.** Each training image was read by three radiologists (rad_id) independently, each test image by five in
-consensus. Readers are joined by the following rule, applied to each finding of an image: it is present if at least
-``agree`` (2) readers name it. Their boxes are grouped by average linkage of 1 - IoU, cut where the mean overlap of two
-groups falls below ``overlap`` (0.5); a group with boxes of at least ``agree`` readers becomes one box, the mean of its
-corners; the others are left out and listed. A finding that too few readers name is neither present nor negated, but is
-kept in ``attributes["uncertain"]``. The consensus of the test images is taken as it is.
-
-**Findings.** Seven classes are findings of the book under the same name; Infiltration is Lung Opacity, as in `nih`;
-Pneumonia is a label of the image without a box. The other classes are named in the report and kept in
-``attributes["labels"]``, but are not a `Finding`, and their boxes are left out. What is not named is not known to be
-absent.
-
-**Reports.** There are none: ``report`` is a sentence made from the labels and ``phrase`` the words in it that name the
-finding, as in `nih`.
-
-**Splits.** Test is the official one; train is divided 90 : 10 into train and val. De-identification removed the
-patients, so each image counts as a patient: intervals may be too narrow.
+The layout of the folder and the rule that joins the readers are in ``data/cards/vindr.md``.
 """
-
-from __future__ import annotations
 
 import re
 from collections import Counter
@@ -43,31 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from chestxai.runs import InputError
-from chestxai.sources.cards import SIGNED, Card
+from chestxai.sources.cards import Card
 from chestxai.sources.records import Collector, Record, Studies, ensure, image_size, labelled_report
 from chestxai.sources.shapes import parse_box
 from chestxai.sources.splits import TRAIN_VAL, split_patients
 from chestxai.sources.tables import csv_rows
 from chestxai.studies import FINDINGS, Box, Finding, Study
 
-CARD = Card(
-    name="vindr",
-    what="VinDr-CXR: images and boxes of three readers or their consensus, no reports, credentials of PhysioNet",
-    title="VinDr-CXR",
-    size="18,000 frontal images of two hospitals; three radiologists per training image, five per test image",
-    reports="none; a sentence is made from the labels, in English",
-    findings="eight classes of image labels, seven of them with boxes, joined over readers",
-    split="the official test; the official train 90 : 10; each image counts as a patient",
-    licence="PhysioNet Credentialed Health Data License 1.5.0",
-    url="https://physionet.org/content/vindr-cxr/",
-    conditions=SIGNED,
-    get="Get train/, test/ and annotations/ of VinDr-CXR 1.0.0 from https://physionet.org/content/vindr-cxr/1.0.0/. "
-    "Terms: credentialed access; complete the training, sign the PhysioNet Credentialed Health Data Use Agreement, and "
-    "pass the data on to no one",
-    cite=("nguyen2022vindr",),
-    credentialed=True,
-    identifiers={"VinDr image_id": r"[0-9a-f]{32}"},
-)
+CARD = Card.read("vindr")
 
 #: Classes of VinDr-CXR → findings of the book.
 LABELS = {name: name for name in FINDINGS if name != "Pleural Effusion"}

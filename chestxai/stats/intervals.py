@@ -1,14 +1,11 @@
 """Confidence intervals over patients (bootstrap) and over seeds and patients, and how they print."""
 
-from __future__ import annotations
-
 import math
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -79,22 +76,18 @@ def format_interval(value: Interval | float | None, spec: str = "") -> str:
 def bootstrap_ci(
     values: ArrayLike,
     groups: ArrayLike | None = None,
-    statistic: Callable[[np.ndarray], float] = np.mean,
     n: int = 2000,
     level: float = 0.95,
-    method: Literal["percentile", "bca"] = "percentile",
     seed: int = 0,
     expand: bool = True,
 ) -> Interval:
-    """Bootstrap interval of a statistic of one column, resampling groups; below `FEW_GROUPS` with a `FewGroupsWarning`.
+    """Bootstrap percentile interval of a mean, resampling groups; below `FEW_GROUPS` with a `FewGroupsWarning`.
 
     Args:
-        values: Float ``(rows,)``, finite.
+        values: Float ``(rows,)``, finite; the mean is over rows, not over groups.
         groups: Group (patient) of each row, any hashable labels; None makes every row its own group.
-        statistic: Of a float array ``(m,)``; the mean over rows (not over groups) is vectorised.
         n: Number of resamples.
         level: Confidence level in (0, 1).
-        method: ``"percentile"``, or ``"bca"`` (bias-corrected and accelerated, Efron 1987).
         seed: Seed of the resampling.
         expand: Widen the quantiles so that the interval of a symmetric mean is as wide as Student's (Hesterberg 2015,
             "What teachers should know about the bootstrap", 4.3.3): needed below 40 groups. False is the textbook's.
@@ -107,8 +100,6 @@ def bootstrap_ci(
         '0.812 [0.787, 0.836]'
     """
     values = checked(values, 1, "values")
-    if statistic is not np.mean:
-        return bootstrap_statistic((values,), statistic, groups, n, level, method, seed, expand)
     index, count = group_index(groups, values.size)
     sums = np.bincount(index, weights=values, minlength=count)
     sizes = np.bincount(index, minlength=count).astype(np.float64)
@@ -116,7 +107,8 @@ def bootstrap_ci(
     def ratio(total: np.ndarray, size: np.ndarray, axis: int = -1) -> np.ndarray:
         return total.sum(axis=axis) / size.sum(axis=axis)
 
-    return _Resampling(n, level, method, seed, expand).interval((sums, sizes), ratio, float(values.mean()), True)
+    low, high = _bounds((sums, sizes), ratio, n, level, seed, expand)
+    return Interval(float(values.mean()), low, high)
 
 
 def bootstrap_statistic(
@@ -125,22 +117,17 @@ def bootstrap_statistic(
     groups: ArrayLike | None = None,
     n: int = 500,
     level: float = 0.95,
-    method: Literal["percentile", "bca"] = "percentile",
     seed: int = 0,
     expand: bool = True,
 ) -> Interval:
-    """`bootstrap_ci` of a statistic of several columns, e.g. the AUC of scores and labels.
+    """`bootstrap_ci` of any statistic of one or several columns, e.g. the AUC of scores and labels.
 
     Args:
         columns: Arrays with the same number of rows (any further axes).
         statistic: ``statistic(*columns) -> float``; NaN where a resample leaves it undefined (a single class, say), and
-            such resamples are left out of a percentile interval.
-        groups: Group of each row; None makes every row its own group.
+            such resamples are left out.
+        groups, level, seed, expand: As of `bootstrap_ci`.
         n: Number of resamples, each one a call.
-        level: Confidence level in (0, 1).
-        method: ``"percentile"`` or ``"bca"``.
-        seed: Seed of the resampling.
-        expand: See `bootstrap_ci`.
     """
     columns = [np.asarray(column) for column in columns]
     rows = {len(column) for column in columns}
@@ -153,45 +140,33 @@ def bootstrap_statistic(
         rows = np.concatenate([members[g] for g in groups])
         return float(statistic(*(column[rows] for column in columns)))
 
-    estimate = float(statistic(*columns))
-    return _Resampling(n, level, method, seed, expand).interval((np.arange(count),), resampled, estimate, False)
+    low, high = _bounds((np.arange(count),), resampled, n, level, seed, expand)
+    return Interval(float(statistic(*columns)), low, high)
 
 
-@dataclass(frozen=True)
-class _Resampling:
-    n: int
-    level: float
-    method: str
-    seed: int
-    expand: bool
-
-    def interval(self, data: tuple, statistic: Callable, estimate: float, vectorized: bool) -> Interval:
-        """Interval of a statistic of arrays with one entry per group."""
-        if self.method not in ("percentile", "bca"):
-            raise ValueError(f"method must be 'percentile' or 'bca', got {self.method!r}")
-        level, count = check_level(self.level), data[0].size
-        if count < 2:
-            return Interval(estimate, math.nan, math.nan)
-        warn_of_few(count, self.expand)
-        if self.expand:
-            tail = stats.norm.cdf(np.sqrt(count / (count - 1)) * stats.t.ppf((1 - level) / 2, count - 1))
-            # Vanishes with two or three groups; BCa takes its normal quantile, so it must stay positive.
-            level = 1 - 2 * max(float(tail), 1e-9)
-        options = {"paired": True, "vectorized": vectorized, "confidence_level": level}
-        # Bounds scipy's index array to some ten megabytes, whatever the number of groups.
-        options |= {"batch": max(1, min(self.n, 1_000_000 // count)), "rng": np.random.default_rng(self.seed)}
-        with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
-            # NaN bounds report it, and a percentile interval copes.
-            warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-            result = stats.bootstrap(data, statistic, n_resamples=self.n, method="percentile", **options)
-            drawn = result.bootstrap_distribution[np.isfinite(result.bootstrap_distribution)]
-            if self.method == "bca" and drawn.size and np.ptp(drawn):
-                options |= {"bootstrap_result": result, "n_resamples": 0}
-                bounds = stats.bootstrap(data, statistic, method="BCa", **options).confidence_interval
-                return Interval(estimate, *map(float, bounds))
-        tail = (1 - level) / 2
-        low, high = np.quantile(drawn, [tail, 1 - tail]) if drawn.size else (math.nan, math.nan)
-        return Interval(estimate, float(low), float(high))
+def _bounds(
+    data: tuple[np.ndarray, ...], statistic: Callable, n: int, level: float, seed: int, expand: bool
+) -> tuple[float, float]:
+    """Bounds for a statistic of arrays with one entry per group; it takes an axis if there are several arrays."""
+    level, count = check_level(level), data[0].size
+    if count < 2:
+        return math.nan, math.nan
+    warn_of_few(count, expand)
+    if expand:
+        tail = stats.norm.cdf(np.sqrt(count / (count - 1)) * stats.t.ppf((1 - level) / 2, count - 1))
+        level = 1 - 2 * max(float(tail), 1e-9)
+    # Batches bound scipy's index array to some ten megabytes, whatever the number of groups.
+    options = {"batch": max(1, min(n, 1_000_000 // count)), "rng": np.random.default_rng(seed), "paired": True}
+    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
+        # NaN bounds report it.
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        result = stats.bootstrap(
+            data, statistic, n_resamples=n, method="percentile", vectorized=len(data) > 1, **options
+        )
+    drawn = result.bootstrap_distribution[np.isfinite(result.bootstrap_distribution)]
+    tail = (1 - level) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail]) if drawn.size else (math.nan, math.nan)
+    return float(low), float(high)
 
 
 def seeds_ci(values: np.ndarray, groups: ArrayLike | None = None, level: float = 0.95) -> SeedInterval:

@@ -1,7 +1,5 @@
 """How often an interval covers the truth, by simulation."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,7 +62,7 @@ def coverage(
     Args:
         generate: Draws one data set, the arguments of ``interval``, from a generator.
         truth: What the intervals should cover.
-        interval: E.g. ``partial(bootstrap_ci, method="bca")``.
+        interval: E.g. ``partial(bootstrap_ci, expand=False)``.
         runs: Number of data sets; the coverage of a 95 % interval is then known to ±1.4 % with 1,000.
         seed: Seed of the data.
 

@@ -1,7 +1,5 @@
 """Tables of intervals as text for a page, a paper or a program."""
 
-from __future__ import annotations
-
 import re
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Tests of paired differences, what they could detect, and where the variance comes from."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +16,6 @@ def paired_difference(
     n: int = 2000,
     level: float = 0.95,
     permutations: int = 9999,
-    seed: int = 0,
     expand: bool = True,
 ) -> Difference:
     """Mean of ``a − b`` over the same rows, with a clustered interval and the p-value of `sign_flip_test`.
@@ -27,17 +24,14 @@ def paired_difference(
         a: Float ``(rows,)``.
         b: Float ``(rows,)``, row i on the same item as row i of ``a``.
         groups: Group (patient) of each row.
-        n: Number of bootstrap resamples.
-        level: Confidence level in (0, 1).
+        n, level, expand: As of `bootstrap_ci`; the p-value needs none of them.
         permutations: Number of sign flips.
-        seed: Seed of both.
-        expand: See `bootstrap_ci`; the p-value does not need it.
     """
     a, b = checked(a, 1, "a"), checked(b, 1, "b")
     if a.shape != b.shape:
         raise ValueError(f"a paired difference needs the same rows in both: got {a.size} and {b.size}")
-    interval = bootstrap_ci(a - b, groups, n=n, level=level, seed=seed, expand=expand)
-    return Difference(**vars(interval), p=sign_flip_test(a - b, groups, permutations, seed))
+    interval = bootstrap_ci(a - b, groups, n=n, level=level, expand=expand)
+    return Difference(**vars(interval), p=sign_flip_test(a - b, groups, permutations))
 
 
 def sign_flip_test(

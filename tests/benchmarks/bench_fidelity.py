@@ -1,8 +1,8 @@
-"""Time and memory of extracting the features of a stream of images, and of scoring them.
+"""Time and memory of extracting the features of a folder of images, and of scoring them.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_fidelity.py [--images 500 5000] [--size 64]
 
-Phantoms are generated one by one and pass through the classifier that ships; each number of images runs in its own
+Phantoms are written to a folder and pass through the classifier that ships; each number of images runs in its own
 process. Memory is the rise of the peak over what the process held after a first batch (on Linux); it should grow by the
 features (512 bytes an image) and names only. Then one half of the features is scored against the other, for which not
 all distances may be in memory at once.
@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import resource
+import tempfile
 import time
-from collections.abc import Iterator
+from pathlib import Path
 
-import numpy as np
 import pandas as pd
+from PIL import Image
 
 from chestxai import fidelity, sources
 
@@ -32,14 +33,14 @@ def measure(images: int, size: int) -> dict[str, float]:
     space = fidelity.feature_space()
     studies = sources.load("phantom", split="train", n=images, size=size)
 
-    def stream(n: int) -> Iterator[np.ndarray]:
-        for i in range(n):
-            yield studies[i].pixels()
-
-    fidelity.extract(space, stream(64))
-    rest, start = peak(), time.perf_counter()
-    extracted = fidelity.extract(space, stream(images))
-    row = {"images": images, "seconds": time.perf_counter() - start, "MiB": peak() - rest}
+    with tempfile.TemporaryDirectory() as folder:
+        for i, study in enumerate(studies):
+            Image.fromarray(study.pixels()).save(Path(folder, f"{i}.png"))
+            if i == 63:
+                fidelity.extract(space, Path(folder), size)
+        rest, start = peak(), time.perf_counter()
+        extracted = fidelity.extract(space, Path(folder), size)
+        row = {"images": images, "seconds": time.perf_counter() - start, "MiB": peak() - rest}
     assert extracted.values.shape == (images, space.num_features)
     rest, start = peak(), time.perf_counter()
     half = images // 2
