@@ -60,9 +60,9 @@ def table(runs: Sequence[Path], n: int = 2000, level: float = 0.95) -> pd.DataFr
         n, level: resamples and confidence level of the intervals.
 
     Returns:
-        columns ``variant, seed, step, seconds`` (of training), ``phrases, patients``; the mean of every localization score with ``<score>_low``
-        and ``<score>_high`` (patient-clustered bootstrap), and the same of its `REFERENCES`; every number of
-        ``fidelity.json``. NaN where a step lacks one. Rows in order of variant, seed and step.
+        columns ``variant, seed, step, seconds`` (of training), ``phrases, patients``; the mean of every localization
+        score with ``<score>_low`` and ``<score>_high`` (patient-clustered bootstrap), and of its `REFERENCES`; every
+        number of ``fidelity.json``. NaN where a step lacks one. Rows in order of variant, seed and step.
 
     Raises:
         MissingError, InputError: a file is missing, unfinished or damaged (the message says which, and how to make it),

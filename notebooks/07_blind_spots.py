@@ -68,21 +68,7 @@ generated = {
 
 
 # %%
-def labelled(split):
-    """Images uint8 (n, s, s) and labels (n, 8), in case a classifier has to be trained."""
-    studies = train if split == "train" else profiles.studies(settings, split, data)
-    pixels, readable, _ = to_images(
-        profiles.sample(studies, 20_000), min(size, 128), settings.data.fit
-    )
-    return pixels, np.stack([s.labels() for s in readable])
-
-
-classifier = fidelity.shared_classifier(
-    settings.data.source,
-    profiles.profile_folder(settings, out) / "classifier",
-    labelled,
-    data=f"{train.fingerprint}-{settings.data.fit}",
-)
+classifier = fidelity.profile_classifier(settings, data, out)
 
 features = {"real": fidelity.features(classifier, real)}
 features["other real"] = fidelity.features(classifier, others)

@@ -140,12 +140,12 @@ if primary:
 test = profiles.studies(settings, "test", data)
 real, kept, _ = to_images(test, settings.data.size, settings.data.fit)
 prompts, _, _ = fidelity.requests(kept, settings.sampling)
-classifier = fidelity.run_classifier(settings, out)
+classifier = fidelity.profile_classifier(settings, data, out)
 seen = {}
 for variant in variants:
     run = profiles.run(settings, variant, seeds[0], out)
-    images = run.samples(run.steps()[-1])
-    seen[variant] = fidelity.features(classifier, images)
+    images = runs.load_tensors(run.samples_file(run.steps()[-1]))["images"]
+    seen[variant] = fidelity.features(classifier, images.numpy())
 pairing = {"groups": prompts, "real_groups": [s.patient for s in kept]}
 fids = {
     other: fidelity.fid_difference(

@@ -378,24 +378,10 @@ px.bar(
 
 
 # %%
-import numpy as np
 
 from chestxai import fidelity
 
-
-def training_images(split):
-    """Images and labels for the classifier if it must be trained, as in chapter 6."""
-    chosen = profiles.sample(studies[split], 20_000)
-    pixels, usable, _ = to_images(chosen, min(size, 128), settings.data.fit)
-    return pixels, np.stack([study.labels() for study in usable])
-
-
-classifier = fidelity.shared_classifier(
-    settings.data.source,
-    profiles.profile_folder(settings, out) / "classifier",
-    training_images,
-    data=f"{studies['train'].fingerprint}-{settings.data.fit}",
-)
+classifier = fidelity.profile_classifier(settings, data, out)
 scores = {**evidence, "classifier": fidelity.predict(classifier, images)}
 
 # %% [markdown]

@@ -139,7 +139,7 @@ def _fidelity(job: Job, run: Run) -> dict[str, Any]:
     profile = job.profile
     real, kept, _ = to_images(_studies(profile, job.split, job.data), profile.data.size, profile.data.fit)
     prompts, labels, _ = fidelity.requests(kept, profile.sampling)
-    classifier = _classifier(profile, job.data, job.out)
+    classifier = fidelity.profile_classifier(profile, job.data, job.out)
     pipeline, out = models.load_pipeline(profile.base), {}
     for step in run.steps():
         finetune.load_checkpoint(pipeline, run, step)
@@ -147,23 +147,6 @@ def _fidelity(job: Job, run: Run) -> dict[str, Any]:
         patients = [study.patient for study in kept]
         out[str(step)] = fidelity.evaluate(real, images, labels, prompts, classifier, patients=patients)
     return out
-
-
-def _classifier(profile: Profile, data: str, out: Path) -> Any:
-    import numpy as np
-
-    from chestxai import fidelity
-    from chestxai.studies import to_images
-
-    train = _studies(profile, "train", data)
-
-    def labelled(split: str) -> tuple[Any, Any]:
-        studies = profiles.sample(_studies(profile, split, data), 20_000)
-        pixels, readable, _ = to_images(studies, min(profile.data.size, 128), profile.data.fit)
-        return pixels, np.stack([s.labels() for s in readable])
-
-    name = f"{train.fingerprint}-{profile.data.fit}"
-    return fidelity.shared_classifier(profile.data.source, out / "classifier", labelled, data=name)
 
 
 @lru_cache(maxsize=1)

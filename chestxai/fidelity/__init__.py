@@ -9,7 +9,14 @@ different feature spaces cannot be compared: store `describe` beside them.
 
 # ruff: noqa: F401, I001
 from chestxai.fidelity.classifier import FindingsClassifier, Labelled, Training, cached_classifier, classifier_auc
-from chestxai.fidelity.classifier import load_classifier, macro_auc, predict, profile_classifier, shared_classifier, train_classifier
+from chestxai.fidelity.classifier import (
+    load_classifier,
+    macro_auc,
+    predict,
+    profile_classifier,
+    shared_classifier,
+    train_classifier,
+)
 from chestxai.fidelity.evaluation import evaluate, reference, scores, transfer_auc
 from chestxai.fidelity.memory import Memory, copies, memorisation
 from chestxai.fidelity.metrics import Extrapolation, density_coverage, fid, fid_difference, fid_infinity, fid_interval

@@ -13,11 +13,11 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chestxai import runs
+from chestxai import profiles, runs
 from chestxai.fidelity.arrays import Array, Groups, batched, check_images, grey, resize, to_json
-from chestxai.profiles import DATA
+from chestxai.profiles import DATA, Profile
 from chestxai.stats import Interval, bootstrap_statistic
-from chestxai.studies import FINDINGS
+from chestxai.studies import FINDINGS, to_images
 
 #: The classifier that ships, trained on phantoms by ``tools/make_classifier.py``.
 SHIPPED = DATA / "classifier"
@@ -193,6 +193,26 @@ def shared_classifier(
     if about.is_file() and runs.read_json(about, dict).get("source") == source:
         return load_classifier(shipped)
     return cached_classifier(folder, load, Training(source, data, epochs))
+
+
+def profile_classifier(profile: Profile, data: str | Path = "", out: str | Path | None = None) -> FindingsClassifier:
+    """`shared_classifier` of a profile's source, trained on its own training images where none ships.
+
+    Args:
+        profile: the settings.
+        data: folder that holds one sub-folder per source.
+        out: root of the runs; a trained classifier is kept in the profile's folder.
+    """
+    train = profiles.studies(profile, "train", data)
+
+    def labelled(split: str) -> Labelled:
+        studies = train if split == "train" else profiles.studies(profile, split, data)
+        chosen = profiles.sample(studies, 20_000)
+        images, readable, _ = to_images(chosen, min(profile.data.size, 128), profile.data.fit)
+        return images, np.stack([study.labels() for study in readable])
+
+    folder = profiles.profile_folder(profile, out) / "classifier"
+    return shared_classifier(profile.data.source, folder, labelled, data=f"{train.fingerprint}-{profile.data.fit}")
 
 
 def cached_classifier(folder: Path, load: Callable[[str], Labelled], training: Training) -> FindingsClassifier:

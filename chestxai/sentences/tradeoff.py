@@ -118,7 +118,7 @@ def gains(scores: pd.DataFrame, base: Mapping[str, float], reference: str, fid: 
 
 def conditions(profile: Profile) -> dict[str, str]:
     """What a profile's result depends on, for the table of the paper and this run."""
-    train, where = profile.finetune, profile.data
+    train, where, reading = profile.finetune, profile.data, profile.grounding
     boxes = f", boxes of {profile.boxes}" if profile.boxes != where.source else ""
     return {
         "images and reports": f"{where.source}{boxes}, {where.size} × {where.size} pixels",
@@ -129,5 +129,5 @@ def conditions(profile: Profile) -> dict[str, str]:
         f" ({train.text_learning_rate / train.learning_rate:g} of the U-Net's)",
         "prompts dropped": f"{train.ucg:g}",
         "weighting of timesteps": "equal" if train.min_snr is None else f"min-SNR, γ = {train.min_snr:g}",
-        "timesteps read": f"{len(range(0, profile.grounding.last, profile.grounding.stride))} of {profile.grounding.steps}",
+        "timesteps read": f"{len(range(0, reading.last, reading.stride))} of {reading.steps}",
     }

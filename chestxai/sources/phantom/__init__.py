@@ -29,8 +29,8 @@ from chestxai.sources.records import Studies, ensure
 from chestxai.studies import Study
 
 __all__ = [
-    "CARD", "MASK_FRACTION", "MU", "PHOTONS", "Lesion", "Patient", "attenuation", "chord", "counterfactual", "expose", "load",
-    "patient", "render", "write_report",
+    "CARD", "MASK_FRACTION", "MU", "PHOTONS", "Lesion", "Patient", "attenuation", "chord", "counterfactual", "expose",
+    "load", "patient", "render", "write_report",
 ]  # fmt: skip
 
 CARD = Card(
