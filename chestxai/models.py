@@ -87,8 +87,9 @@ def load_pipeline(
     """Load a latent diffusion pipeline in float32, in eval mode, on ``device``.
 
     Args:
-        base: "tiny" (ships in ``data/tiny``), a local folder in diffusers format, or a hub id. A folder without a
-            text encoder of its own, like the tiny base, gets all-MiniLM-L6-v2.
+        base: "tiny" (ships in ``data/tiny``), "tiny-code" (the same, but its text encoder does not know the language,
+            see `scramble_words`), a local folder in diffusers format, or a hub id. A folder without a text encoder of
+            its own, like the tiny base, gets all-MiniLM-L6-v2.
         text_encoder: another Hugging Face text encoder (CLIP or BERT type), local folder or hub id. Its width must
             be the U-Net's ``cross_attention_dim``.
         device: default: a GPU if there is one, else the CPU.
@@ -97,7 +98,7 @@ def load_pipeline(
         FileNotFoundError: the base or the text encoder is not there; says how to get it.
         ValueError: the parts do not fit together, or a file's checksum is not the recorded one.
     """
-    folder = TINY if str(base) == "tiny" else Path(base)
+    folder = TINY if str(base) in ("tiny", "tiny-code") else Path(base)
     if folder == TINY:
         _verify(TINY)
     local = folder.is_dir()
@@ -129,6 +130,8 @@ def load_pipeline(
             f"cannot load the base model {str(base)!r}: {reason}. {remedy} with network access"
         ) from error
     adopt_encoder(pipeline.text_encoder)
+    if str(base) == "tiny-code":
+        scramble_words(pipeline.text_encoder, pipeline.tokenizer)
     width, wanted = pipeline.text_encoder.config.hidden_size, pipeline.unet.config.cross_attention_dim
     if width != wanted:
         raise InputError(f"the text encoder is {width} wide, the U-Net of {str(base)!r} expects {wanted}")
@@ -136,6 +139,24 @@ def load_pipeline(
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.eval().requires_grad_(False)
     return pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def scramble_words(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> None:
+    """Exchange the embeddings of all words at random, so that the encoder reads every prompt as if written in a code.
+
+    The same as reports in which each word stands for another one, always the same: what a code word means can be
+    learned, but nothing that the encoder knows of language helps. Special tokens keep theirs.
+
+    Args:
+        encoder: changed in place.
+        tokenizer: says which tokens are special.
+        seed: of the code.
+    """
+    table = encoder.get_input_embeddings().weight
+    words = torch.tensor([i for i in range(len(tokenizer)) if i not in set(tokenizer.all_special_ids)])
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(words)))
+    with torch.no_grad():
+        table[words] = table[words[order]].clone()
 
 
 def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> Path:

@@ -498,3 +498,16 @@ def test_their_tokenizers_know_the_words_of_a_report(either):
     assert words[1:3] == ["small", "effusion"]
     assert "small effusion" in tokenizer.decode(tokenizer("Small EFFUSION")["input_ids"]).lower()
     assert len(tokenizer("zygomatic")["input_ids"]) > 6  # letter by letter
+
+
+def test_the_code_exchanges_words_and_keeps_special_tokens():
+    tokenizer, encoder = models.minilm()
+    before = encoder.get_input_embeddings().weight.clone()
+    models.scramble_words(encoder, tokenizer)
+    after = encoder.get_input_embeddings().weight
+    special = tokenizer.all_special_ids
+    torch.testing.assert_close(after[special], before[special], rtol=0, atol=0)
+    assert (after != before).any(dim=1).float().mean() > 0.99
+    torch.testing.assert_close(after.sum(dim=0), before.sum(dim=0), rtol=1e-3, atol=1e-3)
+    again = models.load_pipeline("tiny-code").text_encoder.get_input_embeddings().weight
+    torch.testing.assert_close(again, after, rtol=0, atol=0)
