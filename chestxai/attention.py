@@ -344,9 +344,7 @@ def resize(maps: Tensor, shape: tuple[int, int]) -> Tensor:
     return F.interpolate(flat, shape, mode="bilinear", align_corners=False).reshape(*maps.shape[:-2], *shape)
 
 
-def _by_head(
-    attn: Attention, query: Tensor, key: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _by_head(attn: Attention, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Queries and keys ``(rows, heads, n, depth)``, normalised as the layer does, and the additive mask."""
     (b, length, inner), heads = key.shape, attn.heads
     q, k = (x.view(b, x.shape[1], heads, inner // heads).transpose(1, 2) for x in (query, key))

@@ -357,7 +357,9 @@ counts = ("there", "wrong", "hedged", "sided")
 pd.DataFrame(
     {
         title: checked[name].map(
-            lambda v, digits=0 if name in counts else 3: "" if np.isnan(v) else f"{v:.{digits}f}"
+            lambda v, digits=0 if name in counts else 3: (
+                "" if np.isnan(v) else f"{v:.{digits}f}"
+            )
         )
         for name, title in columns.items()
     }
@@ -465,7 +467,9 @@ Markdown(
 # in one of them: a model that knew a patient's ribs from training would be tested on its memory.
 
 # %%
-patients = {split: {s.patient for s in [*studies[split], *boxed[split]]} for split in splits}
+patients = {
+    split: {s.patient for s in [*studies[split], *boxed[split]]} for split in splits
+}
 shared = {
     f"{a} and {b}": len(patients[a] & patients[b]) for a, b in combinations(splits, 2)
 }
@@ -535,7 +539,11 @@ first_with = [
     next((s for s in studies["test"] if n in {f.name for f in s.present()}), None)
     for n in FINDINGS
 ]
-listed = {s.id: s for s in [*first_with, *healthy[:2], *([] if boxed is studies else sheet[:4])] if s}
+listed = {
+    s.id: s
+    for s in [*first_with, *healthy[:2], *([] if boxed is studies else sheet[:4])]
+    if s
+}
 _, browsed, _ = to_images(list(listed.values()), 64)
 every = [*studies["test"], *([] if boxed is studies else boxed["test"])]
 widgets.show(lambda: widgets.study_browser(every), lambda: plots.study_static(browsed))
@@ -630,7 +638,9 @@ area.groupby("finding")["area"].describe()[["count", "25%", "50%", "75%"]].sort_
 # off by the tokenizer?
 
 # %% tags=["hide-cell"]
-whole = tokenizer([reports.prompt(s.report, "report") for s in studies["train"]])["input_ids"]
+whole = tokenizer([reports.prompt(s.report, "report") for s in studies["train"]])[
+    "input_ids"
+]
 for name, n in (("impression", lengths), ("report", np.array(list(map(len, whole))))):
     print(
         f"{name}: {(n > tokenizer.model_max_length).mean():.1%} cut off, median {np.median(n):.0f} tokens"

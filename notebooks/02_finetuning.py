@@ -65,7 +65,9 @@ pd.Series(settings.finetune.model_dump(), name=f"profile {settings.name}").to_fr
 pipeline = models.load_pipeline(settings.base)
 size = models.image_size(pipeline)
 networks = {name: getattr(pipeline, name) for name in ("vae", "text_encoder", "unet")}
-counts = {name: sum(p.numel() for p in part.parameters()) for name, part in networks.items()}
+counts = {
+    name: sum(p.numel() for p in part.parameters()) for name, part in networks.items()
+}
 pd.DataFrame(
     {
         "class": [type(part).__name__ for part in networks.values()],
@@ -209,7 +211,8 @@ Markdown(
 after = generate()
 plots.images(
     np.concatenate([before, after]),
-    titles=[f"base: {p}" for p in prompts_shown] + [f"step {last}: {p}" for p in prompts_shown],
+    titles=[f"base: {p}" for p in prompts_shown]
+    + [f"step {last}: {p}" for p in prompts_shown],
     title="Before and after fine-tuning",
 )
 
@@ -271,7 +274,8 @@ Markdown(
 # (Ho & Salimans 2022): the higher, the more pronounced the finding, at the cost of variety and, too high, of realism.
 plots.images(
     np.concatenate([generate(1.0), generate(4.0)]),
-    titles=[f"guidance 1: {p}" for p in prompts_shown] + [f"guidance 4: {p}" for p in prompts_shown],
+    titles=[f"guidance 1: {p}" for p in prompts_shown]
+    + [f"guidance 4: {p}" for p in prompts_shown],
 )
 
 # %% [markdown]

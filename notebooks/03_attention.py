@@ -108,6 +108,7 @@ noisy = schedule.add_noise(latent, noise, torch.tensor([timestep]))
 with torch.no_grad(), attention.capture(pipeline.unet, [positions]) as seen:
     pipeline.unet(noisy, timestep, models.encode_text(pipeline, [prompt]))
 
+
 # %%
 def short(name):
     """A layer's name without what all of them share: "up 0.1"."""
@@ -156,6 +157,7 @@ plots.overlay(
 # The same score for every layer and timestep alone, on validation phrases. White is chance: the map of a white cell says
 # nothing about where the finding is.
 
+
 # %%
 def mask_of(truth):
     """Where a finding is, in the model's frame: bool (size, size)."""
@@ -171,6 +173,7 @@ val_images = images[[row_of[t.study.id] for t in validation]]
 val_prompts = [t.finding.phrase for t in validation]
 val_words = [grounding.target_words(t, settings.grounding.target) for t in validation]
 val_masks = [mask_of(t) for t in validation]
+
 
 # %% tags=["aggregate"]
 def mean_auc(maps):
@@ -281,14 +284,13 @@ def compared(maps_by_name):
     for name, maps in maps_by_name.items():
         for title, score in scores.items():
             values = [score(m, mask) for m, mask in zip(maps, val_masks, strict=True)]
-            interval = stats.bootstrap_ci(
-                values, patients, n=settings.statistics.resamples
-            )
+            interval = stats.bootstrap_ci(values, patients, n=settings.statistics.resamples)
             table.loc[name, title] = str(interval)
     return table
 
 
 compared(ways).assign(passes=[whole, whole, len(path)])
+
 
 # %%
 def first_of_each(truths, most):

@@ -141,7 +141,9 @@ gaps = {v: stats.paired_difference(auc[v], blind, patients, n=resamples) for v i
 Markdown(
     f"Without the image or the finding one reaches {blind.mean():.3f}. An AUC-ROC says little unless such a map stands beside "
     "it.\n\n"
-    + "\n".join(say.localization.against(v, {"one map for everything": d}) for v, d in gaps.items())
+    + "\n".join(
+        say.localization.against(v, {"one map for everything": d}) for v, d in gaps.items()
+    )
 )
 
 # %% [markdown]

@@ -167,6 +167,7 @@ Markdown(say.localization.fooled(skill[wrong].rename(index=labels), free))
 # The target itself; the target as well as a map of the model's resolution can show it; its opposite; random noise; and the
 # location prior.
 
+
 # %%
 def perfect(i):
     """Maps that know the answer, and one that knows it and says the opposite."""
@@ -377,7 +378,9 @@ plots.overlays(
 # %% tags=["aggregate"]
 cuts_by_name = {**ways, "oracle": "oracle"}
 by_way = {
-    name: {way: mean_score(localization.iou, values, how) for way, how in cuts_by_name.items()}
+    name: {
+        way: mean_score(localization.iou, values, how) for way, how in cuts_by_name.items()
+    }
     for name, values in tried.items()
     if name != "inverted"
 }
@@ -424,6 +427,7 @@ pd.DataFrame(
 # Often the truth is only a box. Then one compares it with the box around the thresholded map (around its largest part,
 # so that a stray pixel does not spoil it), or the two centres. A finding of several parts, where there is one, shows
 # what goes wrong.
+
 
 # %%
 def largest(hot):
@@ -596,7 +600,14 @@ pd.DataFrame(
 # on the order, the cut of a fixed area too, hardly notices one pixel.
 broken = handmade["perfect"].copy()
 broken[0, 0] = 20 * broken.max()
-compared_scores = ["iou", "iou_otsu", "iou_area", "iou_oracle", "auc_roc", "average_precision"]
+compared_scores = [
+    "iou",
+    "iou_otsu",
+    "iou_area",
+    "iou_oracle",
+    "auc_roc",
+    "average_precision",
+]
 compared_scores += ["energy", "pointing_game", "cnr", "miou_thresholds"]
 both = {"perfect": handmade["perfect"], "with the pixel": broken}
 pd.DataFrame(

@@ -95,6 +95,7 @@ Markdown(
 # of a small network that names findings in images like those the model generates. Numbers from two feature spaces cannot be
 # compared, so the classifier is named with every result.
 
+
 # %%
 def labelled(split):
     """Images uint8 (n, s, s) and labels (n, 8), in case a classifier has to be trained."""
@@ -194,6 +195,7 @@ px.scatter(
 #
 # $$ \mathrm{FID} = \lVert \mu_1 - \mu_2 \rVert^2
 # + \mathrm{tr}\left(\Sigma_1 + \Sigma_2 - 2\,(\Sigma_1\Sigma_2)^{1/2}\right) $$
+
 
 # %% tags=["aggregate"]
 def frechet(a, b):
@@ -307,6 +309,7 @@ plots.scores_by_finding(
 # {cite}`ravuri2019cas`. A new classifier is trained on the generated images alone and tested on *real* ones. What it can reach
 # is what a classifier trained on as many real images reaches; chance is 0.5.
 
+
 # %%
 def small(images):
     """No larger than a classifier needs."""
@@ -363,7 +366,11 @@ Markdown(
 # ## The answer: over the checkpoints
 
 # %% tags=["aggregate"]
-names = {"fid": "FID ↓", "ms_ssim": "MS-SSIM within a prompt", "classifier_auc": "classifier AUC ↑"}
+names = {
+    "fid": "FID ↓",
+    "ms_ssim": "MS-SSIM within a prompt",
+    "classifier_auc": "classifier AUC ↑",
+}
 curves = pd.DataFrame(
     {"step": step, "score": name, "images": images}
     | vars(interval(numbers, column + suffix))

@@ -185,7 +185,9 @@ figure.update_xaxes(side="top", title="").update_yaxes(title="")
 
 # %% tags=["hide-input", "aggregate"]
 Markdown(
-    say.fidelity.unnoticed(change.iloc[1:], {m: label[:-2] for m, label in MEASURES.items()})
+    say.fidelity.unnoticed(
+        change.iloc[1:], {m: label[:-2] for m, label in MEASURES.items()}
+    )
 )
 
 # %% [markdown]
@@ -239,7 +241,9 @@ Markdown(say.fidelity.sample_size(ends, fids, kids))
 
 # %% tags=["aggregate"]
 trend = {
-    name: fidelity.fid_infinity(features["real"], features[name], smallest=most // 4, draws=10)
+    name: fidelity.fid_infinity(
+        features["real"], features[name], smallest=most // 4, draws=10
+    )
     for name in compared
 }
 points = pd.concat(
@@ -276,7 +280,9 @@ memories = {
 }
 Markdown(
     f"{len(training)} of {len(train)} training images are searched; chance is 5 %.\n\n"
-    + "\n".join(f"- `{v}`: {say.fidelity.memory(m.closer, m.detected)}" for v, m in memories.items())
+    + "\n".join(
+        f"- `{v}`: {say.fidelity.memory(m.closer, m.detected)}" for v, m in memories.items()
+    )
 )
 
 # %%
@@ -318,6 +324,7 @@ pd.DataFrame(
 
 # %% [markdown]
 # **2.** *One image a finding* shows what it should. Would it make a good textbook? Train a classifier on it.
+
 
 # %% tags=["hide-cell"]
 # The classifier finds each finding in it. But having seen one effusion does not prepare for the next.

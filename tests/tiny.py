@@ -31,6 +31,7 @@ _VAE = {
     "mid_block_add_attention": False,
 }
 
+
 def random_pipeline(kind: str = "sd", size: int = 32, seed: int = 0) -> StableDiffusionPipeline:
     """A pipeline of Stable Diffusion's own classes made small, with random weights: the real code paths, no download.
 
@@ -132,5 +133,3 @@ def _scheduler() -> DDIMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
     )
-
-

@@ -49,6 +49,8 @@ TINY_VAE = {
     "sample_size": 64,
     "mid_block_add_attention": False,
 }
+
+
 def noise_scheduler() -> DDIMScheduler:
     """Stable Diffusion's noise schedule."""
     return DDIMScheduler(

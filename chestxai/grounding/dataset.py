@@ -83,9 +83,7 @@ def ground_truths(
             return {}, lines
         return {"maps": torch.from_numpy(maps), "rows": torch.tensor([rows.start + i for i in kept])}, lines
 
-    stored, skipped = runs.resumable(
-        Path(path), name, len(truths), compute, chunk=CHUNK, description=description
-    )
+    stored, skipped = runs.resumable(Path(path), name, len(truths), compute, chunk=CHUNK, description=description)
     if not stored:
         raise InputError(
             f"none of {len(truths)} phrases could be grounded; the first: {(skipped or ['no phrases'])[0]}"
