@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ from chestxai.profiles import DATA
 from chestxai.runs import DivergedError, InputError, MissingError
 
 TINY = DATA / "tiny"
+# Beside a pipeline whose recipe plain diffusers does not know.
+_RECIPE, _REFERENCE = "recipe.json", "text_encoder_before"
 
 # diffusers asks for a safety checker of natural images and for a CLIP text encoder where we have a BERT: noise to a
 # reader of the book.
@@ -136,6 +138,8 @@ def load_pipeline(
     if width != wanted:
         raise InputError(f"the text encoder is {width} wide, the U-Net of {str(base)!r} expects {wanted}")
     pipeline.set_progress_bar_config(disable=True)
+    if local and (folder / _RECIPE).is_file():
+        _attach(pipeline, folder)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.eval().requires_grad_(False)
     return pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -159,8 +163,30 @@ def scramble_words(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         table[words] = table[words[order]].clone()
 
 
+def _attach(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    """Make a loaded pipeline read texts as the recipe beside it says."""
+    path = folder / _RECIPE
+    try:
+        recipe = recipes.Recipe.model_validate_json(path.read_text())
+    except ValueError as error:
+        raise InputError(
+            f"{path}: a recipe of another class; load its base and use finetune.load_checkpoint with recipe=…"
+        ) from error
+    reference = None
+    if recipe.splits:
+        kind = type(pipeline.text_encoder)
+        try:
+            reference = kind.from_pretrained(folder / _REFERENCE, use_safetensors=True, dtype=torch.float32)
+        except OSError as error:
+            raise MissingError(f"{folder / _REFERENCE}: damaged or missing; fine-tune the run again") from error
+        adopt_encoder(reference)
+    recipes.attach(pipeline, recipe, reference)
+
+
 def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> Path:
     """Save a complete pipeline (safetensors) that `load_pipeline` and stock diffusers load.
+
+    What stock diffusers does not know of a recipe lies beside it: ``recipe.json``, and the text encoder as it was.
 
     The folder is there in full or not at all; a pipeline that was there before is replaced.
 
@@ -175,7 +201,13 @@ def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> Path:
     part.mkdir(parents=True)
     for name in ("unet", "vae", "tokenizer", "scheduler"):
         getattr(pipeline, name).save_pretrained(part / name)
-    recipes.merge_adapters(pipeline.text_encoder).save_pretrained(part / "text_encoder")
+    encoder = pipeline.text_encoder
+    recipes.merge_adapters(encoder).save_pretrained(part / "text_encoder")
+    recipe = getattr(encoder, "recipe", None)
+    if recipe is not None and not recipe.stock:
+        runs.write_json(part / _RECIPE, recipe.model_dump(mode="json"))
+        if recipe.splits:
+            encoder.reference[0].save_pretrained(part / _REFERENCE)
     pipeline.save_config(part)
     runs.remove(folder)
     part.rename(folder)
@@ -337,29 +369,61 @@ def tokenize(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> dict[
 
 
 def text_states(encoder: PreTrainedModel, tokens: dict[str, Tensor]) -> Tensor:
-    """What the U-Net reads of ``tokens``: last hidden states of ``encoder``, changed as the recipe says.
+    """What the U-Net reads of ``tokens``: `encoder_states`, changed as the recipe says.
 
-    Differentiable, ``(n, length, width)``.
+    Differentiable, ``(n, length, width)``; twice as wide where keys and values differ (`recipes.attach`).
+    """
+    return context(encoder, encoder_states(encoder, tokens), tokens)
+
+
+def encoder_states(encoder: PreTrainedModel, tokens: dict[str, Tensor]) -> Tensor:
+    """Last hidden states of ``encoder``, ``(n, length, width)``, differentiable.
 
     Like `diffusers.StableDiffusionPipeline.encode_prompt`: CLIP sees no padding mask unless its config asks for one
     (Stable Diffusion was trained without, and its padding positions are handed on to the U-Net); a BERT always does, as
     in its own pre-training, and its padding is zero (`SilentPadBert`).
+
+    Args:
+        encoder: of a pipeline.
+        tokens: of `tokenize`.
     """
-    module = getattr(encoder, "module", encoder)  # distributed training wraps the encoder
-    masked = getattr(module.config, "use_attention_mask", False) or module.config.model_type != "clip_text_model"
-    states = encoder(tokens["input_ids"], attention_mask=tokens["attention_mask"] if masked else None)[0]
-    recipe = getattr(module, "recipe", None)
-    return states if recipe is None else recipe.context(states, tokens["attention_mask"])
+    config = getattr(encoder, "module", encoder).config  # distributed training wraps the encoder
+    masked = getattr(config, "use_attention_mask", False) or config.model_type != "clip_text_model"
+    return encoder(tokens["input_ids"], attention_mask=tokens["attention_mask"] if masked else None)[0]
+
+
+def context(encoder: PreTrainedModel, states: Tensor, tokens: dict[str, Tensor]) -> Tensor:
+    """What the U-Net reads, given the ``encoder``'s ``states`` of ``tokens``; see `Recipe.context`.
+
+    Args:
+        encoder: of a pipeline, to which a recipe may be attached.
+        states: of `encoder_states`.
+        tokens: of `tokenize`; may hold ``reference``, the states of the text encoder as it was, to save their time.
+    """
+    module = getattr(encoder, "module", encoder)
+    recipe, reference = getattr(module, "recipe", None), tokens.get("reference")
+    if recipe is None:
+        return states
+    if recipe.splits and reference is None:
+        with torch.no_grad():
+            reference = encoder_states(module.reference[0].to(states.device), tokens)
+    return recipe.context(states, tokens["attention_mask"], reference)
 
 
 @torch.no_grad()
-def encode_text(pipeline: StableDiffusionPipeline, prompts: Sequence[str], batch: int = 64) -> Tensor:
-    """What the U-Net of ``pipeline`` reads of ``prompts``, float32 ``(n, length, width)``, ``batch`` at a time."""
+def encode_text(
+    pipeline: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    batch: int = 64,
+    read: Callable[[PreTrainedModel, dict[str, Tensor]], Tensor] = text_states,
+) -> Tensor:
+    """What the U-Net of ``pipeline`` reads of ``prompts``, float32 ``(n, length, width)``, ``batch`` at a time.
+
+    ``read=encoder_states`` gives the states before the recipe changes them.
+    """
     tokens = tokenize(pipeline, prompts)
     states = [
-        text_states(
-            pipeline.text_encoder, {k: v[i : i + batch].to(pipeline.text_encoder.device) for k, v in tokens.items()}
-        )
+        read(pipeline.text_encoder, {k: v[i : i + batch].to(pipeline.text_encoder.device) for k, v in tokens.items()})
         for i in range(0, len(prompts), batch)
     ]
     return torch.cat(states).float()

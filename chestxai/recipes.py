@@ -5,7 +5,7 @@ independent and combine freely. The training loop knows none of their names. It 
 
 - `Recipe.prepare`: what changes in the pipeline before the first step (random weights, adapters);
 - `Recipe.learning`: which named parameters learn, and at which rate;
-- `Recipe.context`: what the U-Net reads, given the encoder's states;
+- `Recipe.context`: what the U-Net reads, given the encoder's states (`attach` makes the pipeline read it);
 - `Recipe.penalty`: what the loss adds.
 
 A further field is one more field here and one more small function, called from one of the four.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -58,6 +58,12 @@ class Recipe(BaseModel):
         text_learning_rate: of the text encoder's parameters; default: that of the fine-tuning settings.
         anchor: weight of the mean cosine distance between the states and those of the text encoder as it was, over the
             tokens that are not padding.
+        specials: ``silent``: the states of begin, end and padding are zero for the U-Net, so that only words can say
+            something. ``kept``: only a BERT's padding is (`models.SilentPadBert`).
+        keys: ``frozen``: the cross-attention's keys are made of the states of the text encoder as it was, so that where
+            a word points does not follow what it says (Tewel et al. 2023, *Key-Locked Rank One Editing*, lock them to
+            a concept's class).
+        values: ``frozen``: likewise, the control.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,12 +71,18 @@ class Recipe(BaseModel):
     schedule: Schedule = Schedule()
     text_learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
     anchor: float = Field(0.0, ge=0, allow_inf_nan=False)
+    specials: Literal["kept", "silent"] = "kept"
+    keys: Literal["learned", "frozen"] = "learned"
+    values: Literal["learned", "frozen"] = "learned"
 
     @model_validator(mode="after")
     def _needs_learning(self) -> Recipe:
+        if self.keys == self.values == "frozen":
+            raise ValueError("keys and values are both frozen: that is text 'frozen'")
         if not self.text_learns:
             fields = type(self).model_fields
-            changed = [n for n in ("schedule", "text_learning_rate", "anchor") if getattr(self, n) != fields[n].default]
+            names = ("schedule", "text_learning_rate", "anchor", "keys", "values")
+            changed = [n for n in names if getattr(self, n) != fields[n].default]
             if changed:
                 raise ValueError(f"{', '.join(changed)}: has no effect with text {self.text!r}, which learns nothing")
         return self
@@ -87,13 +99,23 @@ class Recipe(BaseModel):
 
     @property
     def stock(self) -> bool:
-        """Whether the trained pipeline is one that plain diffusers loads."""
-        return True
+        """Whether plain diffusers, given a prompt, draws with the trained pipeline what `models` does."""
+        return self.specials == "kept" and not self.splits
+
+    @property
+    def splits(self) -> bool:
+        """Whether keys and values are made of different states; `context` then holds both, keys first."""
+        return "frozen" in (self.keys, self.values)
 
     @property
     def needs_reference(self) -> bool:
-        """Whether `penalty` compares with the states of the text encoder as it was before the first step."""
-        return self.anchor > 0
+        """Whether `context` or `penalty` needs the states of the text encoder as it was before the first step."""
+        return self.anchor > 0 or self.splits
+
+    @property
+    def treatment(self) -> dict[str, Any]:
+        """What distinguishes prepared pipelines: two recipes that differ in nothing here can share one."""
+        return self.model_dump(include={"text", "specials", "keys", "values"}, exclude_defaults=True)
 
     def text_active(self, step: int, steps: int) -> bool:
         """Whether the text encoder learns in this step (0 to ``steps`` - 1)."""
@@ -101,6 +123,7 @@ class Recipe(BaseModel):
 
     def prepare(self, pipeline: StableDiffusionPipeline, seed: int = 0) -> None:
         """Change the pipeline's networks before the first step; new weights are drawn with ``seed``."""
+        attach(pipeline, self)
         if self.kind == "random":
             randomise(pipeline.text_encoder, seed)
         elif self.kind == "lora":
@@ -125,27 +148,70 @@ class Recipe(BaseModel):
         for name, parameter in learning_text(text_encoder, self.text):
             yield f"text_encoder.{name}", parameter, rate
 
-    def context(self, states: Tensor, mask: Tensor) -> Tensor:
+    def context(self, states: Tensor, mask: Tensor, reference: Tensor | None) -> Tensor:
         """What the U-Net reads.
 
         Args:
             states: last hidden states of the text encoder, ``(n, length, width)``.
             mask: 1 for tokens, 0 for padding, ``(n, length)``.
+            reference: states of the text encoder as it was; None unless `splits`.
 
         Returns:
-            ``(n, length, width)``.
+            ``(n, length, width)``, or ``(n, length, 2 * width)`` if it `splits`.
         """
-        return states
+        import torch
+
+        if self.splits:
+            keys = reference if self.keys == "frozen" else states
+            states = torch.cat([keys, reference if self.values == "frozen" else states], dim=-1)
+        return states * words(mask)[..., None].to(states.dtype) if self.specials == "silent" else states
 
     def penalty(self, states: Tensor, reference: Tensor | None, mask: Tensor) -> Tensor | None:
         """What is added to the denoising loss, a scalar, or None.
 
         Args:
             states: of a batch of prompts, ``(n, length, width)``, with a gradient.
-            reference: the same of the text encoder as it was; None unless `needs_reference`.
+            reference: the same of the text encoder as it was; None unless it is needed.
             mask: 1 for tokens, 0 for padding, ``(n, length)``.
         """
         return self.anchor * cosine_distance(states, reference, mask) if self.anchor else None
+
+
+def words(mask: Tensor) -> Tensor:
+    """``mask`` ``(n, length)`` of tokens without the first and the last of each row: the begin and the end."""
+    import torch.nn.functional as F
+
+    return mask * F.pad(mask, (1, 0))[:, :-1] * F.pad(mask, (0, 1))[:, 1:]
+
+
+def attach(pipeline: StableDiffusionPipeline, recipe: Recipe, reference: nn.Module | None = None) -> None:
+    """Make ``pipeline`` read texts as ``recipe`` says, wherever it is used; see `models.text_states`.
+
+    Args:
+        pipeline: one to which no recipe is attached yet.
+        recipe: of its text encoder.
+        reference: the text encoder as it was; default: a copy of the pipeline's, where the recipe `splits`.
+    """
+    import copy
+    from functools import partial
+
+    encoder = pipeline.text_encoder
+    if recipe.splits:
+        # In a tuple, so that it is no part of the encoder: it neither learns nor is saved with it.
+        frozen = (reference or copy.deepcopy(encoder)).eval().requires_grad_(False)
+        encoder.reference = (frozen,)
+        width = encoder.config.hidden_size
+        for name, module in pipeline.unet.named_modules():
+            if name.endswith("attn2.to_k"):
+                module.register_forward_pre_hook(partial(_half, slice(None, width)))
+            elif name.endswith("attn2.to_v"):
+                module.register_forward_pre_hook(partial(_half, slice(-width, None)))
+    encoder.recipe = recipe
+
+
+def _half(part: slice, _: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    # States that are not doubled, as in a call of plain diffusers, are read by both.
+    return (arguments[0][..., part], *arguments[1:])
 
 
 def learning_text(encoder: nn.Module, text: str) -> Iterator[tuple[str, nn.Parameter]]:

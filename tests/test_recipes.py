@@ -11,7 +11,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from pydantic import Field, ValidationError
 
-from chestxai import finetune, models, profiles, recipes, runs, sources
+from chestxai import attention, finetune, models, profiles, recipes, reports, runs, sources
+from chestxai.finetune import checkpoints as finetune_checkpoints
 from chestxai.profiles import FinetuneSettings
 from chestxai.recipes import Recipe, Schedule
 from chestxai.runs import InputError, Run
@@ -106,7 +107,9 @@ def test_the_model_is_stock_and_equals_the_last_checkpoint(tmp_path, text, kind)
         )
 
 
-@pytest.mark.parametrize("text", ["lora:2", "last:1", "random"])
+@pytest.mark.parametrize(
+    "text", ["lora:2", "last:1", "random", Recipe(text="lora:2", keys="frozen", specials="silent")], ids=str
+)
 def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, monkeypatch, text):
     from chestxai.finetune import loop
 
@@ -198,6 +201,71 @@ def test_cosine_distance_by_hand():
     assert recipes.cosine_distance(states, reference, mask) == pytest.approx(0.5)  # (0 + 1) / 2; padding does not count
 
 
+# --- what the U-Net reads --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_silent_specials_only_words_are_read(tmp_path, kind):
+    pipeline = train(Recipe(text="learnable", specials="silent"), tmp_path, kind)
+    said, nothing = text_of(pipeline, ["Large left pleural effusion."]), text_of(pipeline, [""])
+    positions = reports.token_groups(pipeline.tokenizer, "Large left pleural effusion.", ["Large left pleural"])
+    assert nothing.abs().max() == 0
+    assert all(said[0, positions[name]].abs().max() == 0 for name in ("begin", "end", "padding"))
+    raw = models.encode_text(pipeline, ["Large left pleural effusion."], read=models.encoder_states)
+    assert torch.equal(said[0, positions["Large left pleural"]], raw[0, positions["Large left pleural"]])
+    assert torch.equal(text_of(models.load_pipeline(tmp_path / "model", device="cpu"), [""]), nothing)
+
+
+def maps_and_output(pipeline) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), attention.capture(pipeline.unet, {"word": [2]}) as seen:
+        out = pipeline.unet(x, 500, text_of(pipeline, ["Large left pleural effusion."]), return_dict=False)[0]
+    return seen.heatmap(), out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_frozen_keys_the_maps_of_the_first_layer_cannot_follow_the_text_encoder(tmp_path, kind):
+    """Keys see the old states: whatever the encoder becomes, the first cross-attention's map is the same."""
+    maps = {}
+    for field in ("keys", "values"):
+        pipeline = tiny.random_pipeline(kind)
+        recipe = Recipe(text="learnable", **{field: "frozen"})
+        finetune_checkpoints.prepare(pipeline, recipe, 0)
+        plain = maps_and_output(tiny.random_pipeline(kind))
+        torch.testing.assert_close(maps_and_output(pipeline), plain)  # nothing has learned yet
+        recipes.randomise(pipeline.text_encoder, 1)
+        first = attention.select_layers(pipeline.unet)[0]
+        x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        for name, one in (("before", tiny.random_pipeline(kind)), ("after", pipeline)):
+            with torch.no_grad(), attention.capture(one.unet, {"word": [2]}, layers=first) as seen:
+                maps[field, name] = one.unet(x, 500, text_of(one, ["Large left pleural effusion."]))[0], seen.heatmap()
+    for field, follows in (("keys", False), ("values", True)):
+        (drawn, map_), (drawn_after, map_after) = maps[field, "before"], maps[field, "after"]
+        assert torch.allclose(map_, map_after, rtol=1e-4) is not follows
+        assert not torch.allclose(drawn, drawn_after, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("recipe", [{"keys": "frozen"}, {"values": "frozen", "specials": "silent", "anchor": 0.1}])
+def test_split_states_survive_training_checkpoint_and_model(tmp_path, recipe, kind):
+    pipeline = train(Recipe(text="learnable", **recipe), tmp_path, kind)
+    expected = maps_and_output(pipeline)
+    assert set(runs.load_tensors(Run(tmp_path).checkpoint(4) / "text_encoder.safetensors")) == {
+        name for name, _ in pipeline.text_encoder.named_parameters()
+    }
+    base = text_of(tiny.random_pipeline(kind))
+    read = text_of(pipeline)
+    half = read.chunk(2, dim=-1)[0 if "keys" in recipe else 1]
+    if "specials" in recipe:
+        half, base = half[:, 1:3], base[:, 1:3]
+    torch.testing.assert_close(half, base, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(*read.chunk(2, dim=-1), atol=1e-3)
+    model = models.load_pipeline(tmp_path / "model", device="cpu")
+    loaded = finetune.load_checkpoint(tiny.random_pipeline(kind), tmp_path, 4)
+    for other in (model, loaded):
+        torch.testing.assert_close(maps_and_output(other), expected, atol=1e-6, rtol=1e-5)
+
+
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
@@ -209,6 +277,8 @@ def test_cosine_distance_by_hand():
         {"text": "thawed"},
         {"txet": "frozen"},
         {"text": "frozen", "anchor": 1.0},
+        {"text": "frozen", "keys": "frozen"},
+        {"text": "learnable", "keys": "frozen", "values": "frozen"},
         {"text": "random", "text_learning_rate": 1e-4},
         {"text": "learnable", "anchor": float("nan")},
         {"text": "learnable", "text_learning_rate": float("inf")},
@@ -249,7 +319,7 @@ class Whispering(Recipe):
         for name, parameter, rate in super().learning(unet, text_encoder, settings):
             yield name, parameter, rate * (0.1 if ".layer.0." in name else 1)
 
-    def context(self, states, mask):
+    def context(self, states, mask, reference):
         return states * self.loudness
 
     def penalty(self, states, reference, mask):

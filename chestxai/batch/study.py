@@ -1,8 +1,8 @@
 """A study: the runs of a grid without notebooks, scored on one split, a row for each run and checkpoint.
 
 A grid file with ``score: val`` or ``score: test`` is a study. Its table goes to ``data/results/<name>.csv`` beside
-``<name>.json``, which says how it was made. Runs are kept in ``runs/study-<name>``. A study is resumed, and keeps the
-rows of runs that have not changed.
+``<name>.json``, which says how it was made. Runs are kept in ``runs/study-<name>``. A study is resumed: rows of
+the same settings are kept, and column ``code`` says which code made them; delete a row to make it again.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Job:
 
     @property
     def identity(self) -> str:
-        """Names everything the rows depend on."""
+        """Names the settings the rows depend on; the code that made them stands in a column of its own."""
         about = [self.profile.model_dump(mode="json", exclude={"variants", "seeds", "name", "description"})]
         recipe = self.profile.recipe(self.variant).model_dump(mode="json", exclude_defaults=True)
-        return runs.fingerprint(*about, recipe, self.variant, self.seed, self.split, runs.code_fingerprint(__name__))
+        return runs.fingerprint(*about, recipe, self.variant, self.seed, self.split)
 
 
 def jobs(cells: Sequence[Cell], split: str, data: str, out: Path) -> list[Job]:
@@ -86,6 +86,7 @@ def run(todo: Sequence[Job], path: Path, workers: int = 2) -> pd.DataFrame:
     wanted = {job.identity: i for i, job in enumerate(todo)}
     table = pd.read_csv(path) if path.is_file() else pd.DataFrame({"identity": []})
     missing = [job for job in todo if job.identity not in set(table["identity"])]
+    print(f"{len(todo)} runs, {len(todo) - len(missing)} of them in {path}")
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_one_thread) as pool:
         waiting = {pool.submit(rows_of, job): job for job in missing}
@@ -116,7 +117,8 @@ def rows_of(job: Job) -> pd.DataFrame:
     rows = tradeoff.table([run.folder], n=job.profile.statistics.resamples)
     seconds = run.train_log().set_index("step")["seconds"].reindex(rows["step"]).to_numpy()
     about = {"variant": job.variant, "seed": job.seed, "step": rows.pop("step"), "identity": job.identity}
-    rows = rows.drop(columns=["variant", "seed"])
+    about["code"] = runs.code_fingerprint("chestxai.finetune.loop", "chestxai.faithfulness", "chestxai.fidelity")
+    rows = rows.drop(columns=["variant", "seed", "seconds"])
     first = pd.DataFrame({**job.changes, **about, "seconds": seconds}, index=rows.index)
     return pd.concat([first, rows], axis=1)
 

@@ -79,12 +79,11 @@ def prepare(pipeline: StableDiffusionPipeline, recipe: Recipe, seed: int) -> Non
     Raises:
         InputError: the pipeline was prepared, or trained, for another recipe or seed, which would show through.
     """
-    wanted = runs.fingerprint(recipe.text, seed if recipe.kind in ("random", "lora") else 0)
+    wanted = runs.fingerprint(recipe.treatment, seed if recipe.kind in ("random", "lora") else 0)
     before = getattr(pipeline.text_encoder, "prepared_for", None)
     if before is None:
         recipe.prepare(pipeline, seed)
         pipeline.text_encoder.prepared_for = wanted
-        pipeline.text_encoder.recipe = recipe  # read by models.text_states
     elif before != wanted:
         raise InputError(
             "the pipeline holds the text encoder of another recipe or seed: load a fresh one with models.load_pipeline"

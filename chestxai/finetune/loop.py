@@ -222,13 +222,16 @@ class _Model(torch.nn.Module):
         self._no_split_modules = sorted(blocks & {type(module).__name__ for module in self.modules()})
 
     def forward(self, noisy: Tensor, times: Tensor, text: dict[str, Tensor], learns: bool) -> tuple[Tensor, Tensor]:
-        """Prediction and text states; ``text`` holds states, or tokens to encode, with a gradient if ``learns``."""
-        if "states" in text:
-            states = text["states"]
-        else:
-            with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-                states = models.text_states(self.text_encoder, text).float()
-        return self.unet(noisy, times, states, return_dict=False)[0], states
+        """Prediction and encoder states; ``text`` holds a context, or tokens to encode, with a gradient if ``learns``.
+
+        With a context the states are not known, nor needed.
+        """
+        if "context" in text:
+            return self.unet(noisy, times, text["context"], return_dict=False)[0], text["context"]
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            states = models.encoder_states(self.text_encoder, text).float()
+            context = models.context(self.text_encoder, states, text)
+        return self.unet(noisy, times, context, return_dict=False)[0], states
 
 
 class _Average(EMAModel):
@@ -324,14 +327,12 @@ class _Training:
         tokens = models.tokenize(pipeline, unique)
         self.text = {name: tokens[name] for name in ("input_ids", "attention_mask")}
         fits = self.text["input_ids"].numel() * pipeline.text_encoder.config.hidden_size * 4 <= _TEXT_CACHE
-        self.reference: Tensor | None = None
-        if (not self.recipe.text_learns and fits) or self.recipe.needs_reference:
-            with self.accelerator.autocast():  # in the precision in which a learning one runs
-                states = models.encode_text(pipeline, unique).cpu()
-            if self.recipe.text_learns:
-                self.reference = states
-            else:
-                self.text = {"states": states}
+        with self.accelerator.autocast():  # in the precision in which a learning one runs
+            if not self.recipe.text_learns and fits:
+                self.text = {"context": models.encode_text(pipeline, unique).cpu()}
+            elif self.recipe.needs_reference:
+                # Before a resumed state is loaded: the text encoder is still as it was.
+                self.text["reference"] = models.encode_text(pipeline, unique, read=models.encoder_states).cpu()
 
     def _step(self, step: int, latents: Tensor) -> tuple[float, float]:
         """One optimiser step; its denoising loss and its gradient norm before clipping."""
@@ -369,16 +370,15 @@ class _Training:
     ) -> tuple[Tensor, Tensor | None]:
         """Denoising loss of a batch, and what the recipe adds to it."""
         text = {name: values[chosen].to(x.device) for name, values in self.text.items()}
-        if not self.recipe.text_learns and "states" not in text:
-            text = {"states": models.text_states(self.pipeline.text_encoder, text).float()}
+        if not self.recipe.text_learns and "context" not in text:
+            text = {"context": models.text_states(self.pipeline.text_encoder, text).float()}
         predicted, states = self.model(self.schedule.add_noise(x, noise, times), times, text, learns)
         target = models.prediction_target(self.schedule, x, noise, times)
         loss = F.mse_loss(predicted.float(), target, reduction="none").flatten(1).mean(dim=1)
         loss = (loss * self._weights(times)).mean()
         if not learns:
             return loss, None
-        reference = None if self.reference is None else self.reference[chosen].to(x.device)
-        return loss, self.recipe.penalty(states, reference, text["attention_mask"])
+        return loss, self.recipe.penalty(states, text.get("reference"), text["attention_mask"])
 
     def _weights(self, times: Tensor) -> Tensor:
         """Weight of each row's loss: 1, or min-SNR-γ (Hang et al. 2023, eq. 9 and its form for the velocity)."""
