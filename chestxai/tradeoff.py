@@ -58,8 +58,7 @@ def table(runs: Sequence[Path], n: int = 2000) -> pd.DataFrame:
         ``fidelity.json``. NaN where a step lacks one. Rows in order of variant, seed and step.
 
     Raises:
-        MissingError, InputError: a file is missing, unfinished or damaged (the message says which, and how to make it),
-            or a run is listed twice.
+        MissingError, InputError: a file is missing, unfinished or damaged, or a run is listed twice.
     """
     rows = []
     for variant, members in _by_variant(runs).items():
@@ -229,8 +228,7 @@ def estimates(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000) -> 
 
     With one seed, intervals cover patients (localization) or are those of `fidelity`. With several they cover new seeds
     and new patients: `seeds_ci` for localization. Fidelity has no scores per patient, so there the half-widths of one
-    seed (root mean square) and of Student's t over the seeds' estimates add as squares: cautious, as both contain the
-    former.
+    seed (root mean square) and of Student's t over the seeds' estimates add as squares, which is cautious.
 
     Args:
         table: of `table`.
