@@ -52,12 +52,12 @@ class Comparison(Difference):
     detectable: float = math.nan
 
 
-def table(runs: Sequence[Path], n: int = 2000, level: float = 0.95) -> pd.DataFrame:
+def table(runs: Sequence[Path], n: int = 2000) -> pd.DataFrame:
     """One row per variant, seed and step.
 
     Args:
         runs: run folders ``…/<variant>/seed-<n>``.
-        n, level: resamples and confidence level of the intervals.
+        n: resamples of the intervals.
 
     Returns:
         columns ``variant, seed, step, seconds`` (of training), ``phrases, patients``; the mean of every localization
@@ -65,18 +65,18 @@ def table(runs: Sequence[Path], n: int = 2000, level: float = 0.95) -> pd.DataFr
         number of ``fidelity.json``. NaN where a step lacks one. Rows in order of variant, seed and step.
 
     Raises:
-        MissingError, InputError: a file is missing, unfinished or damaged (the message says which, and how to make it),
-            or a run is listed twice.
+        MissingError, InputError: a file is missing, unfinished or damaged, or a run is listed twice.
     """
     rows = []
     for variant, members in _by_variant(runs).items():
         for run in members:
-            grounding, fidelity, seconds = _grounding(run), _fidelity(run), _seconds(run)
-            steps = {int(step): group for step, group in grounding.groupby("step")}
+            steps, seconds = {int(step): group for step, group in _grounding(run).groupby("step")}, _seconds(run)
+            fidelity = Run(run).fidelity()
             for step in sorted(steps.keys() | fidelity.keys()):
-                scores = _localization(steps[step], n, level) if step in steps else {}
-                about = {"variant": variant, "seed": _seed(run), "step": step, "seconds": seconds.get(step, math.nan)}
-                rows.append(about | scores | fidelity.get(step, {}))
+                row = {"variant": variant, "seed": _seed(run), "step": step, "seconds": seconds.get(step, math.nan)}
+                row |= _localization(steps[step], n) if step in steps else {}
+                # Scores by finding are left out.
+                rows.append(row | {k: v for k, v in fidelity.get(step, {}).items() if not isinstance(v, dict)})
     return pd.DataFrame(rows).sort_values(["variant", "seed", "step"], ignore_index=True)
 
 
@@ -182,20 +182,13 @@ def compare_all(
 
 
 def compare_findings(
-    runs_a: Sequence[Path],
-    runs_b: Sequence[Path],
-    metric: str = "auc_roc",
-    *,
-    step: int | None = None,
-    n: int = 2000,
-    level: float = 0.95,
+    runs_a: Sequence[Path], runs_b: Sequence[Path], metric: str = "auc_roc", *, n: int = 2000
 ) -> pd.DataFrame:
     """`compare` for each finding, with p-values adjusted for the number of comparisons.
 
     Args:
         runs_a, runs_b: run folders of the reference variant, and of one or more others.
-        metric: column of ``grounding.csv``.
-        step, n, level: as of `compare`.
+        metric, n: as of `compare`; always of the last step.
 
     Returns:
         index ``finding``, a row for each finding and other variant; columns ``variant`` (the other one), ``difference``
@@ -206,9 +199,9 @@ def compare_findings(
     names = [
         (finding, variant)
         for variant, members in variants.items()
-        for finding in sorted(_shared(runs_a, members, metric, step)[0].index.unique("finding"))
+        for finding in sorted(_shared(runs_a, members, metric, None)[0].index.unique("finding"))
     ]
-    options: dict[str, Any] = {"step": step, "n": n, "level": level, "alpha": 0.05 / max(1, len(names))}
+    options: dict[str, Any] = {"n": n, "alpha": 0.05 / max(1, len(names))}
     if not names:
         compare(runs_a, runs_b, metric, **options)  # raises, and says what is missing
     each = [compare(runs_a, variants[v], metric, finding=finding, **options) for finding, v in names]
@@ -228,42 +221,39 @@ def _p(values: np.ndarray, patients: pd.Series) -> float:
     return float(brentq(reach, least, 1 - least)) if reach(least) > 0 > reach(1 - least) else float(values.mean() == 0)
 
 
-def by_finding(
-    runs: Sequence[Path], metric: str = "auc_roc", step: int | None = None, n: int = 2000, level: float = 0.95
-) -> pd.DataFrame:
-    """A score per variant and finding, and over all findings, averaged over the seeds of a variant.
+def by_finding(runs: Sequence[Path], metric: str = "auc_roc", n: int = 2000) -> pd.DataFrame:
+    """A score per variant and finding, and over all findings, at the last step, averaged over the seeds of a variant.
 
     Args:
         runs: run folders of any number of variants.
         metric: column of ``grounding.csv``.
-        step, n, level: as of `compare`; the interval covers patients, with several seeds both (`seeds_ci`).
+        n: resamples; the interval covers patients, with several seeds both (`seeds_ci`).
 
     Returns:
         columns ``finding`` (last: ``"all"``), ``variant, mean, low, high, prior, chance, n`` (phrases).
     """
     rows = []
     for variant, members in _by_variant(runs).items():
-        scores = _phrases(members, metric, step)[0].dropna(subset="score")
+        scores = _phrases(members, metric, None)[0].dropna(subset="score")
         for finding, part in [*scores.groupby("finding"), ("all", scores)]:
             if len(part):
-                i, means = _interval(part, n, level), part[["prior", "chance"]].mean()
+                i, means = _interval(part, n), part[["prior", "chance"]].mean()
                 rows.append((finding, variant, i.estimate, i.low, i.high, *means, len(part)))
     out = pd.DataFrame(rows, columns=["finding", "variant", "mean", "low", "high", "prior", "chance", "n"])
     return out.iloc[np.lexsort((out["finding"], out["finding"] == "all"))].reset_index(drop=True)
 
 
-def estimates(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000, level: float = 0.95) -> pd.DataFrame:
+def estimates(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000) -> pd.DataFrame:
     """Every measure of every variant at the last step beside its references; `summary` prints it.
 
     With one seed, intervals cover patients (localization) or are those of `fidelity`. With several they cover new seeds
     and new patients: `seeds_ci` for localization. Fidelity has no scores per patient, so there the half-widths of one
-    seed (root mean square) and of Student's t over the seeds' estimates add as squares: cautious, as both contain the
-    former.
+    seed (root mean square) and of Student's t over the seeds' estimates add as squares, which is cautious.
 
     Args:
         table: of `table`.
         runs: the run folders of ``table``; needed where a variant has several seeds.
-        n, level: resamples (with one seed) and confidence level of the intervals.
+        n: resamples of the intervals (with one seed).
 
     Returns:
         rows: the measures in the table, by their printed name. Columns: the variants, the `REFERENCES` and ``real
@@ -285,22 +275,22 @@ def estimates(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000, lev
                 if sorted(map(_seed, members)) != sorted(rows["seed"]):
                     raise InputError(f"{variant} has {len(rows)} seeds: give the folders of these runs as runs=")
                 scores = _phrases(members, column, None)[0].dropna(subset="score")
-                row[variant] = _interval(scores, n, level) if len(scores) else math.nan
+                row[variant] = _interval(scores, n) if len(scores) else math.nan
             else:
-                row[variant] = _over_seeds(rows, column, level)
+                row[variant] = _over_seeds(rows, column)
         sources = {name: f"{prefix}{column}" for name, prefix in REFERENCES.items()} | {"real images": f"{column}_real"}
         out[name] = row | {reference: _whole(overall, source) for reference, source in sources.items()}
     frame = pd.DataFrame.from_dict(out, orient="index", dtype=object)
     return frame.loc[:, frame.notna().any()]
 
 
-def summary(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000, level: float = 0.95) -> pd.DataFrame:
+def summary(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000) -> pd.DataFrame:
     """`estimates` as text to print, ``0.842 [0.811, 0.869]``; KID with its standard deviation over subsets.
 
     Args:
-        table, runs, n, level: as of `estimates`.
+        table, runs, n: as of `estimates`.
     """
-    frame, last = estimates(table, runs, n, level), _last(table)
+    frame, last = estimates(table, runs, n), _last(table)
     numbers = {variant: rows.mean(numeric_only=True) for variant, rows in last.groupby("variant")}
     numbers["real images"] = last.mean(numeric_only=True)
     columns = {name: column for column, name in NAMES.items()}
@@ -320,12 +310,12 @@ def _last(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[table.groupby(["variant", "seed"])["step"].idxmax()]
 
 
-def _interval(scores: pd.DataFrame, n: int, level: float) -> Interval:
+def _interval(scores: pd.DataFrame, n: int) -> Interval:
     """Interval of the mean of `_phrases`: over seeds and patients with several seeds, else over patients."""
     by_seed = np.stack(scores["seeds"])
     if by_seed.shape[1] == 1:
-        return stats.bootstrap_ci(scores["score"], scores["patient"], n=n, level=level)
-    interval = stats.seeds_ci(by_seed, scores["patient"], level)
+        return stats.bootstrap_ci(scores["score"], scores["patient"], n=n)
+    interval = stats.seeds_ci(by_seed, scores["patient"])
     return Interval(interval.estimate, interval.low, interval.high)
 
 
@@ -334,12 +324,12 @@ def _whole(numbers: pd.Series, column: str) -> Interval | float:
     return Interval(value, low, high) if math.isfinite(low) and math.isfinite(high) else value
 
 
-def _over_seeds(rows: pd.DataFrame, column: str, level: float) -> Interval | float:
+def _over_seeds(rows: pd.DataFrame, column: str) -> Interval | float:
     """From the seeds' own estimates and intervals, see `estimates`."""
     mean = _whole(rows.mean(numeric_only=True), column)
     if len(rows) < 2 or not isinstance(mean, Interval):
         return mean
-    seeds = student.ppf((1 + level) / 2, len(rows) - 1) * rows[column].sem()
+    seeds = student.ppf(0.975, len(rows) - 1) * rows[column].sem()
     below, above = (np.sqrt(np.mean(np.square(rows[column] - rows[f"{column}_{end}"]))) for end in ("low", "high"))
     halves = float(np.hypot(below, seeds)), float(np.hypot(above, seeds))
     return Interval(mean.estimate, mean.estimate - halves[0], mean.estimate + halves[1])
@@ -419,33 +409,19 @@ def _grounding(folder: Path) -> pd.DataFrame:
     return table
 
 
-def _fidelity(folder: Path) -> dict[int, dict[str, float]]:
-    """The numbers of ``fidelity.json`` by step; scores by finding are left out."""
-    run, out = Run(folder), {}
-    for step, numbers in run.fidelity().items():
-        out[step] = {name: value for name, value in numbers.items() if not isinstance(value, dict)}
-        for name, value in out[step].items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or math.isinf(value):
-                raise InputError(
-                    f"{run.fidelity_file}, step {step}: {name} is {value!r}, not a finite number; "
-                    f"delete the file and {run.remedy()}"
-                )
-    return out
-
-
 def _seconds(folder: Path) -> dict[int, float]:
     """Seconds of training at each step; none where the run has no log."""
     run = Run(folder)
     return run.train_log().set_index("step")["seconds"].to_dict() if run.log_file.is_file() else {}
 
 
-def _localization(rows: pd.DataFrame, n: int, level: float) -> dict[str, float]:
+def _localization(rows: pd.DataFrame, n: int) -> dict[str, float]:
     out: dict[str, float] = {"phrases": len(rows), "patients": rows["patient"].nunique()}
     for name in [c for c in COLUMNS if c in rows]:
         finite = rows[rows[name].notna()]
         interval = Interval(math.nan, math.nan, math.nan)
         if len(finite):
-            interval = stats.bootstrap_ci(finite[name], finite["patient"], n=n, level=level)
+            interval = stats.bootstrap_ci(finite[name], finite["patient"], n=n)
         out |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
         beside = (f"{prefix}{name}" for prefix in REFERENCES.values())
         out |= {c: float(rows[c].mean()) for c in beside if c in rows}

@@ -1,8 +1,7 @@
 """Controls for a live notebook: what `chestxai.plots` shows on a page, with a kernel behind it.
 
-Nothing is computed until a choice asks for it. Widgets only work in a live JupyterLab. Notebooks that run in batch, and
-the pages made of them, show the static counterpart (`plots.explorer_static`, `plots.study_static`), so that no widget
-state is saved: see `show`.
+Nothing is computed until a choice asks for it. Notebooks that run in batch, and the pages made of them, show the static
+counterpart (`plots.explorer_static`, `plots.study_static`), so that no widget state is saved: see `show`.
 """
 
 import html
@@ -93,8 +92,7 @@ def study_browser(studies: Sequence[Study], size: int = 400) -> ipywidgets.inter
         size: Width in pixels of the picture.
 
     Returns:
-        The controls finding ("any" at first), study, and marks (outlines and marked words or none), with the picture
-        below.
+        The controls finding ("any" at first), study and marks (outlines and marked words), with the picture below.
     """
     if not studies:
         raise InputError("there is no study to show")

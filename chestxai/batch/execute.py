@@ -185,8 +185,7 @@ def run(
         workers: number of processes on this machine; default: one for each GPU, else one for two cores, at least two
             where there are two cores. They share the cores equally.
         scheduler: address of a running dask scheduler (``tcp://…``) to use instead; its workers must see the same
-            files under the same paths. If any of them declares the resource ``GPU``, notebooks that run a model go to
-            those only, one to each ``GPU`` at a time.
+            paths. If any declares the resource ``GPU``, notebooks that run a model go to those only, one to each.
         quiet: print nothing.
 
     Returns:
@@ -331,8 +330,7 @@ def _local(workers: int | None, most: int) -> Iterator[_Place]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = _gpus()
     count = workers or len(gpus) or max(1, min(2, cores), cores // 2)
-    # A nanny notices at once when its worker ends. Watching the clock as well would restart busy workers whenever the
-    # clock is set.
+    # A nanny notices at once when its worker ends; watching the clock would restart busy workers when it is set.
     dask.config.set({"distributed.scheduler.worker-ttl": None})
     options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": ":0", "silence_logs": "ERROR"}
     with ExitStack() as stack:

@@ -15,8 +15,7 @@ that shows something, `leaks` lists what is left, which stops the build. What a 
 - the folder of the data.
 
 Your own data (``folder``) count as credentialed unless the profile says ``data: {credentialed: false}``. The guard
-cannot see paraphrases, translations, images drawn as points of curves, and aggregates of few patients: whoever tags a
-cell answers for these.
+cannot see paraphrases, translations, images drawn as curves, and aggregates of few patients; whoever tags a cell can.
 """
 
 import bisect

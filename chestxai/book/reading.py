@@ -87,8 +87,7 @@ def read(text: str, kind: Literal["text", "markdown", "html", "page"] = "text") 
 
     Args:
         text: as it is stored.
-        kind: "text" (JSON included), "markdown", "html", or "page": a built page, whose theme has scripts, style sheets
-            and icons of its own.
+        kind: "text" (JSON included), "markdown", "html", or "page": a built page with the theme's scripts.
     """
     found = []
     if kind in ("html", "page"):

@@ -27,8 +27,7 @@ def scores(
 ) -> dict[str, Interval]:
     """``fid``, ``precision``, ``recall``, ``density`` and ``coverage`` of two feature sets, with their default ``k``.
 
-    ``real, fake, groups, real_groups, seed`` as of `fid_interval`; ``resamples`` are those of the FID, the only slow
-    bootstrap.
+    ``real, fake, groups, real_groups, seed`` as of `fid_interval`; ``resamples`` are the FID's, which are slow.
     """
     clusters = {"groups": groups, "real_groups": real_groups, "seed": seed}
     names = ("fid", "precision", "recall", "density", "coverage")
@@ -60,8 +59,7 @@ def evaluate(
 
     Returns:
         `scores`, ``ms_ssim`` and ``classifier_auc`` (macro), each with ``_low`` and ``_high``; ``kid``, ``kid_std``
-        (over subsets); ``classifier_auc_by_finding`` ``{finding: {estimate, low, high}}``; ``images_real`` and
-        ``images_fake``, the counts.
+        (over subsets); ``classifier_auc_by_finding``; ``images_real`` and ``images_fake``, the counts.
     """
     real, fake = features(classifier, real_images), features(classifier, fake_images)
     mean, std = kid(real, fake, seed=seed)

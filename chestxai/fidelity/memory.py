@@ -16,8 +16,7 @@ class Memory:
     """The result of `memorisation`.
 
     Attributes:
-        distance, nearest: float and int ``(m,)``: distance of each generated image to the nearest training image, and
-            the row of that one.
+        distance, nearest: float and int ``(m,)``: distance to the nearest training image, and the row of that one.
         unseen: float ``(u,)``, the same distance for unseen real images.
         threshold: the ``quantile`` of ``unseen``.
         closer: share of the generated images below the threshold, with a 95 % interval; chance is ``quantile``.
@@ -63,8 +62,7 @@ def memorisation(
         n: bootstrap resamples (seed 0), of generated and unseen images both, for the threshold is an estimate too.
 
     Raises:
-        InputError: features that do not fit each other; ``quantile`` outside (0, 1); unseen images that are training
-            images.
+        InputError: features that do not fit; ``quantile`` outside (0, 1); unseen images that are training images.
     """
     if not 0 < quantile < 1:
         raise InputError(f"quantile must be in (0, 1), got {quantile}")

@@ -22,8 +22,7 @@ def requests(studies: Sequence[Study], settings: SamplingSettings, seed: int = 0
     """Choose what each of ``settings.images`` images is asked to show: the report prompts of held-out studies.
 
     Studies are drawn without replacement (starting over if there are too few), ``settings.per_prompt`` images in a row
-    for each. Studies, not texts, so that prompts are as frequent as among the real images. A larger number of images
-    only appends.
+    for each. Studies, not texts, so that prompts are as frequent as among the real images. More images only append.
 
     Args:
         studies: held out from training; those without a report are left out.

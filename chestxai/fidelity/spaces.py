@@ -185,8 +185,7 @@ def extract(
 ) -> Features:
     """Features of the images in a folder, in bounded memory: only one batch of 64 images and all features are held.
 
-    Each image is brought to ``size`` pixels by `Frame.image` (bicubic with antialiasing, as Parmar et al. 2022 advise:
-    without it, FID measures aliasing).
+    Each is brought to ``size`` pixels with antialiasing, without which FID measures aliasing (Parmar et al. 2022).
 
     Args:
         space: the feature space.

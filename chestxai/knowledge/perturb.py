@@ -129,8 +129,7 @@ FORMATTING = ("blanks", "order", "template", "headers", "case", "lines")
 def change(report: str, kinds: str | Sequence[str], strength: float, seed: int | Sequence[int] = 0) -> str:
     """The same report in another form; its statements about the image stay true.
 
-    `FORMATTING` keeps the words; ``typos`` and ``abbreviations`` change them. Words that deny stay, except that
-    "without" may become "w/o".
+    `FORMATTING` keeps the words; ``typos`` and ``abbreviations`` change them, but none that denies.
 
     Args:
         report, kinds: any report, and one or several of `CHANGES`.

@@ -33,8 +33,7 @@ from chestxai.studies import FINDINGS, Study
 class Passage:
     """A passage as a text encoder sees it, without padding and special tokens.
 
-    ``spans`` are the characters ``(start, end)`` of ``text`` that each token covers, ``states`` float32
-    ``(tokens, width)``.
+    ``spans`` are the characters ``(start, end)`` of ``text`` of each token, ``states`` float32 ``(tokens, width)``.
     """
 
     text: str

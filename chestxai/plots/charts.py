@@ -90,8 +90,7 @@ def histogram(
 ) -> go.Figure:
     """The values of a heatmap inside and outside its target: what every score is made of.
 
-    Each of the two histograms sums to 100 %, so a small target shows as well as a large background. Solid lines mark
-    the two means.
+    Each of the two histograms sums to 100 %, so a small target shows, too. Solid lines mark the two means.
 
     Args:
         heatmap: Float ``(H, W)``, already of the mask's size (`localization.resize`).

@@ -58,8 +58,7 @@ def scores_by_finding(
     """A score of each variant for each finding, with its interval, chance and the location prior.
 
     Args:
-        table: Columns finding, variant, mean and, optionally, low, high (the interval), prior, chance, n. A finding
-            called "all" is set apart at the bottom.
+        table: Columns finding, variant, mean and, optionally, low, high, prior, chance, n. "all" comes last.
         metric: Name of the score, or its column, such as ``auc_roc``.
         title: Title of the figure.
         variants: The variants to draw, the reference one first; see `variant_style`.
@@ -105,8 +104,7 @@ def paired(
         differences: Results of `tradeoff.compare`, all with the same ``a`` or all with the same ``b``; or a table with
             the columns name, estimate, low, high and, optionally, better ("higher", the default, or "lower"), n, a, b.
         names: ``a`` and ``b`` of a table without these columns.
-        shared: One axis for all rows (one score, many findings); otherwise each row has its own scale, and the numbers
-            beside it say how large it is.
+        shared: One axis for all rows (one score, many findings); otherwise each row has its own scale.
         title: Title of the figure.
         variants: All variants in order, the reference one first, for their colours; see `variant_style`.
     """
@@ -197,8 +195,7 @@ def tradeoff(
 
     Args:
         table: A row per variant, seed and step with the columns variant, seed, step, ``fid`` and one per score;
-            optionally ``<column>_low`` and ``<column>_high`` (its interval) and ``prior_<score>`` and
-            ``chance_<score>`` (its references).
+            optionally ``<column>_low``, ``<column>_high``, ``prior_<score>`` and ``chance_<score>``.
         metrics: Columns of scores, a button for each that the table has.
         fidelity: Column of the x-axis, of which less is better.
         title: Title of the figure.

@@ -3,8 +3,7 @@
 A `Picture` is the one description of what is drawn. `chestxai.plots.grids` draws it with plotly; here it becomes
 pixels, for widgets, the README and other places where no script runs.
 
-Row 0 is on top; a pixel ``(row, column)`` covers ``[column, column + 1) × [row, row + 1)``; the patient's right ("R")
-is on the image's left.
+Row 0 is on top; pixel ``(row, column)`` covers ``[column, column + 1) × [row, row + 1)``; the patient's right is left.
 """
 
 import textwrap
@@ -157,8 +156,7 @@ def _box_outlines(boxes: Sequence[tuple[str, Box]]) -> list[Outline]:
 def labels(picture: Picture, width: float, marker: str, line: float = 18) -> list[tuple[str, float, float, str]]:
     """Text, x and y of the top left corner, and colour of each label in a picture that is ``width`` pixels wide.
 
-    A label of ``line`` pixels in height is above its outline where there is room, inside the picture, beside the side
-    marker, and not on another label.
+    A label (``line`` pixels high) is above its outline where there is room, off the side ``marker`` and other labels.
     """
     placed: list[tuple[str, float, float, str]] = []
     for mark in picture.outlines:

@@ -210,8 +210,7 @@ def setup() -> None:
     """Choose how notebooks show figures; call it once at the top of a notebook.
 
     JupyterLab draws the plotly mime type. The page gets HTML that expects plotly.js to be loaded once by the page
-    (`write_plotlyjs`, and ``html_js_files: [plotly.min.js]`` in ``_config.yml``), instead of 5 MB in each notebook or
-    a script from elsewhere.
+    (`write_plotlyjs`, and ``html_js_files`` in ``_config.yml``), instead of 5 MB in each notebook.
     """
     config = {"responsive": True, "displaylogo": False}
 

@@ -40,8 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: naming ``path`` and what to do when the disk is full or not writable.
     """
     path = Path(path)
-    # In a folder of its own: safetensors writes a temporary file beside its target, and `tidy` must recognise what a
-    # kill leaves of it.
+    # In a folder of its own: safetensors writes a temporary file beside its target, which `tidy` must recognise.
     private = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     part = private / path.name
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,15 @@ class Run:
         steps = read_json(path, dict).get("steps")
         if not isinstance(steps, dict) or not all(s.isdigit() and isinstance(v, dict) for s, v in steps.items()):
             raise InputError(f"{path}: has no scores by step; delete it and {self.remedy()}")
-        return {int(step): {k: self._score(path, k, v) for k, v in scores.items()} for step, scores in steps.items()}
+        for step, (name, value) in ((step, item) for step, scores in steps.items() for item in scores.items()):
+            number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isinf(value)
+            if not (number or value is None or isinstance(value, dict)):
+                what = f"{path}, step {step}: {name} is {str(value)[:40]!r}, not a number"
+                raise InputError(f"{what}; delete the file and {self.remedy()}")
+        return {
+            int(step): {name: math.nan if value is None else value for name, value in scores.items()}
+            for step, scores in steps.items()
+        }
 
     def maps(self, step: int) -> dict[str, torch.Tensor]:
         """Stored heatmaps: ``maps`` float32 ``(n, h, w)`` and ``rows`` int64 ``(n,)``, the phrases they belong to."""
@@ -150,13 +159,6 @@ class Run:
         if not path.is_file():
             raise MissingError(f"{path} is missing: {self.remedy()}")
         return path
-
-    def _score(self, path: Path, name: str, value: Any) -> Any:
-        if value is None:
-            return float("nan")
-        if not isinstance(value, str):
-            return value
-        raise InputError(f"{path}: {name} is {value[:40]!r}, not a number; delete the file and {self.remedy()}")
 
     def _table(self, path: Path, text: tuple[str, ...]) -> pd.DataFrame:
         import pandas as pd

@@ -45,8 +45,7 @@ def load(
     Args:
         root: Folder with the layout above.
         split: "val" or "test"; "train" is empty.
-        truth: The json that masks are read from: "polygons" (drawn filled, outline included, as the authors do) or
-            "rle". They are the same masks.
+        truth: The json that masks are read from: "polygons" (filled, with outline, as by the authors) or "rle".
         longest: Pixels of a mask's longer side, 1 or more; 0 keeps the resolution of the image.
     """
     valid = truth in ("polygons", "rle") and longest >= 0

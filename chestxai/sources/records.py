@@ -55,8 +55,7 @@ class Record:
 class Collector:
     """Collects the studies of one split of a data set on disk, and a line for every record left out.
 
-    Sources set ``splits`` (of each patient) before they call `studies`, and fill ``lengths`` (bytes of each study's
-    file) if they have looked them up anyway.
+    Sources set ``splits`` (of each patient) before they call `studies`, and ``lengths`` (bytes of files) if they can.
     """
 
     def __init__(self, card: Card, root: Path, split: str) -> None:
@@ -104,8 +103,7 @@ class Collector:
     def clip(self, box: Box, size: tuple[int, int], where: str, what: str, patient: str = "") -> Box:
         """The part of a ``box`` inside its image of ``size`` (height, width); InputError if there is none.
 
-        A cut of more than 0.1 % and a square pixel is listed like a record ``where`` it is, of ``patient``, with the
-        detail ``what``.
+        A cut of more than 0.1 % and a square pixel is listed ``where`` it is, of ``patient``, with the detail ``what``.
         """
         inside = box.clipped(*size)
         ensure(inside, f"box outside the image ({what}, {size[0]} × {size[1]})")

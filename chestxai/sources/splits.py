@@ -7,8 +7,7 @@ import numpy as np
 
 from chestxai.runs import InputError
 
-#: Shares of the patients where there is no official split; where only the test set is official; and of those with a
-#: box, who are few and for scoring only.
+#: Shares of the patients without an official split; where only test is official; and of those with a box, who are few.
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 TRAIN_VAL = {"train": 0.9, "val": 0.1}
 BOXED = {"val": 0.2, "test": 0.8}

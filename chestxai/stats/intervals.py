@@ -124,8 +124,7 @@ def bootstrap_statistic(
 
     Args:
         columns: Arrays with the same number of rows (any further axes).
-        statistic: ``statistic(*columns) -> float``; NaN where a resample leaves it undefined (a single class, say), and
-            such resamples are left out.
+        statistic: ``statistic(*columns) -> float``; NaN leaves a resample out (a single class, say).
         groups, level, seed, expand: As of `bootstrap_ci`.
         n: Number of resamples, each one a call.
     """

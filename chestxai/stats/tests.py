@@ -41,8 +41,7 @@ def sign_flip_test(
 
     The signs of whole groups are flipped: under the null hypothesis the two columns are exchangeable within a group
     (Fisher 1935; Winkler et al. 2015, "Multi-level block permutation"). Exact when ``2**groups ≤ permutations``, else
-    Monte Carlo with the usual +1 correction. No p-value is below ``2 / 2**groups``: fewer than six patients cannot
-    reach 0.05.
+    Monte Carlo with the usual +1 correction. No p is below ``2 / 2**groups``: five patients cannot reach 0.05.
 
     Args:
         differences: Float ``(rows,)``, finite.
