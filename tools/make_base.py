@@ -65,7 +65,7 @@ def noise_scheduler() -> DDIMScheduler:
 
 
 def pretrain(
-    out: Path, work: Path, *, images: int = 8000, autoencoder_steps: int = 1500, steps: int = 3000, seed: int = 0
+    out: Path, work: Path, *, images: int = 6000, autoencoder_steps: int = 1500, steps: int = 1200, seed: int = 0
 ) -> Path:
     """Make the tiny base from nothing: an autoencoder of chest phantoms, then a U-Net that draws normal ones.
 
@@ -126,7 +126,7 @@ def pretrain(
         ucg=0.1,
         min_snr=5,
         ema_decay=0.999,
-        checkpoint_every=500,
+        checkpoint_every=250,
     )
     finetune(pipeline, normal, settings, work / "unet", seed=seed)
     out.mkdir(parents=True, exist_ok=True)
@@ -201,9 +201,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=TINY, help="folder for the weights (default: data/tiny)")
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="folder for unfinished work")
-    parser.add_argument("--images", type=int, default=8000, help="phantoms (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=6000, help="phantoms (default: %(default)s)")
     parser.add_argument("--autoencoder-steps", type=int, default=1500, help="(default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=3000, help="steps of the U-Net (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1200, help="steps of the U-Net (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     options = parser.parse_args(arguments)
     folder = pretrain(
