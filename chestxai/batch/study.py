@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -87,6 +88,8 @@ def run(todo: Sequence[Job], path: Path, workers: int = 2) -> pd.DataFrame:
     table = pd.read_csv(path) if path.is_file() else pd.DataFrame({"identity": []})
     missing = [job for job in todo if job.identity not in set(table["identity"])]
     print(f"{len(todo)} runs, {len(todo) - len(missing)} of them in {path}")
+    # glibc gives large blocks back at once, and a step would fault them in again; read when a process starts.
+    os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30), "OMP_NUM_THREADS": "1"}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_one_thread) as pool:
         waiting = {pool.submit(rows_of, job): job for job in missing}
