@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 
@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -160,12 +160,19 @@ def read(
         batch: rows of one pass.
     """
     unet, states = pipeline.unet, states.to(pipeline.unet.device, pipeline.unet.dtype)
+    width = unet.config.cross_attention_dim
     latents = sample.latents if latents is None else latents
     slots = [{"padding": groups["padding"]} if "padding" in groups else {} for groups in sample.kinds]
     slots = [slot | {str(p): [p] for p in sample.real(i)} for i, slot in enumerate(slots)]
     schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
     plan, loss = list(product(range(len(latents)), timesteps)), np.zeros(len(latents))
-    with _halves(unet), attention.capture(unet, slots) as seen:
+    with ExitStack() as stack:
+        for layer in attention.cross_attention_layers(unet).values():
+            # As recipes.attach does for good. States that are not doubled are read by both.
+            for module, half in ((layer.to_k, slice(None, width)), (layer.to_v, slice(-width, None))):
+                hook = module.register_forward_pre_hook(lambda _, given, half=half: (given[0][..., half], *given[1:]))
+                stack.enter_context(hook)
+        seen = stack.enter_context(attention.capture(unet, slots))
         for start in range(0, len(plan), batch):
             part = plan[start : start + batch]
             rows, t = [i for i, _ in part], torch.tensor([t for _, t in part])
@@ -179,17 +186,6 @@ def read(
     maps = np.full((len(latents), states.shape[1] + 1, *found.shape[2:]), np.nan, np.float32)
     maps[:, [-1 if name == "padding" else int(name) for name in seen.groups]] = found
     return Reading(loss, maps)
-
-
-@contextmanager
-def _halves(unet: UNet2DConditionModel) -> Iterator[None]:
-    width = unet.config.cross_attention_dim
-    with ExitStack() as stack:
-        for layer in attention.cross_attention_layers(unet).values():
-            for module, part in ((layer.to_k, slice(None, width)), (layer.to_v, slice(-width, None))):
-                hook = module.register_forward_pre_hook(lambda _, given, part=part: (given[0][..., part], *given[1:]))
-                stack.callback(hook.remove)
-        yield
 
 
 def trace_run(
@@ -338,10 +334,11 @@ def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.array([np.corrcoef(x.ravel(), y.ravel())[0, 1] for x, y in zip(a, b, strict=True)])
 
 
-def statements(studies: Sequence[Study]) -> list[Finding]:
-    """Every distinct phrase of some studies' reports that states or denies a finding."""
-    found = [finding for study in studies for finding in reports.find(study.report)]
-    return list({finding.phrase.lower(): finding for finding in found}.values())
+def statements(tokenizer: object, studies: Sequence[Study]) -> list[Finding]:
+    """Each distinct phrase in the reports of ``studies`` that states or denies a finding and fits the ``tokenizer``."""
+    found = {finding.phrase.lower(): finding for study in studies for finding in reports.find(study.report)}
+    fits = {phrase: len(tokenizer(phrase)["input_ids"]) <= tokenizer.model_max_length for phrase in found}
+    return [finding for phrase, finding in found.items() if fits[phrase]]
 
 
 def position_states(pipeline: StableDiffusionPipeline, findings: Sequence[Finding]) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from chestxai import causes, finetune, grounding, models, profiles
+from chestxai import causes, grounding, models
 from chestxai.runs import InputError
 from chestxai.studies import Finding, GroundTruth, Study
 from tests import tiny
@@ -244,9 +244,9 @@ class TestStates:
 
 class TestProbe:
     def test_statements_are_distinct_and_may_deny(self):
-        report = "Small left pleural effusion. No pneumothorax."
+        report = "Small left pleural effusion. No pneumothorax. Opacity " + "of the chest " * 40 + "."
         studies = [Study(str(i), str(i), "x", "train", report, (4, 4)) for i in range(2)]
-        found = causes.statements(studies)
+        found = causes.statements(tiny.random_pipeline("bert").tokenizer, studies)
         assert [(f.name, f.present) for f in found] == [("Pleural Effusion", True), ("Pneumothorax", False)]
 
     def test_what_a_state_holds_is_read_and_what_it_lacks_is_not(self):
