@@ -6,11 +6,14 @@ import copy
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from chestxai import causes, grounding, models
 from chestxai.runs import InputError
+from chestxai.sentences import causes as say
+from chestxai.stats import Interval
 from chestxai.studies import Finding, GroundTruth, Study
 from tests import tiny
 
@@ -280,3 +283,64 @@ class TestLens:
         assert images.shape == (3, SIZE, SIZE)
         assert images.dtype == np.uint8
         assert not np.array_equal(images[0], images[-1])
+
+
+def at(low, high):
+    return Interval((low + high) / 2, low, high)
+
+
+UP, DOWN, FLAT = at(0.1, 0.2), at(-0.2, -0.1), at(-0.1, 0.1)
+NOTHING = dict.fromkeys(say.EVIDENCE, FLAT)
+
+
+class TestSentences:
+    @pytest.mark.parametrize(
+        ("changed", "shown"),
+        [
+            ({}, []),
+            ({"lag": UP}, ["moving target"]),
+            ({"keys": UP, "lag": DOWN}, ["moving target"]),
+            ({"finding": DOWN, "end": UP}, ["relocation"]),
+            ({"finding": DOWN}, []),  # nothing gained elsewhere
+            ({"begin": UP, "end": UP}, []),  # nothing lost where it was
+            ({"alike": UP}, ["homogenisation"]),
+            ({"named": DOWN, "words": DOWN}, ["forgetting", "dilution"]),
+            ({"alike": DOWN, "named": UP, "words": UP, "keys": DOWN}, []),
+        ],
+    )
+    def test_a_hypothesis_is_shown_by_its_own_evidence_only(self, changed, shown):
+        table = say.table(NOTHING | changed)
+        assert [name.split(":")[0] for name in table.index[table["what was seen"].str.startswith("shown")]] == shown
+        assert list(table) == ["what would have shown it", "what was seen"]
+        assert len(table) == 5
+
+    def test_where_nothing_is_lost_there_is_nothing_to_explain(self):
+        assert "no loss to explain." in say.answer("b", "a", NOTHING)
+        assert "although dilution can be seen" in say.answer("b", "a", NOTHING | {"finding": UP, "words": DOWN})
+        assert "No explanation is seen" in say.answer("b", "a", NOTHING | {"finding": DOWN})
+        text = say.answer("b", "a", NOTHING | {"finding": DOWN, "end": UP, "alike": UP})
+        assert "points worse than `a` (-0.150" in text
+        assert "relocation and homogenisation can be seen" in text
+
+    def test_tokens_are_compared_with_the_words_of_the_finding(self):
+        text = say.tokens({"a": {"begin": DOWN, "end": FLAT}})
+        assert "*begin* worse (-0.150" in text
+        assert "*end* not clearly otherwise" in text
+
+    def test_the_begin_token_of_clip_has_read_nothing(self):
+        assert "has read no text" in say.begin({"a": 1.0})
+        assert "has read the text" in say.begin({"a": 0.8})
+
+    def test_exchanged_states(self):
+        text = say.swapped("b", "a", {"keys": UP, "values": DOWN})
+        assert "U-Net of `b`, given states of `a`, points with its keys better" in text
+        assert "with its values worse" in text
+
+    def test_a_cka_counts_only_above_its_null(self):
+        rows = {
+            ("b", "begin"): {"cka": 0.7, "cka_null": 0.8, "procrustes": 0.4, "drift": 0.1},
+            ("b", "end"): {"cka": 0.9, "cka_null": 0.8, "procrustes": 0.1, "drift": 0.1},
+            ("c", "end"): {"cka": 1.0, "cka_null": 0.8, "procrustes": 0.0, "drift": 0.0},
+        }
+        lines = say.drifted(pd.DataFrame(rows).T).splitlines()
+        assert [line.split(": ")[1].split(" (")[0] for line in lines] == ["unrelated", "related", "as they were"]
