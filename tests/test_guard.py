@@ -1204,7 +1204,7 @@ class TestBook:
 
         def careless(notebook: Any, known: Any) -> Any:
             guarded = withhold(notebook, known)
-            if "09_knowledge" in guarded.cells[0].source:
+            if "11_knowledge" in guarded.cells[0].source:
                 guarded.cells += cells
                 guarded.metadata["widgets"] = {"state": {}}
             return guarded
@@ -1213,9 +1213,9 @@ class TestBook:
         with pytest.raises(ValueError, match="nothing is built") as stopped:
             book.main(executed)
         places = str(stopped.value).partition("passed on: ")[2].partition(". Take them out")[0].split("; ")
-        assert "notebooks/09_knowledge, metadata: widget" in places
+        assert "notebooks/11_knowledge, metadata: widget" in places
         for i, (kind, (_, what)) in enumerate(PLANTED.items(), start=7):
-            assert f"notebooks/09_knowledge, cell {i}, output: {what}" in places, kind
+            assert f"notebooks/11_knowledge, cell {i}, output: {what}" in places, kind
         assert not (tmp_path / "_build").exists()
 
     def test_stops_when_a_person_wrote_a_report_into_a_chapter(self, executed, tmp_path):

@@ -63,7 +63,8 @@ CHAPTERS = (
             work=("base", "data", "finetune", "sampling"), keeps=("samples",), weight=110),
     Chapter("07_blind_spots", needs=("06_fidelity",), gpu=True, reads=IMAGES, weight=60),
     Chapter("08_tradeoff", needs=("03_attention", "06_fidelity"), makes=("tradeoff.csv",), reads=()),
-    Chapter("09_knowledge", needs=("03_attention", "06_fidelity"), gpu=True, makes=("knowledge.csv",), reads=IMAGES,
+    Chapter("09_why", needs=("03_attention",), gpu=True, reads=("train", "test", "boxes val"), weight=45),
+    Chapter("11_knowledge", needs=("03_attention", "06_fidelity"), gpu=True, makes=("knowledge.csv",), reads=IMAGES,
             weight=60),
 )
 # fmt: on

@@ -1,4 +1,4 @@
-"""Chapter 9: what the model knows."""
+"""Chapter 11: what the model knows."""
 
 from collections.abc import Mapping
 

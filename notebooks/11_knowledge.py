@@ -15,7 +15,7 @@
 # ---
 
 # %% [markdown]
-# # 9 What does the model know?
+# # 11 What does the model know?
 #
 # **Does a learnable text encoder know more about the diseases, and does it point worse?**
 #

@@ -1,0 +1,420 @@
+"""Why do treatments of the text encoder differ? Measurements that tell explanations apart.
+
+Everything starts from `read`: the noised passes of `chestxai.grounding`, with *any* text states in place of the
+prompt's own. It returns the denoising loss and the attention to every token. `swap` reads each U-Net with the keys and
+the values of each encoder, `ablate` replaces states by those of the empty prompt, `attention_mass` says where the
+attention goes. States themselves are compared by `compare_states`, `likeness` and `probe`, and drawn by `lens`.
+
+MiniLM, as every BERT, is bidirectional: its begin token has read the whole text. CLIP is causal, and its begin token
+has read nothing. So "minus the map of the begin token" removes what the image draws anyway under CLIP only; for a BERT,
+read the states of the empty prompt (`empty_states`) instead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from chestxai import attention, faithfulness, finetune, grounding, localization, models, recipes, reports
+from chestxai.grounding.passes import image_key
+from chestxai.profiles import Profile
+from chestxai.runs import InputError, Run
+from chestxai.studies import Finding, Fit, Frame, GroundTruth, Study
+
+#: Kinds of tokens of a phrase; the first three are words, all but the last are real.
+KINDS = ("finding", "side", "other words", "begin", "end", "padding")
+WORDS, REAL = KINDS[:3], KINDS[:5]
+#: Kinds whose states are replaced together. Under CLIP the padding repeats what the text says, so it counts as special.
+ABLATIONS = {"the finding": KINDS[:1], "all words": WORDS, "begin, end and padding": KINDS[3:]}
+_SIDE = re.compile(r"\b(?:left|right|bilateral)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Phrases on their images, prepared once for all runs of a profile, which share autoencoder and tokenizer.
+
+    Of each of ``n`` phrases: ``truths``, its ``prompts`` and ``patients``; ``kinds`` of token → positions (see
+    `token_kinds`); ``masks`` bool ``(s, s)`` in the model's frame; ``keys`` of the images' noise; ``latents`` float32
+    ``(n, c, h, w)`` of the images, and ``swapped``, of another patient's image without the finding (NaN where there is
+    none). ``skipped`` has a line for each phrase left out.
+    """
+
+    truths: list[GroundTruth]
+    prompts: list[str]
+    patients: list[str]
+    kinds: list[dict[str, list[int]]]
+    masks: list[np.ndarray]
+    keys: list[int]
+    latents: Tensor
+    swapped: Tensor
+    skipped: list[str]
+
+    def real(self, i: int) -> list[int]:
+        """Positions of the tokens of phrase ``i`` that are no padding."""
+        return [p for kind in REAL for p in self.kinds[i].get(kind, [])]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What `read` saw.
+
+    ``loss`` float64 ``(n,)``, mean squared error of the prediction; ``maps`` float32 ``(n, length + 1, h, w)``, mean
+    attention to each token, and last the mean over all padding; NaN where a phrase has no such token.
+    """
+
+    loss: np.ndarray
+    maps: np.ndarray
+
+    def of(self, kind: str, sample: Sample) -> np.ndarray:
+        """Maps float32 ``(n, h, w)`` of one ``kind`` of token of the ``sample``; NaN where a phrase has none."""
+        places = [[-1] if kind == "padding" and kind in groups else groups.get(kind, []) for groups in sample.kinds]
+        gap = np.full(self.maps.shape[2:], np.nan, np.float32)
+        return np.stack([m[p].mean(axis=0) if p else gap for m, p in zip(self.maps, places, strict=True)])
+
+
+def token_kinds(tokenizer: object, finding: Finding) -> dict[str, list[int]]:
+    """Positions of each kind of token in a finding's phrase; a kind without tokens is left out.
+
+    Args:
+        tokenizer: a fast Hugging Face tokenizer.
+        finding: with its phrase.
+
+    Raises:
+        InputError: as `reports.token_positions`.
+    """
+    named = {"finding": grounding.target_span(finding)}
+    if side := _SIDE.search(finding.phrase):
+        named["side"] = side.span()
+    kinds = reports.token_groups(tokenizer, finding.phrase, named)
+    kinds["finding"] = [p for p in kinds["finding"] if p not in kinds.get("side", [])] or kinds["finding"]
+    known = {position for positions in kinds.values() for position in positions}
+    kinds["other words"] = [p for p in range(tokenizer.model_max_length) if p not in known]
+    return {kind: kinds[kind] for kind in KINDS if kinds.get(kind)}
+
+
+def prepare(
+    pipeline: StableDiffusionPipeline, truths: Sequence[GroundTruth], pool: Sequence[Study], fit: Fit = "crop"
+) -> Sample:
+    """Encode the images of some phrases, and for each that of another patient.
+
+    Args:
+        pipeline: any of the profile; only tokenizer and autoencoder are used.
+        truths: the phrases; each is the prompt of its image.
+        pool: studies to swap with, see `faithfulness.swap_images`.
+        fit: how an image becomes a square.
+
+    Raises:
+        InputError: no phrase can be read.
+    """
+    size, kept, skipped = models.image_size(pipeline), [], []
+    for truth in truths:
+        try:
+            studies = [truth.study, *(pool[j] for j in faithfulness.swap_images(truth.study, pool, 1))]
+            kinds = token_kinds(pipeline.tokenizer, truth.finding)
+            frames = [Frame(*study.size, size, fit) for study in studies]
+            images = [frame.image(study.pixels()) for frame, study in zip(frames, studies, strict=True)]
+            kept.append((truth, kinds, frames[0].mask(truth.finding), images))
+        except InputError as error:
+            skipped.append(" ".join(f"{truth.key}: {error}".split()))
+    if not kept:
+        raise InputError(f"none of {len(truths)} phrases can be read; the first: {(skipped or ['no phrases'])[0]}")
+    rows, kinds, masks, images = (list(column) for column in zip(*kept, strict=True))
+    # Where there is no other image the own one fills the place.
+    own, other = (models.encode_images(pipeline, np.stack([i[k] for i in images])).cpu() for k in (0, -1))
+    other[[len(i) == 1 for i in images]] = torch.nan
+    prompts, patients = [t.finding.phrase for t in rows], [t.study.patient for t in rows]
+    return Sample(rows, prompts, patients, kinds, masks, [image_key(i[0]) for i in images], own, other, skipped)
+
+
+@torch.inference_mode()
+def read(
+    pipeline: StableDiffusionPipeline,
+    sample: Sample,
+    states: Tensor,
+    timesteps: Sequence[int],
+    latents: Tensor | None = None,
+    batch: int = 64,
+) -> Reading:
+    """Denoise each image given ``states``, under the noise of `grounding.ground_many`.
+
+    Args:
+        pipeline: its U-Net is read; its text encoder is not used.
+        sample: of `prepare`.
+        states: ``(n, length, width)``, or ``(n, length, 2 * width)``: keys are made of the first half of each state,
+            values of the second.
+        timesteps: of the noise schedule, averaged.
+        latents: of the images; default: the sample's own. ``sample.swapped`` keeps the noise of the own ones.
+        batch: rows of one pass.
+    """
+    unet, states = pipeline.unet, states.to(pipeline.unet.device, pipeline.unet.dtype)
+    width = unet.config.cross_attention_dim
+    latents = sample.latents if latents is None else latents
+    slots = [{"padding": groups["padding"]} if "padding" in groups else {} for groups in sample.kinds]
+    slots = [slot | {str(p): [p] for p in sample.real(i)} for i, slot in enumerate(slots)]
+    schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+    plan, loss = list(product(range(len(latents)), timesteps)), np.zeros(len(latents))
+    with ExitStack() as stack:
+        for layer in attention.cross_attention_layers(unet).values():
+            # As recipes.attach does for good. States that are not doubled are read by both.
+            for module, half in ((layer.to_k, slice(None, width)), (layer.to_v, slice(-width, None))):
+                hook = module.register_forward_pre_hook(lambda _, given, half=half: (given[0][..., half], *given[1:]))
+                stack.enter_context(hook)
+        seen = stack.enter_context(attention.capture(unet, slots))
+        for start in range(0, len(plan), batch):
+            part = plan[start : start + batch]
+            rows, t = [i for i, _ in part], torch.tensor([t for _, t in part])
+            noise = torch.stack([models.seeded_noise(latents.shape[1:], 0, sample.keys[i], t, 0) for i, t in part])
+            seen.rows(rows)
+            noisy = schedule.add_noise(latents[rows], noise, t).to(states)
+            predicted = unet(noisy, t.to(states.device), states[rows], return_dict=False)[0].float().cpu()
+            error = predicted - models.prediction_target(schedule, latents[rows], noise, t)
+            np.add.at(loss, rows, error.square().mean(dim=(1, 2, 3)).double().numpy() / len(timesteps))
+    found = seen.heatmap().cpu().numpy()
+    maps = np.full((len(latents), states.shape[1] + 1, *found.shape[2:]), np.nan, np.float32)
+    maps[:, [-1 if name == "padding" else int(name) for name in seen.groups]] = found
+    return Reading(loss, maps)
+
+
+def trace_run(
+    profile: Profile, run: Run, sample: Sample, timesteps: Sequence[int]
+) -> Iterator[tuple[int, StableDiffusionPipeline, Tensor, Reading]]:
+    """Step, pipeline, states of the prompts, and what was read, of each checkpoint of a finished ``run``.
+
+    There is one pipeline, whose weights the next checkpoint replaces; the last ones stay. The base is not read: the
+    runs of a ``profile`` share it. ``sample`` and ``timesteps`` are those of `read`.
+    """
+    pipeline = models.load_pipeline(profile.base)
+    for step in run.check_finished().steps():
+        finetune.load_checkpoint(pipeline, run, step)
+        states = models.encode_text(pipeline, sample.prompts)
+        yield step, pipeline, states, read(pipeline, sample, states, timesteps)
+
+
+def auc(maps: np.ndarray, sample: Sample) -> np.ndarray:
+    """AUC-ROC of each of ``maps`` ``(n, h, w)`` on the mask of the ``sample``; NaN where there is no map or no mask."""
+    valid = [np.isfinite(m).all() and 0 < k.mean() < 1 for m, k in zip(maps, sample.masks, strict=True)]
+    triples = zip(maps, sample.masks, valid, strict=True)
+    return np.array([localization.auc_roc(m, k) if good else np.nan for m, k, good in triples])
+
+
+def attention_mass(reading: Reading, sample: Sample) -> pd.DataFrame:
+    """Share of the attention by kind of token, a row per phrase; the shares add up to 1.
+
+    A padding of zeros is a sink whose mass depends on its length, so compare the same prompts, or see `at_length`.
+
+    Args:
+        reading: of the ``sample``.
+        sample: of `prepare`.
+
+    Returns:
+        A column for each of `KINDS`; ``words``, the sum of `WORDS`; ``tokens``, the number of real tokens; and
+        ``entropy`` of the attention among those as a share of its maximum: 1 if all get the same.
+    """
+    rows = []
+    for i, groups in enumerate(sample.kinds):
+        mean, real = reading.maps[i].mean(axis=(1, 2), dtype=np.float64), sample.real(i)
+        row = {kind: mean[groups.get(kind, [])].sum() for kind in REAL}
+        row["padding"] = mean[-1] * len(groups["padding"]) if "padding" in groups else 0.0
+        share = mean[real] / mean[real].sum()
+        entropy = -(share * np.log(np.maximum(share, 1e-300))).sum() / np.log(max(len(real), 2))
+        rows.append(row | {"words": sum(row[kind] for kind in WORDS), "tokens": len(real), "entropy": entropy})
+    return pd.DataFrame(rows)
+
+
+def at_length(values: Sequence[float], tokens: Sequence[int], length: int) -> float:
+    """Mean of ``values`` for prompts of ``length`` tokens, by least squares on each prompt's number of ``tokens``."""
+    centred = np.asarray(tokens, float) - np.mean(tokens)
+    slope = (centred * np.asarray(values)).sum() / max((centred**2).sum(), 1e-12)
+    return float(np.mean(values) + slope * (length - np.mean(tokens)))
+
+
+def swap(
+    pipelines: Mapping[str, StableDiffusionPipeline], sample: Sample, timesteps: Sequence[int]
+) -> dict[tuple[str, str, str], Reading]:
+    """Each U-Net with the keys of each text encoder and the values of each: (U-Net, keys, values) → what was read.
+
+    Args:
+        pipelines: by name.
+        sample, timesteps: of `read`.
+    """
+    states = {name: models.encode_text(pipeline, sample.prompts).cpu() for name, pipeline in pipelines.items()}
+    out = {}
+    for unet, keys, values in product(pipelines, repeat=3):
+        width = pipelines[unet].unet.config.cross_attention_dim
+        mixed = torch.cat([states[keys][..., :width], states[values][..., -width:]], dim=-1)
+        out[unet, keys, values] = read(pipelines[unet], sample, mixed, timesteps)
+    return out
+
+
+def empty_states(pipeline: StableDiffusionPipeline) -> tuple[Tensor, int]:
+    """States of the empty prompt, ``(length, width)``, and the number of its real tokens."""
+    return models.encode_text(pipeline, [""])[0], int(models.tokenize(pipeline, [""])["attention_mask"].sum())
+
+
+def ablate(states: Tensor, empty: tuple[Tensor, int], sample: Sample, kinds: Sequence[str]) -> Tensor:
+    """``states`` with those of some ``kinds`` of tokens replaced by the empty prompt's.
+
+    Its begin replaces begin, its end replaces end, and its padding replaces words.
+
+    Args:
+        states: ``(n, length, width)`` of the ``sample``.
+        empty: of `empty_states`.
+        sample: of `prepare`.
+        kinds: of `KINDS`.
+    """
+    (blank, used), out = empty, states.clone()
+    for i, groups in enumerate(sample.kinds):
+        for kind in kinds:
+            for p in groups.get(kind, []):
+                out[i, p] = blank[{"begin": 0, "end": used - 1}.get(kind, min(max(p, used), len(blank) - 1))]
+    return out
+
+
+def states_of(states: Tensor, sample: Sample, kind: str) -> np.ndarray:
+    """Mean state of one ``kind`` of token in each distinct phrase of the ``sample`` that has one: ``(m, width)``.
+
+    ``states``: ``(n, length, width)``.
+    """
+    first = {prompt: i for i, prompt in reversed(list(enumerate(sample.prompts)))}
+    rows = [states[i, sample.kinds[i][kind]].mean(dim=0) for i in sorted(first.values()) if kind in sample.kinds[i]]
+    return torch.stack(rows).double().cpu().numpy() if rows else np.zeros((0, states.shape[-1]))
+
+
+def compare_states(x: np.ndarray, y: np.ndarray, permutations: int = 200, seed: int = 0) -> dict[str, float]:
+    """How far two encoders' states of the same ``m`` texts are apart, by three measures with different blind spots.
+
+    Args:
+        x, y: ``(m, width)`` each; row i is of the same text.
+        permutations: of the rows of ``y``, for the null of CKA, which is far above 0 where texts are few.
+        seed: of the permutations.
+
+    Returns:
+        ``cka``: linear (Kornblith et al. 2019, eq. 3), 1 for states equal up to rotation and scale; ``cka_null``, the
+        95th percentile of its null. ``procrustes``: what is left after the best rotation, 0 to 1 (Ding et al. 2021).
+        ``drift``: mean of 1 − cosine, which a rotation changes.
+    """
+    cosine = (x * y).sum(axis=1) / np.maximum(np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1), 1e-12)
+    a, b = (z - z.mean(axis=0) for z in (x, y))
+    a, b = (z / max(np.linalg.norm(z), 1e-12) for z in (a, b))
+    k, m = a @ a.T, b @ b.T
+    norm, rng = max(np.linalg.norm(k) * np.linalg.norm(m), 1e-12), np.random.default_rng(seed)
+    orders = [rng.permutation(len(m)) for _ in range(permutations)]
+    return {
+        "cka": float((k * m).sum() / norm),
+        "cka_null": float(np.quantile([(k * m[np.ix_(order, order)]).sum() / norm for order in orders], 0.95)),
+        "procrustes": float(max(0.0, 1 - np.linalg.norm(a.T @ b, "nuc"))),
+        "drift": float((1 - cosine).mean()),
+    }
+
+
+def likeness(states: Tensor, sample: Sample) -> np.ndarray:
+    """Mean cosine of ``states`` of different real tokens in each phrase of the ``sample``, ``(n,)``: 1 if all agree."""
+    out = []
+    for i, state in enumerate(states.double().cpu()):
+        unit = F.normalize(state[sample.real(i)], dim=-1)
+        out.append(float(((unit @ unit.T).sum() - len(unit)) / max(len(unit) * (len(unit) - 1), 1)))
+    return np.array(out)
+
+
+def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Pearson correlation of each map of ``a`` with that of ``b``, both ``(n, h, w)``: ``(n,)``."""
+    return np.array([np.corrcoef(x.ravel(), y.ravel())[0, 1] for x, y in zip(a, b, strict=True)])
+
+
+def statements(tokenizer: object, studies: Sequence[Study]) -> list[Finding]:
+    """Each distinct phrase in the reports of ``studies`` that states or denies a finding and fits the ``tokenizer``."""
+    found = {finding.phrase.lower(): finding for study in studies for finding in reports.find(study.report)}
+    fits = {phrase: len(tokenizer(phrase)["input_ids"]) <= tokenizer.model_max_length for phrase in found}
+    return [finding for phrase, finding in found.items() if fits[phrase]]
+
+
+def position_states(pipeline: StableDiffusionPipeline, findings: Sequence[Finding]) -> dict[str, np.ndarray]:
+    """States that ``pipeline`` gives the phrases of ``findings``, at begin, finding and end: ``(n, width)`` each."""
+    states = models.encode_text(pipeline, [finding.phrase for finding in findings]).cpu().numpy()
+    kinds = [token_kinds(pipeline.tokenizer, finding) for finding in findings]
+    return {
+        kind: np.stack([state[groups[kind]].mean(axis=0) for state, groups in zip(states, kinds, strict=True)])
+        for kind in ("begin", "finding", "end")
+        if all(kind in groups for groups in kinds)
+    }
+
+
+def probe(train: np.ndarray, answers: Sequence[str], test: np.ndarray) -> np.ndarray:
+    """Answers of a linear probe, a logistic regression on standardised states.
+
+    Args:
+        train: ``(n, width)``, whose ``answers`` are known.
+        answers: ``n`` of them, at least two different ones.
+        test: ``(m, width)``, to be answered.
+    """
+    if len(set(answers)) < 2:
+        raise InputError(f"a probe needs two different answers to learn, got {sorted(set(answers))}")
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300)).fit(train, answers).predict(test)
+
+
+def layer_states(pipeline: StableDiffusionPipeline, prompt: str) -> Tensor:
+    """States of a ``prompt`` after the embeddings and after each layer of ``pipeline``'s encoder, normalised.
+
+    CLIP's last layer norm is applied to all of them (Toker et al. 2024); a BERT's layers end in their own.
+
+    Returns:
+        float32 ``(layers + 1, length, width)``.
+    """
+    encoder, seen = pipeline.text_encoder, []
+    layers = [encoder.get_submodule(name) for name in recipes.layer_names(encoder)]
+
+    def first(_: object, given: tuple, options: dict) -> None:
+        seen.append(given[0] if given else options["hidden_states"])
+
+    def each(_: object, __: object, output: Tensor | tuple) -> None:
+        seen.append(output if isinstance(output, Tensor) else output[0])
+
+    with ExitStack() as stack:
+        stack.callback(layers[0].register_forward_pre_hook(first, with_kwargs=True).remove)
+        for layer in layers:
+            stack.callback(layer.register_forward_hook(each).remove)
+        length = models.encode_text(pipeline, [prompt]).shape[1]
+    norms = [module for name, module in encoder.named_modules() if name.endswith("final_layer_norm")]
+    with torch.no_grad():
+        states = [norms[0](x) if norms else x for x in seen]
+    # A BERT computes real tokens only.
+    return torch.cat([F.pad(x, (0, 0, 0, length - x.shape[1])) for x in states]).float()
+
+
+@torch.inference_mode()
+def lens(pipeline: StableDiffusionPipeline, prompt: str, guidance: float = 2.0, steps: int = 20) -> np.ndarray:
+    """Diffusion Lens (Toker et al. 2024): an image drawn from each of `layer_states`, uint8 ``(layers + 1, s, s)``.
+
+    Args:
+        pipeline, prompt: as of `layer_states`.
+        guidance: scale of classifier-free guidance away from the empty prompt.
+        steps: of DDIM, from noise that all layers share.
+    """
+    states, unet = layer_states(pipeline, prompt).to(pipeline.unet.dtype), pipeline.unet
+    side = unet.config.sample_size
+    noise = models.seeded_noise((unet.config.in_channels, side, side), 0).to(states)
+    ddim = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    sampler = type(pipeline)(**{**pipeline.components, "scheduler": ddim}, requires_safety_checker=False)
+    sampler.set_progress_bar_config(disable=True)
+    latents = sampler(
+        prompt_embeds=states,
+        negative_prompt_embeds=empty_states(pipeline)[0].to(states).expand(len(states), -1, -1),
+        latents=noise.expand(len(states), -1, -1, -1),
+        guidance_scale=guidance,
+        num_inference_steps=steps,
+        output_type="latent",
+    ).images
+    return models.decode_latents(pipeline, latents.float())

@@ -1,0 +1,526 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: jupytext,kernelspec,-all
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 9 Why?
+#
+# **Why does a model with another text encoder point otherwise?**
+#
+# Chapter 8 says *that* variants differ. Several stories explain how a learnable text encoder could cost localization, and
+# they contradict each other. Here each of them has to say what it would show, and then we look.
+#
+# *You will be able to* read a U-Net with any text states in place of the prompt's own, exchange encoders, keys and values
+# between models, and compare representations without being fooled by a high similarity.
+# *Before:* chapters 3 (attention) and 4 (its scores).
+#
+# | explanation | in words |
+# |---|---|
+# | moving target | keys drift while the U-Net learns to use them, and it lags behind |
+# | relocation | what a word says moves to the begin or end token, which have read the whole text |
+# | homogenisation | all states of a prompt come to say the same |
+# | forgetting | the encoder loses the word |
+# | dilution | attention goes to tokens that say nothing, and little is left for words |
+
+# %% tags=["parameters"]
+profile = "demo"  # a name in data/profiles, or the path of a .yaml file
+variants = ["frozen", "learnable"]  # each variant is compared with the first
+seeds = [0]
+data = ""  # folder that holds one sub-folder per source (openi/, nih/); phantoms need none
+out = ""  # root of the runs; empty: the project's runs/
+
+# %%
+import warnings
+
+import numpy as np
+import pandas as pd
+import plotly.express as px
+from IPython.display import Markdown, display
+
+from chestxai import causes, localization, models, plots, profiles, runs, stats
+from chestxai import sentences as say
+from chestxai.studies import phrases
+
+# %%
+settings = profiles.load(profile)
+plots.setup()
+names = [(v, s) for v in variants for s in seeds]
+trained = {name: profiles.run(settings, *name, out).check_finished() for name in names}
+val = list(profiles.studies(settings, "val", data, boxes=True))
+base = models.load_pipeline(settings.base)
+chosen = profiles.sample(phrases(val), 48)
+sample = causes.prepare(base, chosen, val, settings.data.fit)
+noisiest = base.scheduler.config.num_train_timesteps
+timesteps = [noisiest // 5, noisiest // 2]
+
+# %% tags=["hide-input", "aggregate"]
+Markdown(
+    f"The phrases are {len(sample.truths)} of the **validation** split, of {len(set(sample.patients))} patients: causes are "
+    f"explored, not confirmed, and the test split is not used up for it. {len(sample.skipped)} phrases were left out. "
+    f"{say.tradeoff.seeds(len(seeds))}"
+)
+
+# %% [markdown]
+# Each checkpoint of each run denoises these images at two timesteps. We keep the attention to *every* token, with which the
+# rest of the chapter works.
+
+# %%
+curves, pipelines, states, readings, older = [], {}, {}, {}, {}
+for name in runs.progress(names, "checkpoints"):
+    for step, pipeline, now, reading in causes.trace_run(
+        settings, trained[name], sample, timesteps
+    ):
+        older[name] = states.get(name, now)  # of the checkpoint before
+        pipelines[name], states[name], readings[name] = pipeline, now, reading
+        for kind in causes.KINDS:
+            score = np.nanmean(causes.auc(reading.of(kind, sample), sample))
+            curves.append((*name, step, kind, score))
+curves = pd.DataFrame(curves, columns=["variant", "seed", "step", "token", "AUC-ROC"])
+
+# %% [markdown]
+# ## Which token points?
+#
+# A phrase such as "small left pleural effusion" has words that name the finding, its side, and others; tokens for begin and
+# end; and padding. Each has a map. Under relocation the line of the finding falls and that of begin or end rises.
+
+# %% tags=["aggregate"]
+mean_curves = curves.groupby(["variant", "step", "token"], sort=False)["AUC-ROC"].mean()
+px.line(
+    mean_curves.reset_index(), x="step", y="AUC-ROC", color="token", symbol="token", facet_col="variant",
+    template=plots.TEMPLATE, render_mode="svg", height=420,
+    title="AUC-ROC of the map of each kind of token",
+)  # fmt: skip
+
+# %% [markdown]
+# A map of where findings usually are scores high, too. So here is what the image contributes: the same on the image of another
+# patient without the finding, subtracted.
+
+
+# %%
+def kind_scores(name, kind):
+    """AUC-ROC and gain of the maps of one kind of token, by phrase."""
+    own, other = (
+        causes.auc(some[name].of(kind, sample), sample) for some in (readings, swapped)
+    )
+    return own, own - other
+
+
+def interval(values):
+    """Mean over phrases and seeds; ``values`` has a list of numbers, one per phrase, for each seed."""
+    table = np.stack(values, axis=1)
+    good = np.isfinite(table).all(axis=1)
+    if not good.any():
+        return stats.Interval(np.nan, np.nan, np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # of one seed, and of few patients: the text says both
+        return stats.seeds_ci(table[good], np.array(sample.patients)[good])
+
+
+swapped = {
+    name: causes.read(pipelines[name], sample, states[name], timesteps, sample.swapped)
+    for name in names
+}
+
+# %% tags=["aggregate"]
+token_table = {
+    (variant, what): {
+        kind: stats.format_interval(
+            interval([kind_scores((variant, s), kind)[i] for s in seeds])
+        )
+        for kind in causes.KINDS
+    }
+    for variant in variants
+    for i, what in enumerate(("AUC-ROC", "gain"))
+}
+pd.DataFrame(token_table)
+
+# %% tags=["hide-input", "aggregate"]
+scores = {
+    (v, k): [kind_scores((v, s), k)[0] for s in seeds]
+    for v in variants
+    for k in causes.KINDS
+}
+
+
+def difference(a, b):
+    """Interval of ``a − b``, seed by seed on the same phrases."""
+    return interval([x - y for x, y in zip(a, b, strict=True)])
+
+
+gaps = {
+    v: {k: difference(scores[v, k], scores[v, "finding"]) for k in ("begin", "end")}
+    for v in variants
+}
+Markdown(say.causes.tokens(gaps))
+
+# %% [markdown]
+# One phrase, token by token:
+
+# %%
+lengths = [len(sample.real(i)) for i in range(len(sample.truths))]
+shown = int(np.argsort(lengths)[int(0.75 * len(lengths))])
+pieces = base.tokenizer.convert_ids_to_tokens(
+    base.tokenizer(sample.prompts[shown])["input_ids"]
+)
+positions = sorted(sample.real(shown))
+picture = models.decode_latents(base, sample.latents[shown : shown + 1])[0]
+for variant in variants:
+    maps = readings[variant, seeds[0]].maps[shown, positions]
+    display(
+        plots.overlays(
+            [picture] * len(positions),
+            list(maps / maps.mean(axis=(1, 2), keepdims=True)),
+            masks=[sample.masks[shown]] * len(positions),
+            titles=[pieces[p] for p in positions],
+            title=f"{variant}: “{sample.prompts[shown]}”",
+            scale="heat",
+        )
+    )
+
+# %% [markdown]
+# Each map is divided by its mean. If they all look alike, the word decides little.
+#
+# ## Is the begin token free of text?
+#
+# Some methods subtract the map of the begin token as what the image draws anyway {cite}`nuetzel2025generate`. That is right
+# for CLIP, which is causal: its begin token comes before all words and has read none. A BERT such as MiniLM is bidirectional:
+# its begin token has read everything. The map of the **empty prompt**'s begin token is free of text under both.
+
+# %%
+begin = []
+for name in names:
+    blank, _ = causes.empty_states(pipelines[name])
+    repeated = blank.expand(len(sample.truths), -1, -1)
+    empty = causes.read(pipelines[name], sample, repeated, timesteps).of("begin", sample)
+    own, first = (readings[name].of(kind, sample) for kind in ("finding", "begin"))
+    a, b, c = (m / m.mean(axis=(1, 2), keepdims=True) for m in (own, first, empty))
+    for what, maps in (
+        ("as it is", a),
+        ("minus begin", a - b),
+        ("minus empty prompt", a - c),
+    ):
+        begin.append((name[0], what, np.nanmean(causes.auc(maps, sample))))
+    begin.append((name[0], "begin's map with it", causes.correlations(first, empty).mean()))
+    ours, none = states[name][:, 0], blank[:1]
+    cosine = (ours * none).sum(-1) / ours.norm(dim=-1) / none.norm()
+    begin.append((name[0], "begin's state with it", float(cosine.mean())))
+begin = pd.DataFrame(begin, columns=["variant", "", "value"])
+begin = begin.pivot_table("value", "", "variant", sort=False)[variants]
+
+# %% tags=["aggregate"]
+begin.round(3)
+
+# %% tags=["hide-input", "aggregate"]
+Markdown(say.causes.begin(begin.loc["begin's state with it"].to_dict()))
+
+# %% [markdown]
+# The first three rows are the AUC-ROC of the finding's map, the last two the correlation and the cosine with the empty
+# prompt's begin token.
+#
+# ## Exchange the encoders
+#
+# If only the U-Net has become worse, the reference's encoder does not help it. If only the encoder has, it does. And because
+# attention forms *keys* (where to look) and *values* (what to draw) from the same states, the two can come from different
+# encoders. Loss is the error of the predicted noise.
+
+# %%
+exchanged = []
+for seed in seeds:
+    for other in variants[1:]:
+        pair = {v: pipelines[v, seed] for v in (variants[0], other)}
+        for where, reading in causes.swap(pair, sample, timesteps).items():
+            score = causes.auc(reading.of("finding", sample), sample)
+            exchanged.append((other, seed, *where, reading.loss, score))
+columns = ["pair", "seed", "U-Net", "keys", "values", "loss", "AUC-ROC"]
+exchanged = pd.DataFrame(exchanged, columns=columns)
+
+# %% tags=["aggregate"]
+mean_of = exchanged.assign(**{c: exchanged[c].map(np.nanmean) for c in columns[-2:]})
+mean_of.groupby(columns[:1] + columns[2:5], sort=False)[columns[-2:]].mean().round(4)
+
+# %% tags=["hide-input", "aggregate"]
+by_states = {
+    k: g["AUC-ROC"].tolist() for k, g in exchanged.groupby(["pair", *columns[2:5]])
+}
+first, changes = variants[0], {}
+for v in variants[1:]:
+    parts = {"keys": (first, v), "values": (v, first), "keys and values": (first, first)}
+    changes[v] = {
+        part: difference(by_states[v, v, *sources], by_states[v, v, v, v])
+        for part, sources in parts.items()
+    }
+Markdown(
+    "\n\n".join(say.causes.swapped(v, first, by) for v, by in changes.items())
+    or "There is only one variant, so nothing is exchanged."
+)
+
+# %% [markdown]
+# A moving target leaves a second trace: a U-Net that lags behind would do better with the states of the checkpoint *before*.
+
+# %%
+lag = {
+    name: causes.auc(
+        causes.read(pipelines[name], sample, older[name], timesteps).of("finding", sample),
+        sample,
+    )
+    for name in names
+}
+lags = {v: difference([lag[v, s] for s in seeds], scores[v, "finding"]) for v in variants}
+
+# %% tags=["aggregate"]
+pd.Series({v: f"{d:+.3f}" for v, d in lags.items()}, name="AUC-ROC, older − own").to_frame()
+
+# %% [markdown]
+# Only the distance between two checkpoints can be seen this way, and frozen states do not change at all.
+#
+# ## Take states away
+#
+# Which states does the model use? Those of some tokens are replaced by the empty prompt's: its begin for begin, its end for
+# end, its padding for words. If the loss rises, the model denoises with what they said; if the finding's map changes, they
+# decide where it looks.
+
+# %%
+ablated = []
+for name in names:
+    blank = causes.empty_states(pipelines[name])
+    before = readings[name].of("finding", sample)
+    for what, kinds in causes.ABLATIONS.items():
+        silent = causes.ablate(states[name], blank, sample, kinds)
+        after = causes.read(pipelines[name], sample, silent, timesteps)
+        maps = after.of("finding", sample)
+        rise = 100 * (after.loss.mean() / readings[name].loss.mean() - 1)
+        moved = 1 - np.nanmean(causes.correlations(before, maps))
+        lost = np.nanmean(causes.auc(maps, sample) - causes.auc(before, sample))
+        ablated.append((name[0], what, rise, moved, lost))
+
+# %% tags=["aggregate"]
+measures = ["loss, rise in %", "map, 1 − correlation", "AUC-ROC, change"]
+ablated = pd.DataFrame(ablated, columns=["variant", "empty", *measures])
+ablated.groupby(["variant", "empty"], sort=False).mean().round(3)
+
+# %% [markdown]
+# Where words are emptied, a map that stays is not the word's.
+#
+# ## Where does the attention go?
+#
+# At every place of the image the attention to all tokens adds up to 1. Padding of a BERT is zero here: a sink, whose share
+# grows with the number of padded places. Longer phrases leave less of it, so shares are compared on the same phrases and given
+# for a phrase of median length. Entropy is that of the attention among real tokens, as a share of its maximum.
+
+# %%
+masses = {name: causes.attention_mass(readings[name], sample) for name in names}
+length = int(np.median(lengths))
+rows = [*causes.KINDS, "words", "entropy"]
+at_median = {
+    v: {r: np.mean([causes.at_length(masses[v, s][r], lengths, length) for s in seeds]) for r in rows}
+    for v in variants
+}  # fmt: skip
+
+# %% tags=["aggregate"]
+pd.DataFrame(at_median).rename_axis(f"share, phrase of {length} tokens").round(3)
+
+# %% [markdown]
+# ## How far did the states move?
+#
+# Three measures with different blind spots compare each variant's states with the reference's, phrase by phrase. *CKA*
+# {cite}`kornblith2019cka` is 1 for states that agree up to rotation and scale, and far from 0 even for unrelated ones when there are few
+# texts: beside it stands what a random pairing reaches. The *Procrustes* distance {cite}`ding2021grounding` is what is left after the best
+# rotation. The *cosine* notices the rotation, too, and so does a U-Net that has not followed it.
+
+# %% tags=["aggregate"]
+moved = {
+    (v, kind): causes.compare_states(
+        *(causes.states_of(states[w, seeds[0]], sample, kind) for w in (variants[0], v))
+    )
+    for v in variants[1:]
+    for kind in causes.KINDS[:5]
+}
+moved = pd.DataFrame(moved).T
+moved.round(3)
+
+# %% tags=["hide-input", "aggregate"]
+Markdown(say.causes.drifted(moved))
+
+# %% [markdown]
+# Do the states of one phrase come to say the same? The mean cosine between its tokens, and between phrases at the same token:
+
+# %% tags=["aggregate"]
+alike = {v: [causes.likeness(states[v, s], sample) for s in seeds] for v in variants}
+
+
+def between(name, kind):
+    """Mean cosine between the states of one kind of token in different phrases."""
+    x = causes.states_of(states[name], sample, kind)
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    return ((x @ x.T).sum() - len(x)) / max(len(x) * (len(x) - 1), 1)
+
+
+kinds = ("finding", "begin", "end")
+across = {
+    v: {f"{k}, other phrases": between((v, seeds[0]), k) for k in kinds} for v in variants
+}
+within = {v: {"within a phrase": str(interval(values))} for v, values in alike.items()}
+pd.concat([pd.DataFrame(within), pd.DataFrame(across).map("{:.3f}".format)])
+
+# %% [markdown]
+# ## What can be read off a token?
+#
+# A linear probe {cite}`alain2016probes` is trained on the states of one place in phrases of the train split: at begin, at the finding's
+# words, at end. On the test split it answers which finding the phrase names, on which side, and whether it is denied. What the
+# encoder has forgotten, no probe reads; what moved to begin is read there. In brackets the share of the most frequent answer.
+
+# %%
+questions = {
+    "finding": lambda finding: finding.name,
+    "side": lambda finding: finding.side if finding.present else None,
+    "negation": lambda finding: "present" if finding.present else "denied",
+}
+limits = {"train": 300, "test": 120}
+fewer = {
+    "train": min(settings.data.train or 300, 300),
+    "test": min(settings.data.test or 120, 120),
+}
+source = settings
+if settings.data.source == "phantom":  # no more are drawn than are read
+    source = settings.model_copy(update={"data": settings.data.model_copy(update=fewer)})
+stated = {
+    split: causes.statements(
+        base.tokenizer, profiles.sample(profiles.studies(source, split, data), limit)
+    )
+    for split, limit in limits.items()
+}
+
+# %%
+read_off, right, frequent = {}, {}, {}
+for name in runs.progress(names, "probes"):
+    at = {s: causes.position_states(pipelines[name], some) for s, some in stated.items()}
+    for question, ask in questions.items():
+        asked = {s: np.array([ask(f) or "" for f in some]) for s, some in stated.items()}
+        known = {s: answers != "" for s, answers in asked.items()}
+        truth = asked["test"][known["test"]]
+        if len(set(asked["train"][known["train"]])) < 2 or not len(truth):
+            continue
+        frequent[question] = max(np.mean(truth == answer) for answer in set(truth))
+        for place in at["train"]:
+            x = {s: at[s][place][known[s]] for s in at}
+            found = causes.probe(x["train"], asked["train"][known["train"]], x["test"])
+            right[name, question, place] = found == truth
+
+# %% tags=["aggregate"]
+for question, share in frequent.items():
+    for place in ("begin", "finding", "end"):
+        read_off[f"{question} [{share:.2f}]", place] = {
+            v: np.mean([right[(v, s), question, place].mean() for s in seeds if ((v, s), question, place) in right])
+            for v in variants
+        }  # fmt: skip
+new = {f.phrase.lower() for f in stated["test"]} - {
+    f.phrase.lower() for f in stated["train"]
+}
+print(
+    f"{len(stated['train'])} phrases to learn from, {len(stated['test'])} to answer, {len(new)} of them new"
+)
+pd.DataFrame(read_off).T.round(3)
+
+# %% [markdown]
+# ## A picture per layer
+#
+# The Diffusion Lens {cite}`toker2024lens` draws an image from the states after *each* layer of the text encoder, all from the same noise.
+# The first image knows single words without their context.
+
+# %%
+prompt = sample.prompts[shown]
+for variant in variants:
+    images = causes.lens(
+        pipelines[variant, seeds[0]], prompt, settings.sampling.guidance, 10
+    )
+    titles = ["embeddings", *(f"layer {i}" for i in range(1, len(images)))]
+    title = f"{variant}: “{prompt}”"
+    display(plots.images(list(images), titles, columns=len(images), title=title))
+
+# %% [markdown]
+# If the finding is there from the first image on, the word alone draws it. If it appears late, the encoder's context does.
+#
+# ## The answer: hypothesis, test, result
+#
+# Each explanation was given its test before any of this was looked at. "Shown" means that the intervals exclude zero on the
+# side that the explanation needs.
+
+# %%
+evidence = {}
+for v in variants[1:]:
+    gathered = {
+        k: difference(scores[v, k], scores[first, k]) for k in ("finding", "begin", "end")
+    }
+    gathered["lag"], gathered["keys"] = lags[v], changes[v]["keys"]
+    gathered["alike"] = difference(alike[v], alike[first])
+    words = {w: [masses[w, s]["words"].to_numpy() for s in seeds] for w in (v, first)}
+    gathered["words"] = difference(words[v], words[first])
+    named = {w: [right[(w, s), "finding", "finding"] for s in seeds] for w in (v, first)}
+    lost = np.mean(named[v], axis=0) - np.mean(named[first], axis=0)
+    gathered["named"] = stats.bootstrap_ci(lost, n=settings.statistics.resamples)
+    evidence[v] = gathered
+
+# %% tags=["hide-input", "aggregate"]
+for v, gathered in evidence.items():
+    display(Markdown(f"**{v}** against {first}. {say.causes.answer(v, first, gathered)}"))
+    display(say.causes.table(gathered))
+
+# %% [markdown]
+# Explanations may hold together, and a test that shows nothing with so few phrases proves no absence. A variant with a *random*
+# frozen encoder, where the profile has one, separates constancy from meaning: if it points as well as the reference, it is
+# enough that states stay the same.
+#
+# ## Exercises
+#
+# **1.** How large is CKA between the states of two encoders that have nothing in common? Shuffle the phrases of one.
+
+# %% tags=["hide-cell", "aggregate"]
+x = causes.states_of(states[names[0]], sample, "finding")
+order = np.random.default_rng(0).permutation(len(x))
+pd.Series(
+    {
+        "the same phrases": causes.compare_states(x, x)["cka"],
+        "shuffled": causes.compare_states(x, x[order])["cka"],
+        "fewer, shuffled": causes.compare_states(x[:8], x[order][:8])["cka"],
+    },
+    name="CKA",
+).round(3).to_frame()
+
+# %% [markdown]
+# **2.** Ablate only the side. Does the map of the finding still know where to look?
+
+# %% tags=["hide-cell", "aggregate"]
+has_side = np.array(["side" in groups for groups in sample.kinds])
+blank = causes.empty_states(pipelines[names[0]])
+silent = causes.ablate(states[names[0]], blank, sample, ("side",))
+after = causes.read(pipelines[names[0]], sample, silent, timesteps).of("finding", sample)
+pd.Series(
+    {
+        "with the side": np.nanmean(scores[first, "finding"][0][has_side]),
+        "without": np.nanmean(causes.auc(after, sample)[has_side]),
+    },
+    name=localization.LABELS["auc_roc"],
+).round(3).to_frame()
+
+# %% [markdown]
+# ## Takeaways
+#
+# - An explanation is worth something if it says beforehand what would show it, and if another one would show something else.
+# - Exchanging states between models tells what the encoder does from what the U-Net does; keys say where, values say what.
+# - A BERT's begin token has read the text: subtract the empty prompt's map instead.
+# - A high similarity of states means nothing without its null, and one measure is not enough: a rotation is nothing to CKA and
+#   everything to a U-Net that has not followed it.
