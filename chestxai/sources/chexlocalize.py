@@ -21,14 +21,7 @@ from chestxai.studies import FINDINGS, Finding, Study
 
 CARD = Card.read("chexlocalize")
 
-#: Observations of CheXpert that are none of the eight findings, with the words that stand for them in a report.
-OTHERS = {
-    "Enlarged Cardiomediastinum": "enlarged cardiomediastinum",
-    "Lung Lesion": "lung lesion",
-    "Pleural Other": "other pleural abnormality",
-    "Fracture": "fracture",
-    "Support Devices": "support devices",
-}
+OTHERS = CARD.others
 #: Pathologies that have an outline, as the json names them → finding of the book, None for none of the eight.
 PATHOLOGIES: dict[str, str | None] = {name: name for name in FINDINGS if name != "Pneumonia"}
 PATHOLOGIES |= {"Airspace Opacity": "Lung Opacity"}

@@ -22,22 +22,7 @@ from chestxai.studies import FINDINGS, Box, Finding, Study
 
 CARD = Card.read("vindr")
 
-#: Classes of VinDr-CXR → findings of the book.
-LABELS = {name: name for name in FINDINGS if name != "Pleural Effusion"}
-LABELS |= {"Infiltration": "Lung Opacity", "Pleural effusion": "Pleural Effusion"}
-_PLAIN = (
-    "Aortic enlargement|Calcification|Clavicle fracture|Emphysema|Lung cavity|Lung cyst|Lung tumor|Mediastinal shift|"
-    "Other disease|Other lesion|Pleural thickening|Pulmonary fibrosis|Rib fracture|Tuberculosis"
-)
-_SPELLED_OUT = {
-    "COPD": "chronic obstructive pulmonary disease",
-    "Enlarged PA": "enlarged pulmonary artery",
-    "ILD": "interstitial lung disease",
-    "Nodule/Mass": "nodule or mass",
-    "Other diseases": "other disease",
-}
-#: Classes that are none of the eight findings, with the words that stand for them in a report, in this order.
-OTHERS = dict(sorted(({name: name.lower() for name in _PLAIN.split("|")} | _SPELLED_OUT).items()))
+LABELS, OTHERS = CARD.finding_of(), CARD.others
 NORMAL = "No finding"
 
 #: The files do not agree on the case of the classes.
