@@ -36,7 +36,7 @@ def load(
     """Load one split, see `chestxai.sources.load`.
 
     Args:
-        root: Folder with the layout above.
+        root: Folder with the layout of the card.
         split: "val" or "test"; "train" is empty.
         truth: The json that masks are read from: "polygons" (filled, with outline, as by the authors) or "rle".
         longest: Pixels of a mask's longer side, 1 or more; 0 keeps the resolution of the image.

@@ -34,7 +34,7 @@ def load(root: Path, split: str = "test", *, seed: int = 0) -> Studies:
     """Load one split, see `chestxai.sources.load`.
 
     Args:
-        root: Folder with the layout above.
+        root: Folder with the layout of the card.
         split: "train", "val" or "test": as the csv has it, otherwise 80, 10 and 10 % of the patients.
         seed: Of the split of patients for whom the csv has none.
     """

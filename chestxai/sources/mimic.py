@@ -60,7 +60,7 @@ def load(
     """Load the frontal images of one split, see `chestxai.sources.load`.
 
     Args:
-        root: Folder with the layout above.
+        root: Folder with the layout of the card.
         split: "train", "val" or "test".
         mode: What the ``phrase`` of a finding with boxes is, and so the prompt that grounds it: "phrase" is MS-CXR's
             label_text, verbatim; "impression" is `reports.prompt` of the report, which joins all boxes of one finding.

@@ -51,7 +51,7 @@ def load(root: Path, split: str = "test", *, boxes: Literal["auto", "test", "any
       the lists) leaves them where they are. "test" with the lists departs from the official split, but gives val boxes.
 
     Args:
-        root: Folder with the layout above.
+        root: Folder with the layout of the card.
         split: "train", "val" or "test".
         boxes: Where patients with a box may be: "test", "any" or "auto", see above.
         seed: Of the splits.

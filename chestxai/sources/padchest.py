@@ -29,7 +29,7 @@ def load(root: Path, split: str = "test", *, language: Language = "en", readers:
     """Load one official split, see `chestxai.sources.load`.
 
     Args:
-        root: Folder with the layout above.
+        root: Folder with the layout of the card.
         split: "train", "val" or "test"; a patient whom the table has in two is in the later.
         language: Of the report and of the phrases.
         readers: "first" takes ``boxes``, and ``extra_boxes`` only if there are no others; "both" takes all.

@@ -42,7 +42,7 @@ def load(root: Path, split: str = "test", *, agree: int = 2, overlap: float = 0.
     """Load one split, see `chestxai.sources.load`.
 
     Args:
-        root: Folder with the layout above; only what belongs to the split is needed.
+        root: Folder with the layout of the card; only what belongs to the split is needed.
         split: "train", "val" (both from the official train split) or "test".
         agree: Number of training readers, 1 to 3, who must name a finding, and draw a box, for it to count.
         overlap: Mean IoU in (0, 1] from which boxes are taken for one.
@@ -96,7 +96,7 @@ def _joined(
 
 
 def join(boxes: Sequence[tuple[str, Box]], agree: int, overlap: float) -> tuple[list[Box], list[int]]:
-    """Join the boxes of one finding, given with their readers, by the rule above.
+    """Join the boxes of one finding, given with their readers, by the rule of the card.
 
     Args:
         boxes: Reader and box of each.
