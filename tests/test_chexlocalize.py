@@ -226,7 +226,7 @@ class TestFatal:
             with pytest.raises(ValueError, match="truth is 'polygons' or 'rle' and longest at least 0"):
                 sources.load("chexlocalize", tmp_path, **option)
 
-    @pytest.mark.parametrize(("text", "problem"), [('{"pat', "damaged or cut off"), ("[]", "this is a list")])
+    @pytest.mark.parametrize(("text", "problem"), [('{"pat', "damaged or cut off"), ("[]", "found list")])
     def test_json_of_another_format(self, tmp_path, text, problem):
         root = collection(tmp_path, [row(1)])
         (root / "CheXlocalize" / "gt_annotations_test.json").write_text(text)

@@ -216,7 +216,11 @@ class TestFatal:
 
     @pytest.mark.parametrize(
         ("text", "problem"),
-        [('{"images": [', "damaged or cut off"), ("[]", "lists of images, annotations, categories are missing")],
+        [
+            ('{"images": [', "damaged or cut off"),
+            ("[]", "found list"),
+            ("{}", "lists of images, annotations, categories are missing"),
+        ],
     )
     def test_json_of_another_format(self, tmp_path, text, problem):
         root = collection(tmp_path, [image(1)])

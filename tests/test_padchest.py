@@ -262,7 +262,7 @@ class TestFatal:
             with pytest.raises(ValueError, match="language is 'en' or 'es', readers 'first' or 'both'"):
                 sources.load("padchest", tmp_path, **option)
 
-    @pytest.mark.parametrize(("text", "problem"), [('[{"StudyID":', "damaged or cut off"), ("{}", "this is a dict")])
+    @pytest.mark.parametrize(("text", "problem"), [('[{"StudyID":', "damaged or cut off"), ("{}", "found dict")])
     def test_reports_of_another_format(self, tmp_path, text, problem):
         root = collection(tmp_path, [], [row(1)])
         (root / "grounded_reports_20240819.json").write_text(text)

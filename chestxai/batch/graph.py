@@ -140,27 +140,15 @@ class Cell:
 
 
 def plan(
-    profile: Profile,
-    variants: Sequence[str],
-    seeds: Sequence[int],
-    *,
-    profile_path: str = "",
-    data: str = "",
-    out: Path | None = None,
-    chapters: Sequence[Chapter] = CHAPTERS,
-    notebooks: Path = NOTEBOOKS,
+    profile: Profile, variants: Sequence[str], seeds: Sequence[int], *, profile_path: str = "", **options: Any
 ) -> list[Node]:
     """The nodes of one profile, in an order in which they can run.
 
     Args:
         profile, variants, seeds, profile_path: see `Cell`.
-        data, out, chapters, notebooks: see `plan_grid`.
-
-    Raises:
-        InputError: see `plan_grid`.
+        **options: of `plan_grid`, which also says what is raised.
     """
-    cell = Cell(profile, variants, seeds, profile_path)
-    return plan_grid([cell], data=data, out=out, chapters=chapters, notebooks=notebooks)
+    return plan_grid([Cell(profile, variants, seeds, profile_path)], **options)
 
 
 def plan_grid(

@@ -7,7 +7,7 @@ the record, in a folder of its own. Then losses and weights of the two are compa
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
@@ -28,6 +28,7 @@ _PLACE = ("python", "device", "commit")
 class _Record(BaseModel):
     """What a replay uses of ``run.json``."""
 
+    finished: Literal[True]
     profile: Profile
     data_root: str
     variant: str
@@ -59,16 +60,13 @@ def replay(record: Path, out: Path | None = None, data: str = "") -> int:
         if not path.is_file():
             raise MissingError(f"{path} is missing: a replay needs a run's run.json, train.csv and {NOTEBOOK}")
     content, notebook = run.record(), read_notebook(kept)
-    lacks = ", ".join(name for name, info in _Record.model_fields.items() if info.is_required() and name not in content)
-    if lacks or not content.get("finished"):
-        raise InputError(
-            f"{record}: {'it lacks ' + lacks if lacks else 'the run is not finished'}, so it cannot be repeated from "
-            "its record; run 'python -m chestxai.batch' with its settings instead"
-        )
     try:
         before = _Record.model_validate(content)
     except ValidationError as error:
-        raise InputError(f"{record}: this version cannot repeat it ({profiles.describe_errors(error)})") from error
+        raise InputError(
+            f"{record}: cannot be repeated from its record ({profiles.describe_errors(error)}); run 'python -m "
+            "chestxai.batch' with its settings instead"
+        ) from error
     profile, variant, seed = before.profile, before.variant, before.seed
     if out is None:
         out = profiles.RUNS / "replay" / f"{profile.name}-{variant}-seed-{seed}"

@@ -1,15 +1,13 @@
 """Keeps images, report texts and identifiers of credentialed data off the published pages: deny by default.
 
-The terms of some sources bind each user: nobody else may see their images, reports or identifiers. The executed
-notebooks in ``runs/`` show them and are the researcher's own; what is published goes through this module. Code cells
-tagged ``aggregate`` (scores, curves, counts) keep their outputs; a notice replaces all others, and attachments and
-pictures in Markdown. What remains is checked, and so are the built pages: `withhold` replaces the outputs of a cell
-that shows something, `leaks` lists what is left, which stops the build. What a person wrote never changes. Refused are
+The terms of some sources bind each user; what is published goes through this module. Code cells tagged ``aggregate``
+(scores, curves, counts) keep their outputs; a notice replaces all others, and attachments and pictures in Markdown.
+What remains is checked, and so are the built pages: `withhold` replaces the outputs of a cell that shows something,
+`leaks` lists what is left, which stops the build. What a person wrote never changes. Refused are
 
 - pictures, also those made of numbers, widgets, foreign scripts and unknown MIME types (`chestxai.book.reading`);
-- report text: a sentence of four or more words, six words in a row, or a phrase of two or more, whatever numbers, cells
-  or outputs stand between the words; names of findings and sides alone are none. In what a person wrote only six words
-  count, and only if reports of fewer than `COMMON` patients have them;
+- report text: a sentence of four or more words, six words in a row, or a phrase of two or more, across numbers, cells
+  and outputs. In what a person wrote only six words count, and only if fewer than `COMMON` patients have them;
 - identifiers: whatever has the form of the source's own (`sources.Card.identifiers`), and those of the studies loaded,
   also with letters around them, grouped, joined or cut; of six characters or more, with a digit;
 - the folder of the data.

@@ -85,11 +85,11 @@ def memorisation(
     return Memory(distance, nearest, away, threshold, closer, detected)
 
 
-def copies(images: Array, n: int = 32, noise: float = 4.0, seed: int = 0) -> Array:
+def copies(images: Array, n: int = 32, noise: float = 4.0) -> Array:
     """The first ``n`` of ``images`` as a model that memorises would draw them: uint8 ``(n, s, s)``.
 
-    ``noise`` is the standard deviation, in grey values of 255, of the noise added with this ``seed``.
+    ``noise`` is the standard deviation, in grey values of 255, of the noise added.
     """
     originals = check_images(images)[:n]
-    noisy = originals + np.random.default_rng(seed).normal(0, noise, originals.shape)
+    noisy = originals + np.random.default_rng(0).normal(0, noise, originals.shape)
     return noisy.round().clip(0, 255).astype(np.uint8)

@@ -18,7 +18,7 @@ from chestxai.runs import Run
 from chestxai.studies import FINDINGS, Study
 
 
-def requests(studies: Sequence[Study], settings: SamplingSettings, seed: int = 0) -> tuple[list[str], Array, Array]:
+def requests(studies: Sequence[Study], settings: SamplingSettings) -> tuple[list[str], Array, Array]:
     """Choose what each of ``settings.images`` images is asked to show: the report prompts of held-out studies.
 
     Studies are drawn without replacement (starting over if there are too few), ``settings.per_prompt`` images in a row
@@ -26,7 +26,7 @@ def requests(studies: Sequence[Study], settings: SamplingSettings, seed: int = 0
 
     Args:
         studies: held out from training; those without a report are left out.
-        settings, seed: ``images`` and ``per_prompt``, and the seed of the choice.
+        settings: ``images`` and ``per_prompt``.
 
     Returns:
         The prompts; their labels (see `asked`); and the position int ``(images,)`` in ``studies`` of each one's report.
@@ -40,7 +40,7 @@ def requests(studies: Sequence[Study], settings: SamplingSettings, seed: int = 0
             texts[i] = reports.prompt(study.report)
     if not texts:
         raise runs.InputError(f"nothing to ask for: none of {len(studies)} studies has a report")
-    order = np.random.default_rng(seed).permutation(list(texts))
+    order = np.random.default_rng(0).permutation(list(texts))
     origins = order[np.arange(settings.images) // settings.per_prompt % len(order)]
     prompts = [texts[i] for i in origins.tolist()]
     return prompts, asked(prompts), origins

@@ -1,12 +1,8 @@
 """What a model knows about the findings: read from its text encoder, and from its errors when it denoises an image.
 
-- `reader`: a *report* is read by attention pooling over the token states of a frozen text encoder, by TF-IDF with
-  logistic regression, and by the rules of `reports`.
-- `perturb`: the same report in another form, to see how much of the reading depends on the form.
-- `zero_shot`: an *image* is classified by the diffusion model, by the prompt that lets it predict the noise best.
-- `labels` holds the reference labels, `scores` the metrics.
-
-Labels and probabilities are ``(n, 8)`` over `FINDINGS`, or ``(n, k)`` over the ``k`` of them that can be evaluated.
+`reader` reads a *report* by attention pooling over token states, by TF-IDF and by rules; `perturb` puts it into another
+form; `zero_shot` classifies an *image* by the prompt under which the model predicts the noise best. `labels` holds the
+reference labels, `scores` the metrics. Labels and probabilities are ``(n, k)`` over `FINDINGS` or the evaluable ones.
 """
 
 # ruff: noqa: F401, I001

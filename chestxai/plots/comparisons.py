@@ -90,7 +90,6 @@ def scores_by_finding(
 
 def paired(
     differences: Sequence[Comparison] | pd.DataFrame,
-    names: tuple[str, str] = ("frozen", "learnable"),
     shared: bool = False,
     title: str = "",
     variants: Sequence[str] | None = None,
@@ -102,13 +101,13 @@ def paired(
 
     Args:
         differences: Results of `tradeoff.compare`, all with the same ``a`` or all with the same ``b``; or a table with
-            the columns name, estimate, low, high and, optionally, better ("higher", the default, or "lower"), n, a, b.
-        names: ``a`` and ``b`` of a table without these columns.
+            the columns name, estimate, low, high and, optionally, better ("higher", the default, or "lower"), n, a, b
+            (frozen and learnable by default).
         shared: One axis for all rows (one score, many findings); otherwise each row has its own scale.
         title: Title of the figure.
         variants: All variants in order, the reference one first, for their colours; see `variant_style`.
     """
-    table = _differences(differences, names)
+    table = _differences(differences)
     sides = [list(table[side].unique()) for side in "ab"]
     if min(map(len, sides)) > 1:
         raise InputError("paired: all comparisons must have the same variant a, or the same variant b")
@@ -167,7 +166,7 @@ def paired(
     return fig.add_vline(0, line={"color": "#444444", "width": 1.5})
 
 
-def _differences(differences: Sequence[Comparison] | pd.DataFrame, names: tuple[str, str]) -> pd.DataFrame:
+def _differences(differences: Sequence[Comparison] | pd.DataFrame) -> pd.DataFrame:
     """The differences as a table with the columns name, estimate, low, high, better, n, a and b."""
     table = differences
     if not isinstance(table, pd.DataFrame):
@@ -176,7 +175,7 @@ def _differences(differences: Sequence[Comparison] | pd.DataFrame, names: tuple[
         table["better"] = [style.direction(metric, "higher", "lower") for metric in table["metric"]]
     style.require(table, ["name", "estimate", "low", "high"], "paired")
     table = table.reset_index(drop=True)
-    for column, value in {"better": "higher", "n": np.nan, "a": names[0], "b": names[1]}.items():
+    for column, value in {"better": "higher", "n": np.nan, "a": "frozen", "b": "learnable"}.items():
         table[column] = table[column].fillna(value) if column in table else value
     return table
 
@@ -184,8 +183,6 @@ def _differences(differences: Sequence[Comparison] | pd.DataFrame, names: tuple[
 def tradeoff(
     table: pd.DataFrame,
     metrics: Sequence[str] = METRICS,
-    fidelity: str = "fid",
-    title: str = "",
     variants: Sequence[str] | None = None,
 ) -> go.Figure:
     """Fidelity against localization over the checkpoints of all variants, with a button per localization score.
@@ -197,31 +194,29 @@ def tradeoff(
         table: A row per variant, seed and step with the columns variant, seed, step, ``fid`` and one per score;
             optionally ``<column>_low``, ``<column>_high``, ``prior_<score>`` and ``chance_<score>``.
         metrics: Columns of scores, a button for each that the table has.
-        fidelity: Column of the x-axis, of which less is better.
-        title: Title of the figure.
         variants: The variants to draw, the reference one first; see `variant_style`.
     """
-    style.require(table, ["variant", "seed", "step", fidelity], "tradeoff")
-    scores, table = [column for column in metrics if column in table], table.dropna(subset=[fidelity])
+    style.require(table, ["variant", "seed", "step", "fid"], "tradeoff")
+    scores, table = [column for column in metrics if column in table], table.dropna(subset=["fid"])
     if not scores or table.empty:
-        what = f"the column {fidelity} is empty" if scores else f"the table has none of the scores {', '.join(metrics)}"
+        what = "the column fid is empty" if scores else f"the table has none of the scores {', '.join(metrics)}"
         raise InputError(f"tradeoff: {what}")
     styles = style.styles_of(table["variant"], variants)
     table = table[table["variant"].isin(styles)].sort_values("step")
     several = table.groupby("variant")["seed"].nunique().max() > 1
-    log = table[fidelity].min() > 0 and table[fidelity].max() / table[fidelity].min() > 8
+    log = table["fid"].min() > 0 and table["fid"].max() / table["fid"].min() > 8
     remark = f"Labels: training step. Bars: {'lowest to highest seed' if several else '95 % interval'}."
     planes = []
     for column in scores:
-        plane = _plane(_by_step(table, [fidelity, column], several), fidelity, column, styles)
+        plane = _plane(_by_step(table, ["fid", column], several), "fid", column, styles)
         if several:
-            _add_seeds(plane, table, fidelity, column, styles)
+            _add_seeds(plane, table, "fid", column, styles)
         _add_references(plane, table, column)
         legend = [trace.name for trace in plane.data if trace.showlegend]
-        style.dressed(plane, title, 500, legend, 40 * (len(scores) > 1), margin={"r": 122})
+        style.dressed(plane, "", 500, legend, 40 * (len(scores) > 1), margin={"r": 122})
         better = style.direction(column, "higher is better ↑", "lower is better ↓")
         plane.update_yaxes(title_text=f"{style.score_name(column)} · {better}")
-        side = f"← {style.score_name(fidelity)} (lower is better{', logarithmic' if log else ''})"
+        side = f"← {style.score_name('fid')} (lower is better{', logarithmic' if log else ''})"
         plane.update_xaxes(title_text=f"{side}<br>{remark}", type="log" if log else "linear")
         planes.append((style.score_name(column).split(" (")[0], plane))
     return style.chooser(planes, type="buttons", direction="right", x=0, y=1, yanchor="bottom", pad={"b": 8})

@@ -124,8 +124,9 @@ def read_json(path: Path, kind: type | None = None) -> Any:
         InputError: the file is not valid JSON, or holds another type; names the file and the place.
     """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    # Not only JSONDecodeError: also bytes that are not text, and numbers of too many digits.
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error})") from error
     if kind is not None and not isinstance(value, kind):
         raise InputError(f"{path}: expected a JSON {_JSON[kind]}, found {type(value).__name__}")

@@ -57,6 +57,7 @@ def resumable(
         InputError: a stored file is damaged.
         OSError: ``path`` cannot be written.
     """
+    import torch
     from accelerate import PartialState
 
     path, state = Path(path), PartialState()
@@ -85,7 +86,9 @@ def resumable(
             save_tensors(parts[number], dict(tensors), {"identity": identity, "skipped": json.dumps(lines)})
             (own if bar is None else bar).update(len(chunks[number]))
     state.wait_for_everyone()
-    tensors, lines = _join(parts)
+    rows, lines = [load_tensors(part) for part in parts], [line for part in parts for line in _lines(part)]
+    names = dict.fromkeys(name for some in rows for name in some)
+    tensors = {name: torch.cat([some[name] for some in rows if name in some]) for name in names}
     if tensors and state.is_main_process:
         save_tensors(path, tensors, {"identity": identity, "skipped": json.dumps(lines), **(metadata or {})})
     state.wait_for_everyone()  # all have read the parts
@@ -93,15 +96,6 @@ def resumable(
         # Also where nothing could be computed: once the inputs are mended, the next call must start afresh.
         shutil.rmtree(folder, ignore_errors=True)
     return tensors, lines
-
-
-def _join(parts: list[Path]) -> tuple[dict[str, torch.Tensor], list[str]]:
-    import torch
-
-    rows = [load_tensors(part) for part in parts]
-    names = dict.fromkeys(name for tensors in rows for name in tensors)
-    tensors = {name: torch.cat([some[name] for some in rows if name in some]) for name in names}
-    return tensors, [line for part in parts for line in _lines(part)]
 
 
 def _lines(path: Path) -> list[str]:

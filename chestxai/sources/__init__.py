@@ -1,7 +1,7 @@
 """One module per data set; all of them give the same record, `chestxai.studies.Study`.
 
-A module has a ``CARD`` (what the data set is, its terms, how to get it) and ``load(root, split, **options)``, whose
-keyword-only parameters are the options that a profile may set.
+A module has a ``CARD`` (what the data set is, its terms, its layout, how to get it; of ``data/cards``) and
+``load(root, split, **options)``, whose keyword-only parameters are the options that a profile may set.
 """
 
 import re

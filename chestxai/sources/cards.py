@@ -26,6 +26,8 @@ class Card(BaseModel):
         credentialed: Whether images, reports and identifiers must not be shown to others, be it on a published page;
             pages made from such data go through `chestxai.guard`.
         identifiers: Regular expressions of identifiers that pages must not show, by what they identify.
+        labels: Finding of the book → labels of the data set that mean it, as the lexicon of `reports` draws the line.
+        others: Labels that are none of the eight findings → the words that stand for them in a report, in this order.
         text: Layout of the folder, and the rules by which it becomes studies, in Markdown.
     """
 
@@ -45,6 +47,8 @@ class Card(BaseModel):
     cite: tuple[str, ...] = ()
     credentialed: bool = False
     identifiers: dict[str, str] = {}
+    labels: dict[str, tuple[str, ...]] = {}
+    others: dict[str, str] = {}
     text: str = ""
 
     @classmethod
@@ -52,6 +56,10 @@ class Card(BaseModel):
         """The card in ``data/cards/<name>.md``: its fields as YAML between two lines of dashes, then its text."""
         _, fields, text = (FOLDER / f"{name}.md").read_text(encoding="utf-8").split("---\n", 2)
         return cls(name=name, text=text, **yaml.safe_load(fields))
+
+    def finding_of(self) -> dict[str, str]:
+        """Label of the data set → finding of the book."""
+        return {label: finding for finding, labels in self.labels.items() for label in labels}
 
     def rows(self) -> dict[str, str]:
         """The card as rows of a table."""

@@ -21,14 +21,7 @@ from chestxai.studies import FINDINGS, Finding, Study
 
 CARD = Card.read("chexlocalize")
 
-#: Observations of CheXpert that are none of the eight findings, with the words that stand for them in a report.
-OTHERS = {
-    "Enlarged Cardiomediastinum": "enlarged cardiomediastinum",
-    "Lung Lesion": "lung lesion",
-    "Pleural Other": "other pleural abnormality",
-    "Fracture": "fracture",
-    "Support Devices": "support devices",
-}
+OTHERS = CARD.others
 #: Pathologies that have an outline, as the json names them → finding of the book, None for none of the eight.
 PATHOLOGIES: dict[str, str | None] = {name: name for name in FINDINGS if name != "Pneumonia"}
 PATHOLOGIES |= {"Airspace Opacity": "Lung Opacity"}
@@ -43,7 +36,7 @@ def load(
     """Load one split, see `chestxai.sources.load`.
 
     Args:
-        root: Folder with the layout above.
+        root: Folder with the layout of the card.
         split: "val" or "test"; "train" is empty.
         truth: The json that masks are read from: "polygons" (filled, with outline, as by the authors) or "rle".
         longest: Pixels of a mask's longer side, 1 or more; 0 keeps the resolution of the image.

@@ -30,7 +30,7 @@ def load(root: Path, split: str = "test", *, masks: bool = False, longest: int =
     """Load one split, see `chestxai.sources.load`.
 
     Args:
-        root: Folder with the layout above; only what belongs to the split is needed.
+        root: Folder with the layout of the card; only what belongs to the split is needed.
         split: "train", "val" (both from the official train split) or "test" (the official val).
         masks: Decode the masks, too, which needs pycocotools.
         longest: Pixels of a mask's longer side, 1 or more, so that they fit into memory; 0 keeps the image's.

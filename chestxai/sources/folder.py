@@ -12,13 +12,11 @@ from chestxai.runs import InputError, MissingError
 from chestxai.sources.cards import Card
 from chestxai.sources.records import Collector, Record, Studies, ensure, image_size
 from chestxai.sources.shapes import parse_box
-from chestxai.sources.splits import FRACTIONS, split_patients
+from chestxai.sources.splits import FRACTIONS, NAMES, split_patients
 from chestxai.sources.tables import csv_rows
 from chestxai.studies import FINDINGS, Box, Finding, Study
 
 CARD = Card.read("folder")
-
-_SPLITS = {"train": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ def load(root: Path, split: str = "test", *, seed: int = 0) -> Studies:
     """Load one split, see `chestxai.sources.load`.
 
     Args:
-        root: Folder with the layout above.
+        root: Folder with the layout of the card.
         split: "train", "val" or "test": as the csv has it, otherwise 80, 10 and 10 % of the patients.
         seed: Of the split of patients for whom the csv has none.
     """
@@ -129,9 +127,9 @@ def _row(where: str, image: str, text: str, finding: str, side: str, patient: st
     side, split = side.lower(), split.lower()
     ensure(text, f"row without a text ({image})")
     ensure(side in ("", "left", "right", "bilateral"), f"unknown side ({side!r}: left, right or bilateral)")
-    ensure(not split or split in _SPLITS, f"unknown split ({split!r}: train, val or test)")
+    ensure(not split or split in NAMES, f"unknown split ({split!r}: train, val or test)")
     ensure(not side or finding or box[0], f"side without a finding ({image})")
-    return _Row(where, text, finding, side, parse_box(box) if any(box) else None, patient, _SPLITS.get(split, ""))
+    return _Row(where, text, finding, side, parse_box(box) if any(box) else None, patient, NAMES.get(split, ""))
 
 
 def _patient(image: str, rows: Sequence[_Row]) -> str:

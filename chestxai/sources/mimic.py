@@ -6,12 +6,11 @@ The layout of the folder and the rules for findings and splits are in ``data/car
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -22,13 +21,12 @@ from chestxai.runs import InputError
 from chestxai.sources.cards import Card
 from chestxai.sources.records import Collector, Record, Studies, ensure
 from chestxai.sources.shapes import parse_box
-from chestxai.sources.splits import BOXED, later_split, split_patients
+from chestxai.sources.splits import BOXED, NAMES, later_split, split_patients
 from chestxai.sources.tables import csv_rows, read_json
 from chestxai.studies import FINDINGS, Box, Finding, Study
 
 CARD = Card.read("mimic")
 
-_SPLITS = {"train": "train", "validate": "val", "val": "val", "test": "test"}
 #: Label of an examination: present, absent, uncertain (-1), or None if its report does not say.
 _VALUES = {"": None, "0": 0, "0.0": 0, "1": 1, "1.0": 1, "-1": -1, "-1.0": -1}
 _NAME = re.compile(r"\w[\w-]{0,99}", re.ASCII)
@@ -50,19 +48,6 @@ class _Phrase:
     box: Box
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Suspend the search for unreachable cycles: a fifth of the time here, with a million records that are all kept."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
-
-
-@_uncollected()
 def load(
     root: Path,
     split: str = "test",
@@ -75,7 +60,7 @@ def load(
     """Load the frontal images of one split, see `chestxai.sources.load`.
 
     Args:
-        root: Folder with the layout above.
+        root: Folder with the layout of the card.
         split: "train", "val" or "test".
         mode: What the ``phrase`` of a finding with boxes is, and so the prompt that grounds it: "phrase" is MS-CXR's
             label_text, verbatim; "impression" is `reports.prompt` of the report, which joins all boxes of one finding.
@@ -194,11 +179,11 @@ def _add_boxes(data: Collector, path: Path, images: dict[str, _Image]) -> dict[s
         spelled = re.search(r"\bp([1-9]\d{7})/", file, re.ASCII)
         patient = image.patient if image else spelled[1] if spelled else ""
         if patient:
-            patients[patient] = later_split(patients.get(patient, "train"), _SPLITS.get(split, "train"))
+            patients[patient] = later_split(patients.get(patient, "train"), NAMES.get(split, "train"))
         with data.record(where, patient):
             ensure(label in FINDINGS, f"unknown category ({label!r})")
             ensure(phrase, f"box without a phrase ({name}, {label})")
-            ensure(not split or split in _SPLITS, f"unknown split ({split!r})")
+            ensure(not split or split in NAMES, f"unknown split ({split!r})")
             ensure(image, f"box of no frontal image of the metadata ({name})")
             box, shape = parse_box(numbers), (height.removesuffix(".0"), width.removesuffix(".0"))
             frame = f"{image.size[0]} × {image.size[1]}"
@@ -244,13 +229,13 @@ def _splits(
     splits: dict[str, str] = {}
     for where, (patient, split) in csv_rows(path, ("subject_id", "split"), CARD.get, fold=False):
         # There is a row for each image, most of which repeat the split of their patient.
-        if patient in splits and splits[patient] == _SPLITS.get(split):
+        if patient in splits and splits[patient] == NAMES.get(split):
             continue
         with data.record(where, patient):
             _number("subject_id", patient)
-            if split not in _SPLITS:
+            if split not in NAMES:
                 raise InputError(f"unknown split ({split!r})")
-            splits[patient] = later_split(splits.get(patient, "train"), _SPLITS[split])
+            splits[patient] = later_split(splits.get(patient, "train"), NAMES[split])
     splits |= split_patients(held_out, BOXED, seed) | {p: s for p, s in held_out.items() if s != "train"}
     splits |= {image.patient: "test" for image in images.values() if image.patient.startswith("19")}
     for image in images.values():

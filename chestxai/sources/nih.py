@@ -22,11 +22,7 @@ CARD = Card.read("nih")
 #: Side of the square frame of all boxes of ChestX-ray14, in pixels.
 FRAME = 1024
 
-#: NIH's labels (and the names of the book) → findings of the book.
-LABELS = {name: name for name in FINDINGS} | {"Effusion": "Pleural Effusion"}
-LABELS |= dict.fromkeys(("Infiltrate", "Infiltration"), "Lung Opacity")
-#: NIH's labels that are none of the eight findings.
-OTHERS = ("Emphysema", "Fibrosis", "Hernia", "Mass", "Nodule", "Pleural_Thickening")
+LABELS, OTHERS = CARD.finding_of(), CARD.others
 NORMAL = "No Finding"
 
 
@@ -55,7 +51,7 @@ def load(root: Path, split: str = "test", *, boxes: Literal["auto", "test", "any
       the lists) leaves them where they are. "test" with the lists departs from the official split, but gives val boxes.
 
     Args:
-        root: Folder with the layout above.
+        root: Folder with the layout of the card.
         split: "train", "val" or "test".
         boxes: Where patients with a box may be: "test", "any" or "auto", see above.
         seed: Of the splits.
@@ -88,7 +84,7 @@ def load(root: Path, split: str = "test", *, boxes: Literal["auto", "test", "any
 
 def _study(entry: _Entry, split: str, path: Path) -> Study:
     named = {LABELS[label] for label in entry.labels if label in LABELS} | entry.boxes.keys()
-    others = [_folded(label) for label in entry.labels if label in OTHERS]
+    others = [OTHERS[label] for label in entry.labels if label in OTHERS]
     report, phrases = labelled_report([name for name in FINDINGS if name in named], others)
     boxes = {name: tuple(entry.boxes.get(name, ())) for name in phrases}
     findings = tuple(Finding(name, phrase, boxes=boxes[name]) for name, phrase in phrases.items())

@@ -49,7 +49,7 @@ def load(root: Path, split: str = "test", *, seed: int = 0) -> Studies:
     """Load one split, see `chestxai.sources.load`; the studies are in the order of the reports' numbers.
 
     Args:
-        root: Folder with the layout above.
+        root: Folder with the layout of the card.
         split: "train", "val" or "test": 80, 10 and 10 % of the patients.
         seed: Of the split.
     """

@@ -13,33 +13,13 @@ from chestxai import reports
 from chestxai.sources.cards import Card
 from chestxai.sources.records import Collector, Record, Studies, ensure, image_size
 from chestxai.sources.shapes import parse_box
-from chestxai.sources.splits import later_split
+from chestxai.sources.splits import NAMES, later_split
 from chestxai.sources.tables import csv_rows, read_json
 from chestxai.studies import Box, Finding, Study
 
 CARD = Card.read("padchest")
 
-#: Labels of PadChest → findings of the book, as the lexicon of `reports` draws the line: volume loss is Atelectasis, a
-#: blunted angle Pleural Effusion, infiltrates and alveolar patterns are Lung Opacity, heart insufficiency is Edema.
-LABELS = {
-    label: finding
-    for finding, labels in {
-        "Atelectasis": "atelectasis, atelectasis basal, laminar atelectasis, lobar atelectasis, round atelectasis, "
-        "segmental atelectasis, total atelectasis, volume loss",
-        "Cardiomegaly": "cardiomegaly",
-        "Consolidation": "consolidation",
-        "Edema": "heart insufficiency, pulmonary edema",
-        "Lung Opacity": "alveolar pattern, ground glass pattern, increased density, infiltrates",
-        "Pleural Effusion": "costophrenic angle blunting, loculated fissural effusion, loculated pleural effusion, "
-        "pleural effusion",
-        "Pneumonia": "atypical pneumonia, pneumonia",
-        "Pneumothorax": "pneumothorax",
-    }.items()
-    for label in labels.split(", ")
-}
-
-_SPLITS = {"train": "train", "validation": "val", "val": "val", "test": "test"}
-
+LABELS = CARD.finding_of()
 
 Language = Literal["en", "es"]
 Readers = Literal["first", "both"]
@@ -49,7 +29,7 @@ def load(root: Path, split: str = "test", *, language: Language = "en", readers:
     """Load one official split, see `chestxai.sources.load`.
 
     Args:
-        root: Folder with the layout above.
+        root: Folder with the layout of the card.
         split: "train", "val" or "test"; a patient whom the table has in two is in the later.
         language: Of the report and of the phrases.
         readers: "first" takes ``boxes``, and ``extra_boxes`` only if there are no others; "both" takes all.
@@ -154,7 +134,7 @@ def _patients(data: Collector, path: Path) -> dict[str, str]:
     for where, (study, patient, split) in csv_rows(path, ("StudyID", "PatientID", "split"), CARD.get):
         with data.record(where, patient):
             ensure(patient, f"row without a patient ({study})")
-            ensure(split.lower() in _SPLITS, f"unknown split ({split.lower()!r})")
+            ensure(split.lower() in NAMES, f"unknown split ({split.lower()!r})")
             ensure(patients.setdefault(study, patient) == patient, f"study of two patients ({study})")
-            data.splits[patient] = later_split(data.splits.get(patient, "train"), _SPLITS[split.lower()])
+            data.splits[patient] = later_split(data.splits.get(patient, "train"), NAMES[split.lower()])
     return patients

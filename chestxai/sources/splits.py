@@ -11,6 +11,8 @@ from chestxai.runs import InputError
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 TRAIN_VAL = {"train": 0.9, "val": 0.1}
 BOXED = {"val": 0.2, "test": 0.8}
+#: Names of the splits as tables write them.
+NAMES = {name: name for name in ("train", "val", "test")} | dict.fromkeys(("validate", "validation"), "val")
 
 
 def later_split(*splits: str) -> str:

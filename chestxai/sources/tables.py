@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import json
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from chestxai import runs
 from chestxai.runs import InputError
 
 Names = Sequence[str]
@@ -74,13 +74,10 @@ def read_json(path: Path, kind: type, advice: str, lists: Names = ()) -> Any:
         lists: Keys under which there must be lists, as in COCO's format.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    # Not only JSONDecodeError: also bytes that are not text, and numbers of too many digits.
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: damaged or cut off ({error}); delete it and download it again. {advice}") from error
-    missing = [key for key in lists if not isinstance(content, dict) or not isinstance(content.get(key), list)]
+        content = runs.read_json(path, kind)
+    except InputError as error:
+        raise InputError(f"{error}; if it is damaged or cut off, delete it and download it again. {advice}") from error
+    missing = [key for key in lists if not isinstance(content.get(key), list)]
     if missing:
         raise InputError(f"{path}: lists of {', '.join(missing)} are missing: not in COCO's format. {advice}")
-    if not isinstance(content, kind):
-        raise InputError(f"{path}: should hold a {kind.__name__}, but this is a {type(content).__name__}. {advice}")
     return content

@@ -22,22 +22,7 @@ from chestxai.studies import FINDINGS, Box, Finding, Study
 
 CARD = Card.read("vindr")
 
-#: Classes of VinDr-CXR → findings of the book.
-LABELS = {name: name for name in FINDINGS if name != "Pleural Effusion"}
-LABELS |= {"Infiltration": "Lung Opacity", "Pleural effusion": "Pleural Effusion"}
-_PLAIN = (
-    "Aortic enlargement|Calcification|Clavicle fracture|Emphysema|Lung cavity|Lung cyst|Lung tumor|Mediastinal shift|"
-    "Other disease|Other lesion|Pleural thickening|Pulmonary fibrosis|Rib fracture|Tuberculosis"
-)
-_SPELLED_OUT = {
-    "COPD": "chronic obstructive pulmonary disease",
-    "Enlarged PA": "enlarged pulmonary artery",
-    "ILD": "interstitial lung disease",
-    "Nodule/Mass": "nodule or mass",
-    "Other diseases": "other disease",
-}
-#: Classes that are none of the eight findings, with the words that stand for them in a report, in this order.
-OTHERS = dict(sorted(({name: name.lower() for name in _PLAIN.split("|")} | _SPELLED_OUT).items()))
+LABELS, OTHERS = CARD.finding_of(), CARD.others
 NORMAL = "No finding"
 
 #: The files do not agree on the case of the classes.
@@ -57,7 +42,7 @@ def load(root: Path, split: str = "test", *, agree: int = 2, overlap: float = 0.
     """Load one split, see `chestxai.sources.load`.
 
     Args:
-        root: Folder with the layout above; only what belongs to the split is needed.
+        root: Folder with the layout of the card; only what belongs to the split is needed.
         split: "train", "val" (both from the official train split) or "test".
         agree: Number of training readers, 1 to 3, who must name a finding, and draw a box, for it to count.
         overlap: Mean IoU in (0, 1] from which boxes are taken for one.
@@ -111,7 +96,7 @@ def _joined(
 
 
 def join(boxes: Sequence[tuple[str, Box]], agree: int, overlap: float) -> tuple[list[Box], list[int]]:
-    """Join the boxes of one finding, given with their readers, by the rule above.
+    """Join the boxes of one finding, given with their readers, by the rule of the card.
 
     Args:
         boxes: Reader and box of each.
