@@ -11,21 +11,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+from sklearn.metrics import roc_auc_score
 
-from chestxai import reports, sources
+from chestxai import localization, reports, sources
+from chestxai.runs import InputError
 from chestxai.sources import phantom
-from chestxai.sources.phantom import FIELD, MU, Lesion, Patient
-from chestxai.studies import FINDINGS, Study, box_of
+from chestxai.sources.phantom import MU, Lesion, Patient
+from chestxai.studies import FINDINGS, Study, box_of, phrases
 
 # The first three studies of seed 1, and of seed 2 without findings; a line is an image, row by row of blocks.
 LOOK = """
-45.5 122.5 130.8 46.1  43.4 112.6 125.7 43.5  65.8 141.6 177.1  64.4   50.9 201.9 202.1 56.6
-45.3 120.6 134.2 75.6  42.3 102.3 118.8 55.4  62.9 145.4 189.6  77.3   50.1 204.7 206.9 61.1
-39.6 120.9 113.6 36.6  38.2  96.8  92.8 33.8  58.2 163.1 199.0  67.7   58.3 200.8 191.7 48.1
-67.0 137.1 111.9 58.8  64.0 126.4  84.1 59.5  89.7 156.0 137.2  78.8  101.4 189.5 173.2 61.5
-59.3 156.1 118.3 45.3  49.1 132.3  71.8 51.1  91.0 179.7 147.2  73.5   95.5 220.2 197.9 41.5
-78.7 133.3 137.9 81.5  66.6 107.6 114.8 73.9  90.3 138.0 157.9 100.9   88.3 198.2 196.2 95.1
+ 33.3 113.7 191.4 116.7   10.5  85.2 171.1  91.6    6.0 119.4 222.9 157.8    6.0  33.4 135.1  53.8
+ 77.1 137.3 100.5  82.0   71.9 138.2  95.6  73.9   75.2 150.9 103.7  57.4  104.9 194.4 171.4  50.9
+ 58.0 127.4  83.0  62.5   54.8 128.6  68.6  56.3   82.7 162.8 120.9  61.8   78.0 177.2 148.7  34.2
+ 65.1 113.6 125.4  68.0   52.6  84.1 101.1  65.7   57.9 117.2 143.6  80.4   53.8 178.7 183.3  73.3
+ 49.4 109.0 125.2  55.1   33.6  83.3  94.4  48.2   38.2 164.7 179.1  49.5    6.2 113.1 117.9   7.9
+ 48.0  85.4 161.9  84.3   27.8  73.1 160.4  73.9   11.2 108.6 192.4 116.0    5.3 154.4 231.0 145.1
 """
+PLAIN = {"scanner": 0, "exposure": 0.0, "field": 34.0, "shift": (0.3, -0.4)}
 SHAPE = np.random.default_rng(0).random(48)
 
 
@@ -35,8 +38,13 @@ def many() -> list[Study]:
 
 
 def person(k: int = 0, **changes: object) -> Patient:
-    """One of many, without findings, noise of a scanner B, or misjudged exposure."""
-    return replace(phantom.patient(9, "test", k, 0, normal=True), **({"scanner": 0, "exposure": 0.0} | changes))
+    """One of many, without findings, noise of a scanner B, misjudged exposure, or odd position."""
+    return replace(phantom.patient(9, "test", k, 0, normal=True), **(PLAIN | changes))
+
+
+def expose(integral: np.ndarray, patients: list[Patient], size: int) -> np.ndarray:
+    """A chest without lesions."""
+    return phantom.expose(integral, patients, size, integral)
 
 
 def with_lesion(one: Patient, name: str, side: int = 1, zone: str = "", amount: float = 0.6) -> Patient:
@@ -161,7 +169,8 @@ class TestTruth:
         for s in many:
             for f in s.present():
                 seen.add((f.name, f.side))
-                left_half, right_half = f.mask[:, :32].any(), f.mask[:, 32:].any()
+                middle = round(s.attributes["midline"] * 64)
+                left_half, right_half = f.mask[:, :middle].any(), f.mask[:, middle:].any()
                 if f.side == "right":
                     assert (left_half, right_half) == (True, False), (s.id, f.name)
                 elif f.side == "left":
@@ -179,7 +188,9 @@ class TestTruth:
         heights: dict[tuple, list[float]] = {}
         for s in many:
             for f in s.present():
-                heights.setdefault((f.name, f.zone), []).append(ndimage.center_of_mass(f.mask)[0] / 64)
+                one = phantom.patient(5, "test", int(s.patient[-6:]), int(s.id[-1]))
+                down = (ndimage.center_of_mass(f.mask)[0] / 64 - 0.5) * one.field - one.shift[1]
+                heights.setdefault((f.name, f.zone), []).append(0.5 + down / 34)
         mean = {key: np.mean(found) for key, found in heights.items()}
         for name in ("Consolidation", "Lung Opacity", "Pneumonia"):
             assert mean[name, "upper"] < mean[name, "mid"] < mean[name, "lower"]
@@ -230,7 +241,7 @@ class TestCardiothoracicRatio:
     def ratio(self, one: Patient, size: int = 128) -> float:
         """As a radiologist measures it: width of the heart over inner width of the chest, in a band below the hila."""
         profile = phantom.attenuation([one], size)[0][0, int(0.57 * size) : int(0.63 * size)].mean(axis=0)
-        spine = size // 2 + round(one.shift[0] / FIELD * size)
+        spine = size // 2 + round(one.shift[0] / one.field * size)
         right_lung = int(0.15 * size) + profile[int(0.15 * size) : spine].argmin()
         left_lung = spine + profile[spine : int(0.85 * size)].argmin()
         heart_right = np.argmax(profile[spine::-1] < (profile[spine] + profile[right_lung]) / 2)
@@ -264,7 +275,7 @@ class TestPhysics:
 
     def test_a_uniform_absorber_is_shown_as_worked_out_by_hand(self):
         """Exposure control puts the median at 0.05 below the middle of the response: 255 / (1 + e^(1.7 · 0.05))."""
-        image = phantom.expose(np.full((1, 64, 64), 3.0), [person()], 64)[0]
+        image = expose(np.full((1, 64, 64), 3.0), [person()], 64)[0]
         assert np.median(image) == round(255 / (1 + math.exp(1.7 * 0.05)))
 
     @pytest.mark.parametrize("scale", [0.25, 1, 4])
@@ -273,22 +284,22 @@ class TestPhysics:
         photons = phantom.PHOTONS * scale
         monkeypatch.setattr("chestxai.sources.phantom.rendering.PHOTONS", photons)
         thickness, size = 3.0, 64
-        image = phantom.expose(np.full((1, size, size), thickness), [person()], size)[0].astype(float)
+        image = expose(np.full((1, size, size), thickness), [person()], size)[0].astype(float)
         # 85 % of the primary beam and 15 % of a scatter of an eighth of it (scanner A) reach a pixel.
-        counts = photons * (FIELD / size) ** 2 * math.exp(-thickness) * (0.85 + 0.15 * 0.125)
+        counts = photons * (34 / size) ** 2 * math.exp(-thickness) * (0.85 + 0.15 * 0.125)
         shown = 1 / (1 + math.exp(1.7 * 0.05))
         expected = 255 * 1.7 * shown * (1 - shown) / math.sqrt(counts)
         # The steps of whole grey levels add 1/12.
         assert image.std() == pytest.approx(math.sqrt(expected**2 + 1 / 12), rel=0.06)
 
     def test_the_second_scanner_counts_fewer_photons(self):
-        a, b = (phantom.expose(np.full((1, 64, 64), 3.0), [person(scanner=k, noise=1)], 64)[0] for k in (0, 1))
+        a, b = (expose(np.full((1, 64, 64), 3.0), [person(scanner=k, noise=1)], 64)[0] for k in (0, 1))
         contrast = {0: 1.7 * 255, 1: 1.45 * 0.88 * 255}
         assert b[4:-4, 4:-4].std() / contrast[1] > 1.2 * a[4:-4, 4:-4].std() / contrast[0]
 
     def test_an_overexposed_image_is_darker(self):
-        integral, _ = phantom.attenuation([person()], 64)
-        means = [phantom.expose(integral, [person(exposure=e)], 64).mean() for e in (-1.0, 0.0, 1.0)]
+        integral, *_ = phantom.attenuation([person()], 64)
+        means = [expose(integral, [person(exposure=e)], 64).mean() for e in (-1.0, 0.0, 1.0)]
         assert means == sorted(means, reverse=True)
 
     @pytest.mark.parametrize("name", ["Pleural Effusion", "Lung Opacity", "Consolidation", "Edema", "Atelectasis"])
@@ -298,7 +309,7 @@ class TestPhysics:
             # Up to one half, beyond which an atelectasis gets a second plate.
             amounts = (0.05, 0.25, 0.5)
             patients = [person(k), *(with_lesion(person(k), name, side, zone, a) for a in amounts)]
-            integral, _ = phantom.attenuation(patients, 64)
+            integral, *_ = phantom.attenuation(patients, 64)
             images, masks = phantom.render(patients, 64)
             place = masks[1][0]
             beams = [i[place].mean() for i in integral]
@@ -314,7 +325,7 @@ class TestPhysics:
         for k in range(6):
             for side in (-1, 1):
                 patients = [person(k), with_lesion(person(k), "Pneumothorax", side, "apical", 0.5)]
-                integral, _ = phantom.attenuation(patients, 64)
+                integral, *_ = phantom.attenuation(patients, 64)
                 images, masks = phantom.render(patients, 64)
                 place = masks[1][0]
                 assert (integral[1] < integral[0])[place].all()
@@ -326,7 +337,7 @@ class TestPhysics:
     def test_a_wedge_is_brighter_the_thicker_it_is(self):
         """Bone white and air black: the display falls with transmission, from one end of the scale to the other."""
         wedge = np.broadcast_to(np.linspace(0, 8, 8).repeat(8)[:, None], (64, 64))
-        steps = phantom.expose(wedge[None], [person()], 64)[0].reshape(8, 8, 64)[:, 2:6].mean(axis=(1, 2))
+        steps = expose(wedge[None], [person()], 64)[0].reshape(8, 8, 64)[:, 2:6].mean(axis=(1, 2))
         assert (np.diff(steps) > 0).all()
         assert steps[0] < 5
         assert steps[-1] > 200
@@ -411,3 +422,47 @@ def test_memory_does_not_grow_with_the_number_of_studies():
         return peak - now
 
     assert overhead(80) < 1.3 * overhead(20)
+
+
+class TestShortcuts:
+    """Disease must be seen where it is, and not in the brightness of the whole image or in where chests usually are."""
+
+    def test_outside_a_lesion_two_exposures_are_equal(self):
+        for name, side, zone in (("Pleural Effusion", 1, "basal"), ("Consolidation", -1, "upper"), ("Edema", 0, "mid")):
+            one = person(3)
+            (ill, well), (masks, _) = phantom.render([with_lesion(one, name, side, zone), one], 64)
+            reach = ndimage.distance_transform_edt(~masks[0])
+            changed = np.abs(ill.astype(int) - well)
+            assert changed[reach <= 1].max() > 20
+            assert changed[reach > 24].max() <= 1, name
+
+    def test_brightness_tells_no_disease(self, many):
+        brightness = np.array([s.array.mean() for s in many])
+        labels = np.array([s.labels() for s in many])
+        for i, name in enumerate(FINDINGS):
+            auc = roc_auc_score(labels[:, i], brightness)
+            # Air in the place of lung is darker: physics, not exposure.
+            assert 0.35 < auc < 0.65, (name, auc)
+
+    def test_no_prior_without_the_prompt_knows_too_much(self, many):
+        train = phrases(phantom.load(split="train", n=400, size=64, seed=5))
+        priors = localization.location_priors(train, 64)
+        scores = [localization.auc_roc(priors[t.finding.name], t.finding.mask) for t in phrases(many)]
+        assert 0.8 < np.mean(scores) < 0.9
+
+    def test_a_counterfactual_differs_in_the_lesion_only(self, many):
+        study = next(s for s in many if any(f.name == "Pneumothorax" and f.present for f in s.findings))
+        lesion = next(f for f in study.present() if f.name == "Pneumothorax")
+        without, nothing = phantom.counterfactual(study, "Pneumothorax", "without")
+        moved, mask = phantom.counterfactual(study, "Pneumothorax", "other side")
+        assert not nothing.any()
+        changed = np.abs(without.astype(int) - study.array)
+        assert changed[lesion.mask].mean() > 5 * changed[~lesion.mask].mean()
+        middle = study.attributes["midline"] * 64
+        sides = [np.nonzero(m)[1].mean() - middle for m in (lesion.mask, mask)]
+        assert sides[0] * sides[1] < 0
+        assert np.abs(moved.astype(int) - without)[mask].mean() > 5
+        with pytest.raises(InputError, match="no phantom"):
+            phantom.counterfactual(replace(study, id="openi-3"), "Pneumothorax", "without")
+        with pytest.raises(InputError, match="no Edema"):
+            phantom.counterfactual(replace(study, id="phantom-0-test-000000-99"), "Edema", "other side")

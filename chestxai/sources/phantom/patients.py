@@ -56,11 +56,19 @@ class Patient:
     noise: int
     lesions: tuple[Lesion, ...]
 
+    @property
+    def midline(self) -> float:
+        """Column of the spine, as a share of the image's width from the left."""
+        return 0.5 + self.shift[0] / self.field
+
     def attributes(self) -> dict[str, str | float]:
         """What a study says about the exposure."""
         habitus = "slim" if self.habitus < -0.6 else "large" if self.habitus > 0.6 else "average"
-        midline = round(0.5 + self.shift[0] / self.field, 4)
-        technique = {"midline": midline, "rotation": round(self.rotation, 2), "exposure": round(self.exposure, 2)}
+        technique = {
+            "midline": round(self.midline, 4),
+            "rotation": round(self.rotation, 2),
+            "exposure": round(self.exposure, 2),
+        }
         person = {"view": self.view, "sex": self.sex, "age": self.age, "habitus": habitus}
         return {**person, **technique, "scanner": "AB"[self.scanner], "device": self.device}
 

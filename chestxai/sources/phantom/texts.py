@@ -82,7 +82,7 @@ def write_report(
     findings = []
     for lesion, phrase, mask in zip(one.lesions, phrases, masks, strict=True):
         about = (_verbatim(text, phrase), True, _side(lesion), lesion.zone or None, lesion.severity)
-        findings.append(Finding(lesion.name, *about, boxes=_boxes(mask, lesion), mask=mask))
+        findings.append(Finding(lesion.name, *about, boxes=_boxes(mask, lesion, one), mask=mask))
     for name in denied:
         words = _NAMES[name][0][0]
         phrase = _verbatim(text, f"no evidence of {words}") or _verbatim(text, f"no {words}")
@@ -139,9 +139,9 @@ def _sentence(text: str) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def _boxes(mask: np.ndarray, lesion: Lesion) -> tuple[Box, ...]:
+def _boxes(mask: np.ndarray, lesion: Lesion, one: Patient) -> tuple[Box, ...]:
     halves = [mask]
     if lesion.name == "Edema":
-        half = np.arange(mask.shape[1]) < mask.shape[1] // 2
+        half = np.arange(mask.shape[1]) < one.midline * mask.shape[1]
         halves = [mask & half, mask & ~half]
     return tuple(filter(None, map(box_of, halves)))
