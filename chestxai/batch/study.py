@@ -97,8 +97,8 @@ def run(todo: Sequence[Job], path: Path, workers: int = 2) -> pd.DataFrame:
             job = waiting[future]
             try:
                 rows = future.result()
-            except runs.DivergedError as error:
-                print(f"{job.variant}, seed {job.seed}: {error}", file=sys.stderr)
+            except (runs.InputError, OSError) as error:  # the other runs are worth finishing
+                print(f"{job.profile.name}, {job.variant}, seed {job.seed}: {error}", file=sys.stderr)
                 continue
             table = pd.concat([table[table["identity"] != job.identity], rows], ignore_index=True)
             table = table.sort_values(["identity", "step"], key=lambda c: c.map(wanted) if c.name == "identity" else c)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from diffusers import StableDiffusionPipeline
+from filelock import FileLock
 from torch import Tensor
 
 from chestxai import models, runs
@@ -84,7 +87,11 @@ def training_latents(
     )
     path = Path(folder) / f"latents-{name}.safetensors"
     shown = "encoding images" if len(usable) >= 20 * _CHUNK else ""
-    stored, unreadable = runs.resumable(path, name, len(usable), encode, chunk=_CHUNK, description=shown)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Runs that start together wait for the first; processes of one run share the work instead.
+    alone = PartialState().num_processes == 1
+    with FileLock(path.with_suffix(".lock")) if alone else nullcontext():
+        stored, unreadable = runs.resumable(path, name, len(usable), encode, chunk=_CHUNK, description=shown)
     _check_any(len(stored.get("rows", ())), studies, skipped + unreadable)
     return stored["latents"], [prompts[row] for row in stored["rows"].tolist()], skipped + unreadable
 
