@@ -44,8 +44,8 @@ def identities(package) -> dict[str, str]:
         ("grounding/passes.py", "np.random.SeedSequence(key)", "np.random.SeedSequence(key[::-1])", ["maps"]),
         ("attention.py", "depth**-0.5", "depth**-0.25", ["maps"]),
         ("localization/scores.py", "from __future__", "x = 1\nfrom __future__", []),
-        ("fidelity/sampling.py", "from __future__", "x = 1\nfrom __future__", ["images"]),
-        ("fidelity/metrics.py", "from __future__", "x = 1\nfrom __future__", []),
+        ("fidelity/sampling.py", "import numpy", "x = 1\nimport numpy", ["images"]),
+        ("fidelity/metrics.py", "import numpy", "x = 1\nimport numpy", []),
         ("profiles.py", "from __future__", "x = 1\nfrom __future__", []),
         # Neither docstrings nor comments nor layout count.
         ("finetune/loop.py", '"""The training loop.', '"""A training loop.', []),
