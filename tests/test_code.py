@@ -41,11 +41,11 @@ def identities(package) -> dict[str, str]:
     [
         ("finetune/loop.py", "F.mse_loss(", "F.l1_loss(", ["weights"]),
         ("recipes.py", "distance = 1 -", "distance = 2 -", ["weights", "maps", "images"]),
-        ("grounding/passes.py", "np.random.SeedSequence(key)", "np.random.SeedSequence(key[::-1])", ["maps"]),
+        ("grounding/passes.py", "passes.seed, keys[i], t, d", "passes.seed, keys[i], d, t", ["maps"]),
         ("attention.py", "depth**-0.5", "depth**-0.25", ["maps"]),
         ("localization/scores.py", "from __future__", "x = 1\nfrom __future__", []),
-        ("fidelity/sampling.py", "from __future__", "x = 1\nfrom __future__", ["images"]),
-        ("fidelity/metrics.py", "from __future__", "x = 1\nfrom __future__", []),
+        ("fidelity/sampling.py", "import numpy", "x = 1\nimport numpy", ["images"]),
+        ("fidelity/metrics.py", "import numpy", "x = 1\nimport numpy", []),
         ("profiles.py", "from __future__", "x = 1\nfrom __future__", []),
         # Neither docstrings nor comments nor layout count.
         ("finetune/loop.py", '"""The training loop.', '"""A training loop.', []),
