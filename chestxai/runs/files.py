@@ -162,16 +162,25 @@ def read_json(path: Path, kind: type | None = None) -> Any:
 class _StrictLoader(yaml.SafeLoader):
     """YAML without aliases, which can expand to any size, and without repeated keys, of which the last would win."""
 
+    depth = 0
+
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1}: aliases are not allowed")
-        return super().compose_node(parent, index)
+        # The time that PyYAML takes grows with the square of the depth.
+        self.depth += 1
+        if self.depth > 20:
+            raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1}: nested more than 20 deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
+        seen: set[str] = set()
         for key, _ in node.value:
-            if keys.count(key.value) > 1:
+            if str(key.value) in seen:
                 raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value!r} occurs twice")
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 

@@ -124,7 +124,7 @@ class _Object(_Item):
     image_id: int
     category_id: int
     iscrowd: int = 0
-    bbox: Any = None  #: of `parse_box`
+    bbox: Annotated[list[Number], Field(strict=False)] | None = None
     segmentation: Any = None  #: of `_mask`
 
 

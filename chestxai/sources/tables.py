@@ -49,6 +49,8 @@ def csv_rows(
         # NIH's header has commas inside brackets: "Bbox [x,y,w,h]", which some programs save in quotes.
         cells = [part for cell in next(rows, []) for part in (cell.split(",") if "Bbox [" in cell else [cell])]
         header = [re.sub(r"^Bbox \[|\]$", "", cell.strip()) for cell in cells]
+        while header and not header[-1]:
+            header.pop()
         needed = [*columns, *(together if {*together} & {*header} else ())]
         wanted = (*columns, *optional, *together)
         for problem, names in (
