@@ -167,8 +167,8 @@ class TestBadRecords:
         ("bad", "reason"),
         [
             (thing(1, 999, 1, 2, 3, 4), "unknown category (999)"),
-            (thing(1, 18, 1, 2, 0, 4), "not a box ([1, 2, 0, 4])"),
-            (thing(1, 18, 1, 2, 3, 4, bbox=[1, 2]), "not a box ([1, 2])"),
+            (thing(1, 18, 1, 2, 0, 4), "not a box ([1.0, 2.0, 0.0, 4.0])"),
+            (thing(1, 18, 1, 2, 3, 4, bbox=[1, 2]), "not a box ([1.0, 2.0])"),
             (thing(1, 18, 1, 2, 3, 4, bbox=None), "not a box (None)"),
             (thing(1, 18, 40, 2, 3, 4), "box outside the image (dog, 48 × 40)"),
             (thing(1, 18, 1, 2, 3, 4, segmentation=None), "not a mask (it is None: "),
