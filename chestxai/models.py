@@ -192,6 +192,7 @@ def _weights(folder: Path, variant: str = "") -> list[Path]:
 
 def _reason(error: BaseException) -> str:
     """Why something cannot be had from the hub or a folder, and what to do."""
+    first = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
     causes = [error]
     while causes[-1].__cause__ or causes[-1].__context__:
         causes.append(causes[-1].__cause__ or causes[-1].__context__)
@@ -204,8 +205,7 @@ def _reason(error: BaseException) -> str:
         "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set: unset it, or give the folder of a copy",
     }.items():
         if name in names:
-            return reason
-    first = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
+            return f"{first}: {reason}"
     return f"{first}. Weights are read as safetensors only: convert others with 'save_pretrained' where they load"
 
 
