@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from safetensors import safe_open
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -32,7 +33,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from chestxai import recipes, runs
-from chestxai.profiles import DATA
+from chestxai.profiles import DATA, base_folder
 from chestxai.runs import DivergedError, InputError, MissingError
 
 TINY = DATA / "tiny"
@@ -100,45 +101,41 @@ def load_pipeline(
         FileNotFoundError: the base or the text encoder is not there; says how to get it.
         ValueError: the parts do not fit together, or a file's checksum is not the recorded one.
     """
-    folder = TINY if str(base) in ("tiny", "tiny-code") else Path(base)
-    if folder == TINY:
+    if str(base) in ("tiny", "tiny-code"):
         _verify(TINY)
-    local = folder.is_dir()
-    remedy = "Give 'tiny', a folder in diffusers format (model_index.json, unet/, vae/, … as safetensors), or a hub id"
-    if not local and not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", str(base)):
-        raise MissingError(f"cannot load the base model {str(base)!r}: there is no such folder. {remedy}")
-    if local and not (folder / "model_index.json").is_file():
-        raise MissingError(f"cannot load the base model {str(base)!r}: no model_index.json in it. {remedy}")
+    folder = base_folder(base)
     if text_encoder is not None:
         tokenizer, encoder = _text_encoder(text_encoder)
         parts = {"tokenizer": tokenizer, "text_encoder": encoder}
-    elif local and not (folder / "text_encoder").is_dir():
+    elif folder and not (folder / "text_encoder").is_dir():
         tokenizer, encoder = minilm()
         parts = {"tokenizer": tokenizer, "text_encoder": encoder}
     else:
         parts = {}
+    if folder and (kind := runs.read_json(folder / "model_index.json", dict).get("_class_name")) != _CLASS:
+        raise InputError(f"{folder} holds a {str(kind)[:80]}; a {_CLASS} is needed")
+    variant = "fp16" if folder and not _weights(folder / "unet") and _weights(folder / "unet", ".fp16") else None
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
-            str(folder if local else base),
+            str(folder or base),
             safety_checker=None,
             requires_safety_checker=False,
             use_safetensors=True,
             dtype=torch.float32,
+            variant=variant,
             **parts,
         )
     except OSError as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise MissingError(
-            f"cannot load the base model {str(base)!r}: {reason}. {remedy} with network access"
-        ) from error
+        raise MissingError(f"cannot load the base model {str(base)!r}: {_reason(error)}") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"cannot load the base model {str(base)!r}: damaged, or of another kind ({reason})") from error
     adopt_encoder(pipeline.text_encoder)
+    _check(pipeline, str(base), folder, variant)
     if str(base) == "tiny-code":
         scramble_words(pipeline.text_encoder, pipeline.tokenizer)
-    width, wanted = pipeline.text_encoder.config.hidden_size, pipeline.unet.config.cross_attention_dim
-    if width != wanted:
-        raise InputError(f"the text encoder is {width} wide, the U-Net of {str(base)!r} expects {wanted}")
     pipeline.set_progress_bar_config(disable=True)
-    if local and (folder / _RECIPE).is_file():
+    if folder and (folder / _RECIPE).is_file():
         _attach(pipeline, folder)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.eval().requires_grad_(False)
@@ -181,6 +178,76 @@ def _attach(pipeline: StableDiffusionPipeline, folder: Path) -> None:
             raise MissingError(f"{folder / _REFERENCE}: damaged or missing; fine-tune the run again") from error
         adopt_encoder(reference)
     recipes.attach(pipeline, recipe, reference)
+
+
+_CLASS = "StableDiffusionPipeline"
+
+
+def _weights(folder: Path, variant: str = "") -> list[Path]:
+    """The safetensors of a part, in one file or several."""
+    return [
+        p for p in folder.glob("*.safetensors") if re.fullmatch(rf"[\w-]+?{re.escape(variant)}(-\d+-of-\d+)?", p.stem)
+    ]
+
+
+def _reason(error: BaseException) -> str:
+    """Why something cannot be had from the hub or a folder, and what to do."""
+    first = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
+    causes = [error]
+    while causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(causes[-1].__cause__ or causes[-1].__context__)
+    names = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
+    for name, reason in {
+        "GatedRepoError": "its owner grants access on request: ask on its page, then 'hf auth login'",
+        "RepositoryNotFoundError": "the hub has no such model any more, or it is private: name a mirror as base: in "
+        "the profile, or 'hf auth login'",
+        "LocalEntryNotFoundError": "the hub cannot be reached: connect, or give the folder of a copy",
+        "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set: unset it, or give the folder of a copy",
+    }.items():
+        if name in names:
+            return f"{first}: {reason}"
+    return f"{first}. Weights are read as safetensors only: convert others with 'save_pretrained' where they load"
+
+
+def _check(pipeline: StableDiffusionPipeline, base: str, folder: Path | None, variant: str | None) -> None:
+    """Raise InputError unless the parts fit together, and have all of their weights, which are finite."""
+    unet, vae, encoder = pipeline.unet.config, pipeline.vae.config, pipeline.text_encoder.config
+    schedule = pipeline.scheduler.config
+    silent = schedule.get("rescale_betas_zero_snr") and schedule.get("prediction_type") == "epsilon"
+    for wrong, problem in (
+        (type(pipeline.vae).__name__ != "AutoencoderKL", f"its autoencoder is a {type(pipeline.vae).__name__}"),
+        (
+            unet.in_channels != vae.get("latent_channels"),
+            f"its U-Net reads {unet.in_channels} channels, which is no text-to-image model of its autoencoder",
+        ),
+        (
+            encoder.hidden_size != unet.cross_attention_dim,
+            f"the text encoder is {encoder.hidden_size} wide, the U-Net of {base!r} expects {unet.cross_attention_dim}",
+        ),
+        (
+            silent,
+            "its schedule ends in pure noise (rescale_betas_zero_snr), of which no noise can be predicted (epsilon)",
+        ),
+    ):
+        if wrong:
+            raise InputError(f"the base model {base!r} cannot be used: {problem}")
+    for name in ("unet", "vae", "text_encoder"):
+        state = getattr(pipeline, name).state_dict()
+        if bad := [key for key, value in state.items() if not torch.isfinite(value).all()]:
+            raise DivergedError(
+                f"the {name} of {base!r} has NaN or infinite weights ({bad[0]}): it has diverged or is damaged"
+            )
+        stored: set[str] = set()
+        # The libraries rename what old text encoders, and the attention of old autoencoders, are stored as.
+        read = folder and name != "text_encoder"
+        for path in _weights(folder / name, f".{variant}" if variant else "") if read else ():
+            with safe_open(path, "pt") as file:
+                stored |= {*file.keys()}
+        needed = {key for key in state if name == "unet" or ".attentions." not in key}
+        if stored and (missing := sorted(needed - stored)):
+            raise InputError(
+                f"{folder / name} lacks {len(missing)} weights, such as {missing[0]}, which would be random"
+            )
 
 
 def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> Path:
@@ -261,21 +328,32 @@ def adopt_encoder(encoder: PreTrainedModel) -> PreTrainedModel:
     return encoder
 
 
+_ENCODERS = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "bert": SilentPadBert}
+_ENCODERS |= dict.fromkeys(("roberta", "xlm-roberta"), AutoModel)
+
+
 def _text_encoder(source: str | Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    # Code of its own is refused rather than asked about on the terminal.
+    options = {"trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(source)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        if config.model_type in ("clip", "clip_text_model"):
-            kind = CLIPTextModel
-        else:
-            kind = SilentPadBert if config.model_type == "bert" else AutoModel
+        config = AutoConfig.from_pretrained(source, **options)
+        if config.model_type not in _ENCODERS:
+            raise InputError(f"it is of type {config.model_type!r}; {', '.join(_ENCODERS)} are read")
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        kind = _ENCODERS[config.model_type]
         encoder = kind.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
     except OSError as error:
         raise MissingError(
-            f"cannot load the text encoder {str(source)!r}: {str(error).splitlines()[0]} "
+            f"cannot load the text encoder {str(source)!r}: {_reason(error)}. "
             "Give a folder or a hub id of a CLIP or BERT type of model (config, tokenizer, weights as safetensors)"
         ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        types = "a stock CLIP, BERT or RoBERTa is needed, without code of its own"
+        raise InputError(f"cannot load the text encoder {str(source)!r}: {types} ({reason})") from error
     limit = getattr(encoder.config, "max_position_embeddings", None)
+    if limit and "roberta" in config.model_type:
+        limit -= config.pad_token_id + 1  # its positions begin behind the padding's
     if limit and tokenizer.model_max_length > limit:
         tokenizer.model_max_length = limit
     return tokenizer, encoder
@@ -389,7 +467,9 @@ def encoder_states(encoder: PreTrainedModel, tokens: dict[str, Tensor]) -> Tenso
     """
     config = getattr(encoder, "module", encoder).config  # distributed training wraps the encoder
     masked = getattr(config, "use_attention_mask", False) or config.model_type != "clip_text_model"
-    return encoder(tokens["input_ids"], attention_mask=tokens["attention_mask"] if masked else None)[0]
+    states = encoder(tokens["input_ids"], attention_mask=tokens["attention_mask"] if masked else None)[0]
+    # As `SilentPadBert` does: the padding of a RoBERTa must not speak either.
+    return states if config.model_type == "clip_text_model" else states * tokens["attention_mask"][..., None]
 
 
 def context(encoder: PreTrainedModel, states: Tensor, tokens: dict[str, Tensor]) -> Tensor:

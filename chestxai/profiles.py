@@ -6,6 +6,7 @@ continuous integration (``smoke``), on real public X-rays (``open``), and with t
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 
 from chestxai import recipes, runs, sources
 from chestxai.recipes import Recipe
-from chestxai.runs import InputError, Run
+from chestxai.runs import InputError, MissingError, Run
 from chestxai.studies import Fit, Study, phrases
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,8 +29,22 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
 Method = Literal["noised", "inversion", "generation"]
 
 
+#: Whole numbers of things, and learning rates; more is a slip, of which nobody wants to wait for the end.
+Count = Annotated[int, Field(gt=0, le=10**7)]
+Rate = Annotated[float, Field(gt=0, le=10)]
+
+
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers(cls, content: Any) -> Any:
+        for name, value in content.items() if isinstance(content, dict) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field and "bool" not in str(field.annotation):
+                raise ValueError(f"{name}: {value} is no number")
+        return content
 
 
 class DataSettings(_Settings):
@@ -48,10 +63,10 @@ class DataSettings(_Settings):
 
     source: str
     boxes: str | None = None
-    train: int | None = Field(None, gt=0)
-    val: int | None = Field(None, gt=0)
-    test: int | None = Field(None, gt=0)
-    size: int = Field(64, ge=32, multiple_of=8)
+    train: Count | None = None
+    val: Count | None = None
+    test: Count | None = None
+    size: int = Field(64, ge=32, le=2048, multiple_of=8)
     fit: Fit = "crop"
     options: dict[str, dict[str, Any]] = {}
     credentialed: bool | None = None
@@ -89,18 +104,18 @@ class FinetuneSettings(_Settings):
         precision: of the computation on a GPU.
     """
 
-    steps: int = Field(gt=0)
-    batch_size: int = Field(gt=0)
-    accumulate: int = Field(1, gt=0)
-    learning_rate: float = Field(gt=0)
-    text_learning_rate: float = Field(gt=0)
-    warmup: int = Field(0, ge=0)
-    weight_decay: float = Field(0.01, ge=0)
+    steps: Count
+    batch_size: int = Field(gt=0, le=100_000)
+    accumulate: Count = 1
+    learning_rate: Rate
+    text_learning_rate: Rate
+    warmup: int = Field(0, ge=0, le=10**7)
+    weight_decay: float = Field(0.01, ge=0, le=10)
     max_grad_norm: float = Field(1.0, gt=0)
     ucg: float = Field(0.1, ge=0, le=1)
     min_snr: float | None = Field(None, gt=0)
     ema_decay: float = Field(0.9999, ge=0, lt=1)
-    checkpoint_every: int = Field(gt=0)
+    checkpoint_every: Count
     precision: Literal["no", "fp16", "bf16"] = "no"
 
     @model_validator(mode="after")
@@ -125,15 +140,15 @@ class GroundingSettings(_Settings):
     """
 
     method: Method = "noised"
-    guidance: float = Field(4.0, ge=1)
-    steps: int = Field(50, gt=0)
-    last: int = Field(40, gt=0)
-    stride: int = Field(1, gt=0)
-    draws: int = Field(1, gt=0)
+    guidance: float = Field(4.0, ge=1, le=1000)
+    steps: int = Field(50, gt=0, le=1000)
+    last: Count = 40
+    stride: Count = 1
+    draws: int = Field(1, gt=0, le=1000)
     target: Literal["finding", "phrase"] = "finding"
-    batch: int = Field(64, gt=0)
-    swaps: int = Field(4, gt=0)
-    swap_every: int = Field(3, gt=0)
+    batch: int = Field(64, gt=0, le=100_000)
+    swaps: int = Field(4, gt=0, le=1000)
+    swap_every: Count = 3
 
     @model_validator(mode="after")
     def _fits(self) -> GroundingSettings:
@@ -153,11 +168,11 @@ class SamplingSettings(_Settings):
         batch: images generated together.
     """
 
-    images: int = Field(gt=1)
-    guidance: float = Field(4.0, ge=1)
-    steps: int = Field(75, gt=0)
-    per_prompt: int = Field(4, ge=2)
-    batch: int = Field(32, gt=0)
+    images: int = Field(gt=1, le=10**6)
+    guidance: float = Field(4.0, ge=1, le=1000)
+    steps: int = Field(75, gt=0, le=1000)
+    per_prompt: int = Field(4, ge=2, le=1000)
+    batch: int = Field(32, gt=0, le=100_000)
 
 
 class StatisticsSettings(_Settings):
@@ -169,7 +184,7 @@ class StatisticsSettings(_Settings):
             points if it passes all of them (what the image adds, and what the word adds). All others are secondary.
     """
 
-    resamples: int = Field(2000, ge=100)
+    resamples: int = Field(2000, ge=100, le=10**6)
     endpoint: tuple[str, ...] = Field(("gain_auc_roc", "word"), min_length=1)
 
 
@@ -193,7 +208,7 @@ class Profile(_Settings):
     name: Name
     description: str
     data: DataSettings
-    base: str = "tiny"
+    base: str = Field("tiny", pattern=r"\w", max_length=1000)
     finetune: FinetuneSettings
     grounding: GroundingSettings
     sampling: SamplingSettings
@@ -360,6 +375,26 @@ def check_data(profile: Profile, data: str | Path = "", cache: dict[Any, Any] | 
                     cache[source, split, True] = loaded.fingerprint
             prints[f"boxes {split}" if boxes else split] = cache[source, split, boxes]
     return prints
+
+
+def base_folder(base: str | Path) -> Path | None:
+    """Folder of a base model; None for a hub id.
+
+    Args:
+        base: "tiny" or "tiny-code" (both of data/tiny), a folder in diffusers format, or a hub id.
+
+    Raises:
+        MissingError: it is neither; says what a base may be.
+    """
+    folder = DATA / "tiny" if str(base) in ("tiny", "tiny-code") else Path(base)
+    remedy = "Give 'tiny', a folder in diffusers format (model_index.json, unet/, vae/, … as safetensors), or a hub id"
+    if not folder.is_dir():
+        if re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", str(base)):
+            return None
+        raise MissingError(f"cannot load the base model {str(base)!r}: there is no such folder. {remedy}")
+    if not (folder / "model_index.json").is_file():
+        raise MissingError(f"cannot load the base model {str(base)!r}: no model_index.json in it. {remedy}")
+    return folder
 
 
 def sample(items: Sequence[Study], n: int, seed: int = 0) -> list[Study]:

@@ -146,12 +146,17 @@ def phrases(studies: Iterable[Study]) -> list[GroundTruth]:
     return [GroundTruth(s, f) for s in studies for f in s.present() if f.boxes or (f.mask is not None and f.mask.any())]
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Read a PNG, JPEG or DICOM file as grey uint8 ``(h, w)``.
+#: What Pillow may read, by content: some of its other formats start programs, as PostScript does.
+FORMATS = ("PNG", "JPEG")
 
-    More than 8 bits are scaled by the image's own range: its lowest value becomes black, its highest white. In a DICOM
-    file (recognised by its content, not by its name) the modality LUT and the first VOI LUT or window are applied
-    before that, and MONOCHROME1 is inverted, so that bone is white in every image. Film loops and colour are refused.
+
+def read_image(path: Path) -> np.ndarray:
+    """Read a PNG, JPEG or DICOM file, recognised by its content, as grey uint8 ``(h, w)``.
+
+    It is turned and mirrored as its EXIF data say. More than 8 bits are scaled by the image's own range: its lowest
+    value becomes black, its highest white. In a DICOM file the modality LUT and the first VOI LUT, or the first window
+    of any width, are applied before that, and MONOCHROME1 is inverted, so that bone is white in every image. Film loops
+    and colour are refused.
 
     Raises:
         InputError: The file is not a readable image (truncated, empty, another format).
@@ -160,25 +165,53 @@ def read_image(path: Path) -> np.ndarray:
     if is_dicom(path):
         return _read_dicom(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            turn = _TURNS.get(orientation(image))
             image.load()
+            whole = image if turn is None else image.transpose(turn)
             if image.mode in ("I;16", "I;16B", "I", "F"):
-                return _to_bytes(np.asarray(image, dtype=np.float32))
-            return np.asarray(image.convert("L"))
+                return _to_bytes(np.asarray(whole, dtype=np.float32))
+            return np.asarray(whole.convert("L"))
     # A damaged header may announce gigapixels, which Pillow refuses with an exception of its own.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: not a readable image ({error})") from error
+        raise InputError(f"{path}: not a readable image ({error}); PNG, JPEG and DICOM are read") from error
+
+
+_Turn = Image.Transpose
+# EXIF orientation → what shows the image upright.
+_TURNS = dict(enumerate((
+    _Turn.FLIP_LEFT_RIGHT, _Turn.ROTATE_180, _Turn.FLIP_TOP_BOTTOM, _Turn.TRANSPOSE, _Turn.ROTATE_270,
+    _Turn.TRANSVERSE, _Turn.ROTATE_90,
+), start=2))  # fmt: skip
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation of an opened image, 1 (upright) to 8; from 5 on, height and width change places."""
+    # Pillow would decode a PNG's pixels to look for EXIF data behind them.
+    there = image.format != "PNG" or "exif" in image.info
+    value = image.getexif().get(0x0112, 1) if there else 1
+    return value if value in _TURNS else 1
 
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:
+    if not np.isfinite(values).all():
+        raise InputError("pixels that are not finite")
     low, high = float(values.min()), float(values.max())
     return ((values - low) * (255.0 / max(high - low, 1e-6))).round().astype(np.uint8)
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM by its content (``DICM`` after 128 bytes); False if it cannot be opened."""
+    """Whether a file is DICOM by its content (``DICM`` after 128 bytes, or a data set without that preamble).
+
+    Raises:
+        InputError: It is no file but a folder or a pipe, which may never end.
+    """
+    if Path(path).exists() and not Path(path).is_file():
+        raise InputError(f"{path}: not a readable image (a folder, a pipe or a device, no file)")
     with suppress(OSError), open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
+        head = file.read(132)
+        # Without it, the data set begins: group 8, an element below 0x0100.
+        return head[128:] == b"DICM" or (head[:2] == b"\x08\0" and head[3:4] == b"\0")
     return False
 
 
@@ -186,20 +219,32 @@ def read_dicom(path: Path, *, header: bool = False) -> Any:
     """Read the DICOM file ``path`` as a pydicom ``Dataset``; with ``header``, only its size, which is much faster.
 
     Raises:
-        InputError: The file is damaged, or its frame is empty or larger than Pillow allows an image to be.
+        InputError: The file is damaged, its frame is empty or larger than Pillow allows an image to be, or no installed
+            package decodes its compressed pixels.
         ModuleNotFoundError: pydicom is not installed.
     """
     try:
         from pydicom import dcmread
+        from pydicom.pixels import get_decoder
+        from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
     except ModuleNotFoundError as error:
         advice = "reading those needs pydicom; install it with 'python -m pip install pydicom'"
         raise ModuleNotFoundError(f"{path} is a DICOM file: {advice}") from error
     try:
-        elements = dcmread(path, stop_before_pixels=header, specific_tags=["Rows", "Columns"] if header else None)
+        tags = ["Rows", "Columns"] if header else None
+        elements = dcmread(path, stop_before_pixels=header, specific_tags=tags, force=True)
         height, width = int(elements.Rows), int(elements.Columns)
+        if "TransferSyntaxUID" not in elements.file_meta:
+            implicit = elements.original_encoding[0]
+            elements.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        syntax = elements.file_meta.TransferSyntaxUID
+        decodes = not syntax.is_compressed or get_decoder(syntax).is_available
     # A damaged element may raise nearly anything, from struct.error to AttributeError.
     except Exception as error:
         raise InputError(f"{path}: not a readable DICOM file ({error})") from error
+    if not decodes:
+        remedy = "'python -m pip install pylibjpeg[all]' installs what reads it"
+        raise InputError(f"{path}: not a readable image (packed as {syntax.name}; {remedy})")
     if not 0 < height * width <= 2 * (Image.MAX_IMAGE_PIXELS or height * width):
         raise InputError(f"{path}: not a readable DICOM file ({height} × {width} pixels)")
     return elements
@@ -213,13 +258,26 @@ def _read_dicom(path: Path) -> np.ndarray:
         kind = str(elements.PhotometricInterpretation)
         if kind not in ("MONOCHROME1", "MONOCHROME2"):
             raise InputError(f"a grey image is needed, this one is {kind}")
-        values = apply_voi_lut(apply_modality_lut(elements.pixel_array, elements), elements).astype(np.float64)
+        if "VOILUTFunction" in elements and not elements.VOILUTFunction:
+            del elements.VOILUTFunction
+        values = apply_modality_lut(elements.pixel_array, elements)
+        window = _window(elements)
+        values = (values if window is None else apply_voi_lut(values, elements, window)).astype(np.float64)
         if values.ndim != 2:
             raise InputError(f"one frame is needed, this one has the shape {values.shape}")
         return _to_bytes(-values if kind == "MONOCHROME1" else values)
     # pydicom leaves decoding to several libraries, each of which raises its own errors.
     except Exception as error:
         raise InputError(f"{path}: not a readable image ({' '.join(str(error).split())})") from error
+
+
+def _window(elements: Any) -> int | None:
+    """Number of the first VOI LUT, or of the first window that has a width; None if there is neither."""
+    if "VOILUTSequence" in elements:
+        return 0
+    widths = np.atleast_1d(elements.get("WindowWidth") or 0).astype(float)
+    least = 1 if elements.get("VOILUTFunction", "LINEAR") == "LINEAR" else 1e-9
+    return next((i for i, width in enumerate(widths) if width >= least), None)
 
 
 @dataclass(frozen=True)

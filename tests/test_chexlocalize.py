@@ -178,9 +178,9 @@ class TestBadRecords:
         ("truth", "reason"),
         [
             (outlines(Cough=[square(1, 2, 3)]), "unknown pathology ('Cough')"),
-            (outlines(Edema=[[1, 2, 3]]), "not a polygon (Edema)"),
-            (outlines(Edema=[[["a", 2], [3, 4]]]), "not a polygon (Edema)"),
-            (outlines(Edema=7), "not a polygon (Edema)"),
+            (outlines(Edema=[[1, 2, 3]]), "not a polygon (it"),
+            (outlines(Edema=[[["a", 2], [3, 4]]]), "not a polygon (it"),
+            (outlines(Edema=7), "not a polygon (it"),
             (
                 outlines(Edema=[square(1, 2, 3)]) | {"img_size": [9, 9]},
                 "outline in another frame than the image's 48 × 40 (Edema)",
@@ -195,7 +195,8 @@ class TestBadRecords:
         root = collection(tmp_path, [row(1, "Edema")], {key(1): truth})
         (study,) = loaded = sources.load("chexlocalize", root)
         assert [(f.name, f.boxes) for f in study.present()] == [("Edema", ())]
-        assert loaded.skipped == [f"gt_annotations_test.json[{key(1)}]: {reason}"]
+        (line,) = loaded.skipped
+        assert line.startswith(f"gt_annotations_test.json[{key(1)}]: {reason}")
 
     def test_outlines_of_no_image(self, tmp_path):
         loaded = sources.load("chexlocalize", collection(tmp_path, [row(1)], {key(7): outlines()}))

@@ -216,9 +216,9 @@ class TestBadRows:
         assert study.findings[0].boxes == (Box(4, 5, 6, 7),)
 
     def test_a_box_over_the_edge_is_cut_and_listed(self, tmp_path):
-        (study,), skipped = everything(collection(tmp_path, [boxed(30, 20, 20, 20), boxed(0, 0, 40.00001, 30)]))
+        (study,), skipped = everything(collection(tmp_path, [boxed(30, 20, 20, 10), boxed(0, 0, 40.00001, 30)]))
         assert study.findings[0].boxes == (Box(30, 20, 10, 10), Box(0, 0, 40, 30))
-        assert skipped == ["mine.csv:2: box cut to the image (a.png, 25% kept)"]
+        assert skipped == ["mine.csv:2: box cut to the image (a.png, 50% kept)"]
 
     def test_an_image_that_cannot_be_read_is_listed_once_and_its_other_rows_too(self, tmp_path):
         root = collection(tmp_path, [row(), row(text="Edema."), row("b.png")])

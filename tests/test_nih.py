@@ -227,7 +227,7 @@ class TestSplits:
 
     def test_a_box_that_is_of_no_use_holds_no_patient_back(self, tmp_path):
         bad = [box(p, "Mass", 1, 2, 3, 4) for p in range(1, 201)] + [
-            box(p, "Edema", 2000, 2, 3, 4) for p in range(1, 201)
+            box(p, "Edema", 2000, 2, 3, 0) for p in range(1, 201)
         ]
         kinds = [everything(collection(tmp_path / str(i), list(self.rows), b))[0] for i, b in enumerate(([], bad))]
         assert {s.id: s.split for s in kinds[0]} == {s.id: s.split for s in kinds[1]}
@@ -316,10 +316,10 @@ class TestBadRows:
         assert skipped == [f"{file}:3: {reason}"]
 
     def test_a_box_over_the_edge_is_cut_and_listed(self, tmp_path):
-        root = collection(tmp_path, [self.good], [box(9, "Edema", -10, 1004, 20, 40)])
+        root = collection(tmp_path, [self.good], [box(9, "Edema", -10, 1004, 20, 20)])
         (study,), skipped = everything(root)
         assert study.findings[0].boxes == (Box(0, 1004, 10, 20),)
-        assert skipped == ["BBox_List_2017.csv:2: box cut to the image (00000009_000, Edema, 25% kept)"]
+        assert skipped == ["BBox_List_2017.csv:2: box cut to the image (00000009_000, Edema, 50% kept)"]
 
     def test_a_hair_over_the_edge_is_rounding(self, tmp_path):
         study = one(collection(tmp_path, [self.good], [box(9, "Edema", 24, 24, 1000.0000001, 1000)]))

@@ -313,7 +313,7 @@ class TestBadReports:
             ("<a>" * 30_000, "not well-formed XML"),
             ("<eCitation/>", "XML without an Open-i uId"),
             ('<eCitation><uId id="CXR2&#10;x"/></eCitation>', "XML without an Open-i uId"),
-            ("<eCitation>" + " " * 1_000_001 + "</eCitation>", "larger than 1 MB, not an Open-i report"),
+            ("<eCitation>" + " " * 1_000_001 + "</eCitation>", "unreadable file"),
         ],
     )
     def test_one_is_listed_and_the_others_load(self, tmp_path, content, reason):

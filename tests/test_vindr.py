@@ -283,9 +283,9 @@ class TestBadRows:
         ]
 
     def test_a_box_over_the_edge_is_cut_and_listed(self, tmp_path):
-        loaded = sources.load("vindr", collection(tmp_path, test=[box(1, "Edema", 30, -10, 50, 10)]))
+        loaded = sources.load("vindr", collection(tmp_path, test=[box(1, "Edema", 30, 0, 50, 10)]))
         assert loaded[0].findings[0].boxes == (Box(30, 0, 10, 10),)
-        assert loaded.skipped == [f"annotations_test.csv:2: box cut to the image ({name(1)}, Edema, 25% kept)"]
+        assert loaded.skipped == [f"annotations_test.csv:2: box cut to the image ({name(1)}, Edema, 50% kept)"]
 
     def test_a_damaged_image_is_listed_with_its_boxes(self, tmp_path):
         rows = [box(1, "Edema", 1, 2, 3, 4), box(1, "Edema", 5, 2, 9, 4), box(2, "No finding")]

@@ -225,9 +225,9 @@ def _weights(profile: Profile, parts: frozenset[str], content: Callable[..., str
     """Fingerprints of the base model and the shipped files that ``parts`` of the package load."""
     files = [content(folder) for name, folder in SHIPPED.items() if name in parts]
     if "models" in parts:
-        folder = profiles.DATA / "tiny" if profile.base in ("tiny", "tiny-code") else Path(profile.base)
+        folder = profiles.base_folder(profile.base)
         # A model on the hub is identified by its name.
-        files.append(content(folder, (".safetensors", ".json", ".txt")) if folder.is_dir() else profile.base)
+        files.append(content(folder, (".safetensors", ".json", ".txt")) if folder else profile.base)
     return files
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -39,7 +39,7 @@ class Grid(BaseModel):
 
     profile: str = "demo"
     variants: tuple[str, ...] | None = Field(None, min_length=1)
-    seeds: tuple[int, ...] | None = Field(None, min_length=1)
+    seeds: tuple[Annotated[int, Field(strict=True)], ...] | None = Field(None, min_length=1)
     settings: dict[str, tuple[Any, ...]] = {}
     score: Literal["val", "test"] | None = None
 

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -113,6 +114,30 @@ def write_json(path: Path, value: Any) -> Path:
     return write_atomic(path, text + "\n")
 
 
+def read_bytes(path: Path, most: int = 2**30) -> bytes:
+    """Content of the file at ``path``, of at most ``most`` bytes.
+
+    Raises:
+        InputError: it is longer, or a folder, a pipe or a device, which may never end.
+        FileNotFoundError: there is none.
+    """
+    about = os.stat(path)
+    if not stat.S_ISREG(about.st_mode):
+        raise InputError(f"{path}: a folder, a pipe or a device, no file")
+    if about.st_size > most:
+        raise InputError(f"{path}: has {about.st_size:,} bytes, more than the {most:,} that are read")
+    return Path(path).read_bytes()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of json; of equal keys the last would win without a word."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)[:80]!r} occurs twice in an object")
+    return content
+
+
 def read_json(path: Path, kind: type | None = None) -> Any:
     """Read a JSON file.
 
@@ -123,8 +148,9 @@ def read_json(path: Path, kind: type | None = None) -> Any:
     Raises:
         InputError: the file is not valid JSON, or holds another type; names the file and the place.
     """
+    raw = read_bytes(path)
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        value = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_unique)
     # Not only JSONDecodeError: also bytes that are not text, and numbers of too many digits.
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error})") from error
@@ -136,16 +162,25 @@ def read_json(path: Path, kind: type | None = None) -> Any:
 class _StrictLoader(yaml.SafeLoader):
     """YAML without aliases, which can expand to any size, and without repeated keys, of which the last would win."""
 
+    depth = 0
+
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1}: aliases are not allowed")
-        return super().compose_node(parent, index)
+        # The time that PyYAML takes grows with the square of the depth.
+        self.depth += 1
+        if self.depth > 20:
+            raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1}: nested more than 20 deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
+        seen: set[str] = set()
         for key, _ in node.value:
-            if keys.count(key.value) > 1:
+            if str(key.value) in seen:
                 raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value!r} occurs twice")
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 
@@ -155,13 +190,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         InputError: missing, too long, not YAML, or not a mapping; names the file and the line.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).exists():
         raise MissingError(f"{path}: there is no such file")
-    if path.stat().st_size > 100_000:
-        raise InputError(f"{path}: has more than 100,000 bytes, which no file of settings needs")
+    raw = read_bytes(path, 100_000)
     try:
-        content = _StrictLoader(path.read_text(encoding="utf-8")).get_single_data()
+        content = _StrictLoader(raw.decode()).get_single_data()
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not valid YAML ({error})") from error
     if not isinstance(content, dict):

@@ -7,15 +7,25 @@ The layout of the folder and the rules for findings and masks are in ``data/card
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
+from pydantic import Field, TypeAdapter
 
 from chestxai.runs import InputError
 from chestxai.sources.cards import Card
-from chestxai.sources.records import Collector, Record, Studies, ensure, fingerprint, image_size, labelled_report
-from chestxai.sources.shapes import boxes_of, decode_mask, smaller_mask
+from chestxai.sources.records import (
+    Collector,
+    Record,
+    Studies,
+    ensure,
+    fingerprint,
+    image_size,
+    labelled_report,
+    valid,
+)
+from chestxai.sources.shapes import Number, boxes_of, decode_mask, smaller_mask
 from chestxai.sources.tables import csv_rows, read_json
 from chestxai.studies import FINDINGS, Finding, Study
 
@@ -27,6 +37,7 @@ PATHOLOGIES: dict[str, str | None] = {name: name for name in FINDINGS if name !=
 PATHOLOGIES |= {"Airspace Opacity": "Lung Opacity"}
 PATHOLOGIES |= dict.fromkeys(("Enlarged Cardiomediastinum", "Lung Lesion", "Support Devices"))
 
+_POLYGONS = TypeAdapter(list[Annotated[list[tuple[Number, Number]], Field(min_length=1)]])
 _VALUES = {"1": True, "1.0": True, "0": False, "0.0": False}
 
 
@@ -41,8 +52,8 @@ def load(
         truth: The json that masks are read from: "polygons" (filled, with outline, as by the authors) or "rle".
         longest: Pixels of a mask's longer side, 1 or more; 0 keeps the resolution of the image.
     """
-    valid = truth in ("polygons", "rle") and longest >= 0
-    ensure(valid, f"truth is 'polygons' or 'rle' and longest at least 0; got {truth!r}, {longest}")
+    known = truth in ("polygons", "rle") and longest >= 0
+    ensure(known, f"truth is 'polygons' or 'rle' and longest at least 0; got {truth!r}, {longest}")
     data = Collector(CARD, root, split)
     if split == "train":
         return Studies(fingerprint=fingerprint("chexlocalize", []))
@@ -126,13 +137,11 @@ def _masks(data: Collector, outlines: object, size: tuple[int, int], where: str)
 
 def _drawn(polygons: Any, frame: object, size: tuple[int, int]) -> np.ndarray:
     """Bool mask of filled polygons [[[x, y], …], …] in a frame of (height, width)."""
-    if frame is not None and (not isinstance(frame, list) or tuple(frame) != size):
+    if frame not in (None, [*size]):
         raise InputError(f"outline in another frame than the image's {size[0]} × {size[1]}")
     canvas = Image.new("1", (size[1], size[0]))
-    try:
-        for polygon in polygons:
-            points = [(float(x), float(y)) for x, y in polygon]
-            ImageDraw.Draw(canvas).polygon(points, fill=1, outline=1)
-    except (TypeError, ValueError) as error:
-        raise InputError("not a polygon") from error
-    return np.array(canvas)
+    for polygon in valid(_POLYGONS, polygons, "not a polygon"):
+        ImageDraw.Draw(canvas).polygon(polygon, fill=1, outline=1)
+    mask = np.array(canvas)
+    ensure(mask.any() or not polygons, "outline outside the image")
+    return mask

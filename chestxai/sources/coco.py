@@ -5,23 +5,26 @@ The layout of the folder and the rules for captions and findings are in ``data/c
 """
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from chestxai.runs import InputError
 from chestxai.sources.cards import Card
-from chestxai.sources.records import Collector, Record, Studies, ensure
-from chestxai.sources.shapes import decode_mask, parse_box, smaller_mask
+from chestxai.sources.records import MOST, Collector, Record, Studies, ensure, read_items, valid
+from chestxai.sources.shapes import Number, decode_mask, parse_box, smaller_mask
 from chestxai.sources.splits import TRAIN_VAL, split_patients
 from chestxai.sources.tables import read_json
 from chestxai.studies import Box, Finding, Study
 
 CARD = Card.read("coco")
 
+_POLYGONS = TypeAdapter(Annotated[list[Annotated[list[Number], Field(min_length=6)]], Field(min_length=1)])
 #: Plurals that do not end in s or es.
 PLURALS = {"knife": "knives", "mouse": "mice", "person": "people", "scissors": "scissors", "sheep": "sheep"}
 
@@ -44,11 +47,16 @@ def load(root: Path, split: str = "test", *, masks: bool = False, longest: int =
     folder = data.file(f"{part}2017", f"{part}2014")
     path = data.file(f"annotations/instances_{folder.name}.json")
     instances = read_json(path, dict, CARD.get, ("images", "annotations", "categories"))
-    texts = read_json(data.file(f"annotations/captions_{folder.name}.json"), dict, CARD.get, ("annotations",))
-    captions, objects = _by_image(texts["annotations"]), _by_image(instances["annotations"])
-    names = {category.get("id"): str(category.get("name")) for category in _dicts(instances["categories"])}
-    images = [(str(item.get("id")), item) for item in _dicts(instances["images"])]
-    records = [Record(f"{path.name}[{number}]", number, cells=item) for number, item in images]
+    words = data.file(f"annotations/captions_{folder.name}.json")
+    texts = read_json(words, dict, CARD.get, ("annotations",))
+    names = {category.id: category.name for _, category in read_items(data, path, instances, "categories", _Category)}
+    listed = [image for _, image in read_items(data, path, instances, "images", _Image)]
+    known = {item.get("id") for item in instances["images"] if isinstance(item, dict) and type(item.get("id")) is int}
+    captions, objects = (
+        _by_image(data, read_items(data, file, content, "annotations", model), known)
+        for file, content, model in ((words, texts, _Caption), (path, instances, _Object))
+    )
+    records = [Record(f"{path.name}[{image.id}]", str(image.id), cells=image) for image in listed]
     if split != "test":
         data.splits = split_patients((record.name for record in records), TRAIN_VAL, seed)
     seen: set[str] = set()
@@ -56,30 +64,29 @@ def load(root: Path, split: str = "test", *, masks: bool = False, longest: int =
     def study(record: Record) -> Study:
         number, item = record.name, record.cells
         ensure(number not in seen, "image listed before")
-        file, size = _image(item, folder)
-        written = [
-            entry["caption"] for entry in captions.get(item.get("id"), ()) if isinstance(entry.get("caption"), str)
-        ]
-        written = [" ".join(text.split()) for text in written if text.strip()]
+        file, size = folder / item.file_name, (item.height, item.width)
+        ensure(file.is_file(), f"no image file ({item.file_name})")
+        written = [text for entry in captions[item.id] if (text := " ".join(entry.caption.split()))]
         ensure(written, "no caption")
         seen.add(number)
-        here = objects.get(item.get("id"), [])
-        categories = {names.get(entry.get("category_id"), "") for entry in here} - {""}
+        here = objects[item.id]
+        ensure(len(here) <= MOST, f"image of more than {MOST} objects")
+        categories = {names.get(entry.category_id, "") for entry in here} - {""}
         caption = max(written, key=lambda text: sum(bool(_named(text, name)) for name in categories))
         places: dict[str, list[tuple[Box, np.ndarray | None]]] = {}
         unnamed: set[str] = set()
         for entry in here:
-            name = names.get(entry.get("category_id"), "")
-            if name and not entry.get("iscrowd") and not _named(caption, name):
+            name = names.get(entry.category_id, "")
+            if name and not entry.iscrowd and not _named(caption, name):
                 if name not in unnamed:
                     data.skip(record.where, f"caption does not name the category ({name})")
                     unnamed.add(name)
                 continue
             with data.record(record.where):
-                ensure(name, f"unknown category ({entry.get('category_id')!r})")
-                ensure(not entry.get("iscrowd"), f"region of a crowd ({name})")
-                box = data.clip(parse_box(entry.get("bbox")), size, record.where, name)
-                mask = _mask(entry.get("segmentation"), size) if masks else None
+                ensure(name, f"unknown category ({entry.category_id!r})")
+                ensure(not entry.iscrowd, f"region of a crowd ({name})")
+                box = data.clip(parse_box(entry.bbox), size, record.where, name)
+                mask = _mask(entry.segmentation, size) if masks else None
                 places.setdefault(name, []).append((box, mask))
         findings = []
         for name, pairs in places.items():
@@ -91,14 +98,43 @@ def load(root: Path, split: str = "test", *, masks: bool = False, longest: int =
     return data.studies([r for r in records if data.splits.get(r.name, split) == split], study)
 
 
-def _dicts(items: list[Any]) -> list[dict[str, Any]]:
-    return [item for item in items if isinstance(item, dict)]
+class _Item(BaseModel):
+    model_config = ConfigDict(strict=True)
 
 
-def _by_image(annotations: list[Any]) -> dict[object, list[dict[str, Any]]]:
-    groups: dict[object, list[dict[str, Any]]] = {}
-    for item in _dicts(annotations):
-        groups.setdefault(item.get("image_id"), []).append(item)
+class _Image(_Item):
+    id: int
+    # It becomes a path: nothing but the name of a file may pass.
+    file_name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,99}\.jpg$")
+    height: int = Field(gt=0, le=20_000)
+    width: int = Field(gt=0, le=20_000)
+
+
+class _Category(_Item):
+    id: int
+    name: str = Field(min_length=1)
+
+
+class _Caption(_Item):
+    image_id: int
+    caption: str
+
+
+class _Object(_Item):
+    image_id: int
+    category_id: int
+    iscrowd: int = 0
+    bbox: Annotated[list[Number], Field(strict=False)] | None = None
+    segmentation: Any = None  #: of `_mask`
+
+
+def _by_image(data: Collector, items: Iterable[tuple[str, Any]], known: set[int]) -> dict[int, list[Any]]:
+    groups: dict[int, list[Any]] = defaultdict(list)
+    for where, item in items:
+        if item.image_id in known:
+            groups[item.image_id].append(item)
+        else:
+            data.skip(where, f"of an image that is not listed ({item.image_id})")
     return groups
 
 
@@ -114,25 +150,12 @@ def _named(caption: str, name: str) -> str:
     return match[0] if match else ""
 
 
-def _image(item: dict[str, Any], folder: Path) -> tuple[Path, tuple[int, int]]:
-    name, size = str(item.get("file_name")), (item.get("height"), item.get("width"))
-    # It becomes a path: nothing but the name of a file may pass.
-    ensure(re.fullmatch(r"\w[\w-]{0,99}\.jpg", name, re.ASCII), f"not the name of an image ({name[:100]!r})")
-    ensure(all(isinstance(n, int) and n > 0 for n in size), f"height and width are not numbers {size}")
-    ensure((folder / name).is_file(), f"no image file ({name})")
-    return folder / name, size
-
-
 def _mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
     """Bool ``(height, width)`` of polygons [[x, y, x, y, …], …] or of a run-length mask."""
     if isinstance(segmentation, dict):
         return decode_mask(segmentation, size)
-    try:
-        polygons = [np.asarray(polygon, dtype=float) for polygon in segmentation]
-    except (TypeError, ValueError) as error:
-        raise InputError("not a mask") from error
-    if not polygons or any(p.ndim != 1 or p.size < 6 or p.size % 2 or not np.isfinite(p).all() for p in polygons):
-        raise InputError("not a mask")
+    polygons = [np.array(polygon) for polygon in valid(_POLYGONS, segmentation, "not a mask")]
+    ensure(all(p.size % 2 == 0 for p in polygons), "not a mask (a coordinate without its pair)")
     # pycocotools writes outside of its memory what is far outside of the image.
     inside = [np.clip(p.reshape(-1, 2), 0, size[::-1]).ravel().tolist() for p in polygons]
     coco = _pycocotools()

@@ -6,6 +6,7 @@ The columns of the csv and the rules for findings are in ``data/cards/folder.md`
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from unicodedata import normalize
 
 from chestxai import reports
 from chestxai.runs import InputError, MissingError
@@ -17,6 +18,9 @@ from chestxai.sources.tables import csv_rows
 from chestxai.studies import FINDINGS, Box, Finding, Study
 
 CARD = Card.read("folder")
+
+# What programs write where there is no box.
+_NO_BOX = [{cell} for cell in ("", "nan", "none", "null", "na", "n/a", "-", "0", "0.0", "-1", "-1.0")]
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,12 @@ def load(root: Path, split: str = "test", *, seed: int = 0) -> Studies:
 
     def study(record: Record) -> Study:
         name, rows = record.name, images[record.name]
-        size = image_size(root / name, name)
+        # Of a name with accents, some systems store the decomposed form.
+        path = next((p for form in ("NFC", "NFD") if (p := root / normalize(form, name)).is_file()), root / name)
+        size = image_size(path, name)
         report = "\n".join(dict.fromkeys(row.text for row in rows))
         findings = _findings(data, name, rows, size)
-        return Study(name, record.patient, "folder", split, report, size, findings, root / name)
+        return Study(name, record.patient, "folder", split, report, size, findings, path)
 
     records = [
         Record(rows[0].where, name, patients[name], parts=tuple(row.where for row in rows))
@@ -128,8 +134,9 @@ def _row(where: str, image: str, text: str, finding: str, side: str, patient: st
     ensure(text, f"row without a text ({image})")
     ensure(side in ("", "left", "right", "bilateral"), f"unknown side ({side!r}: left, right or bilateral)")
     ensure(not split or split in NAMES, f"unknown split ({split!r}: train, val or test)")
-    ensure(not side or finding or box[0], f"side without a finding ({image})")
-    return _Row(where, text, finding, side, parse_box(box) if any(box) else None, patient, NAMES.get(split, ""))
+    place = None if {*map(str.lower, box)} in _NO_BOX else parse_box(box)
+    ensure(not side or finding or place, f"side without a finding ({image})")
+    return _Row(where, text, finding, side, place, patient, NAMES.get(split, ""))
 
 
 def _patient(image: str, rows: Sequence[_Row]) -> str:

@@ -14,21 +14,25 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from chestxai import reports
+from pydantic import BaseModel, ConfigDict, Field
+
+from chestxai import reports, runs
 from chestxai.runs import InputError
 from chestxai.sources.cards import Card
-from chestxai.sources.records import Collector, Record, Studies, ensure
-from chestxai.sources.shapes import parse_box
+from chestxai.sources.records import MOST, Collector, Record, Studies, ensure, read_items
+from chestxai.sources.shapes import Number, parse_box
 from chestxai.sources.splits import BOXED, NAMES, later_split, split_patients
-from chestxai.sources.tables import csv_rows, read_json
+from chestxai.sources.tables import csv_rows, decode, read_json
 from chestxai.studies import FINDINGS, Box, Finding, Study
 
 CARD = Card.read("mimic")
 
 #: Label of an examination: present, absent, uncertain (-1), or None if its report does not say.
 _VALUES = {"": None, "0": 0, "0.0": 0, "1": 1, "1.0": 1, "-1": -1, "-1.0": -1}
+# The longest report has 9 kB.
+_LARGEST = 1_000_000
 _NAME = re.compile(r"\w[\w-]{0,99}", re.ASCII)
 
 
@@ -173,7 +177,8 @@ def _add_boxes(data: Collector, path: Path, images: dict[str, _Image]) -> dict[s
     """Add the boxes to their images; the split MS-CXR gives each patient it names ("train" if it gives none)."""
     patients: dict[str, str] = {}
     columns = ("dicom_id", "category_name", "label_text", "path", "x", "y", "w", "h", "image_width", "image_height")
-    rows = _annotations(path) if path.suffix == ".json" else csv_rows(path, columns, CARD.get, ("split",), fold=False)
+    as_json = path.suffix == ".json"
+    rows = _annotations(data, path) if as_json else csv_rows(path, columns, CARD.get, ("split",), fold=False)
     for where, (name, label, phrase, file, *numbers, width, height, split) in rows:
         image = images.get(name)
         spelled = re.search(r"\bp([1-9]\d{7})/", file, re.ASCII)
@@ -188,6 +193,7 @@ def _add_boxes(data: Collector, path: Path, images: dict[str, _Image]) -> dict[s
             box, shape = parse_box(numbers), (height.removesuffix(".0"), width.removesuffix(".0"))
             frame = f"{image.size[0]} × {image.size[1]}"
             ensure(shape == tuple(map(str, image.size)), f"box in another frame than the image's {frame} ({name})")
+            ensure(len(image.parts) < MOST, f"more than {MOST} boxes of one image ({name})")
             others = [(other.name, other.phrase, other.box) for other in image.boxes]
             ensure((label, phrase, box.clipped(*image.size)) not in others, f"duplicate box ({name}, {label})")
             inside = data.clip(box, image.size, where, f"{name}, {label}", patient)
@@ -196,30 +202,53 @@ def _add_boxes(data: Collector, path: Path, images: dict[str, _Image]) -> dict[s
     return patients
 
 
-def _annotations(path: Path) -> Iterator[tuple[str, list[str]]]:
+class _Item(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Shown(_Item):
+    id: int
+    file_name: str = ""
+    path: str | None = None
+    width: int | None = None
+    height: int | None = None
+    split: str | None = None
+
+
+class _Category(_Item):
+    id: int
+    name: str
+
+
+class _Aligned(_Item):
+    image_id: int
+    category_id: int
+    label_text: str | None = None
+    bbox: Annotated[tuple[Number, Number, Number, Number], Field(strict=False)]
+    split: str | None = None
+
+
+def _annotations(data: Collector, path: Path) -> Iterator[tuple[str, list[str]]]:
     """``file:annotations[place]`` and the cells of the csv, from MS-CXR's json.
 
     An image is named by its file; the json has no split if the csv has none.
     """
     content = read_json(path, dict, CARD.get, ("images", "categories", "annotations"))
-    images, categories = (
-        {item.get("id"): item for item in content[key] if isinstance(item, dict)} for key in ("images", "categories")
-    )
-    for i, item in enumerate(content["annotations"]):
-        item = item if isinstance(item, dict) else {}
-        image, category = images.get(item.get("image_id"), {}), categories.get(item.get("category_id"), {})
-        numbers = item.get("bbox") if isinstance(item.get("bbox"), list) else []
+    images = {item.id: item for _, item in read_items(data, path, content, "images", _Shown)}
+    categories = {item.id: item.name for _, item in read_items(data, path, content, "categories", _Category)}
+    for where, item in read_items(data, path, content, "annotations", _Aligned):
+        image = images.get(item.image_id, _Shown(id=0))
         cells: Sequence[Any] = (
-            PurePosixPath(str(image.get("file_name") or "")).stem,
-            category.get("name"),
-            item.get("label_text"),
-            image.get("path"),
-            *(numbers + [None] * 4)[:4],
-            image.get("width"),
-            image.get("height"),
-            item.get("split", image.get("split")),
+            PurePosixPath(image.file_name).stem,
+            categories.get(item.category_id),
+            item.label_text,
+            image.path,
+            *item.bbox,
+            image.width,
+            image.height,
+            item.split or image.split,
         )
-        yield f"{path.name}:annotations[{i}]", ["" if cell is None else str(cell).strip() for cell in cells]
+        yield where, ["" if cell is None else str(cell).strip() for cell in cells]
 
 
 def _splits(
@@ -259,14 +288,12 @@ def _labels(data: Collector, path: Path, wanted: dict[str, str]) -> dict[str, tu
 def _report(root: Path, name: str) -> str:
     for folder in ("mimic-cxr-reports/files", "files"):
         try:
-            # Bytes, decoded at once: twice as fast as a text file, of which there are 228,000.
-            with open(f"{root}/{folder}/{name}", "rb", buffering=0) as file:
-                content = file.read()
+            content = runs.read_bytes(f"{root}/{folder}/{name}", _LARGEST)
         except FileNotFoundError:
             continue
-        except OSError as error:
-            raise InputError(f"unreadable report ({name}: {error.strerror})") from error
-        text = content.decode("utf-8-sig", errors="replace").replace("\r\n", "\n").replace("\r", "\n")
+        except (OSError, InputError) as error:
+            raise InputError(f"unreadable report ({name}: {getattr(error, 'strerror', error)})") from error
+        text = decode(content, "a report").replace("\r\n", "\n").replace("\r", "\n")
         if not text.strip():
             raise InputError(f"empty report ({name})")
         return text

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from chestxai import runs
 from chestxai.runs import InputError
 from chestxai.sources.cards import Card
-from chestxai.sources.records import Collector, Record, Studies, ensure, image_size, labelled_report
+from chestxai.sources.records import MOST, Collector, Record, Studies, ensure, image_size, labelled_report
 from chestxai.sources.shapes import parse_box
 from chestxai.sources.splits import BOXED, FRACTIONS, TRAIN_VAL, split_patients
-from chestxai.sources.tables import csv_rows
+from chestxai.sources.tables import csv_rows, decode
 from chestxai.studies import FINDINGS, Box, Finding, Study
 
 CARD = Card.read("nih")
@@ -147,6 +148,7 @@ def _add_boxes(data: Collector, entries: dict[str, _Entry]) -> None:
             ensure(label in LABELS, f"unknown label ({text!r})")
             finding, box = LABELS[label], parse_box(numbers)
             ensure(entry, f"box of an image without usable labels ({name})")
+            ensure(len(entry.parts) < MOST, f"more than {MOST} boxes of one image ({name})")
             ensure(box not in entry.boxes.get(finding, ()), f"duplicate box ({name}, {finding})")
             inside = data.clip(box, (FRAME, FRAME), where, f"{name}, {finding}", patient)
             entry.boxes.setdefault(finding, []).append(inside)
@@ -160,7 +162,7 @@ def _lists(root: Path) -> tuple[frozenset[str], ...]:
     if len(there) == 1:
         (gone,) = {*names} - {*there}
         raise InputError(f"{root} has {there[0]} but no {gone}: add it, or remove both to split at random. {CARD.get}")
-    texts = ((root / name).read_text(encoding="utf-8-sig", errors="replace") for name in there)
+    texts = (decode(runs.read_bytes(root / name), str(root / name)) for name in there)
     return tuple(frozenset(map(_stem, text.split())) for text in texts)
 
 

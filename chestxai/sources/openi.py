@@ -19,7 +19,7 @@ from xml.etree.ElementTree import Element
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from chestxai import reports
+from chestxai import reports, runs
 from chestxai.runs import InputError, MissingError
 from chestxai.sources.cards import Card
 from chestxai.sources.records import Collector, Record, Studies, ensure, image_size
@@ -133,15 +133,14 @@ def _reports(data: Collector) -> list[_Report]:
     return list(documents.values())
 
 
-def _documents(root: Path) -> Iterator[tuple[str, bytes | OSError]]:
+def _documents(root: Path) -> Iterator[tuple[str, bytes | OSError | InputError]]:
     """Name and content of every XML file, from the folder or straight from the archive: nothing is written to disk."""
     folder, archive = root / "ecgen-radiology", root / "NLMCXR_reports.tgz"
     if folder.is_dir():
         for path in folder.glob("[!.]*.xml"):
             try:
-                with open(path, "rb") as file:
-                    yield path.name, file.read(_LARGEST_REPORT + 1)
-            except OSError as error:
+                yield path.name, runs.read_bytes(path, _LARGEST_REPORT)
+            except (OSError, InputError) as error:
                 yield path.name, error
         return
     if not archive.is_file():
@@ -162,9 +161,9 @@ def _documents(root: Path) -> Iterator[tuple[str, bytes | OSError]]:
         raise InputError(message) from error
 
 
-def _parse(content: bytes | OSError) -> _Report:
-    if isinstance(content, OSError):
-        raise InputError(f"unreadable file ({content.strerror})")
+def _parse(content: bytes | OSError | InputError) -> _Report:
+    if isinstance(content, Exception):
+        raise InputError(f"unreadable file ({getattr(content, 'strerror', content)})")
     ensure(len(content) <= _LARGEST_REPORT, f"larger than {_LARGEST_REPORT / 1e6:.0f} MB, not an Open-i report")
     try:
         # Document types are refused altogether: they bring in entities that grow without bound or read other files.

@@ -7,11 +7,13 @@ The layout of the folder and the rules for findings are in ``data/cards/padchest
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from chestxai import reports
 from chestxai.sources.cards import Card
-from chestxai.sources.records import Collector, Record, Studies, ensure, image_size
+from chestxai.sources.records import MOST, Collector, Record, Studies, ensure, image_size, valid
 from chestxai.sources.shapes import parse_box
 from chestxai.sources.splits import NAMES, later_split
 from chestxai.sources.tables import csv_rows, read_json
@@ -34,8 +36,8 @@ def load(root: Path, split: str = "test", *, language: Language = "en", readers:
         language: Of the report and of the phrases.
         readers: "first" takes ``boxes``, and ``extra_boxes`` only if there are no others; "both" takes all.
     """
-    valid = language in ("en", "es") and readers in ("first", "both")
-    ensure(valid, f"language is 'en' or 'es', readers 'first' or 'both'; got {language!r}, {readers!r}")
+    known = language in ("en", "es") and readers in ("first", "both")
+    ensure(known, f"language is 'en' or 'es', readers 'first' or 'both'; got {language!r}, {readers!r}")
     data = Collector(CARD, root, split)
     path, table = data.file("grounded_reports_*.json"), data.file("master_table.csv")
     folder = data.file("Padchest_GR_files")
@@ -73,32 +75,45 @@ def load(root: Path, split: str = "test", *, language: Language = "en", readers:
     return data.studies(in_split, study, allow_none=not any(record.patient for record in in_split))
 
 
-def _sentences(data: Collector, record: Record, language: str) -> list[tuple[str, str, dict[str, Any]]]:
+class _Sentence(BaseModel):
+    model_config = ConfigDict(strict=True)
+    sentence_en: str | None = None
+    sentence_es: str | None = None
+    abnormal: bool | None = None
+    labels: list[str] | None = None
+    boxes: Annotated[list[Any], Field(max_length=MOST)] | None = None
+    extra_boxes: Annotated[list[Any], Field(max_length=MOST)] | None = None
+
+
+_SENTENCES, _SENTENCE = TypeAdapter(list[Any] | None), TypeAdapter(_Sentence)
+
+
+def _sentences(data: Collector, record: Record, language: str) -> list[tuple[str, str, _Sentence]]:
     """Place, text in this language, and item of each sentence of a study."""
     sentences = []
-    for i, item in enumerate(record.cells.get("findings") or ()):
+    for i, item in enumerate(valid(_SENTENCES, record.cells.get("findings"), "not sentences") or ()):
         where = f"{record.where}.findings[{i}]"
-        text = _text(item.get(f"sentence_{language}")) if isinstance(item, dict) else ""
-        if text:
-            sentences.append((where, text, item))
-        else:
-            data.skip(where, f"no sentence in this language ({language})")
+        with data.record(where):
+            sentence = valid(_SENTENCE, item, "not a sentence")
+            text = _text(sentence.sentence_en if language == "en" else sentence.sentence_es)
+            ensure(text, f"no sentence in this language ({language})")
+            sentences.append((where, text, sentence))
     return sentences
 
 
 def _findings(
-    data: Collector, where: str, text: str, sentence: dict[str, Any], size: tuple[int, int], readers: str
+    data: Collector, where: str, text: str, sentence: _Sentence, size: tuple[int, int], readers: str
 ) -> list[Finding]:
-    mentions = reports.find(_text(sentence.get("sentence_en")))
-    raw_boxes = sentence.get("boxes") or []
+    mentions = reports.find(_text(sentence.sentence_en))
+    raw_boxes = sentence.boxes or []
     if readers == "both" or not raw_boxes:
-        raw_boxes = [*raw_boxes, *(sentence.get("extra_boxes") or [])]
-    positive = sentence.get("abnormal")
+        raw_boxes = [*raw_boxes, *(sentence.extra_boxes or [])]
+    positive = sentence.abnormal
     if positive is None:
         positive = bool(raw_boxes) or any(f.present for f in mentions) or not mentions
     if not positive:
         return [Finding(f.name, text, present=False) for f in mentions]
-    labels = [_text(label).lower() for label in sentence.get("labels") or ()]
+    labels = [_text(label).lower() for label in sentence.labels or ()]
     names = [LABELS[label] for label in labels if label in LABELS]
     if not labels:
         names = [f.name for f in mentions if f.present]
@@ -112,8 +127,8 @@ def _findings(
     return findings
 
 
-def _text(value: object) -> str:
-    return " ".join(value.split()) if isinstance(value, str) else ""
+def _text(value: str | None) -> str:
+    return " ".join((value or "").split())
 
 
 def _boxes(data: Collector, where: str, raw_boxes: Iterable[Any], size: tuple[int, int]) -> tuple[Box, ...]:

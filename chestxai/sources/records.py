@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from chestxai import runs
 from chestxai.runs import InputError, MissingError
 from chestxai.sources.cards import Card
-from chestxai.studies import Box, Study, is_dicom, read_dicom
+from chestxai.studies import FORMATS, Box, Study, is_dicom, orientation, read_dicom
+
+#: Rows, such as boxes, that an image may have: readers draw a few, and comparing each with each takes its time.
+MOST = 500
 
 
 class Studies(list[Study]):
@@ -63,6 +67,7 @@ class Collector:
         self.splits: dict[str, str] = {}
         self.lengths: list[int] | None = None
         self._skipped: list[tuple[str, str]] = []
+        self._boxes: list[str] = []
 
     def find(self, *patterns: str) -> Path | None:
         """The file or folder below the root of the first pattern that has any; of several, the last by name."""
@@ -101,14 +106,24 @@ class Collector:
             self.skip(where, error, patient)
 
     def clip(self, box: Box, size: tuple[int, int], where: str, what: str, patient: str = "") -> Box:
-        """The part of a ``box`` inside its image of ``size`` (height, width); InputError if there is none.
+        """The part of a ``box`` inside its image of ``size`` (height, width).
 
         A cut of more than 0.1 % and a square pixel is listed ``where`` it is, of ``patient``, with the detail ``what``.
+
+        Raises:
+            InputError: Less than half of it is inside, or it is in fractions of the image.
         """
-        inside = box.clipped(*size)
-        ensure(inside, f"box outside the image ({what}, {size[0]} × {size[1]})")
-        if inside.area < 0.999 * box.area and box.area - inside.area > 1:
-            self.skip(where, f"box cut to the image ({what}, {inside.area / box.area:.0%} kept)", patient)
+        inside, frame = box.clipped(*size), f"{what}, {size[0]} × {size[1]}"
+        # One on the first pixel, of an image of many, is no finding.
+        fraction = max(abs(box.x), abs(box.y), box.x + box.w, box.y + box.h) <= 1 < min(size)
+        whole = inside and (box.area - inside.area <= 1 or inside.area >= 0.999 * box.area)
+        self._boxes.append("" if whole and not fraction else f"{where}: {box} ({frame})")
+        ensure(not fraction, f"box in fractions of the image instead of pixels ({frame})")
+        ensure(inside, f"box outside the image ({frame})")
+        kept = f"{inside.area / box.area:.0%}"
+        ensure(inside.area >= box.area / 2, f"box mostly outside the image ({frame}, {kept} inside)")
+        if not whole:
+            self.skip(where, f"box cut to the image ({what}, {kept} kept)", patient)
         return inside
 
     def require(self, records: Sized, path: Path, what: str = "row") -> None:
@@ -125,6 +140,7 @@ class Collector:
         first = ""
         for record in runs.progress(records, f"reading {self.card.title}", delay=5.0):
             try:
+                ensure(len(record.parts) <= MOST, f"image of more than {MOST} rows ({record.name})")
                 made.append(study(record))
             except InputError as error:
                 first = first or f"{record.where}: {error}"
@@ -135,6 +151,11 @@ class Collector:
         if first and not made and not allow_none:
             none = f"none of the {len(records)} images of the {self.split} split can be used"
             raise InputError(f"{self.root}: {none}; the first: {first}. {self.card.get}")
+        odd = [box for box in self._boxes if box]
+        if len(odd) > max(2, len(self._boxes) / 2):
+            other = "which are probably in fractions or in the frame of a resized copy: give pixels of the image itself"
+            count = f"{len(odd)} of {len(self._boxes)} boxes do not lie inside their images"
+            raise InputError(f"{self.root}: {count}, {other}. The first: {odd[0]}. {self.card.get}")
         skipped = [line for line, patient in self._skipped if self.splits.get(patient, self.split) == self.split]
         return Studies(made, skipped, fingerprint(self.card.name, made, self.lengths))
 
@@ -145,8 +166,36 @@ def ensure(condition: object, reason: str) -> None:
         raise InputError(reason)
 
 
+def valid(schema: TypeAdapter, value: Any, problem: str) -> Any:
+    """``value`` of json as ``schema`` has it; InputError with ``problem``, where it is and what it is, if it is not."""
+    try:
+        return schema.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(["it", *map(str, first["loc"])])
+        raise InputError(f"{problem} ({place} is {first['input']!r:.40}: {first['msg']})") from error
+
+
+def read_items(
+    data: Collector, path: Path, content: dict[str, list[Any]], key: str, model: type[BaseModel]
+) -> Iterator[tuple[str, Any]]:
+    """``file:key[place]`` and item of each of ``content[key]`` that fits the ``model``; ``data`` lists the others.
+
+    ``content`` is that of the json ``path``.
+    """
+    schema = TypeAdapter(model)
+    for i, item in enumerate(content[key]):
+        where = f"{path.name}:{key}[{i}]"
+        with data.record(where):
+            yield where, valid(schema, item, "not of COCO's format")
+
+
 def image_size(path: Path, name: str = "") -> tuple[int, int]:
-    """``(height, width)`` from the header of a PNG, JPEG or DICOM file at ``path``, called ``name`` in messages.
+    """``(height, width)`` of a PNG, JPEG or DICOM file at ``path`` as `read_image` gives it, from its header.
+
+    Args:
+        path: Of the file.
+        name: What messages call it.
 
     Raises:
         InputError: There is no file, or its header cannot be read.
@@ -156,10 +205,12 @@ def image_size(path: Path, name: str = "") -> tuple[int, int]:
         if is_dicom(path):
             header = read_dicom(path, header=True)
             return int(header.Rows), int(header.Columns)
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
-            return image.height, image.width
+        with Image.open(path, formats=FORMATS) as image:
+            return (image.height, image.width) if orientation(image) < 5 else (image.width, image.height)
     except FileNotFoundError as error:
         raise InputError(f"no image file ({name or path.name})") from error
+    except InputError as error:
+        raise InputError(f"unreadable image ({path.name}: {error})") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         kind = type(error.__cause__ or error).__name__
         raise InputError(f"unreadable image header ({path.name}: {kind})") from error

@@ -1,27 +1,40 @@
 """Boxes and masks as data sets write them: numbers as text, run-length masks, and connected parts of an outline."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
+from pydantic import Field, TypeAdapter
 from scipy import ndimage
 
 from chestxai.runs import InputError
 from chestxai.studies import Box
 
+#: A number of json, neither text nor a truth value. Nothing is drawn at 1e300, and integers may have any size.
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-1e7, le=1e7)]
+_BOX = TypeAdapter(tuple[Number, Number, Number, Number])
+_DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+
 
 def parse_box(values: Any, *, corners: bool = False) -> Box:
-    """A box from four numbers or their text: ``values`` are x, y, w, h, or with ``corners`` x0, y0, x1, y1.
+    """A box from four numbers, or from their text in a csv.
 
-    Anything else, also a box without an area, is an InputError.
+    Args:
+        values: x, y, w, h, or with ``corners`` x0, y0, x1, y1. A tuple or list; text is a decimal number of ASCII
+            digits: ``float`` would also read 1_0 and full-width digits.
+        corners: Whether they are those of two corners.
+
+    Raises:
+        InputError: They are anything else, or a box without an area.
     """
     try:
-        x, y, w, h = map(float, values)
+        texts = values if isinstance(values, list | tuple) and all(isinstance(v, str) for v in values) else ()
+        x, y, w, h = _BOX.validate_python([float(v) if _DECIMAL.fullmatch(v) else v for v in texts] or values)
         return Box(x, y, w - x, h - y) if corners else Box(x, y, w, h)
-    except (TypeError, ValueError) as error:
-        is_text = isinstance(values, Iterable) and values and all(isinstance(value, str) for value in values)
-        raise InputError(f"not a box ({', '.join(values) if is_text else str(values)[:80]})") from error
+    except ValueError as error:
+        raise InputError(f"not a box ({', '.join(texts)[:80] or str(values)[:80]})") from error
 
 
 def boxes_of(mask: np.ndarray) -> tuple[Box, ...]:
@@ -50,11 +63,11 @@ def decode_mask(rle: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
     Our own decoder, because pycocotools does not check the runs: damaged ones leave memory uninitialised or end the
     process. Here they are an InputError, and so is a mask of another size.
     """
-    if tuple(rle.get("size") or ()) != size:
+    if rle.get("size") != [*size]:
         raise InputError(f"mask in another frame than the image's {size[0]} × {size[1]}")
     runs = rle.get("counts")
     runs = _unpacked(runs) if isinstance(runs, str) else runs
-    valid = isinstance(runs, list) and all(isinstance(n, int) and n >= 0 for n in runs)
+    valid = isinstance(runs, list) and all(type(n) is int and n >= 0 for n in runs)
     if not valid or sum(runs) != size[0] * size[1]:
         raise InputError("mask whose runs do not fill its frame")
     # Runs alternate between background and mask, and go down the columns.

@@ -14,7 +14,7 @@ import numpy as np
 
 from chestxai.runs import InputError
 from chestxai.sources.cards import Card
-from chestxai.sources.records import Collector, Record, Studies, ensure, image_size, labelled_report
+from chestxai.sources.records import MOST, Collector, Record, Studies, ensure, image_size, labelled_report
 from chestxai.sources.shapes import parse_box
 from chestxai.sources.splits import TRAIN_VAL, split_patients
 from chestxai.sources.tables import csv_rows
@@ -151,6 +151,7 @@ def _annotations(data: Collector, path: Path) -> dict[str, _Image]:
                 continue
             box = parse_box(corners, corners=True)
             ensure(label not in OTHERS, f"box of none of the eight findings ({label})")
+            ensure(len(image.parts) < MOST, f"more than {MOST} boxes of one image ({name})")
             entries = image.boxes.setdefault(LABELS[label], [])
             # One place may be called Infiltration and Lung Opacity by the same reader: that is one box of one finding.
             if (reader, box) not in [(other, place) for other, place, _ in entries]:

@@ -1,0 +1,219 @@
+"""Small malformed inputs, by kind: each is refused or listed with file, row or setting."""
+
+from __future__ import annotations
+
+import json
+import os
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from chestxai import profiles, runs, sources
+from chestxai.runs import InputError
+from chestxai.sources import image_size
+from chestxai.sources.records import MOST
+from chestxai.sources.shapes import parse_box
+from chestxai.sources.tables import csv_rows, read_json
+from chestxai.studies import read_image
+from tests import test_chexlocalize, test_coco, test_padchest
+
+HEADER = "image,text,finding,x,y,w,h,split\n"
+
+
+def folder(root: Path, rows: str | bytes, images: tuple[str, ...] = ("a.png",)) -> sources.Studies:
+    for name in images:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((64, 64), np.uint8)).save(root / name)
+    (root / "t.csv").write_bytes(rows if isinstance(rows, bytes) else rows.encode())
+    return sources.load("folder", root, "test")
+
+
+class TestTables:
+    def test_windows_1252_is_recognised_and_told(self, tmp_path):
+        rows = "image,text,split,patient\na.png,Œdème,test,Müller\nb.png,Épanchement,test,Möller\n"
+        with pytest.warns(UserWarning, match=r"t\.csv: not UTF-8, read as Windows-1252"):
+            loaded = folder(tmp_path, rows.encode("cp1252"), ("a.png", "b.png"))
+        assert [(s.report, s.patient) for s in loaded] == [("Œdème", "Müller"), ("Épanchement", "Möller")]
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"image,text\na.png,caf\x81\n", "line 2: neither UTF-8 nor Windows-1252"),
+            ("image,text\na.png,x\n".encode("utf-16"), "line 1: neither UTF-8 nor Windows-1252"),
+            (b"image,text,text\na.png,x,y\n", "column text there twice"),
+            (b'image,text\na.png,"x\nb.png,y\n', "3: not readable as csv .*a quote that opens a cell must close it"),
+            (b'image,text\na.png,"x"y\n', "2: not readable as csv"),
+        ],
+    )
+    def test_what_would_be_read_wrongly_is_refused(self, tmp_path, content, message):
+        (tmp_path / "t.csv").write_bytes(content)
+        with pytest.raises(InputError, match=rf"t\.csv(?:, |: |:){message}"):
+            list(csv_rows(tmp_path / "t.csv", ("image", "text"), "Do this."))
+
+    @pytest.mark.parametrize("form", ["NFC", "NFD"])
+    def test_names_are_compared_in_one_form(self, tmp_path, form):
+        name = unicodedata.normalize(form, "clichés/2.png")
+        other = unicodedata.normalize({"NFC": "NFD", "NFD": "NFC"}[form], name)
+        assert len(folder(tmp_path, f"image,text,split\n{other},Effusion,test\n", (name,))) == 1
+
+    def test_a_pipe_is_no_file(self, tmp_path):
+        os.mkfifo(tmp_path / "t.csv")
+        (tmp_path / "c").mkdir()
+        for path in (tmp_path / "t.csv", tmp_path / "c"):
+            for read in (runs.read_json, runs.read_yaml, read_image, image_size):
+                with pytest.raises(InputError, match="a folder, a pipe or a device"):
+                    read(path)
+            with pytest.raises(InputError, match="a folder, a pipe or a device"):
+                read_json(path, dict, "Do this.")
+            with pytest.raises(InputError, match="a folder, a pipe or a device"):
+                list(csv_rows(path, ("a",), "Do this."))
+
+    def test_equal_keys_of_json_are_refused(self, tmp_path):
+        (tmp_path / "a.json").write_text('{"a": {"b": 1, "b": 2}}')
+        with pytest.raises(InputError, match=r"a\.json: .*the key 'b' occurs twice"):
+            read_json(tmp_path / "a.json", dict, "Do this.")
+
+
+class TestBoxes:
+    @pytest.mark.parametrize(
+        "number", ["1_0", "１０", "١٠", "inf", "nan", "1e400", "0x10", "1 0", "+-1", True, 10**400, "1e300"]
+    )
+    def test_numbers_are_decimal(self, number):
+        with pytest.raises(InputError, match="not a box"):
+            parse_box([number, *("2", "3", "4")] if isinstance(number, str) else [number, 2, 3, 4])
+        assert parse_box(["+1.5", ".5", "1e1", "4."]) == parse_box([1.5, 0.5, 10, 4])
+
+    @pytest.mark.parametrize("values", ["1234", b"1234", {1: 2, 3: 4, 5: 6, 7: 8}, [[1], [2], [3], [4]]])
+    def test_nor_are_other_things_taken_apart(self, values):
+        with pytest.raises(InputError, match="not a box"):
+            parse_box(values)
+
+    @pytest.mark.parametrize("nothing", ["", "nan", "NaN", "None", "null", "NA", "n/a", "-", "0", "0.0", "-1"])
+    def test_no_box_in_its_many_spellings(self, tmp_path, nothing):
+        (study,) = loaded = folder(tmp_path, f"{HEADER}a.png,Normal chest.,,{','.join([nothing] * 4)},test\n")
+        assert (study.report, study.findings, loaded.skipped) == ("Normal chest.", (), [])
+
+    @pytest.mark.parametrize(("box", "reason"), [("0.5,0.6,0.3,0.2", "fractions"), ("60,60,90,80", "mostly outside")])
+    def test_one_of_another_frame_is_no_truth_and_many_are_refused(self, tmp_path, box, reason):
+        row = f"Left effusion.,Pleural Effusion,{box},test\n"
+        loaded = folder(tmp_path, f"{HEADER}a.png,{row}")
+        assert (loaded[0].findings, [reason in line for line in loaded.skipped]) == ((), [True])
+        names = tuple(f"{i}.png" for i in range(4))
+        with pytest.raises(InputError, match="4 of 4 boxes do not lie inside their images, which are probably"):
+            folder(tmp_path, HEADER + "".join(f"{name},{row}" for name in names), names)
+
+    def test_an_image_of_very_many_boxes_is_left_out_at_once(self, tmp_path):
+        rows = [f"a.png,Left effusion.,Pleural Effusion,{1 + i / 1e4},5,20,20,test\n" for i in range(10 * MOST)]
+        loaded = folder(tmp_path, HEADER + "".join(rows) + "b.png,Edema.,,,,,,test\n", ("a.png", "b.png"))
+        assert [s.id for s in loaded] == ["b.png"]
+        assert f"image of more than {MOST} rows" in "".join(loaded.reasons())
+
+
+class TestJson:
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"bbox": "1234"},
+            {"bbox": ["1", "2", "3", "4"]},
+            {"bbox": [True] * 4},
+            {"bbox": [0, 0, 10**400, 5]},
+            {"category_id": [18]},
+            {"category_id": True},
+            {"image_id": [1]},
+            {"image_id": 77},
+            {"iscrowd": "0"},
+            {"segmentation": [[0, 0, 1e300, 0, 5, 5]]},
+            {"segmentation": [[True, False, True, True, False, True]]},
+            {"segmentation": {"size": 48, "counts": [1920]}},
+            {"segmentation": {"size": [48, 40], "counts": [True, 1919]}},
+        ],
+    )
+    def test_an_object_of_coco_is_what_the_format_says_or_listed(self, tmp_path, change):
+        things = [test_coco.thing(1, 18, 5, 6, 7, 8), test_coco.thing(1, 18, 1, 2, 3, 4) | change]
+        loaded = sources.load("coco", test_coco.collection(tmp_path, [test_coco.image(1)], things), masks=True)
+        assert [[(b.x, b.y) for b in f.boxes] for f in loaded[0].findings] == [[(5, 6)]]
+        assert len(loaded.skipped) == 1
+
+    @pytest.mark.parametrize(
+        "points", [[[0, 0], [float("nan"), 5], [5, 5]], [["1", "2"], [9, 9]], ["12", "34"], [[10**400, 5]]]
+    )
+    def test_an_outline_is_made_of_numbers(self, tmp_path, points):
+        truth = {test_chexlocalize.key(1): test_chexlocalize.outlines(Edema=[points])}
+        root = test_chexlocalize.collection(tmp_path, [test_chexlocalize.row(1, "Edema")], truth)
+        loaded = sources.load("chexlocalize", root)
+        assert not any(f.boxes for f in loaded[0].findings)
+        assert "not a polygon" in loaded.skipped[0]
+
+    @pytest.mark.parametrize(
+        "change", [{"abnormal": "False"}, {"boxes": "1234"}, {"labels": "edema"}, {"sentence_en": 5}]
+    )
+    def test_a_sentence_of_padchest_has_its_types(self, tmp_path, change):
+        sentence = test_padchest.EFFUSION | change
+        records = [test_padchest.study(1, test_padchest.CLEAR, sentence)]
+        (study,), skipped = test_padchest.everything(
+            test_padchest.collection(tmp_path, records, [test_padchest.row(1)])
+        )
+        assert [f.name for f in study.findings] == ["Pneumothorax"]
+        assert "findings[1]: not a sentence" in skipped[0]
+
+
+class TestImages:
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("ending", ["png", "jpg"])
+    def test_are_shown_as_their_file_says(self, tmp_path, orientation, ending):
+        shown = np.zeros((40, 60), np.uint8)
+        shown[5:15, 45:55] = 255
+        stored = {
+            1: shown, 2: shown[:, ::-1], 3: shown[::-1, ::-1], 4: shown[::-1], 5: shown.T, 6: np.rot90(shown),
+            7: shown[::-1, ::-1].T, 8: np.rot90(shown, -1),
+        }[orientation]  # fmt: skip
+        image = Image.fromarray(np.ascontiguousarray(stored))
+        exif = image.getexif()
+        exif[0x0112] = orientation
+        image.save(tmp_path / f"o.{ending}", exif=exif)
+        read = read_image(tmp_path / f"o.{ending}")
+        assert read.shape == image_size(tmp_path / f"o.{ending}") == (40, 60)
+        assert read[6:14, 46:54].mean() > 240
+
+    @pytest.mark.parametrize("kind", ["BMP", "GIF", "EPS", "PPM", "ICO", "TGA"])
+    def test_other_formats_are_refused_whatever_their_name(self, tmp_path, kind):
+        Image.fromarray(np.zeros((20, 20), np.uint8)).save(tmp_path / "a.png", format=kind)
+        for read in (read_image, image_size):
+            with pytest.raises(InputError, match=r"a\.png"):
+                read(tmp_path / "a.png")
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("variants", []), ("seeds", []), ("seeds", [1, 1]), ("seeds", [True]), ("seeds", [-1]), ("base", ""),
+            ("finetune.steps", True), ("finetune.steps", 10**12), ("finetune.learning_rate", float("inf")),
+            ("finetune.learning_rate", True), ("data.size", 10**9), ("data.test", True), ("sampling.images", 10**12),
+            ("sampling.guidance", 1e300), ("grounding.draws", 10**9), ("statistics.resamples", 10**12),
+        ],
+    )  # fmt: skip
+    def test_a_setting_has_bounds(self, key, value):
+        content = runs.read_yaml(profiles.DATA / "profiles" / "smoke.yaml") | {"name": "smoke"}
+        *section, name = key.split(".")
+        (content.setdefault(section[0], {}) if section else content)[name] = value
+        with pytest.raises(ValueError, match=name):
+            profiles.Profile.model_validate(content)
+
+    @pytest.mark.parametrize("base", ["/nowhere/at/all", ".", "./x/y"])
+    def test_a_base_is_there(self, base):
+        with pytest.raises(runs.MissingError, match="cannot load the base model"):
+            profiles.base_folder(base)
+
+    @pytest.mark.parametrize("text", ["a: " + "[" * 20_000, "a: &a [1]\nb: *a\n", "a: 1\na: 2\n", "x: \udc00"])
+    def test_yaml_is_bounded(self, tmp_path, text):
+        (tmp_path / "p.yaml").write_bytes(text.encode(errors="surrogatepass"))
+        with pytest.raises(InputError, match=r"p\.yaml: not valid YAML"):
+            runs.read_yaml(tmp_path / "p.yaml")
+
+    def test_many_keys_are_read_in_time(self, tmp_path):
+        (tmp_path / "p.yaml").write_text(json.dumps({f"k{i}": i for i in range(5000)}))
+        assert len(runs.read_yaml(tmp_path / "p.yaml")) == 5000
