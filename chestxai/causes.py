@@ -343,7 +343,8 @@ def statements(tokenizer: object, studies: Sequence[Study]) -> list[Finding]:
 
 def position_states(pipeline: StableDiffusionPipeline, findings: Sequence[Finding]) -> dict[str, np.ndarray]:
     """States that ``pipeline`` gives the phrases of ``findings``, at begin, finding and end: ``(n, width)`` each."""
-    states = models.encode_text(pipeline, [finding.phrase for finding in findings]).cpu().numpy()
+    prompts = [finding.phrase for finding in findings]
+    states = models.encode_text(pipeline, prompts, read=models.encoder_states).cpu().numpy()
     kinds = [token_kinds(pipeline.tokenizer, finding) for finding in findings]
     return {
         kind: np.stack([state[groups[kind]].mean(axis=0) for state, groups in zip(states, kinds, strict=True)])
@@ -403,15 +404,20 @@ def lens(pipeline: StableDiffusionPipeline, prompt: str, guidance: float = 2.0, 
         guidance: scale of classifier-free guidance away from the empty prompt.
         steps: of DDIM, from noise that all layers share.
     """
-    states, unet = layer_states(pipeline, prompt).to(pipeline.unet.dtype), pipeline.unet
-    side = unet.config.sample_size
+    states, unet, empty = (
+        layer_states(pipeline, prompt),
+        pipeline.unet,
+        empty_states(pipeline)[0].to(pipeline.unet.dtype),
+    )
+    # Twice as wide where keys and values differ.
+    states, side = states.repeat(1, 1, empty.shape[-1] // states.shape[-1]).to(empty), unet.config.sample_size
     noise = models.seeded_noise((unet.config.in_channels, side, side), 0).to(states)
     ddim = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     sampler = type(pipeline)(**{**pipeline.components, "scheduler": ddim}, requires_safety_checker=False)
     sampler.set_progress_bar_config(disable=True)
     latents = sampler(
         prompt_embeds=states,
-        negative_prompt_embeds=empty_states(pipeline)[0].to(states).expand(len(states), -1, -1),
+        negative_prompt_embeds=empty.expand(len(states), -1, -1),
         latents=noise.expand(len(states), -1, -1, -1),
         guidance_scale=guidance,
         num_inference_steps=steps,
