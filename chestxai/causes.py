@@ -13,7 +13,7 @@ read the states of the empty prompt (`empty_states`) instead.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
@@ -28,10 +28,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from chestxai import attention, faithfulness, finetune, grounding, localization, models, recipes, reports
+from chestxai import attention, faithfulness, grounding, localization, models, recipes, reports
 from chestxai.grounding.passes import image_key
-from chestxai.profiles import Profile
-from chestxai.runs import InputError, Run
+from chestxai.runs import InputError
 from chestxai.studies import Finding, Fit, Frame, GroundTruth, Study
 
 #: Kinds of tokens of a phrase; the first three are words, all but the last are real.
@@ -186,21 +185,6 @@ def read(
     maps = np.full((len(latents), states.shape[1] + 1, *found.shape[2:]), np.nan, np.float32)
     maps[:, [-1 if name == "padding" else int(name) for name in seen.groups]] = found
     return Reading(loss, maps)
-
-
-def trace_run(
-    profile: Profile, run: Run, sample: Sample, timesteps: Sequence[int]
-) -> Iterator[tuple[int, StableDiffusionPipeline, Tensor, Reading]]:
-    """Step, pipeline, states of the prompts, and what was read, of each checkpoint of a finished ``run``.
-
-    There is one pipeline, whose weights the next checkpoint replaces; the last ones stay. The base is not read: the
-    runs of a ``profile`` share it. ``sample`` and ``timesteps`` are those of `read`.
-    """
-    pipeline = models.load_pipeline(profile.base)
-    for step in run.check_finished().steps():
-        finetune.load_checkpoint(pipeline, run, step)
-        states = models.encode_text(pipeline, sample.prompts)
-        yield step, pipeline, states, read(pipeline, sample, states, timesteps)
 
 
 def auc(maps: np.ndarray, sample: Sample) -> np.ndarray:

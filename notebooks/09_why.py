@@ -49,7 +49,7 @@ import pandas as pd
 import plotly.express as px
 from IPython.display import Markdown, display
 
-from chestxai import causes, localization, models, plots, profiles, runs, stats
+from chestxai import causes, finetune, localization, models, plots, profiles, runs, stats
 from chestxai import sentences as say
 from chestxai.studies import phrases
 
@@ -79,13 +79,15 @@ Markdown(
 # %%
 curves, pipelines, states, readings, older = [], {}, {}, {}, {}
 for name in runs.progress(names, "checkpoints"):
-    for step, pipeline, now, reading in causes.trace_run(
-        settings, trained[name], sample, timesteps
-    ):
+    pipelines[name] = models.load_pipeline(settings.base)
+    for step in trained[name].steps():
+        finetune.load_checkpoint(pipelines[name], trained[name], step)
+        now = models.encode_text(pipelines[name], sample.prompts)
         older[name] = states.get(name, now)  # of the checkpoint before
-        pipelines[name], states[name], readings[name] = pipeline, now, reading
+        states[name] = now
+        readings[name] = causes.read(pipelines[name], sample, now, timesteps)
         for kind in causes.KINDS:
-            score = np.nanmean(causes.auc(reading.of(kind, sample), sample))
+            score = np.nanmean(causes.auc(readings[name].of(kind, sample), sample))
             curves.append((*name, step, kind, score))
 curves = pd.DataFrame(curves, columns=["variant", "seed", "step", "token", "AUC-ROC"])
 

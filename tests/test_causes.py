@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -127,15 +126,6 @@ class TestRead:
     def test_other_images_change_the_maps(self, pipeline, sample, states, reading):
         swapped = causes.read(pipeline, sample, states, TIMES, sample.swapped)
         assert not np.allclose(swapped.of("finding", sample)[0], reading.of("finding", sample)[0], atol=1e-7)
-
-    def test_checkpoints_are_read_one_after_the_other(self, pipeline, sample, reading, monkeypatch):
-        loaded = []
-        monkeypatch.setattr(causes.models, "load_pipeline", lambda base: pipeline)
-        monkeypatch.setattr(causes.finetune, "load_checkpoint", lambda pipeline, run, step: loaded.append(step))
-        run = SimpleNamespace(check_finished=lambda: SimpleNamespace(steps=lambda: [4, 8]))
-        steps = list(causes.trace_run(SimpleNamespace(base="tiny"), run, sample, TIMES))
-        assert [step for step, *_ in steps] == loaded == [4, 8]
-        np.testing.assert_allclose(steps[1][3].maps, reading.maps)
 
     def test_a_recipe_with_two_states_for_each_token_is_read_as_it_is(self, sample, reading, pipeline):
         splits = copy.copy(pipeline)
