@@ -13,7 +13,7 @@ read the states of the empty prompt (`empty_states`) instead.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
@@ -28,10 +28,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from chestxai import attention, faithfulness, finetune, grounding, localization, models, recipes, reports
+from chestxai import attention, faithfulness, grounding, localization, models, recipes, reports
 from chestxai.grounding.passes import image_key
-from chestxai.profiles import Profile
-from chestxai.runs import InputError, Run
+from chestxai.runs import InputError
 from chestxai.studies import Finding, Fit, Frame, GroundTruth, Study
 
 #: Kinds of tokens of a phrase; the first three are words, all but the last are real.
@@ -188,21 +187,6 @@ def read(
     return Reading(loss, maps)
 
 
-def trace_run(
-    profile: Profile, run: Run, sample: Sample, timesteps: Sequence[int]
-) -> Iterator[tuple[int, StableDiffusionPipeline, Tensor, Reading]]:
-    """Step, pipeline, states of the prompts, and what was read, of each checkpoint of a finished ``run``.
-
-    There is one pipeline, whose weights the next checkpoint replaces; the last ones stay. The base is not read: the
-    runs of a ``profile`` share it. ``sample`` and ``timesteps`` are those of `read`.
-    """
-    pipeline = models.load_pipeline(profile.base)
-    for step in run.check_finished().steps():
-        finetune.load_checkpoint(pipeline, run, step)
-        states = models.encode_text(pipeline, sample.prompts)
-        yield step, pipeline, states, read(pipeline, sample, states, timesteps)
-
-
 def auc(maps: np.ndarray, sample: Sample) -> np.ndarray:
     """AUC-ROC of each of ``maps`` ``(n, h, w)`` on the mask of the ``sample``; NaN where there is no map or no mask."""
     valid = [np.isfinite(m).all() and 0 < k.mean() < 1 for m, k in zip(maps, sample.masks, strict=True)]
@@ -343,7 +327,8 @@ def statements(tokenizer: object, studies: Sequence[Study]) -> list[Finding]:
 
 def position_states(pipeline: StableDiffusionPipeline, findings: Sequence[Finding]) -> dict[str, np.ndarray]:
     """States that ``pipeline`` gives the phrases of ``findings``, at begin, finding and end: ``(n, width)`` each."""
-    states = models.encode_text(pipeline, [finding.phrase for finding in findings]).cpu().numpy()
+    prompts = [finding.phrase for finding in findings]
+    states = models.encode_text(pipeline, prompts, read=models.encoder_states).cpu().numpy()
     kinds = [token_kinds(pipeline.tokenizer, finding) for finding in findings]
     return {
         kind: np.stack([state[groups[kind]].mean(axis=0) for state, groups in zip(states, kinds, strict=True)])
@@ -403,15 +388,20 @@ def lens(pipeline: StableDiffusionPipeline, prompt: str, guidance: float = 2.0, 
         guidance: scale of classifier-free guidance away from the empty prompt.
         steps: of DDIM, from noise that all layers share.
     """
-    states, unet = layer_states(pipeline, prompt).to(pipeline.unet.dtype), pipeline.unet
-    side = unet.config.sample_size
+    states, unet, empty = (
+        layer_states(pipeline, prompt),
+        pipeline.unet,
+        empty_states(pipeline)[0].to(pipeline.unet.dtype),
+    )
+    # Twice as wide where keys and values differ.
+    states, side = states.repeat(1, 1, empty.shape[-1] // states.shape[-1]).to(empty), unet.config.sample_size
     noise = models.seeded_noise((unet.config.in_channels, side, side), 0).to(states)
     ddim = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     sampler = type(pipeline)(**{**pipeline.components, "scheduler": ddim}, requires_safety_checker=False)
     sampler.set_progress_bar_config(disable=True)
     latents = sampler(
         prompt_embeds=states,
-        negative_prompt_embeds=empty_states(pipeline)[0].to(states).expand(len(states), -1, -1),
+        negative_prompt_embeds=empty.expand(len(states), -1, -1),
         latents=noise.expand(len(states), -1, -1, -1),
         guidance_scale=guidance,
         num_inference_steps=steps,

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from chestxai import causes, grounding, models
+from chestxai import causes, grounding, models, recipes
 from chestxai.runs import InputError
 from chestxai.sentences import causes as say
 from chestxai.stats import Interval
@@ -126,6 +126,14 @@ class TestRead:
     def test_other_images_change_the_maps(self, pipeline, sample, states, reading):
         swapped = causes.read(pipeline, sample, states, TIMES, sample.swapped)
         assert not np.allclose(swapped.of("finding", sample)[0], reading.of("finding", sample)[0], atol=1e-7)
+
+    def test_a_recipe_with_two_states_for_each_token_is_read_as_it_is(self, sample, reading, pipeline):
+        splits = copy.copy(pipeline)
+        splits.unet, splits.text_encoder = copy.deepcopy((pipeline.unet, pipeline.text_encoder))
+        recipes.attach(splits, recipes.Recipe(text="learnable", keys="frozen"))
+        seen = causes.swap({"splits": splits}, sample, TIMES)["splits", "splits", "splits"]
+        np.testing.assert_allclose(seen.maps, reading.maps, atol=1e-6)
+        assert np.array_equal(causes.lens(splits, "effusion", steps=2), causes.lens(pipeline, "effusion", steps=2))
 
 
 class TestMass:
@@ -333,8 +341,8 @@ class TestSentences:
 
     def test_exchanged_states(self):
         text = say.swapped("b", "a", {"keys": UP, "values": DOWN})
-        assert "U-Net of `b`, given states of `a`, points with its keys better" in text
-        assert "with its values worse" in text
+        assert "U-Net of `b` points better with the keys of `a` (+0.150" in text
+        assert "worse with the values of `a`" in text
 
     def test_a_cka_counts_only_above_its_null(self):
         rows = {

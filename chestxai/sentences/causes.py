@@ -109,10 +109,10 @@ def begin(cosines: Mapping[str, float], reach: float = 0.999) -> str:
 def swapped(name: str, reference: str, changes: Mapping[str, Interval]) -> str:
     """How the U-Net of ``name`` points with states of ``reference``: ``changes`` of AUC-ROC by what is exchanged."""
     said = [
-        f"with its {part} {verb(d, 'better', 'worse', 'not clearly otherwise')} ({d:+.3f})"
+        f"{verb(d, 'better', 'worse', 'not clearly otherwise')} with the {part} of `{reference}` ({d:+.3f})"
         for part, d in changes.items()
     ]
-    return f"The U-Net of `{name}`, given states of `{reference}`, points {'; '.join(said)}."
+    return f"The U-Net of `{name}` points {'; '.join(said)}."
 
 
 def drifted(measured: pd.DataFrame) -> str:
