@@ -72,13 +72,20 @@ class SilentPadBert(BertModel):
 
         Args:
             input_ids: int64 ``(n, length)``.
-            attention_mask: 1 for tokens, 0 for padding; default: what is not the padding token.
+            attention_mask: 1 for tokens, 0 for padding; default: what is not the padding token. Or which tokens see
+                which, ``(n, 1, length, length)``; padding does not see itself.
             options: of `transformers.BertModel`.
         """
         real = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
+        pairs = real[:, 0] if real.ndim == 4 else None
+        real = real if pairs is None else pairs.diagonal(dim1=1, dim2=2)
         prompt, position = real.nonzero(as_tuple=True)
-        alone = (prompt[:, None] == prompt)[None, None]
-        out = super().forward(input_ids[real][None], attention_mask=alone, position_ids=position[None], **options)
+        alone = prompt[:, None] == prompt
+        if pairs is not None:
+            alone = alone & pairs[prompt[:, None], position[:, None], position]
+        out = super().forward(
+            input_ids[real][None], attention_mask=alone[None, None], position_ids=position[None], **options
+        )
         packed = out.last_hidden_state[0]
         out.last_hidden_state = packed.new_zeros(*real.shape, packed.shape[-1]).index_put((prompt, position), packed)
         return out
@@ -266,8 +273,9 @@ def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> Path:
     part = folder.with_name(f".{folder.name}.model.part")
     runs.remove(part)
     part.mkdir(parents=True)
-    for name in ("unet", "vae", "tokenizer", "scheduler"):
+    for name in ("vae", "tokenizer", "scheduler"):
         getattr(pipeline, name).save_pretrained(part / name)
+    recipes.merge_adapters(pipeline.unet).save_pretrained(part / "unet")
     encoder = pipeline.text_encoder
     recipes.merge_adapters(encoder).save_pretrained(part / "text_encoder")
     recipe = getattr(encoder, "recipe", None)
@@ -459,17 +467,36 @@ def encoder_states(encoder: PreTrainedModel, tokens: dict[str, Tensor]) -> Tenso
 
     Like `diffusers.StableDiffusionPipeline.encode_prompt`: CLIP sees no padding mask unless its config asks for one
     (Stable Diffusion was trained without, and its padding positions are handed on to the U-Net); a BERT always does, as
-    in its own pre-training, and its padding is zero (`SilentPadBert`).
+    in its own pre-training, and its padding is zero (`SilentPadBert`). A recipe may limit what tokens see.
 
     Args:
         encoder: of a pipeline.
         tokens: of `tokenize`.
     """
+    return _states(encoder, tokens, getattr(getattr(encoder, "module", encoder), "recipe", None))
+
+
+def reference_states(encoder: PreTrainedModel, tokens: dict[str, Tensor]) -> Tensor:
+    """As `encoder_states`, those of the text encoder as it was: of the copy that `recipes.attach` made.
+
+    Args:
+        encoder: of a pipeline; without a copy its own states, which is the same before the first step.
+        tokens: of `tokenize`.
+    """
+    (encoder,) = getattr(encoder, "reference", (encoder,))
+    with torch.no_grad():
+        return _states(encoder.to(tokens["input_ids"].device), tokens, None)
+
+
+def _states(encoder: PreTrainedModel, tokens: dict[str, Tensor], recipe: recipes.Recipe | None) -> Tensor:
     config = getattr(encoder, "module", encoder).config  # distributed training wraps the encoder
-    masked = getattr(config, "use_attention_mask", False) or config.model_type != "clip_text_model"
-    states = encoder(tokens["input_ids"], attention_mask=tokens["attention_mask"] if masked else None)[0]
+    causal = config.model_type == "clip_text_model"
+    masked = getattr(config, "use_attention_mask", False) or not causal
+    mask = tokens["attention_mask"] if masked else None
+    seen = recipe and recipe.sees(torch.ones_like(tokens["input_ids"]) if mask is None else mask, causal)
+    states = encoder(tokens["input_ids"], attention_mask=mask if seen is None else seen)[0]
     # As `SilentPadBert` does: the padding of a RoBERTa must not speak either.
-    return states if config.model_type == "clip_text_model" else states * tokens["attention_mask"][..., None]
+    return states if causal else states * tokens["attention_mask"][..., None]
 
 
 def context(encoder: PreTrainedModel, states: Tensor, tokens: dict[str, Tensor]) -> Tensor:
@@ -485,8 +512,7 @@ def context(encoder: PreTrainedModel, states: Tensor, tokens: dict[str, Tensor])
     if recipe is None:
         return states
     if recipe.splits and reference is None:
-        with torch.no_grad():
-            reference = encoder_states(module.reference[0].to(states.device), tokens)
+        reference = reference_states(module, tokens)
     return recipe.context(states, tokens["attention_mask"], reference)
 
 

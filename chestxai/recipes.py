@@ -8,6 +8,9 @@ independent and combine freely. The training loop knows none of their names. It 
 - `Recipe.context`: what the U-Net reads, given the encoder's states (`attach` makes the pipeline read it);
 - `Recipe.penalty`: what the loss adds.
 
+Three small ones stand beside them: what the text encoder's tokens see of each other (`Recipe.sees`), what a study's
+prompt is (`finetune.prompts`), and which prompts may be dropped (`Recipe.droppable`).
+
 A further field is one more field here and one more small function, called from one of the four.
 """
 
@@ -27,7 +30,12 @@ if TYPE_CHECKING:
 
     from chestxai.profiles import FinetuneSettings
 
+_LORA = r"lora:[1-9]\d{0,3}"
 _TEXT = re.compile(r"(frozen|learnable|random|embeddings)|(?:last|lora):([1-9]\d{0,3})")
+
+
+#: The prompt of a study without findings, where prompts are labels.
+NO_FINDING = "No Finding"
 
 
 class Schedule(BaseModel):
@@ -64,6 +72,17 @@ class Recipe(BaseModel):
             a word points does not follow what it says (Tewel et al. 2023, *Key-Locked Rank One Editing*, lock them to
             a concept's class).
         values: ``frozen``: likewise, the control.
+        anchor_weights: weight of the squared distance of the text encoder's learning parameters to what they were
+            (L2-SP; Li et al. 2018).
+        mixing: which tokens a token sees inside the text encoder: ``all``, ``window:K`` (the K on each side of it) or
+            ``none`` (itself alone).
+        unet: what of the U-Net learns: ``all``, or ``lora:R`` (adapters of rank R on its attention layers).
+        ucg: which prompts may be dropped for classifier-free guidance: ``any``, or ``no finding`` (those that equal
+            "No Finding", as in the paper's code; other prompts are then never dropped).
+        prompts: what a study is trained with: ``impression``, ``labels`` (names of its findings, in random order),
+            ``labels+impression``, or ``paraphrases`` (its findings in other words).
+        word_dropout: share of a prompt's words that are left out, drawn once for each study.
+        denied: so many findings that the study does not have are denied at the prompt's end.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,6 +93,13 @@ class Recipe(BaseModel):
     specials: Literal["kept", "silent"] = "kept"
     keys: Literal["learned", "frozen"] = "learned"
     values: Literal["learned", "frozen"] = "learned"
+    anchor_weights: float = Field(0.0, ge=0, allow_inf_nan=False)
+    mixing: str = Field("all", pattern=r"^(?:all|none|window:[1-9]\d{0,2})$")
+    unet: str = Field("all", pattern=f"^(?:all|{_LORA})$")
+    ucg: Literal["any", "no finding"] = "any"
+    prompts: Literal["impression", "labels", "labels+impression", "paraphrases"] = "impression"
+    word_dropout: float = Field(0.0, ge=0, lt=1)
+    denied: int = Field(0, ge=0, le=8)
 
     @model_validator(mode="after")
     def _needs_learning(self) -> Recipe:
@@ -81,7 +107,7 @@ class Recipe(BaseModel):
             raise ValueError("keys and values are both frozen: that is text 'frozen'")
         if not self.text_learns:
             fields = type(self).model_fields
-            names = ("schedule", "text_learning_rate", "anchor", "keys", "values")
+            names = ("schedule", "text_learning_rate", "anchor", "anchor_weights", "keys", "values")
             changed = [n for n in names if getattr(self, n) != fields[n].default]
             if changed:
                 raise ValueError(f"{', '.join(changed)}: has no effect with text {self.text!r}, which learns nothing")
@@ -100,7 +126,7 @@ class Recipe(BaseModel):
     @property
     def stock(self) -> bool:
         """Whether plain diffusers, given a prompt, draws with the trained pipeline what `models` does."""
-        return self.specials == "kept" and not self.splits
+        return self.specials == "kept" and self.mixing == "all" and not self.splits
 
     @property
     def splits(self) -> bool:
@@ -115,7 +141,8 @@ class Recipe(BaseModel):
     @property
     def treatment(self) -> dict[str, Any]:
         """What distinguishes prepared pipelines: two recipes that differ in nothing here can share one."""
-        return self.model_dump(include={"text", "specials", "keys", "values"}, exclude_defaults=True)
+        names = {"text", "specials", "keys", "values", "mixing", "unet"}
+        return self.model_dump(include=names, exclude_defaults=True)
 
     def text_active(self, step: int, steps: int) -> bool:
         """Whether the text encoder learns in this step (0 to ``steps`` - 1)."""
@@ -123,11 +150,17 @@ class Recipe(BaseModel):
 
     def prepare(self, pipeline: StableDiffusionPipeline, seed: int = 0) -> None:
         """Change the pipeline's networks before the first step; new weights are drawn with ``seed``."""
+        if self.unet != "all":
+            targets = ["to_q", "to_k", "to_v", "to_out.0"]
+            add_adapters(pipeline.unet, int(self.unet.split(":")[1]), seed, targets)
         attach(pipeline, self)
         if self.kind == "random":
             randomise(pipeline.text_encoder, seed)
         elif self.kind == "lora":
             add_adapters(pipeline.text_encoder, int(self.text.split(":")[1]), seed)
+        if self.anchor_weights:
+            learning = learning_text(pipeline.text_encoder, self.text)
+            pipeline.text_encoder.before = {name: p.detach().clone() for name, p in learning}
 
     def learning(
         self, unet: nn.Module, text_encoder: nn.Module, settings: FinetuneSettings
@@ -143,10 +176,29 @@ class Recipe(BaseModel):
             InputError: the text encoder has no such part.
         """
         for name, parameter in unet.named_parameters():
+            if self.unet != "all" and ".lora_" not in name:
+                continue
             yield f"unet.{name}", parameter, settings.learning_rate
         rate = self.text_learning_rate or settings.text_learning_rate
         for name, parameter in learning_text(text_encoder, self.text):
             yield f"text_encoder.{name}", parameter, rate
+
+    def droppable(self, prompt: str) -> bool:
+        """Whether ``prompt`` may be replaced by the empty one."""
+        return self.ucg == "any" or prompt == NO_FINDING
+
+    def sees(self, mask: Tensor, causal: bool) -> Tensor | None:
+        """Which tokens see which inside the text encoder: bool ``(n, 1, length, length)``, or None for all.
+
+        Args:
+            mask: 1 for tokens, 0 for what nobody sees, ``(n, length)``.
+            causal: whether tokens see no later ones, as in CLIP.
+        """
+        if self.mixing == "all":
+            return None
+        reach, length = int(self.mixing.partition(":")[2] or 0), mask.shape[1]
+        near = mask.new_ones(length, length).bool().triu(-reach).tril(0 if causal else reach)
+        return (near & mask.bool()[:, None])[:, None]
 
     def context(self, states: Tensor, mask: Tensor, reference: Tensor | None) -> Tensor:
         """What the U-Net reads.
@@ -166,15 +218,23 @@ class Recipe(BaseModel):
             states = torch.cat([keys, reference if self.values == "frozen" else states], dim=-1)
         return states * words(mask)[..., None].to(states.dtype) if self.specials == "silent" else states
 
-    def penalty(self, states: Tensor, reference: Tensor | None, mask: Tensor) -> Tensor | None:
+    def penalty(
+        self, states: Tensor, reference: Tensor | None, mask: Tensor, encoder: nn.Module | None = None
+    ) -> Tensor | None:
         """What is added to the denoising loss, a scalar, or None.
 
         Args:
-            states: of a batch of prompts, ``(n, length, width)``, with a gradient.
+            states: of the text encoder for a batch of prompts, ``(n, length, width)``, with a gradient.
             reference: the same of the text encoder as it was; None unless it is needed.
             mask: 1 for tokens, 0 for padding, ``(n, length)``.
+            encoder: the text encoder.
         """
-        return self.anchor * cosine_distance(states, reference, mask) if self.anchor else None
+        added = []
+        if self.anchor:
+            added.append(self.anchor * cosine_distance(states, reference, mask))
+        if self.anchor_weights:
+            added.append(self.anchor_weights * weight_distance(encoder))
+        return sum(added) if added else None
 
 
 def words(mask: Tensor) -> Tensor:
@@ -266,32 +326,35 @@ def randomise(encoder: nn.Module, seed: int) -> None:
     encoder.load_state_dict({name: state[name].to(value) for name, value in encoder.state_dict().items()})
 
 
-def add_adapters(encoder: nn.Module, rank: int, seed: int) -> None:
-    """Add adapters of ``rank`` to all linear layers of ``encoder``, drawn with ``seed``; at first they do nothing."""
+def add_adapters(network: nn.Module, rank: int, seed: int, targets: str | list[str] = "all-linear") -> None:
+    """Add adapters of ``rank`` to linear layers of ``network``, drawn with ``seed``; at first they do nothing.
+
+    ``targets`` are ends of the layers' names; default: all.
+    """
     import torch
     from peft import LoraConfig, inject_adapter_in_model
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear"), encoder)
-    encoder.eval().requires_grad_(False)
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), network)
+    network.eval().requires_grad_(False)
 
 
-def merge_adapters(encoder: nn.Module) -> nn.Module:
-    """A copy of the text encoder with its adapters merged into plain linear layers; itself if it has none."""
+def merge_adapters(network: nn.Module) -> nn.Module:
+    """A copy of the ``network`` with its adapters merged into plain linear layers; itself if it has none."""
     import copy
 
     from peft.tuners.lora import LoraLayer
 
-    if not any(isinstance(module, LoraLayer) for module in encoder.modules()):
-        return encoder
-    merged = copy.deepcopy(encoder)
+    if not any(isinstance(module, LoraLayer) for module in network.modules()):
+        return network
+    merged = copy.deepcopy(network)
     for name, module in list(merged.named_modules()):
         if isinstance(module, LoraLayer):
             module.merge()
             parent, _, leaf = name.rpartition(".")
             setattr(merged.get_submodule(parent), leaf, module.get_base_layer())
-    # Else transformers would save adapters only.
+    # Else the library would save adapters only.
     vars(merged).pop("peft_config", None)
     merged._hf_peft_config_loaded = False
     return merged
@@ -303,6 +366,46 @@ def cosine_distance(states: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
 
     distance = 1 - F.cosine_similarity(states, reference, dim=-1)
     return (distance * mask).sum() / mask.sum()
+
+
+def weight_distance(encoder: nn.Module) -> Tensor:
+    """Squared distance of the learning parameters of ``encoder`` to what they were (`Recipe.prepare`), a scalar.
+
+    Raises:
+        InputError: FSDP has sharded the parameters.
+    """
+    own, before, total = dict(encoder.named_parameters()), encoder.before, 0.0
+    for name, value in before.items():
+        if hasattr(own[name], "device_mesh"):
+            raise InputError("anchor_weights: not under FSDP, which shards the weights; use DDP")
+        before[name] = value.to(own[name].device)
+        total = total + (own[name] - before[name]).square().sum()
+    return total
+
+
+def between(before: nn.Module, after: nn.Module, share: float) -> nn.Module:
+    """A copy of ``after`` on the line between two networks of one architecture (Wortsman et al. 2022, WiSE-FT).
+
+    Args:
+        before: network at ``share`` 0, such as the text encoder of the base.
+        after: network at ``share`` 1, such as that of a run.
+        share: of the way; beyond [0, 1] extrapolates.
+
+    Raises:
+        InputError: the networks have different parameters.
+    """
+    import copy
+
+    import torch
+
+    start, made = dict(before.named_parameters()), copy.deepcopy(after)
+    shapes = [{n: p.shape for n, p in each.named_parameters()} for each in (before, made)]
+    if shapes[0] != shapes[1]:
+        raise InputError("two networks with different parameters have no line between them; merge adapters first")
+    with torch.no_grad():
+        for name, value in made.named_parameters():
+            value.copy_(torch.lerp(start[name].to(value.device), value, share))
+    return made
 
 
 def of_name(value: Any) -> Any:

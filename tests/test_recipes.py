@@ -194,6 +194,27 @@ def test_the_anchor_keeps_the_states_near(tmp_path):
     assert distances[0] < 0.1 * distances[1]
 
 
+def test_the_weight_anchor_keeps_the_weights_near(tmp_path):
+    settings = SETTINGS.model_copy(update={"steps": 12, "text_learning_rate": 1e-3, "checkpoint_every": 12})
+    base, moved = dict(tiny.random_pipeline("bert").text_encoder.named_parameters()), []
+    for weight in (0.0, 1000.0):
+        pipeline = train(Recipe(text="last:1", anchor_weights=weight), tmp_path / str(weight), settings=settings)
+        after = pipeline.text_encoder.named_parameters()
+        moved.append(sum(float((p - base[name]).square().sum()) for name, p in after))
+    assert 0 < moved[1] < 0.5 * moved[0]
+
+
+def test_the_line_between_two_encoders_by_hand():
+    one, two = (tiny.random_pipeline("bert", seed=seed).text_encoder for seed in (0, 1))
+    halfway = recipes.between(one, two, 0.5)
+    for (name, a), b, half in zip(one.named_parameters(), two.parameters(), halfway.parameters(), strict=True):
+        torch.testing.assert_close(half, (a + b) / 2, msg=name)
+    start = zip(one.parameters(), recipes.between(one, two, 0).parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in start)
+    with pytest.raises(InputError, match="no line between them"):
+        recipes.between(one, tiny.random_pipeline("sd").text_encoder, 0.5)
+
+
 def test_cosine_distance_by_hand():
     states = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [5.0, 5.0]]])
     reference = torch.tensor([[[3.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]])
@@ -266,6 +287,97 @@ def test_split_states_survive_training_checkpoint_and_model(tmp_path, recipe, ki
         torch.testing.assert_close(maps_and_output(other), expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_token_cannot_see_does_not_change_it(tmp_path, kind):
+    """Two prompts that differ in their third word: which states differ says how far the difference travels."""
+    pair = ["left lung base opacity edema pneumonia", "left lung effusion opacity edema pneumonia"]
+    reached = {}
+    for mixing in ("all", "window:1", "none"):
+        pipeline = tiny.random_pipeline(kind)
+        finetune_checkpoints.prepare(pipeline, Recipe(mixing=mixing), 0)
+        one, two = text_of(pipeline, pair)
+        reached[mixing] = [i for i in range(8) if not torch.allclose(one[i], two[i], atol=1e-6)]
+    word = 3
+    assert reached["none"] == [word]
+    first = word if kind == "sd" else word - 2  # CLIP looks back only; two layers pass on by one each
+    assert reached["window:1"] == list(range(first, word + 3))
+    assert reached["all"] == list(range(0 if kind == "bert" else word, 8))
+    train(Recipe(text="learnable", mixing="none"), tmp_path, kind)
+    one, two = text_of(models.load_pipeline(tmp_path / "model", device="cpu"), pair)
+    assert [i for i in range(8) if not torch.allclose(one[i], two[i], atol=1e-6)] == [word]
+
+
+@pytest.mark.parametrize("text", ["frozen", "lora:2"])
+def test_u_net_adapters_alone_learn_and_the_model_has_them_merged(tmp_path, text):
+    recipe = Recipe(text=text, unet="lora:2", keys="learned" if text == "frozen" else "frozen")
+    pipeline = train(recipe, tmp_path)
+    expected = maps_and_output(pipeline)
+    kept = runs.load_tensors(Run(tmp_path).checkpoint(4) / "unet.safetensors")
+    assert kept
+    assert all(".lora_" in name and "attn" in name for name in kept)
+    base = dict(tiny.random_pipeline("bert").unet.named_parameters())
+    own = {name.replace(".base_layer", ""): p for name, p in pipeline.unet.named_parameters() if "lora_" not in name}
+    assert all(torch.equal(value, base[name]) for name, value in own.items())
+    assert own.keys() == base.keys()
+    for other in (
+        models.load_pipeline(tmp_path / "model", device="cpu"),
+        finetune.load_checkpoint(tiny.random_pipeline("bert"), tmp_path, 4),
+    ):
+        torch.testing.assert_close(maps_and_output(other), expected, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(maps_and_output(tiny.random_pipeline("bert"))[1], expected[1], atol=1e-4)
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def test_prompts_say_what_their_rule_says():
+    some = sources.load("phantom", split="train", n=60, size=32)
+    made = {}
+    for name in ("impression", "labels", "labels+impression", "paraphrases"):
+        usable, prompts, skipped = finetune.study_prompts(some, Recipe(prompts=name), seed=1)
+        assert len(usable) == len(prompts) == 60
+        assert not skipped
+        assert finetune.study_prompts(some[::-1], Recipe(prompts=name), seed=1)[1][::-1] == prompts
+        made[name] = prompts
+    assert made["impression"] == finetune.study_prompts(some)[1]
+    for study, label, both, other, plain in zip(
+        some, *(made[n] for n in ("labels", "labels+impression", "paraphrases", "impression")), strict=True
+    ):
+        names = {f.name for f in study.present()}
+        assert set(label.split(", ")) == (names or {"No Finding"})
+        assert both == f"{label}. {plain}"
+        assert names == {f.name for f in reports.find(other) if f.present}
+    orders = {tuple(finetune.study_prompts(some, Recipe(prompts="labels"), seed=s)[1]) for s in range(3)}
+    assert len(orders) == 3
+
+
+def test_words_are_dropped_and_findings_denied():
+    some = sources.load("phantom", split="train", n=60, size=32)
+    plain = finetune.study_prompts(some)[1]
+    fewer = finetune.study_prompts(some, Recipe(word_dropout=0.5))[1]
+    count = [sum(len(text.split()) for text in texts) for texts in (plain, fewer)]
+    assert 0.4 < count[1] / count[0] < 0.65
+    assert all(0 < len(b.split()) <= len(a.split()) for a, b in zip(plain, fewer, strict=True))
+    denying = finetune.study_prompts(some, Recipe(denied=2))[1]
+    for study, before, text in zip(some, plain, denying, strict=True):
+        added = text.removeprefix(before)
+        denied = {f.name for f in reports.find(added.strip()) if not f.present}
+        assert len(denied) == 2
+        assert not denied & {f.name for f in study.present()}
+
+
+def test_prompt_dropout_of_no_finding_only_drops_no_other_prompt(tmp_path):
+    settings = SETTINGS.model_copy(update={"ucg": 1.0})
+    logs = {}
+    for ucg in ("any", "no finding"):
+        train(Recipe(ucg=ucg), tmp_path / ucg, settings=settings)
+        logs[ucg] = Run(tmp_path / ucg).train_log()["loss"].tolist()
+    train("frozen", tmp_path / "none", settings=SETTINGS.model_copy(update={"ucg": 0.0}))
+    assert logs["no finding"] == Run(tmp_path / "none").train_log()["loss"].tolist() != logs["any"]
+    assert Recipe(ucg="no finding").droppable("No Finding")
+    assert not Recipe(ucg="no finding").droppable("Edema")
+
+
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
@@ -278,6 +390,10 @@ def test_split_states_survive_training_checkpoint_and_model(tmp_path, recipe, ki
         {"txet": "frozen"},
         {"text": "frozen", "anchor": 1.0},
         {"text": "frozen", "keys": "frozen"},
+        {"text": "frozen", "anchor_weights": 1.0},
+        {"mixing": "window:0"},
+        {"unet": "last:1"},
+        {"prompts": "poems"},
         {"text": "learnable", "keys": "frozen", "values": "frozen"},
         {"text": "random", "text_learning_rate": 1e-4},
         {"text": "learnable", "anchor": float("nan")},
@@ -322,7 +438,7 @@ class Whispering(Recipe):
     def context(self, states, mask, reference):
         return states * self.loudness
 
-    def penalty(self, states, reference, mask):
+    def penalty(self, states, reference, mask, encoder=None):
         return 1e-3 * states.square().mean()
 
 

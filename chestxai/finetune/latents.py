@@ -15,6 +15,7 @@ from torch import Tensor
 
 from chestxai import models, runs
 from chestxai.finetune.prompts import study_prompts
+from chestxai.recipes import Recipe
 from chestxai.runs import InputError
 from chestxai.studies import Fit, Study, to_images
 
@@ -46,7 +47,12 @@ def training_pairs(
 
 
 def training_latents(
-    pipeline: StableDiffusionPipeline, studies: Sequence[Study], fit: Fit, folder: Path
+    pipeline: StableDiffusionPipeline,
+    studies: Sequence[Study],
+    fit: Fit,
+    folder: Path,
+    recipe: Recipe | None = None,
+    seed: int = 0,
 ) -> tuple[Tensor, list[str], list[str]]:
     """As `training_pairs`, with latents instead of images, kept in ``folder``.
 
@@ -58,6 +64,8 @@ def training_latents(
         studies: training studies.
         fit: how an image becomes a square.
         folder: of the file, whose name says what it was made of.
+        recipe: says what a prompt is; default: the impression.
+        seed: of what is random in prompts.
 
     Returns:
         Latents float32 ``(n, c, h, w)``, their prompts, and one line for each study that was left out.
@@ -65,7 +73,7 @@ def training_latents(
     Raises:
         InputError: no study can be used.
     """
-    usable, prompts, skipped = study_prompts(studies)
+    usable, prompts, skipped = study_prompts(studies, recipe, seed)
     size = models.image_size(pipeline)
 
     def encode(rows: range) -> tuple[dict[str, Tensor], list[str]]:

@@ -94,7 +94,9 @@ def finetune(
         prepare(pipeline, recipe, seed)
         learning = [*recipe.learning(pipeline.unet, pipeline.text_encoder, settings)]
         launch.check_space(run.folder, [p for _, p, _ in learning], pipeline, settings)
-        latents, prompts, skipped = training_latents(pipeline, studies, fit, cache or run.folder / "scratch")
+        latents, prompts, skipped = training_latents(
+            pipeline, studies, fit, cache or run.folder / "scratch", recipe, seed
+        )
         if main:
             tidy_run(run.folder, identity)
         accelerator.wait_for_everyone()
@@ -324,6 +326,7 @@ class _Training:
         pipeline, unique = self.pipeline, sorted(set(prompts) | {""})
         row_of = {prompt: i for i, prompt in enumerate(unique)}
         self.text_rows, self.empty = torch.tensor([row_of[p] for p in prompts]), row_of[""]
+        self.droppable = torch.tensor([self.recipe.droppable(p) for p in prompts])
         tokens = models.tokenize(pipeline, unique)
         self.text = {name: tokens[name] for name in ("input_ids", "attention_mask")}
         fits = self.text["input_ids"].numel() * pipeline.text_encoder.config.hidden_size * 4 <= _TEXT_CACHE
@@ -332,7 +335,7 @@ class _Training:
                 self.text = {"context": models.encode_text(pipeline, unique).cpu()}
             elif self.recipe.needs_reference:
                 # Before a resumed state is loaded: the text encoder is still as it was.
-                self.text["reference"] = models.encode_text(pipeline, unique, read=models.encoder_states).cpu()
+                self.text["reference"] = models.encode_text(pipeline, unique, read=models.reference_states).cpu()
 
     def _step(self, step: int, latents: Tensor) -> tuple[float, float]:
         """One optimiser step; its denoising loss and its gradient norm before clipping."""
@@ -346,7 +349,7 @@ class _Training:
             mine = slice((part * world + rank) * micro, (part * world + rank + 1) * micro)
             rows, noise, times, dropped = (value[mine] for value in batch)
             x, noise, times = latents[rows].to(device), noise.to(device), times.to(device)
-            chosen = torch.where(dropped, self.empty, self.text_rows[rows])
+            chosen = torch.where(dropped & self.droppable[rows], self.empty, self.text_rows[rows])
             with accelerator.accumulate(self.model), accelerator.autocast():
                 loss, added = self._loss(x, noise, times, chosen, self.recipe.text_active(step, settings.steps))
                 accelerator.backward(loss if added is None else loss + added)
@@ -378,7 +381,8 @@ class _Training:
         loss = (loss * self._weights(times)).mean()
         if not learns:
             return loss, None
-        return loss, self.recipe.penalty(states, text.get("reference"), text["attention_mask"])
+        encoder = self.accelerator.unwrap_model(self.model).text_encoder
+        return loss, self.recipe.penalty(states, text.get("reference"), text["attention_mask"], encoder)
 
     def _weights(self, times: Tensor) -> Tensor:
         """Weight of each row's loss: 1, or min-SNR-γ (Hang et al. 2023, eq. 9 and its form for the velocity)."""

@@ -130,6 +130,20 @@ def _details(one: Patient, phrases: Sequence[str], denied: Sequence[str], rng: n
     return " ".join(body)
 
 
+def paraphrase(findings: Sequence[Finding], rng: np.random.Generator) -> str:
+    """The same in other words: ``findings``, in an order and in terms drawn by ``rng``; those of any source."""
+    sentences = []
+    for one in (findings[i] for i in rng.permutation(len(findings))):
+        names = [word for words in _NAMES.get(one.name, ((one.name.lower(),),)) for word in words]
+        grade = _GRADED.get(one.name, {}).get(one.severity or "") or rng.choice(_GRADES.get(one.severity or "", ("",)))
+        zone = rng.choice(_ZONES.get(one.zone or "", (one.zone or "",)))
+        about = [grade, one.side, zone] if one.present else ["no"]
+        pattern = rng.choice(["{}.", "{} is seen.", "the image shows {}.", "findings in keeping with {}."])
+        text = " ".join(str(part) for part in [*about, rng.choice(names)] if part)
+        sentences.append(_sentence(str(pattern if one.present else "{}.").format(text)[:-1]))
+    return " ".join(sentences) or str(rng.choice(_NORMAL))
+
+
 def _verbatim(text: str, words: str) -> str:
     start = text.lower().find(words)
     return text[start : start + len(words)] if start >= 0 else ""
