@@ -1,0 +1,391 @@
+"""A scale to read scores on: two models that point without diffusion, beside chance and the location prior.
+
+- `Contrastive`, a small CNN aligned with the frozen all-MiniLM-L6-v2 on the images and prompts that the diffusion model
+  learns from. Its map of a phrase is the cosine of every patch with it, as in BioViL (Boecking et al., ECCV 2022,
+  arXiv:2204.09817).
+- `Ceiling`, a small U-Net (Ronneberger et al. 2015, arXiv:1505.04597) trained on the masks: what supervision reaches.
+
+`contrastive` and `ceiling` train them once per profile, in ``runs/<profile>/baselines/``. `score` tests the maps of
+any model as chapters 3 and 4 test those of the diffusion model, and `as_asked` reads side, zone and severity of the
+findings in generated images off the ceiling.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from chestxai import faithfulness, localization, models, profiles, reports, runs
+from chestxai.profiles import Profile
+from chestxai.runs import InputError, Run
+from chestxai.studies import FINDINGS, Finding, Fit, Frame, GroundTruth, Study, to_images
+
+#: What the ceiling tells of a finding besides its place, and `as_asked` compares with the prompt.
+ATTRIBUTES = {"side": ("right", "left"), "zone": ("upper", "mid", "lower"), "severity": ("mild", "moderate", "severe")}
+_PARTS = {"side": slice(0, 2), "zone": slice(2, 5), "severity": slice(5, 8)}  # their values, one after the other
+_SYNONYMS = {"apical": "upper", "basal": "lower", "small": "mild", "large": "severe"}
+_LIMIT, _BATCH, _RATE = 20_000, 64, 4e-3  # training images, images per step, and peak of the learning rate
+
+#: A model as `score` takes it: images uint8 ``(n, s, s)`` and a finding for each → maps float32 ``(n, h, w)``.
+Pointer = Callable[[np.ndarray, Sequence[Finding]], np.ndarray]
+
+
+class Contrastive(nn.Module):
+    """A CNN whose patches of 4 pixels share a space, ``width`` wide, with the sentences of a frozen MiniLM.
+
+    Args:
+        size: side in pixels of the images it works on; others are resized.
+        width: of the space.
+    """
+
+    def __init__(self, size: int = 64, width: int = 64) -> None:
+        super().__init__()
+        self.size = size
+        convolutions = _conv(3, 24, 5, 2), _conv(24, 48, 3, 2), _conv(48, 64), _conv(64, 64)
+        self.patches = nn.Sequential(*convolutions, nn.Conv2d(64, width, 1))
+        self.words = nn.Linear(384, width)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def image_patches(self, images: np.ndarray) -> Tensor:
+        """Embeddings float32 ``(n, width, size / 4, size / 4)`` of the patches of ``images``, uint8 ``(n, s, s)``."""
+        return self.patches(_scaled(images, self.size).to(self.log_scale.device))
+
+    def text(self, phrases: Sequence[str]) -> Tensor:
+        """Embeddings float32 ``(n, width)`` of ``phrases``."""
+        return self.words(sentences(phrases).to(self.log_scale.device))
+
+
+class Ceiling(nn.Module):
+    """A U-Net: uint8 images ``(n, s, s)`` → logits float32 ``(n, 16, size / 2, size / 2)``.
+
+    The first eight channels are the `FINDINGS`; the others tell the `ATTRIBUTES` of the finding at a place. ``varied``,
+    bool ``(8, 3)``: which attributes of which findings differed among the training phrases.
+
+    Args:
+        size: side in pixels of the images it works on, a multiple of 8; others are resized.
+        width: channels at half the resolution; twice and four times as many at the two below.
+    """
+
+    def __init__(self, size: int = 64, width: int = 16) -> None:
+        super().__init__()
+        self.size, w = size, width
+        quarter = nn.Sequential(_conv(w, 2 * w, 3, 2), _conv(2 * w, 2 * w))
+        eighth = nn.Sequential(_conv(2 * w, 4 * w, 3, 2), _conv(4 * w, 4 * w), _conv(4 * w, 4 * w))
+        self.down = nn.ModuleList([_conv(3, w, 5, 2), quarter, eighth])
+        self.up = nn.ModuleList([_conv(6 * w, 2 * w), _conv(3 * w, 2 * w)])
+        self.head = nn.Conv2d(2 * w, 16, 1)
+        self.register_buffer("varied", torch.zeros(8, 3, dtype=torch.bool))
+
+    def forward(self, images: np.ndarray) -> Tensor:
+        half = self.down[0](_scaled(images, self.size).to(self.varied.device))
+        quarter = self.down[1](half)
+        x = self.up[0](torch.cat([F.interpolate(self.down[2](quarter), scale_factor=2.0), quarter], dim=1))
+        return self.head(self.up[1](torch.cat([F.interpolate(x, scale_factor=2.0), half], dim=1)))
+
+    @torch.inference_mode()
+    def maps(self, images: np.ndarray, findings: Sequence[Finding]) -> np.ndarray:
+        """Probability of a finding at each place, float32 ``(n, size / 2, size / 2)``; a `Pointer`.
+
+        Args:
+            images: uint8 ``(n, s, s)``.
+            findings: one for each image, of which only the name is read.
+        """
+        channels = [FINDINGS.index(finding.name) for finding in findings]
+        return self(images)[range(len(channels)), channels].sigmoid().cpu().numpy()
+
+
+def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(True))
+
+
+def _scaled(images: np.ndarray, size: int) -> Tensor:
+    """Float32 ``(n, 3, size, size)``: the image in about [-2, 2], and each pixel's row and column in [-1, 1]."""
+    x = torch.from_numpy(np.array(images))[:, None].float()
+    if x.shape[-1] != size:
+        x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
+    axis = torch.linspace(-1, 1, size)
+    place = torch.stack(torch.meshgrid(axis, axis, indexing="ij")).expand(len(x), -1, -1, -1)
+    return torch.cat([(x - 127.5) / 64, place], dim=1)
+
+
+_minilm = cache(models.minilm)
+
+
+@torch.no_grad()
+def sentences(phrases: Sequence[str], batch: int = 64) -> Tensor:
+    """Mean states float32 ``(n, 384)`` of ``phrases`` in the frozen all-MiniLM-L6-v2, ``batch`` texts at a time."""
+    tokenizer, encoder = _minilm()
+    unique, parts = sorted(set(phrases), key=lambda phrase: (len(phrase), phrase)), []
+    for i in range(0, len(unique), batch):
+        tokens = tokenizer(unique[i : i + batch], padding=True, truncation=True, return_tensors="pt")
+        # The states of padding are zero, see `models.SilentPadBert`.
+        parts.append(models.text_states(encoder, dict(tokens)).sum(1) / tokens["attention_mask"].sum(1, keepdim=True))
+    places = {phrase: i for i, phrase in enumerate(unique)}
+    return torch.cat(parts)[[places[phrase] for phrase in phrases]]
+
+
+@torch.inference_mode()
+def similarity(model: Any, images: np.ndarray, findings: Sequence[Finding]) -> np.ndarray:
+    """Cosine of every patch and the phrase, from 0 to 1: float32 ``(n, h, w)``; with a model, a `Pointer`.
+
+    Args:
+        model: `Contrastive`, or any object with ``image_patches(images)``, which returns float ``(n, d, h, w)``, and
+            ``text(phrases)``, which returns float ``(n, d)``. For hi-ml-multimodal's BioViL, wrap its
+            ``get_patchwise_projected_embeddings`` and ``get_embeddings_from_prompt``.
+        images: uint8 ``(n, s, s)``.
+        findings: one for each image, of which only the phrase is read.
+    """
+    texts = model.text([finding.phrase for finding in findings])
+    cosines = F.cosine_similarity(model.image_patches(images), texts[:, :, None, None], dim=1)
+    return ((cosines + 1) / 2).float().cpu().numpy()
+
+
+def contrastive_loss(patches: Tensor, texts: Tensor, same: Tensor, scale: Tensor | float) -> Tensor:
+    """InfoNCE between images and texts: the mean of a global and a patch-wise one, in both directions.
+
+    Globally, an image is its mean patch. Patch-wise, its similarity with a text is the mean cosine of its patches,
+    weighted towards the closest ones (after GLoRIA, Huang et al., ICCV 2021).
+
+    Args:
+        patches: float ``(n, d, h, w)``.
+        texts: float ``(n, d)``.
+        same: bool ``(n, n)``, which texts are equal; many reports say the same, so these are positives of each other.
+        scale: inverse temperature.
+    """
+    patches, texts = patches.flatten(2), F.normalize(texts, dim=1)
+    whole = F.normalize(patches.mean(2), dim=1) @ texts.T
+    cosines = torch.einsum("idp,jd->ijp", F.normalize(patches, dim=1), texts)
+    local = (cosines * (cosines * scale).softmax(-1)).sum(-1)
+    target = same / same.sum(1, keepdim=True)
+    return sum(F.cross_entropy(scale * s, target) for one in (whole, local) for s in (one, one.T)) / 4
+
+
+def contrastive(
+    profile: Profile, studies: Sequence[Study], out: str | Path | None = None, epochs: int = 8
+) -> Contrastive:
+    """The contrastive model of a profile, trained first if there is none for these data, settings and code.
+
+    Args:
+        profile: the settings.
+        studies: of the train split of the source that the diffusion model learns from; those without a prompt or a
+            readable image are left out.
+        out: root of the runs.
+        epochs: passes over the images.
+
+    Raises:
+        InputError: fewer than two studies are left.
+    """
+    size, chosen = min(profile.data.size, 128), profiles.sample(studies, _LIMIT)
+
+    def train(model: Contrastive) -> None:
+        texts: dict[int, str] = {}
+        images, kept, _ = to_images(chosen, size, profile.data.fit)
+        for i, study in enumerate(kept):
+            with suppress(InputError):
+                texts[i] = reports.prompt(study.report)
+        images, prompts = images[list(texts)], np.array(list(texts.values()))
+        states = sentences(prompts.tolist()) if len(texts) else torch.zeros(0, 384)
+
+        def loss(rows: np.ndarray) -> Tensor:
+            scale = model.log_scale.exp().clamp(max=100)
+            same = torch.from_numpy(prompts[rows][:, None] == prompts[rows]).to(scale.device)
+            return contrastive_loss(
+                model.image_patches(images[rows]), model.words(states[rows].to(scale.device)), same, scale
+            )
+
+        _fit(model, len(images), loss, epochs)
+
+    about = [size, epochs, profile.data.fit, [[*study.change_token(), study.report] for study in chosen]]
+    return _cached(_folder(profile, out) / "contrastive.safetensors", about, partial(Contrastive, size), train)
+
+
+def ceiling(profile: Profile, truths: Sequence[GroundTruth], out: str | Path | None = None, epochs: int = 8) -> Ceiling:
+    """The supervised ceiling of a profile, trained first if there is none for these data, settings and code.
+
+    Args:
+        profile: the settings.
+        truths: phrases with masks or boxes, of patients that are not scored.
+        out: root of the runs.
+        epochs: passes over the images.
+
+    Raises:
+        InputError: fewer than two images have a phrase.
+    """
+    size, fit = min(profile.data.size, 128), profile.data.fit
+    findings: dict[str, list[Finding]] = defaultdict(list)
+    for truth in truths:
+        findings[truth.study.id].append(truth.finding)
+    chosen = profiles.sample(list({truth.study.id: truth.study for truth in truths}.values()), _LIMIT)
+
+    def train(model: Ceiling) -> None:
+        images, kept, _ = to_images(chosen, size, fit)
+        masks, values = torch.zeros(len(kept), 8, size, size), torch.zeros(len(kept), 8, 8)
+        for i, study in enumerate(kept):
+            for finding in findings[study.id]:
+                f = FINDINGS.index(finding.name)
+                mask = torch.from_numpy(Frame(*study.size, size, fit).mask(finding))
+                masks[i, f] = masks[i, f].maximum(mask.float())
+                values[i, f] = torch.cat([_one_hot(finding, name) for name in ATTRIBUTES])
+        for k, part in enumerate(_PARTS.values()):
+            model.varied[:, k] = values[:, :, part].amax(0).sum(-1) > 1 if len(kept) else False
+        targets = F.avg_pool2d(masks, 2)
+
+        def loss(rows: np.ndarray) -> Tensor:
+            logits = model(images[rows])
+            return _mask_loss(logits, targets[rows].to(logits.device), values[rows].to(logits.device))
+
+        _fit(model, len(images), loss, epochs)
+
+    tokens = [[t.key, t.finding.side, t.finding.zone, t.finding.severity, t.study.change_token()] for t in truths]
+    about = [size, epochs, fit, tokens]
+    return _cached(_folder(profile, out) / "supervised.safetensors", about, partial(Ceiling, size), train)
+
+
+def _one_hot(finding: Finding, attribute: str) -> Tensor:
+    """Which of `ATTRIBUTES` it is, float32 ``(values,)``; all 0 if none or unknown."""
+    value = getattr(finding, attribute)
+    return torch.tensor([float(v == _SYNONYMS.get(value, value)) for v in ATTRIBUTES[attribute]])
+
+
+def _mask_loss(logits: Tensor, target: Tensor, value: Tensor) -> Tensor:
+    """Cross-entropy of all masks ``target (n, 8, h, w)``, and of the attributes ``value (n, 8, 8)`` inside."""
+    loss = 8 * F.binary_cross_entropy_with_logits(logits[:, :8], target)
+    inside = torch.einsum("nfhw,nfc->nchw", target, value)
+    for part in _PARTS.values():
+        truth = inside[:, part]
+        loss = loss - (truth * logits[:, 8:][:, part].log_softmax(1)).sum() / truth.sum().clamp(min=1)
+    return loss
+
+
+def _fit(model: nn.Module, n: int, loss: Callable[[np.ndarray], Tensor], epochs: int) -> None:
+    """AdamW with a one-cycle schedule; ``loss`` takes the numbers of images."""
+    name = type(model).__name__.lower()
+    if n < 2:
+        raise InputError(f"the {name} baseline has {n} images to learn from and needs two: add training data")
+    model.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last).train()
+    rng, steps = np.random.default_rng(0), math.ceil(n / _BATCH)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=epochs * steps)
+    for _ in runs.progress(range(epochs), f"training the {name} baseline"):
+        for rows in np.array_split(rng.permutation(n), steps):
+            optimizer.zero_grad()
+            loss(rows).backward()
+            optimizer.step()
+            schedule.step()
+
+
+def _cached(path: Path, about: list, build: Callable[[], nn.Module], train: Callable[[Any], None]) -> Any:
+    """The model in ``path``; of several processes the first trains it if need be, and the others wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    identity = runs.fingerprint(*about, runs.code_fingerprint(__name__))
+    with torch.random.fork_rng(devices=[]), FileLock(path.with_name(f".{path.name}.lock")):
+        torch.manual_seed(0)
+        model = build().eval()
+        with suppress(InputError):  # a damaged file is made again
+            if runs.is_current(path, identity):
+                model.load_state_dict(runs.load_tensors(path))
+                return model
+        train(model)
+        runs.save_tensors(path, model.state_dict(), {"identity": identity})
+    return model.cpu().eval()
+
+
+def _folder(profile: Profile, out: str | Path | None) -> Path:
+    return profiles.profile_folder(profile, out) / "baselines"
+
+
+def score(
+    point: Pointer, truths: Sequence[GroundTruth], pool: Sequence[Study], size: int, fit: Fit = "crop", swaps: int = 2
+) -> pd.DataFrame:
+    """Rows as of ``grounding.csv``: the scores of the book and those of `faithfulness.faithfulness_scores`.
+
+    Args:
+        point: the model.
+        truths: phrases to ground, whose images can be read.
+        pool: studies to show in place of theirs, see `faithfulness.swap_images`; unreadable ones are left out.
+        size: side of the frame in pixels.
+        fit: how an image is fitted into the frame.
+        swaps: swapped images for each phrase.
+    """
+    probes: dict[str, list[np.ndarray]] = defaultdict(list)
+    for truth in runs.progress(truths, "pointing"):
+        finding, others = truth.finding, faithfulness.swap_images(truth.study, pool, swaps)
+        own = to_images([truth.study], size, fit)[0]
+        images = np.concatenate([own, own, own, to_images([pool[j] for j in others], size, fit, allow_none=True)[0]])
+        changed = [f(finding.phrase) for f in (faithfulness.without_side, faithfulness.other_side)]
+        asked = [finding, *(replace(finding, phrase=phrase) for phrase in changed), *[finding] * (len(images) - 3)]
+        maps = np.full((3 + swaps, *(seen := point(images, asked)).shape[1:]), np.nan, np.float32)
+        maps[: len(seen)] = seen
+        if finding.side not in ("left", "right") or finding.phrase in changed:
+            maps[1:3] = np.nan  # there is no side to leave out or to exchange
+        for kind, some in zip(("own", "no_side", "other_side", "swap"), (*maps[:3], maps[3:]), strict=True):
+            probes[kind].append(some)
+    arrays = {kind: np.stack(some) for kind, some in probes.items()}
+    masks = [Frame(*t.study.size, size, fit).mask(t.finding) for t in truths]
+    about = [(t.study.id, t.study.patient, t.finding.name, t.finding.phrase, 0) for t in truths]
+    parts = [
+        pd.DataFrame(about, columns=[*runs.TEXT_COLUMNS, "step"]),
+        pd.DataFrame(localization.score_table(arrays["own"], masks, random=0)),
+        faithfulness.faithfulness_scores(arrays["own"], arrays, truths, {}, size, fit),
+    ]
+    return pd.concat(parts, axis=1)
+
+
+def save_scores(profile: Profile, scores: Mapping[str, pd.DataFrame], out: str | Path | None = None) -> None:
+    """Keep tables of `score`, by the name of the baseline, for `load_scores`; ``profile`` and ``out`` say where."""
+    for name, table in scores.items():
+        runs.write_atomic(Run(_folder(profile, out) / name).grounding_file, table.to_csv(index=False))
+
+
+def load_scores(profile: Profile, out: str | Path | None = None) -> dict[str, pd.DataFrame]:
+    """Name of a baseline → table of `save_scores`; none where chapter 4 of the ``profile`` has not run in ``out``."""
+    files = sorted(_folder(profile, out).glob("*/grounding.csv"))
+    return {file.parent.name: Run(file.parent).grounding() for file in files}
+
+
+@torch.inference_mode()
+def as_asked(images: np.ndarray, prompts: Sequence[str], model: Ceiling, batch: int = 64) -> pd.DataFrame:
+    """Whether images show the side, zone and severity of the findings that their prompts name.
+
+    The ceiling says it at each place; a place counts by the square of the finding's probability, so that a faint
+    background does not outvote the finding. It errs, too: measure real images and their own prompts beside it.
+
+    Args:
+        images: uint8 ``(n, s, s)``.
+        prompts: a text for each image.
+        model: the ceiling.
+        batch: images read together.
+
+    Returns:
+        A row per image and finding asked for: ``image`` (its number), ``prompt``, ``finding``, and ``side``, ``zone``,
+        ``severity``: 1 as asked, 0 not, NaN where the prompt does not say or where it never varied in training.
+    """
+    rows = []
+    for i in range(len(images)):
+        if i % batch == 0:
+            logits = model(images[i : i + batch]).cpu()
+        for finding in reports.find(prompts[i]):
+            if not finding.present or finding.name not in FINDINGS:
+                continue
+            row, f = {"image": i, "prompt": prompts[i], "finding": finding.name}, FINDINGS.index(finding.name)
+            for k, (name, part) in enumerate(_PARTS.items()):
+                one, wanted = logits[i % batch], _one_hot(finding, name)
+                evidence = (one[f].sigmoid() ** 2 * one[8:][part].log_softmax(0)).sum((1, 2))
+                right = float(wanted[evidence.argmax()])
+                row[name] = right if wanted.any() and model.varied[f, k] else math.nan
+            rows.append(row)
+    return pd.DataFrame(rows, columns=["image", "prompt", "finding", *ATTRIBUTES])
