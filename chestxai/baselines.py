@@ -1,13 +1,11 @@
 """A scale to read scores on: two models that point without diffusion, beside chance and the location prior.
 
-- `Contrastive`, a small CNN aligned with the frozen all-MiniLM-L6-v2 on the images and prompts that the diffusion model
-  learns from. Its map of a phrase is the cosine of every patch with it, as in BioViL (Boecking et al., ECCV 2022,
-  arXiv:2204.09817).
-- `Ceiling`, a small U-Net (Ronneberger et al. 2015, arXiv:1505.04597) trained on the masks: what supervision reaches.
+- `Contrastive`: a small CNN aligned with the frozen all-MiniLM-L6-v2 on the images and prompts that the diffusion model
+  learns from. Its map is the cosine of every patch with the phrase (BioViL, Boecking et al. 2022, arXiv:2204.09817).
+- `Ceiling`: a small U-Net (Ronneberger et al. 2015, arXiv:1505.04597) trained on the masks: what supervision reaches.
 
-`contrastive` and `ceiling` train them once per profile, in ``runs/<profile>/baselines/``. `score` tests the maps of
-any model as chapters 3 and 4 test those of the diffusion model, and `as_asked` reads side, zone and severity of the
-findings in generated images off the ceiling.
+`contrastive` and `ceiling` train them once per profile, `score` tests the maps of any model as chapters 3 and 4 test
+those of the diffusion model, and `as_asked` reads side, zone and severity of generated findings off the ceiling.
 """
 
 from __future__ import annotations
@@ -37,51 +35,43 @@ from chestxai.studies import FINDINGS, Finding, Fit, Frame, GroundTruth, Study, 
 ATTRIBUTES = {"side": ("right", "left"), "zone": ("upper", "mid", "lower"), "severity": ("mild", "moderate", "severe")}
 _PARTS = {"side": slice(0, 2), "zone": slice(2, 5), "severity": slice(5, 8)}  # their values, one after the other
 _SYNONYMS = {"apical": "upper", "basal": "lower", "small": "mild", "large": "severe"}
-_LIMIT, _BATCH, _RATE = 20_000, 64, 4e-3  # training images, images per step, and peak of the learning rate
+_LIMIT, _BATCH, _RATE = 5_000, 64, 4e-3  # training images, images per step, and peak of the learning rate
 
 #: A model as `score` takes it: images uint8 ``(n, s, s)`` and a finding for each → maps float32 ``(n, h, w)``.
 Pointer = Callable[[np.ndarray, Sequence[Finding]], np.ndarray]
+Out = str | Path | None
 
 
 class Contrastive(nn.Module):
-    """A CNN whose patches of 4 pixels share a space, ``width`` wide, with the sentences of a frozen MiniLM.
+    """A CNN whose patches of 4 pixels share a space with the sentences of a frozen MiniLM; images become ``size``²."""
 
-    Args:
-        size: side in pixels of the images it works on; others are resized.
-        width: of the space.
-    """
-
-    def __init__(self, size: int = 64, width: int = 64) -> None:
+    def __init__(self, size: int = 64) -> None:
         super().__init__()
         self.size = size
         convolutions = _conv(3, 24, 5, 2), _conv(24, 48, 3, 2), _conv(48, 64), _conv(64, 64)
-        self.patches = nn.Sequential(*convolutions, nn.Conv2d(64, width, 1))
-        self.words = nn.Linear(384, width)
+        self.patches = nn.Sequential(*convolutions, nn.Conv2d(64, 64, 1))
+        self.words = nn.Linear(384, 64)
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
     def image_patches(self, images: np.ndarray) -> Tensor:
-        """Embeddings float32 ``(n, width, size / 4, size / 4)`` of the patches of ``images``, uint8 ``(n, s, s)``."""
+        """Embeddings float32 ``(n, 64, size / 4, size / 4)`` of the patches of ``images``, uint8 ``(n, s, s)``."""
         return self.patches(_scaled(images, self.size).to(self.log_scale.device))
 
     def text(self, phrases: Sequence[str]) -> Tensor:
-        """Embeddings float32 ``(n, width)`` of ``phrases``."""
+        """Embeddings float32 ``(n, 64)`` of ``phrases``."""
         return self.words(sentences(phrases).to(self.log_scale.device))
 
 
 class Ceiling(nn.Module):
-    """A U-Net: uint8 images ``(n, s, s)`` → logits float32 ``(n, 16, size / 2, size / 2)``.
+    """A U-Net: images uint8 ``(n, s, s)``, which become ``size``² → logits float32 ``(n, 16, size / 2, size / 2)``.
 
     The first eight channels are the `FINDINGS`; the others tell the `ATTRIBUTES` of the finding at a place. ``varied``,
     bool ``(8, 3)``: which attributes of which findings differed among the training phrases.
-
-    Args:
-        size: side in pixels of the images it works on, a multiple of 8; others are resized.
-        width: channels at half the resolution; twice and four times as many at the two below.
     """
 
-    def __init__(self, size: int = 64, width: int = 16) -> None:
+    def __init__(self, size: int = 64) -> None:
         super().__init__()
-        self.size, w = size, width
+        self.size, w = size, 16
         quarter = nn.Sequential(_conv(w, 2 * w, 3, 2), _conv(2 * w, 2 * w))
         eighth = nn.Sequential(_conv(2 * w, 4 * w, 3, 2), _conv(4 * w, 4 * w), _conv(4 * w, 4 * w))
         self.down = nn.ModuleList([_conv(3, w, 5, 2), quarter, eighth])
@@ -97,14 +87,10 @@ class Ceiling(nn.Module):
 
     @torch.inference_mode()
     def maps(self, images: np.ndarray, findings: Sequence[Finding]) -> np.ndarray:
-        """Probability of a finding at each place, float32 ``(n, size / 2, size / 2)``; a `Pointer`.
-
-        Args:
-            images: uint8 ``(n, s, s)``.
-            findings: one for each image, of which only the name is read.
-        """
+        """A `Pointer`: where in each of the ``images`` its one of ``findings`` is, if it is there, as probabilities."""
         channels = [FINDINGS.index(finding.name) for finding in findings]
-        return self(images)[range(len(channels)), channels].sigmoid().cpu().numpy()
+        logits = self(images)[range(len(channels)), channels]
+        return logits.flatten(1).softmax(1).view_as(logits).cpu().numpy()
 
 
 def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
@@ -117,9 +103,8 @@ def _scaled(images: np.ndarray, size: int) -> Tensor:
     x = torch.from_numpy(np.array(images))[:, None].float()
     if x.shape[-1] != size:
         x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
-    axis = torch.linspace(-1, 1, size)
-    place = torch.stack(torch.meshgrid(axis, axis, indexing="ij")).expand(len(x), -1, -1, -1)
-    return torch.cat([(x - 127.5) / 64, place], dim=1)
+    axis = torch.linspace(-1, 1, size).expand(len(x), 1, size, size)
+    return torch.cat([(x - 127.5) / 64, axis.mT, axis], dim=1)
 
 
 _minilm = cache(models.minilm)
@@ -132,7 +117,7 @@ def sentences(phrases: Sequence[str], batch: int = 64) -> Tensor:
     unique, parts = sorted(set(phrases), key=lambda phrase: (len(phrase), phrase)), []
     for i in range(0, len(unique), batch):
         tokens = tokenizer(unique[i : i + batch], padding=True, truncation=True, return_tensors="pt")
-        # The states of padding are zero, see `models.SilentPadBert`.
+        # The states of padding are zero (`models.SilentPadBert`).
         parts.append(models.text_states(encoder, dict(tokens)).sum(1) / tokens["attention_mask"].sum(1, keepdim=True))
     places = {phrase: i for i, phrase in enumerate(unique)}
     return torch.cat(parts)[[places[phrase] for phrase in phrases]]
@@ -144,13 +129,13 @@ def similarity(model: Any, images: np.ndarray, findings: Sequence[Finding]) -> n
 
     Args:
         model: `Contrastive`, or any object with ``image_patches(images)``, which returns float ``(n, d, h, w)``, and
-            ``text(phrases)``, which returns float ``(n, d)``. For hi-ml-multimodal's BioViL, wrap its
+            ``text(phrases)``, which returns ``(n, d)``. Of hi-ml-multimodal's BioViL, these are
             ``get_patchwise_projected_embeddings`` and ``get_embeddings_from_prompt``.
         images: uint8 ``(n, s, s)``.
         findings: one for each image, of which only the phrase is read.
     """
-    texts = model.text([finding.phrase for finding in findings])
-    cosines = F.cosine_similarity(model.image_patches(images), texts[:, :, None, None], dim=1)
+    texts = model.text([finding.phrase for finding in findings])[:, :, None, None]
+    cosines = F.cosine_similarity(model.image_patches(images), texts, dim=1)
     return ((cosines + 1) / 2).float().cpu().numpy()
 
 
@@ -174,20 +159,14 @@ def contrastive_loss(patches: Tensor, texts: Tensor, same: Tensor, scale: Tensor
     return sum(F.cross_entropy(scale * s, target) for one in (whole, local) for s in (one, one.T)) / 4
 
 
-def contrastive(
-    profile: Profile, studies: Sequence[Study], out: str | Path | None = None, epochs: int = 8
-) -> Contrastive:
+def contrastive(profile: Profile, studies: Sequence[Study], out: Out = None, epochs: int = 8) -> Contrastive:
     """The contrastive model of a profile, trained first if there is none for these data, settings and code.
 
     Args:
-        profile: the settings.
+        profile, out: the settings, and the root of the runs.
         studies: of the train split of the source that the diffusion model learns from; those without a prompt or a
-            readable image are left out.
-        out: root of the runs.
+            readable image are left out, and fewer than two are an InputError.
         epochs: passes over the images.
-
-    Raises:
-        InputError: fewer than two studies are left.
     """
     size, chosen = min(profile.data.size, 128), profiles.sample(studies, _LIMIT)
 
@@ -203,27 +182,22 @@ def contrastive(
         def loss(rows: np.ndarray) -> Tensor:
             scale = model.log_scale.exp().clamp(max=100)
             same = torch.from_numpy(prompts[rows][:, None] == prompts[rows]).to(scale.device)
-            return contrastive_loss(
-                model.image_patches(images[rows]), model.words(states[rows].to(scale.device)), same, scale
-            )
+            words = model.words(states[rows].to(scale.device))
+            return contrastive_loss(model.image_patches(images[rows]), words, same, scale)
 
         _fit(model, len(images), loss, epochs)
 
-    about = [size, epochs, profile.data.fit, [[*study.change_token(), study.report] for study in chosen]]
-    return _cached(_folder(profile, out) / "contrastive.safetensors", about, partial(Contrastive, size), train)
+    tokens = [[*study.change_token(), study.report] for study in chosen]
+    return _cached(profile, out, "contrastive", [epochs, tokens], partial(Contrastive, size), train)
 
 
-def ceiling(profile: Profile, truths: Sequence[GroundTruth], out: str | Path | None = None, epochs: int = 8) -> Ceiling:
+def ceiling(profile: Profile, truths: Sequence[GroundTruth], out: Out = None, epochs: int = 8) -> Ceiling:
     """The supervised ceiling of a profile, trained first if there is none for these data, settings and code.
 
     Args:
-        profile: the settings.
-        truths: phrases with masks or boxes, of patients that are not scored.
-        out: root of the runs.
+        profile, out: the settings, and the root of the runs.
+        truths: phrases with masks or boxes, of patients that are not scored; fewer than two images are an InputError.
         epochs: passes over the images.
-
-    Raises:
-        InputError: fewer than two images have a phrase.
     """
     size, fit = min(profile.data.size, 128), profile.data.fit
     findings: dict[str, list[Finding]] = defaultdict(list)
@@ -233,26 +207,18 @@ def ceiling(profile: Profile, truths: Sequence[GroundTruth], out: str | Path | N
 
     def train(model: Ceiling) -> None:
         images, kept, _ = to_images(chosen, size, fit)
-        masks, values = torch.zeros(len(kept), 8, size, size), torch.zeros(len(kept), 8, 8)
+        masks, values = torch.zeros(len(kept), 8, size, size, dtype=torch.bool), torch.zeros(len(kept), 8, 8)
         for i, study in enumerate(kept):
             for finding in findings[study.id]:
                 f = FINDINGS.index(finding.name)
-                mask = torch.from_numpy(Frame(*study.size, size, fit).mask(finding))
-                masks[i, f] = masks[i, f].maximum(mask.float())
+                masks[i, f] |= torch.from_numpy(Frame(*study.size, size, fit).mask(finding))
                 values[i, f] = torch.cat([_one_hot(finding, name) for name in ATTRIBUTES])
         for k, part in enumerate(_PARTS.values()):
             model.varied[:, k] = values[:, :, part].amax(0).sum(-1) > 1 if len(kept) else False
-        targets = F.avg_pool2d(masks, 2)
-
-        def loss(rows: np.ndarray) -> Tensor:
-            logits = model(images[rows])
-            return _mask_loss(logits, targets[rows].to(logits.device), values[rows].to(logits.device))
-
-        _fit(model, len(images), loss, epochs)
+        _fit(model, len(images), lambda rows: _mask_loss(model(images[rows]), masks[rows], values[rows]), epochs)
 
     tokens = [[t.key, t.finding.side, t.finding.zone, t.finding.severity, t.study.change_token()] for t in truths]
-    about = [size, epochs, fit, tokens]
-    return _cached(_folder(profile, out) / "supervised.safetensors", about, partial(Ceiling, size), train)
+    return _cached(profile, out, "supervised", [epochs, tokens], partial(Ceiling, size), train)
 
 
 def _one_hot(finding: Finding, attribute: str) -> Tensor:
@@ -261,9 +227,12 @@ def _one_hot(finding: Finding, attribute: str) -> Tensor:
     return torch.tensor([float(v == _SYNONYMS.get(value, value)) for v in ATTRIBUTES[attribute]])
 
 
-def _mask_loss(logits: Tensor, target: Tensor, value: Tensor) -> Tensor:
-    """Cross-entropy of all masks ``target (n, 8, h, w)``, and of the attributes ``value (n, 8, 8)`` inside."""
-    loss = 8 * F.binary_cross_entropy_with_logits(logits[:, :8], target)
+def _mask_loss(logits: Tensor, masks: Tensor, values: Tensor) -> Tensor:
+    """Cross-entropy of the places of findings, ``masks (n, 8, s, s)``, and their attributes, ``values (n, 8, 8)``."""
+    target, value = F.avg_pool2d(masks.to(logits.device).float(), 2), values.to(logits.device)
+    share = target / target.sum((2, 3), keepdim=True).clamp(min=1e-6)
+    loss = F.cross_entropy(logits[:, :8].flatten(0, 1).flatten(1), share.flatten(0, 1).flatten(1), reduction="sum")
+    loss = loss / target.any(3).any(2).sum().clamp(min=1)
     inside = torch.einsum("nfhw,nfc->nchw", target, value)
     for part in _PARTS.values():
         truth = inside[:, part]
@@ -288,23 +257,24 @@ def _fit(model: nn.Module, n: int, loss: Callable[[np.ndarray], Tensor], epochs:
             schedule.step()
 
 
-def _cached(path: Path, about: list, build: Callable[[], nn.Module], train: Callable[[Any], None]) -> Any:
-    """The model in ``path``; of several processes the first trains it if need be, and the others wait."""
+def _cached(profile: Profile, out: Out, name: str, about: list, build: Callable, train: Callable[[Any], None]) -> Any:
+    """The model in its file; of several processes the first trains it if need be, and the others wait."""
+    path = _folder(profile, out) / f"{name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    identity = runs.fingerprint(*about, runs.code_fingerprint(__name__))
+    identity = runs.fingerprint(profile.data.size, profile.data.fit, *about, runs.code_fingerprint(__name__))
     with torch.random.fork_rng(devices=[]), FileLock(path.with_name(f".{path.name}.lock")):
         torch.manual_seed(0)
-        model = build().eval()
+        model = build()
         with suppress(InputError):  # a damaged file is made again
             if runs.is_current(path, identity):
                 model.load_state_dict(runs.load_tensors(path))
-                return model
+                return model.eval()
         train(model)
         runs.save_tensors(path, model.state_dict(), {"identity": identity})
     return model.cpu().eval()
 
 
-def _folder(profile: Profile, out: str | Path | None) -> Path:
+def _folder(profile: Profile, out: Out) -> Path:
     return profiles.profile_folder(profile, out) / "baselines"
 
 
@@ -317,8 +287,7 @@ def score(
         point: the model.
         truths: phrases to ground, whose images can be read.
         pool: studies to show in place of theirs, see `faithfulness.swap_images`; unreadable ones are left out.
-        size: side of the frame in pixels.
-        fit: how an image is fitted into the frame.
+        size, fit: the frame's side in pixels, and how an image is fitted into it.
         swaps: swapped images for each phrase.
     """
     probes: dict[str, list[np.ndarray]] = defaultdict(list)
@@ -337,22 +306,20 @@ def score(
     arrays = {kind: np.stack(some) for kind, some in probes.items()}
     masks = [Frame(*t.study.size, size, fit).mask(t.finding) for t in truths]
     about = [(t.study.id, t.study.patient, t.finding.name, t.finding.phrase, 0) for t in truths]
-    parts = [
-        pd.DataFrame(about, columns=[*runs.TEXT_COLUMNS, "step"]),
-        pd.DataFrame(localization.score_table(arrays["own"], masks, random=0)),
-        faithfulness.faithfulness_scores(arrays["own"], arrays, truths, {}, size, fit),
-    ]
-    return pd.concat(parts, axis=1)
+    table = pd.DataFrame(about, columns=[*runs.TEXT_COLUMNS, "step"])
+    scores = pd.DataFrame(localization.score_table(arrays["own"], masks, random=0))
+    tests = faithfulness.faithfulness_scores(arrays["own"], arrays, truths, {}, size, fit)
+    return pd.concat([table, scores, tests], axis=1)
 
 
-def save_scores(profile: Profile, scores: Mapping[str, pd.DataFrame], out: str | Path | None = None) -> None:
-    """Keep tables of `score`, by the name of the baseline, for `load_scores`; ``profile`` and ``out`` say where."""
+def save_scores(profile: Profile, scores: Mapping[str, pd.DataFrame], out: Out = None) -> None:
+    """Keep tables of `score`, ``scores`` by the name of the baseline, in the folder of ``profile`` below ``out``."""
     for name, table in scores.items():
         runs.write_atomic(Run(_folder(profile, out) / name).grounding_file, table.to_csv(index=False))
 
 
-def load_scores(profile: Profile, out: str | Path | None = None) -> dict[str, pd.DataFrame]:
-    """Name of a baseline → table of `save_scores`; none where chapter 4 of the ``profile`` has not run in ``out``."""
+def load_scores(profile: Profile, out: Out = None) -> dict[str, pd.DataFrame]:
+    """What `save_scores` has kept of ``profile`` below ``out``; nothing where chapter 4 has not run."""
     files = sorted(_folder(profile, out).glob("*/grounding.csv"))
     return {file.parent.name: Run(file.parent).grounding() for file in files}
 
@@ -361,14 +328,13 @@ def load_scores(profile: Profile, out: str | Path | None = None) -> dict[str, pd
 def as_asked(images: np.ndarray, prompts: Sequence[str], model: Ceiling, batch: int = 64) -> pd.DataFrame:
     """Whether images show the side, zone and severity of the findings that their prompts name.
 
-    The ceiling says it at each place; a place counts by the square of the finding's probability, so that a faint
-    background does not outvote the finding. It errs, too: measure real images and their own prompts beside it.
+    The ceiling tells them at each place, and a place counts by the probability that the finding is there. It errs, too:
+    measure real images and their own prompts beside the generated ones.
 
     Args:
         images: uint8 ``(n, s, s)``.
         prompts: a text for each image.
-        model: the ceiling.
-        batch: images read together.
+        model, batch: the ceiling, and how many images it reads together.
 
     Returns:
         A row per image and finding asked for: ``image`` (its number), ``prompt``, ``finding``, and ``side``, ``zone``,
@@ -384,7 +350,7 @@ def as_asked(images: np.ndarray, prompts: Sequence[str], model: Ceiling, batch: 
             row, f = {"image": i, "prompt": prompts[i], "finding": finding.name}, FINDINGS.index(finding.name)
             for k, (name, part) in enumerate(_PARTS.items()):
                 one, wanted = logits[i % batch], _one_hot(finding, name)
-                evidence = (one[f].sigmoid() ** 2 * one[8:][part].log_softmax(0)).sum((1, 2))
+                evidence = (one[f].flatten().softmax(0).view_as(one[f]) * one[8:][part].log_softmax(0)).sum((1, 2))
                 right = float(wanted[evidence.argmax()])
                 row[name] = right if wanted.any() and model.varied[f, k] else math.nan
             rows.append(row)

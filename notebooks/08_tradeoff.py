@@ -41,7 +41,16 @@ import pandas as pd
 from IPython.display import Markdown, display
 from scipy.stats import t as student
 
-from chestxai import fidelity, localization, plots, profiles, runs, stats, tradeoff
+from chestxai import (
+    baselines,
+    fidelity,
+    localization,
+    plots,
+    profiles,
+    runs,
+    stats,
+    tradeoff,
+)
 from chestxai import sentences as say
 from chestxai.studies import to_images
 
@@ -94,7 +103,14 @@ table[tradeoff.pareto_front(table, y=endpoint[0])][["variant", "seed", "step"]]
 # ## The last checkpoint in numbers
 
 # %% tags=["aggregate"]
-tradeoff.summary(table, every, n=resamples)
+summary = tradeoff.summary(table, every, n=resamples)
+for baseline, rows in baselines.load_scores(settings, out).items():
+    for column, name in tradeoff.NAMES.items():
+        part = rows[rows[column].notna()] if column in rows else rows[:0]
+        if name in summary.index and len(part):
+            interval = stats.bootstrap_ci(part[column], part["patient"], n=resamples)
+            summary.loc[name, baseline] = str(interval)
+summary.fillna("–")
 
 # %% tags=["hide-input", "aggregate"]
 Markdown(say.tradeoff.seeds(len(seeds)))
@@ -102,7 +118,8 @@ Markdown(say.tradeoff.seeds(len(seeds)))
 # %% [markdown]
 # The *location prior* is a map of where the finding usually is; it never looks at the image. *Chance* is a random map.
 # *Real images* is what held-out real images score themselves: the ceiling of the classifier's AUC, the similarity
-# (MS-SSIM) to aim at, and what precision, recall, density and coverage can reach.
+# (MS-SSIM) to aim at, and what precision, recall, density and coverage can reach. *Contrastive* and *supervised* are the
+# models of chapter 4 that point without diffusion; the second has learnt from masks.
 #
 # The next cell writes the same table for a paper, a page and a program. In the CSV file an interval is three columns of
 # numbers at full precision.

@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 #: Parts in the order in which they may be imported: a part imports those before it.
 FLOW = (
     "runs stats studies reports sources recipes profiles models finetune attention grounding postprocess localization "
-    "faithfulness causes fidelity tradeoff sentences knowledge plots widgets batch book guard"
+    "faithfulness causes baselines fidelity tradeoff sentences knowledge plots widgets batch book guard"
 ).split()
 
 

@@ -51,6 +51,18 @@ def answer(fid: Sequence[Interval], floor: Interval, similar: Sequence[Interval]
     )
 
 
+def as_asked(generated: Mapping[str, Interval], real: Mapping[str, Interval], chance: Mapping[str, float]) -> str:
+    """Shares of findings with side, zone and severity as asked: in ``generated`` and ``real`` images, by ``chance``."""
+    lines = []
+    for name, share in generated.items():
+        level = "more often than" if share.low > chance[name] else "not clearly more often than"
+        lines.append(
+            f"The {name} is as asked in {share:.0%}, {level} by chance ({chance[name]:.0%}). In real images the same "
+            f"measurement finds {real[name]:.0%}: the difference is {independent(share, real[name]):+.2f}."
+        )
+    return bullets(lines) or "No prompt asks for a side, a zone or a severity that could be measured."
+
+
 def memory(closer: Interval, found: float) -> str:
     """Share of generated images ``closer`` to training images than 95 % of unseen ones are, and of copies ``found``."""
     text = "no more than chance: no sign of copying"
