@@ -153,6 +153,18 @@ class TestFidelity:
         assert expected in text
         assert f"AUC **{generated}**" in text
 
+    def test_as_asked(self):
+        real, chance = (
+            {"side": Interval(0.97, 0.95, 0.99), "zone": Interval(0.9, 0.8, 1.0)},
+            {"side": 0.5, "zone": 1 / 3},
+        )
+        generated = {"side": Interval(0.57, 0.48, 0.65), "zone": Interval(0.7, 0.6, 0.8)}
+        side, zone = fidelity.as_asked(generated, real, chance).split("\n")
+        assert side.startswith("- The side is as asked in 57% [48%, 65%], not clearly more often than by chance (50%)")
+        assert "the same measurement finds 97% [95%, 99%]: the difference is -0.40 [" in side
+        assert "70% [60%, 80%], more often than by chance (33%)" in zone
+        assert "No prompt asks" in fidelity.as_asked({}, {}, {})
+
     def test_answer(self):
         def lines(last=None, similar=None, auc=None):
             last, similar = last or Interval(5, 4, 6), similar or Interval(0.4, 0.38, 0.42)
