@@ -66,11 +66,12 @@ def test_the_tiny_base_is_small_in_float32_in_eval_mode_and_frozen(shipped):
 
 
 def test_the_tiny_base_draws_chests_and_not_noise(shipped):
-    normal = sources.load("phantom", split="val", n=100, size=64, normal=True)
-    mean = np.mean([s.array for s in normal], axis=0).ravel()
+    normal = sources.load("phantom", split="val", n=150, size=64, normal=True)
+    others, normal = [s.array.ravel() for s in normal[50:]], normal[:50]
 
     def likeness(images):
-        return np.array([np.corrcoef(image.ravel(), mean)[0, 1] for image in images])
+        """Correlation with the most alike of the normal chests, which differ in zoom and position."""
+        return np.array([max(np.corrcoef(image.ravel(), other)[0, 1] for other in others) for image in images])
 
     def drawn(pipeline):
         states = models.encode_text(
