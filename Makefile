@@ -4,11 +4,12 @@ PROFILE ?= demo
 DATA ?=
 VARIANTS ?=
 SEEDS ?=
+ROW ?= 0
 GRID ?= data/grids/text_rate.yaml
 BIN := .venv/bin
 OPTIONS := --profile $(PROFILE) $(if $(DATA),--data "$(DATA)") $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(SEEDS),--seeds $(SEEDS))
 
-.PHONY: book grid test lab notebooks clean
+.PHONY: book grid check-result test lab notebooks clean
 .DELETE_ON_ERROR:
 
 book: .venv/installed  ## run every notebook and build the pages (PROFILE=demo, DATA=folder, VARIANTS=…, SEEDS=…)
@@ -17,6 +18,9 @@ book: .venv/installed  ## run every notebook and build the pages (PROFILE=demo, 
 
 grid: .venv/installed  ## run the notebooks for a grid of settings and print the scores (GRID=file, DATA=folder)
 	@$(BIN)/python -m chestxai.batch --grid "$(GRID)" $(if $(DATA),--data "$(DATA)")
+
+check-result: .venv/installed  ## make one row of a study's table again and compare (GRID=file, ROW=number)
+	@$(BIN)/python -m chestxai.batch --grid "$(GRID)" --check $(ROW) $(if $(DATA),--data "$(DATA)")
 
 test: .venv/installed  ## run the tests
 	@$(BIN)/python -m pytest -n auto

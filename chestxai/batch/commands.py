@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,6 +42,20 @@ def planned(options: argparse.Namespace) -> tuple[Profile, list[Node]]:
     return profile, plan(profile, variants, seeds, profile_path=path, data=options.data, out=options.out)
 
 
+def _study(cells: Sequence[Cell], options: argparse.Namespace) -> int:
+    """Run a study, or check a row of it."""
+    split, path = grid.read(options.grid).score, profiles.DATA / "results" / f"{options.grid.stem}.csv"
+    if options.check is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            found = study.check(study.jobs(cells, split, options.data, Path(folder)), path, options.check)
+        print(found.to_string(float_format="{:.4f}".format))
+        return 0 if found["agrees"].all() else 1
+    out = (options.out or profiles.RUNS) / f"study-{options.grid.stem}"
+    table = study.run(study.jobs(cells, split, options.data, out), path, options.workers or 2)
+    print(f"{table['identity'].nunique()} runs in {path}")
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m chestxai.batch``; 0 if every notebook is finished, else 1."""
     parser = argparse.ArgumentParser(
@@ -50,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_options(parser)
     repeat = "execute the notebook beside a run's run.json again, and compare the results"
     parser.add_argument("--grid", type=Path, help="a YAML file of settings to go through, see data/grids")
+    parser.add_argument("--check", type=int, metavar="ROW", help="make this row of a study's table again and compare")
     parser.add_argument("--replay", type=Path, metavar="RUN_JSON", help=repeat)
     parser.add_argument("--workers", type=int, help="processes on this machine")
     parser.add_argument("--scheduler", help="address of a running dask scheduler, tcp://…")
@@ -63,13 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.grid:
         if options.profile or options.variants or options.seeds:
             raise InputError(f"{options.grid} names profile, variants and seeds: omit --profile, --variants, --seeds")
-        cells, split = grid.load(options.grid, options.out), grid.read(options.grid).score
-        if split and not options.dry_run:
-            out = (options.out or profiles.RUNS) / f"study-{options.grid.stem}"
-            path = profiles.DATA / "results" / f"{options.grid.stem}.csv"
-            table = study.run(study.jobs(cells, split, options.data, out), path, options.workers or 2)
-            print(f"{table['identity'].nunique()} runs in {path}")
-            return 0
+        cells = grid.load(options.grid, options.out)
+        if grid.read(options.grid).score and not options.dry_run:
+            return _study(cells, options)
         nodes = plan_grid(cells, data=options.data, out=options.out)
         title = f"Grid {options.grid.stem}: {len(cells)} settings."
     else:

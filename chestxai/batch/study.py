@@ -19,10 +19,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from chestxai import profiles, runs, tradeoff
 from chestxai.batch.graph import Cell
+from chestxai.localization import COLUMNS, LOWER_IS_BETTER
 from chestxai.profiles import Profile
 from chestxai.runs import Run
 
@@ -105,6 +107,36 @@ def run(todo: Sequence[Job], path: Path, workers: int = 2) -> pd.DataFrame:
             runs.write_atomic(path, table.round(DIGITS).to_csv(index=False))
             runs.write_json(path.with_suffix(".json"), _provenance(path, todo))
     return table
+
+
+def check(todo: Sequence[Job], path: Path, row: int, tolerance: float = 0.03) -> pd.DataFrame:
+    """Make one row of a study's table again, from nothing, and compare.
+
+    Args:
+        todo: of `jobs`, whose ``out`` is an empty folder.
+        path: the csv.
+        row: its number, the first after the header is 0.
+        tolerance: largest difference of a score in [0, 1] between machines and versions of libraries: each rounds
+            otherwise, and training amplifies that. FID and KID may differ by ten times that share.
+
+    Returns:
+        Columns ``stored, again, agrees``, a row for each score with a value.
+
+    Raises:
+        InputError: the table has no such row, or the grid does not make it.
+    """
+    table = pd.read_csv(path)
+    if not 0 <= row < len(table):
+        raise runs.InputError(f"{path} has rows 0 to {len(table) - 1}, not {row}")
+    stored = table.iloc[row]
+    job = next((job for job in todo if job.identity == stored["identity"]), None)
+    if job is None:
+        raise runs.InputError(f"{path}, row {row}: the grid has no run with these settings")
+    again = rows_of(job).set_index("step").loc[stored["step"]]
+    names = [c for c in (*LOWER_IS_BETTER, *COLUMNS, "classifier_auc") if pd.notna(stored.get(c))]
+    both = pd.DataFrame({"stored": stored[names], "again": again[names]}).astype(float)
+    allowed = np.where(both.index.isin(["fid", "kid"]), 10 * tolerance * both["stored"].abs(), tolerance)
+    return both.assign(agrees=(both["stored"] - both["again"]).abs() <= allowed)
 
 
 def rows_of(job: Job) -> pd.DataFrame:

@@ -1,0 +1,68 @@
+"""The studies that ship in ``data/results``: table, grid and provenance agree, and a row can be made again."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from chestxai import localization, profiles, runs
+from chestxai.batch import grid, study
+from chestxai.runs import InputError
+
+TABLES = sorted((profiles.DATA / "results").glob("*.csv"))
+
+
+def jobs_of(path, tmp_path):
+    file = profiles.DATA / "grids" / f"{path.stem}.yaml"
+    return study.jobs(grid.load(file, tmp_path), grid.read(file).score, "", tmp_path)
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_table_grid_and_provenance_agree(path, tmp_path):
+    table, about = pd.read_csv(path), runs.read_json(path.with_suffix(".json"), dict)
+    wanted = {job.identity: job for job in jobs_of(path, tmp_path)}
+    assert set(table["identity"]) <= set(wanted)
+    for row in table.itertuples():
+        job = wanted[row.identity]
+        assert (row.variant, row.seed) == (job.variant, job.seed)
+        assert row.step in range(0, job.profile.finetune.steps + 1, job.profile.finetune.checkpoint_every)
+    assert not table.duplicated(["identity", "step"]).any()
+    assert about["split"] == next(iter(wanted.values())).split
+    assert {"versions", "device", "commit", "date", "profile"} <= set(about)
+    for name in localization.FAITHFULNESS:
+        low, high = table[f"{name}_low"], table[f"{name}_high"]
+        assert ((low <= table[name]) & (table[name] <= high) | table[name].isna()).all(), name
+
+
+class TestStudy:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def made(cls, tmp_path_factory):
+        """A study of one run of eight steps."""
+        folder = tmp_path_factory.mktemp("study")
+        file = folder / "small.yaml"
+        file.write_text("{profile: smoke, variants: [frozen], seeds: [3], score: val}")
+        todo = study.jobs(grid.load(file, folder), "val", "", folder / "runs")
+        study.run(todo, folder / "small.csv", workers=1)
+        return folder, file, todo
+
+    def test_a_row_for_each_checkpoint_and_a_second_call_computes_nothing(self, made):
+        folder, _, todo = made
+        table = pd.read_csv(folder / "small.csv")
+        assert table["step"].tolist() == [4, 8]
+        assert table["identity"].unique().tolist() == [todo[0].identity]
+        before = (folder / "small.csv").read_bytes()
+        study.run(todo, folder / "small.csv", workers=1)
+        assert (folder / "small.csv").read_bytes() == before
+
+    def test_a_row_is_made_again_and_a_wrong_one_is_noticed(self, made, tmp_path):
+        folder, file, _ = made
+        again = study.jobs(grid.load(file, folder), "val", "", tmp_path)
+        assert study.check(again, folder / "small.csv", 1)["agrees"].all()
+        table = pd.read_csv(folder / "small.csv")
+        table.loc[1, "auc_roc"] += 0.1
+        table.to_csv(tmp_path / "wrong.csv", index=False)
+        found = study.check(again, tmp_path / "wrong.csv", 1)
+        assert found.index[~found["agrees"]].tolist() == ["auc_roc"]
+        with pytest.raises(InputError, match="rows 0 to 1"):
+            study.check(again, folder / "small.csv", 2)
