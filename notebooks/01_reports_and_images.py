@@ -138,9 +138,10 @@ plots.study_sheet(
 # %%
 if is_phantom:
     person = phantom.patient(0, "train", 0, 0, normal=True)
-    integral, _ = phantom.attenuation([person], 256)
+    integral, _, healthy = phantom.attenuation([person], 256)
     first, again = (
-        phantom.expose(integral, [replace(person, noise=seed)], 256)[0] for seed in (0, 1)
+        phantom.expose(integral, [replace(person, noise=seed)], 256, healthy)[0]
+        for seed in (0, 1)
     )
     noise = np.abs(first.astype(int) - again.astype(int))
     stages = {
@@ -177,8 +178,8 @@ Markdown(
 # ## What varies and means nothing
 #
 # Patients are slim or large, breathe in more or less, stand askew. An upright patient is X-rayed from behind (PA), one
-# in bed from the front (AP), which enlarges the heart's shadow. Scanners differ. None of it is disease, and all of it
-# changes brightness and shapes.
+# in bed from the front (AP), which enlarges the heart's shadow. Scanners, zoom and position differ. None of it is disease,
+# and all of it changes brightness, places and shapes.
 
 # %%
 if is_phantom:
@@ -190,9 +191,16 @@ if is_phantom:
         "turned": {"rotation": 3.0},
         "shallow breath": {"inspiration": 0.85},
         "wrongly exposed": {"exposure": -2.5},
-        "another scanner": {"scanner": 1 - person.scanner},
+        "off centre, from afar": {"field": 44.0, "shift": (5.0, 3.0)},
     }
-    neutral = {"habitus": 0.0, "rotation": 0.0, "exposure": 0.0, "inspiration": 1.0}
+    neutral = {
+        "habitus": 0.0,
+        "rotation": 0.0,
+        "exposure": 0.0,
+        "inspiration": 1.0,
+        "field": 34.0,
+        "shift": (0.0, 0.0),
+    }
     plain = replace(person, view="PA", device="", **neutral)
     varied, _ = phantom.render([replace(plain, **c) for c in changes.values()], 192)
     captions = list(changes)
