@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chestxai import stats
+from chestxai import profiles, stats
+from chestxai import sentences as say
+from chestxai.profiles import StatisticsSettings
 from chestxai.sentences import fidelity, images, knowledge, localization, tradeoff, words
 from chestxai.stats import Difference, Interval
 from chestxai.tradeoff import Comparison
@@ -345,3 +347,78 @@ class TestKnowledge:
         text = knowledge.answer(knows, dict.fromkeys(VARIANTS[1:], DOWN), "frozen")
         assert text.count("\n") == 3
         assert knowledge.answer({}, {}, "frozen") == ""
+
+
+class TestPointing:
+    """Chapters 3, 4 and 8: the endpoint and the one answer."""
+
+    def rows(self, gain, word):
+        n = len(gain)
+        patients = {"patient": [str(i) for i in range(n)], "chance_gain_auc_roc": 0.0, "chance_word": 0.5}
+        return pd.DataFrame({"gain_auc_roc": gain, "word": word} | patients)
+
+    def test_a_model_points_only_if_image_and_word_count(self):
+        settings = StatisticsSettings(resamples=200)
+        both = say.localization.looks("a", self.rows([0.1, 0.2, 0.3, 0.2], [1.0, 1.0, 1.0, 1.0]), settings)
+        assert "So `a` points" in both
+        one = say.localization.looks("a", self.rows([0.1, 0.2, 0.3, 0.2], [0.0, 1.0, 0.0, 1.0]), settings)
+        assert "does not pass" in one
+        none = say.localization.looks("a", self.rows([0.1, 0.2, 0.3, 0.2], [math.nan] * 4), settings)
+        assert "no phrase can be tested" in none
+        assert "does not pass" in none
+
+    @pytest.mark.parametrize(
+        ("gain", "word", "fid", "start"),
+        [
+            ((0.1, 0.05, 0.15), (0.1, 0.05, 0.15), (2, 1, 3), "**Reproduced in"),
+            ((0.1, 0.05, 0.15), (0.0, -0.1, 0.1), (-2, -3, -1), "**Half reproduced in"),
+            ((0.0, -0.1, 0.1), (0.0, -0.1, 0.1), (2, 1, 3), "**Not reproduced in"),
+            ((-0.1, -0.15, -0.05), (0.0, -0.1, 0.1), (2, 1, 3), "**Contradicted in"),
+            ((-0.1, -0.15, -0.05), (0.1, 0.05, 0.15), (2, 1, 3), "**Neither reproduced nor contradicted in"),
+        ],
+    )
+    def test_the_answer_follows_from_the_endpoint_alone(self, gain, word, fid, start):
+        points = [
+            Comparison(*values, 0.01, metric=name, a="frozen", b="learnable", step=1, phrases=9, patients=9, seeds=1)
+            for name, values in (("gain_auc_roc", gain), ("word", word))
+        ]
+        text = say.tradeoff.answer(points, {"learnable": Difference(*fid, 0.01)})
+        assert text.removeprefix("- ").startswith(start)
+
+    def test_conditions_name_the_two_rates(self):
+        found = say.tradeoff.conditions(profiles.load("paper"))
+        assert found["learning rate of the text encoder"].endswith("(1 of the U-Net's)")
+        assert found["timesteps read"] == "40 of 50"
+
+
+class TestRecipes:
+    """Chapter 10."""
+
+    def table(self, **shifts):
+        rows = [
+            {"variant": v, "seed": s, "step": 10, "word": 0.8 + w + 1e-4 * s * s, "classifier_auc": 0.7 + a - 1e-4 * s}
+            for v, (w, a) in {"frozen": (0, 0), "learnable": (-0.1, 0.1), **shifts}.items()
+            for s in range(3)
+        ]
+        return pd.DataFrame(rows)
+
+    def test_success_is_no_worse_than_frozen_and_than_learnable(self):
+        table = self.table(good=(0.0, 0.1), mute=(-0.2, 0.1), dull=(0.0, 0.0))
+        found = say.recipes.verdicts(table, ["word"])
+        assert found["both"].to_dict() == {"good": "yes", "mute": "no", "dull": "no"}
+        assert say.recipes.answer(found).startswith("**Yes**: `good`")
+        text = say.recipes.principles(found, {"A": ["good"], "B": ["mute", "dull"], "C": ["absent"]})
+        assert "**A**: supported" in text
+        assert "**B**: refuted" in text
+        assert "**C**" not in text
+
+    def test_one_seed_gives_no_interval_and_a_wide_one_decides_nothing(self):
+        table = self.table(other=(0.0, 0.1))
+        assert say.recipes.verdicts(table[table["seed"] == 0], ["word"])["both"].tolist() == ["too few seeds"]
+        table.loc[(table["variant"] == "other") & (table["seed"] == 1), "word"] += 0.3
+        found = say.recipes.verdicts(table, ["word"])
+        assert found["both"].tolist() == ["open"]
+        assert "comes nearest" in say.recipes.answer(found)
+
+    def test_without_another_recipe_there_is_no_answer(self):
+        assert "no answer" in say.recipes.answer(say.recipes.verdicts(self.table(), ["word"]))

@@ -64,6 +64,7 @@ CHAPTERS = (
     Chapter("07_blind_spots", needs=("06_fidelity",), gpu=True, reads=IMAGES, weight=60),
     Chapter("08_tradeoff", needs=("03_attention", "04_pointing", "06_fidelity"), makes=("tradeoff.csv",), reads=()),
     Chapter("09_why", needs=("03_attention",), gpu=True, reads=("train", "test", "boxes val"), weight=45),
+    Chapter("10_both", needs=("03_attention", "06_fidelity"), reads=("boxes test",), weight=15),
     Chapter("11_knowledge", needs=("03_attention", "06_fidelity"), gpu=True, makes=("knowledge.csv",), reads=IMAGES,
             weight=60),
 )

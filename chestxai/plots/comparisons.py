@@ -296,3 +296,42 @@ def _add_references(plane: go.Figure, table: pd.DataFrame, y: str) -> None:
         text=style.direction(y, "↖ better", "↙ better"), x=0, xref="paper", xanchor="left", xshift=6,
         y=int(corner == "top"), yref="paper", yanchor=corner, showarrow=False, font={"color": style.MUTED},
     )  # fmt: skip
+
+
+def recipes_plane(table: pd.DataFrame, metrics: Sequence[str], title: str = "") -> go.Figure:
+    """Recipes in the plane of fidelity and an endpoint, a button for each test of the endpoint.
+
+    One mark a recipe: its mean over seeds at the last step, with bars from the lowest to the highest seed. Ringed ones
+    are Pareto-optimal: no other one is better in both.
+
+    Args:
+        table: Of a study: variant, seed, step, classifier_auc and the metrics.
+        metrics: Columns of the y-axis.
+        title: Title of the figure.
+    """
+    style.require(table, ["variant", "seed", "step", "classifier_auc", *metrics], "recipes_plane")
+    last = table.loc[table.groupby(["variant", "seed"])["step"].idxmax()]
+    planes = []
+    for column in metrics:
+        means = last.groupby("variant", sort=False)[["classifier_auc", column]].mean().reset_index()
+        looks, plane = style.variant_style(list(means["variant"])), go.Figure()
+        front = pareto_front(means.assign(miss=-means["classifier_auc"]), "miss", column)
+        for row, best in zip(means.to_dict("records"), front, strict=True):
+            seeds, look = last[last["variant"] == row["variant"]], looks[row["variant"]]
+            bars = {
+                f"error_{axis}": {
+                    "array": [seeds[name].max() - row[name]], "arrayminus": [row[name] - seeds[name].min()],
+                    "thickness": 1,
+                }
+                for axis, name in (("x", "classifier_auc"), ("y", column))
+            }  # fmt: skip
+            marker = {"size": 16 if best else 10, "color": look.color, "symbol": look.symbol}
+            plane.add_scatter(
+                x=[row["classifier_auc"]], y=[row[column]], mode="markers+text", text=[html.escape(row["variant"])],
+                textposition="top center", name=html.escape(row["variant"]), marker=marker, showlegend=False, **bars,
+            )  # fmt: skip
+        style.dressed(plane, title, 500, [], 40 * (len(metrics) > 1))
+        plane.update_xaxes(title_text="classifier AUC of the generated images (higher is better →)")
+        plane.update_yaxes(title_text=f"{style.score_name(column)} · higher is better ↑")
+        planes.append((style.score_name(column).split(" (")[0], plane))
+    return style.chooser(planes, type="buttons", direction="right", x=0, y=1, yanchor="bottom", pad={"b": 8})

@@ -1,0 +1,94 @@
+"""Chapter 10: whether a recipe keeps where a word points and gains what a learning text encoder gains."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+
+from chestxai.localization import LABELS
+from chestxai.sentences.words import bullets, counted, listed
+from chestxai.stats import Interval
+
+
+def over_seeds(table: pd.DataFrame, column: str, reference: str) -> pd.Series:
+    """Variant → `Interval` of ``column`` minus that of ``reference`` at the last step, paired by seed.
+
+    Student's t over the seeds that both have; with one seed the bounds are NaN, without a common one the variant is
+    left out.
+
+    Args:
+        table: of a study.
+        column: a score.
+        reference: the variant to subtract.
+    """
+    last = table.loc[table.groupby(["variant", "seed"])["step"].idxmax()]
+    wide = last.pivot(index="seed", columns="variant", values=column)
+    out = {}
+    for name in wide.columns.drop(reference):
+        values = (wide[name] - wide[reference]).dropna().to_numpy()
+        if len(values):
+            n, mean = len(values), float(values.mean())
+            half = float(student.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan
+            out[name] = Interval(mean, mean - half, mean + half)
+    return pd.Series(out, dtype=object)
+
+
+def verdicts(table: pd.DataFrame, endpoint: Sequence[str], margin: float = 0.01) -> pd.DataFrame:
+    """Which recipes have both: they point no worse than frozen, and generate no worse than learnable.
+
+    Args:
+        table: of a study with the variants ``frozen`` and ``learnable``.
+        endpoint: columns of the primary endpoint.
+        margin: how far below zero the lower bound of a paired difference may lie, stated beforehand.
+
+    Returns:
+        A row for each other recipe: ``<column> − frozen``, ``classifier AUC − learnable``, and ``both``: "yes", "no"
+        where an interval lies below the margin, "open" where the seeds do not decide, "too few seeds" where an interval
+        is missing.
+    """
+    columns = {f"{LABELS[c]} − frozen": over_seeds(table, c, "frozen") for c in endpoint}
+    columns["classifier AUC − learnable"] = over_seeds(table, "classifier_auc", "learnable")
+    frame = pd.DataFrame(columns).drop(index=["frozen", "learnable"], errors="ignore").dropna()
+    lows, highs = (frame.map(lambda i, end=end: getattr(i, end)).astype(float) for end in ("low", "high"))
+    cases = [lows.isna().any(axis=1), (lows > -margin).all(axis=1), (highs < -margin).any(axis=1)]
+    both = np.select(cases, ["too few seeds", "yes", "no"], "open")
+    return frame.assign(both=both)
+
+
+def answer(found: pd.DataFrame) -> str:
+    """The answer of chapter 10 from `verdicts`, and which recipe comes nearest where none has both."""
+    if found.empty:
+        return "No recipe beside frozen and learnable has been run on the same seeds yet, so there is no answer."
+    winners, open_ = list(found.index[found["both"] == "yes"]), list(found.index[found["both"] == "too few seeds"])
+    if winners:
+        names = listed(f"`{name}`" for name in winners)
+        text = (
+            f"**Yes**: {names} points no worse than frozen and generates no worse than learnable, by the stated margin."
+        )
+    else:
+        worst = found.drop(columns="both").map(lambda interval: interval.estimate).astype(float).min(axis=1)
+        text = f"**Not shown.** `{worst.idxmax()}` comes nearest: its worst difference is {worst.max():+.3f}."
+    return text + (f" {counted(len(open_), 'recipe')} had one seed only, which gives no interval." if open_ else "")
+
+
+def principles(found: pd.DataFrame, groups: dict[str, Sequence[str]]) -> str:
+    """Design principles as bullets: what each kind of recipe does to pointing and to fidelity, with its support.
+
+    Args:
+        found: of `verdicts`.
+        groups: principle → recipes that test it.
+    """
+    lines = []
+    for text, names in groups.items():
+        own = found.reindex([n for n in names if n in found.index])
+        if own.empty:
+            continue
+        shown = "; ".join(
+            f"`{name}`: " + ", ".join(f"{column} {row[column]:+.3f}" for column in found.columns.drop("both"))
+            for name, row in own.iterrows()
+        )
+        kept = sum(row["both"] == "yes" for _, row in own.iterrows())
+        state = "supported" if kept == len(own) else "refuted" if "no" in set(own["both"]) else "open"
+        lines.append(f"**{text}**: {state} ({shown}).")
+    return bullets(lines) or "No recipe of these kinds has been run yet."
