@@ -139,10 +139,8 @@ plots.study_sheet(
 if is_phantom:
     person = phantom.patient(0, "train", 0, 0, normal=True)
     integral, _, healthy = phantom.attenuation([person], 256)
-    first, again = (
-        phantom.expose(integral, [replace(person, noise=seed)], 256, healthy)[0]
-        for seed in (0, 1)
-    )
+    twice = [replace(person, noise=seed) for seed in (0, 1)]
+    first, again = (phantom.expose(integral, [p], 256, healthy)[0] for p in twice)
     noise = np.abs(first.astype(int) - again.astype(int))
     stages = {
         "1. attenuation added up along each ray": integral[0],
@@ -193,15 +191,9 @@ if is_phantom:
         "wrongly exposed": {"exposure": -2.5},
         "off centre, from afar": {"field": 44.0, "shift": (5.0, 3.0)},
     }
-    neutral = {
-        "habitus": 0.0,
-        "rotation": 0.0,
-        "exposure": 0.0,
-        "inspiration": 1.0,
-        "field": 34.0,
-        "shift": (0.0, 0.0),
-    }
-    plain = replace(person, view="PA", device="", **neutral)
+    neutral = dict.fromkeys(("habitus", "rotation", "exposure"), 0.0) | {"inspiration": 1.0}
+    central = {"field": 34.0, "shift": (0.0, 0.0)}
+    plain = replace(person, view="PA", device="", **neutral, **central)
     varied, _ = phantom.render([replace(plain, **c) for c in changes.values()], 192)
     captions = list(changes)
 else:
@@ -489,9 +481,8 @@ labels = {
     split: np.array([s.labels() for s in found]).reshape(-1, len(FINDINGS))
     for split, found in studies.items()
 }
-prevalence = pd.DataFrame(
-    {split: found.sum(axis=0) for split, found in labels.items()}, index=FINDINGS
-)
+counts = {split: found.sum(axis=0) for split, found in labels.items()}
+prevalence = pd.DataFrame(counts, index=FINDINGS)
 prevalence.loc["none of the eight"] = [
     (found.sum(axis=1) == 0).sum() for found in labels.values()
 ]

@@ -36,6 +36,7 @@ data = ""  # folder that holds one sub-folder per source (openi/, nih/); phantom
 out = ""  # root of the runs; empty: the project's runs/
 
 # %%
+import warnings
 from functools import partial
 
 import numpy as np
@@ -60,6 +61,8 @@ from chestxai.sources import phantom
 from chestxai.studies import Box, Frame, phrases
 
 # %%
+# The tables say how many patients there are; chapter 8 measures what few of them mean for an interval.
+warnings.simplefilter("ignore", stats.FewGroupsWarning)
 settings = profiles.load(profile)
 plots.setup()
 folders = {v: [profiles.run_folder(settings, v, s, out) for s in seeds] for v in variants}

@@ -54,6 +54,7 @@ from chestxai import (
 from chestxai import sentences as say
 from chestxai.studies import to_images
 
+# %%
 settings = profiles.load(profile)
 trained = [profiles.run(settings, v, s, out) for v in variants for s in seeds]
 every = [run.check_finished().folder for run in trained]

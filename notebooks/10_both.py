@@ -17,12 +17,12 @@
 # %% [markdown]
 # # 10 Can one have both?
 #
-# **Is there a way to train that keeps where a word points *and* gains the fidelity of a learning text encoder?**
+# **Is there a way to train that keeps where a word points and gains the fidelity of a learning text encoder?**
 #
 # The paper ends with design principles for generative models that can be interpreted {cite}`dombrowski2024tradeoffs`. Frozen
 # and learnable are two points in a space of *recipes*. This chapter tries those in between, and says beforehand what counts
 # as success: over seeds, a recipe must point no worse than frozen (the lower bound of the paired difference of the primary
-# endpoint above −0.01) and generate no worse than learnable (likewise, the classifier's AUC of its images).
+# endpoint above minus one hundredth) and generate no worse than learnable (likewise, the classifier's AUC of its images).
 #
 # *You will be able to* read a Pareto plane of many recipes, tell a principle from an anecdote, and try a recipe of your own.
 # *Before:* chapters 8 and 9.
@@ -42,6 +42,7 @@ from chestxai import plots, profiles, runs, tradeoff
 from chestxai import sentences as say
 from chestxai.studies import Frame, phrases
 
+# %%
 settings = profiles.load(profile)
 plots.setup()
 endpoint = list(settings.statistics.endpoint)
@@ -174,9 +175,15 @@ if final and "random" in set(table["variant"]):
     )
 
 # %% [markdown]
-# **2.** Write a recipe of your own in a copy of `data/profiles/demo.yaml`, run `make book PROFILE=my.yaml`, and find it in
-# the table above.
-#
+# **2.** Write a recipe that freezes the text encoder for the first half and then lets only its last layer learn.
+
+# %% tags=["hide-cell"]
+from chestxai.recipes import Recipe
+
+# As a variant of a copy of data/profiles/demo.yaml it runs with `make book PROFILE=my.yaml`, and joins the table above.
+Recipe.model_validate({"text": "last:1", "schedule": {"start": 0.5}})
+
+# %% [markdown]
 # ## Takeaways
 #
 # - A claim that a recipe has both needs an endpoint, a margin and a number of seeds that are stated before the runs.
