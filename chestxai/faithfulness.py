@@ -9,11 +9,17 @@
 - `random_weights`: maps must break with the weights (Adebayo et al. 2018, arXiv:1810.03292).
 
 `probe_truths` runs the passes of a whole data set, at fewer timesteps than the maps, and `faithfulness_scores` turns
-them into columns of ``grounding.csv``. Chance is 0.5 for every test and 0 for every gain.
+them into columns of ``grounding.csv``. Chance is 0.5 for every test and 0 for every gain. From a shell, on one process
+or, through ``accelerate launch -m``, on many:
+
+    python -m chestxai.faithfulness --profile paper --variant learnable --data /path/to/folder
+
+leaves maps and probes of a run's checkpoints where chapter 3 finds them finished.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import re
 from collections import defaultdict
@@ -27,11 +33,11 @@ import torch
 from accelerate import PartialState
 from diffusers import StableDiffusionPipeline
 
-from chestxai import grounding, localization, models, recipes, runs
+from chestxai import grounding, localization, models, profiles, recipes, runs
 from chestxai.grounding.passes import image_key, paper_timesteps
 from chestxai.profiles import GroundingSettings, Profile
 from chestxai.runs import InputError, Run
-from chestxai.studies import Fit, Frame, GroundTruth, Study
+from chestxai.studies import Fit, Frame, GroundTruth, Study, phrases
 
 #: Kinds of passes of `probe_truths`: the image as it is, swapped images, and prompts without and with the wrong side.
 KINDS = ("own", "swap", "no_side", "other_side")
@@ -110,7 +116,7 @@ def probe_truths(
         fit,
         [[t.key, t.study.change_token()] for t in truths],
         [s.change_token() for s in pool],
-        runs.code_fingerprint(__name__),
+        runs.code_fingerprint("chestxai.faithfulness"),
     )
     size = models.image_size(pipeline)
     timesteps = paper_timesteps(pipeline.scheduler, settings.steps, settings.last, settings.stride)
@@ -370,3 +376,30 @@ def random_weights(pipeline: StableDiffusionPipeline, parts: Sequence[str], seed
         raise InputError(f"random weights for 'unet' and 'text_encoder', not for {', '.join(sorted(unknown))}")
     for part in parts:
         recipes.randomise(getattr(pipeline, part), seed)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m chestxai.faithfulness``: maps and probes of all checkpoints of a run.
+
+    Args:
+        arguments: of the command line; default: ``sys.argv``.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m chestxai.faithfulness",
+        description="Ground all test phrases with every checkpoint of a run, also on swapped images and other prompts.",
+    )
+    profiles.add_options(parser)
+    options = parser.parse_args(arguments)
+    profile = profiles.load(options.profile)
+    run = profiles.run(profile, options.variant or next(iter(profile.variants)), options.seed, options.out)
+    runs.processes()
+    splits = {s: profiles.studies(profile, s, options.data, boxes=True) for s in ("train", "val", "test")}
+    train = phrases(splits["train"]) or phrases(splits["val"])
+    for found in score_run(profile, run, phrases(splits["test"]), train, list(splits["val"])):
+        if PartialState().is_main_process:
+            print(f"{run.folder}: step {found.step}, {len(found.maps)} maps, {len(found.skipped)} phrases left out")
+    return 0
+
+
+if __name__ == "__main__":
+    runs.command(main)

@@ -341,7 +341,7 @@ compared(
 #
 # Step 0 is the base before any fine-tuning. Each map is scored against the finding's mask, and so are maps that do not
 # depend on the image: chance, the *location prior* (the mean mask of that finding in the training data), and the *prior of
-# the text*, which also reads side and zone in the prompt. With several GPUs, `python -m chestxai.grounding` makes the maps
+# the text*, which also reads side and zone in the prompt. With several GPUs, `python -m chestxai.faithfulness` makes the maps
 # beforehand (see the README).
 #
 # A high score is no proof that the model looked at the image: a map of where findings usually are scores high on every

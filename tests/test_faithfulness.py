@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chestxai import faithfulness, grounding, localization, models, profiles, sources
+from chestxai.finetune import main as finetune_command
 from chestxai.profiles import GroundingSettings
 from chestxai.runs import InputError
 from chestxai.studies import Finding, GroundTruth, Study, phrases
@@ -205,3 +206,23 @@ class TestProbes:
 
 def test_the_endpoint_is_declared_before_any_run():
     assert profiles.load("demo").statistics.endpoint == localization.FAITHFULNESS[:2]
+
+
+def test_the_command_leaves_what_chapter_3_finds(tmp_path, capsys):
+    text = (profiles.DATA / "profiles/smoke.yaml").read_text()
+    for old, new in (
+        ("train: 48", "train: 6"),
+        ("val: 24", "val: 8"),
+        ("test: 32", "test: 4"),
+        ("steps: 8", "steps: 2"),
+    ):
+        text = text.replace(old, new)
+    own = tmp_path / "own.yaml"
+    own.write_text(text.replace("batch_size: 8", "batch_size: 2").replace("every: 4", "every: 2"))
+    options = ["--profile", str(own), "--out", str(tmp_path)]
+    assert finetune_command(options) == 0
+    assert faithfulness.main(options) == 0
+    assert "step 2" in capsys.readouterr().out
+    run = profiles.run(profiles.load(own), "frozen", 0, tmp_path)
+    assert set(run.probes(2)) == set(faithfulness.KINDS)
+    assert run.probes(2)["swap"].shape[:2] == (len(run.maps(2)["rows"]), 4)
