@@ -90,7 +90,7 @@ table.set_index(["variant", "seed", "step"])[columns].round(3)
 
 # %% tags=["aggregate"]
 endpoint = settings.statistics.endpoint
-shown = [*endpoint, "mirror", "auc_roc", "pointing_game", "miou"]
+shown = [*endpoint, "mirror", "auc_roc"]
 plots.tradeoff(table, shown, variants=variants)
 
 # %% [markdown]
