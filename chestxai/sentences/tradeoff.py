@@ -41,7 +41,7 @@ def answer(points: Sequence[Comparison], fid: Mapping[str, Difference]) -> str:
         gains = direction(fid[name]) if name in fid else 0
         shown = "; ".join(f"{LABELS.get(c.metric, c.metric)} {c.a} minus {c.b}: {c:+.3f}" for c in own)
         if signs == {0}:
-            pointing, verdict = "image and word count as much as under", "not reproduced"
+            pointing, verdict = "does not clearly point better or worse than", "not reproduced"
         elif signs <= {0, 1}:
             pointing, verdict = "points worse than", "reproduced" if gains > 0 else "half reproduced"
         elif signs <= {0, -1}:
