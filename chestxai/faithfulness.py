@@ -42,7 +42,7 @@ from chestxai.studies import Fit, Frame, GroundTruth, Study, phrases
 #: Kinds of passes of `probe_truths`: the image as it is, swapped images, and prompts without and with the wrong side.
 KINDS = ("own", "swap", "no_side", "other_side")
 _OTHER = {"left": "right", "right": "left"}
-_SIDE = re.compile(r"\b(left|right)(?=\b)(-sided)?", re.IGNORECASE)
+_SIDE = re.compile(r"\b(left|right)\b(-sided)?", re.IGNORECASE)
 
 
 def without_side(phrase: str) -> str:
