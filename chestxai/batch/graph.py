@@ -53,10 +53,10 @@ class Chapter:
 # fmt: off
 CHAPTERS = (
     Chapter("01_reports_and_images", weight=40),
-    Chapter("02_finetuning", each_run=True, gpu=True, makes=("run.json", "train.csv"), reads=("train",), weight=260,
+    Chapter("02_finetuning", each_run=True, gpu=True, makes=("run.json", "train.csv"), reads=("train",), weight=480,
             work=("base", "data", "finetune"), keeps=("checkpoints", "model", "train.csv", "identity.txt", "run.json")),
     Chapter("03_attention", needs=("02_finetuning",), each_run=True, gpu=True, makes=("grounding.csv",), reads=BOXES,
-            work=("base", "data", "finetune", "grounding"), keeps=("maps",), weight=90),
+            work=("base", "data", "finetune", "grounding"), keeps=("maps",), weight=250),
     Chapter("04_pointing", needs=("03_attention",), reads=("train", *BOXES), weight=100),
     Chapter("05_scores", needs=("03_attention",), reads=BOXES, weight=20),
     Chapter("06_fidelity", needs=("02_finetuning",), each_run=True, gpu=True, makes=("fidelity.json",), reads=IMAGES,
