@@ -30,7 +30,7 @@ def thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def f1(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """F1 of each finding from ``predicted`` and ``labels`` ``(n, k)``; NaN if neither present nor predicted."""
-    # A bootstrap calls this 65,000 times in chapter 7; `sklearn.metrics.f1_score` takes several hundred times as long.
+    # A bootstrap calls this 65,000 times in chapter 11; `sklearn.metrics.f1_score` takes several hundred times as long.
     predicted, labels = np.asarray(predicted) > 0.5, np.asarray(labels) > 0.5
     both, either = (predicted & labels).sum(axis=0), predicted.sum(axis=0) + labels.sum(axis=0)
     return 2 * both / np.where(either > 0, either, np.nan)
