@@ -50,7 +50,8 @@ endpoint = list(settings.statistics.endpoint)
 # %% [markdown]
 # ## The studies
 #
-# Training every recipe over seeds takes hours, so the book ships the tables of its own studies, and the grids that make them:
+# Training every recipe over seeds takes hours, so the book ships the tables of those studies that have been run (listed below,
+# with their seeds) and the grids that make all of them:
 # `make grid GRID=data/grids/recipes-screen.yaml` for the screening on val, `recipes-final.yaml` for the test. Any row can be
 # made again and compared: `make check-result GRID=data/grids/demo.yaml ROW=0`.
 
@@ -165,7 +166,7 @@ if final:
 # **1.** Which recipe would you expect to fail the word test, but not the image swap? Say why before you look.
 
 # %% tags=["hide-cell"]
-# A random frozen encoder: its words say nothing, so every word's map is about the same; the image still moves all of them.
+# One would expect it of a random frozen encoder: its words say nothing, but the image can still move every word's map.
 if final and "random" in set(table["variant"]):
     display(
         table[table["variant"].isin(["frozen", "random"])]
@@ -187,5 +188,5 @@ Recipe.model_validate({"text": "last:1", "schedule": {"start": 0.5}})
 # ## Takeaways
 #
 # - A claim that a recipe has both needs an endpoint, a margin and a number of seeds that are stated before the runs.
-# - What keeps a map pointing and what makes an image real are different parts of the same text encoder; recipes separate them.
+# - A recipe changes one part of the treatment, so that a difference can be laid to that part; several at once cannot.
 # - A recipe that wins on one language or data set has to be tried on another.

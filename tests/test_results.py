@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from chestxai import localization, profiles, runs
+from chestxai import batch, localization, profiles, runs
 from chestxai.batch import grid, study
 from chestxai.runs import InputError
 
@@ -32,6 +32,14 @@ def test_table_grid_and_provenance_agree(path, tmp_path):
     for name in localization.FAITHFULNESS:
         low, high = table[f"{name}_low"], table[f"{name}_high"]
         assert ((low <= table[name]) & (table[name] <= high) | table[name].isna()).all(), name
+
+
+@pytest.mark.parametrize("options", [[], ["--grid", "{grid}"]])
+def test_only_a_row_of_a_study_can_be_checked(options, tmp_path):
+    (tmp_path / "plain.yaml").write_text("{profile: smoke}")
+    options = [text.format(grid=tmp_path / "plain.yaml") for text in options]
+    with pytest.raises(InputError, match="--check is of a study"):
+        batch.main([*options, "--check", "0"])
 
 
 class TestStudy:

@@ -42,6 +42,14 @@ def planned(options: argparse.Namespace) -> tuple[Profile, list[Node]]:
     return profile, plan(profile, variants, seeds, profile_path=path, data=options.data, out=options.out)
 
 
+def _check(options: argparse.Namespace) -> None:
+    """Refuse options that cannot be meant."""
+    if options.workers is not None and options.workers < 1:
+        raise InputError(f"--workers must be at least 1, got {options.workers}")
+    if options.check is not None and not (options.grid and grid.read(options.grid).score):
+        raise InputError("--check is of a study: give --grid with a file that has score: val or score: test")
+
+
 def _study(cells: Sequence[Cell], options: argparse.Namespace) -> int:
     """Run a study, or check a row of it."""
     split, path = grid.read(options.grid).score, profiles.DATA / "results" / f"{options.grid.stem}.csv"
@@ -71,8 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scheduler", help="address of a running dask scheduler, tcp://…")
     parser.add_argument("--dry-run", action="store_true", help="print the graph and what would run, and stop")
     options = parser.parse_args(arguments)
-    if options.workers is not None and options.workers < 1:
-        raise InputError(f"--workers must be at least 1, got {options.workers}")
+    _check(options)
     if options.replay:
         return replay(options.replay, options.out, options.data)
     cells: list[Cell] = []
