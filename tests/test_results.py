@@ -17,6 +17,20 @@ def jobs_of(path, tmp_path):
     return study.jobs(grid.load(file, tmp_path), grid.read(file).score, "", tmp_path)
 
 
+def changed_since(stored, today, name=""):
+    """Settings, by dotted name, with another value today than ``stored``; a new one is none."""
+    if not isinstance(stored, dict):
+        return [] if stored == today else [name]
+    return [found for key in stored for found in changed_since(stored[key], today.get(key), f"{name}.{key}".strip("."))]
+
+
+def test_a_changed_default_is_noticed():
+    stored = {"a": {"b": 1, "c": [2]}}
+    assert changed_since(stored, {"a": {"b": 1, "c": [2], "new": 3}, "d": 4}) == []
+    assert changed_since(stored, {"a": {"b": 1, "c": [3]}}) == ["a.c"]
+    assert changed_since(stored, {"a": {}}) == ["a.b", "a.c"]
+
+
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_table_grid_and_provenance_agree(path, tmp_path):
     table, about = pd.read_csv(path), runs.read_json(path.with_suffix(".json"), dict)
@@ -29,6 +43,8 @@ def test_table_grid_and_provenance_agree(path, tmp_path):
     assert not table.duplicated(["identity", "step"]).any()
     assert about["split"] == next(iter(wanted.values())).split
     assert {"versions", "device", "commit", "date", "profile"} <= set(about)
+    # The identity leaves defaults out: one that has changed since would keep rows that are no longer true.
+    assert changed_since(about["profile"], wanted[table["identity"][0]].profile.model_dump(mode="json")) == []
     for name in localization.FAITHFULNESS:
         low, high = table[f"{name}_low"], table[f"{name}_high"]
         assert ((low <= table[name]) & (table[name] <= high) | table[name].isna()).all(), name

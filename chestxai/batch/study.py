@@ -50,8 +50,12 @@ class Job:
 
     @property
     def identity(self) -> str:
-        """Names the settings the rows depend on; the code that made them stands in a column of its own."""
-        about = [self.profile.model_dump(mode="json", exclude={"variants", "seeds", "name", "description"})]
+        """Names the settings the rows depend on; the code that made them stands in a column of its own.
+
+        A setting at its default does not count, so that a new one leaves the rows valid.
+        """
+        options = {"exclude": {"variants", "seeds", "name", "description"}, "exclude_defaults": True}
+        about = [self.profile.model_dump(mode="json", **options)]
         recipe = self.profile.recipe(self.variant).model_dump(mode="json", exclude_defaults=True)
         return runs.fingerprint(*about, recipe, self.variant, self.seed, self.split)
 
