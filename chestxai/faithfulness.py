@@ -289,14 +289,14 @@ def faithfulness_scores(
     masks = [Frame(*t.study.size, size, fit).mask(t.finding) for t in truths]
     rows = []
     for i, (truth, mask) in enumerate(zip(truths, masks, strict=True)):
-        midline = _midline(truth.study, size, fit)
+        centre = midline(truth.study, size, fit)
         row = image_swap(probes["own"][i], probes["swap"][i], mask)
         peers = [localization.auc_roc(maps[j], mask) for j in _peers(truths, i)[:4]]
         row["peer_auc_roc"] = float(np.mean(peers)) if peers else float("nan")
-        row |= {"mirror": mirror_test(probes["no_side"][i], mask, midline)}
-        row |= {"conflict": mirror_test(probes["other_side"][i], mask, midline)}
+        row |= {"mirror": mirror_test(probes["no_side"][i], mask, centre)}
+        row |= {"conflict": mirror_test(probes["other_side"][i], mask, centre)}
         sided = truth.finding.side in _OTHER
-        row["mirror_sided"] = mirror_test(maps[i], mask, midline) if sided else float("nan")
+        row["mirror_sided"] = mirror_test(maps[i], mask, centre) if sided else float("nan")
         rows.append(row)
     table = pd.DataFrame(rows)
     swapped = [[probes["swap"][i, k] for i in range(len(truths))] for k in range(probes["swap"].shape[1])]
@@ -353,8 +353,14 @@ def _peers(truths: Sequence[GroundTruth], i: int) -> list[int]:
     return [j for j, t in enumerate(truths) if kind(t) == kind(own) and t.study.patient != own.study.patient]
 
 
-def _midline(study: Study, size: int, fit: Fit) -> float:
-    """The patient's midline in the model's frame, as a share of its width; the middle of the image if it is unknown."""
+def midline(study: Study, size: int, fit: Fit) -> float:
+    """The patient's midline in the model's frame, as a share of its width; the middle of the image if it is unknown.
+
+    Args:
+        study: its attribute "midline" is a share of the image's width.
+        size: side of the frame in pixels.
+        fit: how the image fits into it.
+    """
     frame = Frame(*study.size, size, fit)
     column = float(study.attributes.get("midline", 0.5)) * study.size[1]
     return (column * frame.scale + frame.offset[0]) / size

@@ -53,6 +53,7 @@ from chestxai import (
     models,
     plots,
     profiles,
+    sides,
     stats,
     tradeoff,
 )
@@ -334,6 +335,20 @@ estimated(
         "conflict": "wrong side in the prompt",
     }
 )
+
+# %% [markdown]
+# Targets are rare, sides are not: most reports name them. The same test with half of the image as its target needs no box. No
+# prompt names the side, and the mean over left and right gives a map that always leans to the heart 0.5.
+
+# %% tags=["aggregate"]
+studies = profiles.studies(settings, "test", data)
+halves = {}
+if sides.sided(studies):
+    runs_of = {v: profiles.run(settings, v, seeds[0], out) for v in variants}
+    halves = {
+        v: sides.score_run(settings, r, studies, pool, step) for v, r in runs_of.items()
+    }
+Markdown(say.localization.sides(halves, resamples))
 
 # %% [markdown]
 # ## Does it depend on the word? The word test

@@ -53,9 +53,14 @@ class Run:
         """Heatmaps of a checkpoint; step 0 is the base."""
         return self.folder / "maps" / f"step-{step}.safetensors"
 
-    def probes_file(self, step: int) -> Path:
-        """Heatmaps of a checkpoint on swapped images and for changed prompts."""
-        return self.folder / "maps" / f"probes-{step}.safetensors"
+    def probes_file(self, step: int, name: str = "probes") -> Path:
+        """Heatmaps of a checkpoint on swapped images and for changed prompts; "sides" for those of `chestxai.sides`."""
+        return self.folder / "maps" / f"{name}-{step}.safetensors"
+
+    @property
+    def sides_file(self) -> Path:
+        """Rows of `chestxai.sides`."""
+        return self.folder / "sides.csv"
 
     def samples_file(self, name: int | str) -> Path:
         """Generated images of a checkpoint (by its step) or of an experiment (by its name)."""

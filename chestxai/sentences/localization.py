@@ -7,6 +7,7 @@ import pandas as pd
 from chestxai.localization import LABELS
 from chestxai.profiles import StatisticsSettings
 from chestxai.sentences.words import bullets, counted, verb
+from chestxai.sides import side_score
 from chestxai.stats import Interval, bootstrap_ci
 
 
@@ -39,6 +40,19 @@ def looks(name: str, rows: pd.DataFrame, settings: StatisticsSettings) -> str:
         )
     verdict = "points: image and word both matter" if all(passed) else "does not pass every test of the endpoint"
     return bullets([*lines, f"So `{name}` {verdict}."])
+
+
+def sides(tables: Mapping[str, pd.DataFrame], resamples: int) -> str:
+    """Whether maps lie on the side that the report names: tables of `chestxai.sides` by variant."""
+    lines = []
+    for name, table in tables.items():
+        own, swapped = (side_score(table, column, resamples) for column in ("mirror", "swap_mirror"))
+        did = "above" if own.low > 0.5 else "below" if own.high < 0.5 else "not clearly above"
+        lines.append(f"`{name}`: {own}, {did} chance, which is 0.5; on images of other patients {swapped}")
+    if not lines:
+        return "No report of these studies places a finding on one side."
+    count = f"{counted(len(table), 'finding')} of {counted(table['patient'].nunique(), 'patient')}"
+    return f"On {count} that a report places on one side, the map prefers that side in\n\n{bullets(lines)}"
 
 
 def parts(targets: int, box_ious: Sequence[float], outside: int) -> str:

@@ -177,12 +177,22 @@ def _parse(content: bytes | OSError | InputError) -> _Report:
     ensure(re.fullmatch(r"CXR\d+", name), "XML without an Open-i uId")
     parts = [((e.get("Label") or "FINDINGS").strip().upper(), _text(e)) for e in tree.iter("AbstractText")]
     terms = {f"mesh_{tag}": "; ".join(filter(None, map(_text, tree.iter(tag)))) for tag in ("major", "automatic")}
+    terms["side"] = _side(terms["mesh_major"])
     return _Report(
         uid=name,
         text="\n".join(f"{label}: {text}" for label, text in parts if text),
         images=tuple(" ".join(e.get("id", "").split()) for e in tree.iter("parentImage")),
         terms={key: value for key, value in terms.items() if value},
     )
+
+
+def _side(terms: str) -> str:
+    """The side of all findings that the indexers place on one: "Pleural Effusion/left/small" → "left"."""
+    found = set()
+    for heading, *qualifiers in (term.split("/") for term in terms.lower().split("; ")):
+        if reports.find(heading):
+            found |= {"left", "right"} & set(qualifiers) or ({"bilateral"} & set(qualifiers))
+    return found.pop() if len(found) == 1 else "bilateral" if found else ""
 
 
 def _text(element: Element) -> str:

@@ -1,0 +1,149 @@
+"""The mirror test where nobody drew a box: does a map lie on the side that the report names?
+
+Few X-rays have boxes, many have reports that name a side. The prompt of `sided` names none; the truth is half an image.
+`side_scores` is balanced, so that a map that always leans to one side, as to the heart, gets 0.5:
+
+    python -m chestxai.sides --profile open --variant frozen --data /path/to/folder
+
+writes ``sides.csv`` of a finished run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+from accelerate import PartialState
+
+from chestxai import faithfulness, finetune, models, profiles, reports, runs, stats
+from chestxai.profiles import Profile
+from chestxai.runs import InputError, Run
+from chestxai.stats import Interval
+from chestxai.studies import Fit, GroundTruth, Study
+
+_SIDES = ("left", "right")
+
+
+def sided(studies: Iterable[Study]) -> list[GroundTruth]:
+    """Findings that a report places on one side only, as phrases that do not name it.
+
+    Args:
+        studies: their attribute "side", where a source has one (Open-i's indexers), must not contradict the report.
+
+    Returns:
+        The first such mention of each finding of a study.
+    """
+    out = []
+    for study in studies:
+        found: dict[str, list] = {}
+        for finding in study.present():
+            found.setdefault(finding.name, []).append(finding)
+        for mentions in found.values():
+            first, sides = mentions[0], {finding.side for finding in mentions}
+            if len(sides) == 1 and first.side in _SIDES and study.attributes.get("side", first.side) == first.side:
+                phrase = faithfulness.without_side(first.phrase)
+                # A phrase whose words for the finding went with the side's ("left-sided opacity") would be read whole.
+                if phrase and reports.name_span(phrase, first.name):
+                    out.append(GroundTruth(study, replace(first, phrase=phrase)))
+    return out
+
+
+def half(study: Study, side: str, size: int, fit: Fit = "crop") -> np.ndarray:
+    """The half of the model's frame that shows the patient's ``side``, bool ``(size, size)``.
+
+    Args:
+        study: its attribute "midline", a share of the width from the left, or the middle, divides the halves.
+        side: "left" or "right" of the patient, who faces the reader.
+        size: of the frame in pixels.
+        fit: how the image fits into it.
+    """
+    left = np.arange(size) + 0.5 > faithfulness.midline(study, size, fit) * size
+    return np.tile(left if side == "left" else ~left, (size, 1))
+
+
+def score_run(profile: Profile, run: Run, studies: Sequence[Study], pool: Sequence[Study], step: int) -> pd.DataFrame:
+    """Map and score `sided` with a checkpoint of a finished run.
+
+    Args:
+        profile: the one the run was made with.
+        run: a finished run; the maps are kept in its ``maps/`` and resumed.
+        studies: of the split to score.
+        pool: of another split, see `faithfulness.swap_images`.
+        step: the checkpoint.
+
+    Returns:
+        A row for each finding: ``study, patient, finding, phrase, side, step``; ``mirror``, 1 where the mean attention
+        is greater on the finding's side of the image than on the other; ``swap_mirror``, the same on images of other
+        patients without the finding.
+
+    Raises:
+        InputError: no report names a side.
+    """
+    truths, size, fit = sided(studies), profile.data.size, profile.data.fit
+    if not truths:
+        raise InputError(f"profile {profile.name}: no report of this split places a finding on one side")
+    identity = run.check_finished().record()["identity"]
+    pipeline = models.load_pipeline(profile.base, device=PartialState().device)
+    finetune.load_checkpoint(pipeline, run, step)
+    about = {"fit": fit, "identity": f"{identity}-{step}", "description": f"step {step}, sides"}
+    probes = faithfulness.probe_truths(
+        pipeline, truths, pool, profile.grounding, run.probes_file(step, "sides"), **about
+    )
+    rows = []
+    for truth, own, swapped in zip(truths, probes["own"], probes["swap"], strict=True):
+        study, finding = truth.study, truth.finding
+        mask, centre = half(study, finding.side, size, fit), faithfulness.midline(study, size, fit)
+        others = [faithfulness.mirror_test(heatmap, mask, centre) for heatmap in swapped if np.isfinite(heatmap).all()]
+        row = {"study": study.id, "patient": study.patient, "finding": finding.name, "phrase": finding.phrase}
+        row |= {"side": finding.side, "step": step, "mirror": faithfulness.mirror_test(own, mask, centre)}
+        rows.append(row | {"swap_mirror": np.mean(others) if others else np.nan})
+    return pd.DataFrame(rows)
+
+
+def side_score(table: pd.DataFrame, column: str = "mirror", n: int = 2000) -> Interval:
+    """Mean over sides of the mean of ``column``; chance is 0.5, also of a map that always leans to one side.
+
+    Args:
+        table: of `score_run`, one step.
+        column: "mirror" or "swap_mirror".
+        n: resamples of the patients.
+    """
+    known = table.dropna(subset=column)
+    share = known["side"].map(known["side"].value_counts())
+    weights = len(known) / (known["side"].nunique() * share)
+    return stats.bootstrap_ci(known[column] * weights, known["patient"], n=n)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m chestxai.sides``: ``sides.csv`` of every checkpoint of a run.
+
+    Args:
+        arguments: of the command line; default: ``sys.argv``.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m chestxai.sides",
+        description="Which side of an image do maps prefer, where reports name one? Of every checkpoint of a run.",
+    )
+    parser.add_argument("--split", default="test", choices=("val", "test"), help="the studies to score (test)")
+    profiles.add_options(parser)
+    options = parser.parse_args(arguments)
+    profile = profiles.load(options.profile)
+    run = profiles.run(profile, options.variant or next(iter(profile.variants)), options.seed, options.out)
+    runs.processes()
+    studies = {split: list(profiles.studies(profile, split, options.data)) for split in ("val", "test")}
+    pool = studies["val" if options.split == "test" else "test"]
+    tables = []
+    for step in run.check_finished().steps():
+        tables.append(score_run(profile, run, studies[options.split], pool, step))
+        if PartialState().is_main_process:
+            scores = ", ".join(f"{name} {side_score(tables[-1], name)}" for name in ("mirror", "swap_mirror"))
+            print(f"{run.folder}, {options.split}: step {step}, {len(tables[-1])} findings, {scores}")
+            runs.write_atomic(run.sides_file, pd.concat(tables).to_csv(index=False))
+    return 0
+
+
+if __name__ == "__main__":
+    runs.command(main)
