@@ -131,6 +131,21 @@ def split_of(number: int) -> str:
     return sources.split_patients([f"CXR{number}"], openi.FRACTIONS)[f"CXR{number}"]
 
 
+@pytest.mark.parametrize(
+    ("terms", "side"),
+    [
+        ("Pleural Effusion/right/small; Cardiomegaly", "right"),
+        ("Pleural Effusion/left; Pneumonia/upper lobe/left", "left"),
+        ("Pleural Effusion/left; Pneumonia/upper lobe/right", "bilateral"),
+        ("Pleural Effusion/left; Pulmonary Atelectasis/base/bilateral", "bilateral"),
+        ("Catheters, Indwelling/right; Fractures, Bone/ribs/left; Cardiomegaly", ""),
+        ("", ""),
+    ],
+)
+def test_the_indexers_side_is_that_of_all_findings(terms, side):
+    assert openi._side(terms) == side
+
+
 class TestRecord:
     def test_by_hand(self, tmp_path):
         picture(tmp_path / "NLMCXR_png" / f"{name(7)}.png", size=(24, 20))
@@ -146,6 +161,7 @@ class TestRecord:
         assert study.attributes == {
             "mesh_major": "Pleural Effusion/left/small; Cardiomegaly",
             "mesh_automatic": "effusion",
+            "side": "left",
         }
         assert study.pixels().shape == (20, 24)
 
