@@ -61,7 +61,7 @@ class Job:
 
 
 def jobs(cells: Sequence[Cell], split: str, data: str, out: Path) -> list[Job]:
-    """The runs of a grid, seed by seed, so that every variant has a first row early.
+    """The runs of a grid, seed by seed and variant by variant, so that a table which is not finished can be read.
 
     Args:
         cells: of `grid.load`.
@@ -70,12 +70,13 @@ def jobs(cells: Sequence[Cell], split: str, data: str, out: Path) -> list[Job]:
         out: root of the study's runs.
     """
     seeds = dict.fromkeys(seed for cell in cells for seed in cell.seeds)
+    variants = dict.fromkeys(variant for cell in cells for variant in cell.variants)
     return [
         Job(cell.profile, variant, seed, split, cell.changes, data, out)
         for seed in seeds
+        for variant in variants
         for cell in cells
-        for variant in cell.variants
-        if seed in cell.seeds
+        if seed in cell.seeds and variant in cell.variants
     ]
 
 
