@@ -9,7 +9,7 @@ GRID ?= data/grids/text_rate.yaml
 BIN := .venv/bin
 OPTIONS := --profile $(PROFILE) $(if $(DATA),--data "$(DATA)") $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(SEEDS),--seeds $(SEEDS))
 
-.PHONY: book grid check-result test lab notebooks clean
+.PHONY: book grid check-result test check-pages pdf lab notebooks clean
 .DELETE_ON_ERROR:
 
 book: .venv/installed  ## run every notebook and build the pages (PROFILE=demo, DATA=folder, VARIANTS=…, SEEDS=…)
@@ -25,11 +25,15 @@ check-result: .venv/installed  ## make one row of a study's table again and comp
 test: .venv/installed  ## run the tests
 	@$(BIN)/python -m pytest -n auto
 
-lab: .venv/installed  ## open JupyterLab on the notebooks
-	@$(BIN)/python -m jupyterlab notebooks
+check-pages: .venv/installed  ## look at the built pages as readers do: phone, dark, keyboard (needs Chromium)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pages]'
+	@$(BIN)/python tools/check_pages.py _build/html --screenshots _build/screenshots
 
-notebooks: .venv/installed  ## bring each notebook's two forms in line (the newer one wins)
-	@$(BIN)/jupytext --sync notebooks/*.py
+lab: .venv/installed  ## open JupyterLab on the notebooks
+	@$(BIN)/python -m jupyterlab --LabApp.default_url=/lab/tree/notebooks
+
+notebooks: .venv/installed  ## bring each notebook's two forms in line (the edited one wins; stops where both were)
+	@$(BIN)/python tools/sync_notebooks.py
 
 clean:  ## remove what was made, except for the installation
 	rm -rf runs _build

@@ -60,7 +60,7 @@ from chestxai.studies import FINDINGS, Finding, Frame, phrases, to_images
 
 # %%
 settings = profiles.load(profile)
-plots.setup()
+plots.setup(settings.variants)
 pd.set_option("display.max_colwidth", None)
 splits, is_phantom = ("train", "val", "test"), settings.data.source == "phantom"
 studies = {split: profiles.studies(settings, split, data) for split in splits}

@@ -48,7 +48,7 @@ from chestxai import finetune, models, plots, profiles
 
 settings = profiles.load(profile)
 recipe, run = settings.recipe(variant), profiles.run(settings, variant, seed, out)
-plots.setup()
+plots.setup(settings.variants)
 pd.Series(settings.finetune.model_dump(), name=f"profile {settings.name}").to_frame()
 
 # %% [markdown]

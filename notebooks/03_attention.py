@@ -64,7 +64,7 @@ from chestxai.studies import FINDINGS, Frame, phrases, to_images
 # %%
 settings = profiles.load(profile)
 run = profiles.run(settings, variant, seed, out).check_finished()
-plots.setup()
+plots.setup(settings.variants)
 pipeline = models.load_pipeline(settings.base)
 size, steps = models.image_size(pipeline), run.steps()
 finetune.load_checkpoint(pipeline, run, steps[-1])

@@ -65,7 +65,7 @@ from chestxai.studies import Box, Frame, phrases
 # The tables say how many patients there are; chapter 8 measures what few of them mean for an interval.
 warnings.simplefilter("ignore", stats.FewGroupsWarning)
 settings = profiles.load(profile)
-plots.setup()
+plots.setup(settings.variants)
 folders = {v: [profiles.run_folder(settings, v, s, out) for s in seeds] for v in variants}
 size = models.image_size(models.load_pipeline(settings.base, device="cpu"))
 test = phrases(profiles.studies(settings, "test", data, boxes=True))

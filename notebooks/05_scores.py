@@ -47,7 +47,7 @@ from chestxai.studies import Frame, box_of, phrases
 
 # %%
 settings = profiles.load(profile)
-plots.setup()
+plots.setup(settings.variants)
 size = models.image_size(models.load_pipeline(settings.base, device="cpu"))
 test = phrases(profiles.studies(settings, "test", data, boxes=True))
 

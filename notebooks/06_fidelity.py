@@ -55,7 +55,7 @@ from chestxai.studies import FINDINGS, Frame, phrases, to_images
 # %%
 settings = profiles.load(profile)
 run = profiles.run(settings, variant, seed, out).check_finished()
-plots.setup()
+plots.setup(settings.variants)
 fit, resamples = settings.data.fit, min(settings.statistics.resamples, 200)
 pipeline = models.load_pipeline(settings.base)
 size, steps = models.image_size(pipeline), [0, *run.steps()]

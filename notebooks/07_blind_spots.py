@@ -45,7 +45,7 @@ from chestxai.studies import Frame, to_images
 
 # %%
 settings = profiles.load(profile)
-plots.setup()
+plots.setup(settings.variants)
 fit, resamples = settings.data.fit, min(settings.statistics.resamples, 200)
 size = models.image_size(models.load_pipeline(settings.base, device="cpu"))
 folders = {v: profiles.run(settings, v, seeds[0], out).check_finished() for v in variants}

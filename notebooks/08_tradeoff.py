@@ -58,7 +58,7 @@ from chestxai.studies import to_images
 settings = profiles.load(profile)
 trained = [profiles.run(settings, v, s, out) for v in variants for s in seeds]
 every = [run.check_finished().folder for run in trained]
-plots.setup()
+plots.setup(settings.variants)
 
 # %% [markdown]
 # ## Every checkpoint of every run

@@ -55,7 +55,7 @@ from chestxai.studies import phrases
 
 # %%
 settings = profiles.load(profile)
-plots.setup()
+plots.setup(settings.variants)
 names = [(v, s) for v in variants for s in seeds]
 trained = {name: profiles.run(settings, *name, out).check_finished() for name in names}
 val = list(profiles.studies(settings, "val", data, boxes=True))

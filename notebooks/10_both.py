@@ -44,7 +44,7 @@ from chestxai.studies import Frame, phrases
 
 # %%
 settings = profiles.load(profile)
-plots.setup()
+plots.setup(settings.variants)
 endpoint = list(settings.statistics.endpoint)
 
 # %% [markdown]

@@ -49,7 +49,7 @@ from chestxai import sentences as say
 settings = profiles.load(profile)
 trained = [profiles.run(settings, v, s, out) for v in variants for s in seeds]
 every = [run.check_finished().folder for run in trained]
-plots.setup()
+plots.setup(settings.variants)
 
 # %% [markdown]
 # The examinations are taken by the first seed of each variant.

@@ -28,7 +28,8 @@ from chestxai.studies import FINDINGS, phrases
 
 BUILD = ROOT / "_build"
 #: What the book is made of besides the notebooks.
-SOURCES = ("_config.yml", "intro.md", "references.bib", "data/overview.png", "_static/tables.css")
+SOURCES = ("_config.yml", "intro.md", "references.bib", "data/overview.png")
+SOURCES += tuple(f"_static/{name}" for name in ("book.js", "favicon.svg", "figures.css", "tables.css"))
 _SAMPLES = "_static/phantoms.png"
 
 

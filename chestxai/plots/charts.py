@@ -108,7 +108,7 @@ def histogram(
     edges = np.histogram_bin_edges(heatmap, bins)
     fig = go.Figure()
     for color, name, values, hatch in (
-        (style.COLORS[0], "outside", heatmap[~mask], ""), (style.COLORS[1], "inside", heatmap[mask], "/")
+        ("#888888", "outside", heatmap[~mask], ""), (style.INK, "inside", heatmap[mask], "/")
     ):  # fmt: skip
         pattern = {"shape": hatch, "fgcolor": color, "bgcolor": style.faint(color, 0.25), "size": 5}
         fig.add_bar(

@@ -142,12 +142,12 @@ def paired(
     if many:
         options |= {"symbol": other, "symbol_map": {name: look.symbol for name, look in styles.items()}}
     minus = " − ".join(side[0] if len(side) == 1 else "each variant" for side in sides)
-    scale = "95 % interval" if shared else "each row on its own scale; 95 % interval"
+    scale = "95 % interval" if shared else "95 % interval; each row on its own scale, whose ends are written below it"
     axis = {"title": {"text": f"difference, {html.escape(minus)}<br>({scale})"}, "range": [-1.12, 1.12]}
     if shared:
         axis["range"] = [end * reach[0] * sign[0] for end in axis["range"]]
     else:
-        axis |= {"showticklabels": False, "ticks": "", "showgrid": False}
+        axis |= {"tickvals": [-1, 0, 1], "ticktext": ["", "0", ""], "ticks": "", "showgrid": False}
     right = 36 + max(style.text_width(number, 13) for number in points["number"])
     fig = _forest(points, rows, len(others), title, options, top=24, xaxis=axis, margin={"r": right})
     fig.update_traces(showlegend=False, legendgroup=None)
@@ -163,6 +163,13 @@ def paired(
             text=f"<b>{html.escape(text.format(name))}</b>", font={"color": color}, x=0.5, xref="paper", xanchor=anchor,
             xshift=shift, y=1, yref="paper", yanchor="bottom", yshift=2, showarrow=False,
         )  # fmt: skip
+    for y, size, spec in [] if shared else {y: (y, *of) for y, *of in zip(row, reach, specs, strict=True)}.values():
+        # What the row's bars are measured with, at the ends of a line of its own.
+        fig.add_shape(type="line", x0=-1, x1=1, y0=y + 0.42, y1=y + 0.42, line={"color": style.RULE, "width": 1})
+        for end in (-1, 1):
+            text = f"{end * size * sign[row == y][0]:{spec}}".replace("-", "−")
+            fig.add_annotation(text=text, x=end, y=y + 0.42, xanchor="center", yanchor="middle", showarrow=False,
+                               font={"size": 10, "color": style.MUTED}, bgcolor="white", borderpad=1)  # fmt: skip
     return fig.add_vline(0, line={"color": "#444444", "width": 1.5})
 
 
@@ -213,13 +220,14 @@ def tradeoff(
             _add_seeds(plane, table, "fid", column, styles)
         _add_references(plane, table, column)
         legend = [trace.name for trace in plane.data if trace.showlegend]
-        style.dressed(plane, "", 500, legend, 40 * (len(scores) > 1), margin={"r": 122})
+        style.dressed(plane, "", 500, legend, margin={"r": 122})
         better = style.direction(column, "higher is better ↑", "lower is better ↓")
         plane.update_yaxes(title_text=f"{style.score_name(column)} · {better}")
         side = f"← {style.score_name('fid')} (lower is better{', logarithmic' if log else ''})"
-        plane.update_xaxes(title_text=f"{side}<br>{remark}", type="log" if log else "linear")
+        axis = style.log_axis(table["fid"].min(), table["fid"].max()) if log else {}
+        plane.update_xaxes(title_text=f"{side}<br>{remark}", **axis)
         planes.append((style.score_name(column).split(" (")[0], plane))
-    return style.chooser(planes, type="buttons", direction="right", x=0, y=1, yanchor="bottom", pad={"b": 8})
+    return style.chooser(planes, type="buttons", direction="right", name="Score")
 
 
 def _by_step(table: pd.DataFrame, columns: Sequence[str], several: bool) -> pd.DataFrame:
@@ -299,39 +307,87 @@ def _add_references(plane: go.Figure, table: pd.DataFrame, y: str) -> None:
 
 
 def recipes_plane(table: pd.DataFrame, metrics: Sequence[str], title: str = "") -> go.Figure:
-    """Recipes in the plane of fidelity and an endpoint, a button for each test of the endpoint.
+    """Recipes in the plane of fidelity and an endpoint, with a menu of the bases and the tests of the endpoint.
 
-    One mark a recipe: its mean over seeds at the last step, with bars from the lowest to the highest seed. Ringed ones
-    are Pareto-optimal: no other one is better in both.
+    One mark a recipe: its mean over seeds at the last step, with bars from the lowest to the highest seed. Large ones
+    are Pareto-optimal: no other one is better in both. Where there are more than six, only these and the first two are
+    named in the plane, the others in the legend.
 
     Args:
-        table: Of a study: variant, seed, step, classifier_auc and the metrics.
+        table: Of a study: variant, seed, step, classifier_auc, the metrics and, optionally, base.
         metrics: Columns of the y-axis.
         title: Title of the figure.
     """
     style.require(table, ["variant", "seed", "step", "classifier_auc", *metrics], "recipes_plane")
-    last = table.loc[table.groupby(["variant", "seed"])["step"].idxmax()]
-    planes = []
+    table = table.assign(base=table["base"] if "base" in table else "")
+    looks, planes = style.variant_style(table["variant"].unique()), []
+    for base, rows in table.groupby("base", sort=False):
+        last = rows.loc[rows.groupby(["variant", "seed"])["step"].idxmax()]
+        for column in metrics:
+            name = style.score_name(column).split(" (")[0]
+            planes.append((f"{name}, base {base}" if base else name, _recipes(last, column, looks, title)))
+    return style.chooser(planes, name="Score")
+
+
+def _recipes(last: pd.DataFrame, column: str, looks: Mapping[str, style.Style], title: str) -> go.Figure:
+    """The plane of one score: a mark for each variant of ``last``, a row per variant and seed."""
+    x, plane = "classifier_auc", go.Figure()
+    groups = last.groupby("variant", sort=False)[[x, column]]
+    means, low, high = groups.mean(), groups.min(), groups.max()
+    best = pareto_front(means.assign(miss=-means[x]).reset_index(), "miss", column)
+    for i, (variant, mean) in enumerate(means.iterrows()):
+        look, name = looks[variant], html.escape(variant)
+        bars = {
+            f"error_{axis}": {
+                "array": [high.loc[variant, key] - mean[key]], "arrayminus": [mean[key] - low.loc[variant, key]],
+                "thickness": 1, "color": style.faint(look.color, 0.55),
+            }
+            for axis, key in (("x", x), ("y", column))
+        }  # fmt: skip
+        marker = {"size": 16 if best[i] else 9, "color": look.color, "symbol": look.symbol}
+        named = len(means) <= 6 or best[i] or i < 2
+        plane.add_scatter(
+            x=[mean[x]], y=[mean[column]], mode="markers+text" if named else "markers", text=[name], name=name,
+            textposition="top center", marker=marker, showlegend=True, cliponaxis=False,
+            hovertemplate=f"<b>{name}</b><br>classifier AUC %{{x:.3f}}<br>score %{{y:.3f}}<extra></extra>", **bars,
+        )  # fmt: skip
+    style.dressed(plane, title, 480, [trace.name for trace in plane.data])
+    better = style.direction(column, "higher is better ↑", "lower is better ↓")
+    plane.update_yaxes(title_text=f"{style.score_name(column)} · {better}")
+    return plane.update_xaxes(title_text="classifier AUC of the generated images (higher is better →)")
+
+
+def setting_curves(
+    table: pd.DataFrame, setting: str, metrics: Sequence[str], title: str = "", rate: float | None = None
+) -> go.Figure:
+    """Scores of the last checkpoints over the values of a setting: mean over seeds, lowest and highest seed.
+
+    Args:
+        table: Of a study (a row per run and checkpoint): the setting, variant, seed, step and the metrics.
+        setting: Column of a setting with positive values, such as ``finetune.text_learning_rate``.
+        metrics: Columns of scores; a menu chooses.
+        title: Title of the figure.
+        rate: A value to mark, such as the U-Net's own rate; None for none.
+    """
+    style.require(table, [setting, "variant", "seed", "step", *metrics], "setting_curves")
+    last = table.loc[table.groupby([setting, "variant", "seed"])["step"].idxmax()]
+    looks, charts = style.styles_of(last["variant"]), []
+    axis = style.log_axis(last[setting].min(), last[setting].max())
     for column in metrics:
-        means = last.groupby("variant", sort=False)[["classifier_auc", column]].mean().reset_index()
-        looks, plane = style.variant_style(list(means["variant"])), go.Figure()
-        front = pareto_front(means.assign(miss=-means["classifier_auc"]), "miss", column)
-        for row, best in zip(means.to_dict("records"), front, strict=True):
-            seeds, look = last[last["variant"] == row["variant"]], looks[row["variant"]]
-            bars = {
-                f"error_{axis}": {
-                    "array": [seeds[name].max() - row[name]], "arrayminus": [row[name] - seeds[name].min()],
-                    "thickness": 1,
-                }
-                for axis, name in (("x", "classifier_auc"), ("y", column))
-            }  # fmt: skip
-            marker = {"size": 16 if best else 10, "color": look.color, "symbol": look.symbol}
-            plane.add_scatter(
-                x=[row["classifier_auc"]], y=[row[column]], mode="markers+text", text=[html.escape(row["variant"])],
-                textposition="top center", name=html.escape(row["variant"]), marker=marker, showlegend=False, **bars,
+        chart = go.Figure()
+        for variant, look in looks.items():
+            rows = last[last["variant"] == variant].groupby(setting)[column].agg(["mean", "min", "max"])
+            bar = {"array": rows["max"] - rows["mean"], "arrayminus": rows["mean"] - rows["min"], "thickness": 1.2}
+            chart.add_scatter(
+                x=rows.index, y=rows["mean"], error_y=bar, name=html.escape(variant), mode="lines+markers",
+                line={"color": look.color, "dash": look.dash}, marker={"symbol": look.symbol, "size": 10},
+                hovertemplate="%{x}: %{y:.3f}<extra></extra>", showlegend=True,
             )  # fmt: skip
-        style.dressed(plane, title, 500, [], 40 * (len(metrics) > 1))
-        plane.update_xaxes(title_text="classifier AUC of the generated images (higher is better →)")
-        plane.update_yaxes(title_text=f"{style.score_name(column)} · higher is better ↑")
-        planes.append((style.score_name(column).split(" (")[0], plane))
-    return style.chooser(planes, type="buttons", direction="right", x=0, y=1, yanchor="bottom", pad={"b": 8})
+        if rate:
+            chart.add_vline(rate, line={"color": style.MUTED, "dash": "dot"}, annotation_text="the U-Net’s rate")
+        style.dressed(chart, title, 400, [trace.name for trace in chart.data])
+        better = style.direction(column, "higher is better ↑", "lower is better ↓")
+        chart.update_yaxes(title_text=f"{style.score_name(column)}<br>{better}")
+        chart.update_xaxes(title_text=setting, **axis)
+        charts.append((style.score_name(column).split(" (")[0], chart))
+    return style.chooser(charts, name="Score")

@@ -14,7 +14,7 @@ from IPython.display import HTML
 
 from chestxai.plots.grids import Layout, grid, note
 from chestxai.plots.pictures import Images, Masks, Picture, Scale, as_pictures, draw, enlarged, normalize, study_picture
-from chestxai.plots.style import FINDING_COLORS, INK, MENU, MUTED, WIDTH, chooser, wrapped
+from chestxai.plots.style import FINDING_COLORS, INK, MENU, MUTED, chooser, wrapped
 from chestxai.runs import InputError
 from chestxai.studies import Finding, Study
 
@@ -87,21 +87,20 @@ def explorer_static(
         tiles = [[enlarged(normalize(map_of(i, k, t)), 32) for t in range(len(times))] for k in range(len(names))]
         label = textwrap.shorten(f"{title}: {phrase}", 33, placeholder="…")
         figures.append((label, _explorer(picture, tiles, title, phrase)))
-    (h, w), plot = tiles[0][0].shape, _SIDE * shown[0].image.shape[0] / shown[0].image.shape[1]
-    fig = chooser(figures, x=1, y=1 - 20 / plot, yanchor="top", pad={"l": 28})
+    h, w = tiles[0][0].shape
+    fig = chooser(figures, 0, name="Study and phrase", pad={"b": 34})
     depth = [_choice(name, "yaxis2", [(k + 1) * (h + 2) - 1, k * (h + 2) + 1]) for k, name in enumerate(names)]
     steps = [_choice(time, "xaxis2", [t * (w + 2) + 1, (t + 1) * (w + 2) - 1]) for t, time in enumerate(times)]
     fig.update_layout(
         xaxis2_range=steps[0]["args"][0]["xaxis2.range"], yaxis2_range=depth[0]["args"][0]["yaxis2.range"]
     )
     if len(depth) > 1:
-        look = MENU | {"x": 1, "y": 1 - 84 / plot, "yanchor": "top", "pad": {"l": 28}}
-        fig.update_layout(updatemenus=[*fig.layout.updatemenus, look | {"buttons": depth}])
+        look = MENU | {"name": "Cross-attention layer", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"}
+        fig.update_layout(updatemenus=[*fig.layout.updatemenus, look | {"pad": {"b": 34}, "buttons": depth}])
     if len(steps) > 1:
         fig.update_layout(sliders=[{
-            "steps": steps, "x": 0, "lenmode": "pixels", "len": _SIDE, "y": -14 / plot, "yanchor": "top",
-            "pad": {"t": 22, "l": 8, "r": 8}, "currentvalue": {"prefix": "timestep t = ", "offset": 8},
-            "font": {"size": 12}, "ticklen": 4, "minorticklen": 0,
+            "name": "Timestep t", "steps": steps, "x": 0, "len": 1, "y": 0, "yanchor": "top", "pad": {"t": 44},
+            "currentvalue": {"prefix": "timestep t = "}, "font": {"size": 12},
         }])  # fmt: skip
     return fig
 
@@ -123,23 +122,17 @@ def _explorer(picture: Picture, tiles: list[list[np.ndarray]], title: str, phras
         line.update(xaxis="x3", yaxis="y3")
     axes = {f"{a}axis{k}": fig.layout[f"{a}axis"].to_plotly_json() | {"scaleanchor": None, "anchor": f"{b}{k}"}
             for a, b in ("xy", "yx") for k in (2, 3)}  # fmt: skip
-    bar.marker.colorbar.update(orientation="h", len=220, xpad=38, y=0, yanchor="bottom", ypad=30)
+    bar.marker.colorbar.update(orientation="h", len=_SIDE, x=0, xpad=0, y=0, yanchor="top", ypad=6)
     bar.marker.colorbar.title.update(text="attention, min–max per map", side="top")
-    room, margin = WIDTH - _SIDE - 28, {"t": 8, "r": WIDTH - _SIDE, "b": 112}
-    words = f"“{wrapped(phrase, room, 14)[0]}”<br><span style='color:{MUTED}'>{wrapped(title, room, 14)[0]}</span>"
-    texts = {
-        0: "<b>Study and phrase</b>",
-        64: "<b>Cross-attention layer</b>",
-        132: "<b>Grounded phrase</b>",
-        152: words,
-    }
-    notes = [note(text, x=1, xshift=28, yshift=-y, font={"size": 13}) for y, text in texts.items()]
-    notes.append(note("white outline: the finding’s true place", x=1, y=0, xshift=28, yanchor="bottom"))
-    height = fig.layout.height - fig.layout.margin.t - fig.layout.margin.b + 120
-    # Three subplots lie on one another.
+    words = f"“{wrapped(phrase, _SIDE, 14)[0]}”<br><span style='color:{MUTED}'>{wrapped(title, _SIDE, 14)[0]}</span>"
+    words = note(words, y=1, yanchor="bottom", yshift=4, font={"size": 13})
+    height = fig.layout.height - fig.layout.margin.t - fig.layout.margin.b
+    about = "White outline: the finding’s true place. Each map is coloured by its own minimum and maximum."
+    # Three subplots lie on one another. Above them are the words and, where no page has its own controls, the menus.
     return fig.update_layout(
-        axes, annotations=[*fig.layout.annotations, *notes], width=WIDTH, height=height, margin=margin,
-        plot_bgcolor="rgba(0,0,0,0)",
+        axes, annotations=[*fig.layout.annotations, words], width=_SIDE + 16, height=height + 232,
+        margin={"l": 8, "t": 92, "r": 8, "b": 140}, plot_bgcolor="rgba(0,0,0,0)",
+        title_text="Where the model looks, by layer and timestep", meta={"caption": about, "room": 40, "below": 90},
     )  # fmt: skip
 
 

@@ -85,9 +85,40 @@ def grid(shown: Sequence[Picture], layout: Layout) -> go.Figure:
     return fig.update_layout(
         template=TEMPLATE, width=round(wide + right), height=round(top + high + below + 6), dragmode=False,
         margin={"l": 0, "r": right, "t": top, "b": below + 6, "autoexpand": False}, showlegend=False,
-        modebar={"remove": _BUTTONS}, annotations=notes,
+        modebar={"remove": _BUTTONS}, annotations=notes, meta=_about(shown, layout, columns, w),
         title={"text": f"<b>{title}</b>" if title else "", "pad": {"t": 8, "l": 0}},
     )  # fmt: skip
+
+
+def _about(shown: Sequence[Picture], layout: Layout, columns: int, width: float) -> dict:
+    """What a grid is made of, in plain words and places, for `page.to_html`."""
+    cells = []
+    for i, picture in enumerate(shown):
+        (row, column), (height, across) = divmod(i, columns), picture.image.shape
+        words = {"row": layout.row_titles[row : row + 1], "column": layout.headers[column : column + 1]}
+        words |= {"caption": layout.captions[i : i + 1], "note": layout.footers[i : i + 1]}
+        words = {name: text[0] if len(text) else None for name, text in words.items()}
+        corners = [(mark.name, np.vstack(mark.loops)) for mark in picture.outlines]
+        boxes = [
+            "{} ({:.0f}, {:.0f}, {:.0f}, {:.0f})".format(n, *c.min(axis=0), *np.ptp(c, axis=0)) for n, c in corners
+        ]
+        # Places as shares of the picture's width and height.
+        labels = [(layout.marker, 4, 3, "white")] if layout.marker else []
+        labels += pictures.labels(picture, width, layout.marker)
+        cells.append({
+            **words, "about": words | {"outlined (x, y, w, h)": "; ".join(boxes)}, "axis": f"x{i + 1 if i else ''}",
+            "shape": [height, across], "first": [column == 0, row == 0],
+            "labels": [(text, x / width, y / width * across / height, color) for text, x, y, color in labels],
+        })  # fmt: skip
+    scale = layout.scale and _scale_words(layout.scale)
+    return {"cells": cells, "columns": columns, "width": width, "fixed": bool(layout.headers), "scale": scale}
+
+
+def _scale_words(scale: Scale) -> tuple[list[str], str, list[str]]:
+    """What the ends of the colours are called, what the values are, and the colours."""
+    ends = [f"{end:.3g}" for end in scale.limits] if scale.limits else ["min", "max"]
+    colors = ["#{:02x}{:02x}{:02x}".format(*color) for color in pictures.PALETTE[::51]]
+    return ends, scale.name + ("" if scale.limits else ", min–max per map"), colors
 
 
 def note(text: str, axis: str | None = None, **options: object) -> dict:
@@ -150,11 +181,12 @@ def _image(picture: Image.Image, extent: tuple[int, int], axis: str, **options: 
 def _color_bar(scale: Scale, length: float) -> go.Scatter:
     """An invisible trace that carries the colour bar, at the right of the first row."""
     low, high = scale.limits or (0.0, 1.0)
-    name = html.escape(scale.name) + ("" if scale.limits else ",<br>min–max per map")
+    ends, name, _ = _scale_words(scale)
+    name = html.escape(name).replace(", min–max", ",<br>min–max")
     bar = {
         "thickness": 12, "lenmode": "pixels", "len": length, "outlinewidth": 0, "ticks": "", "tickfont": {"size": 12},
         "x": 1, "xanchor": "left", "xpad": 10, "y": 1, "yanchor": "top", "ypad": 0, "tickvals": [low, high],
-        "ticktext": [f"{low:.3g}", f"{high:.3g}"] if scale.limits else ["min", "max"],
+        "ticktext": ends,
         "title": {"text": name, "side": "right", "font": {"size": 12}},
     }  # fmt: skip
     marker = {"colorscale": pictures.COLORSCALE, "cmin": low, "cmax": high, "color": [low], "colorbar": bar}

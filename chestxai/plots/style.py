@@ -19,6 +19,7 @@ from plotly.colors import hex_to_rgb
 from plotly.offline import get_plotlyjs
 
 from chestxai.localization import LABELS, LOWER_IS_BETTER
+from chestxai.plots import page
 from chestxai.runs import InputError
 from chestxai.studies import FINDINGS
 
@@ -32,7 +33,7 @@ FINDING_COLORS = dict(
 )
 #: Width in pixels of a figure made of images: the text column of the page.
 WIDTH = 688
-INK, MUTED = "#222222", "#666666"
+INK, MUTED, RULE = "#222222", "#666666", "#bbbbbb"
 MENU = {"bgcolor": "white", "bordercolor": "#bbbbbb", "font": {"size": 13}, "xanchor": "left", "active": 0}
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
@@ -72,18 +73,18 @@ _FIXED = {"frozen": Style(COLORS[0], "circle", "solid"), "learnable": Style(COLO
 # Four colours and seven markers have no common divisor: 28 variants differ before a combination repeats.
 _SYMBOLS = ("diamond", "triangle-up", "cross", "x", "star", "pentagon", "triangle-down")
 _DASHES = ("dot", "dashdot", "longdash", "longdashdot", "solid", "dash")
+_ORDER: list[str] = []  # the variants of the notebook's profile, see `setup`
 
 
 def variant_style(names: Iterable[str]) -> dict[str, Style]:
     """Assign one colour, marker and dash to each variant.
 
-    ``frozen`` and ``learnable`` always look the same; the others are styled in the order of ``names``, by their whole
-    names (``learnable-anchored`` does not look like ``learnable``). Pass all variants of a profile, not only those that
-    one figure draws: then a variant looks the same in every figure.
+    ``frozen`` and ``learnable`` always look the same; the others are styled in the order of the profile (`setup`), then
+    of ``names``, by their whole names (``learnable-anchored`` does not look like ``learnable``).
     """
     unique = list(dict.fromkeys(names))
     styles = dict(_FIXED)
-    for i, name in enumerate(name for name in unique if name not in _FIXED):
+    for i, name in enumerate(name for name in dict.fromkeys([*_ORDER, *unique]) if name not in _FIXED):
         styles[name] = Style(COLORS[2 + i % 4], _SYMBOLS[i % len(_SYMBOLS)], _DASHES[i % len(_DASHES)])
     return {name: styles[name] for name in unique}
 
@@ -129,6 +130,19 @@ def require(table: pd.DataFrame, columns: Sequence[str], where: str) -> None:
 def score_name(column: str) -> str:
     """The printed name of a score's column; the column itself where it has none."""
     return LABELS.get(column, column)
+
+
+def log_axis(low: float, high: float) -> dict:
+    """A logarithmic axis of plotly that writes whole numbers at its ticks: 20, not the 2 of 2 · 10.
+
+    Args:
+        low: Smallest value shown, above 0.
+        high: Largest value shown.
+    """
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if high / low > 6 else range(1, 10)
+    ticks = [float(f"{n}e{k}") for k in decades for n in steps]
+    return {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:,.10g}" for tick in ticks]}
 
 
 def direction(column: str, up: str, down: str) -> str:
@@ -181,15 +195,17 @@ def dressed(
         template=TEMPLATE, height=round(height - 56 + margin["t"] + margin["b"]), showlegend=bool(legend),
         margin=margin | layout.pop("margin", {}), legend={"y": -72 / (height - 56), "yanchor": "top"},
         legend_title_text="", title={"text": f"<b>{text}</b>" if title else ""},
+        meta={"room": 6 + 20 * lines if lines else 0},
     )  # fmt: skip
     return fig.update_layout(**layout)
 
 
-def chooser(figures: Sequence[tuple[str, go.Figure]], **menu: object) -> go.Figure:
+def chooser(figures: Sequence[tuple[str, go.Figure]], room: int = 40, **menu: object) -> go.Figure:
     """One figure with a menu that shows one of several at a time; needs no kernel.
 
     Args:
         figures: Pairs of a label on the menu and a figure, all of the same size and axes.
+        room: Pixels to add above the axes for the menu.
         **menu: Options of plotly's ``updatemenus``.
     """
     owner = [i for i, (_, figure) in enumerate(figures) for _ in figure.data]
@@ -202,25 +218,36 @@ def chooser(figures: Sequence[tuple[str, go.Figure]], **menu: object) -> go.Figu
     for trace, i in zip(fig.data, owner, strict=True):
         trace.visible = i == 0
     if len(figures) > 1:
-        fig.update_layout(updatemenus=[{"buttons": buttons, **MENU, **menu}])
+        place = {"x": 0, "y": 1, "yanchor": "bottom", "pad": {"b": 8}}
+        fig.update_layout(updatemenus=[{"buttons": buttons, **MENU, **place, **menu}])
+        look = fig.layout
+        look.meta = look.meta | {"room": look.meta["room"] + room}
+        fig.update_layout(height=look.height + room, margin_t=look.margin.t + room)
+        for trace, i in zip(fig.data, owner, strict=True):
+            trace.meta = figures[i][0]
     return fig
 
 
-def setup() -> None:
-    """Choose how notebooks show figures; call it once at the top of a notebook.
+def setup(variants: Iterable[str] = ()) -> None:
+    """Choose how notebooks show figures, and the look of the variants; call it once at the top of a notebook.
 
-    JupyterLab draws the plotly mime type. The page gets HTML that expects plotly.js to be loaded once by the page
-    (`write_plotlyjs`, and ``html_js_files`` in ``_config.yml``), instead of 5 MB in each notebook.
+    JupyterLab draws the plotly mime type. Pages, and executed notebooks shown elsewhere, get HTML (`page.to_html`) that
+    loads plotly.js where a chart needs it, instead of 5 MB in each notebook.
+
+    Args:
+        variants: All variants of the profile in order: `variant_style` counts by them, so that a variant looks the same
+            in every chapter.
     """
-    config = {"responsive": True, "displaylogo": False}
+    _ORDER[:] = variants
 
     class PageRenderer(pio.base_renderers.MimetypeRenderer):
         def to_mimebundle(self, fig_dict: dict) -> dict[str, str]:
-            options = {"include_plotlyjs": False, "include_mathjax": False, "full_html": False, "validate": False}
-            return {"text/html": pio.to_html(fig_dict, config=config, **options)}
+            return {"text/html": page.to_html(fig_dict)}
 
     pio.renderers["chestxai"] = PageRenderer()
-    pio.renderers["plotly_mimetype"] = pio.base_renderers.PlotlyRenderer(config=config)
+    pio.renderers["plotly_mimetype"] = pio.base_renderers.PlotlyRenderer(
+        config={"responsive": True, "displaylogo": False}
+    )
     pio.renderers.default = "plotly_mimetype+chestxai"
 
 

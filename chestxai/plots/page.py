@@ -1,0 +1,258 @@
+"""Figures as HTML for pages: with caption, text alternative, and their data as a folded table.
+
+Pictures need no script at all. A chart draws itself with plotly.js, the book's copy on the book's pages and the public
+one elsewhere (nbconvert, nbviewer, Colab); its menus are HTML controls, which a keyboard reaches (``figure.js``).
+"""
+
+import base64
+import html
+import itertools
+import json
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.io as pio
+from plotly.offline import get_plotlyjs_version
+
+_SCRIPT = Path(__file__).with_name("figure.js").read_text("utf-8")
+_SCRIPT = _SCRIPT[_SCRIPT.index("(() =>") :]  # without its comment
+_ROWS = 200  # rows of a data table
+_NEXT = itertools.count()
+#: Colours of a figure on a light page, and what they become on a dark one.
+DARK = {
+    "white": "#14181e", "#222222": "#eeeeee", "#444444": "#cccccc", "#555555": "#bbbbbb", "#666666": "#aaaaaa",
+    "#777777": "#aaaaaa", "#888888": "#999999", "#bbbbbb": "#666666", "#ececec": "#333a44",
+    "rgba(255,255,255,0.8)": "rgba(20,24,30,0.8)",
+}  # fmt: skip
+_STYLE = """<style>
+figure.cx{margin:0 0 1em;font-size:14px;line-height:1.35}
+figure.cx figcaption{margin:0 0 6px;max-width:688px;text-align:left}
+figure.cx .cx-controls label{display:inline-block;margin:0 14px 6px 0}
+figure.cx .cx-controls select{font:inherit;margin-left:6px;max-width:320px}
+figure.cx .cx-plot{transform-origin:0 0}
+figure.cx .cx-box{overflow:hidden}
+figure.cx .cx-grid{display:grid;gap:12px;align-items:end}
+figure.cx .cx-grid>*{min-width:0;overflow-wrap:anywhere}
+figure.cx .cx-cell p,figure.cx .cx-row{margin:0 0 3px;font-size:13px}
+figure.cx .cx-row{grid-column:1/-1}
+figure.cx .cx-picture{position:relative;line-height:0;overflow:hidden}
+figure.cx .cx-picture>:is(img,svg){position:absolute;inset:0;width:100%;height:100%;margin:0;padding:0;background:none}
+figure.cx .cx-picture>img:first-child{position:static}
+figure.cx .cx-picture span{position:absolute;font-size:12px;line-height:1.35;background:rgba(0,0,0,.6);padding:0 2px}
+figure.cx details{margin-top:4px}
+figure.cx details>div{max-height:24em;overflow:auto}
+figure.cx summary{cursor:pointer}
+figure.cx .cx-bar{display:inline-block;width:120px;height:.8em;margin:0 6px}
+</style>"""
+
+
+def to_html(figure: dict[str, Any]) -> str:
+    """A figure as HTML that needs nothing around it.
+
+    Args:
+        figure: Of ``go.Figure.to_dict``. In ``layout.meta`` `chestxai.plots` keeps ``caption`` (plain text, after the
+            title), ``room`` (pixels that title and menus take above the axes), and what `grid` is made of.
+    """
+    data, layout = list(figure["data"]), dict(figure["layout"])
+    meta = layout.pop("meta", None) or {}
+    title = plain((layout.pop("title", None) or {}).get("text"))
+    table = table_of(data, layout, meta)
+    caption = title or _axes_caption(layout)
+    alt = meta.get("alt") or f"{caption.rstrip('.')}. {_summary(table)}"
+    more = f" {html.escape(meta['caption'])}" if meta.get("caption") else ""
+    head = f"<figcaption>{f'<b>{html.escape(caption)}</b>' if title else html.escape(caption)}{more}</figcaption>"
+    # Figures of several executions may come to stand on one page.
+    name = f"cx-{next(_NEXT)}-{zlib.crc32(f'{alt}{table}'.encode()):x}"
+    body = _pictures(data, meta) if "cells" in meta else _chart(name, data, layout, meta, bool(title))
+    rest = f"<p>The first {_ROWS:,} of {len(table):,} rows.</p>" if len(table) > _ROWS else ""
+    numbers = table[:_ROWS].to_html(index=False, border=0, na_rep="", float_format="{:.4g}".format)
+    folded = f"<details><summary>Data of this figure</summary><div tabindex='0'>{numbers}</div>{rest}</details>"
+    label = html.escape(alt[:900], quote=True)
+    return f'{_STYLE}<figure class="cx" id="{name}" aria-label="{label}">{head}{body}{folded}</figure>'
+
+
+def plain(text: str | None) -> str:
+    """Plotly's HTML as plain text on one line."""
+    return html.unescape(re.sub(r"<[^>]*>", "", re.sub(r"<br\s*/?>", " ", text or ""))).strip()
+
+
+def _axes_caption(layout: dict[str, Any]) -> str:
+    x, y = (plain(((layout.get(axis) or {}).get("title") or {}).get("text")) for axis in ("xaxis", "yaxis"))
+    return f"{y or 'Values'} against {x}" if x else y or "A figure"
+
+
+def values(array: Any) -> np.ndarray:
+    """An array of a figure, which plotly may have packed as base64."""
+    if isinstance(array, dict):
+        flat = np.frombuffer(base64.b64decode(array["bdata"]), array["dtype"])
+        shape = array.get("shape")
+        return flat.reshape([int(n) for n in re.findall(r"\d+", str(shape))]) if shape else flat
+    return np.array([], float) if array is None else np.asarray(array, dtype=None if len(array) else float)
+
+
+def table_of(data: Sequence[dict], layout: dict[str, Any], meta: dict[str, Any]) -> pd.DataFrame:
+    """The data of a figure as a table: a row per picture, or per point.
+
+    Args:
+        data: The traces.
+        layout: The layout.
+        meta: As in `to_html`.
+    """
+    if "cells" in meta:
+        return pd.DataFrame([{k: v for k, v in cell["about"].items() if v} for cell in meta["cells"]]).fillna("")
+    for trace in data:
+        if trace["type"] == "heatmap":
+            z = values(trace["z"])
+            names = [
+                [plain(str(v)) for v in values(trace.get(k, range(n)))] for k, n in zip("yx", z.shape, strict=True)
+            ]
+            return pd.DataFrame(z, pd.Index(names[0], name="row"), names[1]).reset_index()
+    parts = [part for trace in data if (part := _points(trace, layout)) is not None]
+    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"figure": ["no data"]})
+    return table.dropna(axis="columns", how="all")
+
+
+def _points(trace: dict[str, Any], layout: dict[str, Any]) -> pd.DataFrame | None:
+    """The points of a trace; None for one that only decorates."""
+    if trace.get("hoverinfo") == "skip" or ("x" not in trace and "y" not in trace):
+        return None
+    x, y = values(trace.get("x")), values(trace.get("y"))
+    n = max(len(x), len(y))
+    if not n or (len(x) == 1 and x[0] is None):
+        return None
+    number = (trace.get("xaxis") or "x")[1:]
+    domain = (layout.get(f"xaxis{number}") or {}).get("domain") or [0, 1]
+    panels = [plain(a["text"]) for a in layout.get("annotations") or ()
+              if a.get("xref") == "paper" and "xaxis2" in layout and domain[0] <= a.get("x", -1) <= domain[1]]  # fmt: skip
+    columns = {"panel": trace.get("meta") or (panels[0] if panels and not trace.get("meta") else None)}
+    columns["series"] = plain(trace.get("name")) or None
+    columns |= {"x": x if len(x) else range(n), "y": y if len(y) else range(n)}
+    for axis in "xy":
+        for side, sign in (("array", 1), ("arrayminus", -1)):
+            reach = values((trace.get(f"error_{axis}") or {}).get(side))
+            if len(reach) == n:
+                columns[f"{axis} {'high' if sign > 0 else 'low'}"] = columns[axis] + sign * reach.astype(float)
+    hover = trace.get("hovertext")
+    if isinstance(hover, list | tuple) and len(hover) == n:
+        columns["about"] = [plain(str(text)) for text in hover]
+    return pd.DataFrame(columns, index=range(n))
+
+
+def _summary(table: pd.DataFrame) -> str:
+    """What a table holds, in words: for each series the number of rows and the range of its values."""
+    numbers = table.select_dtypes("number")
+    if numbers.empty:
+        return f"{len(table)} entries: " + "; ".join(" ".join(map(str, row)) for row in table.to_numpy())[:700]
+    if "series" not in table:
+        low, high = np.nanmin(numbers), np.nanmax(numbers)
+        return f"{len(table)} rows with values from {low:.3g} to {high:.3g}."
+    keys = [key for key in ("panel", "series") if key in table]
+    axis = "y" if "y" in numbers else numbers.columns[0]
+    parts = [
+        f"{', '.join(map(str, key))}: {len(rows)} points, from {rows[axis].min():.3g} to {rows[axis].max():.3g}"
+        for key, rows in table.groupby(keys, sort=False, dropna=False)
+    ]
+    return "; ".join(parts) + "."
+
+
+def _chart(name: str, data: list[dict], layout: dict[str, Any], meta: dict[str, Any], titled: bool) -> str:
+    menus = [
+        {
+            "name": menu.get("name") or "Show",
+            "options": list(menu.get(options) or ()),
+            "active": menu.get("active") or 0,
+        }
+        for kind, options in (("updatemenus", "buttons"), ("sliders", "steps"))
+        for menu in layout.pop(kind, None) or ()
+    ]
+    # The title is the caption, and the menus stand above the plot: their room is left out.
+    room = {"t": meta.get("room", 40 * titled), "b": meta.get("below", 0)}
+    margin = {"t": 72, "b": 56} | (layout.get("margin") or {})
+    layout["margin"] = margin | {side: margin[side] - room[side] for side in room}
+    layout["height"] = layout.get("height", 450) - sum(room.values())
+    spec = {"data": data, "layout": layout, "menus": menus}
+    words = {
+        "ID": json.dumps(name), "SPEC": pio.json.to_json_plotly(spec), "DARK": json.dumps(DARK),
+        "CDN": f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js",
+    }  # fmt: skip
+    script = re.sub(r"\b(ID|SPEC|CDN|DARK)\b", lambda word: words[word[0]].replace("<", "\\u003c"), _SCRIPT)
+    controls = "".join(
+        f"<label>{html.escape(menu['name'])}<select data-menu='{i}' autocomplete='off'>"
+        + "".join(
+            f"<option{' selected' if k == menu['active'] else ''}>{html.escape(plain(o.get('label')))}</option>"
+            for k, o in enumerate(menu["options"])
+        )
+        + "</select></label>"
+        for i, menu in enumerate(menus)
+    )
+    return (
+        (f"<div class='cx-controls'>{controls}</div>" if controls else "")
+        + f"<div class='cx-box'><div class='cx-plot plotly-graph-div' style='height:{layout['height']}px'></div></div>"
+        + f"<script>{script}</script>"
+    )
+
+
+def _pictures(data: list[dict], meta: dict[str, Any]) -> str:
+    """The pictures of a grid as HTML: images, outlines as lines over them, words around them."""
+    cells, columns = meta["cells"], meta["columns"]
+    wide = columns * (meta["width"] + 12) - 12
+    share = f"calc((100% - {12 * (columns - 1)}px)/{columns})"
+    fixed = f"repeat({columns},minmax(0,1fr))" if meta["fixed"] else f"repeat(auto-fill,minmax(max(150px,{share}),1fr))"
+    parts = []
+    for cell in cells:
+        if cell["row"] and cell["first"][0]:
+            parts.append(f"<div class='cx-row'>{html.escape(cell['row'])}</div>")
+        parts.append(f"<div class='cx-cell'>{''.join(_cell(data, cell))}</div>")
+    bar = ""
+    if meta["scale"]:
+        ends, name, colors = meta["scale"]
+        ramp = f"background:linear-gradient(90deg,{','.join(colors)})"
+        low, high = map(html.escape, ends)
+        bar = f"<p>{html.escape(name)}: {low}<span class='cx-bar' style='{ramp}'></span>{high}</p>"
+    style = f"max-width:{wide:.0f}px;grid-template-columns:{fixed}"
+    return f"<div class='cx-grid' style='{style}'>{''.join(parts)}</div>{bar}"
+
+
+def _cell(data: list[dict], cell: dict[str, Any]) -> Iterator[str]:
+    """The parts of one picture."""
+    height, width = cell["shape"]
+    own = [trace for trace in data if (trace.get("xaxis") or "x") == cell["axis"]]
+    pictures = [trace["source"] for trace in own if trace["type"] == "image"]
+    lines = "".join(
+        f"<path d='{_path(trace)}' fill='none' stroke='{trace['line']['color']}' stroke-width="
+        f"'{trace['line']['width']}' vector-effect='non-scaling-stroke'/>"
+        for trace in own
+        if trace["type"] == "scatter" and trace.get("mode") == "lines"
+    )
+    if cell["column"] and cell["first"][1]:
+        yield f"<p><b>{html.escape(cell['column'])}</b></p>"
+    if cell["caption"]:
+        yield f"<p>{html.escape(cell['caption']).replace(chr(10), '<br>')}</p>"
+    alt = html.escape("; ".join(f"{k}: {v}" for k, v in cell["about"].items() if v), quote=True)
+    yield "<div class='cx-picture'>"
+    for i, source in enumerate(pictures):
+        yield f"<img alt='{alt if not i else ''}' src='{source}' style='width:100%;aspect-ratio:{width}/{height}'>"
+    if lines:
+        yield f"<svg viewBox='0 0 {width} {height}' preserveAspectRatio='none' aria-hidden='true'>{lines}</svg>"
+    for text, x, y, color in cell["labels"]:
+        yield f"<span style='left:{x:.1%};top:{y:.1%};color:{color}'>{html.escape(text)}</span>"
+    yield "</div>"
+    if cell["note"]:
+        yield f"<p>{html.escape(cell['note'])}</p>"
+
+
+def _path(trace: dict[str, Any]) -> str:
+    """The line of a trace as SVG; a gap in it begins a new one."""
+    points, pen = [], "M"
+    for x, y in zip(values(trace["x"]).astype(float), values(trace["y"]).astype(float), strict=True):
+        if np.isnan(x):
+            pen = "M"
+            continue
+        points.append(f"{pen}{x:g} {y:g}")
+        pen = "L"
+    return "".join(points)

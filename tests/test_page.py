@@ -1,0 +1,196 @@
+"""Figures as HTML: caption, words, data, controls; pictures without a script; a look of its own for each variant."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import plotly.express as px
+import plotly.graph_objects as go
+import pytest
+from bs4 import BeautifulSoup
+
+from chestxai import plots
+from chestxai.plots import page, style
+from chestxai.studies import Box
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8)
+HEAT = np.random.default_rng(1).random((3, 8, 8), dtype=np.float32)
+
+
+def shown(figure: go.Figure) -> BeautifulSoup:
+    return BeautifulSoup(page.to_html(figure.to_dict()), "html.parser")
+
+
+def cells(html: BeautifulSoup) -> list[list[str]]:
+    return [[cell.get_text() for cell in row.find_all(["th", "td"])] for row in html.details.table.find_all("tr")]
+
+
+def charts() -> dict[str, go.Figure]:
+    rows = [{"finding": f, "variant": v, "mean": 0.6} for f in ("Edema", "all") for v in ("frozen", "late")]
+    table = pd.DataFrame({"step": [1, 2], "loss": [0.3, 0.2], "lr": [1e-3, 1e-4]})
+    size = pd.DataFrame({"variant": "frozen", "target": [0.1, 0.2], "iou": [0.1, 0.3], "dice": [0.2, 0.4]})
+    return {
+        "forest": plots.scores_by_finding(pd.DataFrame(rows), title="Scores"),
+        "curves": plots.training_curves({"late": table}),
+        "matrix": plots.layer_time(np.array([[0.5, 0.7]]), ["mid <1>"], [0, 500]),
+        "sizes": plots.score_by_size(size, ["iou", "dice"]),
+        "px": px.bar(pd.DataFrame({"who": ["a", "b"], "share": [0.1, 0.2]}), x="who", y="share", title="Shares"),
+    }
+
+
+@pytest.mark.parametrize("name", charts())
+def test_every_chart_has_caption_words_and_data(name):
+    html = shown(charts()[name])
+    assert html.figcaption.get_text(strip=True)
+    assert len(html.figure["aria-label"]) > 20
+    assert len(cells(html)) > 1
+    (script,) = html.find_all("script")
+    assert "Plotly.newPlot(" in script.string
+    assert 'src="https://cdn.plot.ly/plotly-' in script.string  # where no page brings it
+    assert len(str(html)) < 30_000
+
+
+def test_the_data_are_those_of_the_figure():
+    html = shown(charts()["matrix"])
+    assert cells(html) == [["row", "0", "500"], ["mid <1>", "0.5", "0.7"]]
+    table = pd.DataFrame({"x": [1.0, 2.0], "y": [3.0, 4.0], "who": ["a", "b"], "up": [0.5, 0.25]})
+    found = cells(shown(px.scatter(table, x="x", y="y", color="who", error_y="up")))
+    assert found[0] == ["series", "x", "y", "y high"]
+    assert found[1:] == [["a", "1", "3", "3.5"], ["b", "2", "4", "4.25"]]
+    assert "a: 1 points, from 3 to 3" in shown(px.scatter(table, x="x", y="y", color="who")).figure["aria-label"]
+
+
+def test_a_panel_is_named_in_the_data():
+    rows = cells(shown(charts()["sizes"]))
+    assert {row[0] for row in rows[1:]} == {"IoU ↑", "Dice ↑"}
+
+
+def test_long_data_are_cut_and_say_so():
+    html = shown(px.scatter(x=np.arange(500), y=np.arange(500)))
+    assert len(cells(html)) == 201
+    assert "The first 200 of 500 rows" in html.details.get_text()
+
+
+def test_menus_become_controls_that_a_keyboard_reaches():
+    first, second = (style.dressed(px.line(x=[1, 2], y=y), "Title", 300, ["a"]) for y in ([1, 2], [3, 4]))
+    fig = style.chooser([("one", first), ("two & three", second)], name="Score")
+    html = shown(fig)
+    assert html.label.get_text().startswith("Score")
+    assert [option.get_text() for option in html.find_all("option")] == ["one", "two & three"]
+    assert "updatemenus" not in html.script.string
+    assert {row[0] for row in cells(html)[1:]} == {"one", "two & three"}  # the data of every choice
+    # The room of title and menu is given back.
+    height = int(re.search(r"height:(\d+)px", html.select_one(".cx-plot")["style"])[1])
+    assert height == fig.layout.height - 40 - 26
+
+
+def test_pictures_need_no_script_and_say_what_they_show():
+    boxes = [[("Pneumonia", Box(4, 8, 10, 6))], [], []]
+    html = shown(plots.images(IMAGES, ["<a> & b", "c", None], boxes=boxes, title="Three"))
+    assert not html.find_all("script")
+    first, second, _ = html.find_all("img")
+    assert "caption: <a> & b" in first["alt"]
+    assert "Pneumonia (4, 8, 10, 6)" in first["alt"]
+    assert "picture" not in second["alt"] or second["alt"]
+    assert html.find("path")["d"].startswith("M4 8L14 8")
+    assert html.figcaption.get_text() == "Three"
+    assert "Pneumonia" in [label.get_text() for label in html.select(".cx-picture span")]
+    assert cells(html)[1][:2] == ["<a> & b", "Pneumonia (4, 8, 10, 6)"]
+
+
+def test_a_grid_of_variants_keeps_its_columns_and_its_scale():
+    maps = {"frozen": HEAT, "late": HEAT[::-1]}
+    html = shown(plots.overlay_grid(IMAGES, maps, titles=["“one”", "“two”", "“three”"]))
+    assert [row.get_text() for row in html.select(".cx-row")] == ["“one”", "“two”", "“three”"]
+    assert [b.get_text() for b in html.select(".cx-cell b")] == ["radiograph", "frozen", "late"]
+    assert len(html.find_all("img")) == 3 + 2 * 6
+    assert "repeat(3," in html.select_one(".cx-grid")["style"]
+    assert "attention, min–max per map: min" in html.get_text()
+    assert "column: late" in html.find_all("img")[3]["alt"]
+
+
+def test_the_explorer_has_three_controls():
+    maps = np.random.default_rng(0).random((2, 2, 3, 8, 8)).astype(np.float32)
+    fig = plots.explorer_static(IMAGES[:2], maps, ["a", "b"], ["edema", "effusion"], ["down", "up"], [0, 100, 200])
+    html = shown(fig)
+    names = [label.find(string=True, recursive=False) for label in html.find_all("label")]
+    assert names == ["Study and phrase", "Cross-attention layer", "Timestep t"]
+    assert [len(s.find_all("option")) for s in html.find_all("select")] == [2, 3, 4]
+
+
+def test_the_same_figure_has_the_same_html_and_two_have_different_ids():
+    fig = charts()["forest"]
+    first, second = (page.to_html(fig.to_dict()) for _ in range(2))
+    ids = [re.search(r'id="([^"]+)"', text)[1] for text in (first, second)]
+    assert ids[0] != ids[1]
+    assert first.replace(ids[0], "") == second.replace(ids[1], "")
+
+
+def test_packed_arrays_are_read():
+    packed = json.loads(go.Figure(go.Scatter(y=np.arange(6.0))).to_json())["data"][0]["y"]
+    assert page.values(packed).tolist() == [0, 1, 2, 3, 4, 5]
+    matrix = json.loads(go.Figure(go.Heatmap(z=np.arange(6.0).reshape(2, 3))).to_json())["data"][0]["z"]
+    assert page.values(matrix).shape == (2, 3)
+
+
+def test_a_variant_looks_the_same_in_every_chapter(monkeypatch):
+    monkeypatch.setattr(style, "_ORDER", [])
+    alone = plots.variant_style(["anchored"])
+    plots.setup(["frozen", "learnable", "late", "anchored"])
+    together = plots.variant_style(["frozen", "late", "anchored"])
+    assert plots.variant_style(["anchored"])["anchored"] == together["anchored"] != alone["anchored"]
+    table = pd.DataFrame({"step": [1, 2], "loss": [0.3, 0.2], "lr": 1e-3})
+    assert plots.training_curves({"anchored": table}).data[1].line.color == together["anchored"].color
+
+
+def test_logarithmic_axes_write_whole_numbers():
+    axis = plots.log_axis(5, 43)
+    texts = dict(zip(axis["tickvals"], axis["ticktext"], strict=True))
+    assert texts[20.0] == "20"
+    assert texts[5e-1] == "0.5"
+    assert plots.log_axis(5e-6, 1e-3)["ticktext"][-1] != "5"
+    assert "2,000" in plots.log_axis(900, 3000)["ticktext"]
+
+
+def study(bases: tuple[str, ...] = ("",)) -> pd.DataFrame:
+    rows = [
+        {"base": base, "variant": f"recipe-{i}", "seed": seed, "step": step, "classifier_auc": 0.5 + 0.01 * i,
+         "word": 0.8 - 0.02 * i + 0.01 * seed, "rate": 10.0**-i, "fid": 10.0 * i}
+        for base in bases for i in range(1, 9) for seed in (0, 1) for step in (5, 10)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_recipes_of_several_bases_share_one_figure():
+    fig = plots.recipes_plane(study(("tiny", "tiny-code")), ["word"], "Study")
+    assert len(fig.layout.updatemenus[0].buttons) == 2
+    assert "base tiny-code" in fig.layout.updatemenus[0].buttons[1].label
+    visible = [trace for trace in fig.data if trace.visible]
+    assert [trace.name for trace in visible] == [f"recipe-{i}" for i in range(1, 9)]
+    assert len({(trace.marker.color, trace.marker.symbol) for trace in visible}) == 8
+    assert visible[0].error_y.array[0] == pytest.approx(0.005)
+
+
+def test_a_setting_is_drawn_over_its_values():
+    fig = plots.setting_curves(study().drop(columns="base").assign(variant="learnable"), "rate", ["word", "fid"])
+    visible = [trace for trace in fig.data if trace.visible]
+    assert len(visible) == 1
+    assert len(visible[0].x) == 8
+    assert visible[0].line.color == plots.VARIANTS["learnable"]
+    assert fig.layout.xaxis.type == "log"
+    with pytest.raises(ValueError, match="lacks the columns rate"):
+        plots.setting_curves(study().drop(columns="rate"), "rate", ["word"])
+
+
+def test_paired_rows_of_different_scores_write_their_scales():
+    table = pd.DataFrame([
+        {"name": "AUC", "estimate": 0.2, "low": 0.1, "high": 0.3},
+        {"name": "FID", "estimate": 5.0, "low": 2.0, "high": 10.0, "better": "lower"},
+    ])  # fmt: skip
+    texts = [note.text for note in plots.paired(table).layout.annotations]
+    assert {"+0.30", "−0.30", "+10.0", "−10.0"} <= set(texts)
+    right = next(n for n in plots.paired(table).layout.annotations if n.text == "−10.0")
+    assert right.x == 1  # less of FID is better, and better is to the right
