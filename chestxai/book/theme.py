@@ -4,7 +4,6 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-
 _UNUSED = ("thebe", "plotly.min.js")
 
 
@@ -21,9 +20,7 @@ def drop_scripts(app: Sphinx, name: str, template: str, context: dict[str, Any],
         doctree: The page.
     """
     context["script_files"] = [
-        script
-        for script in context.get("script_files", [])
-        if not any(unused in str(script) for unused in _UNUSED)
+        script for script in context.get("script_files", []) if not any(unused in str(script) for unused in _UNUSED)
     ]
 
 

@@ -43,7 +43,8 @@ def _forest(
     axis = {"tickvals": list(rows), "ticktext": list(rows.values()), "range": [max(rows) + 0.6, -0.6], "ticks": ""}
     legend = [trace.name for trace in fig.data if trace.showlegend]
     height = 72 + max(44, 16 * series) * (max(rows) + 1.2)
-    return style.dressed(fig, title, height, legend, yaxis=axis | {"showline": False, "title": {"text": ""}}, **layout)
+    axis |= {"showline": False, "title": {"text": ""}}
+    return style.dressed(fig, title, height, legend, caption="Bars: 95 % intervals.", yaxis=axis, **layout)
 
 
 def _offsets(names: Sequence[str]) -> dict[str, float]:
@@ -136,13 +137,14 @@ def paired(
     ]
     counts = table.groupby(row)["n"].max()
     counts = np.where(counts.isna(), "", counts.map(" ({:.0f})".format))
-    rows = {i: html.escape(str(name)) + counts[i] for i, name in enumerate(table["name"].unique())}
+    names = [f"{name}{n}" for name, n in zip(table["name"].unique(), counts, strict=True)]
+    rows = {i: style.wrapped(name, 150)[0] for i, name in enumerate(names)}
     options = {"color": "better", "color_discrete_map": {name: look.color for name, look in styles.items()}}
     options["color_discrete_map"] |= {"": "#777777"}
     if many:
         options |= {"symbol": other, "symbol_map": {name: look.symbol for name, look in styles.items()}}
     minus = " − ".join(side[0] if len(side) == 1 else "each variant" for side in sides)
-    scale = "95 % interval" if shared else "95 % interval; each row on its own scale, whose ends are written below it"
+    scale = "95 % interval" if shared else "95 % interval; each row on its own scale, below it"
     axis = {"title": {"text": f"difference, {html.escape(minus)}<br>({scale})"}, "range": [-1.12, 1.12]}
     if shared:
         axis["range"] = [end * reach[0] * sign[0] for end in axis["range"]]
@@ -169,7 +171,7 @@ def paired(
         for end in (-1, 1):
             text = f"{end * size * sign[row == y][0]:{spec}}".replace("-", "−")
             fig.add_annotation(text=text, x=end, y=y + 0.42, xanchor="center", yanchor="middle", showarrow=False,
-                               font={"size": 10, "color": style.MUTED}, bgcolor="white", borderpad=1)  # fmt: skip
+                               font={"size": 10, "color": style.MUTED}, bgcolor=style.PAPER, borderpad=1)  # fmt: skip
     return fig.add_vline(0, line={"color": "#444444", "width": 1.5})
 
 
@@ -220,7 +222,8 @@ def tradeoff(
             _add_seeds(plane, table, "fid", column, styles)
         _add_references(plane, table, column)
         legend = [trace.name for trace in plane.data if trace.showlegend]
-        style.dressed(plane, "", 500, legend, margin={"r": 122})
+        about = "Fidelity against localization, over the checkpoints of each variant; ringed: Pareto-optimal."
+        style.dressed(plane, "", 500, legend, caption=about, margin={"r": 122})
         better = style.direction(column, "higher is better ↑", "lower is better ↓")
         plane.update_yaxes(title_text=f"{style.score_name(column)} · {better}")
         side = f"← {style.score_name('fid')} (lower is better{', logarithmic' if log else ''})"
@@ -265,7 +268,7 @@ def _plane(rows: pd.DataFrame, x: str, y: str, styles: Mapping[str, style.Style]
         trace.update(
             error_x=bar, error_y=bar, line_width=2.5, name=f"{name} text encoder" if name in style.VARIANTS else name,
             textposition=f"{'bottom' if i else 'top'} right", textfont={"color": color, "size": 12}, cliponaxis=False,
-            marker={"size": [9] * (len(trace.x) - 1) + [13], "opacity": 1, "line": {"color": "white", "width": 1}},
+            marker={"size": [9] * (len(trace.x) - 1) + [13], "opacity": 1, "line": {"color": style.PAPER, "width": 1}},
             hovertemplate=f"<b>{name}</b>, step %{{customdata[0]:,}}<br>fidelity %{{customdata[1]}}"
             "<br>score %{customdata[2]}<extra></extra>",
         )  # fmt: skip
@@ -372,7 +375,10 @@ def setting_curves(
     style.require(table, [setting, "variant", "seed", "step", *metrics], "setting_curves")
     last = table.loc[table.groupby([setting, "variant", "seed"])["step"].idxmax()]
     looks, charts = style.styles_of(last["variant"]), []
-    axis = style.log_axis(last[setting].min(), last[setting].max())
+    ticks = sorted(last[setting].unique())
+    axis = {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+    reach = np.log10([ticks[0], ticks[-1]])
+    axis["range"] = list(reach + np.array([-0.07, 0.07]) * max(np.ptp(reach), 1))
     for column in metrics:
         chart = go.Figure()
         for variant, look in looks.items():
@@ -384,7 +390,11 @@ def setting_curves(
                 hovertemplate="%{x}: %{y:.3f}<extra></extra>", showlegend=True,
             )  # fmt: skip
         if rate:
-            chart.add_vline(rate, line={"color": style.MUTED, "dash": "dot"}, annotation_text="the U-Net’s rate")
+            chart.add_vline(
+                rate,
+                line={"color": style.MUTED, "dash": "dot"},
+                annotation={"text": "the U-Net’s", "font": {"color": style.MUTED}},
+            )
         style.dressed(chart, title, 400, [trace.name for trace in chart.data])
         better = style.direction(column, "higher is better ↑", "lower is better ↓")
         chart.update_yaxes(title_text=f"{style.score_name(column)}<br>{better}")

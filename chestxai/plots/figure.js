@@ -2,13 +2,13 @@
 // ID, SPEC (data, layout, menus), CDN and DARK (colours of a light page -> of a dark one).
 (() => {
   const figure = document.getElementById(ID), plot = figure.querySelector(".cx-plot"), page = document.documentElement;
-  const spec = SPEC, dark = DARK, least = spec.layout.width || 480;
+  const spec = SPEC, dark = DARK, least = spec.least;
   const isDark = () => (page.dataset.theme || page.dataset.jpTheme) === "dark";
   const themed = part => JSON.parse(JSON.stringify(part), (key, value) =>
-    isDark() && typeof value === "string" && key !== "source" ? dark[value] ?? value : value);
+    !isDark() || typeof value !== "string" || key === "source" ? value
+      : dark[value] ?? value.replace(/color:(#\w+)/g, (all, color) => `color:${dark[color] ?? color}`));
   const scale = () => Math.min(1, figure.clientWidth / least) || 1;
   const width = () => spec.layout.width || figure.clientWidth / scale() || least;
-  // A figure is never drawn narrower than its words need; a narrow screen shows it smaller.
   const fit = () => {
     plot.style.width = `${width()}px`;
     plot.style.transform = scale() < 1 ? `scale(${scale()})` : "";

@@ -25,7 +25,8 @@ _ROWS = 200  # rows of a data table
 _NEXT = itertools.count()
 #: Colours of a figure on a light page, and what they become on a dark one.
 DARK = {
-    "white": "#14181e", "#222222": "#eeeeee", "#444444": "#cccccc", "#555555": "#bbbbbb", "#666666": "#aaaaaa",
+    "rgb(255,255,255)": "#14181e",
+    "#222222": "#eeeeee", "#444444": "#cccccc", "#555555": "#bbbbbb", "#666666": "#aaaaaa",
     "#777777": "#aaaaaa", "#888888": "#999999", "#bbbbbb": "#666666", "#ececec": "#333a44",
     "rgba(255,255,255,0.8)": "rgba(20,24,30,0.8)",
 }  # fmt: skip
@@ -36,7 +37,7 @@ figure.cx .cx-controls label{display:inline-block;margin:0 14px 6px 0}
 figure.cx .cx-controls select{font:inherit;margin-left:6px;max-width:320px}
 figure.cx .cx-plot{transform-origin:0 0}
 figure.cx .cx-box{overflow:hidden}
-figure.cx .cx-grid{display:grid;gap:12px;align-items:end}
+figure.cx .cx-grid{display:grid;gap:12px}
 figure.cx .cx-grid>*{min-width:0;overflow-wrap:anywhere}
 figure.cx .cx-cell p,figure.cx .cx-row{margin:0 0 3px;font-size:13px}
 figure.cx .cx-row{grid-column:1/-1}
@@ -62,10 +63,10 @@ def to_html(figure: dict[str, Any]) -> str:
     meta = layout.pop("meta", None) or {}
     title = plain((layout.pop("title", None) or {}).get("text"))
     table = table_of(data, layout, meta)
-    caption = title or _axes_caption(layout)
+    more = meta.get("caption") or ""
+    caption = title or more or _axes_caption(layout)
     alt = meta.get("alt") or f"{caption.rstrip('.')}. {_summary(table)}"
-    more = f" {html.escape(meta['caption'])}" if meta.get("caption") else ""
-    head = f"<figcaption>{f'<b>{html.escape(caption)}</b>' if title else html.escape(caption)}{more}</figcaption>"
+    head = f"<figcaption>{f'<b>{html.escape(title)}</b> {html.escape(more)}' if title else html.escape(caption)}</figcaption>"
     # Figures of several executions may come to stand on one page.
     name = f"cx-{next(_NEXT)}-{zlib.crc32(f'{alt}{table}'.encode()):x}"
     body = _pictures(data, meta) if "cells" in meta else _chart(name, data, layout, meta, bool(title))
@@ -82,7 +83,8 @@ def plain(text: str | None) -> str:
 
 
 def _axes_caption(layout: dict[str, Any]) -> str:
-    x, y = (plain(((layout.get(axis) or {}).get("title") or {}).get("text")) for axis in ("xaxis", "yaxis"))
+    titles = (plain(((layout.get(axis) or {}).get("title") or {}).get("text")) for axis in ("xaxis", "yaxis"))
+    x, y = (re.sub(r"^← |\s*[·(…].*", "", title) for title in titles)
     return f"{y or 'Values'} against {x}" if x else y or "A figure"
 
 
@@ -127,9 +129,12 @@ def _points(trace: dict[str, Any], layout: dict[str, Any]) -> pd.DataFrame | Non
         return None
     number = (trace.get("xaxis") or "x")[1:]
     domain = (layout.get(f"xaxis{number}") or {}).get("domain") or [0, 1]
-    panels = [plain(a["text"]) for a in layout.get("annotations") or ()
-              if a.get("xref") == "paper" and "xaxis2" in layout and domain[0] <= a.get("x", -1) <= domain[1]]  # fmt: skip
-    columns = {"panel": trace.get("meta") or (panels[0] if panels and not trace.get("meta") else None)}
+    panels = [
+        plain(note["text"])
+        for note in (layout.get("annotations") or () if "xaxis2" in layout else ())
+        if note.get("xref") == "paper" and domain[0] <= note.get("x", -1) <= domain[1]
+    ]
+    columns = {"panel": trace.get("meta") or (panels or [None])[0]}
     columns["series"] = plain(trace.get("name")) or None
     columns |= {"x": x if len(x) else range(n), "y": y if len(y) else range(n)}
     for axis in "xy":
@@ -175,7 +180,9 @@ def _chart(name: str, data: list[dict], layout: dict[str, Any], meta: dict[str, 
     margin = {"t": 72, "b": 56} | (layout.get("margin") or {})
     layout["margin"] = margin | {side: margin[side] - room[side] for side in room}
     layout["height"] = layout.get("height", 450) - sum(room.values())
-    spec = {"data": data, "layout": layout, "menus": menus}
+    # A figure is drawn no narrower than its words need: a narrow screen shows it smaller.
+    cells = max([0, *(np.shape(values(trace["z"]))[-1] for trace in data if trace["type"] == "heatmap")])
+    spec = {"data": data, "layout": layout, "menus": menus, "least": layout.get("width") or max(480, 240 + 44 * cells)}
     words = {
         "ID": json.dumps(name), "SPEC": pio.json.to_json_plotly(spec), "DARK": json.dumps(DARK),
         "CDN": f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js",
@@ -213,8 +220,9 @@ def _pictures(data: list[dict], meta: dict[str, Any]) -> str:
         ends, name, colors = meta["scale"]
         ramp = f"background:linear-gradient(90deg,{','.join(colors)})"
         low, high = map(html.escape, ends)
-        bar = f"<p>{html.escape(name)}: {low}<span class='cx-bar' style='{ramp}'></span>{high}</p>"
-    style = f"max-width:{wide:.0f}px;grid-template-columns:{fixed}"
+        bar = f"<p>{html.escape(name)}: <nobr>{low}<span class='cx-bar' style='{ramp}'></span>{high}</nobr></p>"
+    level = "start" if any(cell["note"] for cell in cells) else "end"  # pictures of a row stand on one line
+    style = f"max-width:{wide:.0f}px;grid-template-columns:{fixed};align-items:{level}"
     return f"<div class='cx-grid' style='{style}'>{''.join(parts)}</div>{bar}"
 
 

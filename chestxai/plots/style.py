@@ -34,6 +34,8 @@ FINDING_COLORS = dict(
 #: Width in pixels of a figure made of images: the text column of the page.
 WIDTH = 688
 INK, MUTED, RULE = "#222222", "#666666", "#bbbbbb"
+#: The page behind a chart. Not spelled "white", which stays white on a dark page, as outlines on radiographs must.
+PAPER = "rgb(255,255,255)"
 MENU = {"bgcolor": "white", "bordercolor": "#bbbbbb", "font": {"size": 13}, "xanchor": "left", "active": 0}
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
@@ -41,15 +43,15 @@ _AXIS = {
     "showline": True, "linecolor": "#888888", "ticks": "outside", "tickcolor": "#888888", "gridcolor": "#ececec",
     "zeroline": False, "automargin": True, "title": {"standoff": 10, "font": {"size": 13.5}},
 }  # fmt: skip
-#: The look of all figures (a plotly template). The paper is white, so that a dark page shows a light card.
+#: The look of all figures (a plotly template); `page.DARK` says what its colours become on a dark page.
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": _FONT, "size": 13, "color": INK},
-        "colorway": COLORS, "paper_bgcolor": "white", "plot_bgcolor": "white", "xaxis": _AXIS, "yaxis": _AXIS,
+        "colorway": COLORS, "paper_bgcolor": PAPER, "plot_bgcolor": PAPER, "xaxis": _AXIS, "yaxis": _AXIS,
         "title": {"font": {"size": 15}, "x": 0, "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"l": 8, "t": 14}},
-        "legend": {"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom", "title": {"text": ""},
-                   "itemsizing": "constant"},
-        "hoverlabel": {"font": {"family": _FONT, "size": 13}, "bgcolor": "white", "bordercolor": "#bbbbbb"},
+        "legend": {"orientation": "h", "x": 0, "y": 0, "xanchor": "left", "yanchor": "bottom", "yref": "container",
+                   "title": {"text": ""}, "itemsizing": "constant"},
+        "hoverlabel": {"font": {"family": _FONT, "size": 13}, "bgcolor": PAPER, "bordercolor": RULE},
         "hovermode": "closest", "margin": {"l": 64, "r": 24, "t": 72, "b": 56},
         "modebar": {"remove": ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "sendChartToCloud"]},
     }
@@ -140,9 +142,9 @@ def log_axis(low: float, high: float) -> dict:
         high: Largest value shown.
     """
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
-    steps = (1, 2, 5) if high / low > 6 else range(1, 10)
+    steps = (1,) if high / low > 1e4 else (1, 2, 5) if high / low > 6 else range(1, 10)
     ticks = [float(f"{n}e{k}") for k in decades for n in steps]
-    return {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:,.10g}" for tick in ticks]}
+    return {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:,g}" for tick in ticks]}
 
 
 def direction(column: str, up: str, down: str) -> str:
@@ -176,7 +178,13 @@ def wrapped(text: str | None, width: float, size: float = 12.5) -> tuple[str, in
 
 
 def dressed(
-    fig: go.Figure, title: str, height: float, legend: Sequence[str] = (), top: float = 0, **layout: object
+    fig: go.Figure,
+    title: str,
+    height: float,
+    legend: Sequence[str] = (),
+    top: float = 0,
+    caption: str = "",
+    **layout: object,
 ) -> go.Figure:
     """Give a chart a wrapped title, and a legend below the axes, where it may take any number of rows.
 
@@ -186,6 +194,7 @@ def dressed(
         height: Height in pixels of the axes with their labels.
         legend: The names in the legend; () for a chart without one.
         top: Extra room in pixels between title and axes.
+        caption: What a page writes after the title.
         **layout: Further keys of plotly's layout; ``margin`` overrides single sides.
     """
     text, lines = wrapped(title, WIDTH - 100, 17)
@@ -193,9 +202,9 @@ def dressed(
     margin = {"l": 64, "r": 24, "t": (22 + 20 * lines if lines else 16) + top, "b": 56 + (22 * rows + 14) * (rows > 0)}
     fig.update_layout(
         template=TEMPLATE, height=round(height - 56 + margin["t"] + margin["b"]), showlegend=bool(legend),
-        margin=margin | layout.pop("margin", {}), legend={"y": -72 / (height - 56), "yanchor": "top"},
+        margin=margin | layout.pop("margin", {}), legend={"y": -72 / (height - 56), "yanchor": "top", "yref": "paper"},
         legend_title_text="", title={"text": f"<b>{text}</b>" if title else ""},
-        meta={"room": 6 + 20 * lines if lines else 0},
+        meta={"room": 6 + 20 * lines if lines else 0, "caption": caption},
     )  # fmt: skip
     return fig.update_layout(**layout)
 
