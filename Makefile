@@ -7,6 +7,7 @@ SEEDS ?=
 ROW ?= 0
 GRID ?= data/grids/text_rate.yaml
 BIN := .venv/bin
+CHROMIUM = $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
 OPTIONS := --profile $(PROFILE) $(if $(DATA),--data "$(DATA)") $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(SEEDS),--seeds $(SEEDS))
 
 .PHONY: book grid check-result test check-pages pdf lab notebooks clean
@@ -26,8 +27,11 @@ test: .venv/installed  ## run the tests
 	@$(BIN)/python -m pytest -n auto
 
 check-pages: .venv/installed  ## look at the built pages as readers do: phone, dark, keyboard (needs Chromium)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pages]'
+	@$(if $(CHROMIUM),$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pages]')
 	@$(BIN)/python tools/check_pages.py _build/html --screenshots _build/screenshots
+
+pdf: .venv/installed  ## print the built pages as _build/book.pdf (needs Chromium)
+	@$(BIN)/python tools/print_book.py _build/html _build/book.pdf
 
 lab: .venv/installed  ## open JupyterLab on the notebooks
 	@$(BIN)/python -m jupyterlab --LabApp.default_url=/lab/tree/notebooks

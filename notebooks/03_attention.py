@@ -240,6 +240,7 @@ px.line(
     x=cost.index.astype(str), y=cost.values, markers=True, template=plots.TEMPLATE, height=380,
     labels={"x": "timesteps (passes through the U-Net)", "y": "AUC-ROC"},
     title=f"What a heatmap costs, and what it gains ({len(val_masks)} validation phrases, {variant})",
+    color_discrete_sequence=[plots.variant_style([variant])[variant].color],
 ).update_xaxes(type="category").add_hline(
     cost[whole] - 0.005, line_dash="dot", annotation_text=f"0.005 below {whole} timesteps",
     annotation_position="bottom right",

@@ -409,15 +409,14 @@ curves = pd.DataFrame(
 )
 curves["up"] = curves["high"] - curves["estimate"]
 curves["down"] = curves["estimate"] - curves["low"]
-color = plots.variant_style(list(settings.variants))[variant].color
+styles = plots.variant_style([variant]) | {"real": plots.Style("#555555", "x", "dot")}
 figure = px.line(
-    curves, x="step", y="estimate", error_y="up", error_y_minus="down", color="images", symbol="images",
-    line_dash="images", facet_col="score", facet_col_spacing=0.08, template=plots.TEMPLATE, height=420,
-    color_discrete_map={variant: color, "real": "#555555"}, labels={"estimate": "", "step": "training step"},
-    title=f"Fidelity over fine-tuning, {variant} (95 % intervals)",
+    curves, x="step", y="estimate", error_y="up", error_y_minus="down", facet_col="score", facet_col_spacing=0.08,
+    height=420, labels={"estimate": "", "step": "training step"},
+    title=f"Fidelity over fine-tuning, {variant} (95 % intervals)", **plots.express_options(styles, "images"),
 )  # fmt: skip
 figure.update_yaxes(matches=None, showticklabels=True).update_layout(
-    legend={"y": 1.1, "title": {"text": ""}}, margin={"t": 110}
+    legend_title_text=""
 ).for_each_annotation(lambda a: a.update(text=a.text.removeprefix("score=")))
 
 # %% [markdown]

@@ -212,7 +212,7 @@ figure = px.line(
     title="The same images, but fewer of them (mean of ten subsets)",
 )  # fmt: skip
 figure.update_yaxes(matches=None, showticklabels=True).update_layout(
-    legend={"y": 1.1, "title": {"text": ""}}, margin={"t": 110}
+    legend_title_text=""
 ).for_each_annotation(lambda a: a.update(text=a.text.removeprefix("score=")))
 
 # %% tags=["hide-input", "aggregate"]

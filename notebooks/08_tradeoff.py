@@ -297,6 +297,28 @@ if others:
     )
 
 # %% [markdown]
+# ## How fast may the text encoder learn?
+#
+# Between frozen and learnable lies a rate. The study `text_rate` trains the learnable variant at several rates of its text
+# encoder, over three seeds: `make grid GRID=data/grids/text_rate.yaml` makes it (hours), and its table is shown here.
+
+# %%
+study = profiles.DATA / "results" / "text_rate.csv"
+if study.is_file():
+    rates, rate = pd.read_csv(study), "finetune.text_learning_rate"
+    title = "The last checkpoints over the text encoder's rate (lowest and highest seed)"
+    unet = settings.finetune.learning_rate
+    display(
+        plots.setting_curves(rates, rate, [*endpoint, "classifier_auc", "fid"], title, unet)
+    )
+else:
+    print("The study has not been run: make grid GRID=data/grids/text_rate.yaml")
+
+# %% [markdown]
+# Where the curve of an endpoint falls, the rate is too fast for the words to keep their places. The dotted line is the rate at
+# which the U-Net learns.
+
+# %% [markdown]
 # ## What does it buy?
 #
 # Fidelity of each variant at its last checkpoint, beside that of the base. The last sentences compare each variant's FID

@@ -77,15 +77,15 @@ pd.DataFrame(about).T.rename_axis("study")
 # ## The plane
 #
 # Right is more real (the classifier sees in the images what the prompt asked for), up is more of the endpoint. One mark a
-# recipe: the mean over seeds at the last checkpoint, with the lowest and the highest seed.
+# recipe: the mean over seeds at the last checkpoint, with the lowest and the highest seed; large marks are Pareto-optimal. The
+# menu changes the base and the test of the endpoint.
 
 # %%
 final = next((s for s in ("recipes-final", "recipes-screen", "demo") if s in studies), None)
 if final:
     table = studies[final]
     arms = {b: t for b, t in table.groupby("base")} if "base" in table else {"tiny": table}
-    for arm, part in arms.items():
-        display(plots.recipes_plane(part, endpoint, title=f"Study {final}, base {arm}"))
+    display(plots.recipes_plane(table, endpoint, title=f"Recipes of the study {final}"))
 
 # %% [markdown]
 # ## The answer

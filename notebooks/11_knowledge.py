@@ -295,7 +295,7 @@ robustness_chart = px.line(
 robustness_chart.for_each_annotation(
     lambda a: a.update(text=a.text.removeprefix("change="))
 )
-robustness_chart.update_layout(legend={"y": 1.05}, legend_title_text="", margin={"t": 110})
+robustness_chart.update_layout(legend_title_text="", margin={"t": 90})
 
 # %% [markdown]
 # Strength is the share of words, sentences or sections that is changed (for headers and lines: of reports). At 1 nearly
@@ -366,7 +366,7 @@ px.bar(
     color_discrete_map={name: style.color for name, style in styles.items()}, template=plots.TEMPLATE,
     labels={"evidence": "evidence (thousandths of the noise's variance)", "prompt": ""},
     title=f"Evidence in one test image; it shows: {visible or 'none of them'}",
-).update_yaxes(autorange="reversed").update_layout(legend={"y": 1.02}, legend_title_text="")  # fmt: skip
+).update_yaxes(autorange="reversed").update_layout(legend_title_text="")  # fmt: skip
 
 # %% [markdown]
 # A bar to the right: the model denoises the image better when the prompt names this finding than when it says normal. Is the

@@ -1,8 +1,9 @@
-"""Draws data/overview.png, the picture of the README: test radiographs, and where each variant looks.
+"""Draws data/overview.png, the picture of the README: where each variant looks, with the finding and without it.
 
     python tools/readme_picture.py --profile demo
 
-The options are those of a finished batch. Nothing is picked by hand: of each finding it shows the first test phrase.
+The options are those of a finished batch of phantoms. Nothing is picked by hand: of each finding it shows the first
+test phrase. The image without the finding is the same patient on the same day, and the noise is the same.
 """
 
 from __future__ import annotations
@@ -11,16 +12,40 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from chestxai import batch, plots, profiles, runs
+import numpy as np
+
+from chestxai import batch, grounding, models, plots, profiles, runs
 from chestxai.batch import Node
 from chestxai.book import guard
+from chestxai.grounding import dataset, passes
 from chestxai.profiles import ROOT, Profile
 from chestxai.runs import InputError, Run
-from chestxai.studies import FINDINGS, Frame, phrases
+from chestxai.sources import phantom
+from chestxai.studies import FINDINGS, Frame, GroundTruth, phrases
+
+
+def maps_of(profile: Profile, run: Run, truths: Sequence[GroundTruth], images: np.ndarray) -> np.ndarray:
+    """Heatmaps of the run's last checkpoint on ``images``, under the noise of the images as they are.
+
+    Args:
+        profile: of the run.
+        run: finished.
+        truths: the phrases, each with its image.
+        images: uint8 ``(n, s, s)``, one for each phrase.
+    """
+    settings, pipeline = profile.grounding, models.load_pipeline(run.model)
+    own = [Frame(*t.study.size, profile.data.size, profile.data.fit).image(t.study.pixels()) for t in truths]
+    times = grounding.paper_timesteps(pipeline.scheduler, settings.steps, settings.last, settings.stride)
+    return grounding.ground_many(
+        pipeline, images, [t.finding.phrase for t in truths],
+        [dataset.target_span(t.finding, settings.target) for t in truths],
+        keys=[passes.image_key(image) for image in own], timesteps=times, draws=settings.draws, batch=settings.batch,
+    )  # fmt: skip
 
 
 def draw(profile: Profile, nodes: Sequence[Node], path: Path, data: str = "") -> Path:
-    """Draw the picture: in each row an image with the finding outlined, then the heatmap of every variant.
+    """Draw the picture: in each row an image with the finding outlined and the heatmap of every variant, then the same
+    without the finding.
 
     Args:
         profile: of the runs.
@@ -29,28 +54,43 @@ def draw(profile: Profile, nodes: Sequence[Node], path: Path, data: str = "") ->
         data: folder that holds one sub-folder per source.
 
     Raises:
-        InputError: the data are credentialed, and their images may not be passed on.
+        InputError: the data are credentialed, and their images may not be passed on; or they are no phantoms, from
+            which alone a finding can be taken.
     """
     closed = guard.closed(profile)
     if closed:
         raise InputError(f"the README's picture may not show {', '.join(closed)}: its images are passed on to no one")
     folders = list(dict.fromkeys(node.folder for node in nodes if "grounding.csv" in node.makes))
     first = {folder.parent.name: Run(folder) for folder in reversed(folders)}
-    truths = phrases(profiles.studies(profile, "test", data, boxes=True))
-    heatmaps = {}
-    for variant in profile.variants:
-        stored = first[variant].maps(max(first[variant].steps()))
-        heatmaps[variant] = dict(zip(stored["rows"].tolist(), stored["maps"].numpy(), strict=True))
-    rows = [next((i for i, t in enumerate(truths) if t.finding.name == name), None) for name in FINDINGS]
-    rows = [i for i in rows if i is not None and all(i in maps for maps in heatmaps.values())]
-    images, masks, maps, titles = [], [], [], []
-    for i in rows:
-        frame = Frame(*truths[i].study.size, profile.data.size, profile.data.fit)
-        images += [frame.image(truths[i].study.pixels())] * (1 + len(heatmaps))
-        masks += [frame.mask(truths[i].finding)] * (1 + len(heatmaps))
-        maps += [None, *(stored[i] for stored in heatmaps.values())]
-        titles += [truths[i].finding.name, *heatmaps]
-    picture = plots.contact_sheet(images, 2 * (1 + len(heatmaps)), titles, maps, masks, size=170)
+    return draw_runs(profile, {variant: first[variant] for variant in profile.variants}, path, data)
+
+
+def draw_runs(profile: Profile, chosen: dict[str, Run], path: Path, data: str = "") -> Path:
+    """As `draw`, of these runs.
+
+    Args:
+        profile: of the runs.
+        chosen: variant -> run.
+        path, data: as in `draw`.
+    """
+    every = phrases(profiles.studies(profile, "test", data, boxes=True))
+    truths = [next((t for t in every if t.finding.name == name), None) for name in FINDINGS]
+    truths = [truth for truth in truths if truth is not None]
+    frames = [Frame(*t.study.size, profile.data.size, profile.data.fit) for t in truths]
+    pairs = [
+        [t.study.pixels() for t in truths],
+        [phantom.counterfactual(t.study, t.finding.name, "without")[0] for t in truths],
+    ]
+    pairs = [np.stack([f.image(image) for f, image in zip(frames, some, strict=True)]) for some in pairs]
+    maps = [[maps_of(profile, run, truths, images) for run in chosen.values()] for images in pairs]
+    cells = []
+    for i, truth in enumerate(truths):
+        mask = frames[i].mask(truth.finding)
+        for images, of, title in zip(pairs, maps, (truth.finding.name, "the same without"), strict=True):
+            cells.append((images[i], None, mask if of is maps[0] else None, title))
+            cells += [(images[i], heat[i], mask, name) for name, heat in zip(chosen, of, strict=True)]
+    images, heatmaps, masks, titles = zip(*cells, strict=True)
+    picture = plots.contact_sheet(list(images), 2 * (1 + len(chosen)), titles, heatmaps, masks, size=170)
     with runs.replacing(path) as part:
         picture.save(part, "png", optimize=True)
     return path

@@ -29,7 +29,7 @@ from chestxai.studies import FINDINGS, phrases
 BUILD = ROOT / "_build"
 #: What the book is made of besides the notebooks.
 SOURCES = ("_config.yml", "intro.md", "references.bib", "data/overview.png")
-SOURCES += tuple(f"_static/{name}" for name in ("book.js", "favicon.svg", "figures.css", "tables.css"))
+SOURCES += tuple(f"_static/{name}" for name in ("favicon.svg", "figures.css", "tables.css", "tables.js"))
 _SAMPLES = "_static/phantoms.png"
 
 

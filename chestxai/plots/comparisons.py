@@ -44,7 +44,7 @@ def _forest(
     legend = [trace.name for trace in fig.data if trace.showlegend]
     height = 72 + max(44, 16 * series) * (max(rows) + 1.2)
     axis |= {"showline": False, "title": {"text": ""}}
-    return style.dressed(fig, title, height, legend, caption="Bars: 95 % intervals.", yaxis=axis, **layout)
+    return style.dressed(fig, title, height, legend, yaxis=axis, **layout)
 
 
 def _offsets(names: Sequence[str]) -> dict[str, float]:
@@ -85,7 +85,13 @@ def scores_by_finding(
     side = style.direction(metric, "higher is better →", "← lower is better")
     options = style.express_options(dict(style.REFERENCES.values()) | styles, "series", dash=False)
     return _forest(
-        points, rows, len(styles), title, options, xaxis={"title": {"text": f"{style.score_name(metric)} ({side})"}}
+        points,
+        rows,
+        len(styles),
+        title,
+        options,
+        caption=f"{style.score_name(metric)}, with 95 % intervals.",
+        xaxis={"title": {"text": f"{style.score_name(metric)} ({side})"}},
     )
 
 
@@ -151,7 +157,17 @@ def paired(
     else:
         axis |= {"tickvals": [-1, 0, 1], "ticktext": ["", "0", ""], "ticks": "", "showgrid": False}
     right = 36 + max(style.text_width(number, 13) for number in points["number"])
-    fig = _forest(points, rows, len(others), title, options, top=24, xaxis=axis, margin={"r": right})
+    fig = _forest(
+        points,
+        rows,
+        len(others),
+        title,
+        options,
+        top=24,
+        caption="Paired differences, with 95 % intervals.",
+        xaxis=axis,
+        margin={"r": right},
+    )
     fig.update_traces(showlegend=False, legendgroup=None)
     for name in others if many else ():
         marker = {"color": styles[name].color, "symbol": styles[name].symbol, "size": 10}

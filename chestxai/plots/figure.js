@@ -1,8 +1,14 @@
 // Draws one plotly figure into its <figure>: native controls, the page's theme, any width. `chestxai.plots.page` fills in
-// ID, SPEC (data, layout, menus), CDN and DARK (colours of a light page -> of a dark one).
+// ID, SPEC (data, layout, menus) and VERSION.
 (() => {
   const figure = document.getElementById(ID), plot = figure.querySelector(".cx-plot"), page = document.documentElement;
-  const spec = SPEC, dark = DARK, least = spec.least;
+  const spec = SPEC, least = spec.least;
+  // Colours of a figure on a light page, and what they become on a dark one.
+  const dark = {
+    "rgb(255,255,255)": "#14181e", "rgba(255,255,255,0.8)": "rgba(20,24,30,0.8)", "#222222": "#eeeeee",
+    "#444444": "#cccccc", "#555555": "#bbbbbb", "#666666": "#aaaaaa", "#777777": "#aaaaaa", "#888888": "#999999",
+    "#bbbbbb": "#666666", "#ececec": "#333a44",
+  };
   const isDark = () => (page.dataset.theme || page.dataset.jpTheme) === "dark";
   const themed = part => JSON.parse(JSON.stringify(part), (key, value) =>
     !isDark() || typeof value !== "string" || key === "source" ? value
@@ -41,7 +47,7 @@
   const load = () => window.chestxaiPlotly ??= new Promise((done, fail) => {
     if (window.Plotly) return done();
     const script = document.createElement("script");
-    script.src="CDN";
+    script.src="https://cdn.plot.ly/plotly-VERSION.min.js";
     if (inBook !== undefined) script.src = `${inBook}_static/plotly.min.js`;
     Object.assign(script, {onload: done, onerror: fail});
     document.head.append(script);

@@ -19,37 +19,10 @@ import pandas as pd
 import plotly.io as pio
 from plotly.offline import get_plotlyjs_version
 
-_SCRIPT = Path(__file__).with_name("figure.js").read_text("utf-8")
+_STYLE, _SCRIPT = (Path(__file__).with_name(f"figure.{kind}").read_text("utf-8") for kind in ("css", "js"))
 _SCRIPT = _SCRIPT[_SCRIPT.index("(() =>") :]  # without its comment
 _ROWS = 200  # rows of a data table
 _NEXT = itertools.count()
-#: Colours of a figure on a light page, and what they become on a dark one.
-DARK = {
-    "rgb(255,255,255)": "#14181e",
-    "#222222": "#eeeeee", "#444444": "#cccccc", "#555555": "#bbbbbb", "#666666": "#aaaaaa",
-    "#777777": "#aaaaaa", "#888888": "#999999", "#bbbbbb": "#666666", "#ececec": "#333a44",
-    "rgba(255,255,255,0.8)": "rgba(20,24,30,0.8)",
-}  # fmt: skip
-_STYLE = """<style>
-figure.cx{margin:0 0 1em;font-size:14px;line-height:1.35}
-figure.cx figcaption{margin:0 0 6px;max-width:688px;text-align:left}
-figure.cx .cx-controls label{display:inline-block;margin:0 14px 6px 0}
-figure.cx .cx-controls select{font:inherit;margin-left:6px;max-width:320px}
-figure.cx .cx-plot{transform-origin:0 0}
-figure.cx .cx-box{overflow:hidden}
-figure.cx .cx-grid{display:grid;gap:12px}
-figure.cx .cx-grid>*{min-width:0;overflow-wrap:anywhere}
-figure.cx .cx-cell p,figure.cx .cx-row{margin:0 0 3px;font-size:13px}
-figure.cx .cx-row{grid-column:1/-1}
-figure.cx .cx-picture{position:relative;line-height:0;overflow:hidden}
-figure.cx .cx-picture>:is(img,svg){position:absolute;inset:0;width:100%;height:100%;margin:0;padding:0;background:none}
-figure.cx .cx-picture>img:first-child{position:static}
-figure.cx .cx-picture span{position:absolute;font-size:12px;line-height:1.35;background:rgba(0,0,0,.6);padding:0 2px}
-figure.cx details{margin-top:4px}
-figure.cx details>div{max-height:24em;overflow:auto}
-figure.cx summary{cursor:pointer}
-figure.cx .cx-bar{display:inline-block;width:120px;height:.8em;margin:0 6px}
-</style>"""
 
 
 def to_html(figure: dict[str, Any]) -> str:
@@ -66,7 +39,8 @@ def to_html(figure: dict[str, Any]) -> str:
     more = meta.get("caption") or ""
     caption = title or more or _axes_caption(layout)
     alt = meta.get("alt") or f"{caption.rstrip('.')}. {_summary(table)}"
-    head = f"<figcaption>{f'<b>{html.escape(title)}</b> {html.escape(more)}' if title else html.escape(caption)}</figcaption>"
+    words = f"<b>{html.escape(title)}</b> {html.escape(more)}".strip() if title else html.escape(caption)
+    head = f"<figcaption>{words}</figcaption>"
     # Figures of several executions may come to stand on one page.
     name = f"cx-{next(_NEXT)}-{zlib.crc32(f'{alt}{table}'.encode()):x}"
     body = _pictures(data, meta) if "cells" in meta else _chart(name, data, layout, meta, bool(title))
@@ -74,7 +48,7 @@ def to_html(figure: dict[str, Any]) -> str:
     numbers = table[:_ROWS].to_html(index=False, border=0, na_rep="", float_format="{:.4g}".format)
     folded = f"<details><summary>Data of this figure</summary><div tabindex='0'>{numbers}</div>{rest}</details>"
     label = html.escape(alt[:900], quote=True)
-    return f'{_STYLE}<figure class="cx" id="{name}" aria-label="{label}">{head}{body}{folded}</figure>'
+    return f'<style>{_STYLE}</style><figure class="cx" id="{name}" aria-label="{label}">{head}{body}{folded}</figure>'
 
 
 def plain(text: str | None) -> str:
@@ -183,11 +157,8 @@ def _chart(name: str, data: list[dict], layout: dict[str, Any], meta: dict[str, 
     # A figure is drawn no narrower than its words need: a narrow screen shows it smaller.
     cells = max([0, *(np.shape(values(trace["z"]))[-1] for trace in data if trace["type"] == "heatmap")])
     spec = {"data": data, "layout": layout, "menus": menus, "least": layout.get("width") or max(480, 240 + 44 * cells)}
-    words = {
-        "ID": json.dumps(name), "SPEC": pio.json.to_json_plotly(spec), "DARK": json.dumps(DARK),
-        "CDN": f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js",
-    }  # fmt: skip
-    script = re.sub(r"\b(ID|SPEC|CDN|DARK)\b", lambda word: words[word[0]].replace("<", "\\u003c"), _SCRIPT)
+    words = {"ID": json.dumps(name), "SPEC": pio.json.to_json_plotly(spec), "VERSION": get_plotlyjs_version()}
+    script = re.sub(r"\b(ID|SPEC|VERSION)\b", lambda word: words[word[0]].replace("<", "\\u003c"), _SCRIPT)
     controls = "".join(
         f"<label>{html.escape(menu['name'])}<select data-menu='{i}' autocomplete='off'>"
         + "".join(

@@ -43,7 +43,7 @@ _AXIS = {
     "showline": True, "linecolor": "#888888", "ticks": "outside", "tickcolor": "#888888", "gridcolor": "#ececec",
     "zeroline": False, "automargin": True, "title": {"standoff": 10, "font": {"size": 13.5}},
 }  # fmt: skip
-#: The look of all figures (a plotly template); `page.DARK` says what its colours become on a dark page.
+#: The look of all figures (a plotly template); ``figure.js`` says what its colours become on a dark page.
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": _FONT, "size": 13, "color": INK},

@@ -1,0 +1,105 @@
+"""Print the built book as one PDF with the Chromium of the system: figures as they stand, every fold open.
+
+python tools/print_book.py [_build/html] [_build/book.pdf]
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from bs4 import BeautifulSoup
+
+ROOT = Path(__file__).resolve().parents[1]
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+#: Milliseconds of the page's own clock, which stands still while a script computes, for all figures to be drawn.
+PATIENCE = 120_000
+_STYLE = """
+.bd-sidebar, .bd-header, .bd-header-article, .prev-next-footer, .headerlink, .copybtn { display: none !important; }
+article { break-before: page; max-width: 720px; margin: auto; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+.cell_output .output, figure.cx details > div { overflow: visible; max-height: none; }
+"""
+
+
+def pages(folder: Path) -> list[Path]:
+    """The pages in the order of the table of contents, the first page first."""
+    first = folder / "intro.html"
+    links = BeautifulSoup(first.read_text("utf-8"), "html.parser").select(".bd-sidebar-primary a.reference.internal")
+    listed = [folder / urlsplit(str(link["href"])).path for link in links if urlsplit(str(link["href"])).path]
+    return list(dict.fromkeys([first, *(path.resolve() for path in listed if path.is_file())]))
+
+
+def joined(folder: Path) -> str:
+    """All pages as one, whose links stay within it.
+
+    Args:
+        folder: of the built pages.
+    """
+    folder = folder.resolve()
+    every = pages(folder)
+    whole = BeautifulSoup(every[0].read_text("utf-8"), "html.parser")
+    articles = []
+    for path in every:
+        name = path.stem
+        article = BeautifulSoup(path.read_text("utf-8"), "html.parser").find("article")
+        for tag in article.find_all(id=True):
+            if not tag["id"].startswith("cx-"):  # a figure draws itself by its name, which no other has
+                tag["id"] = f"{name}-{tag['id']}"
+        for tag in article.find_all(["a", "img"]):
+            key = "href" if tag.name == "a" else "src"
+            url = urlsplit(str(tag.get(key, "")))
+            target = (path.parent / url.path).resolve() if url.path else path
+            if url.scheme or url.netloc or not tag.get(key):
+                continue
+            if target in every:
+                tag[key] = f"#{target.stem}-{url.fragment}" if url.fragment else f"#{target.stem}"
+            elif target.is_relative_to(folder):
+                tag[key] = target.relative_to(folder).as_posix()
+        for fold in article.find_all("details"):
+            if not fold.find_parent("figure"):
+                fold["open"] = ""
+        article["id"] = name
+        articles.append(article)
+    whole.body.clear()
+    whole.html["data-theme"], whole.html["data-mode"] = "light", "light"
+    whole.head.append(whole.new_tag("style", string=_STYLE))
+    for article in articles:
+        whole.body.append(article)
+    return str(whole)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """``python tools/print_book.py``."""
+    folder, path = (Path(a) for a in [*arguments, ROOT / "_build" / "html", ROOT / "_build" / "book.pdf"][:2])
+    program = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if program is None:
+        print("No PDF is made: there is no Chromium on this machine (apt-get install chromium).")
+        return 0
+    if not (folder / "intro.html").is_file():
+        print(f"There are no pages in {folder}: run 'make book' first.", file=sys.stderr)
+        return 2
+    page = folder / "print.html"
+    page.write_text(joined(folder), "utf-8")
+    try:
+        with tempfile.TemporaryDirectory() as home:
+            options = [f"--user-data-dir={home}", f"--virtual-time-budget={PATIENCE}", "--no-pdf-header-footer"]
+            command = [program, *FLAGS, *options, f"--print-to-pdf={path.resolve()}", page.resolve().as_uri()]
+            done = subprocess.run(command, capture_output=True, text=True)
+    finally:
+        page.unlink()
+    if done.returncode or not path.is_file():
+        print(done.stderr, file=sys.stderr)
+        return 1
+    print(f"Open {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
