@@ -92,7 +92,7 @@ def draw_runs(profile: Profile, chosen: dict[str, Run], path: Path, data: str = 
     images, heatmaps, masks, titles = zip(*cells, strict=True)
     picture = plots.contact_sheet(list(images), 2 * (1 + len(chosen)), titles, heatmaps, masks, size=170)
     with runs.replacing(path) as part:
-        picture.save(part, "png", optimize=True)
+        picture.quantize(256).save(part, "png", optimize=True)
     return path
 
 
