@@ -101,6 +101,10 @@ def test_pictures_need_no_script_and_say_what_they_show():
     assert cells(html)[1][:2] == ["<a> & b", "Pneumonia (4, 8, 10, 6)"]
 
 
+def test_pictures_without_a_title_are_captioned_by_their_words():
+    assert shown(plots.images(IMAGES, ["one", "two", None])).figcaption.get_text() == "one; two"
+
+
 def test_a_grid_of_variants_keeps_its_columns_and_its_scale():
     maps = {"frozen": HEAT, "late": HEAT[::-1]}
     html = shown(plots.overlay_grid(IMAGES, maps, titles=["“one”", "“two”", "“three”"]))

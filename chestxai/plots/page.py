@@ -9,6 +9,7 @@ import html
 import itertools
 import json
 import re
+import textwrap
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -37,7 +38,9 @@ def to_html(figure: dict[str, Any]) -> str:
     title = plain((layout.pop("title", None) or {}).get("text"))
     table = table_of(data, layout, meta)
     more = meta.get("caption") or ""
-    caption = title or more or _axes_caption(layout)
+    words = dict.fromkeys(cell["caption"] or cell["row"] for cell in meta.get("cells", ()))
+    above = "; ".join(" ".join(text.split()) for text in words if text)
+    caption = title or more or textwrap.shorten(above, 160, placeholder=" …") or _axes_caption(layout)
     alt = meta.get("alt") or f"{caption.rstrip('.')}. {_summary(table)}"
     words = f"<b>{html.escape(title)}</b> {html.escape(more)}".strip() if title else html.escape(caption)
     head = f"<figcaption>{words}</figcaption>"
