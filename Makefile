@@ -8,7 +8,10 @@ ROW ?= 0
 GRID ?= data/grids/text_rate.yaml
 BIN := .venv/bin
 CHROMIUM = $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
-OPTIONS := --profile $(PROFILE) $(if $(DATA),--data "$(DATA)") $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(SEEDS),--seeds $(SEEDS))
+# An option whose value may hold spaces and quotes; none where there is no value.
+option = $(if $(2),--$(1) '$(subst ','\'',$(2))')
+DATA_OPTION = $(call option,data,$(DATA))
+OPTIONS = $(call option,profile,$(PROFILE)) $(DATA_OPTION) $(call option,variants,$(VARIANTS)) $(call option,seeds,$(SEEDS))
 
 .PHONY: book grid check-result test check-pages pdf lab notebooks clean
 .DELETE_ON_ERROR:
@@ -18,10 +21,10 @@ book: .venv/installed  ## run every notebook and build the pages (PROFILE=demo, 
 	@$(BIN)/python -m chestxai.book $(OPTIONS)
 
 grid: .venv/installed  ## run the notebooks for a grid of settings and print the scores (GRID=file, DATA=folder)
-	@$(BIN)/python -m chestxai.batch --grid "$(GRID)" $(if $(DATA),--data "$(DATA)")
+	@$(BIN)/python -m chestxai.batch $(call option,grid,$(GRID)) $(DATA_OPTION)
 
 check-result: .venv/installed  ## make one row of a study's table again and compare (GRID=file, ROW=number)
-	@$(BIN)/python -m chestxai.batch --grid "$(GRID)" --check $(ROW) $(if $(DATA),--data "$(DATA)")
+	@$(BIN)/python -m chestxai.batch $(call option,grid,$(GRID)) $(call option,check,$(ROW)) $(DATA_OPTION)
 
 test: .venv/installed  ## run the tests
 	@$(BIN)/python -m pytest -n auto
@@ -47,7 +50,7 @@ clean:  ## remove what was made, except for the installation
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say which one: make PYTHON=python3.12" >&2; exit 2; }
 	@echo "Installing about 200 packages into .venv (2 GB with the CPU build of torch); the first time takes some minutes …"
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || { echo "$(PYTHON) cannot make an environment with pip: install the system's package for it (Debian and Ubuntu: python3-venv)" >&2; exit 2; }
 	@$(BIN)/python -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps attention-map-diffusers==1.0.0
 	@touch $@

@@ -106,7 +106,9 @@ class Capture:
         size: int | None,
         heads: Heads,
         times: Times,
+        grad: bool = False,
     ):
+        self.grad, self._waiting = grad, []
         self.unet, self.weights, self.groups, self.names = unet, weights, groups, names
         self.size, self.heads, self.slots = size, heads, len(weights)
         self._edges = None if isinstance(times, str) else list(times)
@@ -154,6 +156,11 @@ class Capture:
         The axis of times exists unless they are averaged, that of heads if they are kept. A group's value is the mean
         over its tokens. A slot without any row, and a group that a slot does not have, are NaN.
         """
+        for name, *read in self._waiting:
+            # Not under autocast: probabilities are float32 here, too.
+            with torch.autocast(read[1].device.type, enabled=False):
+                self._add(name, *read)
+        self._waiting.clear()
         if not self._sums:
             raise InputError("nothing was captured: call the U-Net inside the 'with capture(...)' block first")
         maps = {n: self._sums[n] / self._counts[n].view(-1, *[1] * (self._sums[n].ndim - 1)) for n in self.names}
@@ -250,6 +257,7 @@ def capture(
     size: int | None = None,
     heads: Heads = "mean",
     times: Times = "mean",
+    grad: bool = False,
 ) -> Iterator[Capture]:
     """Record the cross-attention to some tokens while ``unet`` runs inside the block.
 
@@ -265,6 +273,8 @@ def capture(
         heads: "mean", or "keep" an axis of heads.
         times: "mean"; "keep" an axis of every timestep that occurs (memory then grows with their number); or rising
             edges of spans of timesteps, each averaged by itself; a timestep outside of all of them is left out.
+        grad: keep the graph, for losses on attention. Of one pass only, and its queries and keys stay in memory until
+            `Capture.maps`, which computes the probabilities: so layers may be recomputed (gradient checkpointing).
 
     Raises:
         ValueError: no cross-attention; an unknown layer; no or negative tokens; edges that do not rise; an attention
@@ -293,7 +303,7 @@ def capture(
                 f"cannot read layer {name}: its processor {type(known[name].processor).__name__} is not supported; "
                 "call unet.set_default_attn_processor() first"
             )
-    seen = Capture(unet, weights, groups, names, size, heads, times)
+    seen = Capture(unet, weights, groups, names, size, heads, times, grad)
 
     def remember(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         given = dict(zip(("sample", "timestep"), arguments, strict=False)) | options
@@ -319,7 +329,7 @@ class _Recorder:
 
         def reading(what: str) -> Any:
             def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
-                read[what] = output.detach()
+                read[what] = output if self.seen.grad else output.detach()
 
             return hook
 
@@ -328,8 +338,12 @@ class _Recorder:
             stack.callback(attn.to_k.register_forward_hook(reading("key")).remove)
             output = self.processor(attn, hidden_states, *arguments, **options)
         mask = options.get("attention_mask", arguments[1] if len(arguments) > 1 else None)
-        with torch.no_grad():
-            self.seen._add(self.name, attn, read["query"], read["key"], mask)
+        found = (self.name, attn, read["query"], read["key"], mask)
+        if self.seen.grad:
+            self.seen._waiting.append(found)
+        else:
+            with torch.no_grad():
+                self.seen._add(*found)
         return output
 
 

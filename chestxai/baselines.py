@@ -245,7 +245,7 @@ def _fit(model: nn.Module, n: int, loss: Callable[[np.ndarray], Tensor], epochs:
     name = type(model).__name__.lower()
     if n < 2:
         raise InputError(f"the {name} baseline has {n} images to learn from and needs two: add training data")
-    model.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=torch.channels_last).train()
+    model.to(runs.device(), memory_format=torch.channels_last).train()
     rng, steps = np.random.default_rng(0), math.ceil(n / _BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=epochs * steps)

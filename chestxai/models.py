@@ -102,7 +102,7 @@ def load_pipeline(
         _attach(pipeline, folder)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.eval().requires_grad_(False)
-    return pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return pipeline.to(device or runs.device())
 
 
 def _attach(pipeline: StableDiffusionPipeline, folder: Path) -> None:

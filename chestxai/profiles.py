@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +26,11 @@ RUNS = ROOT / "runs"
 
 #: Name of a profile or variant: it becomes the name of a folder.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+# What a name must be, in words, by its pattern.
+_FORMS = {
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "use letters, digits, '.', '_' and '-' alone, for it becomes the name of a folder",
+    r"\w": "it must name something",
+}
 #: How the U-Net runs while its attention is read (see `chestxai.grounding`).
 Method = Literal["noised", "inversion", "generation"]
 
@@ -102,6 +108,13 @@ class FinetuneSettings(_Settings):
         ema_decay: of the exponential moving average of the weights, which is what is saved and scored.
         checkpoint_every: steps between checkpoints.
         precision: of the computation on a GPU.
+        gradient_checkpointing: whether activations are computed again in the backward pass instead of kept, for the
+            same numbers in a third more time.
+        optimizer: ``adamw``, or ``adamw8bit``, whose moments take a byte each (Dettmers et al. 2022; needs the package
+            bitsandbytes and a GPU).
+        weights: type of what learns, its gradients and moments. With ``bf16``, which needs ``precision: bf16``, a
+            change of less than 1/256 of a weight is lost. What is saved are the averages.
+        averages: where the float32 averages of the weights are kept.
     """
 
     steps: Count
@@ -117,11 +130,17 @@ class FinetuneSettings(_Settings):
     ema_decay: float = Field(0.9999, ge=0, lt=1)
     checkpoint_every: Count
     precision: Literal["no", "fp16", "bf16"] = "no"
+    gradient_checkpointing: bool = False
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    weights: Literal["fp32", "bf16"] = "fp32"
+    averages: Literal["device", "cpu"] = "device"
 
     @model_validator(mode="after")
     def _divides(self) -> FinetuneSettings:
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
+        if self.weights == "bf16" != self.precision:
+            raise ValueError(f"weights bf16 need precision bf16, not {self.precision!r}")
         return self
 
 
@@ -266,9 +285,12 @@ def load(name: str | Path) -> Profile:
 
 def describe_errors(error: ValidationError, whole: str = "profile") -> str:
     """Validation errors on one line. ``whole`` names the object when an error belongs to no single field."""
-    return "; ".join(
-        f"{'.'.join(map(str, e['loc'])) or whole}: {e['msg']} (got {repr(e['input'])[:80]})" for e in error.errors()
-    )
+
+    def words(e: Any) -> str:
+        form = _FORMS.get(e.get("ctx", {}).get("pattern", ""), e["msg"])
+        return f"{'.'.join(map(str, e['loc']))[:200] or whole}: {form} (got {repr(e['input'])[:80]})"
+
+    return "; ".join(map(words, error.errors()[:10]))
 
 
 def profile_folder(profile: Profile, out: str | Path | None = None) -> Path:
@@ -339,6 +361,18 @@ def studies(profile: Profile, split: str, data: str | Path = "", *, boxes: bool 
     if count is None or len(chosen) <= count:
         return sources.Studies(chosen, skipped=loaded.skipped, fingerprint=loaded.fingerprint)
     return sources.Studies(chosen[:count], skipped=loaded.skipped, fingerprint=f"{loaded.fingerprint}-{count}")
+
+
+def check_packages(settings: FinetuneSettings) -> None:
+    """Check before anything is done that what the ``settings`` need is installed.
+
+    Raises:
+        MissingError: names the package.
+    """
+    if settings.optimizer == "adamw8bit" and not find_spec("bitsandbytes"):
+        raise MissingError(
+            "finetune.optimizer adamw8bit needs bitsandbytes: '.venv/bin/python -m pip install bitsandbytes'"
+        )
 
 
 def check_data(profile: Profile, data: str | Path = "", cache: dict[Any, Any] | None = None) -> dict[str, str]:

@@ -40,9 +40,9 @@ def identities(package) -> dict[str, str]:
     ("file", "old", "new", "stages"),
     [
         ("finetune/loop.py", "F.mse_loss(", "F.l1_loss(", ["weights"]),
-        ("recipes.py", "distance = 1 -", "distance = 2 -", ["weights", "maps", "images"]),
+        ("recipes/networks.py", "distance = 1 -", "distance = 2 -", ["weights", "maps", "images"]),
         ("grounding/passes.py", "passes.seed, keys[i], t, d", "passes.seed, keys[i], d, t", ["maps"]),
-        ("attention.py", "depth**-0.5", "depth**-0.25", ["maps"]),
+        ("attention.py", "depth**-0.5", "depth**-0.25", ["weights", "maps"]),
         ("localization/scores.py", "from __future__", "x = 1\nfrom __future__", []),
         ("fidelity/sampling.py", "import numpy", "x = 1\nimport numpy", ["images"]),
         ("fidelity/metrics.py", "import numpy", "x = 1\nimport numpy", []),

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "chestxai"
 FILES = sorted(PACKAGE.rglob("*.py"))
 #: Parts in the order in which they may be imported: a part imports those before it.
 FLOW = (
-    "runs stats studies reports sources recipes profiles encoders models finetune attention grounding "
+    "runs stats studies reports sources recipes profiles encoders models attention finetune grounding "
     "postprocess localization faithfulness sides causes baselines fidelity tradeoff sentences knowledge plots "
     "widgets batch book guard"
 ).split()

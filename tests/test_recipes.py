@@ -378,6 +378,22 @@ def test_prompt_dropout_of_no_finding_only_drops_no_other_prompt(tmp_path):
     assert not Recipe(ucg="no finding").droppable("Edema")
 
 
+def test_each_finding_can_be_one_token_that_sees_no_other():
+    pipeline, recipe = tiny.random_pipeline("bert"), Recipe(text="learnable", prompts="finding tokens")
+    tokenizer = pipeline.tokenizer
+    mean = pipeline.text_encoder.get_input_embeddings().weight[tokenizer("pleural effusion")["input_ids"][1:-1]].mean(0)
+    recipe.prepare(pipeline)
+    for text in ("Edema, Pleural Effusion", "Large left pleural effusion."):
+        assert tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])[3] == "pleural effusion"
+    assert reports.token_positions(tokenizer, "Edema, Pleural Effusion", "Pleural Effusion") == [3]
+    added = tokenizer.convert_tokens_to_ids("pleural effusion")
+    torch.testing.assert_close(pipeline.text_encoder.get_input_embeddings().weight[added], mean)
+    alone, beside = text_of(pipeline, ["Edema, Pleural Effusion", "Pneumothorax, Pleural Effusion"])[:, 3].unbind()
+    torch.testing.assert_close(alone, beside)
+    assert recipe.mixing == "none"
+    assert Recipe(prompts="finding tokens", mixing="all").mixing == "all"
+
+
 # --- settings --------------------------------------------------------------------------------------------------------
 
 

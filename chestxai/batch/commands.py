@@ -33,7 +33,7 @@ def planned(options: argparse.Namespace) -> tuple[Profile, list[Node]]:
     """
     name = options.profile or "demo"
     profile = profiles.load(name)
-    variants = options.variants.split(",") if options.variants else list(profile.variants)
+    variants = [name.strip() for name in options.variants.split(",")] if options.variants else list(profile.variants)
     try:
         seeds = [int(seed) for seed in options.seeds.split(",")] if options.seeds else list(profile.seeds)
     except ValueError as error:

@@ -199,6 +199,12 @@ def plan_grid(
                         raise InputError(f"chapter {chapter.name} needs {need}, which is not among the chapters before")
                     same = f"{prefix}{need}{suffix}"
                     needs += [same] if same in nodes else executions[need]
+                if "run.json" in chapter.makes and recipe["attention_from"] in cell.variants:
+                    needs.append(f"{prefix}{chapter.name} · {recipe['attention_from']} · seed {own['seed']}")
+                    if needs[-1] not in nodes:
+                        raise InputError(
+                            f"{name}: list the variant {recipe['attention_from']!r}, which it distils, first"
+                        )
                 results[name] = runs.fingerprint(shared, own, recipe, [results[need] for need in needs])
                 same_work = runs.fingerprint(work, own, recipe)
                 nodes[name] = Node(
@@ -257,7 +263,7 @@ def read_notebook(path: Path) -> dict[str, Any]:
         for cell in notebook["cells"]:
             cell |= {"cell_type": cell["cell_type"], "source": "".join(cell["source"])}
     except (KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged or not a notebook") from error
+        raise InputError(f"{path} is damaged or not a notebook; remake it with 'make notebooks'") from error
     return notebook
 
 
@@ -278,6 +284,8 @@ def read_source(path: Path) -> Source:
         except SyntaxError as error:
             text = f"line {error.lineno}: {error.msg}: {str(error.text).strip()[:80]!r}"
             raise InputError(f"{path}, cell {number}, {text}; correct it and run again") from error
+        except (ValueError, RecursionError, MemoryError) as error:  # null bytes, nested too deep
+            raise InputError(f"{path}, cell {number}: no Python ({error}); correct it and run again") from error
     files = runs.reached("\n".join(code))
     parts = frozenset(file.relative_to(runs.code.PACKAGE).with_suffix("").parts[0] for file in files)
     texts = [source for kind, source in cells if kind == "code"]

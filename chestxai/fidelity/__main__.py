@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from accelerate import PartialState
 
 from chestxai import models, profiles, runs
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _score(options: argparse.Namespace) -> None:
     own = Path(options.features)
     space = load_classifier(own) if own.is_dir() else feature_space(options.features, options.weights)
-    space = space.to("cuda" if torch.cuda.is_available() else "cpu")
+    space = space.to(runs.device())
     size, seed = options.size or space.size, options.seed
     folders = {"real": options.real, "generated": options.generated, "training": options.training}
     sets = {}

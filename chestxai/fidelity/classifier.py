@@ -119,7 +119,7 @@ def train_classifier(
 
 
 def _fit(model: FindingsClassifier, images: Array, labels: Array, training: Training) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(runs.device())
     model.to(device, memory_format=torch.channels_last).train()
     rng, steps = np.random.default_rng(training.seed), math.ceil(len(images) / training.batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, weight_decay=0.05)

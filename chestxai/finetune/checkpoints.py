@@ -6,6 +6,7 @@ A checkpoint holds the parameters that learn, and nothing else: ``unet.safetenso
 
 from __future__ import annotations
 
+import re
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping
@@ -22,7 +23,7 @@ from torch import Tensor
 from chestxai import runs
 from chestxai.finetune.launch import gather, shard_like
 from chestxai.recipes import Recipe
-from chestxai.runs import InputError, MissingError, Run
+from chestxai.runs import DivergedError, InputError, MissingError, Run
 
 LOG = ["step", "loss", "grad_norm", "lr", "seconds", "images_per_second"]
 # What later stages leave in a run's folder: void once the model is another.
@@ -45,6 +46,7 @@ def load_checkpoint(
         MissingError: no such checkpoint; lists those there are.
         InputError: the checkpoint is damaged or does not fit the pipeline, or the pipeline holds the weights of another
             recipe.
+        DivergedError: its weights are not finite.
     """
     run = run if isinstance(run, Run) else Run(run)
     steps = run.steps()
@@ -68,6 +70,10 @@ def load_checkpoint(
                     f"{path}: damaged or missing; remove {run.folder} and fine-tune again, or use another checkpoint"
                 ) from error
             check_fit(dict(getattr(pipeline, name).named_parameters()), loaded[name], path)
+            if bad := [key for key, value in loaded[name].items() if not value.isfinite().all()]:
+                raise DivergedError(
+                    f"{path}: {bad[0]} is not finite: the training had diverged; use an earlier checkpoint"
+                )
     for name, tensors in loaded.items():
         getattr(pipeline, name).load_state_dict(tensors, strict=False)
     return pipeline
@@ -119,7 +125,7 @@ def tidy_run(out: Path, identity: str) -> None:
     for path in out.glob("checkpoints/*.part"):
         runs.remove(path)
     marker = out / "identity.txt"
-    before = marker.read_text().strip() if marker.is_file() else ""
+    before = marker.read_text(errors="replace").strip() if marker.is_file() else ""
     if before == identity:
         return
     content, _, code = before.rpartition("-")
@@ -141,8 +147,8 @@ class Log:
     def __init__(self, path: Path, first: int, writes: bool) -> None:
         self.path, self.writes, self.rows = path, writes, []
         if path.is_file():
-            table = pd.read_csv(path)
-            self.rows = table[table["step"] <= first].values.tolist()
+            table = Run(path.parent).train_log()
+            self.rows = table.loc[table["step"] <= first, LOG].values.tolist()
 
     def add(self, step: int, loss: float, norm: float, rate: float, spent: float, images: int) -> None:
         """Add a ``step`` (from 1): ``loss``, gradient ``norm``, learning ``rate``, ``spent`` seconds, ``images``."""
@@ -178,7 +184,9 @@ class State:
         state = gathered(self.parameters.items()) | {f"average/{key}": value for key, value in averages.items()}
         for key, parameter in self.parameters.items():
             # A parameter that never had a gradient has no moments.
-            moments = gathered(self.optimizer.state.get(parameter, {}).items())
+            moments = self.optimizer.state.get(parameter, {}).items()
+            # The step count of an 8-bit AdamW is a plain number.
+            moments = gathered((k, v if torch.is_tensor(v) else torch.tensor(v)) for k, v in moments)
             state |= {f"optimizer/{key}/{name}": value for name, value in moments.items()}
         if not writes:
             return
@@ -206,22 +214,26 @@ class State:
         with torch.no_grad():
             for key, parameter in self.parameters.items():
                 parameter.copy_(shard_like(state[key], parameter))
-                shadows.append(shard_like(state[f"average/{key}"], parameter))
+                average = self.average.shadow_params[len(shadows)]
+                shadows.append(shard_like(state[f"average/{key}"], average))
                 prefix = f"optimizer/{key}/"
                 moments = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
                 if moments:
-                    # The step count of a fused AdamW is on the parameter's device.
+                    # The step count of a fused AdamW is a tensor on the parameter's device.
+                    plain = not isinstance(self.optimizer, torch.optim.AdamW)
                     self.optimizer.state[parameter] = {
-                        k: shard_like(v, parameter) if v.shape == parameter.shape else v.to(parameter.device)
+                        k: v.item() if plain and not v.ndim
+                        else shard_like(v, parameter) if v.shape == parameter.shape else v.to(parameter.device)
                         for k, v in moments.items()
-                    }
+                    }  # fmt: skip
         self.average.shadow_params, self.average.optimization_step = shadows, step
         return step
 
 
 def _states(out: Path) -> dict[Path, int]:
     """Resumable states, the latest first. Two are kept in case the last one is damaged."""
-    found = {path: int(path.stem[5:]) for path in (out / "resume").glob("step-*.safetensors")}
+    paths = [path for path in (out / "resume").glob("step-*.safetensors") if re.fullmatch("step-[0-9]+", path.stem)]
+    found = {path: int(path.stem[5:]) for path in paths}
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from accelerate import PartialState
 
 from chestxai import models, profiles
+from chestxai.finetune import plan
 from chestxai.finetune.loop import finetune
 
 
@@ -22,9 +23,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Fine-tune one variant of a profile. A finished run is left alone, an unfinished one is resumed.",
     )
     profiles.add_options(parser)
+    parser.add_argument("--plan", action="store_true", help="say what it takes, without weights or data, and stop")
+    parser.add_argument("--gpu", type=float, metavar="GB", help="with --plan: memory of a GPU (default: that of yours)")
+    parser.add_argument("--gpus", type=int, default=1, help="with --plan: how many share a batch (default: 1)")
     options = parser.parse_args(arguments)
     profile = profiles.load(options.profile)
     variant = options.variant or next(iter(profile.variants))
+    if options.plan:
+        text, fits = plan.report(profile, variant, options.gpu, options.gpus)
+        print(text)
+        return 1 if fits is False else 0
     run = finetune(
         models.load_pipeline(profile.base, device="cpu"),  # each process has its own GPU, known later
         profiles.studies(profile, "train", options.data),

@@ -53,7 +53,7 @@ def training_latents(
     folder: Path,
     recipe: Recipe | None = None,
     seed: int = 0,
-) -> tuple[Tensor, list[str], list[str]]:
+) -> tuple[Tensor, list[Study], list[str], list[str]]:
     """As `training_pairs`, with latents instead of images, kept in ``folder``.
 
     At most `_CHUNK` images are in memory. Of several processes each encodes its share once. The latents are mapped from
@@ -68,7 +68,7 @@ def training_latents(
         seed: of what is random in prompts.
 
     Returns:
-        Latents float32 ``(n, c, h, w)``, their prompts, and one line for each study that was left out.
+        Latents float32 ``(n, c, h, w)``, their studies and prompts, and one line for each study that was left out.
 
     Raises:
         InputError: no study can be used.
@@ -101,7 +101,8 @@ def training_latents(
     with FileLock(path.with_suffix(".lock")) if alone else nullcontext():
         stored, unreadable = runs.resumable(path, name, len(usable), encode, chunk=_CHUNK, description=shown)
     _check_any(len(stored.get("rows", ())), studies, skipped + unreadable)
-    return stored["latents"], [prompts[row] for row in stored["rows"].tolist()], skipped + unreadable
+    rows = stored["rows"].tolist()
+    return stored["latents"], [usable[row] for row in rows], [prompts[row] for row in rows], skipped + unreadable
 
 
 def _check_any(count: int, studies: Sequence[Study], lines: Sequence[str]) -> None:

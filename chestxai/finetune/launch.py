@@ -7,18 +7,33 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    GradientAccumulationPlugin,
+    TorchDynamoPlugin,
+)
 from diffusers import StableDiffusionPipeline
 from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from chestxai import profiles, runs
 from chestxai.profiles import FinetuneSettings
 from chestxai.runs import InputError
+
+# Variables of accelerate that would make another run of it, and their value when off.
+_BENDING = {
+    "ACCELERATE_TORCH_DEVICE": "",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "false",
+    "ACCELERATE_DOWNCAST_BF16": "no",
+    "ACCELERATE_USE_SAGEMAKER": "false",
+}
 
 
 def make_accelerator(settings: FinetuneSettings, unused: bool = False) -> Accelerator:
@@ -31,12 +46,22 @@ def make_accelerator(settings: FinetuneSettings, unused: bool = False) -> Accele
     Raises:
         InputError: a kind of distribution that the loop does not support, or a batch that cannot be shared equally.
     """
+    profiles.check_packages(settings)
+    for name, off in _BENDING.items():
+        if os.environ.get(name, off).lower() not in (off, ""):
+            raise InputError(
+                f"the variable {name} is {os.environ[name]!r}, which no profile asks for: unset it, or start with "
+                "'accelerate launch --config_file data/accelerate/ddp.yaml'"
+            )
     # accelerate keeps the precision of the first run of a process and refuses another.
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != settings.precision:
         AcceleratorState._reset_state()
+    # Given as plugins, these do not give way to variables of the environment.
     accelerator = Accelerator(
+        cpu=runs.device() == "cpu",
         mixed_precision=settings.precision,
-        gradient_accumulation_steps=settings.accumulate,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=settings.accumulate),
+        dynamo_plugin=TorchDynamoPlugin(backend="no"),
         step_scheduler_with_optimizer=False,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
     )
@@ -57,6 +82,8 @@ def make_accelerator(settings: FinetuneSettings, unused: bool = False) -> Accele
         state.fsdp_plugin = FullyShardedDataParallelPlugin()
         # autocast chooses the precision of each operation, as it does without FSDP; gradients stay in float32.
         state.fsdp_plugin.mixed_precision_policy = None
+        if settings.averages == "cpu":
+            raise InputError("finetune.averages: cpu is not for FSDP, which spreads them over the GPUs; use device")
     world = accelerator.num_processes
     if settings.batch_size % (world * settings.accumulate):
         raise InputError(
@@ -64,6 +91,42 @@ def make_accelerator(settings: FinetuneSettings, unused: bool = False) -> Accele
             f"{settings.accumulate} accumulated steps"
         )
     return accelerator
+
+
+@contextmanager
+def memory_errors(settings: FinetuneSettings) -> Iterator[None]:
+    """Turn CUDA's "out of memory" inside the block into one line that names the ``settings`` to change.
+
+    Raises:
+        InputError: instead of `torch.OutOfMemoryError`.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        first = str(error).split(". ")[0]
+        raise InputError(f"{first}: {savers(settings)}. Finished checkpoints are kept") from error
+
+
+def savers(settings: FinetuneSettings) -> str:
+    """The settings to change where memory does not suffice, without those already made in ``settings``."""
+    smaller = settings.batch_size // settings.accumulate > 1
+    advice = {
+        f"raise finetune.accumulate (now {settings.accumulate}; batch_size is {settings.batch_size})": smaller,
+        "set finetune.gradient_checkpointing: true": not settings.gradient_checkpointing,
+        "set finetune.averages: cpu": settings.averages != "cpu",
+        "set finetune.optimizer: adamw8bit": settings.optimizer == "adamw",
+        'give the variant unet: "lora:16"': True,
+    }
+    return f"in the profile, {', or '.join(text for text, helps in advice.items() if helps)}; see --plan"
+
+
+def make_optimizer(groups: list[dict[str, Any]], settings: FinetuneSettings) -> torch.optim.Optimizer:
+    """AdamW over ``groups`` of parameters as the ``settings`` say."""
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
+    from bitsandbytes.optim import AdamW8bit  # optional, see `profiles.check_packages`
+
+    return AdamW8bit(groups, weight_decay=settings.weight_decay)
 
 
 def gather(value: Tensor) -> Tensor:
@@ -95,11 +158,8 @@ def check_space(
     def size(*parts: Iterable[torch.nn.Parameter]) -> int:
         return sum(p.numel() * p.element_size() for part in parts for p in part)
 
-    checkpoints = -(-settings.steps // settings.checkpoint_every)
-    # The resumable state holds weights, averages and two moments; two are kept while a third is written. The weights
-    # before the training are kept beside it, and the model is written at the end.
     whole = size(*(part.parameters() for part in (pipeline.unet, pipeline.text_encoder, pipeline.vae)))
-    needed = size(learning) * (checkpoints + 13) + whole
+    needed = space(size(learning), whole, settings)
     out.mkdir(parents=True, exist_ok=True)
     # An unfinished run has some of it already; another run is replaced.
     needed -= sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
@@ -109,6 +169,19 @@ def check_space(
             f"{out}: fine-tuning needs about {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; "
             "free some space, or raise finetune.checkpoint_every in the profile"
         )
+
+
+def space(learning: int, whole: int, settings: FinetuneSettings) -> int:
+    """Bytes of a run on disk.
+
+    Args:
+        learning, whole: bytes of what learns, and of all that the model holds.
+        settings: number of checkpoints.
+    """
+    checkpoints = -(-settings.steps // settings.checkpoint_every)
+    # The resumable state holds weights, averages and two moments; two are kept while a third is written. The weights
+    # before the training are kept beside it, and the model is written at the end.
+    return learning * (checkpoints + 13) + whole
 
 
 @contextmanager

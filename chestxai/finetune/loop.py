@@ -6,7 +6,7 @@ import copy
 import inspect
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from chestxai import models, runs
 from chestxai.finetune import launch
 from chestxai.finetune.checkpoints import Log, State, load_checkpoint, prepare, tidy_run
 from chestxai.finetune.latents import training_latents
+from chestxai.finetune.pointing import Pointing
 from chestxai.profiles import FinetuneSettings
 from chestxai.recipes import Recipe, Schedule
-from chestxai.runs import DivergedError, Run
+from chestxai.runs import DivergedError, MissingError, Run
 from chestxai.studies import Fit, Study
 
 # Bytes of text embeddings kept; those of a hundred thousand prompts of Stable Diffusion would be 30 GB.
@@ -82,7 +83,7 @@ def finetune(
     """
     recipe = Recipe(text=recipe) if isinstance(recipe, str) else recipe
     run, weights = Run(out), models.fingerprint(pipeline)
-    before, code = _identity(pipeline, studies, settings, recipe, seed, fit), _code(recipe)
+    before, code = _identity(pipeline, studies, settings, recipe, seed, fit, _hashes(recipe, run)), _code(recipe)
     identity = f"{before}-{weights}-{code}"
     if run.is_finished() and _reuse(pipeline, run, recipe, (before, weights, code)):
         return run.folder
@@ -94,15 +95,19 @@ def finetune(
         prepare(pipeline, recipe, seed)
         learning = [*recipe.learning(pipeline.unet, pipeline.text_encoder, settings)]
         launch.check_space(run.folder, [p for _, p, _ in learning], pipeline, settings)
-        latents, prompts, skipped = training_latents(
+        latents, kept, prompts, skipped = training_latents(
             pipeline, studies, fit, cache or run.folder / "scratch", recipe, seed
         )
+        pointing = None
+        if recipe.attention != "none":
+            pointing = Pointing(recipe, pipeline, kept, prompts, latents, fit, run.folder)
         if main:
             tidy_run(run.folder, identity)
         accelerator.wait_for_everyone()
         started = time.perf_counter()
-        with _restored_on_failure(pipeline, learning, run.folder / "scratch" / "base.safetensors", accelerator):
-            training = _Training(accelerator, pipeline, recipe, settings, seed, run, identity)
+        base = run.folder / "scratch" / "base.safetensors"
+        with launch.memory_errors(settings), _restored_on_failure(pipeline, learning, base, accelerator):
+            training = _Training(accelerator, pipeline, recipe, settings, seed, run, identity, pointing)
             training.run(latents, prompts)
             if main:
                 models.save_pipeline(pipeline, run.model)
@@ -138,6 +143,7 @@ def _identity(
     recipe: Recipe,
     seed: int,
     fit: Fit,
+    files: Sequence[str],
 ) -> str:
     """Names settings, recipe and data. Defaults of a recipe do not count, so that a further field changes nothing."""
     names = ("unet", "text_encoder", "vae", "scheduler")
@@ -145,12 +151,24 @@ def _identity(
     return runs.fingerprint(
         settings.model_dump(),
         recipe.model_dump(exclude_defaults=True),
+        *files,
         seed,
         fit,
         _print(studies),
         [[s.id, s.report] for s in studies],
         parts | {"tokens": pipeline.tokenizer.model_max_length},
     )
+
+
+def _hashes(recipe: Recipe, run: Run) -> list[str]:
+    """Of the files that the recipe reads."""
+    files = recipe.files(run.folder)
+    for name, path in files.items():
+        if not path.is_file():
+            raise MissingError(
+                f"{name}: {path} is missing" + (f"; {Run(path.parent).remedy()}" if path.stem == "run" else "")
+            )
+    return [runs.sha256(path) for path in files.values()]
 
 
 def _print(studies: Sequence[Study]) -> str:
@@ -237,12 +255,26 @@ class _Model(torch.nn.Module):
 
 
 class _Average(EMAModel):
-    """diffusers' average with its warm-up, updated in one pass over memory and without a temporary copy."""
+    """diffusers' average with its warm-up in float32, updated in one pass over memory and without a temporary copy."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter], settings: FinetuneSettings) -> None:
+        self.aside = settings.weights != "fp32" or settings.averages == "cpu"
+        with torch.no_grad():
+            shadows = [
+                p.to("cpu" if settings.averages == "cpu" else p.device, torch.float32, copy=True) for p in parameters
+            ]
+        super().__init__([], decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
+        self.shadow_params = shadows
 
     @torch.no_grad()
     def step(self, parameters: list[torch.nn.Parameter]) -> None:
         self.optimization_step += 1
-        get_ema_multi_avg_fn(self.get_decay(self.optimization_step))(self.shadow_params, parameters, None)
+        update = get_ema_multi_avg_fn(self.get_decay(self.optimization_step))
+        if not self.aside:
+            update(self.shadow_params, parameters, None)
+            return
+        for shadow, parameter in zip(self.shadow_params, parameters, strict=True):  # one copy at a time
+            update([shadow], [parameter.to(shadow)], None)
 
 
 class _Training:
@@ -257,13 +289,19 @@ class _Training:
         seed: int,
         run: Run,
         identity: str,
+        pointing: Pointing | None,
     ) -> None:
+        self.pointing = pointing
         self.accelerator, self.pipeline, self.recipe, self.settings = accelerator, pipeline, recipe, settings
         self.seed, self.run_, self.identity = seed, run, identity
         self.schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
         self.parts = {"unet": pipeline.unet} | ({"text_encoder": pipeline.text_encoder} if recipe.text_learns else {})
         pipeline.text_encoder.eval()  # no dropout, under any recipe
         pipeline.unet.train()
+        if settings.gradient_checkpointing:
+            pipeline.unet.enable_gradient_checkpointing()
+        for part in self.parts.values():
+            part.to(torch.bfloat16 if settings.weights == "bf16" else torch.float32)
         rates = {}
         for name, parameter, rate in recipe.learning(pipeline.unet, pipeline.text_encoder, settings):
             parameter.requires_grad_(True)
@@ -278,13 +316,11 @@ class _Training:
             {"params": [named[n] for n in rates if rates[n] == rate], "lr": rate}
             for rate in dict.fromkeys(rates.values())
         ]
-        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.model, self.optimizer = accelerator.prepare(model, launch.make_optimizer(groups, settings))
         named = dict(model.named_parameters())
         parameters = {name: named[name] for name in rates}
-        average = _Average(list(parameters.values()), decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
-        self.state = State(parameters, self.optimizer.optimizer, average)
         self.parameters = list(parameters.values())
+        self.state = State(parameters, self.optimizer.optimizer, _Average(self.parameters, settings))
 
     def run(self, latents: Tensor, prompts: list[str]) -> None:
         """All steps from the last checkpoint on; at the end the pipeline holds the averages."""
@@ -317,6 +353,8 @@ class _Training:
                     self.state.save(self.run_.folder, step + 1, self.identity, main)
                 self.accelerator.wait_for_everyone()
         own = {f"{part}.{name}": p for part, module in self.parts.items() for name, p in module.named_parameters()}
+        for part in self.parts.values():
+            part.to(torch.float32)
         with torch.no_grad():
             for name, value in zip(self.state.parameters, self.state.average.shadow_params, strict=True):
                 own[name].copy_(launch.gather(value))
@@ -349,10 +387,12 @@ class _Training:
             mine = slice((part * world + rank) * micro, (part * world + rank + 1) * micro)
             rows, noise, times, dropped = (value[mine] for value in batch)
             x, noise, times = latents[rows].to(device), noise.to(device), times.to(device)
-            chosen = torch.where(dropped & self.droppable[rows], self.empty, self.text_rows[rows])
+            dropped = dropped & self.droppable[rows]
+            chosen, named = self.text_rows[rows].masked_fill(dropped, self.empty), rows.masked_fill(dropped, -1)
             with accelerator.accumulate(self.model), accelerator.autocast():
-                loss, added = self._loss(x, noise, times, chosen, self.recipe.text_active(step, settings.steps))
-                accelerator.backward(loss if added is None else loss + added)
+                learns = self.recipe.text_active(step, settings.steps)
+                loss, added = self._loss(x, noise, times, chosen, named.tolist(), learns)
+                accelerator.backward(loss + added)
                 total += loss.detach() / settings.accumulate
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(self.parameters, settings.max_grad_norm)
@@ -369,20 +409,22 @@ class _Training:
         return value, length
 
     def _loss(
-        self, x: Tensor, noise: Tensor, times: Tensor, chosen: Tensor, learns: bool
-    ) -> tuple[Tensor, Tensor | None]:
+        self, x: Tensor, noise: Tensor, times: Tensor, chosen: Tensor, named: list[int], learns: bool
+    ) -> tuple[Tensor, Tensor | float]:
         """Denoising loss of a batch, and what the recipe adds to it."""
         text = {name: values[chosen].to(x.device) for name, values in self.text.items()}
         if not self.recipe.text_learns and "context" not in text:
             text = {"context": models.text_states(self.pipeline.text_encoder, text).float()}
-        predicted, states = self.model(self.schedule.add_noise(x, noise, times), times, text, learns)
+        own = self.accelerator.unwrap_model(self.model)
+        with self.pointing.reading(own.unet, named) if self.pointing else nullcontext(lambda: 0.0) as pointed:
+            predicted, states = self.model(self.schedule.add_noise(x, noise, times), times, text, learns)
+        added = pointed()
         target = models.prediction_target(self.schedule, x, noise, times)
         loss = F.mse_loss(predicted.float(), target, reduction="none").flatten(1).mean(dim=1)
         loss = (loss * self._weights(times)).mean()
-        if not learns:
-            return loss, None
-        encoder = self.accelerator.unwrap_model(self.model).text_encoder
-        return loss, self.recipe.penalty(states, text.get("reference"), text["attention_mask"], encoder)
+        if learns:
+            added += self.recipe.penalty(states, text.get("reference"), text["attention_mask"], own.text_encoder) or 0.0
+        return loss, added
 
     def _weights(self, times: Tensor) -> Tensor:
         """Weight of each row's loss: 1, or min-SNR-γ (Hang et al. 2023, eq. 9 and its form for the velocity)."""
@@ -414,11 +456,14 @@ def _restored_on_failure(
         yield
     except BaseException:
         before = runs.load_tensors(kept)
+        for part in (pipeline.unet, pipeline.text_encoder):
+            part.to(torch.float32)
         with torch.no_grad():
             for name, parameter, _ in learning:
                 parameter.copy_(before[name])
         raise
     finally:
+        pipeline.unet.disable_gradient_checkpointing()
         for part in (pipeline.unet, pipeline.text_encoder):
             part.zero_grad()
             part.to(device).eval().requires_grad_(False)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from chestxai import reports
 from chestxai.recipes import NO_FINDING, Recipe
+from chestxai.runs import InputError
 from chestxai.sources.phantom.texts import paraphrase
+from chestxai.sources.tables import csv_rows
 from chestxai.studies import FINDINGS, Study
 
 
@@ -22,13 +26,17 @@ def study_prompts(
         studies: in any order; what is random of a prompt depends on ``seed`` and the study's id alone.
         recipe: says what a prompt is; default: the impression.
         seed: of the run.
+
+    Raises:
+        InputError: the csv of paraphrases is missing or damaged, or has none of the studies.
     """
     recipe = recipe or Recipe()
     usable, prompts, skipped = [], [], []
+    rule = _from_csv(recipe, studies) if recipe.paraphrases else _RULES[recipe.prompts]
     for study in studies:
         rng = np.random.default_rng([seed, 3, int.from_bytes(hashlib.sha256(study.id.encode()).digest()[:8])])
         try:
-            text = _RULES[recipe.prompts](study, rng)
+            text = rule(study, rng)
         except ValueError as error:
             skipped.append(f"{study.id}: {error}")
             continue
@@ -58,6 +66,28 @@ def denials(study: Study, count: int, rng: np.random.Generator) -> list[str]:
     return [f"No {name.lower()}." for name in rng.permutation(absent)[:count]]
 
 
+def _from_csv(recipe: Recipe, studies: Sequence[Study]) -> Callable[[Study, np.random.Generator], str]:
+    """The rule that draws one of the texts that the recipe's csv has for a study."""
+    path, texts = recipe.files(Path())["paraphrases"], defaultdict(list)
+    advice = "It needs the columns study and text."
+    if not path.is_file():
+        raise InputError(f"paraphrases: there is no file {path}. {advice}")
+    for where, (study, text) in csv_rows(path, ("study", "text"), advice):
+        if not text:
+            raise InputError(f"{where}: study {study!r} has an empty text. {advice}")
+        texts[study].append(text)
+    if not any(study.id in texts for study in studies):
+        ids = f"it has {next(iter(texts), '')!r}, they are {studies[0].id!r}, …" if studies else ""
+        raise InputError(f"{path}: has none of the {len(studies)} studies; {ids}")
+
+    def one(study: Study, rng: np.random.Generator) -> str:
+        if study.id not in texts:
+            raise ValueError(f"no paraphrase in {path.name}")
+        return str(rng.choice(texts[study.id]))
+
+    return one
+
+
 def _impression(study: Study, _: np.random.Generator) -> str:
     return reports.prompt(study.report)
 
@@ -65,6 +95,7 @@ def _impression(study: Study, _: np.random.Generator) -> str:
 _RULES: dict[str, Callable[[Study, np.random.Generator], str]] = {
     "impression": _impression,
     "labels": labels,
+    "finding tokens": labels,
     "labels+impression": lambda study, rng: f"{labels(study, rng)}. {_impression(study, rng)}",
     # One written by hand, where the data have it, comes first.
     "paraphrases": lambda study, rng: str(study.attributes.get("paraphrase") or paraphrase(study.findings, rng)),

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
 from scipy import ndimage
 
 from chestxai import runs
@@ -215,24 +214,20 @@ def _stored(run: Run, about: pd.DataFrame) -> Iterator[tuple[dict, int, np.ndarr
     path, again = run.masks_file, f"delete {run.masks_file.parent} and {run.remedy()}"
     if not path.is_file():
         raise MissingError(f"{path} is missing: {run.remedy()}")
-    try:
-        file = safe_open(path, "numpy")
-    except SafetensorError as error:
-        raise InputError(f"{path}: damaged ({error}); {again}") from error
-    with file:
-        keys = json.loads((file.metadata() or {}).get("keys", "[]"))
-        if lacking := {"masks", "kept"} - set(file.keys()):
-            raise InputError(f"{path}: holds no {' and no '.join(sorted(lacking))}; {again}")
-        masks, share = file.get_slice("masks"), file.get_tensor("kept").tolist()
-        for step, group in about.groupby("step", sort=False):
-            stored = run.maps(step)
-            numbers = stored["rows"].tolist()
-            names = (group["study"] + "/" + group["finding"] + "/" + group["phrase"]).tolist()
-            if names != [keys[i] if 0 <= i < len(keys) else None for i in numbers]:
-                counts = f"its {len(numbers)} maps and masks are not of the {len(group)} rows of step {step}"
-                raise InputError(f"{run.maps_file(step)}: {counts} in {run.grounding_file}; {again}")
-            for row, number, heatmap in zip(group.to_dict("records"), numbers, stored["maps"].numpy(), strict=True):
-                yield row | {"kept": share[number]}, number, heatmap, masks[number]
+    # Mapped from the file, and checked against its checksum once.
+    content, keys = runs.load_tensors(path), json.loads(runs.tensor_metadata(path).get("keys", "[]"))
+    if lacking := {"masks", "kept"} - content.keys():
+        raise InputError(f"{path}: holds no {' and no '.join(sorted(lacking))}; {again}")
+    masks, share = content["masks"].numpy(), content["kept"].tolist()
+    for step, group in about.groupby("step", sort=False):
+        stored = run.maps(step)
+        numbers = stored["rows"].tolist()
+        names = (group["study"] + "/" + group["finding"] + "/" + group["phrase"]).tolist()
+        if names != [keys[i] if 0 <= i < len(keys) else None for i in numbers]:
+            counts = f"its {len(numbers)} maps and masks are not of the {len(group)} rows of step {step}"
+            raise InputError(f"{run.maps_file(step)}: {counts} in {run.grounding_file}; {again}")
+        for row, number, heatmap in zip(group.to_dict("records"), numbers, stored["maps"].numpy(), strict=True):
+            yield row | {"kept": share[number]}, number, heatmap, masks[number]
 
 
 def averages(scores: pd.DataFrame, protocol: str | Protocol = "book") -> pd.DataFrame:

@@ -22,6 +22,11 @@ from chestxai.runs.errors import InputError
 if TYPE_CHECKING:
     from accelerate import PartialState
 
+# Variables that change what libraries compute.
+_NUMBERS = (
+    "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG", "ATEN_CPU_CAPABILITY",
+    "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE",
+)  # fmt: skip
 _PACKAGES = ("chestxai", "torch", "diffusers", "transformers", "accelerate", "torchmetrics", "scikit-learn", "numpy")
 
 
@@ -57,6 +62,7 @@ def record() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "commit": commit or None,
+        "environment": {name: os.environ[name] for name in _NUMBERS if name in os.environ},
         "peak_memory_gb": round(peak_memory(), 3),
     }
 
@@ -104,11 +110,19 @@ def processes() -> PartialState:
 
     Processes wait up to a day for each other; if one fails, all end.
     """
-    import torch
     from accelerate import PartialState
 
-    cpu = os.environ.get("ACCELERATE_USE_CPU") == "true" or not torch.cuda.is_available()
-    return PartialState(cpu=cpu, timeout=timedelta(days=1))
+    return PartialState(cpu=device() == "cpu", timeout=timedelta(days=1))
+
+
+def device() -> str:
+    """Where models run: "cuda" where there is one and ``ACCELERATE_USE_CPU`` is not "true", else "cpu".
+
+    Never "mps": Apple's GPUs lack operations that the book needs, and round otherwise.
+    """
+    import torch
+
+    return "cuda" if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU") != "true" else "cpu"
 
 
 def command(main: Callable[[], int | None]) -> None:

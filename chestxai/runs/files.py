@@ -50,7 +50,7 @@ def replacing(path: Path) -> Iterator[Path]:
         part.touch(exist_ok=False)
         mode = part.stat().st_mode
         yield part
-        with open(part, "rb") as written:
+        with open(part, "r+b") as written:  # Windows syncs what may be written only
             os.fsync(written.fileno())
         # safetensors replaces its target by a file of other permissions.
         part.chmod(mode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from chestxai.runs.errors import InputError, MissingError
-from chestxai.runs.files import load_tensors, read_json
+from chestxai.runs.files import load_tensors, read_bytes, read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +21,33 @@ if TYPE_CHECKING:
 
 #: Columns of ``grounding.csv`` that hold text; all others are numbers.
 TEXT_COLUMNS = ("study", "patient", "finding", "phrase")
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+    fingerprint: str | None = None
+    studies: int = 0
+    skipped: list[str] = []
+
+
+class _Record(BaseModel):
+    """What others read of ``run.json``, and its types; any of it may be missing."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    finished: bool = False
+    identity: str = ""
+    model: str = ""
+    variant: str = ""
+    recipe: dict[str, Any] = {}
+    seed: int = 0
+    settings: dict[str, Any] = {}
+    profile: dict[str, Any] = {}
+    data: _Data = _Data()
+    data_root: str = ""
+    versions: dict[str, str] = {}
+    seconds: float = 0
+    final_loss: float | None = None
+    peak_memory_gb: float = 0
 
 
 def _path(name: str) -> property:
@@ -69,21 +98,28 @@ class Run:
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, rising."""
-        names = [path.name for path in (self.folder / "checkpoints").glob("step-*")]
-        return sorted(int(name[5:]) for name in names if name[5:].isdigit())
+        names = [path.name[5:] for path in (self.folder / "checkpoints").glob("step-*")]
+        return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
 
     def record(self) -> dict[str, Any]:
         """``run.json``.
 
         Raises:
             MissingError: there is none; names the command that makes it.
-            InputError: it is not a JSON object.
+            InputError: it is not a JSON object, or an entry is of the wrong type.
         """
-        return read_json(self._existing(self.record_file), dict)
+        content = read_json(self._existing(self.record_file), dict)
+        try:
+            _Record.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise InputError(f"{self.record_file}: {where}: {first['msg']}; delete it and {self.remedy()}") from error
+        return content
 
     def is_finished(self, identity: str | None = None) -> bool:
         """Whether the fine-tuning is complete, and made for this ``identity`` if one is given."""
-        record = read_json(self.record_file, dict) if self.record_file.is_file() else {}
+        record = self.record() if self.record_file.is_file() else {}
         return bool(record.get("finished")) and identity in (None, record.get("identity"))
 
     def check_finished(self) -> Run:
@@ -97,8 +133,8 @@ class Run:
         return self
 
     def train_log(self) -> pd.DataFrame:
-        """``train.csv``: columns step, loss, grad_norm, lr, seconds, images_per_second."""
-        return self._table(self.log_file, text=())
+        """``train.csv``: columns step, loss, grad_norm, lr, seconds, images_per_second; raises as `grounding`."""
+        return self._table(self.log_file, numbers=("step", "loss", "grad_norm", "lr", "seconds"))
 
     def grounding(self) -> pd.DataFrame:
         """``grounding.csv`` with text in `TEXT_COLUMNS` ("007" stays "007", "NA" is a phrase) and numbers elsewhere.
@@ -106,7 +142,7 @@ class Run:
         Raises:
             MissingError, InputError: missing, damaged, a column is missing, a number is not one (names the line).
         """
-        table = self._table(self.grounding_file, text=TEXT_COLUMNS)
+        table = self._table(self.grounding_file, TEXT_COLUMNS)
         return table.astype({"step": int})
 
     def fidelity(self) -> dict[int, dict[str, float]]:
@@ -117,7 +153,9 @@ class Run:
         """
         path = self._existing(self.fidelity_file)
         steps = read_json(path, dict).get("steps")
-        if not isinstance(steps, dict) or not all(s.isdigit() and isinstance(v, dict) for s, v in steps.items()):
+        if not isinstance(steps, dict) or not all(
+            re.fullmatch("[0-9]+", s) and isinstance(v, dict) for s, v in steps.items()
+        ):
             raise InputError(f"{path}: has no scores by step; delete it and {self.remedy()}")
         for step, (name, value) in ((step, item) for step, scores in steps.items() for item in scores.items()):
             number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isinf(value)
@@ -165,26 +203,29 @@ class Run:
             raise MissingError(f"{path} is missing: {self.remedy()}")
         return path
 
-    def _table(self, path: Path, text: tuple[str, ...]) -> pd.DataFrame:
+    def _table(self, path: Path, text: tuple[str, ...] = (), numbers: tuple[str, ...] = ("step",)) -> pd.DataFrame:
         import pandas as pd
 
+        raw = read_bytes(self._existing(path))
+        if raw and not raw.endswith(b"\n"):
+            raise InputError(f"{path}: cut off in its last line; delete it and {self.remedy()}")
         try:
             # Everything as text first: "NA" and "None" may be phrases; only in numbers do they mean a gap.
-            table = pd.read_csv(self._existing(path), dtype=str, keep_default_na=False)
+            table = pd.read_csv(io.BytesIO(raw), dtype=str, keep_default_na=False)
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: not a readable table ({error}); delete it and {self.remedy()}") from error
-        missing = [name for name in ("step", *text) if name not in table]
+        missing = [name for name in (*numbers, *text) if name not in table]
         if missing or not len(table):
             what = f"lacks the columns {', '.join(missing)}" if missing else "has no rows"
             raise InputError(f"{path} {what}: delete it and {self.remedy()}")
         for name in table.columns.difference(text, sort=False):
-            numbers = pd.to_numeric(table[name], errors="coerce")
+            values = pd.to_numeric(table[name], errors="coerce")
             gap = table[name].isin(["", "nan"]) & (name != "step")
-            bad = np.flatnonzero(numbers.isna() & ~gap)
+            bad = np.flatnonzero(values.isna() & ~gap)
             if bad.size:
                 value = table[name].iloc[bad[0]]
                 raise InputError(
                     f"{path}, line {bad[0] + 2}: {name} is {value!r}, not a number; delete the file and {self.remedy()}"
                 )
-            table[name] = numbers
+            table[name] = values
         return table

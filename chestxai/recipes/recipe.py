@@ -9,7 +9,8 @@ independent and combine freely. The training loop knows none of their names. It 
 - `Recipe.penalty`: what the loss adds.
 
 Three small ones stand beside them: what the text encoder's tokens see of each other (`Recipe.sees`), what a study's
-prompt is (`finetune.prompts`), and which prompts may be dropped (`Recipe.droppable`).
+prompt is (`finetune.prompts`), which prompts may be dropped (`Recipe.droppable`), and where words are to point
+(`finetune.pointing`).
 
 A further field is one more field here and one more small function, called from one of the four.
 """
@@ -18,11 +19,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from chestxai.runs import InputError
+from chestxai.recipes.networks import (
+    add_adapters,
+    add_tokens,
+    cosine_distance,
+    learning_text,
+    randomise,
+    weight_distance,
+)  # fmt: skip
+from chestxai.studies import FINDINGS
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -80,9 +90,18 @@ class Recipe(BaseModel):
         ucg: which prompts may be dropped for classifier-free guidance: ``any``, or ``no finding`` (those that equal
             "No Finding", as in the paper's code; other prompts are then never dropped).
         prompts: what a study is trained with: ``impression``, ``labels`` (names of its findings, in random order),
-            ``labels+impression``, or ``paraphrases`` (its findings in other words).
+            ``labels+impression``, ``paraphrases`` (its findings in other words), or ``finding tokens`` (labels, each of
+            the eight findings an added token of its own, and none sees another unless ``mixing`` says so).
+        paraphrases: csv with the columns ``study`` and ``text``, for ``prompts: paraphrases`` of real data; of several
+            texts of a study one is drawn. Paths are relative to the current folder, or to the project's.
         word_dropout: share of a prompt's words that are left out, drawn once for each study.
         denied: so many findings that the study does not have are denied at the prompt's end.
+        attention: what is asked of the attention to words that name a finding of the study, at ``attention_weight``
+            (see `chestxai.finetune.pointing`): ``none``; ``floor`` (it does not vanish); ``supervised`` (it lies where
+            the finding is: its mask or boxes, else the zone that the report names); ``distilled`` (it lies where that
+            of a finished run does, such as a frozen one).
+        attention_from: folder of that run, or a variant of the same profile, whose run of the same seed it is.
+        attention_findings: names of the findings that this concerns; default: all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -97,9 +116,36 @@ class Recipe(BaseModel):
     mixing: str = Field("all", pattern=r"^(?:all|none|window:[1-9]\d{0,2})$")
     unet: str = Field("all", pattern=f"^(?:all|{_LORA})$")
     ucg: Literal["any", "no finding"] = "any"
-    prompts: Literal["impression", "labels", "labels+impression", "paraphrases"] = "impression"
+    prompts: Literal["impression", "labels", "labels+impression", "paraphrases", "finding tokens"] = "impression"
+    paraphrases: str = ""
     word_dropout: float = Field(0.0, ge=0, lt=1)
     denied: int = Field(0, ge=0, le=8)
+    attention: Literal["none", "floor", "supervised", "distilled"] = "none"
+    attention_weight: float = Field(0.0, ge=0, le=1000)
+    attention_findings: tuple[str, ...] = ()
+    attention_from: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tokens_apart(cls, content: Any) -> Any:
+        apart = isinstance(content, dict) and content.get("prompts") == "finding tokens"
+        return {"mixing": "none", **content} if apart else content
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Recipe:
+        for name, value, needed in (
+            ("attention_weight", self.attention_weight > 0, self.attention != "none"),
+            ("attention_from", bool(self.attention_from), self.attention == "distilled"),
+        ):
+            if value != needed:
+                raise ValueError(f"{name}: {'needed with' if needed else 'has no effect with'} {self.attention!r}")
+        for name, idle in (
+            ("attention_findings", self.attention == "none"),
+            ("paraphrases", self.prompts != "paraphrases"),
+        ):
+            if idle and getattr(self, name):
+                raise ValueError(f"{name}: has no effect here")
+        return self
 
     @model_validator(mode="after")
     def _needs_learning(self) -> Recipe:
@@ -142,7 +188,20 @@ class Recipe(BaseModel):
     def treatment(self) -> dict[str, Any]:
         """What distinguishes prepared pipelines: two recipes that differ in nothing here can share one."""
         names = {"text", "specials", "keys", "values", "mixing", "unet"}
-        return self.model_dump(include=names, exclude_defaults=True)
+        tokens = {"tokens": "findings"} if self.prompts == "finding tokens" else {}
+        return self.model_dump(include=names, exclude_defaults=True) | tokens
+
+    def files(self, folder: Path) -> dict[str, Path]:
+        """The files that a run in ``folder`` reads, by the field that names them: part of its identity.
+
+        A path is relative to the current folder or to the project's.
+        """
+        run = self.attention_from and f"{self.attention_from}/run.json"
+        if re.fullmatch(r"[\w.-]+", self.attention_from):
+            run = folder.parent.parent / self.attention_from / folder.name / "run.json"
+        root = Path(__file__).resolve().parents[2]
+        named = {"paraphrases": self.paraphrases, "attention_from": run}
+        return {name: Path(p) if Path(p).exists() else root / p for name, p in named.items() if p}
 
     def text_active(self, step: int, steps: int) -> bool:
         """Whether the text encoder learns in this step (0 to ``steps`` - 1)."""
@@ -150,6 +209,8 @@ class Recipe(BaseModel):
 
     def prepare(self, pipeline: StableDiffusionPipeline, seed: int = 0) -> None:
         """Change the pipeline's networks before the first step; new weights are drawn with ``seed``."""
+        if self.prompts == "finding tokens":
+            add_tokens(pipeline, FINDINGS)
         if self.unet != "all":
             targets = ["to_q", "to_k", "to_v", "to_out.0"]
             add_adapters(pipeline.unet, int(self.unet.split(":")[1]), seed, targets)
@@ -272,140 +333,6 @@ def attach(pipeline: StableDiffusionPipeline, recipe: Recipe, reference: nn.Modu
 def _half(part: slice, _: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     # States that are not doubled, as in a call of plain diffusers, are read by both.
     return (arguments[0][..., part], *arguments[1:])
-
-
-def learning_text(encoder: nn.Module, text: str) -> Iterator[tuple[str, nn.Parameter]]:
-    """Named parameters of a text encoder that learn under ``Recipe.text``.
-
-    Raises:
-        InputError: the encoder has fewer layers, or no embedding layer.
-    """
-    kind, _, number = text.partition(":")
-    parameters = list(encoder.named_parameters())
-    if kind == "last":
-        layers = layer_names(encoder)
-        if int(number) > len(layers):
-            raise InputError(f"text {text!r}: the text encoder has {len(layers)} layers")
-        chosen = tuple(f"{name}." for name in layers[-int(number) :])
-        parameters = [(name, p) for name, p in parameters if name.startswith(chosen)]
-    elif kind == "embeddings":
-        parameters = [(name, p) for name, p in parameters if "embeddings" in name.split(".")]
-        if not parameters:
-            raise InputError(f"text {text!r}: this {type(encoder).__name__} has no embedding layer of that name")
-    elif kind == "lora":
-        parameters = [(name, p) for name, p in parameters if ".lora_" in name]
-    elif kind != "learnable":
-        parameters = []
-    yield from parameters
-
-
-def layer_names(encoder: nn.Module) -> list[str]:
-    """Dotted names of a text encoder's transformer layers, the first one first.
-
-    Raises:
-        InputError: no list of modules is as long as the configuration says.
-    """
-    from torch import nn
-
-    count = encoder.config.num_hidden_layers
-    for name, module in encoder.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return [f"{name}.{i}" for i in range(count)]
-    raise InputError(f"this {type(encoder).__name__} has no list of {count} layers")
-
-
-def randomise(encoder: nn.Module, seed: int) -> None:
-    """Replace all weights of a text encoder, or a U-Net, by those its architecture starts with, drawn with ``seed``."""
-    import torch
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        fresh = getattr(type(encoder), "from_config", type(encoder))(encoder.config)
-    state = fresh.state_dict()
-    # A part that was removed, such as an unused pooler, is not missed.
-    encoder.load_state_dict({name: state[name].to(value) for name, value in encoder.state_dict().items()})
-
-
-def add_adapters(network: nn.Module, rank: int, seed: int, targets: str | list[str] = "all-linear") -> None:
-    """Add adapters of ``rank`` to linear layers of ``network``, drawn with ``seed``; at first they do nothing.
-
-    ``targets`` are ends of the layers' names; default: all.
-    """
-    import torch
-    from peft import LoraConfig, inject_adapter_in_model
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), network)
-    network.eval().requires_grad_(False)
-
-
-def merge_adapters(network: nn.Module) -> nn.Module:
-    """A copy of the ``network`` with its adapters merged into plain linear layers; itself if it has none."""
-    import copy
-
-    from peft.tuners.lora import LoraLayer
-
-    if not any(isinstance(module, LoraLayer) for module in network.modules()):
-        return network
-    merged = copy.deepcopy(network)
-    for name, module in list(merged.named_modules()):
-        if isinstance(module, LoraLayer):
-            module.merge()
-            parent, _, leaf = name.rpartition(".")
-            setattr(merged.get_submodule(parent), leaf, module.get_base_layer())
-    # Else the library would save adapters only.
-    vars(merged).pop("peft_config", None)
-    merged._hf_peft_config_loaded = False
-    return merged
-
-
-def cosine_distance(states: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
-    """Mean of 1 − cosine of ``states`` and ``reference`` over the tokens that ``mask`` keeps: a scalar in [0, 2]."""
-    import torch.nn.functional as F
-
-    distance = 1 - F.cosine_similarity(states, reference, dim=-1)
-    return (distance * mask).sum() / mask.sum()
-
-
-def weight_distance(encoder: nn.Module) -> Tensor:
-    """Squared distance of the learning parameters of ``encoder`` to what they were (`Recipe.prepare`), a scalar.
-
-    Raises:
-        InputError: FSDP has sharded the parameters.
-    """
-    own, before, total = dict(encoder.named_parameters()), encoder.before, 0.0
-    for name, value in before.items():
-        if hasattr(own[name], "device_mesh"):
-            raise InputError("anchor_weights: not under FSDP, which shards the weights; use DDP")
-        before[name] = value.to(own[name].device)
-        total = total + (own[name] - before[name]).square().sum()
-    return total
-
-
-def between(before: nn.Module, after: nn.Module, share: float) -> nn.Module:
-    """A copy of ``after`` on the line between two networks of one architecture (Wortsman et al. 2022, WiSE-FT).
-
-    Args:
-        before: network at ``share`` 0, such as the text encoder of the base.
-        after: network at ``share`` 1, such as that of a run.
-        share: of the way; beyond [0, 1] extrapolates.
-
-    Raises:
-        InputError: the networks have different parameters.
-    """
-    import copy
-
-    import torch
-
-    start, made = dict(before.named_parameters()), copy.deepcopy(after)
-    shapes = [{n: p.shape for n, p in each.named_parameters()} for each in (before, made)]
-    if shapes[0] != shapes[1]:
-        raise InputError("two networks with different parameters have no line between them; merge adapters first")
-    with torch.no_grad():
-        for name, value in made.named_parameters():
-            value.copy_(torch.lerp(start[name].to(value.device), value, share))
-    return made
 
 
 def of_name(value: Any) -> Any:

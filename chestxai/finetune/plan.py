@@ -1,0 +1,239 @@
+"""What a fine-tuning takes, before anything is downloaded: parameters, memory by part, disk, hours.
+
+The networks are built without weights (torch's meta device). What a backward pass keeps is counted on one image; the
+count knows nothing of the workspaces of kernels nor of fragmentation: leave a tenth of the memory free.
+"""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+
+from chestxai import encoders, profiles, runs
+from chestxai.finetune import launch
+from chestxai.profiles import FinetuneSettings, Profile
+from chestxai.runs import MissingError
+
+#: Shapes that ship, by a pattern of the base's name, for where the hub cannot be reached.
+SHAPES = {"stable-diffusion-2": profiles.DATA / "shapes" / "stable-diffusion-2.json"}
+# Blocks whose activations gradient checkpointing computes again.
+_CHECKPOINTED = ("ResnetBlock2D", "BasicTransformerBlock")
+#: Share of a GPU's memory that a plan may take.
+USABLE = 0.9
+
+
+def networks(base: str) -> tuple[dict[str, nn.Module], str]:
+    """U-Net, text encoder and autoencoder of a base without weights, and where their shapes are from.
+
+    Args:
+        base: as in a profile; of a hub id only the configuration is fetched.
+
+    Raises:
+        MissingError: the configuration cannot be had.
+    """
+    folder = profiles.base_folder(base)
+    where = str(folder or base)
+    if folder and not (folder / "text_encoder").is_dir():
+        return {"unet": _unet(where), "text_encoder": encoders.minilm()[1].to("meta"), "vae": _vae(where)}, where
+    try:
+        text = AutoConfig.from_pretrained(where, subfolder="text_encoder")
+        return {"unet": _unet(where), "text_encoder": _encoder(text), "vae": _vae(where)}, where
+    except OSError as error:
+        shape = next((path for name, path in SHAPES.items() if name in base), None)
+        if shape is None:
+            raise MissingError(f"cannot read the shape of {base!r}: {encoders.hub_reason(error)}") from error
+    content = runs.read_json(shape, dict)
+    text = AutoConfig.for_model(**content["text_encoder"])
+    with torch.device("meta"):
+        unet, vae = (
+            kind.from_config(content[k]) for kind, k in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
+        )
+    return {"unet": unet, "text_encoder": _encoder(text), "vae": vae}, f"{shape.name}, as the hub cannot be reached"
+
+
+def _unet(where: str) -> nn.Module:
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(where, subfolder="unet"))
+
+
+def _vae(where: str) -> nn.Module:
+    with torch.device("meta"):
+        return AutoencoderKL.from_config(AutoencoderKL.load_config(where, subfolder="vae"))
+
+
+def _encoder(config: Any) -> nn.Module:
+    with torch.device("meta"):
+        return AutoModel.from_config(config)
+
+
+def memory(parts: dict[str, nn.Module], profile: Profile, variant: str, processes: int = 1) -> dict[str, float]:
+    """Bytes on one GPU of a training of ``variant``, by what they are for.
+
+    Args:
+        parts: of `networks`; prepared here as the recipe needs them.
+        profile: its settings and recipes.
+        variant: one of them.
+        processes: GPUs that share a batch (DDP).
+    """
+    settings, recipe = profile.finetune, profile.recipe(variant)
+    pipeline = SimpleNamespace(**parts)
+    if recipe.kind == "lora" or recipe.unet != "all":
+        with torch.device("meta"):
+            recipe.model_copy(update={"prompts": "impression"}).prepare(pipeline)
+    learning = list(recipe.learning(parts["unet"], parts["text_encoder"], settings))
+    count = sum(p.numel() for _, p, _ in learning)
+    size = 2 if settings.weights == "bf16" else 4
+    everything = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    moving = {"unet", *(["text_encoder"] if recipe.text_learns else [])}
+    used = {f"weights, {name}": n * (size if name in moving else 4) for name, n in everything.items()}
+    if recipe.splits:
+        used["weights, text encoder as it was"] = everything["text_encoder"] * 4
+    used["gradients"] = count * size
+    used["moments"] = count * 2 * (1 if settings.optimizer == "adamw8bit" else size)
+    used["averages"] = 0 if settings.averages == "cpu" else count * 4
+    # autocast keeps a copy of each weight for the length of a pass.
+    half = settings.precision != "no"
+    used["copies in half precision"] = sum(everything[n] for n in moving) * 2 if half and size == 4 else 0
+    rows = settings.batch_size // (settings.accumulate * processes)
+    used["activations"] = rows * activations(parts["unet"], settings)
+    if recipe.text_learns:
+        config = parts["text_encoder"].config
+        # Of a transformer layer: its inputs, queries, keys, values, attention and both sides of its two linear layers.
+        wide = config.num_hidden_layers * (8 * config.hidden_size + 2 * config.intermediate_size)
+        used["activations"] += rows * _length(config) * wide * (2 if half else 4)
+    return used
+
+
+def _length(config: Any) -> int:
+    return min(config.max_position_embeddings, 77) if "clip" in config.model_type else encoders.MINILM["max_length"]
+
+
+def activations(unet: nn.Module, settings: FinetuneSettings) -> float:
+    """Bytes that the backward pass of one image keeps, counted as the forward pass saves them.
+
+    Args:
+        unet: on the meta device.
+        settings: precision and gradient checkpointing.
+    """
+    config, kept, inside = unet.config, {}, []
+    kind = torch.float32 if settings.precision == "no" else torch.bfloat16
+    types = [p.dtype for p in unet.parameters()]
+    for parameter in unet.requires_grad_(True).parameters():
+        parameter.data = parameter.data.to(kind)
+    weights = {id(p) for p in unet.parameters()}
+
+    def save(value: Tensor) -> Tensor:
+        base = value if value._base is None else value._base
+        if id(base) not in weights:
+            kept.setdefault(id(base), (base, inside[0] if inside else None))
+        return value
+
+    units: dict[nn.Module, int] = {}
+
+    def enter(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        inside.append(module)
+        units[module] = sum(x.numel() * x.element_size() for x in arguments if torch.is_tensor(x))
+
+    hooks = []
+    for module in unet.modules():
+        if settings.gradient_checkpointing and type(module).__name__ in _CHECKPOINTED:
+            hooks.append(module.register_forward_pre_hook(enter))
+            hooks.append(module.register_forward_hook(lambda *_: inside.pop() and None))
+    side, width = config.sample_size, config.cross_attention_dim
+    inputs = torch.empty(1, config.in_channels, side, side), torch.zeros(1), torch.empty(1, 77, width)
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda value: value):
+        unet(*(x.to("meta", kind) for x in inputs))
+    for hook in hooks:
+        hook.remove()
+    for parameter, before in zip(unet.parameters(), types, strict=True):
+        parameter.data = parameter.data.to(before)
+    sizes: dict[Any, int] = {}
+    for value, unit in kept.values():
+        sizes[unit] = sizes.get(unit, 0) + value.numel() * value.element_size()
+    outside = sizes.pop(None, 0)
+    return outside + sum(units.values()) + max(sizes.values(), default=0) if units else outside
+
+
+def seconds_per_step(unet: nn.Module, settings: FinetuneSettings, device: str, steps: int = 10) -> float:
+    """Seconds of a step on one device, the median of ``steps``, with random weights and data.
+
+    Args:
+        unet: on the meta device; leaves it.
+        settings: batch, precision and savers.
+        device: "cuda" or "cpu".
+        steps: number of timed steps, after one that is not.
+    """
+    kind = torch.bfloat16 if settings.weights == "bf16" else torch.float32
+    unet = unet.to_empty(device=device).to(kind).requires_grad_(True).train()
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.normal_(std=0.02)
+    if settings.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    optimizer = launch.make_optimizer([{"params": list(unet.parameters()), "lr": 1e-6}], settings)
+    rows, config, spent = settings.batch_size // settings.accumulate, unet.config, []
+    x = torch.randn(rows, config.in_channels, config.sample_size, config.sample_size, device=device)
+    text, times = (
+        torch.randn(rows, 77, config.cross_attention_dim, device=device),
+        torch.full((rows,), 500, device=device),
+    )
+    half = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[settings.precision]
+    for _ in range(steps + 1):
+        began = time.perf_counter()
+        for _ in range(settings.accumulate):
+            with torch.autocast(device, half, enabled=half is not None):
+                loss = F.mse_loss(unet(x, times, text, return_dict=False)[0].float(), x)
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        spent.append(time.perf_counter() - began)
+    return sorted(spent[1:])[steps // 2]
+
+
+def report(profile: Profile, variant: str, gpu: float | None = None, gpus: int = 1) -> tuple[str, bool | None]:
+    """A plan in words, and whether it fits (None where no GPU is known).
+
+    Args:
+        profile: the settings.
+        variant: of the profile.
+        gpu: memory of the GPU in GB (10⁹ bytes); default: that of the one here.
+        gpus: that share a batch (DDP).
+    """
+    profiles.check_packages(profile.finetune)
+    parts, source = networks(profile.base)
+    settings, recipe = profile.finetune, profile.recipe(variant)
+    used = memory(parts, profile, variant, gpus)
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    learning = sum(p.numel() for _, p, _ in recipe.learning(parts["unet"], parts["text_encoder"], settings))
+    lines = [f"{profile.name}, {variant}: {settings.steps:,} steps of {settings.batch_size} images (shapes: {source})"]
+    lines += [f"  {name:32s}{n / 1e6:10.1f} M parameters" for name, n in sizes.items()]
+    lines += [f"  {'that learn':32s}{learning / 1e6:10.1f} M parameters"]
+    lines += [f"  {name:32s}{size / 1e9:10.2f} GB" for name, size in used.items()]
+    total = sum(used.values()) / 1e9
+    lines.append(f"  {'in all on the GPU':32s}{total:10.2f} GB")
+    lines.append(f"  {'on disk':32s}{launch.space(learning * 4, sum(sizes.values()) * 4, settings) / 1e9:10.2f} GB")
+    cuda = runs.device() == "cuda"
+    if gpu is None and cuda:
+        gpu = torch.cuda.get_device_properties(0).total_memory / 1e9
+    fits = None if gpu is None else total <= USABLE * gpu
+    if fits is not None:
+        lines.append(f"  {'fits' if fits else 'does not fit'} in {gpu:.0f} GB, of which a tenth is left free")
+    if not fits and fits is not None:
+        lines.append(f"  {launch.savers(settings)}")
+    if cuda and fits:
+        with launch.memory_errors(settings):
+            seconds = seconds_per_step(parts["unet"], settings, "cuda") / gpus
+        hours = seconds * settings.steps / 3600
+        lines.append(f"  about {hours:.1f} hours with this kind of GPU: {seconds:.2f} s a step, ten timed")
+    else:
+        lines.append("  hours are not known: steps are timed where there is a GPU that it fits")
+    return "\n".join(lines), fits

@@ -1,0 +1,6 @@
+"""Recipes: how the text is treated during fine-tuning. `recipe` has the settings, `networks` what they do."""
+# ruff: noqa: F401, I001 - this file only re-exports
+
+from chestxai.recipes.networks import add_adapters, add_tokens, between, cosine_distance, layer_names, learning_text
+from chestxai.recipes.networks import merge_adapters, randomise, weight_distance
+from chestxai.recipes.recipe import NO_FINDING, Recipe, Schedule, attach, of_name, words
