@@ -63,21 +63,21 @@ class Contrastive(nn.Module):
 
 
 class Ceiling(nn.Module):
-    """A U-Net: images uint8 ``(n, s, s)``, which become ``size``² → logits float32 ``(n, 16, size / 2, size / 2)``.
+    """A U-Net: images uint8 ``(n, s, s)``, which become ``size``² → logits float32 ``(n, k + 8, size / 2, size / 2)``.
 
-    The first eight channels are the `FINDINGS`; the others tell the `ATTRIBUTES` of the finding at a place. ``varied``,
-    bool ``(8, 3)``: which attributes of which findings differed among the training phrases.
+    The first ``k`` channels are the findings ``names``; the others tell the `ATTRIBUTES` of the finding at a place.
+    ``varied``, bool ``(k, 3)``: which attributes of which findings differed among the training phrases.
     """
 
-    def __init__(self, size: int = 64) -> None:
+    def __init__(self, size: int = 64, names: Sequence[str] = FINDINGS) -> None:
         super().__init__()
-        self.size, w = size, 16
+        self.size, self.names, w = size, list(names), 16
         quarter = nn.Sequential(_conv(w, 2 * w, 3, 2), _conv(2 * w, 2 * w))
         eighth = nn.Sequential(_conv(2 * w, 4 * w, 3, 2), _conv(4 * w, 4 * w), _conv(4 * w, 4 * w))
         self.down = nn.ModuleList([_conv(3, w, 5, 2), quarter, eighth])
         self.up = nn.ModuleList([_conv(6 * w, 2 * w), _conv(3 * w, 2 * w)])
-        self.head = nn.Conv2d(2 * w, 16, 1)
-        self.register_buffer("varied", torch.zeros(8, 3, dtype=torch.bool))
+        self.head = nn.Conv2d(2 * w, len(self.names) + 8, 1)
+        self.register_buffer("varied", torch.zeros(len(self.names), 3, dtype=torch.bool))
 
     def forward(self, images: np.ndarray) -> Tensor:
         half = self.down[0](_scaled(images, self.size).to(self.varied.device))
@@ -87,9 +87,13 @@ class Ceiling(nn.Module):
 
     @torch.inference_mode()
     def maps(self, images: np.ndarray, findings: Sequence[Finding]) -> np.ndarray:
-        """A `Pointer`: where in each of the ``images`` its one of ``findings`` is, if it is there, as probabilities."""
-        channels = [FINDINGS.index(finding.name) for finding in findings]
-        logits = self(images)[range(len(channels)), channels]
+        """A `Pointer`: where in each of the ``images`` its one of ``findings`` is, if it is there, as probabilities.
+
+        The same everywhere for a finding that the training phrases did not have.
+        """
+        known = [self.names.index(f.name) if f.name in self.names else -1 for f in findings]
+        logits = self(images)[range(len(known)), known]
+        logits[[i for i, channel in enumerate(known) if channel < 0]] = 0
         return logits.flatten(1).softmax(1).view_as(logits).cpu().numpy()
 
 
@@ -203,14 +207,16 @@ def ceiling(profile: Profile, truths: Sequence[GroundTruth], out: Out = None, ep
     findings: dict[str, list[Finding]] = defaultdict(list)
     for truth in truths:
         findings[truth.study.id].append(truth.finding)
+    names = [*FINDINGS, *sorted({truth.finding.name for truth in truths} - {*FINDINGS})]
     chosen = profiles.sample(list({truth.study.id: truth.study for truth in truths}.values()), _LIMIT)
 
     def train(model: Ceiling) -> None:
         images, kept, _ = to_images(chosen, size, fit)
-        masks, values = torch.zeros(len(kept), 8, size, size, dtype=torch.bool), torch.zeros(len(kept), 8, 8)
+        shape = len(kept), len(names)
+        masks, values = torch.zeros(*shape, size, size, dtype=torch.bool), torch.zeros(*shape, 8)
         for i, study in enumerate(kept):
             for finding in findings[study.id]:
-                f = FINDINGS.index(finding.name)
+                f = names.index(finding.name)
                 masks[i, f] |= torch.from_numpy(Frame(*study.size, size, fit).mask(finding))
                 values[i, f] = torch.cat([_one_hot(finding, name) for name in ATTRIBUTES])
         for k, part in enumerate(_PARTS.values()):
@@ -218,7 +224,7 @@ def ceiling(profile: Profile, truths: Sequence[GroundTruth], out: Out = None, ep
         _fit(model, len(images), lambda rows: _mask_loss(model(images[rows]), masks[rows], values[rows]), epochs)
 
     tokens = [[t.key, t.finding.side, t.finding.zone, t.finding.severity, t.study.change_token()] for t in truths]
-    return _cached(profile, out, "supervised", [epochs, tokens], partial(Ceiling, size), train)
+    return _cached(profile, out, "supervised", [epochs, tokens], partial(Ceiling, size, names), train)
 
 
 def _one_hot(finding: Finding, attribute: str) -> Tensor:
@@ -228,15 +234,15 @@ def _one_hot(finding: Finding, attribute: str) -> Tensor:
 
 
 def _mask_loss(logits: Tensor, masks: Tensor, values: Tensor) -> Tensor:
-    """Cross-entropy of the places of findings, ``masks (n, 8, s, s)``, and their attributes, ``values (n, 8, 8)``."""
+    """Cross-entropy of the places of findings, ``masks (n, k, s, s)``, and their attributes, ``values (n, k, 8)``."""
     target, value = F.avg_pool2d(masks.to(logits.device).float(), 2), values.to(logits.device)
     share = target / target.sum((2, 3), keepdim=True).clamp(min=1e-6)
-    loss = F.cross_entropy(logits[:, :8].flatten(0, 1).flatten(1), share.flatten(0, 1).flatten(1), reduction="sum")
+    loss = F.cross_entropy(logits[:, :-8].flatten(0, 1).flatten(1), share.flatten(0, 1).flatten(1), reduction="sum")
     loss = loss / target.any(3).any(2).sum().clamp(min=1)
     inside = torch.einsum("nfhw,nfc->nchw", target, value)
     for part in _PARTS.values():
         truth = inside[:, part]
-        loss = loss - (truth * logits[:, 8:][:, part].log_softmax(1)).sum() / truth.sum().clamp(min=1)
+        loss = loss - (truth * logits[:, -8:][:, part].log_softmax(1)).sum() / truth.sum().clamp(min=1)
     return loss
 
 
@@ -347,10 +353,10 @@ def as_asked(images: np.ndarray, prompts: Sequence[str], model: Ceiling, batch: 
         for finding in reports.find(prompts[i]):
             if not finding.present or finding.name not in FINDINGS:
                 continue
-            row, f = {"image": i, "prompt": prompts[i], "finding": finding.name}, FINDINGS.index(finding.name)
+            row, f = {"image": i, "prompt": prompts[i], "finding": finding.name}, model.names.index(finding.name)
             for k, (name, part) in enumerate(_PARTS.items()):
                 one, wanted = logits[i % batch], _one_hot(finding, name)
-                evidence = (one[f].flatten().softmax(0).view_as(one[f]) * one[8:][part].log_softmax(0)).sum((1, 2))
+                evidence = (one[f].flatten().softmax(0).view_as(one[f]) * one[-8:][part].log_softmax(0)).sum((1, 2))
                 right = float(wanted[evidence.argmax()])
                 row[name] = right if wanted.any() and model.varied[f, k] else math.nan
             rows.append(row)

@@ -13,10 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
 
 from chestxai import recipes, runs, sources
-from chestxai.recipes import Recipe
+from chestxai.recipes import Recipe, Settings
 from chestxai.runs import InputError, MissingError, Run
 from chestxai.studies import Fit, Study, phrases
 
@@ -40,20 +40,7 @@ Count = Annotated[int, Field(gt=0, le=10**7)]
 Rate = Annotated[float, Field(gt=0, le=10)]
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _numbers(cls, content: Any) -> Any:
-        for name, value in content.items() if isinstance(content, dict) else ():
-            field = cls.model_fields.get(name)
-            if isinstance(value, bool) and field and "bool" not in str(field.annotation):
-                raise ValueError(f"{name}: {value} is no number")
-        return content
-
-
-class DataSettings(_Settings):
+class DataSettings(Settings):
     """The studies.
 
     Attributes:
@@ -74,7 +61,7 @@ class DataSettings(_Settings):
     test: Count | None = None
     size: int = Field(64, ge=32, le=2048, multiple_of=8)
     fit: Fit = "crop"
-    options: dict[str, dict[str, Any]] = {}
+    options: dict[str, dict[str, Any]] = Field({})
     credentialed: bool | None = None
 
     @model_validator(mode="after")
@@ -82,7 +69,7 @@ class DataSettings(_Settings):
         used = [*dict.fromkeys((self.source, self.boxes or self.source))]
         unknown = [name for name in used if name not in sources.SOURCES]
         if unknown:
-            raise ValueError(f"unknown source {unknown[0]!r}: choose one of {', '.join(sources.SOURCES)}")
+            raise ValueError(f"unknown source {unknown[0][:80]!r}: choose one of {', '.join(sources.SOURCES)}")
         for name, options in self.options.items():
             if name not in used:
                 raise ValueError(f"options of {name!r}, which is not read here: the sources are {', '.join(used)}")
@@ -93,7 +80,7 @@ class DataSettings(_Settings):
         return self
 
 
-class FinetuneSettings(_Settings):
+class FinetuneSettings(Settings):
     """The training loop.
 
     Attributes:
@@ -144,7 +131,7 @@ class FinetuneSettings(_Settings):
         return self
 
 
-class GroundingSettings(_Settings):
+class GroundingSettings(Settings):
     """How heatmaps are read.
 
     Attributes:
@@ -176,7 +163,7 @@ class GroundingSettings(_Settings):
         return self
 
 
-class SamplingSettings(_Settings):
+class SamplingSettings(Settings):
     """Generated images.
 
     Attributes:
@@ -194,7 +181,7 @@ class SamplingSettings(_Settings):
     batch: int = Field(32, gt=0, le=100_000)
 
 
-class StatisticsSettings(_Settings):
+class StatisticsSettings(Settings):
     """Intervals and the endpoint.
 
     Attributes:
@@ -216,7 +203,7 @@ def _by_name(value: Any) -> Any:
     return {name: name for name in value}
 
 
-class Profile(_Settings):
+class Profile(Settings):
     """All settings of the book under one name.
 
     A *variant* is a name for a recipe. ``variants`` maps names to recipes; the first one is the reference that the
@@ -235,12 +222,17 @@ class Profile(_Settings):
     variants: Annotated[dict[Name, Annotated[Recipe, BeforeValidator(recipes.of_name)]], BeforeValidator(_by_name)] = (
         Field({"frozen": Recipe(), "learnable": Recipe(text="learnable")}, min_length=1)
     )
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32, strict=True)], ...] = Field((0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32, strict=True)], ...] = Field((0,), min_length=1, max_length=1000)
 
     @model_validator(mode="after")
     def _distinct(self) -> Profile:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: {list(self.seeds)} repeats a seed")
+        folders = [name.lower() for name in self.variants]
+        for name in self.variants:
+            # These are the folders of what runs share. Not every file system tells capitals apart.
+            if folders.count(name.lower()) > 1 or name.lower() in ("cache", "classifier", "baselines"):
+                raise ValueError(f"variants: the folder of {name!r} would be that of something else; use another name")
         return self
 
     def recipe(self, variant: str) -> Recipe:
@@ -275,7 +267,7 @@ def load(name: str | Path) -> Profile:
     path = Path(name) if own else DATA / "profiles" / f"{name}.yaml"
     if not (path.is_file() if own else name in names()):
         raise InputError(
-            f"unknown profile {str(name)!r}: choose one of {', '.join(names())}, or give the path of a .yaml file"
+            f"unknown profile {str(name)[:200]!r}: choose one of {', '.join(names())}, or give the path of a .yaml file"
         )
     try:
         return Profile.model_validate({"name": path.stem, **runs.read_yaml(path)})
@@ -287,7 +279,7 @@ def describe_errors(error: ValidationError, whole: str = "profile") -> str:
     """Validation errors on one line. ``whole`` names the object when an error belongs to no single field."""
 
     def words(e: Any) -> str:
-        form = _FORMS.get(e.get("ctx", {}).get("pattern", ""), e["msg"])
+        form = _FORMS.get(e.get("ctx", {}).get("pattern", ""), e["msg"][:400])
         return f"{'.'.join(map(str, e['loc']))[:200] or whole}: {form} (got {repr(e['input'])[:80]})"
 
     return "; ".join(map(words, error.errors()[:10]))
@@ -305,8 +297,8 @@ def run_folder(profile: Profile, variant: str, seed: int, out: str | Path | None
         InputError: the profile has no such variant, or the seed is negative.
     """
     profile.recipe(variant)
-    if seed < 0:
-        raise InputError(f"seed {seed} is negative")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed {seed} is negative" if seed < 0 else f"seed {str(seed)[:40]} is not below 2**32")
     return profile_folder(profile, out) / variant / f"seed-{seed}"
 
 
@@ -387,8 +379,10 @@ def check_data(profile: Profile, data: str | Path = "", cache: dict[Any, Any] | 
         Fingerprint of each split ("train", …, "boxes test"). Phantoms have none: code and settings make them.
 
     Raises:
-        InputError, MissingError: as `studies`; or no test image has a box to be scored against.
+        InputError, MissingError: as `studies`; a split has no image, or no test image a box to be scored against; a
+            package that the settings need is missing.
     """
+    check_packages(profile.finetune)
     cache = {} if cache is None else cache
     prints: dict[str, str] = {}
     whole = profile.model_copy(
@@ -399,10 +393,13 @@ def check_data(profile: Profile, data: str | Path = "", cache: dict[Any, Any] | 
         for split in ("test", "train", "val") if name != "phantom" else ():
             if (source, split, boxes) not in cache:
                 loaded = studies(whole, split, data, boxes=boxes)
-                if split == "test" and not loaded:
+                if not loaded and (split == "test" or not boxes):
                     what = "box" if boxes else "image"
                     reasons = "; ".join(f"{n} × {reason}" for reason, n in list(loaded.reasons().items())[:3])
-                    raise InputError(f"{Path(data) / name}: no study of the test split has a usable {what} ({reasons})")
+                    raise InputError(
+                        f"{Path(data) / name}: no study of the {split} split has a usable {what} "
+                        f"({reasons or 'none is listed'}); the chapters need train, val and test"
+                    )
                 cache[source, split, boxes] = loaded.fingerprint
                 # Of one source, boxes are a further condition in the test split alone.
                 if not boxes and split != "test":

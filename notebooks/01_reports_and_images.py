@@ -250,9 +250,10 @@ if is_phantom:
         radiographs, titles=names, masks=[m[0] if m else None for m in truth]
     )
 else:
+    boxed_names = dict.fromkeys(f.name for s in located for f in s.present() if f.boxes)
     by_name = {
         n: [s for s in located if n in {f.name for f in s.present() if f.boxes}]
-        for n in FINDINGS
+        for n in sorted(boxed_names)
     }
     kept = [s for several in by_name.values() for s in to_images(several[:1], 64)[1]]
     figure = plots.study_sheet(kept)

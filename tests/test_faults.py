@@ -194,6 +194,10 @@ class TestSettings:
             ("finetune.steps", True), ("finetune.steps", 10**12), ("finetune.learning_rate", float("inf")),
             ("finetune.learning_rate", True), ("data.size", 10**9), ("data.test", True), ("sampling.images", 10**12),
             ("sampling.guidance", 1e300), ("grounding.draws", 10**9), ("statistics.resamples", 10**12),
+            ("variants", {"a": "frozen", "A": "learnable"}), ("variants", {"cache": "frozen"}),
+            ("variants", {"a": {"text": "learnable", "anchor": True}}), ("variants", {"a": {"denied": True}}),
+            ("variants", {"a": {"schedule": {"start": False}}}), ("seeds", list(range(2000))),
+            ("variants", {"": "frozen"}), ("finetune.gradient_checkpointing", "maybe"), ("finetune.weights", "fp8"),
         ],
     )  # fmt: skip
     def test_a_setting_has_bounds(self, key, value):
@@ -208,7 +212,36 @@ class TestSettings:
         with pytest.raises(runs.MissingError, match="cannot load the base model"):
             profiles.base_folder(base)
 
-    @pytest.mark.parametrize("text", ["a: " + "[" * 20_000, "a: &a [1]\nb: *a\n", "a: 1\na: 2\n", "x: \udc00"])
+    def test_an_error_does_not_print_all_that_was_given(self, tmp_path):
+        for key in ("base", "variants", "seeds", "x" * 50_000):
+            path = tmp_path / "own.yaml"
+            text = (profiles.DATA / "profiles" / "smoke.yaml").read_text()
+            path.write_text(
+                f"{text}\n{key}: {'y' * 40_000}\n".replace(f"{key}: tiny\n", "").replace(f"\n{key}: [", "\n#")
+            )
+            with pytest.raises(InputError, match=r"own\.yaml") as caught:
+                profiles.load(path)
+            assert len(str(caught.value)) < 1500
+
+    @pytest.mark.parametrize("name", ["my profile", "-x", "ä"])
+    def test_a_name_is_told_what_it_may_be(self, tmp_path, name):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text((profiles.DATA / "profiles" / "smoke.yaml").read_text())
+        with pytest.raises(InputError, match="name: use letters, digits"):
+            profiles.load(path)
+
+    @pytest.mark.parametrize("seed", [-1, 2**32, 10**30])
+    def test_a_seed_is_one_for_every_library(self, seed):
+        with pytest.raises(InputError, match="seed "):
+            profiles.run_folder(profiles.load("smoke"), "frozen", seed)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "a: " + "[" * 20_000, "a: &a [1]\nb: *a\n", "a: 1\na: 2\n", "x: \udc00", "a: " + "9" * 5000,
+            "a: 2026-13-45", "{[1]: 2}", "a: !!python/name:os.system", "\0", "a: 1\n---\nb: 2\n",
+        ],
+    )  # fmt: skip
     def test_yaml_is_bounded(self, tmp_path, text):
         (tmp_path / "p.yaml").write_bytes(text.encode(errors="surrogatepass"))
         with pytest.raises(InputError, match=r"p\.yaml: not valid YAML"):
@@ -217,3 +250,56 @@ class TestSettings:
     def test_many_keys_are_read_in_time(self, tmp_path):
         (tmp_path / "p.yaml").write_text(json.dumps({f"k{i}": i for i in range(5000)}))
         assert len(runs.read_yaml(tmp_path / "p.yaml")) == 5000
+
+
+class TestRuns:
+    """What a run's folder may hold after a crash, a bad disk or an editor."""
+
+    @pytest.fixture
+    def run(self, tmp_path):
+        run = runs.Run(tmp_path / "smoke" / "frozen" / "seed-0")
+        runs.write_json(run.record_file, {"finished": True, "identity": "a-b-c", "model": "m", "seed": 0})
+        columns = [*runs.TEXT_COLUMNS, "step", "auc_roc"]
+        rows = [["a", "p", "Edema", "edema", "4", "0.5"], ["b", "q", "Edema", "edema", "4", "0.25"]]
+        runs.write_atomic(run.grounding_file, "".join(",".join(row) + "\n" for row in [columns, *rows]))
+        runs.write_atomic(run.log_file, "step,loss,grad_norm,lr,seconds,images_per_second\n1,0.5,1,0.1,3,2\n")
+        return run
+
+    @pytest.mark.parametrize(
+        "content", ["[]", "null", "3", "true", '"x"', "{", "[" * 100_000, '{"a": 1, "a": 2}', "\udcff", ""]
+    )
+    def test_a_record_of_another_type_is_refused(self, run, content):
+        run.record_file.write_bytes(content.encode(errors="surrogateescape"))
+        for read in (run.record, run.is_finished, run.check_finished):
+            with pytest.raises(InputError, match=r"run\.json"):
+                read()
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("finished", "yes"), ("identity", 5), ("model", []), ("seed", "one"), ("seed", True), ("recipe", "frozen"),
+            ("data", []), ("data", {"skipped": 3}), ("settings", None), ("versions", {"torch": 2}), ("seconds", "long"),
+        ],
+    )  # fmt: skip
+    def test_an_entry_of_another_type_is_named(self, run, key, value):
+        runs.write_json(run.record_file, run.record() | {key: value})
+        with pytest.raises(InputError, match=rf"run\.json: {key}.*; delete it and make it with"):
+            run.record()
+
+    @pytest.mark.parametrize("cut", [1, 3, 8, 20])
+    @pytest.mark.parametrize("name", ["grounding_file", "log_file"])
+    def test_a_table_cut_off_in_a_row_is_noticed(self, run, name, cut):
+        path = getattr(run, name)
+        path.write_bytes(path.read_bytes()[:-cut])
+        with pytest.raises(InputError, match=rf"{path.name}: cut off in its last line; delete it and make it with"):
+            (run.grounding if name == "grounding_file" else run.train_log)()
+
+    def test_a_table_that_lacks_a_column_is_named(self, run):
+        run.log_file.write_text("step,loss\n1,0.5\n")
+        with pytest.raises(InputError, match=r"train\.csv lacks the columns grad_norm, lr, seconds"):
+            run.train_log()
+
+    def test_what_is_no_checkpoint_is_none(self, run):
+        for name in ("step-4", "step-²", "step-x", "step-", "step--1", "step-4.part"):
+            (run.folder / "checkpoints" / name).mkdir(parents=True)
+        assert run.steps() == [4]

@@ -941,6 +941,15 @@ def test_a_run_of_other_code_is_moved_aside_and_never_deleted(finished, monkeypa
     assert runs.read_json(finished / "run.json")["identity"] != old["identity"]
 
 
+def test_a_checkpoint_that_is_not_finite_is_refused_by_name(finished):
+    path = finished / "checkpoints" / "step-2" / "unet.safetensors"
+    tensors = runs.load_tensors(path)
+    tensors["conv_in.bias"][0] = torch.nan
+    runs.save_tensors(path, tensors)
+    with pytest.raises(runs.DivergedError, match=r"unet\.safetensors: conv_in\.bias is not finite"):
+        load_checkpoint(tiny.random_pipeline("sd"), finished, 2)
+
+
 def test_two_trainings_of_one_run_at_once_are_refused(finished):
     from chestxai.finetune import launch
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 import torch
 
@@ -40,29 +38,22 @@ def test_activations_are_those_that_a_pass_keeps(checkpointing):
     """Known answer: what the graph of a real pass on the CPU holds."""
     settings = SETTINGS.model_copy(update={"gradient_checkpointing": checkpointing})
     unet = tiny.random_pipeline("sd", size=128).unet.train().requires_grad_(True)
-    x, times, text = torch.randn(1, 4, 32, 32), torch.tensor([5]), torch.randn(1, 77, 32)
-
-    def held() -> int:
-        gc.collect()
-        tensors = {id(t.untyped_storage()): t.untyped_storage().nbytes() for t in map(seen.get, list(seen))}
-        return sum(tensors.values())
-
-    seen, weights = {}, {p.data_ptr() for p in unet.parameters()}
+    seen, weights = {}, {p.untyped_storage().data_ptr() for p in unet.parameters()}
 
     def save(value):
         storage = value.untyped_storage()
         if storage.data_ptr() not in weights:
-            seen[storage.data_ptr()] = value
+            seen[storage.data_ptr()] = storage
         return value
 
     with torch.autograd.graph.saved_tensors_hooks(save, lambda value: value):
-        unet(x, times, text)
-    whole = held()
-    counted = plan.activations(unet.to("meta"), settings)
+        unet(torch.randn(1, 4, 32, 32), torch.tensor([5]), torch.randn(1, 77, 32))
+    whole = sum(storage.nbytes() for storage in seen.values())
+    counted = plan.activations(unet, settings)
     if checkpointing:
         assert counted < 0.5 * whole
     else:
-        assert counted == pytest.approx(whole, rel=0.1)
+        assert counted == pytest.approx(whole, rel=0.05)
 
 
 def test_memory_is_counted_by_part():
@@ -86,8 +77,7 @@ def test_memory_is_counted_by_part():
 
 
 @pytest.mark.parametrize(("name", "gpu"), [("paper", 80), ("paper-24gb", 24), ("paper-12gb", 12)])
-def test_the_papers_profiles_fit_their_cards(offline, monkeypatch, capsys, name, gpu):
-    monkeypatch.setattr(profiles, "find_spec", lambda package: True)
+def test_the_papers_profiles_fit_their_cards(offline, capsys, name, gpu):
     command = ["--plan", "--profile", name, "--variant", "learnable", "--gpu"]
     assert main([*command, str(gpu)]) == 0
     out = capsys.readouterr().out

@@ -93,8 +93,9 @@ def _cells(grid: Grid, out: Path | None) -> list[Cell]:
         if not values:
             raise InputError(f"settings.{key}: an empty list of values leaves nothing to run")
     count = math.prod(map(len, grid.settings.values()))
-    if count > MOST:
-        raise InputError(f"settings: {count} combinations, of which at most {MOST} can be run; list fewer values")
+    if count * len(variants) * len(seeds) > MOST:
+        many = f"{count} combinations of {len(variants)} variants and {len(seeds)} seeds"
+        raise InputError(f"settings: {many}, of which at most {MOST} can be run; list fewer values")
     cells = []
     for values in itertools.product(*grid.settings.values()):
         changed, changes = _change(profile, dict(zip(grid.settings, values, strict=True)))

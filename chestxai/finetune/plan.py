@@ -14,15 +14,17 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from transformers import AutoConfig, AutoModel
 
 from chestxai import encoders, profiles, runs
 from chestxai.finetune import launch
 from chestxai.profiles import FinetuneSettings, Profile
-from chestxai.runs import MissingError
+from chestxai.runs import InputError, MissingError
 
 #: Shapes that ship, by a pattern of the base's name, for where the hub cannot be reached.
 SHAPES = {"stable-diffusion-2": profiles.DATA / "shapes" / "stable-diffusion-2.json"}
+_KINDS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
 # Blocks whose activations gradient checkpointing computes again.
 _CHECKPOINTED = ("ResnetBlock2D", "BasicTransformerBlock")
 #: Share of a GPU's memory that a plan may take.
@@ -39,38 +41,21 @@ def networks(base: str) -> tuple[dict[str, nn.Module], str]:
         MissingError: the configuration cannot be had.
     """
     folder = profiles.base_folder(base)
-    where = str(folder or base)
-    if folder and not (folder / "text_encoder").is_dir():
-        return {"unet": _unet(where), "text_encoder": encoders.minilm()[1].to("meta"), "vae": _vae(where)}, where
+    source = where = str(folder or base)
+    own = not folder or (folder / "text_encoder").is_dir()
     try:
-        text = AutoConfig.from_pretrained(where, subfolder="text_encoder")
-        return {"unet": _unet(where), "text_encoder": _encoder(text), "vae": _vae(where)}, where
+        unet, vae = (kind.load_config(where, subfolder=name) for name, kind in _KINDS.items())
+        text = AutoConfig.from_pretrained(where, subfolder="text_encoder") if own else None
     except OSError as error:
         shape = next((path for name, path in SHAPES.items() if name in base), None)
         if shape is None:
             raise MissingError(f"cannot read the shape of {base!r}: {encoders.hub_reason(error)}") from error
-    content = runs.read_json(shape, dict)
-    text = AutoConfig.for_model(**content["text_encoder"])
+        content, source = runs.read_json(shape, dict), f"{shape.name}, as the hub cannot be reached"
+        unet, vae, text = content["unet"], content["vae"], AutoConfig.for_model(**content["text_encoder"])
     with torch.device("meta"):
-        unet, vae = (
-            kind.from_config(content[k]) for kind, k in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
-        )
-    return {"unet": unet, "text_encoder": _encoder(text), "vae": vae}, f"{shape.name}, as the hub cannot be reached"
-
-
-def _unet(where: str) -> nn.Module:
-    with torch.device("meta"):
-        return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(where, subfolder="unet"))
-
-
-def _vae(where: str) -> nn.Module:
-    with torch.device("meta"):
-        return AutoencoderKL.from_config(AutoencoderKL.load_config(where, subfolder="vae"))
-
-
-def _encoder(config: Any) -> nn.Module:
-    with torch.device("meta"):
-        return AutoModel.from_config(config)
+        parts = {name: kind.from_config(c) for (name, kind), c in zip(_KINDS.items(), (unet, vae), strict=True)}
+        encoder = AutoModel.from_config(text) if text else None
+    return parts | {"text_encoder": encoder or encoders.minilm()[1].to("meta")}, source
 
 
 def memory(parts: dict[str, nn.Module], profile: Profile, variant: str, processes: int = 1) -> dict[str, float]:
@@ -101,7 +86,11 @@ def memory(parts: dict[str, nn.Module], profile: Profile, variant: str, processe
     # autocast keeps a copy of each weight for the length of a pass.
     half = settings.precision != "no"
     used["copies in half precision"] = sum(everything[n] for n in moving) * 2 if half and size == 4 else 0
-    rows = settings.batch_size // (settings.accumulate * processes)
+    rows, rest = divmod(settings.batch_size, settings.accumulate * processes) if processes > 0 else (0, 1)
+    if rest:
+        raise InputError(
+            f"batch_size {settings.batch_size} is not a multiple of {processes} GPUs × {settings.accumulate}"
+        )
     used["activations"] = rows * activations(parts["unet"], settings)
     if recipe.text_learns:
         config = parts["text_encoder"].config
@@ -115,50 +104,45 @@ def _length(config: Any) -> int:
     return min(config.max_position_embeddings, 77) if "clip" in config.model_type else encoders.MINILM["max_length"]
 
 
-def activations(unet: nn.Module, settings: FinetuneSettings) -> float:
+def activations(unet: nn.Module, settings: FinetuneSettings) -> int:
     """Bytes that the backward pass of one image keeps, counted as the forward pass saves them.
 
     Args:
-        unet: on the meta device.
+        unet: gives the shape; all of it is taken to learn.
         settings: precision and gradient checkpointing.
     """
-    config, kept, inside = unet.config, {}, []
-    kind = torch.float32 if settings.precision == "no" else torch.bfloat16
-    types = [p.dtype for p in unet.parameters()]
-    for parameter in unet.requires_grad_(True).parameters():
-        parameter.data = parameter.data.to(kind)
-    weights = {id(p) for p in unet.parameters()}
+    kept: dict[int, tuple[Any, nn.Module | None]] = {}
+    inside: list[nn.Module] = []
+    units: dict[nn.Module, int] = {}
 
     def save(value: Tensor) -> Tensor:
-        base = value if value._base is None else value._base
-        if id(base) not in weights:
-            kept.setdefault(id(base), (base, inside[0] if inside else None))
+        storage = value.untyped_storage()
+        if storage._cdata not in weights:
+            kept.setdefault(storage._cdata, (storage, inside[0] if inside else None))
         return value
-
-    units: dict[nn.Module, int] = {}
 
     def enter(module: nn.Module, arguments: tuple[Any, ...]) -> None:
         inside.append(module)
         units[module] = sum(x.numel() * x.element_size() for x in arguments if torch.is_tensor(x))
 
-    hooks = []
-    for module in unet.modules():
-        if settings.gradient_checkpointing and type(module).__name__ in _CHECKPOINTED:
-            hooks.append(module.register_forward_pre_hook(enter))
-            hooks.append(module.register_forward_hook(lambda *_: inside.pop() and None))
-    side, width = config.sample_size, config.cross_attention_dim
-    inputs = torch.empty(1, config.in_channels, side, side), torch.zeros(1), torch.empty(1, 77, width)
-    with torch.autograd.graph.saved_tensors_hooks(save, lambda value: value):
-        unet(*(x.to("meta", kind) for x in inputs))
-    for hook in hooks:
-        hook.remove()
-    for parameter, before in zip(unet.parameters(), types, strict=True):
-        parameter.data = parameter.data.to(before)
-    sizes: dict[Any, int] = {}
-    for value, unit in kept.values():
-        sizes[unit] = sizes.get(unit, 0) + value.numel() * value.element_size()
-    outside = sizes.pop(None, 0)
-    return outside + sum(units.values()) + max(sizes.values(), default=0) if units else outside
+    config, half = unet.config, settings.precision != "no"
+    # Tensors without content that choose the kernels of a device, where those of "meta" keep the attention of all pairs.
+    with FakeTensorMode():
+        unet = UNet2DConditionModel.from_config(config).to(torch.bfloat16 if half else torch.float32).train()
+        weights = {p.untyped_storage()._cdata for p in unet.parameters()}
+        for module in unet.modules():
+            if settings.gradient_checkpointing and type(module).__name__ in _CHECKPOINTED:
+                module.register_forward_pre_hook(enter)
+                module.register_forward_hook(lambda *_: inside.pop() and None)
+        x = torch.empty(1, config.in_channels, config.sample_size, config.sample_size)
+        text = torch.empty(1, 77, config.cross_attention_dim)
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda value: value):
+            unet(x.to(unet.dtype), torch.zeros(1), text.to(unet.dtype))
+        sizes: dict[Any, int] = {}
+        for storage, unit in kept.values():
+            sizes[unit] = sizes.get(unit, 0) + storage.nbytes()
+    # Of what is checkpointed, the inputs are kept, and one unit at a time is computed again.
+    return sizes.pop(None, 0) + sum(units.values()) + max(sizes.values(), default=0)
 
 
 def seconds_per_step(unet: nn.Module, settings: FinetuneSettings, device: str, steps: int = 10) -> float:
@@ -208,7 +192,6 @@ def report(profile: Profile, variant: str, gpu: float | None = None, gpus: int =
         gpu: memory of the GPU in GB (10⁹ bytes); default: that of the one here.
         gpus: that share a batch (DDP).
     """
-    profiles.check_packages(profile.finetune)
     parts, source = networks(profile.base)
     settings, recipe = profile.finetune, profile.recipe(variant)
     used = memory(parts, profile, variant, gpus)
@@ -230,6 +213,7 @@ def report(profile: Profile, variant: str, gpu: float | None = None, gpus: int =
     if not fits and fits is not None:
         lines.append(f"  {launch.savers(settings)}")
     if cuda and fits:
+        profiles.check_packages(settings)
         with launch.memory_errors(settings):
             seconds = seconds_per_step(parts["unet"], settings, "cuda") / gpus
         hours = seconds * settings.steps / 3600

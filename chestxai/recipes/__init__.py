@@ -3,4 +3,4 @@
 
 from chestxai.recipes.networks import add_adapters, add_tokens, between, cosine_distance, layer_names, learning_text
 from chestxai.recipes.networks import merge_adapters, randomise, weight_distance
-from chestxai.recipes.recipe import NO_FINDING, Recipe, Schedule, attach, of_name, words
+from chestxai.recipes.recipe import NO_FINDING, Recipe, Schedule, Settings, attach, of_name, words

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_tokens(pipeline: StableDiffusionPipeline, names: Sequence[str]) -> None:
-    """Make each of ``names`` one token of its own, wherever it stands in a text, whatever its case.
+    """Make each of ``names`` one token of the ``pipeline``'s tokenizer, wherever it stands in a text, in any case.
 
     A new token starts as the mean of the tokens that it replaces. What is one token already stays as it is.
     """

@@ -48,13 +48,27 @@ _TEXT = re.compile(r"(frozen|learnable|random|embeddings)|(?:last|lora):([1-9]\d
 NO_FINDING = "No Finding"
 
 
-class Schedule(BaseModel):
+class Settings(BaseModel):
+    """Frozen settings: no other names than its fields', no infinite numbers, and true and false are no numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers(cls, content: Any) -> Any:
+        for name, value in content.items() if isinstance(content, dict) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field and "bool" not in str(field.annotation):
+                raise ValueError(f"{name}: {value} is no number")
+        return content
+
+
+class Schedule(Settings):
     """When the text encoder learns, as shares of the steps: from ``start`` (included) until ``until`` (excluded).
 
     ``start: 0.5`` freezes first and learns later; ``until: 0.5`` learns first and freezes later.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     start: float = Field(0.0, ge=0, lt=1)
     until: float = Field(1.0, gt=0, le=1)
 
@@ -65,7 +79,7 @@ class Schedule(BaseModel):
         return self
 
 
-class Recipe(BaseModel):
+class Recipe(Settings):
     """A treatment of the text encoder.
 
     Attributes:
@@ -104,7 +118,6 @@ class Recipe(BaseModel):
         attention_findings: names of the findings that this concerns; default: all.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     text: str = Field("frozen", pattern=f"^(?:{_TEXT.pattern})$")
     schedule: Schedule = Schedule()
     text_learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)

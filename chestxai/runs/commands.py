@@ -139,13 +139,16 @@ def command(main: Callable[[], int | None]) -> None:
         # Our own messages say how to install a library. Python's have a name and mean a broken installation.
         if isinstance(error, ModuleNotFoundError) and error.name:
             raise
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        text = " ".join(str(error).split())
+        print("error:", text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(_STOPPED, file=sys.stderr)
         sys.exit(130)
 
 
+# Characters of an error that are printed: a message may quote what a user gave.
+_LONGEST = 2000
 _STOPPED = "stopped; finished work is kept, run the same command to resume"
 
 

@@ -195,8 +195,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     raw = read_bytes(path, 100_000)
     try:
         content = _StrictLoader(raw.decode()).get_single_data()
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: not valid YAML ({error})") from error
+    # ValueError: bytes that are no text, numbers of too many digits, dates that do not exist.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid YAML ({str(error)[:400]})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected settings, found {type(content).__name__}")
     return content
