@@ -385,6 +385,7 @@ def check_data(profile: Profile, data: str | Path = "", cache: dict[Any, Any] | 
     check_packages(profile.finetune)
     cache = {} if cache is None else cache
     prints: dict[str, str] = {}
+    lacking: list[str] = []
     whole = profile.model_copy(
         update={"data": profile.data.model_copy(update={"train": None, "val": None, "test": None})}
     )
@@ -394,17 +395,16 @@ def check_data(profile: Profile, data: str | Path = "", cache: dict[Any, Any] | 
             if (source, split, boxes) not in cache:
                 loaded = studies(whole, split, data, boxes=boxes)
                 if not loaded and (split == "test" or not boxes):
-                    what = "box" if boxes else "image"
                     reasons = "; ".join(f"{n} × {reason}" for reason, n in list(loaded.reasons().items())[:3])
-                    raise InputError(
-                        f"{Path(data) / name}: no study of the {split} split has a usable {what} "
-                        f"({reasons or 'none is listed'}); the chapters need train, val and test"
-                    )
+                    what = f"no study of the {split} split has a usable {'box' if boxes else 'image'}"
+                    lacking.append(f"{Path(data) / name}: {what} ({reasons or 'none is listed'})")
                 cache[source, split, boxes] = loaded.fingerprint
                 # Of one source, boxes are a further condition in the test split alone.
                 if not boxes and split != "test":
                     cache[source, split, True] = loaded.fingerprint
             prints[f"boxes {split}" if boxes else split] = cache[source, split, boxes]
+    if lacking:
+        raise InputError(f"{'; '.join(lacking)}. The chapters need train, val and test")
     return prints
 
 

@@ -392,7 +392,7 @@ while missing := [name for name in {made} if not (Path(out) / name).exists()]:
         assert outcome.status == "finished", outcome.reason
 
     def test_out_of_memory_has_a_remedy(self):
-        reason = execution.explain("OutOfMemoryError", "CUDA out of memory.\nTried to allocate 2.00 GiB.")
+        reason = runs.explain("OutOfMemoryError", "CUDA out of memory.\nTried to allocate 2.00 GiB.")
         assert "\n" not in reason
         assert "finetune.accumulate" in reason
 

@@ -43,6 +43,6 @@ def test_findings_of_a_source_of_its_own_are_trained_grounded_scored_and_tabled(
     profiles.check_data(profile, tmp_path / "data")
     job = study.Job(profile, "taught", 0, "test", {}, str(tmp_path / "data"), tmp_path / "runs")
     rows = study.rows_of(job)
-    assert np.isfinite(rows[["auc_roc", "gain_auc_roc", "word", "ms_ssim"]].to_numpy(float)).all()
+    assert np.isfinite(rows[["auc_roc", "gain_auc_roc", "cnr", "ms_ssim"]].to_numpy(float)).all()
     grounding = profiles.run(profile, "taught", 0, tmp_path / "runs").grounding()
     assert set(grounding["finding"]) == set(NAMES)

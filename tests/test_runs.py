@@ -313,7 +313,7 @@ class TestRecord:
     def test_says_what_a_run_must_say(self):
         record = runs.record()
         assert torch.__version__.startswith(record["versions"]["torch"].split("+")[0])
-        assert set(record) == {"versions", "python", "device", "threads", "commit", "peak_memory_gb"}
+        assert set(record) == {"versions", "python", "device", "threads", "commit", "environment", "peak_memory_gb"}
         assert 0.05 < record["peak_memory_gb"] < 1000
         json.dumps(record, allow_nan=False)
 
@@ -385,6 +385,30 @@ class TestCommand:
             runs.command(lambda: int("x"))
         with pytest.raises(ModuleNotFoundError, match=r"No module named 'chestxai\.nothing'"):
             runs.command(lambda: importlib.import_module("chestxai.nothing"))
+
+    @pytest.mark.parametrize(
+        ("error", "remedy"),
+        [
+            (
+                torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore."),
+                "raise finetune.accumulate",
+            ),
+            (OSError(28, "No space left on device", "a.bin"), "free some disk space and run again"),
+            (runs.InputError("x" * 100_000), "xxx…"),
+        ],
+        ids=["memory", "disk", "long"],
+    )
+    def test_what_runs_full_ends_in_one_line_with_its_remedy(self, capsys, error, remedy):
+        def main():
+            raise error
+
+        with pytest.raises(SystemExit) as end:
+            runs.command(main)
+        told = capsys.readouterr().err
+        assert (end.value.code, told.count("\n")) == (2, 1)
+        assert told.startswith("error: ")
+        assert remedy in told
+        assert len(told) < 2100
 
     def test_a_library_that_is_missing_is_one_line_of_the_command(self, tmp_path, capsys, monkeypatch):
         (tmp_path / "folder").mkdir()

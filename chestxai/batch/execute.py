@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import math
 import os
 import queue
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,13 +26,6 @@ from chestxai import runs
 from chestxai.batch.graph import Node
 from chestxai.runs import InputError
 
-# Words in an error → what to do about it.
-_REMEDIES = {
-    ("No space left", "quota exceeded", "os error 28"): "free some disk space and run again; finished work is kept",
-    ("DeadKernelError",): "if it ran out of memory, use fewer --workers or smaller batches",
-    ("OutOfMemoryError", "out of memory"): "in the profile, raise finetune.accumulate, lower grounding.batch or "
-    "sampling.batch, or set finetune.precision to bf16",
-}
 # The kernel runs this first: it may outlive a killed batch by a second, and two must never write the same files.
 _HOLD = "from filelock import FileLock; get_ipython().held = FileLock({path!r}).acquire()"
 
@@ -103,25 +99,24 @@ def execute(node: Node, threads: int | None = None, gpu: str | None = None) -> O
         runs.write_json(node.record, {"identity": node.identity, "name": node.name, "seconds": round(seconds, 1)})
         return Outcome(node, "finished", seconds)
     except papermill.exceptions.PapermillExecutionError as error:
-        return _failed(node, explain(error.ename, error.evalue), started)
+        return _failed(node, runs.explain(error.ename, error.evalue), started)
     except Exception as error:  # a dead kernel, a full disk: a row of the table like any failure
         if isinstance(error, OSError):
             _partial(node).unlink(missing_ok=True)  # it may be truncated
-        return _failed(node, explain(type(error).__name__, str(error)), started)
+        return _failed(node, runs.explain(type(error).__name__, str(error)), started)
     finally:
         _status(node).unlink(missing_ok=True)
 
 
-def explain(name: str, text: str) -> str:
-    """An error on one line, with a remedy where its message has none.
+@functools.cache
+def _kernels() -> str:
+    """A folder of kernels, for as long as this process lives, whose only one is that of this interpreter."""
+    from ipykernel.kernelspec import write_kernel_spec
 
-    Args:
-        name: class of the error.
-        text: its message.
-    """
-    line = " ".join(f"{name}: {text}".split())
-    remedies = [remedy for words, remedy in _REMEDIES.items() if any(word in line for word in words)]
-    return line if "Remedy" in line or not remedies else f"{line}. Remedy: {remedies[0]}"
+    folder = tempfile.mkdtemp(prefix="chestxai-kernel-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    write_kernel_spec(Path(folder, "kernels", "python3"))
+    return folder
 
 
 def _environment(node: Node, threads: int | None, gpu: str | None) -> dict[str, str]:
@@ -131,7 +126,7 @@ def _environment(node: Node, threads: int | None, gpu: str | None) -> dict[str, 
     # again: 28,000 page faults, against 2,000 with these limits.
     variables |= {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
     # The kernel of this interpreter, whatever Python is registered as "python3" on the machine.
-    variables["JUPYTER_PATH"] = str(Path(sys.prefix, "share", "jupyter"))
+    variables["JUPYTER_PATH"] = _kernels()
     if gpu is not None:
         variables["CUDA_VISIBLE_DEVICES"] = gpu
     if threads:  # workers that share a machine must not each take all of its cores
@@ -319,7 +314,7 @@ def _result(future: Any, node: Node) -> Outcome:
     try:
         return future.result()
     except Exception as error:  # the worker itself was lost
-        return _failed(node, explain(type(error).__name__, str(error)), time.perf_counter())
+        return _failed(node, runs.explain(type(error).__name__, str(error)), time.perf_counter())
 
 
 @contextmanager

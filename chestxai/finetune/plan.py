@@ -1,12 +1,15 @@
 """What a fine-tuning takes, before anything is downloaded: parameters, memory by part, disk, hours.
 
 The networks are built without weights (torch's meta device). What a backward pass keeps is counted on one image; the
-count knows nothing of the workspaces of kernels nor of fragmentation: leave a tenth of the memory free.
+count knows nothing of the workspaces of kernels, of fragmentation, nor of what autocast keeps in float32 (the inputs of
+normalisation): leave a tenth of the memory free.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -104,6 +107,16 @@ def _length(config: Any) -> int:
     return min(config.max_position_embeddings, 77) if "clip" in config.model_type else encoders.MINILM["max_length"]
 
 
+@contextmanager
+def _default_dtype(kind: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(kind)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def activations(unet: nn.Module, settings: FinetuneSettings) -> int:
     """Bytes that the backward pass of one image keeps, counted as the forward pass saves them.
 
@@ -126,9 +139,9 @@ def activations(unet: nn.Module, settings: FinetuneSettings) -> int:
         units[module] = sum(x.numel() * x.element_size() for x in arguments if torch.is_tensor(x))
 
     config, half = unet.config, settings.precision != "no"
-    # Tensors without content that choose the kernels of a device, where those of "meta" keep the attention of all pairs.
-    with FakeTensorMode():
-        unet = UNet2DConditionModel.from_config(config).to(torch.bfloat16 if half else torch.float32).train()
+    # Tensors without content that choose the kernels of a CPU, where "meta" would keep the attention of all pairs.
+    with FakeTensorMode(), _default_dtype(torch.bfloat16 if half else torch.float32):
+        unet = UNet2DConditionModel.from_config(config).train()
         weights = {p.untyped_storage()._cdata for p in unet.parameters()}
         for module in unet.modules():
             if settings.gradient_checkpointing and type(module).__name__ in _CHECKPOINTED:
@@ -137,7 +150,7 @@ def activations(unet: nn.Module, settings: FinetuneSettings) -> int:
         x = torch.empty(1, config.in_channels, config.sample_size, config.sample_size)
         text = torch.empty(1, 77, config.cross_attention_dim)
         with torch.autograd.graph.saved_tensors_hooks(save, lambda value: value):
-            unet(x.to(unet.dtype), torch.zeros(1), text.to(unet.dtype))
+            unet(x, torch.zeros(1), text)
         sizes: dict[Any, int] = {}
         for storage, unit in kept.values():
             sizes[unit] = sizes.get(unit, 0) + storage.nbytes()

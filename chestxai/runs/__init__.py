@@ -3,7 +3,7 @@
 
 from chestxai.runs.code import code_fingerprint, files_fingerprint, reached
 from chestxai.runs.commands import command, device, peak_memory, processes, progress, record
-from chestxai.runs.errors import DivergedError, InputError, MissingError
+from chestxai.runs.errors import DivergedError, InputError, MissingError, explain
 from chestxai.runs.files import fingerprint, hash_tensors, load_tensors, read_bytes, read_json, read_yaml, remove
 from chestxai.runs.files import replacing, save_tensors, sha256, tensor_metadata, tidy, write_atomic, write_json
 from chestxai.runs.jobs import is_current, resumable

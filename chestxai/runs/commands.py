@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.std import tqdm
 
-from chestxai.runs.errors import InputError
+from chestxai.runs.errors import InputError, explain
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -135,11 +135,16 @@ def command(main: Callable[[], int | None]) -> None:
         signal.signal(signal.SIGTERM, _terminated)
     try:
         sys.exit(main() or 0)
-    except (InputError, OSError, ModuleNotFoundError) as error:
+    except Exception as error:
         # Our own messages say how to install a library. Python's have a name and mean a broken installation.
-        if isinstance(error, ModuleNotFoundError) and error.name:
+        full = type(error).__name__ == "OutOfMemoryError"  # torch's, which is not imported for this
+        if not full and (
+            not isinstance(error, (InputError, OSError, ModuleNotFoundError)) or getattr(error, "name", "")
+        ):
             raise
         text = " ".join(str(error).split())
+        if full or getattr(error, "errno", None):
+            text = explain(type(error).__name__, text).partition(": ")[2]
         print("error:", text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
