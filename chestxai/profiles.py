@@ -379,8 +379,8 @@ def check_data(profile: Profile, data: str | Path = "", cache: dict[Any, Any] | 
         Fingerprint of each split ("train", …, "boxes test"). Phantoms have none: code and settings make them.
 
     Raises:
-        InputError, MissingError: as `studies`; a split has no image, or no test image a box to be scored against; a
-            package that the settings need is missing.
+        InputError, MissingError: as `studies`; a split has no image; no test image has a box to be scored against, or
+            no other a box; a package that the settings need is missing.
     """
     check_packages(profile.finetune)
     cache = {} if cache is None else cache
@@ -390,19 +390,25 @@ def check_data(profile: Profile, data: str | Path = "", cache: dict[Any, Any] | 
         update={"data": profile.data.model_copy(update={"train": None, "val": None, "test": None})}
     )
     for name, boxes in ((profile.data.source, False), (profile.boxes, True)):
-        source = name, runs.fingerprint(profile.data.options.get(name, {}))
+        source, pointing = (name, runs.fingerprint(profile.data.options.get(name, {}))), False
         for split in ("test", "train", "val") if name != "phantom" else ():
             if (source, split, boxes) not in cache:
                 loaded = studies(whole, split, data, boxes=boxes)
+                found = loaded.fingerprint, any(phrases([study]) for study in loaded)
                 if not loaded and (split == "test" or not boxes):
                     reasons = "; ".join(f"{n} × {reason}" for reason, n in list(loaded.reasons().items())[:3])
                     what = f"no study of the {split} split has a usable {'box' if boxes else 'image'}"
                     lacking.append(f"{Path(data) / name}: {what} ({reasons or 'none is listed'})")
-                cache[source, split, boxes] = loaded.fingerprint
+                cache[source, split, boxes] = found
                 # Of one source, boxes are a further condition in the test split alone.
                 if not boxes and split != "test":
-                    cache[source, split, True] = loaded.fingerprint
-            prints[f"boxes {split}" if boxes else split] = cache[source, split, boxes]
+                    cache[source, split, True] = found
+            prints[f"boxes {split}" if boxes else split], boxed = cache[source, split, boxes]
+            pointing |= boxed and split != "test"
+        if boxes and not pointing and name != "phantom":
+            lacking.append(
+                f"{Path(data) / name}: no study of train or val has a box, of which location priors are made"
+            )
     if lacking:
         raise InputError(f"{'; '.join(lacking)}. The chapters need train, val and test")
     return prints

@@ -83,7 +83,7 @@ class Run:
         return self.folder / "maps" / f"step-{step}.safetensors"
 
     def probes_file(self, step: int, name: str = "probes") -> Path:
-        """Heatmaps of a checkpoint on swapped images and for changed prompts; "sides" for those of `chestxai.sides`."""
+        """Heatmaps of ``step`` on swapped images and for changed prompts; ``name`` "sides": of `chestxai.sides`."""
         return self.folder / "maps" / f"{name}-{step}.safetensors"
 
     @property

@@ -43,7 +43,7 @@ def looks(name: str, rows: pd.DataFrame, settings: StatisticsSettings) -> str:
 
 
 def sides(tables: Mapping[str, pd.DataFrame], resamples: int) -> str:
-    """Whether maps lie on the side that the report names: tables of `chestxai.sides` by variant."""
+    """Whether maps lie on the side that the report names: ``tables`` of `chestxai.sides` by variant, ``resamples``."""
     lines = []
     for name, table in tables.items():
         own, swapped = (side_score(table, column, resamples) for column in ("mirror", "swap_mirror"))
