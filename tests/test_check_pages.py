@@ -63,7 +63,7 @@ PAGES = {
     "link": ("<a href='nowhere.html'>x</a>", "a link leads nowhere: nowhere.html"),
     "place": ("<a href='good.html#gone'>x</a>", "a link leads to no place on its page: good.html#gone"),
     "plotly": ("<script src='_static/plotly.min.js'></script>", "loads plotly.js and has no plot"),
-    "heavy": ("<img alt='x' src='_static/heavy.svg'>", "beside plotly.js, more than 1.5"),
+    "intro": ("<img alt='x' src='_static/heavy.svg'>", "beside plotly.js, more than 1.5"),
 }
 
 

@@ -25,7 +25,7 @@ from bs4 import BeautifulSoup
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTHS, THEMES = (390, 1400), ("light", "dark")
-#: A page without plotly.js, and the first paint of the first page at 10 Mbit/s.
+#: Of the first page: its weight without plotly.js, and its first paint at 10 Mbit/s.
 MEGABYTES, SECONDS = 1.5, 2.0
 SEARCHED = "pneumothorax"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -336,6 +336,7 @@ def check(folder: Path, names: Sequence[str] = (), screenshots: Path | None = No
     pages = [name for name in every if "_static" not in name and (not names or Path(name).stem in names)]
     if program is None or not pages:
         raise FileNotFoundError("there is no Chromium" if program is None else f"{folder} has no such page")
+    first = next((name for name in pages if Path(name).stem == "intro"), pages[0])
     check_links(folder, pages, faults)
     with served(folder) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=_FLAGS)
@@ -355,13 +356,12 @@ def check(folder: Path, names: Sequence[str] = (), screenshots: Path | None = No
                     plots = page.locator(".js-plotly-plot").count()
                     if visit.plotly and not plots:
                         faults.add(name, "loads plotly.js and has no plot")
-                    if visit.bytes > MEGABYTES * 1e6:
+                    if name == first and visit.bytes > MEGABYTES * 1e6:
                         faults.add(name, f"weighs {visit.bytes / 1e6:.1f} MB beside plotly.js, more than {MEGABYTES}")
                     say(f"{name}: {visit.bytes / 1e6:.2f} MB{' and plotly.js' if visit.plotly else ''}, {plots} plots")
                 visit.close()
         if "search.html" in os.listdir(folder):
             check_search(page, address, faults)
-        first = next((name for name in pages if Path(name).stem == "intro"), pages[0])
         say(f"{first}: first paint after {check_first_paint(page, address, first, faults):.1f} s at 10 Mbit/s")
         browser.close()
     return faults.lines()

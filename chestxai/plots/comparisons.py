@@ -150,7 +150,7 @@ def paired(
     if many:
         options |= {"symbol": other, "symbol_map": {name: look.symbol for name, look in styles.items()}}
     minus = " − ".join(side[0] if len(side) == 1 else "each variant" for side in sides)
-    scale = "95 % interval" if shared else "95 % interval; each row on its own scale, below it"
+    scale = "95 % interval" if shared else "95 % interval; each row’s own scale is below it"
     axis = {"title": {"text": f"difference, {html.escape(minus)}<br>({scale})"}, "range": [-1.12, 1.12]}
     if shared:
         axis["range"] = [end * reach[0] * sign[0] for end in axis["range"]]
