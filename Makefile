@@ -5,6 +5,7 @@ DATA ?=
 VARIANTS ?=
 SEEDS ?=
 ROW ?= 0
+LAB ?=
 GRID ?= data/grids/text_rate.yaml
 BIN := .venv/bin
 CHROMIUM = $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
@@ -37,7 +38,7 @@ pdf: .venv/installed  ## print the built pages as _build/book.pdf (needs Chromiu
 	@$(BIN)/python tools/print_book.py _build/html _build/book.pdf
 
 lab: .venv/installed  ## open JupyterLab on the notebooks
-	@$(BIN)/python -m jupyterlab --LabApp.default_url=/lab/tree/notebooks
+	@$(BIN)/python -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(LAB)
 
 notebooks: .venv/installed  ## bring each notebook's two forms in line (the edited one wins; stops where both were)
 	@$(BIN)/python tools/sync_notebooks.py

@@ -1,4 +1,4 @@
-"""What do diffusion models that draw chest X-rays understand? The helper package behind the book.
+"""What do diffusion models that generate chest X-rays understand? The helper package behind the book.
 
 One module is one idea; the flow is ``studies → sources → models → finetune → attention → grounding →
 localization/fidelity → stats → tradeoff → plots → batch → book``, and no module imports one to its right.

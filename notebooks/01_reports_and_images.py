@@ -69,7 +69,7 @@ boxed = {split: profiles.studies(settings, split, data, boxes=True) for split in
 if settings.boxes == settings.data.source:
     boxed = studies
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 Markdown(
     say.images.source(settings.data.source, settings.boxes)
     + " Everything is shown as a radiologist sees it: the patient faces us, so the patient's right is on the image's left. "
@@ -161,7 +161,7 @@ plots.images(
     [(255 * value).astype(np.uint8) for value in stages.values()], titles=list(stages)
 )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 Markdown(
     f"In picture 2 the chest is nearly black: behind its densest part only {np.exp(-integral.max()):.2%} of the "
     "photons arrive, and that is what the logarithm is for. The last picture is the *quantum noise*: photons are "
@@ -259,7 +259,7 @@ else:
     figure = plots.study_sheet(kept)
 figure
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 if is_phantom:
     grey = radiographs.astype(float)
     by_finding = np.abs(grey[1::2] - grey[::2]).mean()
@@ -366,7 +366,7 @@ pd.DataFrame(
     }
 )
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 Markdown(
     say.images.rules(examined["test"].loc[list(FINDINGS)], speed)
     if has_truth
@@ -405,7 +405,7 @@ pd.DataFrame(
     }
 ).rename_axis("position").T
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 places = say.words.counted(len(positions), "position")
 Markdown(
     f"The phrase “{escape(phrase)}” has {len(phrase.split())} words and {len(pieces)} tokens, with one that opens the prompt and "
@@ -451,7 +451,7 @@ counted.insert(0, "test findings", funnel["finding"].value_counts())
 counted.loc["all"] = counted.sum()
 counted
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 prompts = [reports.prompt(s.report) for s in studies["train"]]
 lengths = np.array([len(ids) for ids in tokenizer(prompts)["input_ids"]])
 Markdown(
@@ -494,7 +494,7 @@ pd.concat(
     [pd.DataFrame([total, people], index=["studies", "patients"]).map("{:,}".format), shown]
 )
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 loaded = {settings.data.source: studies, settings.boxes: boxed}
 left_out = [
     (source, split, count, reason)
@@ -601,7 +601,7 @@ baseline.insert(0, "test phrases", scored["finding"].value_counts())
 baseline.loc["all"] = [len(scored), *scored.drop(columns="finding").mean()]
 baseline.round(3).astype({"test phrases": int})
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 overall = baseline.loc["all"]
 Markdown(
     f"Without looking, the prior puts a random pixel of the finding above a random other pixel in "
@@ -610,24 +610,33 @@ Markdown(
     "later chapters: a model that does not beat it may have learnt anatomy, but it has not looked."
 )
 
+# %% tags=["answer", "remove-input", "aggregate"]
+Markdown(
+    say.answers.images(
+        len(truths), len(boxed["test"]), overall["Top-1"], overall["Top-1 by chance"]
+    )
+)
+
 # %% [markdown]
 # ## Exercises
 #
 # **1.** Find a study whose report names a finding only to deny it. Would a model that looks for words alone be fooled?
 
-# %% tags=["hide-cell"]
+# %% [markdown] tags=["solution"]
+# Yes: the prompt may hold the word "pneumothorax" while the image has none. Training on such pairs weakens the tie
+# between the word and its place, unless the model learns what "no" does to the words behind it.
+
+# %% tags=["solution"]
 denials = [(s, f) for s in studies["test"] for f in reports.find(s.report) if not f.present]
 for s, f in denials[:1]:
     print(
         f"{len(denials)} denials in {len(studies['test'])} test reports, e.g. {f.name} in study {s.id}:\n\n{s.report}"
     )
-# Yes: the prompt may hold the word "pneumothorax" while the image has none. Training on such pairs weakens the tie
-# between the word and its place, unless the model learns what "no" does to the words behind it.
 
 # %% [markdown]
 # **2.** Which finding is the smallest? Which would you expect to be the hardest to point at?
 
-# %% tags=["hide-cell"]
+# %% tags=["solution"]
 area = pd.DataFrame({"finding": t.finding.name, "area": mask_of(t).mean()} for t in others)
 area.groupby("finding")["area"].describe()[["count", "25%", "50%", "75%"]].sort_values(
     "50%"
@@ -637,7 +646,7 @@ area.groupby("finding")["area"].describe()[["count", "25%", "50%", "75%"]].sort_
 # **3.** A model could be given the whole report instead of the impression. How many training prompts would then be cut
 # off by the tokenizer?
 
-# %% tags=["hide-cell"]
+# %% tags=["solution"]
 whole = tokenizer([reports.prompt(s.report, "report") for s in studies["train"]])[
     "input_ids"
 ]
@@ -645,6 +654,29 @@ for name, n in (("impression", lengths), ("report", np.array(list(map(len, whole
     print(
         f"{name}: {(n > tokenizer.model_max_length).mean():.1%} cut off, median {np.median(n):.0f} tokens"
     )
+
+# %% [markdown]
+# ## Quiz
+#
+# Choose an answer to see what speaks for or against it.
+#
+# **A report says “No pneumothorax.” Which words of it can a model ground in the image?**
+#
+# <details class="quiz" name="question-1"><summary>“pneumothorax”</summary>No. The word names a finding, but there is none in the image, so it has no place.</details>
+# <details class="quiz right" name="question-1"><summary>none</summary>Right. What is denied has no place. Only findings that are present, with a place, can be grounded.</details>
+# <details class="quiz" name="question-1"><summary>“No”</summary>No. A denial has no place in the image.</details>
+#
+# **What does the location prior know?**
+#
+# <details class="quiz right" name="question-2"><summary>where a finding usually is in other patients</summary>Right. It is the mean mask of a finding, made without the image it is scored on.</details>
+# <details class="quiz" name="question-2"><summary>where the finding is in this image</summary>No. It is made from other patients only.</details>
+# <details class="quiz" name="question-2"><summary>which side the report names</summary>No. It reads no report.</details>
+#
+# **Two radiographs of one patient differ in brightness. What follows?**
+#
+# <details class="quiz" name="question-3"><summary>one of them shows a finding</summary>No. Exposure, breath, position and the maker's curve change brightness, too.</details>
+# <details class="quiz" name="question-3"><summary>the patient has lost weight</summary>No. That is one of many causes.</details>
+# <details class="quiz right" name="question-3"><summary>nothing: brightness has no unit</summary>Right. Only differences to the neighbourhood mean something.</details>
 
 # %% [markdown]
 # ## Takeaways

@@ -28,6 +28,9 @@
 #
 # All variants see the same images in the same order, with the same noise, timesteps and dropped prompts, so whatever
 # differs at the end is due to the recipe.
+#
+# *You will be able to* name what learns under a recipe, take one training step by hand, and fine-tune a model.
+# *Before:* chapter 1.
 
 # %% tags=["parameters"]
 profile = "demo"  # a name in data/profiles, or the path of a .yaml file
@@ -45,6 +48,7 @@ from diffusers import DDPMScheduler
 from IPython.display import Markdown
 
 from chestxai import finetune, models, plots, profiles
+from chestxai import sentences as say
 
 settings = profiles.load(profile)
 recipe, run = settings.recipe(variant), profiles.run(settings, variant, seed, out)
@@ -60,6 +64,10 @@ pd.Series(settings.finetune.model_dump(), name=f"profile {settings.name}").to_fr
 # A latent diffusion model {cite}`rombach2022ldm` has three networks. The *autoencoder* (VAE) turns an image into a small
 # *latent* and back. The *text encoder* turns a prompt into one vector per token. The *U-Net* removes noise from a latent
 # and reads the token vectors by cross-attention.
+#
+# ![An image becomes a latent through the autoencoder and noise is added; a prompt becomes a state for each token through the text encoder; the U-Net reads both and predicts the noise](../_static/model.svg)
+#
+# *The model, and which of its parts learn.*
 
 # %%
 pipeline = models.load_pipeline(settings.base)
@@ -81,7 +89,7 @@ pd.DataFrame(
 #
 # ## The recipe
 #
-# A recipe is a few settings. This is the one of this page; settings that are not listed have their default.
+# A recipe is a few settings. Settings that are not listed have their default.
 
 # %%
 recipe.model_dump(exclude_defaults=True) or {"text": recipe.text}
@@ -139,7 +147,7 @@ pd.DataFrame(
     ],
 )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 Markdown(
     f"The base predicts the noise of these {len(x)} latents with a mean squared error of "
     f"**{F.mse_loss(predicted, noise).item():.3f}**; predicting none at all would cost {noise.square().mean().item():.3f}."
@@ -196,7 +204,7 @@ last = run.steps()[-1]
 trace = run.train_log()
 plots.training_curves({variant: trace}, title="Training")
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 Markdown(
     f"{len(trace)} steps of {settings.finetune.batch_size} images, {len(trace) * settings.finetune.batch_size / len(studies):.1f} "
     f"passes over {len(studies)} studies, took {trace['seconds'].max() / 60:.1f} minutes. The loss of the first tenth was "
@@ -252,7 +260,7 @@ alike = {
 }
 pd.Series(alike, name="mean cosine between tokens of a prompt").round(3).to_frame()
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 moved = 1 - drift["cosine"].mean()
 Markdown(
     f"On average a token's vector moved by {moved:.3f} (1 − cosine) from where it was."
@@ -263,15 +271,26 @@ Markdown(
     )
 )
 
+# %% tags=["answer", "remove-input", "aggregate"]
+trained = {
+    network: sum(p.numel() for name, p, _ in learning if name.startswith(part))
+    for part, network in {"unet": "U-Net", "text_encoder": "text encoder"}.items()
+}
+Markdown(
+    say.answers.finetuning(variant, {name: n for name, n in trained.items() if n}, moved)
+)
+
 # %% [markdown]
 # ## Exercises
 #
-# **1.** A tenth of the prompts (`ucg`) is replaced by the empty one. What for? Draw the images again with guidance 1 (off)
+# **1.** A tenth of the prompts (`ucg`) is replaced by the empty one. What for? Generate the images again with guidance 1 (off)
 # and 4, and say what changes.
 
-# %% tags=["hide-cell"]
-# The dropped prompts teach the model to draw without text. Guidance then pushes away from that, towards the prompt
+# %% [markdown] tags=["solution"]
+# The dropped prompts teach the model to generate without text. Guidance then pushes away from that, towards the prompt
 # (Ho & Salimans 2022): the higher, the more pronounced the finding, at the cost of variety and, too high, of realism.
+
+# %% tags=["solution"]
 plots.images(
     np.concatenate([generate(1.0), generate(4.0)]),
     titles=[f"guidance 1: {p}" for p in prompts_shown]
@@ -281,11 +300,33 @@ plots.images(
 # %% [markdown]
 # **2.** How many weights of the text encoder could change at all, and which share of all trained weights is that?
 
-# %% tags=["hide-cell"]
+# %% tags=["solution"]
 encoder, unet = counts["text_encoder"], counts["unet"]
 print(
     f"{encoder:,} weights in the text encoder, {encoder / (encoder + unet):.0%} of those a learnable run trains"
 )
+
+# %% [markdown]
+# ## Quiz
+#
+# Choose an answer to see what speaks for or against it.
+#
+# **Which network learns under every recipe?**
+#
+# <details class="quiz" name="question-1"><summary>the autoencoder</summary>No. It never learns here: the latents are computed once.</details>
+# <details class="quiz right" name="question-1"><summary>the U-Net</summary>Right. The recipes differ in what of the text encoder learns.</details>
+# <details class="quiz" name="question-1"><summary>the text encoder</summary>No. Under <em>frozen</em> it stays as it was.</details>
+#
+# **Two variants end with the same training loss. Have they learned the same?**
+#
+# <details class="quiz right" name="question-2"><summary>not necessarily</summary>Right. Most of the loss is noise that nobody can predict. Where a model looks and what it generates have to be measured.</details>
+# <details class="quiz" name="question-2"><summary>yes</summary>No. The loss hardly tells variants apart.</details>
+#
+# **Why do all variants get the same images in the same order, and the same noise?**
+#
+# <details class="quiz" name="question-3"><summary>to save time</summary>No. It takes as long either way.</details>
+# <details class="quiz right" name="question-3"><summary>so that what differs at the end is due to the recipe</summary>Right. Then two runs of one seed can be compared in pairs.</details>
+# <details class="quiz" name="question-3"><summary>because the result must not depend on the seed</summary>No. It does depend on the seed; several seeds show by how much.</details>
 
 # %% [markdown]
 # ## Takeaways

@@ -26,6 +26,10 @@
 #
 # *You will be able to* make a heatmap by hand, choose layers and timesteps, and compare three ways to run the model.
 # *Before:* chapters 1 and 2.
+#
+# ![Noise of several timesteps is added to the latent of a held-out image; the U-Net reads each with the prompt; the attention probabilities of the phrase are averaged into a heatmap, which is compared with the mask](../_static/map.svg)
+#
+# *How a map is made. Nothing learns here.*
 
 # %% tags=["parameters"]
 profile = "demo"  # a name in data/profiles, or the path of a .yaml file
@@ -201,7 +205,7 @@ plots.layer_time(
     title=f"AUC-ROC of {len(val_masks)} validation phrases, {variant}",
 )
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 names = list(layers)
 best, worst = (np.unravel_index(at, auc.shape) for at in (auc.argmax(), auc.argmin()))
 Markdown(
@@ -246,7 +250,7 @@ px.line(
     annotation_position="bottom right",
 )  # fmt: skip
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 Markdown(
     f"Reading {say.words.counted(enough, 'timestep')} instead of the paper's {whole} costs at most 0.005, on these validation "
     f"phrases; this profile reads {len(timesteps)} on the test phrases below."
@@ -380,7 +384,7 @@ for name, prefix in tradeoff.REFERENCES.items():
     overview.loc[name] = beside.mean().to_numpy()
 overview.rename(columns=localization.LABELS).round(3).astype(object).fillna("–")
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 last = table[table["step"] == steps[-1]].reset_index(drop=True)
 base = table[table["step"] == 0].reset_index(drop=True)
 references = {"the base": base["auc_roc"], "the location prior": last["prior_auc_roc"]}
@@ -394,6 +398,10 @@ Markdown(
     + "\n"
     + say.localization.looks(variant, last, settings.statistics)
 )
+
+# %% tags=["answer", "remove-input", "aggregate"]
+prior_difference = differences["the location prior"]
+Markdown(say.answers.maps(variant, prior_difference, last, settings.statistics))
 
 # %% [markdown]
 # ## The answer: from the base to the last checkpoint
@@ -445,7 +453,7 @@ widgets.show(
 #
 # **1.** Read a word that does not name the finding, such as the side, or the full stop. Where does it look?
 
-# %% tags=["hide-cell"]
+# %% tags=["solution"]
 others = [w for w in (*prompt.split()[:3], words) if w]
 heatmaps = [
     grounding.ground(pipeline, image, prompt, w, timesteps, seed).values for w in others
@@ -464,14 +472,38 @@ plots.overlays(
 # **2.** Ground a finding that the image does *not* show. What should a model that understands do, and can attention express it
 # at all?
 
-# %% tags=["hide-cell"]
+# %% [markdown] tags=["solution"]
 # The probabilities of all tokens sum to 1 at every position, whatever the image shows: a map says where a word matters
 # *relative* to the other words and positions, not whether the finding is there. Scores on absent findings are undefined.
+
+# %% tags=["solution"]
 absent = next(
     name for name in FINDINGS if name not in {f.name for f in example.study.present()}
 )
 ghost = grounding.ground(pipeline, image, f"{absent}.", absent, timesteps, seed)
 plots.overlay(image, ghost.values, title=f"“{absent}”, which this image does not show")
+
+# %% [markdown]
+# ## Quiz
+#
+# Choose an answer to see what speaks for or against it.
+#
+# **What is averaged to make a heatmap?**
+#
+# <details class="quiz right" name="question-1"><summary>attention probabilities over heads, layers, timesteps and the phrase's tokens</summary>Right. What is left is one number for each position of the image.</details>
+# <details class="quiz" name="question-1"><summary>pixels of generated images</summary>No. The image is a held-out one; nothing is generated.</details>
+# <details class="quiz" name="question-1"><summary>gradients of the loss</summary>No. No gradient is needed: the probabilities are read as they are.</details>
+#
+# **Why are maps read on held-out images rather than on generated ones?**
+#
+# <details class="quiz" name="question-2"><summary>they are sharper</summary>No. Sharpness plays no part.</details>
+# <details class="quiz" name="question-2"><summary>generated images need more time</summary>No. They do, but that is not the reason.</details>
+# <details class="quiz right" name="question-2"><summary>only for held-out images does somebody say where the finding is</summary>Right. A score needs the true place.</details>
+#
+# **At one position, the probabilities of all tokens …**
+#
+# <details class="quiz right" name="question-3"><summary>sum to 1, whatever the image shows</summary>Right. So a map says where a word matters relative to others, not whether the finding is there.</details>
+# <details class="quiz" name="question-3"><summary>are 0 if the finding is absent</summary>No. They always sum to 1.</details>
 
 # %% [markdown]
 # ## Takeaways

@@ -93,7 +93,7 @@ masks = {i: frame_of(test[i]).mask(test[i].finding) for i in rows}
 grid = maps[variants[0]][rows[0]].shape
 auc = pd.DataFrame({v: t["auc_roc"] for v, t in tables.items()}).loc[rows]
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 again = [localization.auc_roc(maps[v][i], masks[i]) for v in variants for i in rows[:5]]
 stored = [auc.loc[i, v] for v in variants for i in rows[:5]]
 assert np.allclose(again, stored, atol=1e-3), "maps and scores differ: run chapter 3 again"
@@ -161,7 +161,7 @@ blind = pd.Series({i: localization.auc_roc(anywhere, masks[i]) for i in rows})
 means = pd.Series({"one map for everything": blind.mean(), **auc.mean()}, name="AUC-ROC")
 means.round(3).to_frame().T
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 patients = [test[i].study.patient for i in rows]
 gaps = {v: stats.paired_difference(auc[v], blind, patients, n=resamples) for v in variants}
 Markdown(
@@ -217,7 +217,7 @@ pd.DataFrame(
     index=pd.Index([f"{t} pixels" for t in tolerances], name="tolerance"),
 ).round(3)
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 Markdown(
     "**What it misses.** All but one pixel. A map may be right everywhere and wrong in its maximum, or wrong everywhere and "
     f"lucky. The maximum of a map of {grid[0]} × {grid[1]} is also only known to {size / grid[0]:.0f} pixels, wider than some "
@@ -248,8 +248,8 @@ plots.scores_by_finding(
     title="Top-1 by finding (number of phrases)",
 )
 
-# %% tags=["hide-input", "aggregate"]
-lines = []
+# %% tags=["remove-input", "aggregate"]
+lines, beyond = [], {}
 for variant, table in tables.items():
     differences = {
         name: stats.paired_difference(
@@ -257,6 +257,7 @@ for variant, table in tables.items():
         )
         for name, prefix in {"chance": "chance", "the location prior": "prior"}.items()
     }
+    beyond[variant] = differences["the location prior"]
     lines.append(say.localization.against(variant, differences))
 comparisons = tradeoff.compare_all(every, n=resamples) if len(variants) > 1 else []
 Markdown(
@@ -368,12 +369,20 @@ estimated(
     }
 )
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 Markdown(
     "Image and word together are the primary endpoint, which the profile declares beforehand.\n\n"
     + "\n\n".join(
         f"**{variant}**\n\n{say.localization.looks(variant, table, settings.statistics)}"
         for variant, table in tables.items()
+    )
+)
+
+# %% tags=["answer", "remove-input", "aggregate"]
+Markdown(
+    say.words.bullets(
+        say.answers.maps(v, beyond[v], table, settings.statistics)
+        for v, table in tables.items()
     )
 )
 
@@ -430,7 +439,7 @@ estimated(
     {**{v: t.loc[rows] for v, t in tables.items()}, **scale},
 )
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 lines = []
 for variant, table in tables.items():
     own = table.loc[rows, ["auc_roc", "patient"]]
@@ -450,7 +459,7 @@ Markdown("On the same phrases, paired:\n\n" + "\n".join(lines))
 # ## Would it also point if nothing had been learned?
 #
 # Two checks on a sample of phrases. With *random weights* the maps must break {cite}`adebayo2018sanity`: what remains comes
-# from the architecture. With *other noise* they must stay: what changes is luck of the draw.
+# from the architecture. With *other noise* they must stay: what changes is chance.
 
 # %%
 sampled = profiles.sample([test[i] for i in rows], 32, seeds[0])
@@ -602,7 +611,7 @@ plots.score_by_size(
     title="Scores by the size of the target: phrases (faint) and means of groups (bold)",
 )
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 shared = tables[variants[0]].loc[rows]
 SCORES = localization.SCORES
 of_size = {
@@ -631,7 +640,7 @@ pd.DataFrame(
 #
 # **1.** Which variant is better? Ask every score, and count how often they agree.
 
-# %% tags=["hide-cell", "aggregate"]
+# %% tags=["solution", "aggregate"]
 means = pd.DataFrame({v: t.loc[rows, SCORES].mean() for v, t in tables.items()})
 lower = means.index.isin(localization.LOWER_IS_BETTER)
 best = means.idxmax(axis=1).where(~lower, means.idxmin(axis=1))
@@ -642,11 +651,36 @@ means.assign(better=best).rename(index=tradeoff.NAMES).round(3)
 # %% [markdown]
 # **2.** Make a map whose AUC-ROC rounds to 1 and whose Top-1 is 0.
 
-# %% tags=["hide-cell"]
+# %% [markdown] tags=["solution"]
 # The target itself, and a single hotter pixel in a corner: nearly all pairs of pixels are in order, the maximum is not.
+
+# %% tags=["solution"]
 trap = mask.astype(np.float32)
 trap[tuple(np.argwhere(~mask)[0])] = 2
 pd.Series(localization.score(trap, mask)).rename(tradeoff.NAMES).round(3).to_frame("trap").T
+
+# %% [markdown]
+# ## Quiz
+#
+# Choose an answer to see what speaks for or against it.
+#
+# **A model's AUC-ROC equals that of the location prior. What has been shown?**
+#
+# <details class="quiz" name="question-1"><summary>that it looks at the image</summary>No. A map of where findings usually are gets as much without looking.</details>
+# <details class="quiz right" name="question-1"><summary>nothing about whether it looks</summary>Right. The image swap asks that: what does the score lose on another patient's image?</details>
+# <details class="quiz" name="question-1"><summary>that it does not look</summary>No. Equal scores can come from different maps.</details>
+#
+# **What does the gain subtract?**
+#
+# <details class="quiz" name="question-2"><summary>the score by chance</summary>No. Chance needs no image at all, and no model.</details>
+# <details class="quiz right" name="question-2"><summary>the score on images of other patients without the finding</summary>Right. Same prompt, tokens and noise: what is left is due to the image.</details>
+# <details class="quiz" name="question-2"><summary>the score of another variant</summary>No. That is a paired difference.</details>
+#
+# **The map of *effusion* and that of *pneumothorax* are the same and hit both findings. Which test fails?**
+#
+# <details class="quiz right" name="question-3"><summary>the word test</summary>Right. It asks whether each word's map is higher at its own finding than the other word's.</details>
+# <details class="quiz" name="question-3"><summary>the image swap</summary>No. The map may well depend on the image.</details>
+# <details class="quiz" name="question-3"><summary>the mirror test</summary>No. It asks about sides, not about words.</details>
 
 # %% [markdown]
 # ## Takeaways

@@ -152,10 +152,13 @@ figure.update_layout(
     },
 )  # fmt: skip
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 wrong = [name for name in scores if name not in ("perfect", "constant")]
 free = {labels[s]: constant[s] for s in labels if s not in LOWER_IS_BETTER}
 Markdown(say.localization.fooled(skill[wrong].rename(index=labels), free))
+
+# %% tags=["answer", "remove-input", "aggregate"]
+Markdown(say.answers.scores(skill[wrong].rename(index=labels)))
 
 
 # %% [markdown]
@@ -227,7 +230,7 @@ px.line(
     range_y=[0, 1.02], title="<b>Precision from the hottest pixel down</b> (in brackets: average precision)",
 ).update_layout(legend_title_text="").add_hline(mask.mean(), line_dash="dot", annotation_text="chance")  # fmt: skip
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 target_area = pd.Series({i: masks[i].mean() for i in rows})
 precise = pd.Series(
     {i: localization.average_precision(maps[variants[0]][i], masks[i]) for i in rows}
@@ -386,7 +389,7 @@ by_way = {
 }
 pd.DataFrame(by_way).T.rename_axis("mean IoU").round(3)
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 gap = {v: by_way[v]["oracle"] - by_way[v]["mixture"] for v in variants}
 Markdown(
     "**What they miss.** A threshold decides without knowing the target's size. "
@@ -461,7 +464,7 @@ plots.images(
     title=f"Boxes of the target and of the thresholded map of {variants[0]}",
 )
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 lost = mean_score(localization.centre_distance, constants)
 own = [localization.bbox_iou(masks[i].astype(np.float32), masks[i]) for i in parted]
 centres = {i: (b.y + b.h / 2, b.x + b.w / 2) for i in parted for b in [box_of(masks[i])]}
@@ -550,9 +553,11 @@ means.unstack("map")[list(dict.fromkeys(under["map"]))].round(3)
 # **1.** An empty prediction gets an mIoU over classes of (1 − target)/2. Why? How many of the models' maps get less
 # than that, and what does it say of a mean mIoU of 0.4?
 
-# %% tags=["hide-cell"]
+# %% [markdown] tags=["solution"]
 # Its foreground is empty, so the IoU of the foreground is 0. Its background is the whole image, of which 1 − target is
 # right, so the IoU of the background is 1 − target. A mean of 0.4 may be less than nothing.
+
+# %% tags=["solution"]
 empty = pd.Series(
     {i: localization.miou(np.zeros(grid, np.float32), masks[i]) for i in rows}
 )
@@ -569,7 +574,7 @@ for variant, table in tables.items():
 # of the centres. Make a map for each that gets as much as the perfect map of the gallery, and that you would not show to
 # anyone.
 
-# %% tags=["hide-cell"]
+# %% tags=["solution"]
 box, random = box_of(mask), np.random.default_rng(0)
 top, left, high, wide = (int(v) for v in (box.y, box.x, box.h, box.w))
 rim = np.zeros(mask.shape, np.float32)
@@ -595,9 +600,11 @@ pd.DataFrame(
 # **3.** Add one very hot pixel to the perfect map of the gallery, as a broken detector would. Which thresholds survive it, and
 # which scores without a threshold?
 
-# %% tags=["hide-cell"]
+# %% [markdown] tags=["solution"]
 # What depends on the values' range or squares is lost, and so is the maximum. Energy pays for the pixel's mass. What depends
 # on the order, the cut of a fixed area too, hardly notices one pixel.
+
+# %% tags=["solution"]
 broken = handmade["perfect"].copy()
 broken[0, 0] = 20 * broken.max()
 compared_scores = [
@@ -617,13 +624,36 @@ pd.DataFrame(
 # %% [markdown]
 # **4.** Dice grows with IoU, always. Can the mean Dice still prefer another variant than the mean IoU?
 
-# %% tags=["hide-cell"]
+# %% [markdown] tags=["solution"]
 # Yes: the curve bends, so Dice forgives a middling map more than IoU does. Two phrases are enough.
+
+# %% tags=["solution"]
 two = pd.DataFrame({"even": [0.5, 0.5], "one good, one bad": [1.0, 0.04]})
 assert two["even"].mean() < two["one good, one bad"].mean()  # IoU
 bent = 2 * two / (1 + two)
 assert bent["even"].mean() > bent["one good, one bad"].mean()  # Dice
 pd.DataFrame({"mean IoU": two.mean(), "mean Dice": bent.mean()}).round(3)
+
+# %% [markdown]
+# ## Quiz
+#
+# Choose an answer to see what speaks for or against it.
+#
+# **Two papers report “mIoU”. Can you compare the numbers?**
+#
+# <details class="quiz" name="question-1"><summary>yes, they have one name</summary>No. One may average over two classes, the other over thresholds.</details>
+# <details class="quiz right" name="question-1"><summary>only if the convention is the same</summary>Right. Say which one you use; the same name hides different scores.</details>
+#
+# **An inverted map, cold where the finding is, has a high *absolute* CNR. Why?**
+#
+# <details class="quiz right" name="question-2"><summary>its sign is dropped</summary>Right. The difference of means is as large, with the other sign.</details>
+# <details class="quiz" name="question-2"><summary>it is sharp</summary>No. Sharpness is not what CNR measures.</details>
+#
+# **How do you find out what a score accepts?**
+#
+# <details class="quiz" name="question-3"><summary>by reading its definition</summary>No. Useful, but surprises remain.</details>
+# <details class="quiz right" name="question-3"><summary>by applying it to maps whose quality you know</summary>Right. Wrong maps that score high show what it does not see.</details>
+# <details class="quiz" name="question-3"><summary>by applying it to the best model</summary>No. Then you know the model's score, not the score's faults.</details>
 
 # %% [markdown]
 # ## Takeaways

@@ -80,7 +80,7 @@ others, kept_others, _ = to_images(
 others_labels = np.stack([s.labels() for s in kept_others])
 prompts, labels, origins = fidelity.requests(kept, settings.sampling)
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 Markdown(
     f"{len(real)} real test images of {len(set(patients))} patients (`{len(unreadable)}` could not be read) and {len(others)} "
     f"others. {len(prompts)} images are generated for {len(set(prompts))} different prompts at each of {len(steps)} "
@@ -100,7 +100,7 @@ Markdown(
 classifier = fidelity.profile_classifier(settings, data, out)
 
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 def interval(numbers, name):
     """A score with its bounds; NaN where it is undefined."""
     values = (numbers.get(key) for key in (name, f"{name}_low", f"{name}_high"))
@@ -324,7 +324,7 @@ if exact:
     chance = {name: 1 / len(values) for name, values in baselines.ATTRIBUTES.items()}
     display(pd.DataFrame({**shares, "chance": chance}).map("{:.2f}".format))
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 Markdown(
     say.fidelity.as_asked(shares[now], shares["real images"], chance)
     if exact
@@ -382,7 +382,7 @@ plots.scores_by_finding(
     "What generated images teach (n: real images that show it)",
 )
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 Markdown(
     f"{len(prompts)} generated and {len(sampled)} real images, averaged over findings. "
     + say.fidelity.teaching(transfer[now]["macro"], transfer["real images"]["macro"])
@@ -440,7 +440,7 @@ tradeoff.summary(
     )
 )
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 fid, auc = (
     [interval(scores[k], name) for k in (0, last)] for name in ("fid", "classifier_auc")
 )
@@ -449,6 +449,9 @@ Markdown(
     "By these intervals:\n\n"
     + say.fidelity.answer(fid, interval(reference, "fid_real"), similar, auc)
 )
+
+# %% tags=["answer", "remove-input", "aggregate"]
+Markdown(say.answers.fidelity(variant, fid, interval(reference, "fid_real"), auc[-1]))
 
 # %% [markdown]
 # The interval of the FID resamples prompts and patients; that of KID is the spread over subsets. None covers another training:
@@ -459,7 +462,7 @@ Markdown(
 # **1.** Guidance pushes towards the prompt. Generate images of two prompts with no guidance (1) and with a lot (8). What happens to
 # MS-SSIM, and to the images?
 
-# %% tags=["hide-cell"]
+# %% tags=["solution"]
 some = slice(0, 2 * settings.sampling.per_prompt)
 by_guidance = {settings.sampling.guidance: generated[last][some]}
 for guidance in (1.0, 8.0):
@@ -484,7 +487,7 @@ plots.images(
 # `fidelity.features` say to images in [0, 1]? What would the FID be if it accepted them? And what if one set is inverted,
 # as files are that say MONOCHROME1?
 
-# %% tags=["hide-cell"]
+# %% tags=["solution"]
 try:
     fidelity.features(classifier, others / 255)
 except ValueError as error:
@@ -507,8 +510,10 @@ pd.DataFrame(
 # **3.** The classifier knows "effusion", but not left from right. Find a score of an image that does, try it on real images, and
 # then on generated ones.
 
-# %% tags=["hide-cell"]
+# %% [markdown] tags=["solution"]
 # Most findings are brighter than air. The patient's left is the image's right half: is it the brighter one?
+
+# %% tags=["solution"]
 BRIGHT = {"Atelectasis", "Consolidation", "Lung Opacity", "Pleural Effusion", "Pneumonia"}
 
 
@@ -533,11 +538,33 @@ def side_auc(images, sides, groups):
     return bootstrap_statistic((left, brighter), auc_of, [groups[i] for i in rows], n=200)
 
 
-# %% tags=["hide-input"]
+# %% tags=["solution"]
 prompt_sides = [side_of(reports.find(p)) for p in prompts]
 print("real images:", side_auc(real, [side_of(s.findings) for s in kept], patients))
 for step, images in generated.items():
     print(f"step {step}:", side_auc(images, prompt_sides, prompts))
+
+# %% [markdown]
+# ## Quiz
+#
+# Choose an answer to see what speaks for or against it.
+#
+# **An FID of 12 with 200 images, and one of 9 with 2,000. Which images are more real?**
+#
+# <details class="quiz" name="question-1"><summary>the second</summary>No. FID falls with the number of images.</details>
+# <details class="quiz" name="question-1"><summary>the first</summary>No. Nothing says so.</details>
+# <details class="quiz right" name="question-1"><summary>one cannot tell</summary>Right. Compare equal numbers, or use KID.</details>
+#
+# **MS-SSIM within a prompt is close to 1. What does it mean?**
+#
+# <details class="quiz" name="question-2"><summary>the images follow the prompt</summary>No. The classifier's AUC asks that.</details>
+# <details class="quiz right" name="question-2"><summary>the model generates one image again and again</summary>Right. High similarity within a prompt is little variety.</details>
+# <details class="quiz" name="question-2"><summary>the images are real</summary>No. Similar images may all be poor.</details>
+#
+# **What does TSTR test?**
+#
+# <details class="quiz right" name="question-3"><summary>whether generated images can teach a classifier that works on held-out ones</summary>Right. Train on synthetic, test on real.</details>
+# <details class="quiz" name="question-3"><summary>whether a classifier can tell generated from held-out images</summary>No. That is another test.</details>
 
 # %% [markdown]
 # ## Takeaways

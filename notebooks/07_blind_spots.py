@@ -169,9 +169,16 @@ figure.update_traces(
 )
 figure.update_xaxes(side="top", title="").update_yaxes(title="")
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 Markdown(
     say.fidelity.unnoticed(
+        change.iloc[1:], {m: label[:-2] for m, label in MEASURES.items()}
+    )
+)
+
+# %% tags=["answer", "remove-input", "aggregate"]
+Markdown(
+    say.answers.blind_spots(
         change.iloc[1:], {m: label[:-2] for m, label in MEASURES.items()}
     )
 )
@@ -215,7 +222,7 @@ figure.update_yaxes(matches=None, showticklabels=True).update_layout(
     legend_title_text=""
 ).for_each_annotation(lambda a: a.update(text=a.text.removeprefix("score=")))
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 ends = sizes[0], sizes[-1]
 fids, kids = ([means[score, "other real", n] for n in ends] for score in ("FID", "KID"))
 Markdown(say.fidelity.sample_size(ends, fids, kids))
@@ -290,9 +297,11 @@ plots.images(
 #
 # **1.** How much blur does FID see? Blur the *other real* images more and more, and compare them with the real ones.
 
-# %% tags=["hide-cell"]
+# %% [markdown] tags=["solution"]
 # Every patient and finding is still there, only texture goes. A feature space that was trained to name findings may
 # overlook a little blur: FID sees what its features see.
+
+# %% tags=["solution"]
 blurred = {
     sigma: np.stack([gaussian_filter(x, sigma * size / 64) for x in others])
     for sigma in (0, 0.5, 1, 2, 4)
@@ -312,8 +321,11 @@ pd.DataFrame(
 # **2.** *One image a finding* shows what it should. Would it make a good textbook? Train a classifier on it.
 
 
-# %% tags=["hide-cell"]
+# %% [markdown] tags=["solution"]
 # The classifier finds each finding in it. But having seen one effusion does not prepare for the next.
+
+
+# %% tags=["solution"]
 def small(images):
     """No larger than a classifier needs."""
     side = min(size, 128)
@@ -341,10 +353,12 @@ pd.Series(
 # **3.** Balls around images are easily misled. Put one picture of pure noise among the *real* images: what do precision and density
 # say then of the noisy set? And show each of a few good images four times: what do recall and coverage say?
 
-# %% tags=["hide-cell"]
+# %% [markdown] tags=["solution"]
 # The outlier's neighbours are far away: its ball is huge, and one picture makes others precise. Density counts over all
 # balls. An image and its three copies have tiny balls around them, which hold nothing else, so recall falls although there
 # are as many different images as before. Coverage has its balls around the real images.
+
+# %% tags=["solution"]
 static = np.random.default_rng(0).integers(0, 256, (1, size, size)).astype(np.uint8)
 polluted = np.concatenate([features["real"], fidelity.features(classifier, static)])
 noisy = fidelity.features(classifier, spoiled["noise"][0])
@@ -364,9 +378,11 @@ pd.DataFrame(
 # %% [markdown]
 # **4.** The search for copies found the planted ones. Would it find a copy that is noisier, shifted by two pixels, or mirrored?
 
-# %% tags=["hide-cell"]
+# %% [markdown] tags=["solution"]
 # A copy that the feature space takes for something else is not found. No search can say that nothing was copied, only that
 # nothing was copied in a way that it would have found.
+
+# %% tags=["solution"]
 changed = {
     f"noise of {level}": fidelity.copies(training, noise=level) for level in (4, 16, 32)
 }
@@ -380,6 +396,27 @@ for name, images in changed.items():
     )
     shares[name] = search.detected
 pd.Series(shares, name="share of copies found").to_frame()
+
+# %% [markdown]
+# ## Quiz
+#
+# Choose an answer to see what speaks for or against it.
+#
+# **A search for copies finds none. What has been shown?**
+#
+# <details class="quiz" name="question-1"><summary>nothing was copied</summary>No. Only that nothing was copied in a way that the search would have found.</details>
+# <details class="quiz right" name="question-1"><summary>nothing was copied that this feature space recognises</summary>Right. Plant some copies and count how many are found.</details>
+# <details class="quiz" name="question-1"><summary>the model cannot copy</summary>No. It may, with other prompts.</details>
+#
+# **Noise is added to every image. Which score may get *better*?**
+#
+# <details class="quiz right" name="question-2"><summary>MS-SSIM, as a score of variety</summary>Right. It takes grain for variety.</details>
+# <details class="quiz" name="question-2"><summary>classifier AUC</summary>No. Noise hides findings.</details>
+#
+# **Why are *real* images spoiled on purpose?**
+#
+# <details class="quiz" name="question-3"><summary>to train a better model</summary>No. Nothing is trained on them.</details>
+# <details class="quiz right" name="question-3"><summary>so that we know what is wrong, and see which score notices</summary>Right. A score is tested on failings that are known.</details>
 
 # %% [markdown]
 # ## Takeaways

@@ -19,15 +19,15 @@
 #
 # **Does a learnable text encoder cost interpretability, and what does it buy?**
 #
-# After this chapter you can read fidelity and localization side by side, compare variants on the same phrases, and say how
-# much a given number of patients and seeds lets you conclude. Prerequisites: chapters 3 and 4 (maps and their scores) and 6
-# (fidelity).
-#
 # All runs come together here: every variant, seed and checkpoint, with the images it generates and the maps it yields.
 # Nothing is trained or generated in this chapter; it reads the runs' files.
 #
 # The claim to test {cite}`dombrowski2024tradeoffs`: fine-tuning makes the images better; with a *learnable* text encoder
 # the attention stops pointing at the disease that a word names, with a *frozen* one it keeps pointing.
+#
+# *You will be able to* read fidelity and localization side by side, compare variants on the same phrases, and say how much a
+# given number of patients and seeds lets you conclude.
+# *Before:* chapters 3 and 4 (maps and their scores) and 6 (fidelity).
 
 # %% tags=["parameters"]
 profile = "demo"  # a name in data/profiles, or the path of a .yaml file
@@ -97,7 +97,7 @@ plots.tradeoff(table, shown, variants=variants)
 # A line that runs to the left and stays high gains fidelity at no cost. One that falls pays for it. These checkpoints are
 # Pareto-optimal by FID and the first test of the endpoint:
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 table[tradeoff.pareto_front(table, y=endpoint[0])][["variant", "seed", "step"]]
 
 # %% [markdown]
@@ -113,7 +113,7 @@ for baseline, rows in baselines.load_scores(settings, out).items():
             summary.loc[name, baseline] = str(interval)
 summary.fillna("–")
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 Markdown(say.tradeoff.seeds(len(seeds)))
 
 # %% [markdown]
@@ -172,7 +172,7 @@ fids = {
     for other in variants[1:]
 }
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["answer", "remove-input", "aggregate"]
 Markdown(
     say.tradeoff.answer(primary, fids)
     or "There is only one variant, so nothing is compared."
@@ -181,7 +181,7 @@ Markdown(
 # %% [markdown]
 # Under which conditions was this found? The paper's are those of profile `paper`.
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 paper = profiles.load("paper")
 pd.DataFrame(
     {
@@ -214,7 +214,7 @@ if comparisons:
         plots.paired(comparisons, title="Secondary scores, same phrases", variants=variants)
     )
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 pd.DataFrame(
     {
         "score": [tradeoff.NAMES[c.metric] for c in comparisons],
@@ -230,7 +230,7 @@ pd.DataFrame(
 # A learnable text encoder takes longer for a step. The last checkpoints at equal steps, and those that each run had reached
 # when the fastest one ended:
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 ends = {"equal steps": table.loc[table.groupby(["variant", "seed"])["step"].idxmax()]}
 ends["equal time"] = tradeoff.at_equal_seconds(table)
 columns = ["step", "seconds", *endpoint, "auc_roc", "fid", "classifier_auc"]
@@ -242,7 +242,7 @@ pd.concat(
 # A curve that still rises at its end says that the training has not converged. The change of the endpoint over the last
 # checkpoint:
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 curve = table[table["step"] > 0].groupby(["variant", "step"])[list(endpoint)].mean()
 curve.groupby("variant").diff().groupby("variant").tail(1).round(3)
 
@@ -279,14 +279,14 @@ if others:
     )
     display(printed.rename(columns={"holm": "p, Holm", "detectable": "detectable ±"}))
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 Markdown(say.tradeoff.findings(each) if others else "")
 
 # %% [markdown]
 # The pooled interval above speaks of new patients with the *same eight findings*. With findings as a random factor, the mean
 # of the findings' own differences and its t-interval speak of findings that were not studied:
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 if others:
     spread = points.groupby("b")["estimate"].agg(["mean", "sem", "count"])
     half = spread["sem"] * student.ppf(0.975, spread["count"] - 1)
@@ -324,7 +324,7 @@ else:
 # Fidelity of each variant at its last checkpoint, beside that of the base. The last sentences compare each variant's FID
 # with that of the first variant.
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 reported = {tradeoff.NAMES[column]: column for column in ("fid", "classifier_auc")}
 base = {
     name: table.loc[table["step"] == 0, column].mean() for name, column in reported.items()
@@ -334,7 +334,7 @@ Markdown(say.tradeoff.gains(estimates.loc[list(base), variants], base, variants[
 # %% [markdown]
 # ## Can these intervals be trusted?
 #
-# A 95 % interval should hold the truth 95 times in a hundred. Simulation shows whether ours do: scores are drawn at random,
+# A 95 % interval should hold the truth 95 times in a hundred. Simulation shows whether ours do: scores are made at random,
 # skewed like AUCs, with one to three phrases per patient. Over many such data sets we count the intervals that hold the
 # true mean. The count is itself a sample, so it has an interval, too.
 
@@ -379,7 +379,7 @@ pd.Series(covered).map("{:.3f}".format).unstack().rename_axis("patients")[method
 # Read down a column: where does it reach 95 %? With few patients the textbook percentile interval undercovers. The interval
 # over seeds is cautious: three seeds say little about how much seeds differ.
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 patients = each["patients"] if others else table["patients"].dropna().astype(int)
 shares = {size: covered[size, "as used here"] for size in sizes}
 Markdown(say.tradeoff.coverage(shares, trials, list(patients)))
@@ -389,7 +389,7 @@ Markdown(say.tradeoff.coverage(shares, trials, list(patients)))
 #
 # **1.** Does the answer depend on the score? Compare `pointing_game` at every checkpoint.
 
-# %% tags=["hide-cell", "aggregate"]
+# %% tags=["solution", "aggregate"]
 pd.DataFrame(
     {"step": c.step, "difference": f"{c.a} minus {c.b}", "Top-1": f"{c:+.3f}"}
     for step in sorted(set(table["step"]))
@@ -400,8 +400,10 @@ pd.DataFrame(
 # **2.** With one seed, the interval covers other *patients*. Which uncertainty does it leave out, and how would you measure
 # it?
 
-# %% tags=["hide-cell", "aggregate"]
+# %% [markdown] tags=["solution"]
 # Another seed of the training. Run `make book SEEDS=0,1,2`: the figure then shows the spread between seeds.
+
+# %% tags=["solution", "aggregate"]
 final = table[table["step"] == table["step"].max()]
 final.groupby("variant")["auc_roc"].agg(["mean", "std", "count"]).round(3)
 
@@ -410,9 +412,12 @@ final.groupby("variant")["auc_roc"].agg(["mean", "std", "count"]).round(3)
 # seed, or another hundred patients?
 
 
-# %% tags=["hide-cell", "aggregate"]
+# %% [markdown] tags=["solution"]
 # If the detectable difference stops falling, more patients do not help. One seed says nothing of
 # what seeds add: "one more seed" is then too optimistic.
+
+
+# %% tags=["solution", "aggregate"]
 def by_seed(variant):
     """AUC-ROC at the last step: a row for each phrase, a column for each seed."""
     rows = [run.grounding() for run in trained if run.folder.parent.name == variant]
@@ -435,6 +440,27 @@ for variant in variants[1:]:
         "with one more seed": parts.standard_error(seeds=parts.seeds + 1),
     }
 pd.DataFrame(planned).round(4)
+
+# %% [markdown]
+# ## Quiz
+#
+# Choose an answer to see what speaks for or against it.
+#
+# **The interval of a difference includes zero. What may you say?**
+#
+# <details class="quiz" name="question-1"><summary>there is no difference</summary>No. Look at the detectable difference: a smaller one may be there.</details>
+# <details class="quiz right" name="question-1"><summary>no difference was shown</summary>Right. How small a one could have been seen is a number beside it.</details>
+# <details class="quiz" name="question-1"><summary>the variants are equal</summary>No. That needs an interval that excludes what matters.</details>
+#
+# **Why are differences paired by phrase?**
+#
+# <details class="quiz" name="question-2"><summary>because the number of phrases is small</summary>No. Pairing helps with many phrases, too.</details>
+# <details class="quiz right" name="question-2"><summary>because hard phrases are hard for all variants</summary>Right. What they have in common cancels, and the interval is narrower.</details>
+#
+# **With one seed, what does the interval cover?**
+#
+# <details class="quiz right" name="question-3"><summary>other patients</summary>Right. Another training may differ more; that takes several seeds.</details>
+# <details class="quiz" name="question-3"><summary>other patients and other trainings</summary>No. One training cannot say how much trainings differ.</details>
 
 # %% [markdown]
 # ## Takeaways

@@ -65,7 +65,7 @@ sample = causes.prepare(base, chosen, val, settings.data.fit)
 noisiest = base.scheduler.config.num_train_timesteps
 timesteps = [noisiest // 5, noisiest // 2]
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 Markdown(
     f"The phrases are {len(sample.truths)} of the **validation** split, of {len(set(sample.patients))} patients: causes are "
     f"explored, not confirmed, and the test split is not used up for it. {len(sample.skipped)} phrases were left out. "
@@ -150,7 +150,7 @@ token_table = {
 }
 pd.DataFrame(token_table)
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 scores = {
     (v, k): [kind_scores((v, s), k)[0] for s in seeds]
     for v in variants
@@ -198,7 +198,7 @@ for variant in variants:
 #
 # ## Is the begin token free of text?
 #
-# Some methods subtract the map of the begin token as what the image draws anyway {cite}`nuetzel2025generate`. That is right
+# Some methods subtract the map of the begin token as what attracts any image {cite}`nuetzel2025generate`. That is right
 # for CLIP, which is causal: its begin token comes before all words and has read none. A BERT such as MiniLM is bidirectional:
 # its begin token has read everything. The map of the **empty prompt**'s begin token is free of text under both.
 
@@ -231,7 +231,7 @@ begin = begin.pivot_table("value", "", "variant", sort=False)[variants]
 # %% tags=["aggregate"]
 begin.round(3)
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 Markdown(say.causes.begin(begin.loc["begin's state with it"].to_dict()))
 
 # %% [markdown]
@@ -241,7 +241,7 @@ Markdown(say.causes.begin(begin.loc["begin's state with it"].to_dict()))
 # ## Exchange the encoders
 #
 # If only the U-Net has become worse, the reference's encoder does not help it. If only the encoder has, it does. And because
-# attention forms *keys* (where to look) and *values* (what to draw) from the same states, the two can come from different
+# attention forms *keys* (where to look) and *values* (what to put there) from the same states, the two can come from different
 # encoders. Loss is the error of the predicted noise.
 
 # %%
@@ -259,7 +259,7 @@ exchanged = pd.DataFrame(exchanged, columns=columns)
 mean_of = exchanged.assign(**{c: exchanged[c].map(np.nanmean) for c in columns[-2:]})
 mean_of.groupby(columns[:1] + columns[2:5], sort=False)[columns[-2:]].mean().round(4)
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 by_states = {
     k: g["AUC-ROC"].tolist() for k, g in exchanged.groupby(["pair", *columns[2:5]])
 }
@@ -359,7 +359,7 @@ moved = {
 moved = pd.DataFrame(moved).T
 moved.round(3)
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 Markdown(say.causes.drifted(moved))
 
 # %% [markdown]
@@ -402,7 +402,7 @@ fewer = {
     "test": min(settings.data.test or 120, 120),
 }
 source = settings
-if settings.data.source == "phantom":  # no more are drawn than are read
+if settings.data.source == "phantom":  # no more are rendered than are read
     source = settings.model_copy(update={"data": settings.data.model_copy(update=fewer)})
 stated = {
     split: causes.statements(
@@ -445,7 +445,7 @@ pd.DataFrame(read_off).T.round(3)
 # %% [markdown]
 # ## A picture per layer
 #
-# The Diffusion Lens {cite}`toker2024lens` draws an image from the states after *each* layer of the text encoder, all from the same noise.
+# The Diffusion Lens {cite}`toker2024lens` generates an image from the states after *each* layer of the text encoder, all from the same noise.
 # The first image knows single words without their context.
 
 # %%
@@ -459,7 +459,7 @@ for variant in variants:
     display(plots.images(list(images), titles, columns=len(images), title=title))
 
 # %% [markdown]
-# If the finding is there from the first image on, the word alone draws it. If it appears late, the encoder's context does.
+# If the finding is there from the first image on, the word alone brings it about. If it appears late, the encoder's context does.
 #
 # ## The answer: hypothesis, test, result
 #
@@ -482,11 +482,17 @@ for v in variants[1:]:
     gathered["named"] = stats.bootstrap_ci(lost, n=settings.statistics.resamples)
     evidence[v] = gathered
 
-# %% tags=["hide-input", "aggregate"]
-for v, gathered in evidence.items():
-    display(Markdown(f"**{v}** against {first}. {say.causes.answer(v, first, gathered)}"))
+# %% tags=["answer", "remove-input", "aggregate"]
+Markdown(
+    say.words.bullets(say.causes.answer(v, first, seen) for v, seen in evidence.items())
+    or "There is only one variant, so nothing is compared."
+)
+
+# %% tags=["remove-input", "aggregate"]
+for v, seen in evidence.items():
+    display(Markdown(f"**{v}** against {first}"))
     with pd.option_context("display.max_colwidth", None):
-        display(say.causes.table(gathered))
+        display(say.causes.table(seen))
 
 # %% [markdown]
 # Explanations may hold together, and a test that shows nothing with so few phrases proves no absence. A variant with a *random*
@@ -497,7 +503,7 @@ for v, gathered in evidence.items():
 #
 # **1.** How large is CKA between the states of two encoders that have nothing in common? Shuffle the phrases of one.
 
-# %% tags=["hide-cell", "aggregate"]
+# %% tags=["solution", "aggregate"]
 x = causes.states_of(encoded[names[0]], sample, "finding")
 order = np.random.default_rng(0).permutation(len(x))
 pd.Series(
@@ -512,7 +518,7 @@ pd.Series(
 # %% [markdown]
 # **2.** Ablate only the side. Does the map of the finding still know where to look?
 
-# %% tags=["hide-cell", "aggregate"]
+# %% tags=["solution", "aggregate"]
 has_side = np.array(["side" in groups for groups in sample.kinds])
 blank = causes.empty_states(pipelines[names[0]])
 silent = causes.ablate(states[names[0]], blank, sample, ("side",))
@@ -524,6 +530,26 @@ pd.Series(
     },
     name=localization.LABELS["auc_roc"],
 ).round(3).to_frame()
+
+# %% [markdown]
+# ## Quiz
+#
+# Choose an answer to see what speaks for or against it.
+#
+# **When is an explanation worth something?**
+#
+# <details class="quiz" name="question-1"><summary>when it fits the result</summary>No. After the fact, many do.</details>
+# <details class="quiz right" name="question-1"><summary>when it says beforehand what would show it, and another would show something else</summary>Right. Then looking can decide between them.</details>
+#
+# **Keys come from one model and values from another. The map changes with …**
+#
+# <details class="quiz right" name="question-2"><summary>the keys</summary>Right. Keys say where a token is looked for; values say what is taken in there.</details>
+# <details class="quiz" name="question-2"><summary>the values</summary>No. They change what is generated; the map of that layer is formed before they are read.</details>
+#
+# **Two encoders' states have a CKA of 0.8. Are they alike?**
+#
+# <details class="quiz" name="question-3"><summary>yes</summary>No. With few phrases, shuffled states may reach much as well.</details>
+# <details class="quiz right" name="question-3"><summary>that depends on the CKA of shuffled states</summary>Right. A similarity means nothing without its null.</details>
 
 # %% [markdown]
 # ## Takeaways

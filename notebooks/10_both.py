@@ -90,20 +90,18 @@ if final:
 # %% [markdown]
 # ## The answer
 
-# %% tags=["hide-input"]
+# %% tags=["answer", "remove-input", "aggregate"]
+found = {}
 if final:
     found = {arm: say.recipes.verdicts(part, endpoint) for arm, part in arms.items()}
-    display(
-        Markdown(
-            "\n\n".join(
-                f"Base `{arm}`: {say.recipes.answer(f)}" for arm, f in found.items()
-            )
-        )
-    )
-    for arm, verdicts in found.items():
-        display(verdicts.map(str).rename_axis(f"base {arm}"))
-else:
-    display(Markdown("No study is there: make one with the commands above."))
+Markdown(
+    say.words.bullets(f"Base `{arm}`: {say.recipes.answer(f)}" for arm, f in found.items())
+    or "No study is there: make one with the commands above."
+)
+
+# %% tags=["remove-input", "aggregate"]
+for arm, verdicts in found.items():
+    display(verdicts.map(str).rename_axis(f"base {arm}"))
 
 # %% [markdown]
 # ## Your own run in the plane
@@ -142,7 +140,7 @@ plots.overlay_grid(
 # Each is a claim about a kind of recipe. It is *supported* where every recipe of the kind has both, *refuted* where one is
 # shown not to, and *open* where the seeds do not decide; the runs behind it are named.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 kinds = {
     "Let the encoder learn slowly": ["slow"],
     "Let values learn and keep the keys": ["frozen-keys"],
@@ -165,8 +163,10 @@ if final:
 #
 # **1.** Which recipe would you expect to fail the word test, but not the image swap? Say why before you look.
 
-# %% tags=["hide-cell"]
+# %% [markdown] tags=["solution"]
 # One would expect it of a random frozen encoder: its words say nothing, but the image can still move every word's map.
+
+# %% tags=["solution"]
 if final and "random" in set(table["variant"]):
     display(
         table[table["variant"].isin(["frozen", "random"])]
@@ -178,11 +178,31 @@ if final and "random" in set(table["variant"]):
 # %% [markdown]
 # **2.** Write a recipe that freezes the text encoder for the first half and then lets only its last layer learn.
 
-# %% tags=["hide-cell"]
+# %% tags=["solution"]
 from chestxai.recipes import Recipe
 
 # As a variant of a copy of data/profiles/demo.yaml it runs with `make book PROFILE=my.yaml`, and joins the table above.
 Recipe.model_validate({"text": "last:1", "schedule": {"start": 0.5}})
+
+# %% [markdown]
+# ## Quiz
+#
+# Choose an answer to see what speaks for or against it.
+#
+# **A recipe points best of twenty tried on the test images. Is it the best recipe?**
+#
+# <details class="quiz" name="question-1"><summary>yes</summary>No. The best of many is partly luck.</details>
+# <details class="quiz right" name="question-1"><summary>not shown: the choice was made on the images that judge it</summary>Right. Choose on validation images, and report on test images.</details>
+#
+# **Why is a margin stated beforehand?**
+#
+# <details class="quiz right" name="question-2"><summary>so that “no worse” can be refuted</summary>Right. With a margin chosen afterwards, nearly every result passes.</details>
+# <details class="quiz" name="question-2"><summary>because scores are rounded</summary>No. Rounding has nothing to do with it.</details>
+#
+# **A recipe changes three parts at once and wins. What have you learned?**
+#
+# <details class="quiz" name="question-3"><summary>which part matters</summary>No. Any of them may, or two together.</details>
+# <details class="quiz right" name="question-3"><summary>that the three together can win</summary>Right. To lay it to one part, change one part.</details>
 
 # %% [markdown]
 # ## Takeaways

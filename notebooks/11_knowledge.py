@@ -19,10 +19,6 @@
 #
 # **Does a learnable text encoder know more about the diseases, and does it point worse?**
 #
-# After this chapter you can measure what a text encoder and a diffusion model know about findings, test a reader on reports
-# that say the same in another form, and put knowledge beside localization. Prerequisites: chapters 1 (reports and rules), 3
-# (maps) and 6 (the classifier).
-#
 # The chapters before asked where a model looks and what it generates. Knowledge is something else: a model may know exactly
 # what an effusion is and still not point at it. So each model takes two examinations in naming findings,
 #
@@ -31,6 +27,10 @@
 #
 # Each examination includes readers that know nothing of diffusion. The last section puts what the variants know beside how
 # well they point.
+#
+# *You will be able to* measure what a text encoder and a diffusion model know about findings, test a reader on reports that
+# say the same in another form, and put knowledge beside localization.
+# *Before:* chapters 1 (reports and rules), 3 (maps) and 6 (the classifier).
 
 # %% tags=["parameters"]
 profile = "demo"  # a name in data/profiles, or the path of a .yaml file
@@ -103,7 +103,7 @@ counts = pd.DataFrame(with_finding, index=pd.Index(FINDINGS, name="reports with"
 counts.loc["all reports"] = [len(texts[split]) for split in limits]
 counts
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 rare = [name for name in FINDINGS if name not in findings]
 Markdown(
     f"{len(findings)} of {len(FINDINGS)} findings are evaluated. Too rare, with fewer than {least} reports with or without "
@@ -193,7 +193,7 @@ def marked(variant, k):
     return f"<p>{name} (probability {probability:.2f}, strongest word {most:.2f})<br>{spans}</p>"
 
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from IPython.display import HTML
 
 paragraphs = "".join(marked(variant, k) for variant in variants for k in present[:2])
@@ -220,7 +220,7 @@ f1_table = pd.DataFrame(
 f1_table.loc["macro-F1"] = list(map(str, report_f1.values()))
 f1_table
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 best = max(report_f1, key=lambda name: report_f1[name].estimate)
 remark = (
     "The rules know every phrase that a phantom's report can contain. " if phantom else ""
@@ -241,7 +241,7 @@ Markdown(
 #
 # This is the example from above in other forms.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 single = [*knowledge.FORMATTING, "typos", "abbreviations"]
 changes = {kind: [kind] for kind in single} | {"all formatting": knowledge.FORMATTING}
 forms = {"original": []} | {
@@ -311,7 +311,7 @@ lost = strongest[["lost", "lost_low", "lost_high"]].itertuples(index=False)
 losses = strongest.assign(points=[f"{Interval(*row):.1f}" for row in lost])
 losses.pivot(index="change", columns="reader", values="points").loc[[*changes], [*readers]]
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 Markdown(say.knowledge.robust(strongest[strongest["change"] == "all formatting"]))
 
 # %% [markdown]
@@ -351,7 +351,7 @@ for variant in variants:
     )
 evidence = {variant: knowledge.evidence(error) for variant, error in errors.items()}
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 shown = next((i for i, row in enumerate(image_labels) if row.sum() == 1), 0)
 visible = ", ".join(
     name for name, there in zip(FINDINGS, image_labels[shown], strict=True) if there
@@ -425,7 +425,7 @@ auc_table = pd.DataFrame(
 title = "Findings recognised in the image (number of images with it; all: images)"
 plots.scores_by_finding(auc_table, "AUC", title, variants=[*variants, "classifier"])
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 gaps = {
     v: knowledge.difference(
         scores["classifier"][:, at],
@@ -465,7 +465,7 @@ answer = pd.DataFrame(
 pointing = pointing.assign(question="points: AUC-ROC of the map")
 answer = pd.concat([answer, pointing], ignore_index=True)
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 styles |= {
     "classifier": plots.Style("#555555", "triangle-up-open", "longdash"),
     "location prior": plots.REFERENCES["prior"][1],
@@ -487,7 +487,7 @@ answer_chart.update_layout(showlegend=False, margin={"t": 110})
 # Compare the variants' order in the left two panels with that in the right one: is the one that knows most the one that
 # points best? Paired differences, each variant minus the first, with 95 % intervals:
 
-# %% tags=["hide-input", "aggregate"]
+# %% tags=["answer", "remove-input", "aggregate"]
 differ = partial(knowledge.difference, n=resamples)
 auc = {
     "score": knowledge.macro_auc,
@@ -530,9 +530,11 @@ print(f"{len(stored)} rows in knowledge.csv")
 #
 # **1.** At which timestep does the image reveal the finding?
 
-# %% tags=["hide-cell", "aggregate"]
+# %% [markdown] tags=["solution"]
 # Little noise leaves the finding visible whatever the prompt says; with much noise only what is large is left to guess.
 # Add timesteps above to see the whole curve.
+
+# %% tags=["solution", "aggregate"]
 pd.DataFrame(
     {
         v: {
@@ -549,9 +551,11 @@ pd.DataFrame(
 # **2.** Do the readers understand *no*? Ask them about a finding that is stated, denied, and asked for, in a report that
 # says little else.
 
-# %% tags=["hide-cell", "aggregate"]
+# %% [markdown] tags=["solution"]
 # A softmax must put its weight somewhere: where nothing else is said, it lands on the denied word. The head has learned
 # from reports what such a word means there, and may be wrong about one that stands nearly alone.
+
+# %% tags=["solution", "aggregate"]
 name = "Pleural Effusion" if "Pleural Effusion" in findings else findings[0]
 forms_of_no = ("Large {}.", "No {}.", "There is no evidence of {}.", "Evaluate for {}.")
 statements = [form.format(name.lower()) for form in forms_of_no]
@@ -566,15 +570,37 @@ pd.DataFrame(
 # %% [markdown]
 # **3.** Does the order of the sentences matter to the attention, and should it?
 
-# %% tags=["hide-cell", "aggregate"]
+# %% [markdown] tags=["solution"]
 # A softmax over tokens has no order, and each sentence is read alone: the answer is the same up to rounding. That is
 # robust, and blind: "The effusion is seen. It has resolved." needs the order.
+
+# %% tags=["solution", "aggregate"]
 reordered = [
     knowledge.change(text, "order", 1.0, i) for i, text in enumerate(texts["test"])
 ]
 for variant in variants:
     change = abs(pooled(variant, texts["test"]) - pooled(variant, reordered)).max()
     print(f"{variant}: largest difference of a probability {change:.1e}")
+
+# %% [markdown]
+# ## Quiz
+#
+# Choose an answer to see what speaks for or against it.
+#
+# **A linear head reads a finding off frozen states. What does that show?**
+#
+# <details class="quiz right" name="question-1"><summary>that the states hold the finding</summary>Right. Whether the U-Net uses it is another question.</details>
+# <details class="quiz" name="question-1"><summary>that the model points at it</summary>No. Knowing and pointing are measured apart.</details>
+#
+# **How can a diffusion model name a finding without being trained to?**
+#
+# <details class="quiz right" name="question-2"><summary>the prompt under which it predicts the noise best names it</summary>Right. Compare the errors under each prompt with the same noise.</details>
+# <details class="quiz" name="question-2"><summary>by its largest attention</summary>No. Attention says where, not whether.</details>
+#
+# **A reader's score falls when sentences are reordered or written in capitals. Why is that a fault?**
+#
+# <details class="quiz right" name="question-3"><summary>the report says the same</summary>Right. What a report says does not depend on its form.</details>
+# <details class="quiz" name="question-3"><summary>capitals are not allowed in reports</summary>No. Many reports are written in capitals.</details>
 
 # %% [markdown]
 # ## Takeaways

@@ -10,10 +10,14 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+import yaml
+from bs4 import BeautifulSoup
 
 from chestxai import batch, book, guard, profiles, runs, sources
 from chestxai.batch import Node
+from chestxai.book import chapters
 from chestxai.localization import SCORES
+from chestxai.profiles import ROOT
 from chestxai.runs import InputError
 
 SMOKE = profiles.load("smoke")
@@ -91,13 +95,23 @@ def test_the_pages_are_where_they_should_be(html, out):
 
 def test_the_pages_show_the_executions(html, nodes):
     pages = {p.stem: p.read_text() for p in (html / "notebooks").glob("*.html")}
-    assert len(pages) == len(nodes)
-    assert "02_finetuning-learnable-0" in pages
+    assert sorted(pages) == [chapter.name for chapter in batch.CHAPTERS]
     assert "Plotly.newPlot" in pages["08_tradeoff"]
-    assert "_static/tables.css" in pages["08_tradeoff"]
+    assert "_static/book.css" in pages["08_tradeoff"]
+    for name in ("02_finetuning", "03_attention", "06_fidelity"):
+        for variant in SMOKE.variants:
+            assert f'data-sync-id="{variant}, seed 0"' in pages[name], name
     assert "eproduced in this setting" in pages["08_tradeoff"] or "ontradicted in this setting" in pages["08_tradeoff"]
     for name, text in pages.items():
         assert "Traceback" not in text, name
+        # The head: data, question, answer, what one learns, what must be known. No plumbing.
+        assert "digital phantoms, no patients" in text, name
+        assert "The answer of this run" in text, name
+        assert "You will be able to" in text, name
+        assert "Show code cell" not in text, name
+        assert "# Parameters" not in text, name
+        assert text.count('<details class="quiz right"') >= 2, name
+        assert "#term-" in text, name
         assert not re.search(r"class=\"[^\"]*stderr", text), name
         assert "application/vnd.jupyter.widget-view" not in text, name
         # Nothing is loaded from another machine but the theme's and MathJax's own files.
@@ -118,7 +132,7 @@ def test_every_source_has_its_card_on_the_page(html):
 
 def test_solutions_are_folded_away(html):
     text = (html / "notebooks/02_finetuning.html").read_text()
-    assert text.count("tag_hide-cell") >= 2
+    assert text.count('<details class="solution">') >= 2
 
 
 def test_results_name_both_variants_and_their_references(nodes):
@@ -136,7 +150,8 @@ def test_unfinished_notebooks_are_not_published(nodes, tmp_path):
 
 def executed(node: Node) -> None:
     """Leave what a run of the node would, with empty results."""
-    cells = [nbformat.v4.new_markdown_cell(f"# {node.notebook.stem}"), nbformat.v4.new_code_cell("x")]
+    output = nbformat.v4.new_output("stream", text=node.name)
+    cells = [nbformat.v4.new_markdown_cell(f"# {node.notebook.stem}"), nbformat.v4.new_code_cell("x", outputs=[output])]
     node.folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(nbformat.v4.new_notebook(cells=cells), node.executed)
     for name in node.makes:
@@ -144,31 +159,28 @@ def executed(node: Node) -> None:
     runs.write_json(node.record, {"identity": node.identity})
 
 
-def test_every_variant_and_seed_has_its_page(tmp_path):
-    variants = ["frozen", "learnable", "lora", "learnable-anchored"]
+def test_a_chapter_has_one_page_for_all_variants_and_seeds(tmp_path):
     recipes = {"frozen": "frozen", "learnable": "learnable", "lora": "lora:4", "learnable-anchored": "last:1"}
     profile = profiles.Profile.model_validate(SMOKE.model_dump() | {"variants": recipes})
-    planned = batch.plan(profile, variants, [0, 1, 2], out=tmp_path / "runs")
+    planned = batch.plan(profile, list(recipes), [0, 1, 2], out=tmp_path / "runs")
     for node in planned:
         executed(node)
     source = book.assemble(planned, tmp_path / "book")
-    names = sorted(path.stem for path in source.glob("notebooks/02_finetuning*.ipynb"))
-    runs_of = [f"{variant}-{seed}" for variant in variants for seed in range(3)]
-    assert names == sorted(["02_finetuning", *(f"02_finetuning-{run}" for run in runs_of if run != "frozen-0")])
-    toc = (source / "_toc.yml").read_text()
-    assert all(f"notebooks/{path.stem}\n" in toc for path in source.glob("notebooks/*.ipynb"))
-    title = nbformat.read(source / "notebooks" / "02_finetuning-lora-2.ipynb", 4).cells[0].source
-    assert title == "# 02_finetuning: lora, seed 2"
+    assert {path.stem for path in source.glob("notebooks/*.ipynb")} == {chapter.name for chapter in batch.CHAPTERS}
+    text = nbformat.read(source / "notebooks" / "02_finetuning.ipynb", 4)
+    shown = "\n".join(cell.source for cell in text.cells)
+    assert all(shown.count(f">{variant}, seed {seed}</label>") == 1 for variant in recipes for seed in range(3))
+    with pytest.raises(InputError, match=r"_toc\.yml and the batch differ in notebooks/11_knowledge"):
+        book.assemble([node for node in planned if node.notebook.stem != "11_knowledge"], tmp_path / "less")
 
 
 def test_of_credentialed_data_only_outputs_of_tagged_cells_are_published(nodes, tmp_path):
     """The real chapters, as if their data were MIMIC's."""
     known = guard.private([], ["mimic"])
-    everything = book.assemble(nodes, tmp_path / "open")
-    guarded = book.assemble(nodes, tmp_path / "closed", known)
     tagged = untagged = kept = 0
-    for path in everything.glob("notebooks/*.ipynb"):
-        before, after = nbformat.read(path, 4), nbformat.read(guarded / "notebooks" / path.name, 4)
+    for node in nodes:
+        before = book.published(nbformat.read(node.executed, 4), node)
+        after = guard.withhold(before, known)
         for was, cell in zip(before.cells, after.cells, strict=True):
             if not was.get("outputs"):
                 assert not cell.get("outputs")
@@ -184,18 +196,8 @@ def test_of_credentialed_data_only_outputs_of_tagged_cells_are_published(nodes, 
     assert untagged
     # Nothing but scores, charts and counts is tagged.
     assert kept == tagged
-
-
-def test_further_executions_become_sections():
-    toc = {"root": "intro", "chapters": [{"file": "notebooks/a"}, {"file": "notebooks/b"}]}
-    pages = {"a": [("notebooks/a", "a")], "b": [("notebooks/b", "b"), ("notebooks/b-x-0", "x · seed 0")]}
-    assert book.contents(toc, pages)["chapters"][1] == {
-        "file": "notebooks/b", "sections": [{"file": "notebooks/b-x-0", "title": "x · seed 0"}],
-    }  # fmt: skip
-    with pytest.raises(ValueError, match="lacks c"):
-        book.contents(toc, pages | {"c": [("notebooks/c", "c")]})
-    with pytest.raises(ValueError, match="notebooks/b is not a notebook of the batch"):
-        book.contents(toc, {"a": pages["a"]})
+    source = book.assemble(nodes, tmp_path / "closed", known)
+    assert "aggregates only" in (source / "notebooks/03_attention.ipynb").read_text()
 
 
 def test_a_page_with_a_warning_or_a_leak_is_an_error(tmp_path):
@@ -227,7 +229,11 @@ def test_a_published_notebook_has_no_bars_widgets_or_paths():
         cells=[
             nbformat.v4.new_markdown_cell("# 2 Title\n\ntext"),
             nbformat.v4.new_code_cell(
-                "out = '/home/me'\nseed = 0", metadata={"tags": ["injected-parameters"], "papermill": {}}
+                'variant = "frozen"  # a variant\nseed = 0\nout = ""',
+                metadata={"tags": ["parameters"], "papermill": {}},
+            ),
+            nbformat.v4.new_code_cell(
+                "# Parameters\nout = '/home/me'\nseed = 3", metadata={"tags": ["injected-parameters"], "papermill": {}}
             ),
             nbformat.v4.new_code_cell(
                 "x",
@@ -241,9 +247,97 @@ def test_a_published_notebook_has_no_bars_widgets_or_paths():
         ]
     )
     notebook.metadata["widgets"] = {"state": 1}
-    node = Node("n", Path("n.ipynb"), Path(), {"variant": "frozen", "seed": 3})
+    node = Node("n", Path("n.ipynb"), Path(), {"variant": "learnable", "seed": 3, "out": "/home/me"})
     shown = book.published(notebook, node)
-    assert shown.cells[0].source == "# 2 Title: frozen, seed 3\n\ntext"
-    assert shown.cells[1].source == "seed = 0"
+    assert len(shown.cells) == 3
+    assert shown.cells[1].source == 'variant = "learnable"  # a variant\nseed = 3\nout = ""'
     assert [o.data for o in shown.cells[2].outputs] == [{"text/html": "<p>"}]
     assert "widgets" not in shown.metadata
+
+
+def execution(name: str) -> nbformat.NotebookNode:
+    """An execution whose figure is equal to that of others but for plotly's name for it."""
+    cell, output = nbformat.v4.new_code_cell, nbformat.v4.new_output
+    figure = f'<div id="{name[0] * 8}-aaaa-bbbb-cccc-{name[0] * 12}">equal</div>'
+    text = "# 2 Title\n\n**Why?**\n\nThe gain, and the `gain`.\n\n![A model](../_static/model.svg)\n\n*A caption.*"
+    return nbformat.v4.new_notebook(
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+        cells=[
+            nbformat.v4.new_markdown_cell(text),
+            cell("show(1)", outputs=[output("display_data", data={"text/html": figure})]),
+            cell("show(2)", outputs=[output("display_data", data={"text/markdown": f"only **{name}**"})]),
+            cell("x", outputs=[output("stream", text=f"{name} wins")], metadata={"tags": ["answer", "remove-input"]}),
+            nbformat.v4.new_markdown_cell("**1.** Why?"),
+            nbformat.v4.new_markdown_cell("Because {cite}`ho2020ddpm`.", metadata={"tags": ["solution"]}),
+            cell("show(3)", metadata={"tags": ["solution"]}),
+        ],
+    )
+
+
+def test_executions_are_laid_into_one_page():
+    page = chapters.page(
+        {"frozen, seed 0": execution("aa"), "learnable <b>, seed 0": execution("bb")}, ["phantoms", "`x`"]
+    )
+    sources = [cell.source for cell in page.cells]
+    assert sources[0].startswith("# 2 Title\n\n{bdg-primary}`phantoms` {bdg-light}`x`\n")
+    # The first mention of a term, and none in code.
+    assert sources[0].count("{term}`gain <gain>`") == 1
+    assert "the `gain`." in sources[0]
+    assert ":::{figure} ../_static/model.svg\n:name: fig-model\n:alt: A model\n\nA caption.\n:::" in sources[0]
+    assert [o.text for o in page.cells[2].outputs] == ["aa wins", "bb wins"]
+    # What is equal is there once, what differs in tabs, prose and code once.
+    shown = [cell for cell in page.cells if cell.cell_type == "code"]
+    assert sum("equal" in str(cell.outputs) for cell in shown) == 1
+    assert sum("only" in str(cell.outputs) for cell in shown) == 2
+    assert sum("**Why?**" in source for source in sources) == sources.count("show(2)") == 1
+    assert sum("learnable &lt;b&gt;, seed 0</label>" in source for source in sources) == 2
+    start = sources.index('<details class="solution">\n<summary>Solution</summary>')
+    assert sources[start + 1 : start + 4] == ["Because {cite}`ho2020ddpm`.", "show(3)", "</details>"]
+    assert sources[-1].startswith("## References\n\n- Jonathan Ho")
+    assert "https://doi.org/10.48550/arXiv.2006.11239" in sources[-1]
+
+
+def test_every_reference_has_a_link():
+    keys = re.findall(r"^@\w+\{(\w+),", (ROOT / "references.bib").read_text(), re.M)
+    listed = chapters.references(f"{{cite}}`{','.join(keys)}`").splitlines()
+    assert len(listed) == len(keys) > 30
+    assert all("https://doi.org/" in line for line in listed)
+
+
+@pytest.mark.parametrize("url", ["", "https://github.com/someone/chestxai"])
+def test_launch_buttons_need_an_address(tmp_path, url):
+    """A page of tabs, terms, a diagram and a solution, built strictly, with and without a repository."""
+    source = tmp_path / "source"
+    for name in ("_config.yml", "references.bib", "pages/glossary.md", *book.SOURCES):
+        if name.startswith(("_static", "pages", "ref", "_config")):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, source / name)
+    config = yaml.safe_load((source / "_config.yml").read_text())
+    assert config["repository"]["url"] == ""
+    config["repository"]["url"] = url
+    (source / "_config.yml").write_text(yaml.safe_dump(config))
+    (source / "_static/plotly.min.js").touch()
+    toc = {
+        "format": "jb-book",
+        "root": "pages/glossary",
+        "chapters": [{"file": "notebooks/02_finetuning"}, {"file": "bib"}],
+    }
+    (source / "_toc.yml").write_text(yaml.safe_dump(toc))
+    (source / "bib.md").write_text("# References\n\n```{bibliography}\n```\n")
+    (source / "notebooks").mkdir()
+    page = chapters.page({"frozen": execution("aa"), "learnable": execution("bb")}, ["phantoms"])
+    nbformat.write(page, source / "notebooks/02_finetuning.ipynb")
+    book.build(source, tmp_path / "out")
+    text = (tmp_path / "out/html/notebooks/02_finetuning.html").read_text()
+    for host, path in (
+        ("colab.research.google.com", "github/someone/chestxai/blob/main"),
+        ("mybinder.org", "gh/someone"),
+    ):
+        assert (f"{host}/" in text and f"{path}" in text) is bool(url)
+    assert "glossary.html#term-gain" in text
+    parsed = BeautifulSoup(text, "html.parser")
+    tabs = parsed.select(".sd-tab-set > .sd-tab-content")
+    assert [tab.get_text(strip=True) for tab in tabs] == ["onlyaa", "onlybb", "aa wins", "bb wins"]
+    assert "show(3)" in parsed.select_one("details.solution").get_text()
+    assert "aa wins" in parsed.select_one(".admonition.answer").get_text()
+    assert parsed.select_one("figure img[alt='A model']")

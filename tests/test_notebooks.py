@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import jupytext
@@ -28,8 +29,11 @@ def cells(path: Path) -> list:
 
 def test_every_chapter_is_in_the_graph_and_in_the_contents():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    *listed, appendix = [entry["file"] for entry in toc["chapters"]]
-    assert appendix == "data_cards"
+    files = [entry["file"] for entry in toc["chapters"]]
+    listed = [file for file in files if file.startswith("notebooks/")]
+    appendix = ["data_cards", "pages/glossary", "pages/run", "pages/teach", "pages/api"]
+    assert files == listed + appendix
+    assert sorted(f"pages/{p.stem}" for p in (ROOT / "pages").glob("*.md")) == sorted(appendix[1:])
     assert listed == [f"notebooks/{p.stem}" for p in PAGES] == [f"notebooks/{c.name}" for c in batch.CHAPTERS]
     assert sorted(p.stem for p in (ROOT / "notebooks").glob("*.ipynb")) == [p.stem for p in PAGES]
 
@@ -73,14 +77,40 @@ def test_a_chapter_asks_and_answers(chapter):
     assert text[-1].startswith("## Takeaways")
     headings = [line for t in text for line in t.splitlines() if line.startswith("## ")]
     assert "## Exercises" in headings
+    assert "*You will be able to*" in text[0]
+    assert "*Before:*" in text[0]
+    answers = [c for c in cells(chapter) if "answer" in c.metadata.get("tags", [])]
+    # The answer stands in the head of the page, also where only aggregates may be shown.
+    assert [{"remove-input", "aggregate"} <= set(c.metadata["tags"]) for c in answers] == [True]
 
 
 def test_every_exercise_has_a_folded_solution(chapter):
     every = cells(chapter)
     first = next(i for i, c in enumerate(every) if "## Exercises" in c.source)
     asked = sum(len(re.findall(r"^\*\*\d\.\*\*", c.source, re.M)) for c in every[first:] if c.cell_type == "markdown")
-    solved = sum("hide-cell" in c.metadata.get("tags", []) for c in every[first:])
-    assert asked == solved >= 2
+    folded = ["solution" in c.metadata.get("tags", []) for c in every]
+    assert not any(folded[:first])
+    # Cells of one solution follow one another.
+    assert asked == sum(here and not before for before, here in pairwise(folded)) >= 2
+
+
+def test_a_quiz_has_one_right_answer_a_question(chapter):
+    (quiz,) = [c.source for c in cells(chapter) if c.source.startswith("## Quiz")]
+    questions = re.split(r"^\*\*.+\*\*$", quiz, flags=re.M)[1:]
+    assert len(questions) >= 3
+    for number, choices in enumerate(questions, start=1):
+        right = re.findall(
+            r'<details class="quiz( right)?" name="question-(\d)"><summary>.+</summary>(Right|No)\. ', choices
+        )
+        assert len(right) == choices.count("<details") == choices.count("</details>") >= 2
+        assert {name for _, name, _ in right} == {str(number)}
+        assert [mark for mark, _, word in right if (word == "Right") == bool(mark)] == [mark for mark, _, _ in right]
+        assert sum(bool(mark) for mark, _, _ in right) == 1
+
+
+def test_what_is_folded_or_hidden_is_tagged_with_known_tags(chapter):
+    tags = {tag for c in cells(chapter) for tag in c.metadata.get("tags", [])}
+    assert tags <= {"parameters", "aggregate", "answer", "remove-input", "solution"}
 
 
 def test_prose_types_no_result(chapter):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from chestxai import profiles, stats
 from chestxai import sentences as say
 from chestxai.profiles import StatisticsSettings
-from chestxai.sentences import fidelity, images, knowledge, localization, tradeoff, words
+from chestxai.sentences import answers, fidelity, images, knowledge, localization, tradeoff, words
 from chestxai.stats import Difference, Interval
 from chestxai.tradeoff import Comparison
 
@@ -133,6 +133,66 @@ class TestLocalization:
         assert "- *ring* by AUC-ROC, IoU" in every
         # A measure that a constant and the perfect map share has no skill.
         assert localization.fooled(skill * np.nan, {}) == "No measure accepts *shifted*, *ring*."
+
+
+class TestAnswers:
+    """The sentence in the head of each chapter."""
+
+    def test_images(self):
+        assert answers.images(1, 2000, 0.61, 0.049) == (
+            "1 phrase of 2,000 test reports can be grounded, as the finding's place is known; without a look at the "
+            "image the location prior hits 61% of them (chance 5%)."
+        )
+
+    def test_finetuning(self):
+        frozen = answers.finetuning("frozen", {"U-Net": 2000}, 1e-8)
+        assert frozen.startswith(
+            "In `frozen` 2,000 parameters of the U-Net are trained, and the states of the words stay"
+        )
+        text = answers.finetuning("a", {"U-Net": 2000, "text encoder": 1}, 0.1234)
+        assert text.startswith("In `a` 2,000 parameters of the U-Net and 1 parameter of the text encoder are trained")
+        assert text.endswith("move by 0.123 (1 − cosine).")
+
+    @pytest.mark.parametrize(("gains", "tests"), [([1.0] * 4, "they pass"), ([0.0, 1.0] * 2, "they do not pass")])
+    def test_maps(self, gains, tests):
+        settings = StatisticsSettings(endpoint=("gain_auc_roc", "word"), resamples=50)
+        frame = pd.DataFrame({"gain_auc_roc": [0.1, 0.2, 0.3, 0.2], "word": gains, "patient": list("abcd")})
+        rows = frame.assign(chance_gain_auc_roc=0.0, chance_word=0.5)
+        for interval, fit in (
+            (UP, "fit the findings better than"),
+            (DOWN, "worse than"),
+            (FLAT, "do not clearly fit better"),
+        ):
+            text = answers.maps("a", interval, rows, settings)
+            assert fit in text
+            assert f"(AUC-ROC {interval:+.3f}), and {tests} the tests" in text
+
+    def test_scores(self):
+        skill = pd.DataFrame({"shifted": [0.95, 0.2], "ring": [0.9, 0.3]}, index=["AUC-ROC", "IoU"])
+        assert answers.scores(skill) == (
+            "1 of 2 scores accept none of the 2 wrong maps tried; AUC-ROC accepts the most, 2 of them."
+        )
+        assert answers.scores(skill * 0).endswith("2 of 2 scores accept none of the 2 wrong maps tried.")
+        assert answers.scores(skill * 0 + 1).startswith(
+            "Each of 2 scores accepts some of the 2 wrong maps tried; AUC-ROC"
+        )
+
+    def test_fidelity(self):
+        def text(fid, auc):
+            return answers.fidelity("a", (Interval(20, 18, 22), fid), Interval(4.5, 4, 5), auc)
+
+        better = text(Interval(5, 4, 6), Interval(0.8, 0.75, 0.85))
+        assert "are more real than the base's (FID 5.00 against 20.00; of held-out images 4.50) and show the" in better
+        assert "are less real than" in text(Interval(40, 38, 42), UP)
+        unclear = text(Interval(20, 17, 23), Interval(0.5, 0.4, 0.6))
+        assert "not clearly more or less real than" in unclear
+        assert "and do not clearly show the findings that prompts name (AUC 0.50)" in unclear
+
+    def test_blind_spots(self):
+        change = pd.DataFrame({"fid": [0.0, -5.0], "kid": [-3.0, -2.0], "cov": [np.nan, -0.5]}, index=["noise", "blur"])
+        names = {"fid": "FID", "kid": "KID", "cov": "coverage"}
+        assert answers.blind_spots(change, names) == ("KID overlooks nothing: of 2 failings, FID misses 1, KID 0.")
+        assert answers.blind_spots(change, {"fid": "FID"}).startswith("Every score overlooks something: of 2 failings")
 
 
 class TestFidelity:

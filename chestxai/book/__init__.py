@@ -1,5 +1,6 @@
-"""The published pages (`pages`), and what keeps credentialed data off them (`guard`, `reading`)."""
+"""The published pages (`pages`, `chapters`), and what keeps credentialed data off them (`guard`, `reading`)."""
 
-from chestxai.book.pages import BUILD, SOURCES, assemble, build, contents, data_cards, main, published, refuse, results
+from chestxai.book.chapters import published
+from chestxai.book.pages import BUILD, PAGES, SOURCES, assemble, build, data_cards, main, refuse, results
 
-__all__ = ["BUILD", "SOURCES", "assemble", "build", "contents", "data_cards", "main", "published", "refuse", "results"]
+__all__ = ["BUILD", "PAGES", "SOURCES", "assemble", "build", "data_cards", "main", "published", "refuse", "results"]

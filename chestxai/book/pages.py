@@ -1,7 +1,7 @@
 """The published pages: the executed notebooks of a batch, laid out for Jupyter Book 1.x and built without a warning.
 
-Nothing is run for the pages. ``_toc.yml`` names the chapters; a chapter executed for several variants and seeds shows
-its first execution, with the others as sections below it.
+Nothing is run for the pages. ``_toc.yml`` names the chapters; `chestxai.book.chapters` makes one page of all executions
+of a chapter.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from typing import Any
 import nbformat
 import yaml
 
-from chestxai import batch, plots, runs, sources, tradeoff
+from chestxai import batch, plots, profiles, runs, sources, tradeoff
 from chestxai.batch import Node
-from chestxai.book import guard
+from chestxai.book import chapters, guard
 from chestxai.profiles import ROOT
 from chestxai.runs import InputError, MissingError
 from chestxai.stats import FewGroupsWarning
@@ -28,8 +28,10 @@ from chestxai.studies import FINDINGS, phrases
 
 BUILD = ROOT / "_build"
 #: What the book is made of besides the notebooks.
-SOURCES = ("_config.yml", "intro.md", "references.bib", "data/overview.png")
-SOURCES += tuple(f"_static/{name}" for name in ("favicon.svg", "figures.css", "tables.css", "tables.js"))
+_STATIC = sorted(f"_static/{path.name}" for path in (ROOT / "_static").iterdir())
+SOURCES = ("_config.yml", "_toc.yml", "references.bib", "data/overview.png", *_STATIC)
+#: Pages that a person wrote.
+PAGES = ("intro.md", *sorted(f"pages/{path.name}" for path in (ROOT / "pages").glob("*.md")))
 _SAMPLES = "_static/phantoms.png"
 
 
@@ -51,30 +53,27 @@ def assemble(nodes: Sequence[Node], folder: Path, private: guard.Private | None 
             f"{len(missing)} notebooks are not run or have changed since ({missing[0]}, …): run 'make book', or "
             "'python -m chestxai.batch' with the same options first"
         )
-    pages: dict[str, list[tuple[str, str]]] = {}
-    notebooks: dict[str, Any] = {}
+    runs_of: dict[str, list[Node]] = {}
     for node in nodes:
-        chapter = node.notebook.stem
-        run = [str(node.parameters[key]) for key in ("variant", "seed")] if chapter in pages else []
-        page = f"notebooks/{'-'.join([chapter, *run])}"
-        pages.setdefault(chapter, []).append((page, node.name.split(" · ", 1)[-1]))
-        notebooks[page] = published(nbformat.read(node.executed, as_version=4), node)
+        runs_of.setdefault(node.notebook.stem, []).append(node)
+    notebooks = {f"notebooks/{chapter}": _chapter(own, private) for chapter, own in runs_of.items()}
+    toc = (ROOT / "_toc.yml").read_text("utf-8")
+    listed = {entry["file"] for entry in yaml.safe_load(toc)["chapters"] if entry["file"].startswith("notebooks/")}
+    if listed != set(notebooks):
+        raise InputError(f"_toc.yml and the batch differ in {', '.join(sorted(listed ^ set(notebooks)))}")
     if private is not None:
-        notebooks = {page: guard.withhold(notebook, private) for page, notebook in notebooks.items()}
-        intro = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell((ROOT / "intro.md").read_text("utf-8"))])
-        looked_over = {"intro": intro, **notebooks}.items()
-        refuse([f"{page}, {leak}" for page, shown in looked_over for leak in guard.leaks(shown, private)])
+        written = {name: nbformat.v4.new_markdown_cell((ROOT / name).read_text("utf-8")) for name in PAGES}
+        shown = notebooks | {name: nbformat.v4.new_notebook(cells=[cell]) for name, cell in written.items()}
+        refuse([f"{page}, {leak}" for page, one in shown.items() for leak in guard.leaks(one, private)])
     folder = Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
-    for name in SOURCES:
+    for name in (*SOURCES, *PAGES):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
     (folder / "notebooks").mkdir()
     for page, notebook in notebooks.items():
         nbformat.write(notebook, folder / f"{page}.ipynb")
     (folder / "data_cards.md").write_text(data_cards(folder), "utf-8")
-    toc = contents(yaml.safe_load((ROOT / "_toc.yml").read_text("utf-8")), pages)
-    (folder / "_toc.yml").write_text(yaml.safe_dump(toc, sort_keys=False, allow_unicode=True), "utf-8")
     plots.write_plotlyjs(folder / "_static")
     return folder
 
@@ -110,67 +109,21 @@ def refuse(places: Sequence[str]) -> None:
         )
 
 
-def published(notebook: Any, node: Node) -> Any:
-    """Prepare an executed notebook for its page: no progress bars, no widget state, no folders of this machine.
-
-    Args:
-        notebook: of nbformat 4; is changed.
-        node: whose execution it is; a variant and its seed go into the title.
-    """
-    for cell in notebook.cells:
-        tags = [tag for tag in cell.metadata.get("tags", []) if tag != "papermill"]
-        if "injected-parameters" in tags:
-            lines = cell.source.splitlines()
-            cell.source = "\n".join(line for line in lines if not line.startswith(("out =", "data =")))
-        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
-        if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if o.output_type != "stream" or o.name != "stderr"]
-            for data in (output.get("data", {}) for output in cell.outputs):
-                data.pop("application/vnd.jupyter.widget-view+json", None)
-                # The page draws the HTML; the same figure as JSON would double its size.
-                if "text/html" in data:
-                    data.pop("application/vnd.plotly.v1+json", None)
-    notebook.metadata = nbformat.from_dict({"kernelspec": notebook.metadata.get("kernelspec", {})})
-    if "variant" in node.parameters:
-        title, *rest = notebook.cells[0].source.split("\n")
-        title += f": {node.parameters['variant']}, seed {node.parameters['seed']}"
-        notebook.cells[0].source = "\n".join([title, *rest])
-    return notebook
-
-
-def contents(toc: dict[str, Any], pages: dict[str, list[tuple[str, str]]]) -> dict[str, Any]:
-    """Add the further executions of each chapter to ``_toc.yml`` as sections.
-
-    Args:
-        toc: the parsed ``_toc.yml``.
-        pages: chapter → (page, title) of its executions; the first one is the chapter itself.
-
-    Raises:
-        InputError: the table of contents names a notebook that was not executed, or lacks one that was.
-    """
-    used = set()
-
-    def filled(entry: Any) -> Any:
-        if isinstance(entry, list):
-            return [filled(item) for item in entry]
-        if not isinstance(entry, dict):
-            return entry
-        out = {key: filled(value) for key, value in entry.items()}
-        name = str(entry.get("file", ""))
-        if name.startswith("notebooks/"):
-            chapter = Path(name).stem
-            if chapter not in pages:
-                raise InputError(f"_toc.yml: {name} is not a notebook of the batch ({', '.join(pages)})")
-            used.add(chapter)
-            others = [{"file": page, "title": title} for page, title in pages[chapter][1:]]
-            if others:
-                out["sections"] = [*out.get("sections", []), *others]
-        return out
-
-    result = filled(toc)
-    if set(pages) - used:
-        raise InputError(f"_toc.yml lacks {', '.join(sorted(set(pages) - used))}")
-    return result
+def _chapter(nodes: Sequence[Node], private: guard.Private | None) -> Any:
+    """The notebook of a chapter's page from its executions."""
+    executions = {}
+    for node in nodes:
+        notebook = chapters.published(nbformat.read(node.executed, as_version=4), node)
+        name = ", seed ".join(str(node.parameters[key]) for key in ("variant", "seed") if key in node.parameters)
+        executions[name] = notebook if private is None else guard.withhold(notebook, private)
+    profile = profiles.load(nodes[0].parameters["profile"])
+    source, boxes = profile.data.source, profile.boxes
+    badges = ["digital phantoms, no patients" if source == "phantom" else f"images and reports of {source}"]
+    badges += [f"places of findings of {boxes}"] if boxes != source else []
+    badges += ["aggregates only"] if private is not None else []
+    minutes = round(sum(runs.read_json(node.record, dict).get("seconds", 0) for node in nodes) / 60)
+    badges += [f"profile {profile.name}", f"computed in {max(1, minutes)} min"]
+    return chapters.page(executions, badges)
 
 
 def build(source: Path, output: Path = BUILD, check: Callable[[Path], None] = lambda html: None) -> Path:

@@ -4,4 +4,4 @@ A sentence states an estimate with its interval, and chooses its verb by whether
 """
 
 # ruff: noqa: F401
-from chestxai.sentences import causes, fidelity, images, knowledge, localization, recipes, tradeoff, words
+from chestxai.sentences import answers, causes, fidelity, images, knowledge, localization, recipes, tradeoff, words

@@ -1,0 +1,165 @@
+"""One page a chapter: its executions for all variants and seeds laid into one another, under a head.
+
+Prose and equal outputs appear once, outputs that differ in tabs, which switch together. The head says which data a page
+shows and how long it ran, and repeats the output of the cell tagged ``answer``. What only serves the execution is not
+shown. Tabs, answers and folded solutions are HTML around cells, as a directive cannot hold the output of a cell.
+"""
+
+import html
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import nbformat
+import pybtex.backends.markdown
+import pybtex.database
+import pybtex.plugin
+from nbformat.v4 import new_code_cell, new_markdown_cell
+
+from chestxai.batch import Node
+from chestxai.profiles import ROOT
+
+#: Tags of cells: whose output is the chapter's answer; which belong to the solution of an exercise.
+ANSWER, SOLUTION = "answer", "solution"
+_PICTURE = re.compile(r"^!\[([^\]]+)\]\(([^)\s]*?([\w-]+)\.svg)\)\n+\*([^*]+)\*$", re.MULTILINE)
+_CITED = re.compile(r"\{cite(?::\w+)?\}`([^`]+)`")
+# Where no term is linked: code, formulas, links, roles, HTML, headings, tables, bold text.
+_FIXED = re.compile(
+    r"(```.*?```|:::.*?:::|\$\$.*?\$\$|\{[\w:]+\}`[^`]*`|`[^`]*`|\$[^$]*\$|!?\[[^\]]*\]\([^)]*\)|<[^>]*>|^[#|].*?$|\*\*.+?\*\*)",
+    re.DOTALL | re.MULTILINE,
+)
+_DIV = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def published(notebook: Any, node: Node) -> Any:
+    """Prepare an executed notebook for its page: no progress bars, widget state, or folders of this machine.
+
+    The cell tagged ``parameters`` shows what was run, and papermill's second one is left out.
+
+    Args:
+        notebook: of nbformat 4; is changed.
+        node: whose execution it is.
+    """
+    notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    for cell in notebook.cells:
+        tags = [tag for tag in cell.metadata.get("tags", []) if tag != "papermill"]
+        for name, value in node.parameters.items() if "parameters" in tags else ():
+            shown = json.dumps(value, ensure_ascii=False)
+            if name not in ("out", "data"):
+                cell.source = re.sub(rf"^({name} = ).*?(?=  #|$)", lambda m, v=shown: m[1] + v, cell.source, flags=re.M)
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if o.output_type != "stream" or o.name != "stderr"]
+            for data in (output.get("data", {}) for output in cell.outputs):
+                data.pop("application/vnd.jupyter.widget-view+json", None)
+                # The page draws the HTML; the same figure as JSON would double its size.
+                if "text/html" in data:
+                    data.pop("application/vnd.plotly.v1+json", None)
+    notebook.metadata = nbformat.from_dict({"kernelspec": notebook.metadata.get("kernelspec", {})})
+    return notebook
+
+
+def page(executions: Mapping[str, Any], badges: Sequence[str]) -> Any:
+    """The notebook of a chapter's page.
+
+    Args:
+        executions: what to call it ("frozen, seed 0") → notebook of nbformat 4, all of one chapter.
+        badges: short texts that stand under the title.
+    """
+    parts = [list(twins) for twins in zip(*(one.cells for one in executions.values()), strict=True)]
+    cells: list[Any] = []
+    for folded, group in itertools.groupby(parts, lambda twins: SOLUTION in twins[0].metadata.get("tags", [])):
+        inner = [cell for i, twins in enumerate(group, len(cells)) for cell in _joined(twins, list(executions), i)]
+        start, end = '<details class="solution">\n<summary>Solution</summary>', "</details>"
+        cells += [new_markdown_cell(start), *inner, new_markdown_cell(end)] if folded else inner
+    title, _, rest = cells[0].source.partition("\n")
+    shown = " ".join(f"{{bdg-{'light' if i else 'primary'}}}`{text.replace('`', '')}`" for i, text in enumerate(badges))
+    cells[0] = new_markdown_cell(f"{title}\n\n{shown}\n{rest}")
+    answers = [twins for twins in parts if ANSWER in twins[0].metadata.get("tags", [])]
+    cells[1:1] = [cell for twins in answers for cell in _answer(twins)]
+    terms = glossary()
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            cell.source = cell.source if "<details" in cell.source else linked(cell.source, terms)
+            cell.source = _PICTURE.sub(r":::{figure} \2\n:name: fig-\3\n:alt: \1\n\n\4\n:::", cell.source)
+    written = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    cells += [new_markdown_cell(f"## References\n\n{text}") for text in [references("\n".join(written))] if text]
+    return nbformat.v4.new_notebook(cells=cells, metadata=next(iter(executions.values())).metadata)
+
+
+def _output(cell: Any, outputs: Sequence[Any]) -> Any:
+    """A cell with the tags of ``cell``, of which only ``outputs`` are shown."""
+    tags = [*dict.fromkeys([*cell.metadata.get("tags", []), "remove-input"])]
+    return new_code_cell(outputs=list(outputs), metadata={"tags": tags})
+
+
+def _joined(twins: Sequence[Any], names: Sequence[str], number: int) -> list[Any]:
+    """The same cell of several executions: once if its outputs are equal, else with a tab for each."""
+    cell = twins[0]
+    # plotly names each figure anew.
+    if cell.cell_type != "code" or len({_DIV.sub("", json.dumps(twin.outputs)) for twin in twins}) == 1:
+        return [cell]
+    out = [nbformat.from_dict({**cell, "outputs": []})]
+    start = '<div class="sd-tab-set docutils">'
+    for i, (twin, name) in enumerate(zip(twins, map(html.escape, names), strict=True)):
+        tab = f'id="tab-{number}-{i}" name="tab-{number}" type="radio"{"" if i else " checked"}'
+        sync = f'for="tab-{number}-{i}" data-sync-group="variant" data-sync-id="{name}"'
+        label = f'<input {tab}>\n<label class="sd-tab-label" {sync}>{name}</label>'
+        out.append(new_markdown_cell(f'{start}\n{label}\n<div class="sd-tab-content docutils">'))
+        out.append(_output(twin, twin.outputs))
+        start = "</div>"
+    return [*out, new_markdown_cell("</div>\n</div>")]
+
+
+def _answer(twins: Sequence[Any]) -> list[Any]:
+    """The answer as it stands in the head: every execution's, equal ones once."""
+    outputs = {json.dumps(o.get("data", o.get("text"))): o for twin in twins for o in twin.outputs}
+    title = '<p class="admonition-title">The answer of this run</p>'
+    start, end = new_markdown_cell(f'<div class="admonition tip answer">\n{title}'), new_markdown_cell("</div>")
+    return [start, _output(twins[0], outputs.values()), end] if outputs else []
+
+
+def glossary() -> dict[str, str]:
+    """Term → definition as plain text, of the page ``pages/glossary.md``."""
+    text = (ROOT / "pages/glossary.md").read_text("utf-8")
+    blocks = re.findall(r"^```\{glossary\}\n(.*?)\n```", text, re.DOTALL | re.MULTILINE)
+    found = {}
+    for entry in "\n\n".join(blocks).split("\n\n"):
+        names, _, definition = entry.partition("\n  ")
+        found |= dict.fromkeys(names.split("\n"), " ".join(re.sub(r"[*`]", "", definition).split()))
+    return found
+
+
+def linked(text: str, terms: dict[str, str]) -> str:
+    """``text`` in Markdown whose first mention of each of ``terms`` leads to the glossary and shows its definition.
+
+    Args:
+        text: of a cell.
+        terms: of `glossary`; those found are removed.
+    """
+    spellings = {spelling: term for term in terms for spelling in (term, term[0].upper() + term[1:])}
+    words = re.compile(
+        rf"(?<![\w-])({'|'.join(map(re.escape, sorted(spellings, key=len, reverse=True)))})(e?s)?(?![\w-])"
+    )
+
+    def link(word: re.Match[str]) -> str:
+        definition = terms.pop(spellings[word[1]], None)
+        if definition is None:
+            return word[0]
+        start = f'<span class="term" data-definition="{html.escape(definition)}">'
+        return f"{start}{{term}}`{word[0]} <{spellings[word[1]]}>`</span>"
+
+    parts = _FIXED.split(text)
+    return "".join(part if i % 2 else words.sub(link, part) for i, part in enumerate(parts)) if terms else text
+
+
+def references(text: str) -> str:
+    """What ``text`` cites with ``{cite}``, as a Markdown list with links, in the order of its first mention."""
+    keys = [*dict.fromkeys(key.strip() for cited in _CITED.findall(text) for key in cited.split(","))]
+    library = pybtex.database.parse_file(ROOT / "references.bib", "bibtex")
+    style = pybtex.plugin.find_plugin("pybtex.style.formatting", "unsrt")()
+    backend = pybtex.backends.markdown.Backend("utf-8")
+    entries = style.format_entries([library.entries[key] for key in keys])
+    return "\n".join("- " + " ".join(entry.text.render(backend).split()) for entry in entries)
