@@ -155,7 +155,7 @@ class TestAnswers:
 
     @pytest.mark.parametrize(("gains", "tests"), [([1.0] * 4, "they pass"), ([0.0, 1.0] * 2, "they do not pass")])
     def test_maps(self, gains, tests):
-        settings = StatisticsSettings(endpoint=("gain_auc_roc", "word"), resamples=50)
+        settings = StatisticsSettings(endpoint=("gain_auc_roc", "word"), resamples=100)
         frame = pd.DataFrame({"gain_auc_roc": [0.1, 0.2, 0.3, 0.2], "word": gains, "patient": list("abcd")})
         rows = frame.assign(chance_gain_auc_roc=0.0, chance_word=0.5)
         for interval, fit in (

@@ -69,6 +69,12 @@ def page(executions: Mapping[str, Any], badges: Sequence[str]) -> Any:
         badges: short texts that stand under the title.
     """
     parts = [list(twins) for twins in zip(*(one.cells for one in executions.values()), strict=True)]
+    prose = [first for first, *_ in parts if first.cell_type == "markdown"]
+    cited, terms = references("\n".join(cell.source for cell in prose)), glossary()
+    for cell in prose:
+        # Markdown does not reach into the HTML of a quiz.
+        text = cell.source if "<details" in cell.source else linked(cell.source, terms)
+        cell.source = _PICTURE.sub(r":::{figure} \2\n:name: fig-\3\n:alt: \1\n\n\4\n:::", text)
     cells: list[Any] = []
     for folded, group in itertools.groupby(parts, lambda twins: SOLUTION in twins[0].metadata.get("tags", [])):
         inner = [cell for i, twins in enumerate(group, len(cells)) for cell in _joined(twins, list(executions), i)]
@@ -79,20 +85,14 @@ def page(executions: Mapping[str, Any], badges: Sequence[str]) -> Any:
     cells[0] = new_markdown_cell(f"{title}\n\n{shown}\n{rest}")
     answers = [twins for twins in parts if ANSWER in twins[0].metadata.get("tags", [])]
     cells[1:1] = [cell for twins in answers for cell in _answer(twins)]
-    terms = glossary()
-    for cell in cells:
-        if cell.cell_type == "markdown":
-            cell.source = cell.source if "<details" in cell.source else linked(cell.source, terms)
-            cell.source = _PICTURE.sub(r":::{figure} \2\n:name: fig-\3\n:alt: \1\n\n\4\n:::", cell.source)
-    written = [cell.source for cell in cells if cell.cell_type == "markdown"]
-    cells += [new_markdown_cell(f"## References\n\n{text}") for text in [references("\n".join(written))] if text]
+    cells += [new_markdown_cell(f"## References\n\n{cited}")] if cited else []
     return nbformat.v4.new_notebook(cells=cells, metadata=next(iter(executions.values())).metadata)
 
 
 def _output(cell: Any, outputs: Sequence[Any]) -> Any:
-    """A cell with the tags of ``cell``, of which only ``outputs`` are shown."""
+    """A cell with the tags of ``cell``, of which only ``outputs`` are shown; MyST-NB drops cells without a source."""
     tags = [*dict.fromkeys([*cell.metadata.get("tags", []), "remove-input"])]
-    return new_code_cell(outputs=list(outputs), metadata={"tags": tags})
+    return new_code_cell("# See above.", outputs=list(outputs), metadata={"tags": tags})
 
 
 def _joined(twins: Sequence[Any], names: Sequence[str], number: int) -> list[Any]:

@@ -112,9 +112,11 @@ def refuse(places: Sequence[str]) -> None:
 def _chapter(nodes: Sequence[Node], private: guard.Private | None) -> Any:
     """The notebook of a chapter's page from its executions."""
     executions = {}
+    # With one seed there is no need to say which.
+    keys = ("variant", "seed") if len({node.parameters.get("seed") for node in nodes}) > 1 else ("variant",)
     for node in nodes:
         notebook = chapters.published(nbformat.read(node.executed, as_version=4), node)
-        name = ", seed ".join(str(node.parameters[key]) for key in ("variant", "seed") if key in node.parameters)
+        name = ", seed ".join(str(node.parameters[key]) for key in keys if key in node.parameters)
         executions[name] = notebook if private is None else guard.withhold(notebook, private)
     profile = profiles.load(nodes[0].parameters["profile"])
     source, boxes = profile.data.source, profile.boxes
