@@ -173,7 +173,6 @@ example = max(
 present = [k for k, there in enumerate(labels["test"][example]) if there] or [0]
 
 # %%
-from html import escape
 
 
 def marked(variant, k):
@@ -186,10 +185,10 @@ def marked(variant, k):
     most = max(weight for _, weight in words)
     spans = " ".join(
         f'<span style="background:rgba(0,158,115,{0.75 * weight / most:.2f});border-radius:3px;'
-        f'padding:1px 2px" title="{weight:.2f}">{escape(word)}</span>'
+        f'padding:1px 2px" title="{weight:.2f}">{say.words.escaped(word)}</span>'
         for word, weight in words
     )
-    name = f"<b>{escape(findings[k])}, {escape(variant)}</b>"
+    name = f"<b>{say.words.escaped(findings[k])}, {variant}</b>"
     return f"<p>{name} (probability {probability:.2f}, strongest word {most:.2f})<br>{spans}</p>"
 
 
@@ -249,7 +248,7 @@ forms = {"original": []} | {
 }
 Markdown(
     say.words.bullets(
-        f"**{name}**: {escape(' '.join(knowledge.change(texts['test'][example], kinds, 1.0).split()))}"
+        f"**{name}**: {say.words.escaped(knowledge.change(texts['test'][example], kinds, 1.0))}"
         for name, kinds in forms.items()
     )
 )

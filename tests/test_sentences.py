@@ -7,8 +7,10 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 from hypothesis import given
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from chestxai import profiles, stats
 from chestxai import sentences as say
@@ -52,6 +54,27 @@ class TestWords:
         exact = words.independent(one, Interval(b, b, b))
         assert (exact.low, exact.high) == pytest.approx((low_a - b, high_a - b))
 
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "<img src=x onerror=alert(1)>",
+            "*a* _b_ `c` [d](javascript:alert(1)) ![e](f.png) ~~g~~ $h$ | i | \\j {k}`l`",
+            "&lt;script&gt; &#60;b&#62; <!-- -->",
+            "# a\n\n- b\n```{raw} html\n<b>\n```",
+            "</details><script>alert(1)</script>",
+        ],
+    )
+    def test_text_from_data_is_shown_and_not_obeyed(self, text):
+        for kind in ("commonmark", "gfm-like"):
+            page = MarkdownIt(kind, {"linkify": False}).render(f"a “{words.escaped(text)}” b")
+            shown = BeautifulSoup(page, "html.parser")
+            assert [tag.name for tag in shown.find_all()] == ["p"]
+            assert shown.get_text().strip() == f"a “{' '.join(text.split())}” b"
+        assert BeautifulSoup(f"<i>{words.escaped(text)}</i>", "html.parser").i.get_text() == " ".join(text.split())
+
+    def test_hidden_characters_go(self):
+        assert words.escaped("ab\u202ecd\u200b\x00é 3.5 %") == "abcdé 3.5 %"
+
     def test_counts_and_bullets(self):
         assert [words.counted(n, "map") for n in (0, 1, 2000)] == ["0 maps", "1 map", "2,000 maps"]
         assert words.bullets(["a", "b"]) == "- a\n- b"
@@ -86,7 +109,7 @@ class TestImages:
             "One core reads 1,200 reports a second. No finding is below 0.85."
         )
         poor = images.rules(scores, 1234.0, least=0.95)
-        assert "Below 0.95: `Edema` 0.900 (4 reports; falsely in 1, 1 in doubt)." in poor
+        assert "Below 0.95: Edema 0.900 (4 reports; falsely in 1, 1 in doubt)." in poor
         assert poor.endswith("indexers mostly do not.")
         assert "doubt as present" not in images.rules(scores.assign(hedged=0), 1234.0, least=0.95)
         # No side is recorded: nothing is divided by zero.
@@ -100,6 +123,8 @@ class TestImages:
         text = images.splits({"train and val": 2}, [("openi", "train", 1200, "no image")])
         assert text.startswith("Patients straddle splits (train and val: 2 shared)")
         assert text.endswith("Records left out:\n\n- `openi`, train: 1,200 × no image")
+        hostile = images.splits({}, [("folder", "test", 1, "<img src=x onerror=alert(1)>")])
+        assert "<" not in hostile
 
 
 class TestLocalization:

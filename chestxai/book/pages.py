@@ -29,7 +29,7 @@ from chestxai.studies import FINDINGS, phrases
 BUILD = ROOT / "_build"
 #: What the book is made of besides the notebooks.
 _STATIC = sorted(f"_static/{path.name}" for path in (ROOT / "_static").iterdir())
-SOURCES = ("_config.yml", "_toc.yml", "references.bib", "data/overview.png", *_STATIC)
+SOURCES = ("_toc.yml", "references.bib", "data/overview.png", *_STATIC)
 #: Pages that a person wrote.
 PAGES = ("intro.md", *sorted(f"pages/{path.name}" for path in (ROOT / "pages").glob("*.md")))
 _SAMPLES = "_static/phantoms.png"
@@ -70,12 +70,21 @@ def assemble(nodes: Sequence[Node], folder: Path, private: guard.Private | None 
     for name in (*SOURCES, *PAGES):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
+    (folder / "_config.yml").write_text(config((ROOT / "_config.yml").read_text("utf-8")), "utf-8")
     (folder / "notebooks").mkdir()
     for page, notebook in notebooks.items():
         nbformat.write(notebook, folder / f"{page}.ipynb")
     (folder / "data_cards.md").write_text(data_cards(folder), "utf-8")
     plots.write_plotlyjs(folder / "_static")
     return folder
+
+
+def config(text: str) -> str:
+    """``_config.yml`` for Jupyter Book: buttons that open a chapter elsewhere need the address of a repository."""
+    options = yaml.safe_load(text)
+    if not options["repository"]["url"]:
+        options["launch_buttons"] |= {"binderhub_url": "", "colab_url": ""}
+    return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
 
 
 def data_cards(folder: Path) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from chestxai.sentences.words import bullets, counted
+from chestxai.sentences.words import bullets, counted, escaped
 
 
 def source(reports: str, boxes: str) -> str:
@@ -32,7 +32,8 @@ def rules(scores: pd.DataFrame, speed: float, least: float = 0.85) -> str:
     sided, right = scores["sided"].sum(), (scores["sided"] * scores["side_right"]).sum()
     poor = scores[scores["f1"] < least]
     named = [
-        f"`{row.Index}` {row.f1:.3f} ({row.there:.0f} reports; falsely in {row.wrong:.0f}, {row.hedged:.0f} in doubt)"
+        f"{escaped(row.Index)} {row.f1:.3f} ({row.there:.0f} reports; falsely in {row.wrong:.0f}, {row.hedged:.0f} in "
+        "doubt)"
         for row in poor.itertuples()
     ]
     text = (
@@ -49,6 +50,6 @@ def rules(scores: pd.DataFrame, speed: float, least: float = 0.85) -> str:
 def splits(shared: Mapping[str, int], left_out: Sequence[tuple[str, str, int, str]]) -> str:
     """Number of patients ``shared`` by pairs of splits; data set, split, number and reason of records ``left_out``."""
     pairs = ", ".join(f"{pair}: {n} shared" for pair, n in shared.items())
-    lines = bullets(f"`{name}`, {split}: {count:,} × {reason}" for name, split, count, reason in left_out)
+    lines = bullets(f"`{name}`, {split}: {count:,} × {escaped(reason)}" for name, split, count, reason in left_out)
     start = "Patients straddle splits" if any(shared.values()) else "No patient is in two splits"
     return f"{start} ({pairs}). " + (f"Records left out:\n\n{lines}" if lines else "No record was left out.")

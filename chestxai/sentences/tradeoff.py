@@ -7,7 +7,7 @@ import pandas as pd
 
 from chestxai.localization import LABELS, LOWER_IS_BETTER
 from chestxai.profiles import Profile
-from chestxai.sentences.words import bullets, counted, direction, independent, listed, verb
+from chestxai.sentences.words import bullets, counted, direction, escaped, independent, listed, verb
 from chestxai.stats import Difference, Interval
 from chestxai.tradeoff import Comparison
 
@@ -64,7 +64,7 @@ def findings(each: pd.DataFrame) -> str:
         c = row.difference
         best, other = (c.a, c.b) if (c.estimate > 0) != (c.metric in LOWER_IS_BETTER) else (c.b, c.a)
         shown = f"{Difference(c.estimate, c.low, c.high, row.holm):+.3f}".replace(", p", ", adjusted p")
-        lines.append(f"{row.Index}: `{best}` is better than `{other}`; {c.a} minus {c.b} is {shown}")
+        lines.append(f"{escaped(row.Index)}: `{best}` is better than `{other}`; {c.a} minus {c.b} is {shown}")
     rest = each[each["holm"] > 0.05]
     small = sum(not row.detectable <= abs(row.difference.estimate) for row in rest.itertuples())
     text = f"After Holm's adjustment:\n\n{bullets(lines)}\n\n" if lines else ""

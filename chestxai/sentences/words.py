@@ -29,6 +29,12 @@ def independent(a: Interval | float, b: Interval | float) -> Interval:
     return Interval(d, d - math.hypot(*below), d + math.hypot(*above))
 
 
+def escaped(text: object) -> str:
+    """Text from data, on one line, that shows as it is in Markdown and HTML: no markup, no hidden characters."""
+    line = filter(str.isprintable, " ".join(str(text).split()))
+    return "".join(c if c.isalnum() or c in " .,;%" else f"&#{ord(c)};" for c in line)
+
+
 def counted(n: int, noun: str) -> str:
     """``n`` with its ``noun``: "1 finding", "2,000 findings"."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
