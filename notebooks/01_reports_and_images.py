@@ -407,8 +407,8 @@ pd.DataFrame(
 # %% tags=["remove-input"]
 places = say.words.counted(len(positions), "position")
 Markdown(
-    f"The phrase “{say.words.escaped(phrase)}” has {len(phrase.split())} words and {len(pieces)} tokens, with one that opens the prompt and "
-    f"one that ends it. “{say.words.escaped(words)}” is read at {places}: {', '.join(map(str, positions))}. The prompt is padded to "
+    f"The phrase “{say.words.escaped(phrase)}” has {len(phrase.split())} words and {len(pieces)} tokens, with "
+    f"one that opens the prompt and one that ends it. “{say.words.escaped(words)}” is read at {places}: {', '.join(map(str, positions))}. The prompt is padded to "
     f"{tokenizer.model_max_length} positions; what is longer is cut off."
 )
 

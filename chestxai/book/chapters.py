@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import nbformat
@@ -27,7 +28,7 @@ _PICTURE = re.compile(r"^!\[([^\]]+)\]\(([^)\s]*?([\w-]+)\.svg)\)\n+\*([^*]+)\*$
 _CITED = re.compile(r"\{cite(?::\w+)?\}`([^`]+)`")
 # Where no term is linked: code, formulas, links, roles, HTML, headings, tables, bold text.
 _FIXED = re.compile(
-    r"(```.*?```|:::.*?:::|\$\$.*?\$\$|\{[\w:]+\}`[^`]*`|`[^`]*`|\$[^$]*\$|!?\[[^\]]*\]\([^)]*\)|<[^>]*>|^[#|].*?$|\*\*.+?\*\*)",
+    r"(```.*?```|:::.*?:::|\$\$.*?\$\$|(?:\{[\w:]+\})?`[^`]*`|\$[^$]*\$|!?\[[^\]]*\]\([^)]*\)|<[^>]*>|^[#|].*?$|\*\*.+?\*\*)",
     re.DOTALL | re.MULTILINE,
 )
 _DIV = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -46,7 +47,7 @@ def published(notebook: Any, node: Node) -> Any:
     for cell in notebook.cells:
         tags = [tag for tag in cell.metadata.get("tags", []) if tag != "papermill"]
         for name, value in node.parameters.items() if "parameters" in tags else ():
-            shown = json.dumps(value, ensure_ascii=False)
+            shown = json.dumps(Path(value).name if name == "profile" else value, ensure_ascii=False)
             if name not in ("out", "data"):
                 cell.source = re.sub(rf"^({name} = ).*?(?=  #|$)", lambda m, v=shown: m[1] + v, cell.source, flags=re.M)
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
@@ -161,5 +162,5 @@ def references(text: str) -> str:
     library = pybtex.database.parse_file(ROOT / "references.bib", "bibtex")
     style = pybtex.plugin.find_plugin("pybtex.style.formatting", "unsrt")()
     backend = pybtex.backends.markdown.Backend("utf-8")
-    entries = style.format_entries([library.entries[key] for key in keys])
+    entries = style.format_entries([library.entries[key] for key in keys if key in library.entries])
     return "\n".join("- " + " ".join(entry.text.render(backend).split()) for entry in entries)
