@@ -89,7 +89,7 @@ example = next((s for s in located if len(s.present()) > 1), located[0])
 
 def show(report: str) -> None:
     """Print a report with its own line breaks, long lines wrapped."""
-    print("\n".join(fill(line, 100) for line in report.splitlines()))
+    print("\n".join(fill(line, 80) for line in report.splitlines()))
 
 
 print(
@@ -286,7 +286,7 @@ for s in studies["test"]:
 several = list(layouts.values())[:4]
 for s in several:
     show(s.report)
-    print(100 * "─")
+    print(40 * "─")
 
 # %%
 pd.DataFrame(
@@ -407,8 +407,9 @@ pd.DataFrame(
 # %% tags=["remove-input"]
 places = say.words.counted(len(positions), "position")
 Markdown(
-    f"The phrase “{say.words.escaped(phrase)}” has {len(phrase.split())} words and {len(pieces)} tokens, with "
-    f"one that opens the prompt and one that ends it. “{say.words.escaped(words)}” is read at {places}: {', '.join(map(str, positions))}. The prompt is padded to "
+    f"The phrase “{say.words.escaped(phrase)}” has {len(phrase.split())} words and {len(pieces)} tokens, with one that "
+    f"opens the prompt and one that ends it. “{say.words.escaped(words)}” is read at {places}: "
+    f"{', '.join(map(str, positions))}. The prompt is padded to "
     f"{tokenizer.model_max_length} positions; what is longer is cut off."
 )
 

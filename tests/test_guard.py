@@ -337,6 +337,11 @@ def text_variants() -> dict[str, Any]:
     frame = pd.DataFrame(records)
     escaped = "".join(f"\\u{ord(c):04x}" for c in line)
     return {
+        "in base64": printed(base64.b64encode(line.encode()).decode()),
+        "in hex": printed(line.encode().hex()),
+        "choices of a list": shown(text_html="".join(f"<option>{word}</option>" for word in words)),
+        "LaTeX of text": shown(text_latex="$" + r"\ ".join(rf"\text{{{word}}}" for word in words) + "$"),
+        "invisible letters": printed("\u3164".join(line)),
         "a dictionary of words": printed(str({word: 0.1 for word in words})),
         "JSON of words": shown(application_json={word: 0.1 for word in words}),
         "pairs": printed(str([(word, 0.25) for word in words])),
@@ -396,6 +401,10 @@ def text_variants() -> dict[str, Any]:
 def identifier_variants() -> dict[str, Any]:
     subject, study, dicom = "10984321", "56781234", DICOM
     return {
+        "digits apart": printed(" ".join(subject)),
+        "digits as tokens": printed(str([*subject])),
+        "two cells": shown(text_html=f"<table><tr><td>{subject[:4]}</td><td>{subject[4:]}</td></tr></table>"),
+        "other digits": printed("".join(chr(0x660 + int(digit)) for digit in subject)),
         "letters before": printed(f"patient{subject}"),
         "letters after": printed(f"{subject}frontal"),
         "letters around": printed(f"x{study}y"),
@@ -440,6 +449,11 @@ def picture_variants() -> dict[str, Any]:
     flat = PIXELS.ravel().tolist()
     table = pd.DataFrame(PIXELS)
     return {
+        "custom data in two rows": embedded(go.Figure(go.Scatter(x=[1, 2], customdata=PIXELS.reshape(2, -1)))),
+        "percentages": printed("\n".join(" ".join(f"{v}%" for v in row) for row in values)),
+        "signs": printed("\n".join("".join(" .:-=+*#%@"[v // 26] for v in row) for row in values)),
+        "squares": printed("\n".join("".join("⬛⬜🟥"[v % 3] for v in row) for row in values)),
+        "a link to a file, in HTML": shown(text_html='<a href="scans/one.jpeg">x</a>'),
         "custom data of a scatter": drawn(go.Figure(go.Scatter(x=[1], y=[1], customdata=values))),
         "custom data, a value a point": drawn(go.Figure(go.Scatter(x=flat, y=flat, customdata=[[v] for v in flat]))),
         "custom data of a heatmap": embedded(go.Figure(go.Heatmap(z=[[1]], customdata=PIXELS))),
@@ -515,6 +529,21 @@ class TestVariants:
     @pytest.mark.parametrize("form", picture_variants())
     def test_pictures(self, other, form):
         self.check(other, picture_variants()[form], "picture")
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            '<meta http-equiv="refresh" content="0;url=x">',
+            '<base href="x">',
+            '<link rel="stylesheet" href="x">',
+            '<form action="x"><button>y</button></form>',
+            '<p onmouseover="fetch(1)">x</p>',
+            '<a href="javascript:alert(1)">x</a>',
+            '<input type="image" src="x">',
+        ],
+    )
+    def test_html_that_acts(self, other, text):
+        self.check(other, shown(text_html=text), "script")
 
     def test_a_sentence_over_cells(self, other):
         halves = " ".join(STREAKY[:3]), " ".join(STREAKY[3:]) + ". A tiny apical"

@@ -13,7 +13,8 @@ What remains is checked, and so are the built pages: `withhold` replaces the out
 - the folder of the data.
 
 Your own data (``folder``) count as credentialed unless the profile says ``data: {credentialed: false}``. The guard
-cannot see paraphrases, translations, images drawn as curves, and aggregates of few patients; whoever tags a cell can.
+cannot see paraphrases, translations, letters that look alike, rare encodings, images drawn as curves, and aggregates of
+few patients; whoever tags a cell can.
 """
 
 import bisect
@@ -48,7 +49,8 @@ _HASH = re.compile(
     r"(?<![^\W_])(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|(?=\d*[a-f])[0-9a-f]{16,})(?![^\W_])", re.IGNORECASE
 )
 _INTEGER = re.compile(r"(?<!\d)(?<!\d\.)\d+(?!\d|\.\d*[1-9])")
-_GROUPED = re.compile(r"\d{1,3}(?: \d{3})+(?!\d)|\d+(?:[^\w\s]\s*\d+|_\d+)+")
+_GROUPED = re.compile(r"\d{1,3}(?: \d{3})+(?!\d)|\d+(?:[^\w\s]\s*\d+|_\d+)+|(?<!\d)\d(?:\s\d)+(?!\d)")
+_CUT = re.compile(r"(?<!\d)(?=(\d{2,}\s\d{2,}))")
 # Not the commas of a list: [50,100,150] and [1.5,123.4] are several numbers.
 _THOUSANDS = re.compile(r"(?<![\[\d,.])\d{1,3}(?:[,_'’]\d{3})+(?!\d|,\d|\])")
 _TOKEN = re.compile(r"[^\W_]*[^\W\d_][^\W_]*")
@@ -239,7 +241,7 @@ def _identifiers(text: str, known: Private) -> list[str]:
         found += [name] if any(map(pattern.search, versions)) else []
     integers = [n for n in _INTEGER.findall(text) if len(n) < _LONG]
     joined = [n[cut] for n in integers for k in range(_ID, len(n) - _ID + 1) for cut in (slice(k), slice(-k, None))]
-    grouped = map(_digits, _GROUPED.finditer(text))
+    grouped = [*map(_digits, _GROUPED.finditer(text)), *("".join(cut[1].split()) for cut in _CUT.finditer(text))]
     signs = _alphanumeric(text)
     if not known.words.isdisjoint((*integers, *joined, *grouped, *_TOKEN.findall(text))) or any(
         signs[i : i + n] in parts for n, parts in known.parts.items() for i in range(len(signs) - n + 1)

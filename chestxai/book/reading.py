@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import unquote
@@ -24,40 +25,48 @@ GRID = 24
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _ESCAPE = re.compile(r"\\(?:u([0-9a-f]{4})|u\{([0-9a-f]{1,5})\}|x([0-9a-f]{2}))", re.IGNORECASE)
 # Soft hyphens, zero-width characters, directions, variation selectors.
-_INVISIBLE = re.compile("[\xad\u034f\u061c\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]")
+_INVISIBLE = re.compile(
+    "[\xad\u034f\u061c\u115f\u1160\u3164\uffa0\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
+)
 # Special tokens of tokenizers. Their marks (##, </w>, Ġ, ▁) go as signs, tags and spaces do.
 _SPECIAL = re.compile(r"\[(?:cls|sep|pad|unk|mask|bos|eos)\]|<\|\w+\|>|<(?:/?s|pad|unk|mask|bos|eos)>", re.IGNORECASE)
 _TAG = re.compile(r"<!--.*?-->|<style\b.*?</style>|</?([a-z][\w-]*)[^<>]*>", re.DOTALL)
-_BREAKS = dict.fromkeys("br p div pre dt dd h1 h2 h3 h4 h5 h6".split(), "\n") | dict.fromkeys("td th li".split(), "\t")
-_BREAKS |= dict.fromkeys("tr ul ol table section".split(), "\n\t")
+_BREAKS = dict.fromkeys("br p div pre dt dd h1 h2 h3 h4 h5 h6".split(), "\n")
+_BREAKS |= dict.fromkeys("td th li option".split(), "\t") | dict.fromkeys("tr ul ol table section".split(), "\n\t")
 _STRING = re.compile(r"""(["'])((?:(?!\1)[^\\]|\\.)*)\1(\s*:)?""", re.DOTALL)
 _CELLS = re.compile(r"[\t|,;]|\s{2,}")
 
 _SCRIPT = re.compile(r"<script\b([^>]*)>(.*?)</script\s*>", re.IGNORECASE | re.DOTALL)
 _FIGURE = re.compile(r"Plotly\.newPlot\s*\(|^\s*window\.PlotlyConfig\s*=\s*\{MathJaxConfig:\s*'local'\};?\s*$")
+# HTML that acts: it loads, sends or runs something.
+_ACTIVE = re.compile(r"<\s*(?:base|meta|link|form|input|button|textarea)\b|\son\w+\s*=|javascript:", re.IGNORECASE)
 # What the theme brings: style sheets, icons, and pictures in _static.
 _THEME = re.compile(r"<(?:link|meta)\b[^>]*>|<img\b[^>]*src=.(?:\.\./)*_static/[^>]*>|<style\b.*?</style>", re.DOTALL)
 _PACKED = re.compile(r'\{[^{}]*"bdata"[^{}]*\}')
 _WIDGET = "application/vnd.jupyter.widget-"
 
+_FILE = r"[^\s()<>\"':]+\.(?:png|jpe?g|gif|svg|webp|bmp|tiff?|dcm|dicom|npy|pdf)\b"
 _PICTURE_HTML = re.compile(
     r"<\s*(?:img|svg|canvas|video|audio|picture|object|embed|i?frame|image|source)\b|url\(\s*[^#\s)]", re.IGNORECASE
 )
+_PICTURE_OUTPUT = re.compile(rf"{_PICTURE_HTML.pattern}|(?:href|src)\s*=\s*[\"']?(?:\w+:)?{_FILE}", re.IGNORECASE)
 #: Pictures in Markdown, and links to their files.
 PICTURE_MARKDOWN = re.compile(
-    rf"{_PICTURE_HTML.pattern}|!\[|\{{(?:image|figure)\}}|\\includegraphics|data:image"
-    r"|[(:=]\s*[<\"']?[^\s()<>\"':]+\.(?:png|jpe?g|gif|svg|webp|bmp|tiff?|dcm|dicom|npy|pdf)\b", re.IGNORECASE
-)  # fmt: skip
+    rf"{_PICTURE_HTML.pattern}|!\[|\{{(?:image|figure)\}}|\\includegraphics|data:image|[(:=]\s*[<\"']?{_FILE}",
+    re.IGNORECASE,
+)
 # plotly's images; data URIs; the first bytes of a file in base64, hex or Python's notation.
 _PICTURE_DATA = re.compile(
     r'"type"\s*:\s*"image"|"source"\s*:\s*"|data:\s*(?:image|video|audio|application|font|text)/[\w.+-]+\s*[;,][^\s"\']{16}'
     r"|ivborw0kggo|/9j/4aa|r0lgodlh|89504e470d0a1a0a|\\x89png|(?:\\x[0-9a-f]{2}[^\\]{0,8}){64}"
 )
 _ENCODED = re.compile(r"[a-z0-9+/=%_-]{200,}+|(?:[a-z0-9+/=_-]{56,}+\s++){3,}")
-_BLOCK_ART = re.compile("[\u2580\u2582-\u259f\u2801-\u28ff]")
+_BLOCK_ART = re.compile("[\u2580\u2582-\u25a3\u25fb-\u25fe\u2801-\u28ff\u2b1b\u2b1c\U0001f7e5-\U0001f7eb]")
+# Lines of signs: a picture in characters.
+_SIGN_ART = re.compile(rf"(?:^[^\w\n]{{{GRID},}}\n){{{GRID},}}", re.MULTILINE)
 _COLOUR = re.compile(r"#[0-9a-f]{6}\b|\brgba?\(|row\d+_col\d+")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|\b(?:nan|inf|infinity|null|none)\b")
-_NUMBERS = re.compile(r"""(\b(?:x|y|array|arrayminus)(?=["']\s*:))?([0\s,;:|.\[\](){}"']+)""")
+_NUMBERS = re.compile(r"""(\b(?:x|y|array|arrayminus)(?=["']\s*:))?([0\s,;:|.%\[\](){}"']+)""")
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,9 @@ def decode(text: str) -> str:
         return text
     text = html.unescape(html.unescape(_ANSI.sub("", text)))
     text = _ESCAPE.sub(lambda code: chr(int(code[code.lastindex], 16)), text) if "\\" in text else text
-    return unicodedata.normalize("NFKD", _INVISIBLE.sub("", text).replace("Ġ", " ").replace("▁", " "))
+    text = unicodedata.normalize("NFKD", _INVISIBLE.sub("", text).replace("Ġ", " ").replace("▁", " "))
+    # Digits of any script.
+    return re.sub(r"[^\D0-9]", lambda digit: str(int(digit[0])), text)
 
 
 def read(text: str, kind: Literal["text", "markdown", "html", "page"] = "text") -> Reading:
@@ -94,13 +105,15 @@ def read(text: str, kind: Literal["text", "markdown", "html", "page"] = "text") 
         scripts = _SCRIPT.findall(text)
         found += ["widget"] if any(_WIDGET in attributes for attributes, _ in scripts) else []
         ours = all(_FIGURE.search(script) and "src" not in attributes for attributes, script in scripts)
-        found += [] if ours or kind == "page" else ["script"]
+        acts = kind == "html" and _ACTIVE.search(_SCRIPT.sub(" ", text))
+        found += [] if (ours or kind == "page") and not acts else ["script"]
     if kind == "page":
         text = _THEME.sub(" ", _SCRIPT.sub(lambda script: script[0] if _FIGURE.search(script[2]) else " ", text))
     text = _PACKED.sub(_unpacked, text)
     texts: dict[str, None] = {}
     plain = unquote(text)
-    for version in dict.fromkeys((text, plain, re.sub(r"\\[nrtbf]", " ", plain))):
+    commands = re.sub(r"\\[a-z]+(?=\{)|\\[;,: ]|[{}~$]", " ", plain) if "\\" in plain else plain
+    for version in dict.fromkeys((text, plain, re.sub(r"\\[nrtbf]", " ", plain), commands, _packed_text(plain))):
         raw = decode(version).lower()
         # Line breaks count in plain text, not in HTML, but in its <pre>.
         for lines in (re.sub(r"\s+", " ", raw), raw) if kind in ("html", "page") else (raw,):
@@ -108,6 +121,16 @@ def read(text: str, kind: Literal["text", "markdown", "html", "page"] = "text") 
             texts |= dict.fromkeys([seen, raw, *_orders(seen)])
             found += ["picture"] if _is_picture(version.lower(), raw, seen, kind) else []
     return Reading(tuple(texts), tuple(found))
+
+
+def _packed_text(text: str) -> str:
+    """What words of base64 or hex say, where that is text."""
+    said = []
+    for word in re.findall(r"[A-Za-z0-9+/]{16,}={0,2}", text):
+        for unpack in (base64.b64decode, bytes.fromhex):
+            with suppress(ValueError):
+                said.append(unpack(word).decode())
+    return "\n".join(filter(str.isprintable, said))
 
 
 def _unpacked(packed: re.Match[str]) -> str:
@@ -143,12 +166,13 @@ def _orders(text: str) -> Iterator[str]:
 
 
 def _is_picture(text: str, raw: str, seen: str, kind: str) -> bool:
-    sign = {"text": None, "markdown": PICTURE_MARKDOWN}.get(kind, _PICTURE_HTML)
+    sign = {"markdown": PICTURE_MARKDOWN, "html": _PICTURE_OUTPUT, "page": _PICTURE_HTML}.get(kind)
     return (
         (sign is not None and sign.search(text) is not None)
         or any(_PICTURE_DATA.search(version) for version in (text, raw))
         or any(len(set(run[0])) > 12 for run in _ENCODED.finditer(raw))
         or len(_BLOCK_ART.findall(text)) >= GRID
+        or (kind == "text" and _SIGN_ART.search(text) is not None)
         or (kind != "page" and len(_COLOUR.findall(raw)) >= GRID**2)
         or any(map(_is_grid, _NUMBERS.finditer(_NUMBER.sub("0", seen))))
     )
@@ -161,7 +185,7 @@ def _is_grid(numbers: re.Match[str]) -> bool:
     if total < GRID**2 or (rows <= 1 and curve):
         return False
     wide = total / max(rows, 1)
-    return rows <= 1 or (rows >= GRID and wide >= GRID) or (rows >= GRID**2 and wide <= 4)
+    return rows <= 1 or wide >= GRID**2 or (rows >= GRID and wide >= GRID) or (rows >= GRID**2 and wide <= 4)
 
 
 def read_outputs(outputs: Iterable[Any]) -> Reading:
