@@ -449,7 +449,7 @@ def picture_variants() -> dict[str, Any]:
     flat = PIXELS.ravel().tolist()
     table = pd.DataFrame(PIXELS)
     return {
-        "custom data in two rows": embedded(go.Figure(go.Scatter(x=[1, 2], customdata=PIXELS.reshape(2, -1)))),
+        "custom data in two rows": embedded(go.Figure(go.Scatter(x=[1, 2], customdata=[flat, flat]))),
         "percentages": printed("\n".join(" ".join(f"{v}%" for v in row) for row in values)),
         "signs": printed("\n".join("".join(" .:-=+*#%@"[v // 26] for v in row) for row in values)),
         "squares": printed("\n".join("".join("⬛⬜🟥"[v % 3] for v in row) for row in values)),

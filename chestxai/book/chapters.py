@@ -87,7 +87,7 @@ def page(executions: Mapping[str, Any], badges: Sequence[str]) -> Any:
     answers = [twins for twins in parts if ANSWER in twins[0].metadata.get("tags", [])]
     cells[1:1] = [cell for twins in answers for cell in _answer(twins)]
     cells += [new_markdown_cell(f"## References\n\n{cited}")] if cited else []
-    return nbformat.v4.new_notebook(cells=cells, metadata=next(iter(executions.values())).metadata)
+    return nbformat.from_dict({**next(iter(executions.values())), "cells": cells})
 
 
 def _output(cell: Any, outputs: Sequence[Any]) -> Any:
