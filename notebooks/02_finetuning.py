@@ -63,7 +63,7 @@ pd.Series(settings.finetune.model_dump(), name=f"profile {settings.name}").to_fr
 #
 # A latent diffusion model {cite}`rombach2022ldm` has three networks. The *autoencoder* (VAE) turns an image into a small
 # *latent* and back. The *text encoder* turns a prompt into one vector per token. The *U-Net* removes noise from a latent
-# and reads the token vectors by cross-attention ({numref}`fig-model`).
+# and reads the token vectors by cross-attention:
 #
 # ![An image becomes a latent through the autoencoder and noise is added; a prompt becomes a state for each token through the text encoder; the U-Net reads both and predicts the noise](../_static/model.svg)
 #

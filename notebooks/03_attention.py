@@ -20,7 +20,7 @@
 # **When the model reads the name of a disease, where in a radiograph does it look?**
 #
 # The U-Net reads the prompt by *cross-attention*: every position of the image gives each token a probability. Collected for
-# the tokens of one phrase, these probabilities are a map of where the phrase matters ({numref}`fig-map`). We read it on *held-out* images, which
+# the tokens of one phrase, these probabilities are a map of where the phrase matters, as the figure shows. We read it on *held-out* images, which
 # the model has never seen, and not on images that it generated: only for the former does a radiologist (or the phantom) say
 # where the finding is {cite}`dombrowski2024tradeoffs,vilouras2024zeroshot`.
 #

@@ -39,7 +39,9 @@ _CELLS = re.compile(r"[\t|,;]|\s{2,}")
 _SCRIPT = re.compile(r"<script\b([^>]*)>(.*?)</script\s*>", re.IGNORECASE | re.DOTALL)
 _FIGURE = re.compile(r"Plotly\.newPlot\s*\(|^\s*window\.PlotlyConfig\s*=\s*\{MathJaxConfig:\s*'local'\};?\s*$")
 # HTML that acts: it loads, sends or runs something.
-_ACTIVE = re.compile(r"<\s*(?:base|meta|link|form|input|button|textarea)\b|\son\w+\s*=|javascript:", re.IGNORECASE)
+_ACTIVE = re.compile(
+    r"<\s*(?:base|meta|link|form|input|button|textarea)\b|<[^<>]*\son\w+\s*=|=\W*javascript:", re.IGNORECASE
+)
 # What the theme brings: style sheets, icons, and pictures in _static.
 _THEME = re.compile(r"<(?:link|meta)\b[^>]*>|<img\b[^>]*src=.(?:\.\./)*_static/[^>]*>|<style\b.*?</style>", re.DOTALL)
 _PACKED = re.compile(r'\{[^{}]*"bdata"[^{}]*\}')
