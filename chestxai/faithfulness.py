@@ -276,8 +276,7 @@ def faithfulness_scores(
         probes: Of `probe_truths`.
         truths: The ``n`` phrases.
         references: Prefix of a column ("prior_") → a map for each phrase that knows no image, for ``word``.
-        size: Side of the model's frame in pixels.
-        fit: How an image is fitted into the frame.
+        size, fit: Side of the model's frame in pixels, and how an image is fitted into it, see `studies.Frame`.
 
     Returns:
         ``swap_<score>`` and ``gain_<score>`` for each score of the book (own minus swapped, at the same timesteps);

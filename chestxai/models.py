@@ -280,8 +280,23 @@ def image_size(pipeline: StableDiffusionPipeline) -> int:
     return int(pipeline.unet.config.sample_size) * int(pipeline.vae_scale_factor)
 
 
-def tokenize(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> dict[str, Tensor]:
-    """Token ids and attention mask of ``prompts``, int64 ``(n, length)`` each, padded and cut as ``pipeline`` does."""
+def readable(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    """What is left of ``prompts`` after a fast ``tokenizer``'s cut: the text that the model reads."""
+    length, texts = tokenizer.model_max_length, list(dict.fromkeys(prompts))
+    whole = tokenizer(texts, return_offsets_mapping=True)
+    special = tokenizer.num_special_tokens_to_add()
+    left = {}
+    for text, ids, places in zip(texts, whole["input_ids"], whole["offset_mapping"], strict=True):
+        words = [end for start, end in places if end > start]
+        left[text] = text if len(ids) <= length else text[: words[: length - special][-1]]
+    return [left[prompt] for prompt in prompts]
+
+
+def tokenize(pipeline: StableDiffusionPipeline, prompts: Sequence[str], **options: Any) -> dict[str, Tensor]:
+    """Token ids and attention mask of ``prompts``, int64 ``(n, length)`` each, padded and cut as ``pipeline`` does.
+
+    ``options`` of the tokenizer add to them.
+    """
     tokenizer = pipeline.tokenizer
     return dict(
         tokenizer(
@@ -291,6 +306,7 @@ def tokenize(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> dict[
             max_length=tokenizer.model_max_length,
             return_attention_mask=True,
             return_tensors="pt",
+            **options,
         )
     )
 
@@ -367,17 +383,34 @@ def encode_text(
     prompts: Sequence[str],
     batch: int = 64,
     read: Callable[[PreTrainedModel, dict[str, Tensor]], Tensor] = text_states,
+    chunked: bool = False,
 ) -> Tensor:
     """What the U-Net of ``pipeline`` reads of ``prompts``, float32 ``(n, length, width)``, ``batch`` at a time.
 
-    ``read=encoder_states`` gives the states before the recipe changes them.
+    ``read=encoder_states`` gives the states before the recipe changes them. ``chunked`` cuts nothing: what is longer
+    than the tokenizer takes is read in windows of that length, side by side (CLIP only).
+
+    Raises:
+        InputError: ``chunked`` with another text encoder than CLIP.
     """
-    tokens = tokenize(pipeline, prompts)
+    tokens, owners = tokenize(pipeline, prompts), None
+    if chunked:
+        kind = pipeline.text_encoder.config.model_type
+        if kind != "clip_text_model":
+            raise InputError(f"long_prompts: chunked is for CLIP text encoders, and this one is a {kind}: set cut")
+        # A window of the empty prompt fills up those that have fewer.
+        tokens = tokenize(pipeline, [*prompts, ""], return_overflowing_tokens=True)
+        owners = tokens.pop("overflow_to_sample_mapping").tolist()
     states = [
         read(pipeline.text_encoder, {k: v[i : i + batch].to(pipeline.text_encoder.device) for k, v in tokens.items()})
-        for i in range(0, len(prompts), batch)
+        for i in range(0, len(tokens["input_ids"]), batch)
     ]
-    return torch.cat(states).float()
+    states = torch.cat(states).float()
+    if owners is None:
+        return states
+    windows = [[w for w, owner in enumerate(owners) if owner == i] for i in range(len(prompts))]
+    most = max(map(len, windows))
+    return torch.stack([states[w + [-1] * (most - len(w))].flatten(0, 1) for w in windows])
 
 
 def to_tensor(images: np.ndarray, channels: int) -> Tensor:

@@ -169,16 +169,28 @@ class SamplingSettings(Settings):
     Attributes:
         images: number of images.
         guidance: scale of classifier-free guidance.
-        steps: DDIM steps.
+        steps: steps of the sampler.
+        sampler: DDIM or PLMS (Liu et al. 2022), which needs one pass more.
         per_prompt: images for each prompt.
+        prompts: of which texts: the reports of held-out studies as often as they occur, or evenly, the same number of
+            phrases of each finding (see `chestxai.fidelity.requests`).
+        long_prompts: what does not fit the text encoder is cut off, or read in further windows side by side (CLIP).
         batch: images generated together.
+        spaces: feature spaces of FID, KID and their kind. ``findings`` is always one; the scores of others have its
+            name: ``fid_inception``.
+        weights: files of weights that cannot be fetched by themselves, by the name of the space.
     """
 
     images: int = Field(gt=1, le=10**6)
     guidance: float = Field(4.0, ge=1, le=1000)
     steps: int = Field(75, gt=0, le=1000)
+    sampler: Literal["ddim", "plms"] = "ddim"
     per_prompt: int = Field(4, ge=2, le=1000)
+    prompts: Literal["reports", "evenly"] = "reports"
+    long_prompts: Literal["cut", "chunked"] = "cut"
     batch: int = Field(32, gt=0, le=100_000)
+    spaces: tuple[Literal["findings", "inception", "inception-cd", "xrv"], ...] = ("findings",)
+    weights: dict[Literal["inception", "xrv"], str] = {}
 
 
 class StatisticsSettings(Settings):

@@ -211,7 +211,9 @@ def compare_findings(
 
 
 def _p(values: np.ndarray, patients: pd.Series) -> float:
-    """One minus the level at which the interval over seeds and patients just reaches zero."""
+    """One minus the level at which the interval over seeds and patients just reaches zero; 1 for one patient."""
+    if patients.nunique() < 2:
+        return 1.0
 
     def reach(p: float) -> float:
         interval = stats.seeds_ci(values, patients, 1 - p)
@@ -397,11 +399,13 @@ def _grounding(folder: Path) -> pd.DataFrame:
     run = Run(folder)
     run.record()
     table = run.check_finished().grounding()
-    scores = table[[name for name in SCORES if name in table]]
+    names = table[["study", "patient", "finding"]]
     for problem, bad in {
-        "an empty study, patient or finding": (table[["study", "patient", "finding"]] == "").any(axis=1),
-        "the same content as another line": table.duplicated(),
-        "an infinite score": np.isinf(scores).any(axis=1),
+        "an empty study, patient or finding": (names.apply(lambda column: column.str.strip()) == "").any(axis=1),
+        "another patient than the study's other lines": table.groupby("study")["patient"].transform("nunique") > 1,
+        # A number may have been written with fewer digits.
+        "the same content as another line": table.round(6).duplicated(),
+        "an infinite score": np.isinf(table.select_dtypes("number")).any(axis=1),
     }.items():
         if bad.any():
             line = int(np.flatnonzero(bad)[0]) + 2

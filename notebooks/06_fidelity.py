@@ -66,25 +66,25 @@ pd.Series(settings.sampling.model_dump(), name=f"profile {settings.name}").to_fr
 # ## Real images, and the prompts
 #
 # The prompts are the reports of *held-out* studies: texts the model was never trained on, as frequent as they are among the
-# real images. Several images are generated for each. `others` are real images of yet other patients: their scores are what a
-# perfect model would get.
+# real images (or, with `sampling: {prompts: evenly}`, the same number of phrases of each finding). Several images are
+# generated for each. What does not fit the text encoder is cut off, and counts as not asked for. `others` are real images of
+# yet other patients: their scores are what a perfect model would get.
 
 # %%
 train = profiles.studies(settings, "train", data)
 real, kept, unreadable = to_images(profiles.studies(settings, "test", data), size, fit)
 real_labels, patients = np.stack([s.labels() for s in kept]), [s.patient for s in kept]
 validation = profiles.studies(settings, "val", data)
-others, kept_others, _ = to_images(
-    profiles.sample(validation, settings.sampling.images), size, fit
-)
-others_labels = np.stack([s.labels() for s in kept_others])
-prompts, labels, origins = fidelity.requests(kept, settings.sampling)
+others, _, _ = to_images(profiles.sample(validation, settings.sampling.images), size, fit)
+prompts, labels, origins = fidelity.requests(kept, settings.sampling, pipeline)
+prompts_cut = fidelity.cut_prompts(prompts, settings.sampling, pipeline)
 
 # %% tags=["remove-input", "aggregate"]
 Markdown(
     f"{len(real)} real test images of {len(set(patients))} patients (`{len(unreadable)}` could not be read) and {len(others)} "
     f"others. {len(prompts)} images are generated for {len(set(prompts))} different prompts at each of {len(steps)} "
-    "checkpoints, the base included. Studies whose reports have the same words are one prompt."
+    "checkpoints, the base included. Studies whose reports have the same words are one prompt. "
+    f"{prompts_cut} of the {len(prompts)} are longer than the text encoder takes."
 )
 
 
@@ -93,11 +93,13 @@ Markdown(
 #
 # FID is usually taken in the feature space of an Inception network trained on photographs {cite}`heusel2017fid`. Ours is that
 # of a small network that names findings in images like those the model generates. Numbers from two feature spaces cannot be
-# compared, so the classifier is named with every result.
+# compared, so the classifier is named with every result. A profile can add others, `sampling: {spaces: [findings, inception,
+# xrv]}`; the scores in them have their names, such as `fid_inception`.
 
 
 # %%
 classifier = fidelity.profile_classifier(settings, data, out)
+spaces = fidelity.feature_spaces(settings.sampling)
 
 
 # %% tags=["remove-input", "aggregate"]
@@ -108,8 +110,8 @@ def interval(numbers, name):
 
 
 reference = fidelity.reference(
-    real, real_labels, classifier, others=others, patients=patients, resamples=resamples
-)
+    real, real_labels, classifier, others=others, patients=patients, resamples=resamples, spaces=spaces
+)  # fmt: skip
 Markdown(
     f"Here: {classifier.description}. On real test images its AUC, averaged over findings, is "
     f"**{interval(reference, 'classifier_auc_real')}**: no more than this can be expected of generated images."
@@ -119,7 +121,7 @@ Markdown(
 # ## Generating
 #
 # At every checkpoint the same prompts are used with the same noise, for all variants, so differences are due to the weights.
-# Noise is removed by deterministic DDIM steps, and *guidance* {cite}`ho2022cfg` pushes each step away from what the model
+# Noise is removed by deterministic steps (DDIM or PLMS, as the profile says), and *guidance* {cite}`ho2022cfg` pushes each step away from what the model
 # would generate without a prompt. The images are kept: a rerun does not generate them again.
 
 # %%
@@ -127,7 +129,7 @@ scores, generated = {}, {}
 bar = runs.progress(
     total=len(steps) * len(prompts), description=f"generate · {variant} · seed {seed}"
 )
-options = {"patients": patients, "resamples": resamples}
+options = {"patients": patients, "resamples": resamples, "spaces": spaces}
 for step, images in fidelity.sample_run(pipeline, settings, run, prompts, bar):
     found = fidelity.evaluate(real, images, labels, prompts, classifier, **options)
     scores[step] = reference | found
@@ -137,7 +139,9 @@ bar.close()
 # %%
 # One prompt for each finding that any prompt names.
 firsts = {
-    labels[i].argmax() if labels[i].any() else -1: i for i in reversed(range(len(prompts)))
+    labels[i].argmax() if labels[i].any() else -1: i
+    for i in reversed(range(len(prompts)))
+    if origins[i] >= 0
 }
 shown = sorted(firsts.values())[:4]
 plots.images(
@@ -287,7 +291,20 @@ plots.scores_by_finding(
 
 # %% [markdown]
 # A finding that no prompt names has no AUC, and one that few prompts name has a wide interval: the images of one prompt are
-# resampled together.
+# resampled together. Where a prompt names one finding alone, is that also the one that the classifier finds most probable
+# (*top-1*, by chance one in eight)? And how like the real images of a finding are those asked for it?
+
+# %% tags=["aggregate"]
+scores[last]["by_finding"] = fidelity.by_finding(
+    features["real"], features[now], real_labels, labels
+)
+display(pd.DataFrame(scores[last]["by_finding"]).T.astype(float).round(3))
+Markdown(
+    f"Top-1 at step {last}: {interval(scores[last], 'top1')}, of real images {interval(reference, 'top1_real')}."
+)
+
+# %% [markdown]
+# Findings with fewer than six images of either kind are left out. FIDs of few images are large; compare models, not findings.
 #
 # ### On the side, in the zone, and as severe as asked?
 #
@@ -427,11 +444,17 @@ about = settings.sampling.model_dump() | {
     "resamples": resamples,
     "fit": fit,
     "precision": settings.finetune.precision,
+    "prompts_cut": prompts_cut,
 }
 by_step = {str(step): numbers for step, numbers in scores.items()}
 runs.write_json(
     run.fidelity_file,
-    {"classifier": classifier.description, "settings": about, "steps": by_step},
+    {
+        "classifier": classifier.description,
+        "spaces": {name: fidelity.describe(space) for name, space in spaces.items()},
+        "settings": about,
+        "steps": by_step,
+    },
 )
 tradeoff.summary(
     pd.DataFrame(

@@ -47,7 +47,8 @@ from chestxai.studies import Frame, to_images
 settings = profiles.load(profile)
 plots.setup(settings.variants)
 fit, resamples = settings.data.fit, min(settings.statistics.resamples, 200)
-size = models.image_size(models.load_pipeline(settings.base, device="cpu"))
+pipeline = models.load_pipeline(settings.base, device="cpu")
+size = models.image_size(pipeline)
 folders = {v: profiles.run(settings, v, seeds[0], out).check_finished() for v in variants}
 
 # %%
@@ -59,7 +60,7 @@ others, kept_others, _ = to_images(
     profiles.sample(validation, settings.sampling.images), size, fit
 )
 others_labels = np.stack([s.labels() for s in kept_others])
-prompts, labels, origins = fidelity.requests(kept, settings.sampling)
+prompts, labels, origins = fidelity.requests(kept, settings.sampling, pipeline)
 
 generated = {
     v: runs.load_tensors(run.samples_file(run.steps()[-1]))["images"].numpy()

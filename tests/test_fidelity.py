@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import itertools
 import json
 import math
@@ -10,6 +11,7 @@ import runpy
 import sys
 import threading
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from diffusers import PNDMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -26,7 +29,7 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from torchmetrics.image import MultiScaleStructuralSimilarityIndexMeasure
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from chestxai import fidelity, models, runs, sources, tradeoff
+from chestxai import fidelity, models, profiles, runs, sources, tradeoff
 from chestxai.fidelity import FindingsClassifier, Training, classifier, metrics, spaces
 from chestxai.fidelity.__main__ import main
 from chestxai.profiles import SamplingSettings
@@ -104,6 +107,36 @@ class TestRequests:
             ["Cardiomegaly"],
         ]
 
+    def test_what_the_tokenizer_cuts_is_not_asked_for(self, pipeline):
+        filler = "The heart, hila, bones and upper abdomen are all within normal limits for age, " * 3
+        long = study("a", f"IMPRESSION: Mild cardiomegaly. {filler} and small left pleural effusion.")
+        few = SamplingSettings(images=2)
+        prompts, whole, _ = fidelity.requests([long], few)
+        same, read, _ = fidelity.requests([long], few, pipeline)
+        assert same == prompts
+        named = [[FINDINGS[i] for i in np.flatnonzero(labels[0])] for labels in (whole, read)]
+        assert named == [["Cardiomegaly", "Pleural Effusion"], ["Cardiomegaly"]]
+        assert fidelity.cut_prompts([*prompts, "edema"], few, pipeline) == 2
+        chunked = few.model_copy(update={"long_prompts": "chunked"})
+        assert fidelity.cut_prompts(prompts, chunked, pipeline) == 0
+        assert fidelity.requests([long], chunked, pipeline)[1].tolist() == whole.tolist()
+
+    def test_evenly_asks_for_each_finding_as_often(self):
+        phrases = (
+            [Finding("Edema", "mild edema"), Finding("Edema", "no edema", present=False)],
+            [Finding("Edema", "marked edema")],
+        )
+        studies = [replace(study(f"s{i}", ""), findings=tuple(some)) for i, some in enumerate(phrases)]
+        few = SamplingSettings(images=64, per_prompt=2, prompts="evenly")
+        prompts, labels, origins = fidelity.requests(studies, few)
+        assert (labels.sum(axis=0) == 8).all()
+        edema = [prompts[i] for i in np.flatnonzero(labels[:, FINDINGS.index("Edema")])]
+        assert sorted(edema) == ["marked edema"] * 4 + ["mild edema"] * 4
+        assert edema[:2] == edema[:1] * 2
+        assert {prompts[i] for i in np.flatnonzero(labels[:, 0])} == {"Atelectasis."}
+        assert [origins[prompts.index(text)] for text in ("mild edema", "marked edema", "Atelectasis.")] == [0, 1, -1]
+        assert fidelity.requests(studies, few.model_copy(update={"images": 20}))[0] == prompts[:20]
+
     def test_nothing_to_ask(self):
         with pytest.raises(ValueError, match="none of 1 studies has a report"):
             fidelity.requests(self.studies[3:], SamplingSettings(images=2))
@@ -149,6 +182,37 @@ class TestSample:
         assert ours.dtype == np.uint8
         assert ours.std() > 1
         assert np.abs(ours.astype(int) - models.decode_latents(stock, theirs)).max() <= 1
+
+    def test_plms_is_the_stock_pipelines(self, tmp_path):
+        stock = tiny.random_pipeline("sd")
+        options = self.few.model_copy(update={"sampler": "plms", "steps": 5})
+        ours = fidelity.sample(stock, self.prompts[:2], options, tmp_path / "a.safetensors", seed=3)
+        stock.scheduler = PNDMScheduler.from_config(stock.scheduler.config, skip_prk_steps=True)
+        noise = torch.stack([models.seeded_noise((4, 8, 8), 3, i) for i in range(2)])
+        theirs = stock(
+            list(self.prompts[:2]), latents=noise, guidance_scale=3.0, num_inference_steps=5, output_type="latent"
+        ).images
+        assert np.abs(ours.astype(int) - models.decode_latents(stock, theirs)).max() <= 1
+        other = self.few.model_copy(update={"steps": 5})
+        assert (ours != fidelity.sample(stock, self.prompts[:2], other, tmp_path / "a.safetensors", seed=3)).any()
+
+    def test_long_prompts_are_read_in_windows(self, pipeline, tmp_path):
+        clip = tiny.random_pipeline("sd")
+        length, long = clip.tokenizer.model_max_length, "small left effusion " * 60
+        states = models.encode_text(clip, ["edema", long], chunked=True)
+        assert states.shape[1] % length == 0
+        assert states.shape[1] > length
+        assert torch.equal(states[:1, :length], models.encode_text(clip, ["edema"]))
+        assert torch.equal(states[:1, length : 2 * length], models.encode_text(clip, [""]))
+        torch.testing.assert_close(states[1:, :length], models.encode_text(clip, [long]))
+        chunked = self.few.model_copy(update={"long_prompts": "chunked"})
+        other = long + "edema"
+        a, b = (fidelity.sample(clip, [x], chunked, tmp_path / f"{len(x)}.safetensors") for x in (long, other))
+        assert (a != b).any(), "the last word is read"
+        cut = [fidelity.sample(clip, [x], self.few, tmp_path / f"c{len(x)}.safetensors") for x in (long, other)]
+        np.testing.assert_array_equal(*cut)
+        with pytest.raises(ValueError, match="long_prompts: chunked is for CLIP"):
+            fidelity.sample(pipeline, [long], chunked, tmp_path / "d.safetensors")
 
     def test_an_image_depends_on_seed_position_and_prompt_alone(self, pipeline, tmp_path):
         whole = fidelity.sample(pipeline, self.prompts, self.few, tmp_path / "a.safetensors")
@@ -281,6 +345,14 @@ class TestFid:
 
     def test_fewer_images_than_features(self, rng):
         assert math.isfinite(fidelity.fid(rng.standard_normal((20, 128)), rng.standard_normal((30, 128))))
+
+    @pytest.mark.parametrize(("n", "m"), [(700, 640), (700, 60), (40, 60)])
+    def test_of_wide_features_is_torchmetrics(self, n, m, rng):
+        real, fake = rng.standard_normal((n, 96)), 1.3 * rng.standard_normal((m, 96)) + 0.1
+        assert metrics._wide_fid(real, fake) == pytest.approx(fidelity.fid(real, fake), rel=1e-6)
+        assert metrics._wide_fid(real, real) == pytest.approx(0, abs=1e-9)
+        wide = [np.pad(x, ((0, 0), (0, 600))) for x in (real, fake)]
+        assert fidelity.fid(*wide) == pytest.approx(fidelity.fid(real, fake), rel=1e-6)
 
     def test_interval_is_about_the_estimate(self, rng):
         real, fake = rng.standard_normal((150, 6)), rng.standard_normal((150, 6)) + 0.4
@@ -842,6 +914,32 @@ class TestFeatureSpaces:
         got = fidelity.InceptionSpace(network)(self.shades)
         assert got.tolist() == [[0] * 3, [128] * 3, [255] * 3]
 
+    def test_the_twice_scaled_one_sees_a_range_from_minus_3_to_1(self):
+        class Network(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.AvgPool, self.fc = (
+                    torch.nn.Identity(),
+                    torch.nn.AdaptiveAvgPool2d(1),
+                    torch.nn.Linear(2, 2),
+                )
+
+        got = fidelity.TwiceScaledSpace(Network())(self.shades)
+        assert got.shape == (3, 3)
+        np.testing.assert_allclose(got[:, 0], [-3, 2 * (128 / 127.5 - 1) - 1, 1], atol=1e-6)
+
+    def test_of_a_profile(self, tmp_path):
+        assert fidelity.feature_spaces(SamplingSettings(images=2)) == {}
+        place = {"inception": str(tmp_path / "mine.pth")}
+        for spaces_ in (("inception",), ("findings", "inception-cd")):
+            asked = SamplingSettings(images=2, spaces=spaces_, weights=place)
+            with pytest.raises(FileNotFoundError, match=r"mine\.pth is missing.*weights: \{inception: "):
+                fidelity.feature_spaces(asked)
+        (tmp_path / "mine.pth").write_bytes(b"weights")
+        if importlib.util.find_spec("torch_fidelity"):
+            with pytest.raises(ValueError, match="damaged"):
+                fidelity.feature_spaces(asked)
+
     def test_xrv_gets_its_own_range_and_size(self):
         shapes = []
 
@@ -1019,6 +1117,54 @@ class TestEvaluate:
             assert float(row["frozen"].split()[0]) == pytest.approx(result[name], abs=0.06)
             assert row["real images"] != "–"
 
+    def test_further_spaces_have_their_own_columns(self, trained):
+        model = fidelity.load_classifier(trained)
+        (real, real_labels), (fake, labels) = pictures(20, 5), pictures(16, 6)
+        other = FindingsClassifier(32).eval()
+        options = {"resamples": 4, "spaces": {"inception-cd": other}}
+        result = fidelity.evaluate(real, fake, labels, np.arange(16) // 4, model, **options)
+        result |= fidelity.reference(real, real_labels, model, others=fake, **options)
+        for name in ("fid", "precision", "recall", "density", "coverage"):
+            assert result[f"{name}_inception_cd_low"] <= result[f"{name}_inception_cd"], name
+        assert result["fid_inception_cd"] == fidelity.fid(*(fidelity.features(other, x) for x in (real, fake)))
+        assert {"kid_inception_cd", "kid_inception_cd_std", "fid_inception_cd_real"} <= result.keys()
+        printed = tradeoff.summary(pd.DataFrame([{"variant": "frozen", "seed": 0, "step": 1} | result]))
+        assert {"FID (Inception, scaled twice) ↓", "KID (Inception, scaled twice) ↓"} <= set(printed.index)
+
+    def test_top_1_counts_images_asked_for_one_finding(self):
+        probabilities, labels = np.eye(8)[[0, 1, 2, 3]], np.eye(8)[[0, 1, 0, 3]]
+        assert fidelity.top1(probabilities, labels).estimate == 3 / 4
+        labels[3, 0] = 1
+        assert fidelity.top1(probabilities, labels).estimate == pytest.approx(2 / 3)
+        assert math.isnan(fidelity.top1(probabilities, np.zeros((4, 8))).estimate)
+
+    def test_by_finding(self, rng):
+        real, fake = rng.standard_normal((30, 4)), rng.standard_normal((20, 4))
+        shown, wanted = np.zeros((30, 8)), np.zeros((20, 8))
+        shown[:12, 0], wanted[:8, 0], shown[:, 1], wanted[:5, 1] = 1, 1, 1, 1
+        result = fidelity.by_finding(real, fake, shown, wanted)
+        assert json.loads(json.dumps(result, allow_nan=False)) == result
+        assert list(result) == list(FINDINGS)
+        assert result[FINDINGS[0]]["fid"] == fidelity.fid(real[:12], fake[:8])
+        assert result[FINDINGS[0]]["kid"] == fidelity.kid(real[:12], fake[:8])[0]
+        assert result[FINDINGS[1]]["fid"] is None
+        assert (result[FINDINGS[1]]["images_real"], result[FINDINGS[1]]["images_fake"]) == (30, 5)
+
+    @pytest.mark.parametrize("n", [1, 2, 3, 5])
+    def test_what_is_too_little_for_one_score_leaves_that_one_out(self, n, trained):
+        """Few images, one patient, one class: a line and a missing score."""
+        model, (images, labels) = fidelity.load_classifier(trained), pictures(n)
+        labels[:] = labels[:1]
+        options = {"patients": ["p"] * n, "resamples": 2}
+        with pytest.warns(fidelity.TooFewWarning, match="left out: "):
+            result = fidelity.evaluate(images, images, labels, ["a"] * n, model, **options)
+        result |= fidelity.reference(images, labels, model, others=images, **options)
+        assert json.loads(json.dumps(result, allow_nan=False)) == result
+        assert (result["fid"] is None) == (n < 2)
+        assert (result["precision"] is None) == (n < 4)
+        assert result["density"] is result["classifier_auc"] is None
+        tradeoff.summary(pd.DataFrame([{"variant": "frozen", "seed": 0, "step": 1} | result]))
+
     def test_equal_prompts_are_one_group(self, trained):
         """Two studies with one text: eight images of one prompt, not two prompts of four."""
         model, (images, labels) = fidelity.load_classifier(trained), pictures(48, 6)
@@ -1115,7 +1261,7 @@ class TestCommandLine:
         assert f" {recall:.3f} [" in rows["recall ↑"]
         images = np.stack([np.asarray(Image.open(path)) for path in sorted((folders / "fake").glob("*/*.png"))])
         within = fidelity.ms_ssim(images, np.repeat(np.arange(12), 2).tolist())
-        assert f" {within:.3f} [" in rows["MS-SSIM of two generated, one sub-folder"]
+        assert f" {within:.3f} [" in rows["MS-SSIM of two generated, one group"]
         assert "MS-SSIM of two real" in rows
         train = fidelity.extract(model, folders / "train", 64).values
         memory = fidelity.memorisation(train, fake, real, groups=np.arange(24) // 2, unseen_groups=np.arange(40) // 2)
@@ -1132,7 +1278,29 @@ class TestCommandLine:
         rows = {line.split("  ")[0].strip(): line for line in capsys.readouterr().out.splitlines()}
         assert "[" not in rows["FID ↓"]
         assert "[" in rows["precision ↑"]
-        assert "MS-SSIM of two generated, one sub-folder" not in rows
+        assert "MS-SSIM of two generated, one group" not in rows
+
+    def test_scores_a_run(self, folders, trained, capsys):
+        """Its images against a folder, or against the held-out images of its own profile."""
+        profile = profiles.load("smoke")
+        run, images = profiles.run(profile, "frozen", 0, folders / "runs"), pictures(16, 6)[0]
+        about = json.dumps([f"text {i // 4}" for i in range(16)])
+        runs.save_tensors(run.samples_file(4), {"images": torch.from_numpy(images)}, {"prompts": about})
+        run.checkpoint(4).mkdir(parents=True)
+        runs.write_json(run.record_file, profiles.about(profile, "frozen"))
+        arguments = ["--generated", str(run.folder), "--resamples", "0"]
+        assert main([*arguments, "--features", str(trained), "--real", str(folders / "real")]) == 0
+        out, model = capsys.readouterr().out, fidelity.load_classifier(trained)
+        real = fidelity.extract(model, folders / "real", 64).values
+        assert f"{fidelity.fid(real, fidelity.features(model, images)):.3f}" in out
+        assert "seed-0, step 4" in out
+        assert f" {fidelity.ms_ssim(images, json.loads(about)):.3f} [" in out
+        assert main([*arguments, "--out", str(folders / "runs")]) == 0
+        out = capsys.readouterr().out
+        assert "32 images of the test split of phantom" in out
+        assert "of phantom (seed" in out, "the shipped classifier"
+        with pytest.raises(FileNotFoundError, match=r"step-9\.safetensors is missing: run chapter 6"):
+            main([*arguments, "--step", "9"])
 
     def test_both_folders_are_needed(self, capsys):
         with pytest.raises(SystemExit):

@@ -292,7 +292,7 @@ def test_the_record_of_a_run_is_complete(both):
         assert about["finished"] is True
         assert (about["variant"], about["seed"], about["processes"]) == (variant, 0, 1)
         assert about["settings"] == settings(steps=5).model_dump()
-        assert about["data"] == {"fingerprint": studies().fingerprint, "studies": 6, "skipped": []}
+        assert about["data"] == {"fingerprint": studies().fingerprint, "studies": 6, "skipped": [], "prompts_cut": 0}
         assert about["seconds"] == pytest.approx(log_of(run.folder)["seconds"].iloc[-1], abs=0.01)
         assert about["model"] == models.fingerprint(run.pipeline)
         assert about["versions"]["torch"] == torch.__version__
@@ -649,9 +649,10 @@ def test_studies_that_cannot_be_used_are_left_out_and_listed(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     data[1] = replace(data[1], report="IMPRESSION:  XXXX.")
     data[2] = replace(data[2], array=None, path=tmp_path / "broken.png")
+    data[3] = replace(data[3], report="IMPRESSION: " + "Small left effusion. " * 60)
     out = finetune(tiny.random_pipeline("sd"), data, settings(steps=1), tmp_path / "run")
     about = runs.read_json(out / "run.json")["data"]
-    assert about["studies"] == 2
+    assert (about["studies"], about["prompts_cut"]) == (2, 1)
     empty, broken = about["skipped"]
     assert empty.startswith(f"{data[1].id}: empty report")
     assert broken.startswith(f"{data[2].id}: {tmp_path / 'broken.png'}: not a readable image")

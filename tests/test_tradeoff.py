@@ -337,6 +337,16 @@ class TestCompareFindings:
         runs = [[write_run(tmp_path, name, 0, patients=1)] for name in ("frozen", "learnable")]
         assert np.isnan(tradeoff.compare_findings(*runs, n=50)["detectable"]).all()
 
+    def test_one_patient_and_several_seeds_show_nothing(self, tmp_path):
+        one, other = (
+            [write_run(tmp_path, name, seed, gain, patients=1) for seed in (0, 1)]
+            for name, gain in (("a", 0.2), ("b", 0))
+        )
+        found = tradeoff.compare(one, other)
+        assert found.p == 1
+        assert np.isnan(found.low)
+        assert tradeoff.verdict(found).startswith("Undecided")
+
     def test_nothing_in_common(self, frozen, learnable):
         path = learnable[0] / "grounding.csv"
         pd.read_csv(path, keep_default_na=False).assign(auc_roc="").to_csv(path, index=False)
@@ -412,7 +422,15 @@ class TestErrors:
         with pytest.raises(InputError, match=message):
             tradeoff.table(frozen)
 
-    @pytest.mark.parametrize(("content", "message"), [("{", "not valid JSON"), ('{"steps": 3}', "no scores by step")])
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("{", "not valid JSON"),
+            ('{"steps": 3}', "no scores by step"),
+            ('{"steps": {"100": {"fid": 1}, "0100": {"fid": 2}}}', "no scores by step"),
+            ('{"steps": {"²": {"fid": 1}}}', "no scores by step"),
+        ],
+    )
     def test_bad_fidelity(self, frozen, content, message):
         (frozen[0] / "fidelity.json").write_text(content)
         with pytest.raises(InputError, match=message):
@@ -425,6 +443,9 @@ class TestErrors:
             ("centre_distance", -np.inf, "line 4 has an infinite score"),
             ("patient", "", "line 4 has an empty study, patient or finding"),
             ("study", "", "line 4 has an empty study, patient or finding"),
+            ("patient", " ", "line 4 has an empty study, patient or finding"),
+            ("chance_auc_roc", np.inf, "line 4 has an infinite score"),
+            ("patient", "p99", "line 4 has another patient than the study's other lines"),
         ],
     )
     def test_what_would_distort_a_mean(self, frozen, learnable, column, value, message):
@@ -441,6 +462,11 @@ class TestErrors:
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join([*lines, lines[5]]))
         with pytest.raises(InputError, match=rf"line {len(lines) + 1} has the same content as another line"):
+            tradeoff.table(frozen)
+        path.write_text("".join(lines))
+        shorter = pd.read_csv(path, keep_default_na=False)
+        pd.concat([shorter, shorter[4:5].round(8)]).to_csv(path, index=False)
+        with pytest.raises(InputError, match="has the same content as another line"):
             tradeoff.table(frozen)
         # The same sentence may be boxed twice in one study: its scores differ.
         path.write_text("".join(lines))

@@ -28,7 +28,11 @@ NOTEBOOKS = ROOT / "notebooks"
 IMAGES = ("train", "val", "test")
 BOXES = ("boxes train", "boxes val", "boxes test")
 #: Shipped files that no setting names, by the part of the package that reads them.
-SHIPPED = {"fidelity": profiles.DATA / "classifier", "sources": profiles.DATA / "cards"}
+SHIPPED = {
+    "fidelity": profiles.DATA / "classifier",
+    "sources": profiles.DATA / "cards",
+    "localization": profiles.DATA / "words",
+}
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,10 @@ def plan_grid(
         # Variants and seeds are parameters: one more of them changes nothing for the others.
         settings = cell.profile.model_dump(exclude={"description", "variants", "seeds"})
         splits = profiles.check_data(cell.profile, data, studies)
+        if {*cell.profile.sampling.spaces} - {"findings"}:
+            from chestxai import fidelity  # here, as importing torch takes seconds
+
+            fidelity.feature_spaces(cell.profile.sampling)  # says what is missing before the training
         root = profiles.profile_folder(cell.profile, out)
         executions: dict[str, list[str]] = {}
         for chapter, source in zip(chapters, sources, strict=True):

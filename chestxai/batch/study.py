@@ -140,7 +140,7 @@ def check(todo: Sequence[Job], path: Path, row: int, tolerance: float = 0.03) ->
     again = rows_of(job).set_index("step").loc[stored["step"]]
     names = [c for c in (*LOWER_IS_BETTER, *COLUMNS, "classifier_auc") if pd.notna(stored.get(c))]
     both = pd.DataFrame({"stored": stored[names], "again": again[names]}).astype(float)
-    allowed = np.where(both.index.isin(["fid", "kid"]), 10 * tolerance * both["stored"].abs(), tolerance)
+    allowed = np.where(both.index.str.startswith(("fid", "kid")), 10 * tolerance * both["stored"].abs(), tolerance)
     return both.assign(agrees=(both["stored"] - both["again"]).abs() <= allowed)
 
 
@@ -180,14 +180,14 @@ def _fidelity(job: Job, run: Run) -> dict[str, Any]:
 
     profile = job.profile
     real, kept, _ = to_images(_studies(profile, job.split, job.data), profile.data.size, profile.data.fit)
-    prompts, labels, _ = fidelity.requests(kept, profile.sampling)
-    classifier = fidelity.profile_classifier(profile, job.data, job.out)
     pipeline, out = models.load_pipeline(profile.base), {}
+    prompts, labels, _ = fidelity.requests(kept, profile.sampling, pipeline)
+    classifier = fidelity.profile_classifier(profile, job.data, job.out)
+    options = {"patients": [study.patient for study in kept], "spaces": fidelity.feature_spaces(profile.sampling)}
     for step in run.steps():
         finetune.load_checkpoint(pipeline, run, step)
         images = fidelity.sample(pipeline, prompts, profile.sampling, run.samples_file(step))
-        patients = [study.patient for study in kept]
-        out[str(step)] = fidelity.evaluate(real, images, labels, prompts, classifier, patients=patients)
+        out[str(step)] = fidelity.evaluate(real, images, labels, prompts, classifier, **options)
     return out
 
 

@@ -2,9 +2,9 @@
 
 Images are uint8 ``(n, s, s)`` everywhere, 0 black to 255 white; features float ``(n, d)``; labels ``(n, 8)`` over
 `FINDINGS`. The network of a feature space scales pixels itself and refuses floats, so they cannot be normalised twice.
-`feature_space` has three: a small findings classifier trained on the same data source (Inception features say little
-about grey 64-pixel radiographs), ``"inception"`` and ``"xrv"``; any other network will do (see `spaces`). Numbers from
-different feature spaces cannot be compared: store `describe` beside them.
+`feature_space` has a small findings classifier trained on the same data source (Inception features say little about
+grey 64-pixel radiographs), ``"inception"``, ``"inception-cd"`` and ``"xrv"``; any other network will do (see
+`spaces`). Numbers from different feature spaces cannot be compared: store `describe` beside them.
 """
 
 # ruff: noqa: F401, I001
@@ -17,9 +17,10 @@ from chestxai.fidelity.classifier import (
     shared_classifier,
     train_classifier,
 )
-from chestxai.fidelity.evaluation import evaluate, reference, scores, transfer_auc
+from chestxai.fidelity.evaluation import TooFewWarning, by_finding, evaluate, reference, scores, top1, transfer_auc
 from chestxai.fidelity.memory import Memory, copies, memorisation
 from chestxai.fidelity.metrics import Extrapolation, density_coverage, fid, fid_difference, fid_infinity, fid_interval
 from chestxai.fidelity.metrics import kid, ms_ssim, ms_ssim_by_group, precision_recall
-from chestxai.fidelity.sampling import asked, requests, sample, sample_run
-from chestxai.fidelity.spaces import Features, InceptionSpace, XrvSpace, describe, extract, feature_space, features
+from chestxai.fidelity.sampling import asked, cut_prompts, requests, sample, sample_run
+from chestxai.fidelity.spaces import Features, InceptionSpace, TwiceScaledSpace, XrvSpace, describe, extract
+from chestxai.fidelity.spaces import feature_space, feature_spaces, features

@@ -1,45 +1,54 @@
-"""``python -m chestxai.fidelity``: score two folders, or ``draw`` the images of a run."""
+"""``python -m chestxai.fidelity``: score images in folders or of runs, or ``draw`` the images of a run."""
 
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from accelerate import PartialState
+from torch import nn
 
 from chestxai import models, profiles, runs
-from chestxai.fidelity.arrays import Array, Groups, group_rows
-from chestxai.fidelity.classifier import load_classifier
+from chestxai.fidelity.arrays import Array, Groups, TooFewError, group_rows
+from chestxai.fidelity.classifier import load_classifier, profile_classifier
 from chestxai.fidelity.evaluation import scores
 from chestxai.fidelity.memory import memorisation
 from chestxai.fidelity.metrics import fid_infinity, kid, ms_ssim_by_group, random_pairs
 from chestxai.fidelity.sampling import requests, sample_run
-from chestxai.fidelity.spaces import describe, extract, feature_space
+from chestxai.fidelity.spaces import describe, extract, feature_space, features
+from chestxai.profiles import Profile
+from chestxai.runs import InputError, MissingError, Run
 from chestxai.stats import bootstrap_ci
 from chestxai.studies import Frame, read_image, to_images
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Score two folders, or draw the images of a run.
+    """Score images in folders or of runs, or draw the images of a run.
 
     Args:
         arguments: of the command line; default: ``sys.argv``.
     """
     parser = argparse.ArgumentParser(
         prog="python -m chestxai.fidelity",
-        description="Scores of a folder of generated images against one of real ones (PNG or JPEG, at any depth). "
-        "Images that share a sub-folder are one group (a patient's; a prompt's) and are resampled together.",
+        description="Scores of generated images against real ones: folders (PNG or JPEG, at any depth), or runs of the "
+        "book. Images that share a sub-folder (a patient's; a prompt's) are one group and are resampled together.",
     )
-    own = "phantom (default), inception, xrv, or the folder of a trained classifier"
-    parser.add_argument("--real", type=Path, help="folder of real images, not trained on")
-    parser.add_argument("--generated", type=Path, help="folder of generated images")
+    spaces = "phantom, inception, inception-cd, xrv, the folder of a trained classifier, or, of a run, findings"
+    parser.add_argument(
+        "--real", type=Path, help="folder of real images, not trained on (default: the run's test split)"
+    )
+    parser.add_argument("--generated", type=Path, help="folder of generated images, or of a run")
     parser.add_argument("--training", type=Path, help="folder of training images: are any of them copied?")
-    parser.add_argument("--features", default="phantom", help=own)
-    parser.add_argument("--weights", type=Path, help="folder of the weights of inception or xrv")
+    parser.add_argument("--step", type=int, help="checkpoint of a run (default: the last)")
+    parser.add_argument("--features", help=f"{spaces} (default: phantom; of a run, findings)")
+    parser.add_argument("--weights", type=Path, help="folder of the weights of inception or xrv, or their file")
     parser.add_argument("--size", type=int, help="pixels to bring all images to (default: the feature space's)")
     parser.add_argument("--fit", choices=("crop", "letterbox"), default="crop", help="of images that are not square")
     parser.add_argument("--cache", type=Path, help="folder to keep the features in")
+    parser.add_argument("--out", type=Path, help="root of the runs, where a classifier is kept (default: runs/)")
     parser.add_argument("--resamples", type=int, default=100, help="of the FID's interval; 0: none (default: 100)")
     parser.add_argument("--seed", type=int, default=0)
     parser.set_defaults(run=_score)
@@ -48,43 +57,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
     profiles.add_options(draw)
     draw.set_defaults(run=_draw)
     options = parser.parse_args(arguments)
-    if options.run is _score and None in (options.real, options.generated):
-        parser.error("--real and --generated are both needed")
+    if options.run is _score and (options.generated is None or not (options.real or _is_run(options.generated))):
+        parser.error("--real and --generated are both needed, or the folder of a run as --generated")
     options.run(options)
     return 0
 
 
+class _Set(NamedTuple):
+    """Images to compare: their features, their groups, the pixels of each by its number, and a line about them."""
+
+    values: Array
+    groups: list[str] | None
+    pixels: Callable[[int], Array]
+    about: str
+
+
+def _is_run(path: Path | None) -> bool:
+    return path is not None and Run(path).record_file.is_file()
+
+
 def _score(options: argparse.Namespace) -> None:
-    own = Path(options.features)
-    space = load_classifier(own) if own.is_dir() else feature_space(options.features, options.weights)
-    space = space.to(runs.device())
+    profile = _profile(options.generated) if _is_run(options.generated) else None
+    space = _space(options, profile).to(runs.device())
     size, seed = options.size or space.size, options.seed
-    folders = {"real": options.real, "generated": options.generated, "training": options.training}
     sets = {}
-    for kind, folder in folders.items():
-        if folder is not None:
-            bar = lambda items, kind=kind: runs.progress(items, f"features · {kind}")  # noqa: E731
-            sets[kind] = extract(space, folder, size, fit=options.fit, cache=options.cache, progress=bar)
-            for line in sets[kind].skipped:
-                print(f"left out: {line}")
+    for kind in ("real", "generated", "training"):
+        place = getattr(options, kind)
+        if _is_run(place):
+            sets[kind] = _of_run(space, place, size, options, None)
+        elif place is not None:
+            sets[kind] = _of_folder(space, place, size, options)
+        elif kind == "real":
+            sets[kind] = _of_run(space, options.generated, size, options, profile)
     real, fake = sets["real"].values, sets["generated"].values
-    patients, prompts = (_subfolders(sets[kind].names) for kind in ("real", "generated"))
+    patients, prompts = sets["real"].groups, sets["generated"].groups
     numbers = scores(real, fake, groups=prompts, real_groups=patients, resamples=options.resamples, seed=seed)
-    table = {
-        "FID ↓": str(numbers.pop("fid")),
-        "FID∞ ↓": f"{fid_infinity(real, fake, seed=seed).estimate:.3f}",
-        "KID ↓ (± over subsets)": "{:.4f} ± {:.4f}".format(*kid(real, fake, seed=seed)),
-    }
+    table = {"FID ↓": str(numbers.pop("fid"))}
+    for name, score in {
+        "FID∞ ↓": lambda: f"{fid_infinity(real, fake, seed=seed).estimate:.3f}",
+        "KID ↓ (± over subsets)": lambda: "{:.4f} ± {:.4f}".format(*kid(real, fake, seed=seed)),
+    }.items():
+        try:
+            table[name] = score()
+        except TooFewError as error:
+            print(f"{name} left out: {error}")
     table |= {f"{name} ↑": str(interval) for name, interval in numbers.items()}
     compared = {"two real": ("real", None), "two generated": ("generated", None)}
     if prompts is not None:
-        compared["two generated, one sub-folder"] = "generated", prompts
+        compared["two generated, one group"] = "generated", prompts
     for name, (kind, groups) in compared.items():
-        files = [folders[kind] / file for file in sets[kind].names]
-        pairs = _pairs(groups, len(files), np.random.default_rng(seed))
+        pairs = _pairs(groups, len(sets[kind].values), np.random.default_rng(seed))
         if pairs.size:
             # No more images are held than are compared.
-            pixels = (read_image(files[i]) for i in pairs.ravel())
+            pixels = (sets[kind].pixels(i) for i in pairs.ravel())
             images = np.stack([Frame(*p.shape, size, options.fit).image(p) for p in pixels])
             alike = ms_ssim_by_group(images, np.repeat(np.arange(len(pairs)), 2).tolist())
             table[f"MS-SSIM of {name}"] = str(bootstrap_ci(list(alike.values()), seed=seed))
@@ -93,14 +118,57 @@ def _score(options: argparse.Namespace) -> None:
         table["closer to a training image than 95 % of the real"] = f"{memory.closer:.1%} (chance: 5 %)"
     print(f"feature space: {describe(space)}")
     for kind, images in sets.items():
-        print(f"{kind}: {len(images.names)} images of {folders[kind]} at {size} px, {len(images.skipped)} left out")
+        print(f"{kind}: {len(images.values)} images of {images.about}")
     print(pd.Series(table).to_string())
 
 
-def _subfolders(names: Sequence[str]) -> list[str] | None:
-    """The sub-folder of each image, or the image itself outside of any; None where that would be one group."""
-    groups = [name.rpartition("/")[0] or name for name in names]
-    return groups if len(set(groups)) > 1 else None
+def _profile(run: Path) -> Profile:
+    try:
+        return Profile.model_validate(Run(run).record()["profile"])
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"{Run(run).record_file}: holds no profile of this version; give --real and --features"
+        ) from error
+
+
+def _space(options: argparse.Namespace, profile: Profile | None) -> nn.Module:
+    name = options.features or ("phantom" if profile is None else "findings")
+    if Path(name).is_dir():
+        return load_classifier(Path(name))
+    if name == "findings" and profile is not None:
+        return profile_classifier(profile, Run(options.generated).record().get("data_root", ""), options.out)
+    return feature_space(name, options.weights)
+
+
+def _of_folder(space: nn.Module, folder: Path, size: int, options: argparse.Namespace) -> _Set:
+    bar = lambda items: runs.progress(items, f"features · {folder.name}")  # noqa: E731
+    found = extract(space, folder, size, fit=options.fit, cache=options.cache, progress=bar)
+    for line in found.skipped:
+        print(f"left out: {line}")
+    # The sub-folder of each image, or the image itself outside of any; None where that would be one group.
+    groups = [name.rpartition("/")[0] or name for name in found.names]
+    groups, about = groups if len(set(groups)) > 1 else None, f"{folder} at {size} px, {len(found.skipped)} left out"
+    return _Set(found.values, groups, lambda i: read_image(folder / found.names[i]), about)
+
+
+def _of_run(space: nn.Module, folder: Path, size: int, options: argparse.Namespace, profile: Profile | None) -> _Set:
+    """The images that a run has drawn; with its ``profile``, the held-out real images instead."""
+    run = Run(folder)
+    if profile is not None:
+        studies = profiles.studies(profile, "test", run.record().get("data_root", ""))
+        images, kept, skipped = to_images(studies, size, profile.data.fit)
+        groups, about = [study.patient for study in kept], f"the test split of {profile.data.source}"
+        about = f"{about} at {size} px, {len(skipped)} left out"
+    else:
+        step = max(run.steps(), default=0) if options.step is None else options.step
+        path, about = run.samples_file(step), f"{folder}, step {step}, at {size} px"
+        if not path.is_file():
+            raise MissingError(
+                f"{path} is missing: run chapter 6, or 'python -m chestxai.fidelity draw'; {run.remedy()}"
+            )
+        images, groups = runs.load_tensors(path)["images"].numpy(), json.loads(runs.tensor_metadata(path)["prompts"])
+        images = np.stack([Frame(*image.shape, size, options.fit).image(image) for image in images])
+    return _Set(features(space, images), groups, images.__getitem__, about)
 
 
 def _pairs(groups: Groups, n: int, rng: np.random.Generator, most: int = 100) -> Array:
@@ -119,7 +187,7 @@ def _draw(options: argparse.Namespace) -> None:
     pipeline = models.load_pipeline(profile.base, device=PartialState().device)
     studies = profiles.studies(profile, "test", options.data)
     _, kept, _ = to_images(studies, models.image_size(pipeline), profile.data.fit)
-    prompts, *_ = requests(kept, profile.sampling)
+    prompts, *_ = requests(kept, profile.sampling, pipeline)
     total = len(prompts) * (1 + len(run.steps()))
     with runs.progress(total=total, description="draw", disable=not is_main) as bar:
         for step, images in sample_run(pipeline, profile, run, prompts, bar):

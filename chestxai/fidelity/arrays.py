@@ -18,6 +18,10 @@ Groups = Sequence[Hashable] | None
 Progress = Callable[[Iterable], Iterable]
 
 
+class TooFewError(InputError):
+    """There are too few images, prompts or classes for one score; others may well be computed."""
+
+
 def check_images(images: Array) -> Array:
     """Return ``images`` as an array; InputError unless they are uint8 ``(n, s, s)`` with ``n ≥ 1``."""
     images = np.asarray(images)
@@ -30,7 +34,9 @@ def check_features(real: Array, fake: Array) -> tuple[Array, Array]:
     """Return ``real`` ``(n, d)`` and ``fake`` ``(m, d)`` as float64; InputError unless finite and ``n, m ≥ 2``."""
     real, fake = np.asarray(real, dtype=np.float64), np.asarray(fake, dtype=np.float64)
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1] or min(len(real), len(fake)) < 2:
-        raise InputError(f"features must be (n, d) and (m, d) with n, m ≥ 2, got {real.shape} and {fake.shape}")
+        few = real.ndim == fake.ndim == 2 and real.shape[1] == fake.shape[1]
+        error = TooFewError if few else InputError
+        raise error(f"features must be (n, d) and (m, d) with n, m ≥ 2, got {real.shape} and {fake.shape}")
     if not (np.isfinite(real).all() and np.isfinite(fake).all()):
         raise InputError("some features are NaN or infinite: the images or the network are broken")
     return real, fake

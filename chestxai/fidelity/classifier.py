@@ -110,8 +110,8 @@ def train_classifier(
         "size": model.size,
         "findings": FINDINGS,
         "images": len(images),
-        "val_images": 0 if val is None else len(val[0]),
-        "val_auc": {} if val is None else to_json(classifier_auc(predict(model, val[0]), val[1])),
+        "val_images": len(val[0]) if val else 0,
+        "val_auc": {} if not val or not len(val[0]) else to_json(classifier_auc(predict(model, val[0]), val[1])),
         "sha256": runs.sha256(weights),
     }
     runs.write_json(out / "classifier.json", about)
@@ -209,7 +209,7 @@ def profile_classifier(profile: Profile, data: str | Path = "", out: str | Path 
         studies = train if split == "train" else profiles.studies(profile, split, data)
         chosen = profiles.sample(studies, 20_000)
         images, readable, _ = to_images(chosen, min(profile.data.size, 128), profile.data.fit)
-        return images, np.stack([study.labels() for study in readable])
+        return images, np.array([study.labels() for study in readable]).reshape(-1, len(FINDINGS))
 
     folder = profiles.profile_folder(profile, out) / "classifier"
     return shared_classifier(profile.data.source, folder, labelled, data=f"{train.fingerprint}-{profile.data.fit}")

@@ -1,14 +1,18 @@
 """All fidelity numbers of one checkpoint, what real images score themselves, and what generated images teach."""
 
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from chestxai import runs
-from chestxai.fidelity.arrays import Array, Groups, check_images, to_json
+from chestxai.fidelity.arrays import Array, Groups, TooFewError, check_images, to_json
 from chestxai.fidelity.classifier import (
     FindingsClassifier,
     Labelled,
@@ -20,6 +24,7 @@ from chestxai.fidelity.classifier import (
 from chestxai.fidelity.metrics import density_coverage, fid_interval, kid, ms_ssim_by_group, precision_recall
 from chestxai.fidelity.spaces import features
 from chestxai.stats import Interval, bootstrap_ci
+from chestxai.studies import FINDINGS
 
 
 def scores(
@@ -27,12 +32,30 @@ def scores(
 ) -> dict[str, Interval]:
     """``fid``, ``precision``, ``recall``, ``density`` and ``coverage`` of two feature sets, with their default ``k``.
 
-    ``real, fake, groups, real_groups, seed`` as of `fid_interval`; ``resamples`` are the FID's, which are slow.
+    ``real, fake, groups, real_groups, seed`` as of `fid_interval`; ``resamples`` are the FID's, which are slow. What
+    needs more images is NaN, with a `TooFewWarning`.
     """
     clusters = {"groups": groups, "real_groups": real_groups, "seed": seed}
-    names = ("fid", "precision", "recall", "density", "coverage")
-    overlaps = (*precision_recall(real, fake, **clusters), *density_coverage(real, fake, **clusters))
-    return dict(zip(names, (fid_interval(real, fake, n=resamples, **clusters), *overlaps), strict=True))
+    found = _several(1, "FID", lambda: (fid_interval(real, fake, n=resamples, **clusters),))
+    found += _several(2, "precision and recall", lambda: precision_recall(real, fake, **clusters))
+    found += _several(2, "density and coverage", lambda: density_coverage(real, fake, **clusters))
+    return dict(zip(("fid", "precision", "recall", "density", "coverage"), found, strict=True))
+
+
+class TooFewWarning(UserWarning):
+    """A score is left out, as there are too few images for it."""
+
+
+_MISSING = Interval(math.nan, math.nan, math.nan)
+
+
+def _several(count: int, name: str, score: Callable[[], Sequence[Any]], missing: Any = _MISSING) -> list[Any]:
+    """The results of ``score``, or as many ``missing`` ones where there are too few images for it."""
+    try:
+        return list(score())
+    except TooFewError as error:
+        warnings.warn(f"{name} left out: {error}", TooFewWarning, stacklevel=3)
+        return [missing] * count
 
 
 def evaluate(
@@ -44,7 +67,7 @@ def evaluate(
     *,
     patients: Groups = None,
     resamples: int = 100,
-    seed: int = 0,
+    spaces: Mapping[str, nn.Module] | None = None,
 ) -> dict[str, Any]:
     """Every fidelity number of one checkpoint, ready for JSON (None where undefined).
 
@@ -55,22 +78,82 @@ def evaluate(
         classifier: the feature space.
         patients: of the real images, resampled together.
         resamples: of the FID's bootstrap.
-        seed: of subsets, pairs and bootstraps.
+        spaces: further feature spaces by name, of `feature_spaces`.
 
     Returns:
-        `scores`, ``ms_ssim`` and ``classifier_auc`` (macro), each with ``_low`` and ``_high``; ``kid``, ``kid_std``
-        (over subsets); ``classifier_auc_by_finding``; ``images_real`` and ``images_fake``, the counts.
+        `scores`, ``ms_ssim``, ``classifier_auc`` (macro) and ``top1`` (see `top1`), each with ``_low`` and ``_high``;
+        ``kid``, ``kid_std`` (over subsets); `scores` and KID in each of ``spaces``, such as ``fid_inception``;
+        ``classifier_auc_by_finding``; ``images_real`` and ``images_fake``, the counts.
     """
-    real, fake = features(classifier, real_images), features(classifier, fake_images)
-    mean, std = kid(real, fake, seed=seed)
-    auc = classifier_auc(predict(classifier, fake_images), labels, groups, seed=seed)
+    probabilities = predict(classifier, fake_images)
+    auc = classifier_auc(probabilities, labels, groups)
     intervals = {
-        **scores(real, fake, groups=groups, real_groups=patients, resamples=resamples, seed=seed),
-        "ms_ssim": _mean_ms_ssim(fake_images, groups, seed),
+        "ms_ssim": _mean_ms_ssim(fake_images, groups),
         "classifier_auc": auc.pop("macro"),
+        "top1": top1(probabilities, labels, groups),
     }
-    numbers = {"kid": mean, "kid_std": std, "images_real": len(real), "images_fake": len(fake)}
-    return to_json(_flat(intervals) | numbers | {"classifier_auc_by_finding": auc})
+    numbers = {"images_real": len(real_images), "images_fake": len(fake_images)}
+    clusters = {"groups": groups, "real_groups": patients, "resamples": resamples}
+    in_spaces = _in_spaces(real_images, fake_images, {"": classifier, **(spaces or {})}, "", clusters)
+    return to_json(in_spaces | _flat(intervals) | numbers | {"classifier_auc_by_finding": auc})
+
+
+def _in_spaces(
+    real: Array, fake: Array, spaces: dict[str, nn.Module], suffix: str, clusters: dict[str, Any]
+) -> dict[str, Any]:
+    """`scores` and KID of two sets of images in each feature space, under its name."""
+    out: dict[str, Any] = {}
+    for name, space in spaces.items():
+        end = f"_{name.replace('-', '_')}{suffix}" if name else suffix
+        a, b = features(space, real), features(space, fake)
+        out |= _flat({f"{score}{end}": interval for score, interval in scores(a, b, **clusters).items()})
+        out[f"kid{end}"], out[f"kid{end}_std"] = _several(2, "KID", lambda a=a, b=b: kid(a, b), math.nan)
+    return out
+
+
+def top1(probabilities: Array, labels: Array, groups: Groups = None) -> Interval:
+    """Share of the images asked for one finding alone in which the classifier finds that one the most probable.
+
+    Chance is one in eight. NaN where no image is asked for one finding alone.
+
+    Args:
+        probabilities: float ``(m, 8)`` of `predict`.
+        labels: ``(m, 8)``: the findings that each prompt names.
+        groups: prompt of each image, resampled together.
+    """
+    labels = np.asarray(labels) > 0.5
+    one = np.flatnonzero(labels.sum(axis=1) == 1)
+    if not one.size:
+        return _MISSING
+    right = labels[one, np.asarray(probabilities)[one].argmax(axis=1)]
+    return bootstrap_ci(right, None if groups is None else [groups[i] for i in one])
+
+
+def by_finding(
+    real: Array, fake: Array, real_labels: Array, labels: Array, least: int = 6
+) -> dict[str, dict[str, float | None]]:
+    """FID, KID, precision, recall, density and coverage of the images of each finding, ready for JSON.
+
+    Real images that show it against generated ones that are asked for it. So few images bias the FID upwards: compare
+    models on the same images, not findings with each other.
+
+    Args:
+        real, fake: features float ``(n, d)`` and ``(m, d)``.
+        real_labels, labels: ``(n, 8)`` and ``(m, 8)``, 0 or 1: what is shown and what is asked for.
+        least: fewest images of either kind; a finding with fewer has None.
+
+    Returns:
+        finding → score → number, and ``images_real`` and ``images_fake``.
+    """
+    out: dict[str, dict[str, float | None]] = {}
+    for i, name in enumerate(FINDINGS):
+        a, b = (x[np.asarray(y)[:, i] > 0.5] for x, y in ((real, real_labels), (fake, labels)))
+        found: dict[str, Any] = dict.fromkeys(("fid", "precision", "recall", "density", "coverage", "kid"))
+        if min(len(a), len(b)) >= least:
+            found = {score: interval.estimate for score, interval in scores(a, b, resamples=0).items()}
+            found["kid"] = kid(a, b)[0]
+        out[name] = to_json(found | {"images_real": len(a), "images_fake": len(b)})
+    return out
 
 
 def reference(
@@ -81,32 +164,37 @@ def reference(
     others: Array | None = None,
     patients: Groups = None,
     resamples: int = 100,
-    seed: int = 0,
+    spaces: Mapping[str, nn.Module] | None = None,
 ) -> dict[str, Any]:
     """What real images score themselves, ready for JSON: the floor and the ceilings of `evaluate`'s numbers.
 
     As of `evaluate`, each name with ``_real``: MS-SSIM of two images with the same findings (of any two, where no two
-    have the same), AUC and, with ``others``, `scores` and KID.
+    have the same), AUC, top-1 and, with ``others``, `scores` and KID.
 
     Args:
-        real_images, classifier, patients, resamples, seed: as of `evaluate`.
+        real_images, classifier, patients, resamples, spaces: as of `evaluate`.
         labels: ``(n, 8)``, the findings that the real images show.
         others: uint8 ``(m, s, s)``, real images of other patients, as many as are generated: as a perfect model draws.
     """
-    auc = classifier_auc(predict(classifier, real_images), labels, patients, seed=seed)
+    probabilities = predict(classifier, real_images)
+    auc = classifier_auc(probabilities, labels, patients)
     findings = [tuple(row) for row in np.asarray(labels).tolist()]
     same = findings if len(set(findings)) < len(findings) else None
-    intervals = {"ms_ssim": _mean_ms_ssim(real_images, same, seed), "classifier_auc": auc.pop("macro")}
+    intervals = {
+        "ms_ssim_real": _mean_ms_ssim(real_images, same),
+        "classifier_auc_real": auc.pop("macro"),
+        "top1_real": top1(probabilities, labels, patients),
+    }
     numbers: dict[str, Any] = {"classifier_auc_real_by_finding": auc}
-    if others is not None:
-        real, other = features(classifier, real_images), features(classifier, others)
-        intervals |= scores(real, other, real_groups=patients, resamples=resamples, seed=seed)
-        numbers["kid_real"], numbers["kid_real_std"] = kid(real, other, seed=seed)
-    return to_json(_flat({f"{name}_real": interval for name, interval in intervals.items()}) | numbers)
+    if others is not None and len(others):
+        clusters = {"real_groups": patients, "resamples": resamples}
+        numbers |= _in_spaces(real_images, others, {"": classifier, **(spaces or {})}, "_real", clusters)
+    return to_json(_flat(intervals) | numbers)
 
 
-def _mean_ms_ssim(images: Array, groups: Groups, seed: int) -> Interval:
-    return bootstrap_ci(list(ms_ssim_by_group(images, groups, seed=seed).values()), seed=seed)
+def _mean_ms_ssim(images: Array, groups: Groups) -> Interval:
+    (values,) = _several(1, "MS-SSIM", lambda: [list(ms_ssim_by_group(images, groups).values())], None)
+    return bootstrap_ci(values) if values else _MISSING
 
 
 def _flat(intervals: dict[str, Interval]) -> dict[str, Any]:

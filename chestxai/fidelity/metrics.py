@@ -21,12 +21,14 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from chestxai.fidelity.arrays import Array, Groups, bootstrap, check_features, check_images
+from chestxai.fidelity.arrays import Array, Groups, TooFewError, bootstrap, check_features, check_images
 from chestxai.runs import InputError
 from chestxai.stats import Difference, Interval, bootstrap_ci
 
 # Wang, Simoncelli & Bovik 2003: exponents of the scales, finest first.
 _BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+# Above this many features the FID is computed by singular values.
+_WIDE = 512
 # torchmetrics' Gaussian window (sigma 1.5) in pixels.
 _WINDOW = 11
 
@@ -36,8 +38,23 @@ def fid(real: Array, fake: Array) -> float:
 
     ``|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½)`` in float64 by torchmetrics. Small samples bias it upwards.
     """
+    real, fake = check_features(real, fake)
+    if real.shape[1] > _WIDE:
+        return _wide_fid(real, fake)
     # Rounding leaves equal sets at about -1e-12.
-    return max(0.0, float(_distance(FrechetInceptionDistance, *check_features(real, fake), normalize=True)))
+    return max(0.0, float(_distance(FrechetInceptionDistance, real, fake, normalize=True)))
+
+
+def _wide_fid(real: Array, fake: Array) -> float:
+    """`fid` of features as wide as Inception's, of which torchmetrics takes minutes in a bootstrap.
+
+    With Σ₁ = AᵀA and Σ₂ = BᵀB, the trace of (Σ₁Σ₂)^½ is the sum of the singular values of ABᵀ.
+    """
+    shift = real.mean(axis=0) - fake.mean(axis=0)
+    a, b = ((x - x.mean(axis=0)) / (len(x) - 1) ** 0.5 for x in (real, fake))
+    total = float((a**2).sum() + (b**2).sum())
+    a, b = (np.linalg.qr(x, "r") if len(x) > x.shape[1] else x for x in (a, b))
+    return max(0.0, float(shift @ shift) + total - 2 * float(np.linalg.norm(a @ b.T, "nuc")))
 
 
 def _distance(metric: type[Metric], real: Array, fake: Array, **options: Any) -> Any:
@@ -73,13 +90,7 @@ def fid_interval(
 
 
 def fid_difference(
-    real: Array,
-    a: Array,
-    b: Array,
-    groups: Groups = None,
-    real_groups: Groups = None,
-    n: int = 200,
-    seed: int = 0,
+    real: Array, a: Array, b: Array, groups: Groups = None, real_groups: Groups = None, n: int = 200, seed: int = 0
 ) -> Difference:
     """FID of ``a`` minus FID of ``b`` for images of the same prompts and noise: one bootstrap resamples both.
 
@@ -89,8 +100,7 @@ def fid_difference(
     Args:
         real: features float ``(n, d)``.
         a, b: features ``(m, d)`` of two models, row by row of one prompt and noise.
-        groups, real_groups: prompt of each generated and patient of each real image, resampled together.
-        n, seed: bootstrap resamples and their seed.
+        groups, real_groups, n, seed: as of `fid_interval`.
     """
     a, b = check_features(a, b)
     if a.shape != b.shape:
@@ -170,7 +180,7 @@ def fid_infinity(
     smallest = max(most // 10, min(2 * d, most // 2), 2) if smallest is None else smallest
     sizes = np.unique(np.linspace(smallest, most, points).round().astype(int)) if smallest < most else np.array([])
     if len(sizes) < 2 or smallest < 2 or draws < 1:
-        raise InputError(f"FID∞ needs subsets of two or more sizes, each of 2 or more of {most} images, got {sizes}")
+        raise TooFewError(f"FID∞ needs subsets of two or more sizes, each of 2 or more of {most} images, got {sizes}")
     rng = np.random.default_rng(seed)
     fids = np.array([np.mean([fid(real, fake[rng.permutation(most)[:n]]) for _ in range(draws)]) for n in sizes])
     line = stats.linregress(1 / sizes, fids)
@@ -195,8 +205,7 @@ def precision_recall(
     Args:
         real, fake: features float ``(n, d)`` and ``(m, d)``, ``n, m > k``.
         k: neighbours.
-        groups, real_groups: prompt of each generated and patient of each real image, resampled together.
-        n, seed: bootstrap resamples and their seed. The balls stay as they are; the interval does not cover others.
+        groups, real_groups, n, seed: as of `fid_interval`, which does not cover other balls.
     """
     real, fake = check_features(real, fake)
     inside, _ = _balls(real, fake, k, closed=True)
@@ -233,7 +242,7 @@ def density_coverage(
 def _balls(centres: Array, points: Array, k: int, closed: bool) -> tuple[Array, Array]:
     """Number of balls around each point, int ``(m,)``, and of points in the ball of each centre, int ``(n,)``."""
     if not 1 <= k < len(centres):
-        raise InputError(f"k = {k} neighbours need more than {k} images (and k ≥ 1), got {len(centres)}")
+        raise TooFewError(f"k = {k} neighbours need more than {k} images (and k ≥ 1), got {len(centres)}")
     # Centred, because scikit-learn loses digits of distances far from the origin.
     middle = centres.mean(axis=0)
     centres, points = centres - middle, points - middle
@@ -284,7 +293,7 @@ def ms_ssim_by_group(images: Array, groups: Groups = None, pairs: int = 100, see
     rng = np.random.default_rng(seed)
     chosen = {label: np.array(m)[random_pairs(len(m), pairs, rng)] for label, m in members.items() if len(m) > 1}
     if not chosen:
-        raise InputError("MS-SSIM needs at least two images of one prompt: sample several per prompt")
+        raise TooFewError("MS-SSIM needs at least two images of one prompt: sample several per prompt")
     # 256 pairs of 64 pixels, and as much memory at any other size.
     batch = max(1, 256 * 64**2 // (images.shape[1] * images.shape[2]))
     tensors, betas = torch.from_numpy(images)[:, None], _scales(min(images.shape[1:]))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
 
 from chestxai import finetune, models, reports, runs
 from chestxai.fidelity.arrays import Array
@@ -18,32 +18,69 @@ from chestxai.runs import Run
 from chestxai.studies import FINDINGS, Study
 
 
-def requests(studies: Sequence[Study], settings: SamplingSettings) -> tuple[list[str], Array, Array]:
-    """Choose what each of ``settings.images`` images is asked to show: the report prompts of held-out studies.
+def requests(
+    studies: Sequence[Study], settings: SamplingSettings, pipeline: StableDiffusionPipeline | None = None
+) -> tuple[list[str], Array, Array]:
+    """Choose what each of ``settings.images`` images is asked to show. More images only append.
 
-    Studies are drawn without replacement (starting over if there are too few), ``settings.per_prompt`` images in a row
-    for each. Studies, not texts, so that prompts are as frequent as among the real images. More images only append.
+    With ``settings.prompts`` "reports": the report prompts of held-out studies, drawn without replacement (starting
+    over if there are too few). Studies, not texts, so that prompts are as frequent as among the real images. With
+    "evenly", as Dombrowski et al. 2023: image i is asked for finding i modulo 8 by a phrase of the studies' that states
+    it, or by its name where there is none. Either way ``settings.per_prompt`` images share a text.
 
     Args:
         studies: held out from training; those without a report are left out.
-        settings: ``images`` and ``per_prompt``.
+        settings: ``images``, ``per_prompt``, ``prompts`` and ``long_prompts``.
+        pipeline: whose tokenizer cuts long prompts; without it nothing counts as cut.
 
     Returns:
-        The prompts; their labels (see `asked`); and the position int ``(images,)`` in ``studies`` of each one's report.
+        The prompts; their labels: what the text that the model reads names (see `asked` and `models.readable`), and the
+        finding that is asked for evenly; and the position int ``(images,)`` in ``studies`` of the study that the text
+        is of, -1 where it is of none.
 
     Raises:
         InputError: no study has a report.
     """
-    texts = {}
+    rng, numbers = np.random.default_rng(0), np.arange(settings.images)
+    named = np.zeros((settings.images, len(FINDINGS)), np.float32)
+    if settings.prompts == "evenly":
+        named[numbers, numbers % len(FINDINGS)] = 1
+        phrases = [_phrases(studies, name, rng) for name in FINDINGS]
+        places = numbers // len(FINDINGS) // settings.per_prompt
+        chosen = [phrases[i % len(FINDINGS)][place % len(phrases[i % len(FINDINGS)])] for i, place in enumerate(places)]
+    else:
+        texts = {}
+        for i, study in enumerate(studies):
+            with suppress(runs.InputError):
+                texts[i] = reports.prompt(study.report)
+        if not texts:
+            raise runs.InputError(f"nothing to ask for: none of {len(studies)} studies has a report")
+        order = rng.permutation(list(texts))
+        chosen = [(texts[i], i) for i in order[numbers // settings.per_prompt % len(order)].tolist()]
+    prompts, origins = [text for text, _ in chosen], np.array([i for _, i in chosen])
+    read = prompts
+    if pipeline is not None and settings.long_prompts == "cut":
+        read = models.readable(pipeline.tokenizer, prompts)
+    return prompts, np.maximum(asked(read), named), origins
+
+
+def _phrases(studies: Sequence[Study], name: str, rng: np.random.Generator) -> list[tuple[str, int]]:
+    """Distinct phrases that state a finding, with the position of their first study, in an order drawn by ``rng``."""
+    found: dict[str, int] = {}
     for i, study in enumerate(studies):
-        with suppress(runs.InputError):
-            texts[i] = reports.prompt(study.report)
-    if not texts:
-        raise runs.InputError(f"nothing to ask for: none of {len(studies)} studies has a report")
-    order = np.random.default_rng(0).permutation(list(texts))
-    origins = order[np.arange(settings.images) // settings.per_prompt % len(order)]
-    prompts = [texts[i] for i in origins.tolist()]
-    return prompts, asked(prompts), origins
+        for finding in study.present():
+            if finding.name == name and finding.phrase:
+                found.setdefault(finding.phrase, i)
+    phrases = list(found.items())
+    return [phrases[i] for i in rng.permutation(len(phrases))] or [(f"{name.capitalize()}.", -1)]
+
+
+def cut_prompts(prompts: Sequence[str], settings: SamplingSettings, pipeline: StableDiffusionPipeline) -> int:
+    """How many of the ``prompts`` the tokenizer of ``pipeline`` cuts; 0 where ``settings`` read them in windows."""
+    if settings.long_prompts == "chunked":
+        return 0
+    left = models.readable(pipeline.tokenizer, prompts)
+    return sum(text != prompt for text, prompt in zip(left, prompts, strict=True))
 
 
 def asked(prompts: Sequence[str]) -> Array:
@@ -75,7 +112,7 @@ def sample(
     Args:
         pipeline: of `models.load_pipeline`, with a checkpoint's weights; its own scheduler is not changed.
         prompts: a text for each image.
-        settings: ``guidance``, ``steps`` and ``batch``.
+        settings: ``guidance``, ``steps``, ``sampler``, ``long_prompts`` and ``batch``.
         path: the ``.safetensors`` file of the images, whose metadata hold the prompts.
         seed: of the noise.
         precision: "no", "fp16" or "bf16", in which the U-Net computes on a GPU; a CPU always uses float32.
@@ -90,9 +127,13 @@ def sample(
         raise runs.InputError("no prompts to draw images for")
     device, dtype = pipeline.unet.device, pipeline.unet.dtype
     half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision) if device.type == "cuda" else None
-    # Latents are not confined to [-1, 1], which a configuration without this entry would assume.
-    ddim = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
-    sampler = type(pipeline)(**{**pipeline.components, "scheduler": ddim}, requires_safety_checker=False)
+    # Latents are not confined to [-1, 1], which a configuration without this entry would assume. PLMS starts without
+    # Runge–Kutta steps, as in latent diffusion's own code.
+    if settings.sampler == "plms":
+        scheduler = PNDMScheduler.from_config(pipeline.scheduler.config, skip_prk_steps=True)
+    else:
+        scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    sampler = type(pipeline)(**{**pipeline.components, "scheduler": scheduler}, requires_safety_checker=False)
     sampler.set_progress_bar_config(disable=True)
     side = models.image_size(pipeline) // pipeline.vae_scale_factor
     shape = (pipeline.unet.config.in_channels, side, side)
@@ -101,7 +142,7 @@ def sample(
 
     @cache
     def text() -> torch.Tensor:
-        return models.encode_text(pipeline, unique).to(dtype)
+        return models.encode_text(pipeline, unique, chunked=settings.long_prompts == "chunked").to(dtype)
 
     def draw(rows: range) -> tuple[dict[str, torch.Tensor], list[str]]:
         noise = torch.stack([models.seeded_noise(shape, seed, i) for i in rows]).to(device, dtype)
@@ -127,7 +168,7 @@ def sample(
         models.fingerprint(pipeline),
         models.architecture(pipeline.scheduler),
         None if recipe is None else recipe.model_dump(mode="json"),
-        settings.model_dump(),
+        settings.model_dump(include={"guidance", "steps", "sampler", "long_prompts", "batch"}),
         prompts,
         seed,
         str(half),

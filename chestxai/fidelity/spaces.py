@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from chestxai import runs
 from chestxai.fidelity.arrays import Array, Progress, batched, grey, resize
 from chestxai.fidelity.classifier import SHIPPED, load_classifier
+from chestxai.profiles import SamplingSettings
 from chestxai.runs import InputError, MissingError
 from chestxai.studies import Fit, Frame, read_image
 
@@ -55,6 +56,29 @@ class InceptionSpace(nn.Module):
         return self.network(grey(images).expand(-1, 3, -1, -1))[0]
 
 
+class TwiceScaledSpace(InceptionSpace):
+    """`InceptionSpace` as the published numbers of Dombrowski et al. and their successors have it ("inception-cd").
+
+    Their code hands pixels in [-1, 1] to a network that expects [0, 1] and scales once more, to [-3, 1]. It is here so
+    that their scale can be compared, and wrong for anything else. Images are resized with antialiasing, as there.
+    """
+
+    description = (
+        "Inception-v3 with the weights of the published FID (2015-12-05), 2048 features at 299 px (grey as RGB, "
+        "resized bilinearly with antialiasing, scaled twice: 2 (pixel / 127.5 − 1) − 1, as by chest-distillation)"
+    )
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = resize(grey(images).float(), self.size)
+        x = (4 / 255 * x - 3).expand(-1, 3, -1, -1)
+        # The network's own call would scale for a third time, so its layers are called one by one.
+        for name, layer in self.network.named_children():
+            x = layer(x)
+            if name == "AvgPool":
+                break
+        return x.flatten(1)
+
+
 class XrvSpace(nn.Module):
     """The feature space of FID-XRV: the 1024 inputs of the classifier of TorchXRayVision's DenseNet-121 (Cohen et al.
     2022), which are the trunk's output, rectified and averaged over the image.
@@ -82,17 +106,20 @@ def feature_space(source: str = "phantom", folder: Path | None = None) -> nn.Mod
     """The network in whose features images are compared.
 
     Args:
-        source: ``"inception"`` (the published FID's), ``"xrv"`` (FID-XRV's), or the data source of a classifier.
-        folder: of its weights. Default: the classifier that ships, torch.hub's folder, ``~/.torchxrayvision``.
+        source: ``"inception"`` (the published FID's), ``"inception-cd"`` (`TwiceScaledSpace`), ``"xrv"`` (FID-XRV's),
+            or the data source of a classifier.
+        folder: of its weights, or their file. Default: the classifier that ships, torch.hub's folder,
+            ``~/.torchxrayvision``.
 
     Raises:
         InputError: the classifier is one of another source, or the weights are damaged; the message says what to do.
         MissingError: the weights or the package of the network are missing; the message says how to get them.
     """
-    if source == "inception":
-        return _inception(Path(folder or Path(torch.hub.get_dir()) / "checkpoints"))
+    if source in ("inception", "inception-cd"):
+        network = _inception(_file(folder or Path(torch.hub.get_dir()) / "checkpoints", _INCEPTION))
+        return (InceptionSpace if source == "inception" else TwiceScaledSpace)(network).eval()
     if source == "xrv":
-        return _xrv(Path(folder or Path.home() / ".torchxrayvision" / "models_data"))
+        return _xrv(_file(folder or Path.home() / ".torchxrayvision" / "models_data", f"{_XRV}.safetensors"))
     folder = Path(folder or SHIPPED)
     model = load_classifier(folder)
     trained = runs.read_json(folder / "classifier.json")["source"]
@@ -104,21 +131,41 @@ def feature_space(source: str = "phantom", folder: Path | None = None) -> nn.Mod
     return model
 
 
-def _inception(folder: Path) -> InceptionSpace:
-    path = folder / _INCEPTION
-    advice = f"'pip install torch-fidelity', and download {_INCEPTION_URL} to it"
+def feature_spaces(settings: SamplingSettings) -> dict[str, nn.Module]:
+    """The feature spaces of ``settings.spaces`` besides the findings classifier, by name, on a GPU if there is one.
+
+    Call it before a long run: what is missing is said here.
+
+    Raises:
+        InputError, MissingError: as `feature_space`.
+    """
+    names = [name for name in dict.fromkeys(settings.spaces) if name != "findings"]
+    files = {name: settings.weights.get(name.removesuffix("-cd")) for name in names}
+    return {name: feature_space(name, file and Path(file)).to(runs.device()) for name, file in files.items()}
+
+
+def _file(place: Path, name: str) -> Path:
+    """The file itself, or the one of that name in a folder."""
+    place = Path(place)
+    return place / name if place.is_dir() or not place.suffix else place
+
+
+def _inception(path: Path) -> nn.Module:
+    advice = (
+        f"'pip install torch-fidelity', and download {_INCEPTION_URL} to it, or say in the profile where it is: "
+        "sampling: {weights: {inception: /path/to/the/file}}"
+    )
     module = _package("torch_fidelity.feature_extractor_inceptionv3", path, "inception", advice)
-    if not runs.sha256(path).startswith(expected := path.stem.rpartition("-")[2]):
+    if not runs.sha256(path).startswith(expected := Path(_INCEPTION).stem.rpartition("-")[2]):
         raise InputError(f"{path}: damaged, its SHA-256 does not start with {expected}; get it from {_INCEPTION_URL}")
     # torch-fidelity would unpickle the file, which may run code: it gets a copy of the bare tensors in it.
     copy = io.BytesIO()
     torch.save(torch.load(path, map_location="cpu", weights_only=True), copy)
     copy.seek(0)
-    return InceptionSpace(module.FeatureExtractorInceptionV3("inception", ["2048"], copy)).eval()
+    return module.FeatureExtractorInceptionV3("inception", ["2048"], copy)
 
 
-def _xrv(folder: Path) -> XrvSpace:
-    path = folder / f"{_XRV}.safetensors"
+def _xrv(path: Path) -> XrvSpace:
     # The published file is a pickle, which this package does not open: the user converts it to plain tensors once.
     convert = (
         f"import pathlib, safetensors.torch, torchxrayvision as xrv; path = pathlib.Path({path.as_posix()!r}); "

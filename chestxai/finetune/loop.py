@@ -111,7 +111,8 @@ def finetune(
             training.run(latents, prompts)
             if main:
                 models.save_pipeline(pipeline, run.model)
-                log = run.train_log()
+                log, left = run.train_log(), models.readable(pipeline.tokenizer, prompts)
+                cut = sum(text != prompt for text, prompt in zip(left, prompts, strict=True))
                 record = {
                     "finished": True,
                     "identity": identity,
@@ -120,7 +121,8 @@ def finetune(
                     "recipe": recipe.model_dump(),
                     "seed": seed,
                     "settings": settings.model_dump(),
-                    "data": {"fingerprint": _print(studies), "studies": len(prompts), "skipped": skipped},
+                    "data": {"fingerprint": _print(studies), "studies": len(prompts), "skipped": skipped}
+                    | {"prompts_cut": cut},
                     "processes": accelerator.num_processes,
                     "seconds": round(float(log["seconds"].iloc[-1]), 2),
                     "wall_seconds_last_start": round(time.perf_counter() - started, 2),

@@ -2,8 +2,11 @@
 
 import re
 
-from chestxai import reports
+from chestxai import reports, runs
+from chestxai.profiles import DATA
 
+#: Abbreviations, MeSH headings, and words that stay as they are.
+WORDS = runs.read_yaml(DATA / "words" / "knowledge.yaml")
 #: The sections of `reports.sections` that describe the image.
 DESCRIPTIVE = ("preamble", "findings", "impression", "addendum")
 

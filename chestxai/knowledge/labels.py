@@ -5,19 +5,11 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from chestxai.knowledge.descriptions import WORDS
 from chestxai.studies import FINDINGS, Side, Study
 
 #: MeSH headings, with the qualifiers they need, that mean a finding; the same conventions as `reports.SYNONYMS`.
-MESH: dict[str, str] = {
-    "Atelectasis": r"Pulmonary Atelectasis|Volume Loss",
-    "Cardiomegaly": r"Cardiomegaly|Cardiac Shadow/(?:.*/)?enlarged",
-    "Consolidation": r"Consolidation",
-    "Edema": r"Pulmonary Edema|Pulmonary Congestion|Heart Failure",
-    "Lung Opacity": r"Opacity|Infiltrate|Airspace Disease",
-    "Pleural Effusion": r"Pleural Effusion|Costophrenic Angle/(?:.*/)?blunted|(?:Hydropneumo|Hemopneumo|Hemo)thorax",
-    "Pneumonia": r"Pneumonia",
-    "Pneumothorax": r"(?:Hydro|Hemo)?[Pp]neumothorax",
-}
+MESH: dict[str, str] = WORDS["mesh"]
 _MESH = {name: re.compile(rf"(?:{headings})(?:/|$)") for name, headings in MESH.items()}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from chestxai import reports
-from chestxai.knowledge.descriptions import DESCRIPTIVE, closed, sentences
+from chestxai.knowledge.descriptions import DESCRIPTIVE, WORDS, closed, sentences
 from chestxai.knowledge.scores import difference, scored
 from chestxai.runs import InputError
 
@@ -23,20 +23,9 @@ _NAMELIKE = re.compile(
     re.IGNORECASE,
 )
 _WORD = re.compile(rf"(?P<blank>{_BLANK})|[^\W\d_]{{5,}}")
-# A typing error must not hide a denial, or destroy a side or a place.
-_NEVER_MISTYPED = frozenset(
-    "without neither never absence absent negative clear resolved resolution cleared clearing unlikely excluded "
-    "excludes denies denied right lower upper middle".split()
-)
+_NEVER_MISTYPED = frozenset(WORDS["never_mistyped"])
 #: How radiologists shorten words, the longer phrases first.
-ABBREVIATIONS: dict[str, str] = {
-    "right lower lobe": "RLL", "left lower lobe": "LLL", "right upper lobe": "RUL", "left upper lobe": "LUL",
-    "right middle lobe": "RML", "congestive heart failure": "CHF", "within normal limits": "WNL",
-    "no evidence of": "no e/o", "pleural effusions": "pl effs", "pleural effusion": "pl eff", "costophrenic": "CP",
-    "pneumothorax": "PTX", "pneumonia": "PNA", "atelectasis": "atx", "cardiomegaly": "CMG", "consolidation": "consol",
-    "effusions": "effs", "effusion": "eff", "opacities": "opacs", "opacity": "opac", "pulmonary": "pulm",
-    "bilateral": "bilat", "moderate": "mod", "without": "w/o", "with": "w/", "right": "R", "left": "L", "small": "sm",
-}  # fmt: skip
+ABBREVIATIONS: dict[str, str] = WORDS["abbreviations"]
 _SHORTENED = re.compile(rf"\b(?:{'|'.join(ABBREVIATIONS)})\b", re.IGNORECASE)
 
 

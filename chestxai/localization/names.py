@@ -2,50 +2,15 @@
 
 from __future__ import annotations
 
+from chestxai import runs
+from chestxai.profiles import DATA
+
 #: Column → label, in the order of tables: fidelity, the scores of the book, those of other protocols.
-LABELS: dict[str, str] = {
-    "fid": "FID",
-    "kid": "KID",
-    "precision": "precision",
-    "recall": "recall",
-    "density": "density",
-    "coverage": "coverage",
-    "ms_ssim": "MS-SSIM within a prompt",
-    "classifier_auc": "classifier AUC",
-    "transfer_auc": "train on generated, test on real: AUC",
-    "gain_auc_roc": "AUC-ROC gained by the image",
-    "word": "own word, own place",
-    "mirror": "true side",
-    "mirror_sided": "true side, side in the prompt",
-    "conflict": "image against a wrong side",
-    "presence": "peak where the finding is",
-    "gain_word": "own word, gained by the image",
-    "auc_roc": "AUC-ROC",
-    "auc_roc_shuffled": "shuffled AUC",
-    "auc_roc_field": "AUC-ROC where findings can lie",
-    "peer_auc_roc": "AUC-ROC of another patient's map",
-    "pointing_game": "Top-1",
-    "cnr": "CNR",
-    "iou": "IoU",
-    "dice": "Dice",
-    "miou": "mIoU (fg+bg)/2",
-    "bbox_iou": "box IoU",
-    "centre_distance": "centre distance",
-    "average_precision": "average precision",
-    "pointing_game_15": "Top-1 within 15 pixels",
-    "energy": "energy in the mask",
-    "cnr_absolute": "absolute CNR",
-    "cnr_signed": "signed CNR",
-    "cnr_per_box": "CNR per box",
-    "iou_otsu": "IoU (Otsu)",
-    "iou_area": "IoU (hottest 10 %)",
-    "iou_oracle": "IoU (oracle)",
-    "miou_thresholds": "mIoU over thresholds",
-    "bbox_miou": "box mIoU (fg+bg)/2",
-    "centre_distance_pixels": "centre distance in pixels",
-}
+LABELS: dict[str, str] = runs.read_yaml(DATA / "words" / "scores.yaml")
 #: Columns of which a smaller value is better. Of all others a larger one is, except MS-SSIM, which has no better side.
-LOWER_IS_BETTER = frozenset({"fid", "kid", "centre_distance", "centre_distance_pixels"})
+LOWER_IS_BETTER = frozenset(
+    {"centre_distance", "centre_distance_pixels", *(name for name in LABELS if name.startswith(("fid", "kid")))}
+)
 #: Column → label with an arrow towards the better side.
 NAMES = {c: label + ("" if c == "ms_ssim" else " ↓" if c in LOWER_IS_BETTER else " ↑") for c, label in LABELS.items()}
 #: The scores of the book (`score`), in the order of a grounding table's columns.

@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from chestxai import runs
 from chestxai.localization import scores
 from chestxai.localization.maps import CachedMap, CachedMask, resize
-from chestxai.localization.names import SCORES
 from chestxai.localization.thresholds import foreground, otsu_threshold
 from chestxai.postprocess import min_max, smooth
+from chestxai.profiles import DATA
 from chestxai.runs import InputError
 
 
@@ -45,62 +46,25 @@ def scaled(heatmap: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return min_max(heatmap)
 
 
-def _vilouras(heatmap: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The map enlarged, smoothed (σ = 2.5 pixels at 512²), scaled to [0, 1], and 0 up to Otsu's threshold."""
+def peaks(heatmap: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The ``heatmap`` at ``shape``, smoothed (σ = 2.5 pixels at 512²), in [0, 1], and 0 up to Otsu's threshold."""
     big = min_max(smooth(resize(heatmap, shape), 2.5 * max(shape) / 512))
     return np.where(big > otsu_threshold(big), big, np.float32(0))
 
 
-_BOOK = {name: getattr(scores, name) for name in SCORES}
-_FULL = {
-    "average_precision": scores.average_precision,
-    "pointing_game_15": partial(scores.pointing_game, tolerance=15),
-    "energy": scores.energy,
-    "cnr_absolute": partial(scores.cnr, signed=False),
-    "cnr_per_box": partial(scores.cnr, per="box"),
-    "iou_otsu": partial(scores.iou, threshold="otsu"),
-    "iou_area": partial(scores.iou, threshold=("area", 0.1)),
-    "iou_oracle": partial(scores.iou, threshold="oracle"),
-    "miou_thresholds": partial(scores.miou, meaning="thresholds"),
-    "centre_distance_pixels": partial(scores.centre_distance, unit="pixels"),
-}
-_VOTED = {"threshold": "gmm-majority"}
-_PUBLISHED = {
-    "auc_roc": scores.auc_roc,
-    "pointing_game": partial(scores.pointing_game, ties="first"),
-    "cnr": scores.cnr,
-    "iou": partial(scores.iou, **_VOTED),
-    "miou": partial(scores.miou, **_VOTED),
-    "bbox_iou": scores.bbox_mask_iou,
-    "bbox_miou": partial(scores.bbox_mask_iou, meaning="classes"),
-    "centre_distance_pixels": partial(scores.centre_distance, method="box", unit="pixels", several="nan", **_VOTED),
-}
-_VILOURAS = {
-    "auc_roc": partial(scores.auc_roc, bins=5),
-    "cnr": partial(scores.cnr, signed=False, ddof=0, per="box in turn"),
-    "cnr_signed": partial(scores.cnr, ddof=0, per="box in turn"),
-    "miou": partial(scores.miou, meaning="thresholds"),
-}
+def _protocol(content: dict[str, Any]) -> Protocol:
+    """A protocol as ``data/words/protocols.yaml`` has it."""
+    functions = {}
+    for column, settings in content["scores"].items():
+        options = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items() if name != "score"}
+        function = getattr(scores, settings.get("score", column))
+        functions[column] = partial(function, **options) if options else function
+    prepare = {"scaled": scaled, "peaks": peaks, None: None}[content.get("prepare")]
+    return Protocol(**content | {"scores": functions, "prepare": prepare})
 
-#: Protocols by name. Pixels are those of the frame of the mask. What the authors' code does besides:
-#:
-#: ``dombrowski2023`` (github.com/MischaD/chest-distillation) starts the mixture at random, fails without foreground,
-#: and draws the mask at the original size before it is resized. Another version halves both variances of the CNR (√2
-#: larger); which one the paper used is not documented.
-#:
-#: ``nuetzel2025`` (github.com/Felix-012/generate_to_ground) is the same on maps scaled to [0, 1]; an empty foreground
-#: scores 0 in everything, the distance included. It stores maps in half precision, leaves out constant ones, and also
-#: writes a mean weighted by the frequency of findings; which mean the paper prints is not documented.
-#:
-#: ``vilouras2024`` (github.com/vios-s/ldm-phrase-grounding) scores at the original size, where what the crop cuts off a
-#: box is truth no map can reach (see `kept`), and scales each timestep and layer before their mean.
-PROTOCOLS: dict[str, Protocol] = {
-    "book": Protocol("the scores of this book", _BOOK),
-    "full": Protocol("every score, with the conventions beside each other", _BOOK | _FULL),
-    "dombrowski2023": Protocol("Dombrowski et al., arXiv:2303.17908", _PUBLISHED),
-    "nuetzel2025": Protocol("Nützel et al., arXiv:2507.12236", _PUBLISHED, prepare=scaled, blank=True),
-    "vilouras2024": Protocol("Vilouras et al., arXiv:2404.12920", _VILOURAS, prepare=_vilouras, average="findings"),
-}
+
+#: Protocols by name; what the authors' code does besides is said beside each in the file.
+PROTOCOLS = {name: _protocol(content) for name, content in runs.read_yaml(DATA / "words" / "protocols.yaml").items()}
 
 
 def get_protocol(protocol: str | Protocol) -> Protocol:

@@ -37,8 +37,7 @@ def location_priors(truths: Sequence[GroundTruth], size: int, fit: Fit = "crop")
 
     Args:
         truths: Findings with masks or boxes, of training patients.
-        size: Side of the model's frame in pixels.
-        fit: How an image is fitted into the frame, see `studies.Frame`.
+        size, fit: Side of the model's frame in pixels, and how an image is fitted into it, see `studies.Frame`.
     """
 
     def prior(some: Iterable[GroundTruth]) -> np.ndarray:
@@ -55,8 +54,7 @@ def text_priors(truths: Sequence[GroundTruth], size: int, fit: Fit = "crop") -> 
 
     Args:
         truths: Findings with masks or boxes, of training patients.
-        size: Side of the model's frame in pixels.
-        fit: How an image is fitted into the frame, see `studies.Frame`.
+        size, fit: Side of the model's frame in pixels, and how an image is fitted into it, see `studies.Frame`.
 
     Returns:
         Finding → float32 ``(size, size)``; where its side and zone never occur, the `location_prior` of its name.

@@ -251,11 +251,7 @@ def bbox_iou(heatmap: np.ndarray, mask: np.ndarray, /, threshold: Threshold = "g
 
 @once
 def bbox_mask_iou(
-    heatmap: np.ndarray,
-    mask: np.ndarray,
-    /,
-    threshold: Threshold = "gmm-majority",
-    meaning: str = "foreground",
+    heatmap: np.ndarray, mask: np.ndarray, /, threshold: Threshold = "gmm-majority", meaning: str = "foreground"
 ) -> float:
     """IoU of the filled box of all foreground and the mask itself, in [0, 1]: "bboxiou" in Dombrowski et al.'s code.
 

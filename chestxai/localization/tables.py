@@ -82,8 +82,7 @@ def score_truths(
         heatmaps: Float ``(h, w)`` each.
         truths: The phrases, one for each heatmap.
         priors: Finding → location prior, see `location_priors`.
-        size: Side of the model's frame in pixels.
-        fit: How an image is fitted into the frame, see `studies.Frame`.
+        size, fit: Side of the model's frame in pixels, and how an image is fitted into it, see `studies.Frame`.
         text_prior: Of `text_priors`, for columns ``text_prior_<score>``.
     """
     frames = [Frame(*t.study.size, size, fit) for t in truths]
@@ -159,8 +158,7 @@ def save_masks(path: Path, truths: Sequence[GroundTruth], size: int, fit: Fit = 
         path: Safetensors file of ``masks`` uint8 ``(n, size, size)`` (`box_labels`) and ``kept`` float32 ``(n,)``
             (`kept`); its metadata has ``keys``, a JSON list with the key of each row.
         truths: Row i of the file is ``truths[i]``; ``rows`` of a file of maps refers to these numbers.
-        size: Side of the frame of the model in pixels.
-        fit: How an image is fitted into the frame, see `studies.Frame`.
+        size, fit: Side of the model's frame in pixels, and how an image is fitted into it, see `studies.Frame`.
     """
     masks, share = torch.zeros((len(truths), size, size), dtype=torch.uint8), torch.zeros(len(truths))
     for i, truth in enumerate(truths):
