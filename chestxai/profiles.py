@@ -190,7 +190,7 @@ class SamplingSettings(Settings):
     long_prompts: Literal["cut", "chunked"] = "cut"
     batch: int = Field(32, gt=0, le=100_000)
     spaces: tuple[Literal["findings", "inception", "inception-cd", "xrv"], ...] = ("findings",)
-    weights: dict[Literal["inception", "xrv"], str] = {}
+    weights: dict[Literal["inception", "xrv"], str] = Field(default_factory=dict)
 
 
 class StatisticsSettings(Settings):

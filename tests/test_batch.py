@@ -116,6 +116,12 @@ class TestPlan:
         more = {n.name: n.identity for n in planned(notebooks, seeds=(0, 1))}
         assert {name for name in after if more[name] != after[name]} == {"c", "d"}
 
+    def test_weights_that_are_missing_are_named_before_the_training(self, notebooks):
+        spaces = {"spaces": ("findings", "inception-cd"), "weights": {"inception": str(notebooks / "none.pth")}}
+        other = SMOKE.model_copy(update={"sampling": SMOKE.sampling.model_copy(update=spaces)})
+        with pytest.raises(FileNotFoundError, match=r"none\.pth is missing.*pip install torch-fidelity"):
+            planned(notebooks, profile=other)
+
     def test_a_module_counts_if_it_is_imported_even_indirectly(self, tmp_path):
         def parts(code: str) -> set[str]:
             return graph.read_source(write(tmp_path, "d", code)).parts

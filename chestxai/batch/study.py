@@ -146,10 +146,11 @@ def check(todo: Sequence[Job], path: Path, row: int, tolerance: float = 0.03) ->
 
 def rows_of(job: Job) -> pd.DataFrame:
     """Train, ground, generate and score one run: its rows of the table."""
+    from chestxai import faithfulness, fidelity
+
+    fidelity.feature_spaces(job.profile.sampling)  # says what is missing before the training
     run = _trained(job)
     truths, training, pool = _phrases(job.profile, job.split, job.data)
-    from chestxai import faithfulness
-
     steps = faithfulness.score_run(job.profile, run, truths, training, pool, run.steps())
     table = pd.concat([step.table for step in steps], ignore_index=True)
     runs.write_atomic(run.grounding_file, table.to_csv(index=False))

@@ -154,7 +154,7 @@ class Run:
         path = self._existing(self.fidelity_file)
         steps = read_json(path, dict).get("steps")
         if not isinstance(steps, dict) or not all(
-            re.fullmatch("[0-9]+", s) and isinstance(v, dict) for s, v in steps.items()
+            re.fullmatch("0|[1-9][0-9]*", s) and isinstance(v, dict) for s, v in steps.items()
         ):
             raise InputError(f"{path}: has no scores by step; delete it and {self.remedy()}")
         for step, (name, value) in ((step, item) for step, scores in steps.items() for item in scores.items()):
