@@ -218,7 +218,7 @@ class TestPlan:
             ('{"cells": [3]}', r"d\.ipynb is damaged or not a notebook"),
             ('{"cells": {"a": 1}}', r"d\.ipynb is damaged or not a notebook"),
             ('{"cells": [{"cell_type": "code", "source": 5}]}', r"d\.ipynb is damaged or not a notebook"),
-            ('{"cells": [{"cell_type": "code", "source": "x = 1\\u0000"}]}', r"d\.ipynb, cell 1: no Python"),
+            ('{"cells": [{"cell_type": "code", "source": "x = 1\\u0000"}]}', r"d\.ipynb, cell 1.* null bytes"),
             ('{"cells": [{"cell_type": "code", "source": "' + "(" * 5000 + '"}]}', r"d\.ipynb, cell 1"),
         ],
     )

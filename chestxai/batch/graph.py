@@ -290,7 +290,7 @@ def read_source(path: Path) -> Source:
         try:
             code += [_python(source)] if kind == "code" else []
         except SyntaxError as error:
-            text = f"line {error.lineno}: {error.msg}: {str(error.text).strip()[:80]!r}"
+            text = f"line {error.lineno or 1}: {error.msg}: {str(error.text or '').strip()[:80]!r}"
             raise InputError(f"{path}, cell {number}, {text}; correct it and run again") from error
         except (ValueError, RecursionError, MemoryError) as error:  # null bytes, nested too deep
             raise InputError(f"{path}, cell {number}: no Python ({error}); correct it and run again") from error
