@@ -148,33 +148,42 @@ def phrases(studies: Iterable[Study]) -> list[GroundTruth]:
 
 #: What Pillow may read, by content: some of its other formats start programs, as PostScript does.
 FORMATS = ("PNG", "JPEG")
+_BLANK = 3  # grey levels between the darkest and the brightest pixel, of which JPEG makes up one or two
 
 
 def read_image(path: Path) -> np.ndarray:
     """Read a PNG, JPEG or DICOM file, recognised by its content, as grey uint8 ``(h, w)``.
 
-    It is turned and mirrored as its EXIF data say. More than 8 bits are scaled by the image's own range: its lowest
-    value becomes black, its highest white. In a DICOM file the modality LUT and the first VOI LUT, or the first window
-    of any width, are applied before that, and MONOCHROME1 is inverted, so that bone is white in every image. Film loops
-    and colour are refused.
+    It is turned and mirrored as its EXIF data say. More than 8 bits are scaled by the range of the image's own values,
+    the lowest black and the highest white, without a few far from all others (see `value_range`). In a DICOM file the
+    modality LUT and the first VOI LUT or window that shows anything are applied before that, and MONOCHROME1 is
+    inverted, so that bone is white in every image. Film loops and colour are refused.
 
     Raises:
-        InputError: The file is not a readable image (truncated, empty, another format).
+        InputError: The file is not a readable image (truncated, empty, blank, another format).
         ModuleNotFoundError: The file is DICOM and pydicom is not installed.
     """
-    if is_dicom(path):
-        return _read_dicom(path)
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            turn = _TURNS.get(orientation(image))
-            image.load()
-            whole = image if turn is None else image.transpose(turn)
-            if image.mode in ("I;16", "I;16B", "I", "F"):
-                return _to_bytes(np.asarray(whole, dtype=np.float32))
-            return np.asarray(whole.convert("L"))
+        pixels, advice = (_read_dicom(path), "") if is_dicom(path) else _read_picture(path)
+        if int(pixels.max()) - int(pixels.min()) < _BLANK:
+            raise InputError(f"blank: all pixels are alike{advice}")
+        return pixels
     # A damaged header may announce gigapixels, which Pillow refuses with an exception of its own.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: not a readable image ({error}); PNG, JPEG and DICOM are read") from error
+        if isinstance(error, InputError) and str(path) in str(error):
+            raise
+        what = " ".join(str(error).split())
+        raise InputError(f"{path}: not a readable image ({what}); PNG, JPEG and DICOM are read") from error
+
+
+def _read_picture(path: Path) -> tuple[np.ndarray, str]:
+    with Image.open(path, formats=FORMATS) as image:
+        turn = _TURNS.get(orientation(image))
+        image.load()
+        whole = image if turn is None else image.transpose(turn)
+        deep = image.mode in ("I;16", "I;16B", "I", "F")
+        pixels = to_bytes(np.asarray(whole, dtype=np.float32)) if deep else np.asarray(whole.convert("L"))
+        return pixels, "; the picture may be in its alpha channel: save it as grey" if "A" in image.getbands() else ""
 
 
 _Turn = Image.Transpose
@@ -193,11 +202,37 @@ def orientation(image: Image.Image) -> int:
     return value if value in _TURNS else 1
 
 
-def _to_bytes(values: np.ndarray) -> np.ndarray:
+def value_range(values: np.ndarray) -> tuple[float, float]:
+    """The lowest and the highest of ``values`` (any shape, finite) without those far from the others.
+
+    Hot pixels, burnt-in marks and padding would leave the anatomy a few grey levels. Values are left out beyond an
+    eighth of the whole range that (nearly) no pixel has, on the side with far fewer different values.
+    """
+    some, bins = values.ravel()[:: max(1, values.size >> 20)], 256
+    low, high = float(values.min()), float(values.max())
+    while high > low:
+        counts, edges = np.histogram(some, bins, (low, high))
+        filled = np.flatnonzero(counts > 1e-4 * some.size)
+        runs = np.split(filled, np.flatnonzero(np.diff(filled) > bins // 8) + 1)
+        parts = [some[(some >= edges[run[0]]) & (some <= edges[run[-1] + 1])] for run in runs]
+        levels = [np.unique(part).size for part in parts]
+        kept = [i for i, number in enumerate(levels) if 8 * number >= max(levels)]
+        ends = runs[kept[0]][0] >= bins // 8, runs[kept[-1]][-1] < bins - bins // 8
+        if max(levels) < 8 or not any(ends):
+            break
+        low, high = (
+            (float(parts[kept[0]].min()) if ends[0] else low),
+            (float(parts[kept[-1]].max()) if ends[1] else high),
+        )
+    return low, high
+
+
+def to_bytes(values: np.ndarray) -> np.ndarray:
+    """``values`` (finite) as uint8, their `value_range` from 0 to 255."""
     if not np.isfinite(values).all():
         raise InputError("pixels that are not finite")
-    low, high = float(values.min()), float(values.max())
-    return ((values - low) * (255.0 / max(high - low, 1e-6))).round().astype(np.uint8)
+    low, high = value_range(values)
+    return ((np.clip(values, low, high) - low) * (255.0 / max(high - low, 1e-6))).round().astype(np.uint8)
 
 
 def is_dicom(path: Path) -> bool:
@@ -210,8 +245,9 @@ def is_dicom(path: Path) -> bool:
         raise InputError(f"{path}: not a readable image (a folder, a pipe or a device, no file)")
     with suppress(OSError), open(path, "rb") as file:
         head = file.read(132)
-        # Without it, the data set begins: group 8, an element below 0x0100.
-        return head[128:] == b"DICM" or (head[:2] == b"\x08\0" and head[3:4] == b"\0")
+        # Without it, the data set begins: group 2 or 8 in either order of bytes, an element below 0x0100.
+        bare = head[:2] in (b"\x08\0", b"\x02\0") and head[3:4] == b"\0" or head[:3] == b"\0\x08\0"
+        return head[128:] == b"DICM" or bare
     return False
 
 
@@ -226,19 +262,23 @@ def read_dicom(path: Path, *, header: bool = False) -> Any:
     try:
         from pydicom import dcmread
         from pydicom.pixels import get_decoder
-        from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+        from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
     except ModuleNotFoundError as error:
         advice = "reading those needs pydicom; install it with 'python -m pip install pydicom'"
         raise ModuleNotFoundError(f"{path} is a DICOM file: {advice}") from error
     try:
-        tags = ["Rows", "Columns"] if header else None
+        tags = ["Rows", "Columns", "BitsStored", *_WINDOW] if header else None
         elements = dcmread(path, stop_before_pixels=header, specific_tags=tags, force=True)
         height, width = int(elements.Rows), int(elements.Columns)
         if "TransferSyntaxUID" not in elements.file_meta:
-            implicit = elements.original_encoding[0]
-            elements.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+            implicit, little = elements.original_encoding
+            explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+            elements.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
         syntax = elements.file_meta.TransferSyntaxUID
-        decodes = not syntax.is_compressed or get_decoder(syntax).is_available
+        plugins = get_decoder(syntax).available_plugins if syntax.is_compressed else ("none needed",)
+        # Pillow decodes this kind with 8 bits only.
+        deep = syntax.name.startswith("JPEG Extended") and elements.get("BitsStored", 8) > 8
+        decodes = {*plugins} - ({"pillow"} if deep else set())
     # A damaged element may raise nearly anything, from struct.error to AttributeError.
     except Exception as error:
         raise InputError(f"{path}: not a readable DICOM file ({error})") from error
@@ -251,33 +291,36 @@ def read_dicom(path: Path, *, header: bool = False) -> Any:
 
 
 def _read_dicom(path: Path) -> np.ndarray:
-    elements = read_dicom(path)
-    try:
-        from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
+    elements = read_dicom(path)
+    # pydicom leaves decoding to several libraries, each of which raises its own errors.
+    try:
         kind = str(elements.PhotometricInterpretation)
         if kind not in ("MONOCHROME1", "MONOCHROME2"):
             raise InputError(f"a grey image is needed, this one is {kind}")
-        if "VOILUTFunction" in elements and not elements.VOILUTFunction:
+        if elements.get("VOILUTFunction", "LINEAR") not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
             del elements.VOILUTFunction
-        values = apply_modality_lut(elements.pixel_array, elements)
-        window = _window(elements)
-        values = (values if window is None else apply_voi_lut(values, elements, window)).astype(np.float64)
-        if values.ndim != 2:
-            raise InputError(f"one frame is needed, this one has the shape {values.shape}")
-        return _to_bytes(-values if kind == "MONOCHROME1" else values)
-    # pydicom leaves decoding to several libraries, each of which raises its own errors.
+        stored = apply_modality_lut(elements.pixel_array, elements)
+        if stored.ndim != 2:
+            raise InputError(f"one frame is needed, this one has the shape {stored.shape}")
+        shown = (apply_voi_lut(stored, elements, i) for i in windows(elements))
+        values = next((v for v in shown if v.max() > v.min()), stored).astype(np.float64)
     except Exception as error:
-        raise InputError(f"{path}: not a readable image ({' '.join(str(error).split())})") from error
+        raise InputError(str(error)) from error
+    return to_bytes(-values if kind == "MONOCHROME1" else values)
 
 
-def _window(elements: Any) -> int | None:
-    """Number of the first VOI LUT, or of the first window that has a width; None if there is neither."""
+_WINDOW = ("VOILUTSequence", "VOILUTFunction", "WindowWidth", "WindowCenter")
+
+
+def windows(elements: Any) -> list[int]:
+    """Numbers of the VOI LUTs of a DICOM data set, or of its windows that have a centre and a width."""
     if "VOILUTSequence" in elements:
-        return 0
-    widths = np.atleast_1d(elements.get("WindowWidth") or 0).astype(float)
+        return [*range(len(elements.VOILUTSequence))]
+    centres, widths = (np.atleast_1d(elements.get(f"Window{key}") or []) for key in ("Center", "Width"))
     least = 1 if elements.get("VOILUTFunction", "LINEAR") == "LINEAR" else 1e-9
-    return next((i for i, width in enumerate(widths) if width >= least), None)
+    return [i for i, (_, width) in enumerate(zip(centres, widths, strict=False)) if float(width) >= least]
 
 
 @dataclass(frozen=True)

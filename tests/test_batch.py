@@ -16,7 +16,6 @@ from collections import Counter
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import psutil
 import pytest
 import yaml
@@ -26,6 +25,7 @@ from PIL import Image
 from chestxai import batch, profiles, runs
 from chestxai.batch import BOXES, IMAGES, NOTEBOOKS, Chapter, graph, grid, replay, study
 from chestxai.runs import InputError
+from tests.pictures import ramp
 
 SMOKE = profiles.load("smoke")
 CHAPTERS = (
@@ -143,7 +143,7 @@ class TestPlan:
         for split in ("train", "val", "test"):
             rows.append(f"{split}.png,Marked cardiomegaly.,Cardiomegaly,4,4,9,9,{split},{split}")
             (data / "folder").mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.full((64, 64), 9, np.uint8)).save(data / "folder" / f"{split}.png")
+            Image.fromarray(ramp(64, 64)).save(data / "folder" / f"{split}.png")
         (data / "folder" / "mine.csv").write_text("\n".join(rows) + "\n")
         settings = SMOKE.data.model_copy(update={"source": "folder"})
         profile = SMOKE.model_copy(update={"base": str(base), "data": settings})

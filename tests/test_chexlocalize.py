@@ -19,6 +19,7 @@ from pycocotools import mask as coco
 from chestxai import sources
 from chestxai.sources import boxes_of, chexlocalize, decode_mask, smaller_mask
 from chestxai.studies import FINDINGS, Box, Frame, phrases, to_images
+from tests.pictures import ramp
 
 # The header of the official table.
 TABLE = (
@@ -69,7 +70,7 @@ def collection(
         if parts[0].startswith("patient"):
             path = folder / split / Path(*parts)
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.full((HEIGHT, WIDTH), 90, np.uint8)).save(path)
+            Image.fromarray(ramp(HEIGHT, WIDTH)).save(path)
     return root
 
 

@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 from chestxai import sources
 from chestxai.sources import coco
 from chestxai.studies import Box, Frame, phrases, to_images
+from tests.pictures import ramp
 
 CATEGORIES = [
     {"supercategory": "person", "id": 1, "name": "person"},
@@ -50,7 +51,7 @@ def collection(
     (root / "annotations" / f"captions_{part}.json").write_text(json.dumps(told))
     for item in images:
         if "/" not in str(item["file_name"]):
-            Image.fromarray(np.full((HEIGHT, WIDTH, 3), 90, np.uint8)).save(root / part / str(item["file_name"]))
+            Image.fromarray(ramp(HEIGHT, WIDTH)).convert("RGB").save(root / part / str(item["file_name"]))
     return root
 
 

@@ -19,6 +19,7 @@ from chestxai.sources.shapes import parse_box
 from chestxai.sources.tables import csv_rows, read_json
 from chestxai.studies import read_image
 from tests import test_chexlocalize, test_coco, test_padchest
+from tests.pictures import ramp
 
 HEADER = "image,text,finding,x,y,w,h,split\n"
 
@@ -26,7 +27,7 @@ HEADER = "image,text,finding,x,y,w,h,split\n"
 def folder(root: Path, rows: str | bytes, images: tuple[str, ...] = ("a.png",)) -> sources.Studies:
     for name in images:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.zeros((64, 64), np.uint8)).save(root / name)
+        Image.fromarray(ramp(64, 64)).save(root / name)
     (root / "t.csv").write_bytes(rows if isinstance(rows, bytes) else rows.encode())
     return sources.load("folder", root, "test")
 

@@ -16,6 +16,7 @@ from PIL import Image
 from chestxai import reports, sources
 from chestxai.sources import folder
 from chestxai.studies import Box, Frame, Study, phrases, to_images
+from tests.pictures import ramp
 from tests.test_studies import dicom
 
 ALL = ("image", "text", "finding", "x", "y", "w", "h", "patient", "split", "side")
@@ -43,7 +44,7 @@ def collection(root: Path, rows: list[dict], columns: tuple[str, ...] = ALL, nam
     for image in {str(r["image"]) for r in rows}:
         if image and ".." not in image and not image.startswith("/"):
             (root / image).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.full((30, 40), 90, np.uint8)).save(root / image)
+            Image.fromarray(ramp(30, 40)).save(root / image)
     return root
 
 

@@ -9,7 +9,6 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,6 +18,7 @@ from chestxai import reports, runs, sources
 from chestxai.sources import mimic
 from chestxai.sources.records import Collector
 from chestxai.studies import FINDINGS, Box, Frame, phrases, to_images
+from tests.pictures import ramp
 
 # The headers of the official files.
 METADATA = (
@@ -112,7 +112,7 @@ def collection(
         folder = Path(f"p{patient[:2]}", f"p{patient}", f"s{study}")
         if "/" not in dicom and patient.isdecimal() and study.isdecimal():
             (root / "files" / folder).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.full((48, 40), 90, np.uint8)).save(root / "files" / folder / f"{dicom}.jpg")
+            Image.fromarray(ramp(48, 40)).save(root / "files" / folder / f"{dicom}.jpg")
             report = root / "mimic-cxr-reports" / "files" / f"{folder}.txt"
             report.parent.mkdir(parents=True, exist_ok=True)
             report.write_text(text)

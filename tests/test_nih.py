@@ -6,7 +6,6 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +14,7 @@ from PIL import Image, ImageFile
 from chestxai import reports, sources
 from chestxai.sources import nih
 from chestxai.studies import FINDINGS, Box, Frame, Study, phrases, to_images
+from tests.pictures import ramp
 
 # The headers of the official files, odd brackets and all.
 HEADER = (
@@ -35,7 +35,7 @@ def box(patient: int, label: str, *numbers: float | str, visit: int = 0) -> str:
 
 def picture(path: Path, size: tuple[int, int] = (16, 16)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full(size[::-1], 90, np.uint8)).save(path)
+    Image.fromarray(ramp(*size[::-1])).save(path)
     return path
 
 

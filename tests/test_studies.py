@@ -41,6 +41,7 @@ from chestxai.studies import (
     read_image,
     to_images,
 )
+from tests.pictures import ramp
 
 fits = st.sampled_from(["crop", "letterbox"])
 
@@ -276,20 +277,16 @@ class TestReadImage:
         Image.fromarray(np.array([[100, 1100], [3100, 4100]], np.uint16)).save(tmp_path / "a.png")
         assert read_image(tmp_path / "a.png").tolist() == [[0, 64], [191, 255]]
 
-    def test_sixteen_bits_all_alike(self, tmp_path):
-        Image.fromarray(np.full((3, 4), 4000, np.uint16)).save(tmp_path / "a.png")
-        assert not read_image(tmp_path / "a.png").any()
-
     @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA"])
     def test_grey_stored_with_colours_is_the_same_grey(self, mode, tmp_path):
         Image.fromarray(self.values).convert(mode).save(tmp_path / "a.png")
         np.testing.assert_array_equal(read_image(tmp_path / "a.png"), self.values)
 
     def test_jpeg(self, tmp_path):
-        Image.fromarray(np.full((16, 24), 130, np.uint8)).save(tmp_path / "a.jpg", quality=95)
+        Image.fromarray(ramp(16, 24)).save(tmp_path / "a.jpg", quality=95)
         read = read_image(tmp_path / "a.jpg")
         assert read.shape == (16, 24)
-        assert np.abs(read.astype(int) - 130).max() <= 1
+        assert np.abs(read.astype(int) - ramp(16, 24)).max() <= 3
 
     @pytest.mark.parametrize(
         "kind", ["empty", "text", "truncated png", "truncated jpeg", "gigapixels", "missing", "folder"]
@@ -387,8 +384,8 @@ class TestDicom:
     def test_the_name_has_no_say(self, tmp_path):
         path = dicom(tmp_path / "a.png", self.values)
         assert (image_size(path), read_image(path)[1, 1]) == ((2, 2), 255)
-        Image.fromarray(np.full((3, 4), 7, np.uint8)).save(tmp_path / "b.dcm", "png")
-        assert (image_size(tmp_path / "b.dcm"), read_image(tmp_path / "b.dcm")[0, 0]) == ((3, 4), 7)
+        Image.fromarray(ramp(3, 4)).save(tmp_path / "b.dcm", "png")
+        assert (image_size(tmp_path / "b.dcm"), read_image(tmp_path / "b.dcm")[0, 0]) == ((3, 4), 60)
 
     @pytest.mark.parametrize(
         ("elements", "message"),
@@ -423,7 +420,7 @@ class TestDicom:
             with pytest.raises(ModuleNotFoundError, match=r"a\.dicom is a DICOM file: .*python -m pip install pydicom"):
                 read(path)
         # Other images do not need it.
-        Image.fromarray(np.zeros((3, 4), np.uint8)).save(tmp_path / "b.png")
+        Image.fromarray(ramp(3, 4)).save(tmp_path / "b.png")
         assert read_image(tmp_path / "b.png").shape == (3, 4)
 
     @settings(max_examples=60)
@@ -443,9 +440,9 @@ class TestDicom:
 
 class TestStudy:
     def test_pixels_of_memory_and_of_a_file(self, tmp_path):
-        Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path / "a.png")
+        Image.fromarray(ramp(8, 8)).save(tmp_path / "a.png")
         assert study().pixels()[0, 0] == 7
-        assert study(array=None, path=tmp_path / "a.png").pixels()[0, 0] == 9
+        assert study(array=None, path=tmp_path / "a.png").pixels()[0, 0] == 60
         with pytest.raises(ValueError, match="study s has neither pixels nor a file"):
             study(array=None).pixels()
 
