@@ -246,7 +246,7 @@ def is_dicom(path: Path) -> bool:
     with suppress(OSError), open(path, "rb") as file:
         head = file.read(132)
         # Without it, the data set begins: group 2 or 8 in either order of bytes, an element below 0x0100.
-        bare = head[:2] in (b"\x08\0", b"\x02\0") and head[3:4] == b"\0" or head[:3] == b"\0\x08\0"
+        bare = (head[:2] in (b"\x08\0", b"\x02\0") and head[3:4] == b"\0") or head[:3] == b"\0\x08\0"
         return head[128:] == b"DICM" or bare
     return False
 

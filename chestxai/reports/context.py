@@ -7,7 +7,8 @@ the next boundary of its scope. A negated predicate ("is not seen") reaches back
 import re
 from collections.abc import Sequence
 
-_HEDGE, _NEUTRAL = "\u01c0", "\u01c1"  # letters that no report uses, in place of what is masked
+#: Letters that no report uses: in place of what is masked, and "no" in a form that writes N or 0.
+_HEDGE, _NEUTRAL, NIL = "\u01c0", "\u01c1", "\u01c2"
 _VERB = (
     r"(?:is|are|was|were|has|have|had|does|do|did|can(?:not)?|could|may|might|should|would|will|remains?|appears?"
     r"|persists?|shows?|demonstrates?|measures|continues?|looks?|seems?|likely|reflects?|represents?|suggests?"
@@ -37,7 +38,8 @@ _MASKED = re.compile(
     rf"|insufficient){_WORDS}{{0,5}}? {_EXCLUDED}|(?:{_NOT}|can not)(?: entirely)? (?:say"
     r"|be (?:sure|certain))(?: that)?(?: there (?:is|are))?(?: no)?"
     rf"|{_NOT}(?: \w+ly)? (?:certain|sure|unlikely|clear (?:if|whether)|known)"
-    rf"|(?:near(?:ly)?|almost|mostly|largely)(?: \w+ly| complete| total)? {_GONE})"
+    rf"|(?:near(?:ly)?|almost|mostly|largely)(?: \w+ly| complete| total)? {_GONE}"
+    rf"|(?:should|must|(?:ought|needs?|is|are|remains?|yet|still) to) be (?:\w+ly )?{_EXCLUDED})"
     # The finding exists.
     rf"|\b(?:(?:{_NOT}|fail(?:s|ed|ure)? to|incomplete(?:ly)?|partial(?:ly)?){_WORDS}{{0,3}}? (?:{_GONE}|clear)"
     rf"|no (?:evidence|sign|indication|proof)s?(?: that| of){_WORDS}{{1,6}}? {_GONE}"
@@ -93,7 +95,7 @@ _PREDICATE = re.compile(
     r"|lacking|doubtful|improbable|no(?=\W*(?:$|[,;]))|not(?=\W*$)"
     r"|(?:unlikely|less likely)(?=\W*$|[.,;)]| (?:given|in|based|as|because|considering|here))"
     r"|within (?:the )?(?:normal (?:limits|range)|limits of normal))\b"
-    r"|\s?: (?:there (?:is|are) |is |are )?(?:no|not|none|without|absent|negative|never)\b)"
+    rf"|\s?: (?:there (?:is|are) |is |are )?(?:no|not|none|without|absent|negative|never|{NIL})\b)"
 )
 # Between two items of a list, up to the words that name the second.
 _ITEM = re.compile(
@@ -109,7 +111,8 @@ _OWN = re.compile(r"\bnot\b(?! as\b)|n't\b|\bno longer\b(?! as\b)")
 _CLAUSE = re.compile(
     r";|(?P<label>,\s(?=[a-z][a-z -]{2,40}:\s))|(?:,\s|(?<![\s,])\s)(?:but|however|although|though|whereas|while"
     r"|except|yet|otherwise|despite|besides|other than|aside from|apart from)\b|,\s(?:and )?(?=there (?:is|are)\b)"
-    r"|(?<!heart)(?<!heart size)(?<!silhouette):\s(?!\s*(?:no|none|nil|absent|neg|negative|not)\W*(?:$|[.,;\n]))"
+    r"|(?<!heart)(?<!heart size)(?<!silhouette):\s(?!\s*(?:no|none|nil|absent|neg|negative|not|never"
+    rf"|{NIL})\W*(?:$|[.,;\n]))"
     rf"|(?P<joined>,\s(?:and )?|\sand )(?={_NOUNS}{{1,7}}+(?:{_VERB}"
     rf"|{_STATE})\b(?P<seen>(?: (?:{_VERB}|{_ADVERB}))* {_EXISTS}\b)?)"
 )

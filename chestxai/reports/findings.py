@@ -6,21 +6,26 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from chestxai.reports import context, lexicon
+from chestxai.reports.language import is_english
 from chestxai.reports.sections import SILENT, spans
 from chestxai.studies import Finding, Side
 
 # A sentence ends at . ! ? before white space (but not in "Dr." or "No. 2"), at a blank line, or before a list item.
 _SENTENCE = re.compile(
     r"(?<!\bdr)(?<!\bvs)(?!(?<=\bno)\.\s\d)(?!\?\s(?:no|none|yes)\b|(?<!\S)\?)[.!?]+(?=\s|$)|\n[ \t\r]*+\n"
-    r"|\n(?=[ \t\r]*+(?:\d{1,2}[.)]|[-*•])\s)"
+    r"|\n(?=[ \t\r]*+(?:(?:\d{1,2}[.)]|[-*•])\s|[a-z][a-z /-]{2,40}:\s))"
 )
 # Longer sentences are read in parts, so that time grows with the length of the report and not with its square.
 _LONGEST = 1000
-# White space other than a single blank.
+# White space other than a single blank. A line of its own is an item of a list or a label of a form ("Edema: none").
 _RUN = re.compile(
-    r"[^\S\n]*\n(?P<blank>[^\S\n]*\n\s*)?(?:[^\S\n]*(?P<item>(?=(?:\d{1,2}[.)]|[-*•])\s)))?[^\S\n]*|[^\S\n]{2,}"
-    r"|[\t\xa0]"
+    r"[^\S\n]*\n(?P<blank>[^\S\n]*\n\s*)?(?:[^\S\n]*(?P<item>(?=(?:\d{1,2}[.)]|[-*•])\s|[A-Z][A-Za-z /-]{2,40}:\s)))?"
+    r"[^\S\n]*|[^\S\n]{2,}|[\t\xa0]"
 )
+# Other ways of writing a form, and the same in as many characters: "= ", "?:", "(-)", ": N", ": 0", rows of a table.
+_FORMS = ((r" =(?= )", " :"), (r"\?:", " :"), (r" \(-\)", ": no"), (r"(?i)(?<=: )false\b", "never"))
+_FORMS = (*_FORMS, (r"(?i)(?<=: )[n0](?=[ \t]*(?:[.,;\n|]|$))", context.NIL))
+_FORMS = (*_FORMS, (r"(?m)^([ \t]*)\|([^|\n]+)\|([^|\n]+)\|(?=[ \t]*$)", r"\1 \2:\3."))
 _LEAD = re.compile(
     r"[\s.,;:*•()/-]*(?:\(?\d{1,2}[.)](?=\s|\D)\s*)?[\s.,;:*•/-]*(?:(?:but|however|although|though|whereas|while"
     r"|except|and/or|and|with|or|versus|vs)\b[.,]?\s*)*"
@@ -62,7 +67,7 @@ class Mention:
 
 
 def mentions(text: str) -> list[Mention]:
-    """Every mention of a finding in ``text``, in the order of the text.
+    """Every mention of a finding in ``text``, in the order of the text; none in another language than English.
 
     Sections that describe no image, such as the indication, are not read. Mentions that do not describe this image
     ("history of pneumonia", "evaluate for effusion") are left out.
@@ -74,7 +79,7 @@ def mentions(text: str) -> list[Mention]:
 
 
 def _mentions(text: str, pattern: re.Pattern[str]) -> Iterator[Mention]:
-    for _, start, end in (span for span in spans(text) if span[0] not in SILENT):
+    for _, start, end in (span for span in spans(text) if span[0] not in SILENT and is_english(text)):
         low, back = fold(text[start:end])
         masked = context.mask(low)
         for sentence in (span for span in _sentences(low) if pattern.search(low, *span)):
@@ -146,8 +151,8 @@ def fold(text: str) -> tuple[str, Callable[[int], int]]:
     Line breaks mean nothing: MIMIC-CXR wraps every report at a margin. Only what ends a sentence is kept: a blank
     line, and a line that begins a list item.
     """
-    # A few characters grow in lower case (İ), which would shift positions.
-    low = text.lower() if text.isascii() else "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
+    for pattern, plain in _FORMS:
+        text = re.sub(pattern, plain, text)
     ends, shifts = [0], [0]
 
     def shorten(run: re.Match[str]) -> str:
@@ -156,7 +161,10 @@ def fold(text: str) -> tuple[str, Callable[[int], int]]:
         ends.append(run.end() - shifts[-1])
         return blank
 
-    return _RUN.sub(shorten, low), lambda i: i + shifts[bisect.bisect_right(ends, i) - 1]
+    text = _RUN.sub(shorten, text)
+    # A few characters grow in lower case (İ), which would shift positions.
+    low = text.lower() if text.isascii() else "".join(c.lower() if len(c.lower()) == 1 else c for c in text)
+    return low, lambda i: i + shifts[bisect.bisect_right(ends, i) - 1]
 
 
 def _sentences(low: str) -> Iterator[_Span]:

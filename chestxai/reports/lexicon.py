@@ -26,7 +26,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "Cardiomegaly": (
         rf"cardiomegaly|(?:cardiac|heart) enlargement|enlargement of (?:the )?{_HEART}",
         rf"{_HEART}:? {_GAP}{_LARGE}(?! pulmonary)(?: in size)?|{_LARGE}(?: size of the)? {_HEART}",
-        rf"{_HEART} (?:\w+ ){{0,3}}upper limits? (?:of )?normal (?:or|to) (?:\w+ )?enlarged",
+        rf"{_HEART} (?:\w+ ){{0,3}}(?:(?:upper|high) limits? (?:of )?|top |high )normal (?:or|to) (?:\w+ )?enlarged",
         r"borderline (?:cardiac|heart) (?:size|silhouette)"
         r"|(?:heart|cardiac)(?: size| silhouette)? (?:is |appears? |remains )?borderline(?: in size)?",
     ),

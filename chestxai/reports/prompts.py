@@ -1,32 +1,51 @@
 """The prompt made of a report."""
 
 import re
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
 
 from chestxai.reports.findings import mentions
+from chestxai.reports.lexicon import ANY
 from chestxai.reports.sections import clean, sections
 from chestxai.runs import InputError
 
 _ORDERS = {"impression": ("impression", "findings")} | dict.fromkeys(("findings", "report"), ("findings", "impression"))
-# A text of these words alone says nothing by itself: it refers to another section ("as above") or to an earlier image
+# A sentence of these words alone says nothing by itself: it refers to another section ("as above") or to an earlier image
 # ("no interval change"), or a removed placeholder took its noun ("No acute thoracic.").
 _IDLE = re.compile(
     r"(?:\W|\d+|\b(?:the|an?|of|in|on|at|to|for|from|and|or|by|with|is|are|was|were|has|have|had|been|be|there|this"
-    r"|that|these|it|as|per|see|please|refer|above|below|described|discussed|noted|mentioned|stated|detailed|outlined"
-    r"|reported|same|findings?|impressions?|sections?|reports?|body|text|full|details?|description|no|not|any|evidence"
-    r"|interval|(?:significant|substantial|appreciable|relative|essential|gross|definite|previous)(?:ly)?|relevant"
-    r"|major|changes?|changed|unchanged|stable|stability|similar|since|compar(?:ed|isons?)|prior|earlier|last|old"
-    r"|recent|most|today|again|exam(?:ination)?s?|stud(?:y|ies)|films?|radiograph(?:s|ic|ically)?|images?|imaging"
-    r"|x-?rays?|views?|appearances?|overall|otherwise|remains?|available|none|acute|active|new|chest"
-    r"|(?:intra)?thoracic|cardio(?:pulmonary|thoracic)|pulmonary|cardiac|pleural|lungs?|heart|left|right|bilateral"
-    r"|upper|lower|middle|lobes?|bases?|mild|small|moderate|large|size)\b)*+"
+    r"|that|these|those|it|its|as|per|see|please|refer|above|below|described|discussed|noted|mentioned|stated|detailed"
+    r"|outlined|listed|reported|same|findings?|impressions?|conclusions?|sections?|reports?|body|text|full|details?"
+    r"|description|no|not|any|evidence|dictat(?:ed|ion)|ditto|cf|vide|n/?a|unknown|pending|status|quo|idem|likewise"
+    r"|interval|(?:significant|substantial|appreciable|relative|essential|gross|definite|previous|slight|mild|moderate"
+    r"|marked|considerable|partial|overall|minimal|near|complete|general)(?:ly)?|little|some|relevant|major|minor"
+    r"|changes?|changed|unchanged|stable|stability|similar|identical|since|without|than|compar(?:ed|isons?|able)|prior"
+    r"|earlier|last|old|recent|most|today|yesterday|again|exam(?:ination)?s?|stud(?:y|ies)|films?|images?|imaging"
+    r"|radiograph(?:s|ic|ically)?|x-?rays?|cxr|ct|views?|appearances?|otherwise|remains?|available|none|acute|active|new"
+    r"|now|(?:improv|worsen|progress|increas|decreas|regress)\w*|better|worse|chest|(?:intra)?thoracic|am|pm|days?|hours?"
+    r"|cardio(?:pulmonary|thoracic)|pulmonary|cardiac|pleural|lungs?|heart|left|right|bilateral|upper|lower|middle"
+    r"|lobes?|bases?|small|moderate|large|size)\b)*+"
 )
-_NO_FINDING = re.compile(r"\bno (?:(?!changes?\b)[\w-]+ )*findings?\b")
+_NO_FINDING = re.compile(r"\b(?:no|without) (?:(?!changes?\b|new\b|interval\b)[\w-]+ )*findings?\b")
+# A sentence about the report or its readers, or what to do next, describes the image only if it names an abnormality.
+_ABOUT = re.compile(
+    r"\b(?:discussed|communicated|conveyed|called|telephoned|paged|notified|relayed|informed|aware|electronically|signed"
+    r"|reviewed|agree|attending|resident|radiologist|physician|dictated|transcribed|correlat\w*|recommend\w*|follow-?up"
+    r"|follow up|suggested|advised?|refer to|see (?:the |also |separate )*\w+ (?:reports?|sections?|findings?))\b"
+)
+_SENTENCE = re.compile(r"(?<=[.!?;])(?<!\bdr\.)(?<!\bcf\.)\s+|\n")
 
 
 def says_something(text: str) -> bool:
     """Whether a text describes an image by itself, without another section or an earlier image."""
-    low = text.lower()
-    return _IDLE.fullmatch(low) is None or _NO_FINDING.search(low) is not None
+    return any(map(_describes, _SENTENCE.split(text.lower())))
+
+
+def _describes(sentence: str) -> bool:
+    if _ABOUT.search(sentence) and not ANY.search(sentence):
+        return False
+    return _IDLE.fullmatch(sentence) is None or _NO_FINDING.search(sentence) is not None
 
 
 def prompt_sections(report: str, mode: str = "impression") -> dict[str, str]:
@@ -77,3 +96,17 @@ def prompt(report: str, mode: str = "impression") -> str:
         InputError: unknown mode, a report that is too long, or one without a section that says something.
     """
     return " ".join(prompt_sections(report, mode).values())
+
+
+def prompt_counts(reports: Iterable[str], mode: str = "impression") -> dict[str, int]:
+    """How many of the prompts of ``reports`` are made of which sections, such as "findings" or "impression + addendum".
+
+    Those without any are "none"; ``mode`` is that of `prompt`.
+    """
+    counts: Counter[str] = Counter()
+    for report in reports:
+        names = "none"
+        with suppress(InputError):
+            names = " + ".join(prompt_sections(report, mode))
+        counts[names] += 1
+    return dict(counts.most_common())
