@@ -78,6 +78,7 @@ class Finding:
     severity: str | None = None
     boxes: tuple[Box, ...] = ()
     mask: np.ndarray | None = field(default=None, repr=False, compare=False)
+    where: str = field(default="", repr=False, compare=False)  #: file and line that state it, for messages
 
 
 @dataclass(frozen=True)

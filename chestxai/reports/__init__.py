@@ -16,6 +16,7 @@ from chestxai.reports.sections import clean, sections
 from chestxai.reports.tokens import locate, token_groups, token_positions
 
 __all__ = [
-    "SEVERITIES", "SYNONYMS", "ZONES", "Mention", "clean", "find", "is_english", "locate", "mentions", "name_in", "name_span",
-    "normal", "prompt", "prompt_counts", "prompt_sections", "says_something", "sections", "token_groups", "token_positions",
+    "SEVERITIES", "SYNONYMS", "ZONES", "Mention", "clean", "find", "is_english", "locate", "mentions", "name_in",
+    "name_span", "normal", "prompt", "prompt_counts", "prompt_sections", "says_something", "sections", "token_groups",
+    "token_positions",
 ]  # fmt: skip

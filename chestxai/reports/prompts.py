@@ -11,8 +11,8 @@ from chestxai.reports.sections import clean, sections
 from chestxai.runs import InputError
 
 _ORDERS = {"impression": ("impression", "findings")} | dict.fromkeys(("findings", "report"), ("findings", "impression"))
-# A sentence of these words alone says nothing by itself: it refers to another section ("as above") or to an earlier image
-# ("no interval change"), or a removed placeholder took its noun ("No acute thoracic.").
+# A sentence of these words alone says nothing by itself: it refers to another section ("as above") or to an earlier
+# image ("no interval change"), or a removed placeholder took its noun ("No acute thoracic.").
 _IDLE = re.compile(
     r"(?:\W|\d+|\b(?:the|an?|of|in|on|at|to|for|from|and|or|by|with|is|are|was|were|has|have|had|been|be|there|this"
     r"|that|these|those|it|its|as|per|see|please|refer|above|below|described|discussed|noted|mentioned|stated|detailed"

@@ -3,6 +3,7 @@
 The columns of the csv and the rules for findings are in ``data/cards/folder.md``.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -11,7 +12,7 @@ from unicodedata import normalize
 from chestxai import reports
 from chestxai.runs import InputError, MissingError
 from chestxai.sources.cards import Card
-from chestxai.sources.records import Collector, Record, Studies, ensure, image_size
+from chestxai.sources.records import Collector, Record, Studies, ensure, frame_of, stated
 from chestxai.sources.shapes import parse_box
 from chestxai.sources.splits import FRACTIONS, NAMES, split_patients
 from chestxai.sources.tables import csv_rows
@@ -19,8 +20,11 @@ from chestxai.studies import FINDINGS, Box, Finding, Study
 
 CARD = Card.read("folder")
 
-# What programs write where there is no box.
-_NO_BOX = [{cell} for cell in ("", "nan", "none", "null", "na", "n/a", "-", "0", "0.0", "-1", "-1.0")]
+# What people and programs write where there is no box, in each of the four cells.
+_NO_BOX = re.compile(
+    r"|<?na[nt]?>?|#?n[./]?/?a\.?|none|null|nil|no(?: box)?|missing|absent|unknown|false|[-–—.?]+|\[\s*\]|\(\s*\)"
+    r"|[+-]?(?:0+\.?0*|\.0+)|-1(?:\.0*)?"
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class _Row:
     box: Box | None
     patient: str
     split: str
+    frame: tuple[str, str]
 
 
 def load(root: Path, split: str = "test", *, seed: int = 0) -> Studies:
@@ -44,6 +49,13 @@ def load(root: Path, split: str = "test", *, seed: int = 0) -> Studies:
     """
     data = Collector(CARD, root, split)
     images = _images(data)
+    english = data.english({row.text for rows in images.values() for row in rows})
+    # Of a name with accents, some systems store the decomposed form.
+    paths = (
+        {}
+        if all(map(str.isascii, images))
+        else {normalize("NFC", path.relative_to(root).as_posix()): path for path in root.rglob("*")}
+    )
     patients = {name: _patient(name, rows) for name, rows in images.items()}
     splits = _splits(images, patients, seed)
     # A row left out is known by its image, which may be all it tells.
@@ -51,11 +63,12 @@ def load(root: Path, split: str = "test", *, seed: int = 0) -> Studies:
 
     def study(record: Record) -> Study:
         name, rows = record.name, images[record.name]
-        # Of a name with accents, some systems store the decomposed form.
-        path = next((p for form in ("NFC", "NFD") if (p := root / normalize(form, name)).is_file()), root / name)
-        size = image_size(path, name)
+        path = paths.get(name, root / name)
+        frames = {row.frame for row in rows} - {("", "")}
+        ensure(len(frames) <= 1, f"two frames of one image ({name})")
+        size = frame_of(data.size(path, record.where, name), *(frames.pop() if frames else ("", "")))
         report = "\n".join(dict.fromkeys(row.text for row in rows))
-        findings = _findings(data, name, rows, size)
+        findings = _findings(data, name, rows, size, english)
         return Study(name, record.patient, "folder", split, report, size, findings, path)
 
     records = [
@@ -66,11 +79,13 @@ def load(root: Path, split: str = "test", *, seed: int = 0) -> Studies:
     return data.studies(records, study)
 
 
-def _findings(data: Collector, image: str, rows: Iterable[_Row], size: tuple[int, int]) -> tuple[Finding, ...]:
-    """The findings of one image in the order of its rows."""
+def _findings(
+    data: Collector, image: str, rows: Iterable[_Row], size: tuple[int, int], english: bool
+) -> tuple[Finding, ...]:
+    """The findings of one image in the order of its rows; texts are read if they are ``english``."""
     findings: dict[tuple[str, str], Finding] = {}
     for row in rows:
-        mentions = reports.find(row.text)
+        mentions = [replace(f, where=row.where) for f in reports.find(row.text)] if english else []
         if not row.finding and row.box is None:
             for finding in mentions:
                 findings.setdefault((finding.name, finding.phrase), finding)
@@ -78,13 +93,11 @@ def _findings(data: Collector, image: str, rows: Iterable[_Row], size: tuple[int
         with data.record(row.where):
             boxes = (data.clip(row.box, size, row.where, image),) if row.box else ()
             name = row.finding or _only(mentions)
-            # A mention as present says more about a box than a negation elsewhere in the text.
-            same = sorted((f for f in mentions if f.name == name), key=lambda f: not f.present)
-            base = same[0] if same else Finding(name)
-            before = findings.get((name, row.text), Finding(name))
+            before = findings.get((name, row.text), Finding(name, where=row.where))
             boxes = tuple(dict.fromkeys((*before.boxes, *boxes)))
-            side, present = row.side or before.side or base.side, base.present or bool(boxes)
-            findings[name, row.text] = replace(base, phrase=row.text, present=present, side=side, boxes=boxes)
+            base = stated(mentions, name, boxes, size[1])
+            about = {"side": row.side or before.side or base.side, "boxes": boxes, "where": before.where}
+            findings[name, row.text] = replace(base, phrase=row.text, present=base.present or bool(boxes), **about)
     return tuple(findings.values())
 
 
@@ -105,15 +118,14 @@ def _images(data: Collector) -> dict[str, list[_Row]]:
     if not paths:
         raise MissingError(f"{data.root} has no csv file. {CARD.get}")
     images: dict[str, list[_Row]] = {}
-    optional = ("finding", "side", "patient", "split")
+    optional = ("finding", "side", "patient", "split", "height", "width")
     for path in paths:
         rows = csv_rows(path, ("image", "text"), CARD.get, optional, together=("x", "y", "w", "h"), fold=False)
         for where, (image, *cells) in rows:
             with data.record(where):
                 name = _path(image)
                 with data.record(where, name):
-                    row = _row(where, name, *cells)
-                    images.setdefault(name, []).append(row)
+                    images.setdefault(name, []).append(_row(data, where, name, *cells))
     data.require(images, data.root)
     return images
 
@@ -127,16 +139,21 @@ def _path(text: str) -> str:
     return str(path)
 
 
-def _row(where: str, image: str, text: str, finding: str, side: str, patient: str, split: str, *box: str) -> _Row:
+def _row(data: Collector, where: str, image: str, text: str, *cells: str) -> _Row:
+    finding, side, patient, split, height, width, *box = cells
     finding = " ".join(finding.split())
     finding = next((name for name in FINDINGS if name.lower() == finding.lower().replace("_", " ")), finding)
     side, split = side.lower(), split.lower()
     ensure(text, f"row without a text ({image})")
     ensure(side in ("", "left", "right", "bilateral"), f"unknown side ({side!r}: left, right or bilateral)")
     ensure(not split or split in NAMES, f"unknown split ({split!r}: train, val or test)")
-    place = None if {*map(str.lower, box)} in _NO_BOX else parse_box(box)
+    place = None
+    if not all(_NO_BOX.fullmatch(cell.lower()) for cell in box):
+        # A broken box says nothing against the text of its row.
+        with data.record(where, image):
+            place = parse_box(box)
     ensure(not side or finding or place, f"side without a finding ({image})")
-    return _Row(where, text, finding, side, place, patient, NAMES.get(split, ""))
+    return _Row(where, text, finding, side, place, patient, NAMES.get(split, ""), (height, width))
 
 
 def _patient(image: str, rows: Sequence[_Row]) -> str:

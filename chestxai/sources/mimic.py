@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from chestxai import reports, runs
 from chestxai.runs import InputError
 from chestxai.sources.cards import Card
-from chestxai.sources.records import MOST, Collector, Record, Studies, ensure, read_items
+from chestxai.sources.records import MOST, Collector, Record, Studies, ensure, read_items, stated
 from chestxai.sources.shapes import Number, parse_box
 from chestxai.sources.splits import BOXED, NAMES, later_split, split_patients
 from chestxai.sources.tables import csv_rows, decode, read_json
@@ -101,7 +101,7 @@ def load(
         ensure(image.study in stated or image.boxes, f"no labels (s{image.study})")
         report, (findings, uncertain) = texts[image.study], stated.get(image.study, ((), ""))
         if image.boxes:
-            located = _located(data, image.boxes, report, mode, named)
+            located = _located(data, image, report, mode, named)
             names = {finding.name for finding in located}
             findings = located + tuple(finding for finding in findings if finding.name not in names)
         about = {"view": image.view, "study": image.study} | ({"uncertain": uncertain} if uncertain else {})
@@ -122,10 +122,11 @@ def _stated(*labels: str) -> tuple[tuple[Finding, ...], str]:
     return findings, "|".join(name for name, value in values.items() if value == -1)
 
 
-def _located(data: Collector, boxes: Iterable[_Phrase], report: str, mode: str, named: bool) -> tuple[Finding, ...]:
+def _located(data: Collector, image: _Image, report: str, mode: str, named: bool) -> tuple[Finding, ...]:
     """The findings with boxes of one image, in the order of the boxes."""
+    width = image.size[1]
     groups: dict[tuple[str, str], list[_Phrase]] = {}
-    for box in boxes:
+    for box in image.boxes:
         with data.record(box.where):
             phrase = box.phrase if mode == "phrase" else reports.prompt(report)
             if named and not reports.name_in(phrase, box.name):
@@ -133,9 +134,9 @@ def _located(data: Collector, boxes: Iterable[_Phrase], report: str, mode: str, 
             groups.setdefault((box.name, phrase), []).append(box)
     findings = []
     for (name, phrase), members in groups.items():
-        base = next((f for f in reports.find(members[0].phrase) if f.name == name), Finding(name))
         places = tuple(dict.fromkeys(box.box for box in members))
-        findings.append(Finding(name, phrase, True, base.side, base.zone, base.severity, places))
+        base = stated(reports.find(members[0].phrase), name, places, width)
+        findings.append(replace(base, phrase=phrase, present=True, boxes=places, where=members[0].where))
     return tuple(findings)
 
 

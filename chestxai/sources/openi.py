@@ -10,21 +10,23 @@ import re
 import tarfile
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
+from typing import Annotated
 from xml.etree.ElementTree import Element
 
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import fromstring
+from pydantic import BaseModel, ConfigDict, Field
 
 from chestxai import reports, runs
 from chestxai.runs import InputError, MissingError
 from chestxai.sources.cards import Card
-from chestxai.sources.records import Collector, Record, Studies, ensure, image_size
-from chestxai.sources.splits import FRACTIONS, split_patients
-from chestxai.sources.tables import csv_rows
+from chestxai.sources.records import MOST, Collector, Record, Studies, ensure, image_size, read_items
+from chestxai.sources.splits import FRACTIONS, later_split, split_patients
+from chestxai.sources.tables import csv_rows, read_json
 from chestxai.studies import Finding, Study
 
 CARD = Card.read("openi")
@@ -32,6 +34,7 @@ CARD = Card.read("openi")
 # The official reports have at most 9 kB each and 24 MB together: far more is an accident or a bomb.
 _LARGEST_REPORT = 1_000_000
 _LARGEST_ARCHIVE = 256_000_000
+_SPLITS = ("train", "val", "test")
 _NAME = re.compile(r"(?:CXR)?(\d+)(?:_\d+)?_(IM-\d+(?:-\d+)+)(?:\.\w+)*")
 #: Report number and image number.
 _Key = tuple[str, str]
@@ -54,10 +57,11 @@ def load(root: Path, split: str = "test", *, seed: int = 0) -> Studies:
         seed: Of the split.
     """
     data = Collector(CARD, root, split)
-    files = data.images("NLMCXR_png", "images", "images/images_normalized")
-    documents = _reports(data)
-    images = _by_key(data, files)
+    if (root / "annotation.json").is_file():
+        return _r2gen(data, root / "annotation.json")
+    images = _by_key(data, data.images("NLMCXR_png", "images", "images/images_normalized"))
     views = _views(data)
+    documents = _reports(data, {*images, *(views or ())})
     data.splits = split_patients((*(r.uid for r in documents), *(f"CXR{key[0]}" for key in images)), FRACTIONS, seed)
 
     claimed: dict[_Key, str] = {}
@@ -79,22 +83,51 @@ def load(root: Path, split: str = "test", *, seed: int = 0) -> Studies:
     ensure(len(orphans) < len(images), f"{none}. {CARD.get}")
     for key in orphans:
         data.skip(images[key].name, "no report for this image", f"CXR{key[0]}")
+    return _studies(data, records, views)
+
+
+def _studies(data: Collector, records: list[Record], views: dict[_Key, str] | None) -> Studies:
+    """The studies of the split, of ``records`` whose cells are report and file."""
     illustrated = len({record.patient for record in records})
     if views is None and len(records) > 1.25 * illustrated:
         lateral = (
             f"{len(records)} images of {illustrated} reports: lateral ones are among them, and nothing tells which"
         )
         remedy = "To keep the frontal ones, put indiana_projections.csv (columns filename,projection) beside the images"
-        warnings.warn(f"{root}: {lateral}. {remedy}", stacklevel=3)
+        warnings.warn(f"{data.root}: {lateral}. {remedy}", stacklevel=4)
+    data.english({record.cells[0].text for record in records})
 
     def study(record: Record) -> Study:
         report, path = record.cells
         findings, about = _findings(report.text), {"view": "frontal"} if views else {}
         about |= report.terms
         size = image_size(path)
-        return Study(record.name, report.uid, "openi", split, report.text, size, findings, path, attributes=about)
+        here = (data.split, report.text, size, findings, path)
+        return Study(record.name, report.uid, "openi", *here, attributes=about)
 
-    return data.studies([r for r in records if data.splits[r.patient] == split], study, allow_none=True)
+    return data.studies([r for r in records if data.splits[r.patient] == data.split], study, allow_none=True)
+
+
+class _Pair(BaseModel):
+    model_config = ConfigDict(strict=True)
+    id: str = Field(pattern=r"^CXR\d+_IM-[\d-]+$")
+    report: str = Field(max_length=_LARGEST_REPORT)
+    # They become paths: nothing but a folder and the name of a file may pass.
+    image_path: list[Annotated[str, Field(pattern=r"^[\w-]+/[\w-]+\.(?:png|jpe?g)$")]] = Field(max_length=MOST)
+
+
+def _r2gen(data: Collector, path: Path) -> Studies:
+    """The studies of the json that R2Gen (Chen et al. 2020) made of Open-i, with its splits; without projections."""
+    content, records = read_json(path, dict, CARD.get, _SPLITS), []
+    for split in _SPLITS:
+        for where, pair in read_items(data, path, content, split, _Pair):
+            uid = pair.id.partition("_")[0]
+            data.splits[uid] = later_split(data.splits.get(uid, "train"), split)
+            report = _Report(uid, " ".join(pair.report.split()), tuple(pair.image_path), {})
+            files = [(f"{pair.id}-{PurePosixPath(name).stem}", data.root / "images" / name) for name in pair.image_path]
+            records += [Record(where, name, uid, (report, file)) for name, file in files]
+    data.require(records, path, "image")
+    return _studies(data, records, None)
 
 
 @cache  # The images of an examination share its report.
@@ -122,15 +155,33 @@ def _by_key(data: Collector, files: dict[str, Path]) -> dict[_Key, Path]:
     return images
 
 
-def _reports(data: Collector) -> list[_Report]:
-    """All reports in the order of their numbers."""
+def _reports(data: Collector, images: Iterable[_Key]) -> list[_Report]:
+    """All reports in the order of their numbers; those of Kaggle's table have the ``images`` of their number."""
     documents: dict[str, _Report] = {}
-    for name, content in sorted(_documents(data.root), key=lambda item: (len(item[0]), item[0])):
+    table = data.root / "indiana_reports.csv"
+    official = (data.root / "ecgen-radiology").is_dir() or (data.root / "NLMCXR_reports.tgz").is_file()
+    rows = _table(table, images) if table.is_file() and not official else _documents(data.root)
+    for name, content in sorted(rows, key=lambda item: (len(item[0]), item[0])):
         with data.record(name):
-            report = _parse(content)
+            report = content if isinstance(content, _Report) else _parse(content)
             ensure(documents.setdefault(report.uid, report) is report, f"duplicate report (of {report.uid})")
     data.require(documents, data.root, "report")
     return list(documents.values())
+
+
+def _table(path: Path, images: Iterable[_Key]) -> Iterator[tuple[str, _Report | InputError]]:
+    """Line and report of every row of Kaggle's table."""
+    names: dict[str, list[str]] = {}
+    for number, image in sorted(images):
+        names.setdefault(number, []).append(f"CXR{number}_{image}")
+    labels = ("indication", "comparison", "findings", "impression")
+    for where, (uid, *parts, mesh) in csv_rows(path, ("uid", *labels), CARD.get, ("MeSH",)):
+        number = uid.removeprefix("CXR").removesuffix(".0").lstrip("0")
+        if not re.fullmatch(r"[0-9]{1,9}", number):
+            yield where, InputError(f"uid {uid[:40]!r} is no number")
+            continue
+        text = "\n".join(f"{label.upper()}: {part}" for label, part in zip(labels, parts, strict=True) if part)
+        yield where, _Report(f"CXR{number}", text, tuple(names.get(number, ())), {"mesh_major": mesh} if mesh else {})
 
 
 def _documents(root: Path) -> Iterator[tuple[str, bytes | OSError | InputError]]:

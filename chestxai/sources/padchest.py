@@ -6,6 +6,7 @@ The layout of the folder and the rules for findings are in ``data/cards/padchest
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from chestxai import reports
 from chestxai.sources.cards import Card
-from chestxai.sources.records import MOST, Collector, Record, Studies, ensure, image_size, valid
+from chestxai.sources.records import MOST, Collector, Record, Studies, ensure, image_size, stated, valid
 from chestxai.sources.shapes import parse_box
 from chestxai.sources.splits import NAMES, later_split
 from chestxai.sources.tables import csv_rows, read_json
@@ -122,8 +123,8 @@ def _findings(
         data.skip(where, f"box of none of the eight findings ({', '.join(labels) or 'no label'})")
     findings = []
     for name in names:
-        base = next((f for f in mentions if f.name == name and f.present), Finding(name))
-        findings.append(Finding(name, text, True, base.side, base.zone, base.severity, boxes))
+        base = stated(mentions, name, boxes, size[1])
+        findings.append(replace(base, phrase=text, present=True, boxes=boxes, where=where))
     return findings
 
 

@@ -1,8 +1,10 @@
 """What the sources on disk share: finding files, listing what is left out, and naming what was loaded."""
 
 import os
+import re
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +13,10 @@ from typing import Any
 from PIL import Image
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from chestxai import runs
+from chestxai import reports, runs
 from chestxai.runs import InputError, MissingError
 from chestxai.sources.cards import Card
-from chestxai.studies import FORMATS, Box, Study, is_dicom, orientation, read_dicom
+from chestxai.studies import FINDINGS, FORMATS, Box, Finding, Study, is_dicom, orientation, read_dicom, windows
 
 #: Rows, such as boxes, that an image may have: readers draw a few, and comparing each with each takes its time.
 MOST = 500
@@ -96,6 +98,19 @@ class Collector:
     def skip(self, where: str, reason: object, patient: str = "") -> None:
         """List the record at ``where`` with its ``reason``, in the split of its ``patient``, or in all if unknown."""
         self._skipped.append((f"{where}: {reason}", patient))
+
+    def english(self, texts: Collection[str]) -> bool:
+        """Whether findings may be read in ``texts``, most of which are English; warns once of those that are not."""
+        foreign = [text for text in texts if not reports.is_english(text)]
+        if len(foreign) > len(texts) / 100:
+            count = f"{len(foreign)} of {len(texts)} texts are not in English"
+            remedy = "no findings are read in them; name findings in a column of the table, or translate"
+            warnings.warn(f"{self.root}: {count}, such as {foreign[0][:60]!r}: {remedy}", stacklevel=3)
+        return len(foreign) <= len(texts) / 2
+
+    def size(self, path: Path, where: str, name: str = "") -> tuple[int, int]:
+        """As `image_size`, of the record at ``where``; lists a DICOM file whose windows show nothing."""
+        return image_size(path, name, lambda reason: self.skip(where, reason))
 
     @contextmanager
     def record(self, where: str, patient: str = "") -> Iterator[None]:
@@ -187,15 +202,16 @@ def read_items(
     for i, item in enumerate(content[key]):
         where = f"{path.name}:{key}[{i}]"
         with data.record(where):
-            yield where, valid(schema, item, "not of COCO's format")
+            yield where, valid(schema, item, "not of the format")
 
 
-def image_size(path: Path, name: str = "") -> tuple[int, int]:
+def image_size(path: Path, name: str = "", tell: Callable[[str], None] | None = None) -> tuple[int, int]:
     """``(height, width)`` of a PNG, JPEG or DICOM file at ``path`` as `read_image` gives it, from its header.
 
     Args:
         path: Of the file.
         name: What messages call it.
+        tell: Called with a reason if the windows of a DICOM file have no width and are left out.
 
     Raises:
         InputError: There is no file, or its header cannot be read.
@@ -204,6 +220,8 @@ def image_size(path: Path, name: str = "") -> tuple[int, int]:
     try:
         if is_dicom(path):
             header = read_dicom(path, header=True)
+            if tell and "WindowWidth" in header and not windows(header):
+                tell(f"window without width or centre, the full range is shown ({name or path.name})")
             return int(header.Rows), int(header.Columns)
         with Image.open(path, formats=FORMATS) as image:
             return (image.height, image.width) if orientation(image) < 5 else (image.width, image.height)
@@ -214,6 +232,40 @@ def image_size(path: Path, name: str = "") -> tuple[int, int]:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         kind = type(error.__cause__ or error).__name__
         raise InputError(f"unreadable image header ({path.name}: {kind})") from error
+
+
+def frame_of(size: tuple[int, int], height: str, width: str) -> tuple[int, int]:
+    """The frame of the boxes of an image: ``height`` and ``width`` as its table has them, "" for those of the file.
+
+    ``size`` is the file's, (height, width), which may be that of a resized copy.
+
+    Raises:
+        InputError: They are no positive numbers, or of another shape than the image.
+    """
+    if not height and not width:
+        return size
+    digits = [text.removesuffix(".0") for text in (height, width)]
+    ensure(all(re.fullmatch(r"[1-9][0-9]{0,4}", text) for text in digits), f"no frame ({width!r} × {height!r})")
+    frame = int(digits[0]), int(digits[1])
+    # Rounded to whole pixels, the shape of a small copy differs a little.
+    same = abs(frame[0] * size[1] / (frame[1] * size[0]) - 1) <= 0.02 + 1 / min(size)
+    ensure(same, f"frame of another shape than the image ({frame[0]} × {frame[1]}, not {size[0]} × {size[1]})")
+    return frame
+
+
+def stated(mentions: Iterable[Finding], name: str, boxes: Sequence[Box], width: int) -> Finding:
+    """The one of ``mentions`` that states the finding ``name``: present, and on the side of its ``boxes``.
+
+    A text may deny the finding, or place it elsewhere, first. ``width`` is that of the boxes' frame. If none names it,
+    the finding has the side of its boxes where that is one and the name none of the eight.
+    """
+    # The patient's right is on the image's left.
+    sides = {"right" if box.x + box.w / 2 < width / 2 else "left" for box in boxes}
+    side = sides.pop() if len(sides) == 1 else None
+    own = [finding for finding in mentions if finding.name == name]
+    nothing = Finding(name, side=None if name in FINDINGS else side)
+    elsewhere = {"left", "right"} - {side} if side else ()
+    return min(own, key=lambda finding: (not finding.present, finding.side in elsewhere), default=nothing)
 
 
 def labelled_report(findings: Sequence[str], others: Sequence[str] = ()) -> tuple[str, dict[str, str]]:

@@ -129,5 +129,5 @@ def read_json(path: Path, kind: type, advice: str, lists: Names = ()) -> Any:
         raise InputError(f"{error}; if it is damaged or cut off, delete it and download it again. {advice}") from error
     missing = [key for key in lists if not isinstance(content.get(key), list)]
     if missing:
-        raise InputError(f"{path}: lists of {', '.join(missing)} are missing: not in COCO's format. {advice}")
+        raise InputError(f"{path}: lists of {', '.join(missing)} are missing. {advice}")
     return content

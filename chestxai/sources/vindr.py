@@ -14,9 +14,9 @@ import numpy as np
 
 from chestxai.runs import InputError
 from chestxai.sources.cards import Card
-from chestxai.sources.records import MOST, Collector, Record, Studies, ensure, image_size, labelled_report
+from chestxai.sources.records import MOST, Collector, Record, Studies, ensure, frame_of, labelled_report
 from chestxai.sources.shapes import parse_box
-from chestxai.sources.splits import TRAIN_VAL, split_patients
+from chestxai.sources.splits import FRACTIONS, TRAIN_VAL, split_patients
 from chestxai.sources.tables import csv_rows
 from chestxai.studies import FINDINGS, Box, Finding, Study
 
@@ -28,6 +28,12 @@ NORMAL = "No finding"
 #: The files do not agree on the case of the classes.
 _SPELLINGS = {label.lower(): label for label in (*LABELS, *OTHERS, NORMAL)}
 _CONSENSUS = "consensus"
+# Kaggle numbers the classes in the order of their names, the normal ones last.
+_CLASSES = (*sorted((
+    "Aortic enlargement", "Atelectasis", "Calcification", "Cardiomegaly", "Consolidation", "ILD", "Infiltration",
+    "Lung Opacity", "Nodule/Mass", "Other lesion", "Pleural effusion", "Pleural thickening", "Pneumothorax",
+    "Pulmonary fibrosis",
+)), NORMAL)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -36,6 +42,8 @@ class _Image(Record):
     votes: dict[str, set[str]] = field(default_factory=dict)
     #: Finding → reader, box and csv line of each box.
     boxes: dict[str, list[tuple[str, Box, str]]] = field(default_factory=dict)
+    #: Height and width of the frame of the boxes as the table has them.
+    frame: tuple[str, ...] = ("", "")
 
 
 def load(root: Path, split: str = "test", *, agree: int = 2, overlap: float = 0.5, seed: int = 0) -> Studies:
@@ -43,7 +51,7 @@ def load(root: Path, split: str = "test", *, agree: int = 2, overlap: float = 0.
 
     Args:
         root: Folder with the layout of the card; only what belongs to the split is needed.
-        split: "train", "val" (both from the official train split) or "test".
+        split: "train", "val" (both from the official train split) or "test"; of Kaggle's table, 80, 10 and 10 %.
         agree: Number of training readers, 1 to 3, who must name a finding, and draw a box, for it to count.
         overlap: Mean IoU in (0, 1] from which boxes are taken for one.
         seed: Of train and val.
@@ -52,14 +60,24 @@ def load(root: Path, split: str = "test", *, agree: int = 2, overlap: float = 0.
     ensure(valid, f"agree is 1, 2 or 3 and overlap above 0, at most 1; got {agree}, {overlap}")
     data = Collector(CARD, root, split)
     part = "test" if split == "test" else "train"
+    tables = (f"annotations/annotations_{part}.csv", f"annotations_{part}.csv")
+    # Kaggle gives the official train split only.
+    kaggle = data.find("train.csv") if data.find(*tables) is None else None
+    part = "train" if kaggle else part
     folder = data.file(part)
-    images = _annotations(data, data.file(f"annotations/annotations_{part}.csv", f"annotations_{part}.csv"))
+    images = _annotations(data, kaggle or data.file(*tables))
+    if kaggle and (sizes := data.find("train_meta.csv")):
+        for _, (name, *frame) in csv_rows(sizes, ("image_id", "dim0", "dim1"), CARD.get):
+            if name in images:
+                images[name].frame = tuple(frame)
     _add_labels(data, data.find(f"annotations/image_labels_{part}.csv", f"image_labels_{part}.csv"), images)
-    data.splits = dict.fromkeys(images, "test") if part == "test" else split_patients(images, TRAIN_VAL, seed)
+    shares = FRACTIONS if kaggle else TRAIN_VAL
+    data.splits = dict.fromkeys(images, "test") if part == "test" else split_patients(images, shares, seed)
 
     def study(image: _Image) -> Study:
-        path = folder / f"{image.name}.dicom"
-        size = image_size(path, image.name)
+        files = (folder / f"{image.name}.{ending}" for ending in ("dicom", "dcm", "png", "jpg"))
+        path = next((file for file in files if file.is_file()), folder / f"{image.name}.dicom")
+        size = frame_of(data.size(path, image.where, image.name), *image.frame)
         # A consensus is one vote that stands for all.
         needed = 1 if _CONSENSUS in image.votes else agree
         findings, others = (
@@ -136,16 +154,18 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
 
 def _annotations(data: Collector, path: Path) -> dict[str, _Image]:
     images: dict[str, _Image] = {}
-    columns = ("image_id", "class_name", "x_min", "y_min", "x_max", "y_max")
-    for where, (name, text, *corners, reader) in csv_rows(path, columns, CARD.get, ("rad_id",)):
+    columns, optional = ("image_id", "x_min", "y_min", "x_max", "y_max"), ("rad_id", "height", "width")
+    rows = csv_rows(path, columns, CARD.get, (*optional, "class_name", "class_id"))
+    for where, (name, *corners, reader, height, width, text, number) in rows:
         # It becomes a path: nothing but an identifier may pass.
         safe = re.fullmatch(r"\w[\w-]{0,99}", name, re.ASCII)
         reader = reader or _CONSENSUS
         with data.record(where, name if safe else ""):
             ensure(safe, f"not an image_id ({name[:100]!r})")
+            text = _CLASSES[int(number)] if not text and re.fullmatch("[0-9]|1[0-4]", number) else text
             if (label := _SPELLINGS.get(text.lower())) is None:
-                raise InputError(f"unknown class ({text!r})")
-            image = images.setdefault(name, _Image(where, name, name))
+                raise InputError(f"unknown class ({text or number!r})")
+            image = images.setdefault(name, _Image(where, name, name, frame=(height, width)))
             image.votes.setdefault(reader, set()).add(label)
             if label == NORMAL or not any(corners):
                 continue
