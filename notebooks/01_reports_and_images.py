@@ -44,6 +44,8 @@ import pandas as pd
 from IPython.display import Markdown
 
 from chestxai import (
+    finetune,
+    grounding,
     knowledge,
     localization,
     models,
@@ -119,8 +121,9 @@ pd.DataFrame(
 
 # %%
 _, sheet, unreadable = to_images(profiles.sample(located, 8), 64)
+sheet, concluded, _ = finetune.study_prompts(sheet)
 plots.study_sheet(
-    sheet, titles=[shorten(reports.prompt(s.report), 90, placeholder=" …") for s in sheet]
+    sheet, titles=[shorten(text, 90, placeholder=" …") for text in concluded]
 )
 
 # %% [markdown]
@@ -382,7 +385,7 @@ Markdown(
 # %%
 pipeline = models.load_pipeline(settings.base, device="cpu")
 tokenizer, size = pipeline.tokenizer, models.image_size(pipeline)
-truths = phrases(boxed["test"])
+truths, _ = grounding.groundable(pipeline, phrases(boxed["test"]))
 chosen = next(
     (
         t
@@ -392,8 +395,11 @@ chosen = next(
     truths[0],
 )
 phrase = chosen.finding.phrase
-words = reports.name_in(phrase, chosen.finding.name) or phrase
-positions = reports.token_positions(tokenizer, phrase, words)
+span = grounding.target_span(chosen.finding)
+words, positions = (
+    phrase[slice(*span)],
+    reports.token_positions(tokenizer, phrase, span),
+)
 pieces = tokenizer.convert_ids_to_tokens(tokenizer(phrase)["input_ids"])
 pd.DataFrame(
     {
@@ -429,10 +435,11 @@ pd.DataFrame(
 
 
 # %%
-def reaches(phrase: str, words: str) -> bool:
-    """Whether the words survive the tokenizer."""
+def reaches(finding: Finding) -> bool:
+    """Whether the words that name it survive the tokenizer."""
     try:
-        return bool(reports.token_positions(tokenizer, phrase, words))
+        span = grounding.target_span(finding)
+        return bool(reports.token_positions(tokenizer, finding.phrase, span))
     except ValueError:
         return False
 
@@ -441,7 +448,7 @@ rows = []
 for finding in (f for s in boxed["test"] for f in s.present()):
     named = reports.name_in(finding.phrase, finding.name)
     place = bool(finding.boxes) or finding.mask is not None
-    read = reaches(finding.phrase, named or finding.phrase)
+    read = reaches(finding)
     rows.append((finding.name, place, place and named != "", place and read))
 funnel = pd.DataFrame(
     rows, columns=["finding", "has a place", "words name it", "can be grounded"]
@@ -452,7 +459,7 @@ counted.loc["all"] = counted.sum()
 counted
 
 # %% tags=["remove-input", "aggregate"]
-prompts = [reports.prompt(s.report) for s in studies["train"]]
+usable, prompts, _ = finetune.study_prompts(studies["train"])
 lengths = np.array([len(ids) for ids in tokenizer(prompts)["input_ids"]])
 Markdown(
     f"**{counted.loc['all', 'can be grounded']} of {counted.loc['all', 'test findings']} test findings can be "
@@ -647,9 +654,7 @@ area.groupby("finding")["area"].describe()[["count", "25%", "50%", "75%"]].sort_
 # off by the tokenizer?
 
 # %% tags=["solution"]
-whole = tokenizer([reports.prompt(s.report, "report") for s in studies["train"]])[
-    "input_ids"
-]
+whole = tokenizer([reports.prompt(s.report, "report") for s in usable])["input_ids"]
 for name, n in (("impression", lengths), ("report", np.array(list(map(len, whole))))):
     print(
         f"{name}: {(n > tokenizer.model_max_length).mean():.1%} cut off, median {np.median(n):.0f} tokens"

@@ -86,10 +86,13 @@ Markdown(
 # A phrase becomes tokens. Those that name the finding are read.
 
 # %%
-example = next((t for t in test if t.finding.name == "Pleural Effusion"), test[0])
+readable, _ = grounding.groundable(pipeline, test, settings.grounding.target)
+effusions = (t for t in readable if t.finding.name == "Pleural Effusion")
+example = next(effusions, readable[0])
 prompt = example.finding.phrase
-words = grounding.target_words(example, settings.grounding.target)
-positions = reports.token_positions(pipeline.tokenizer, prompt, words)
+span = grounding.target_span(example.finding, settings.grounding.target)
+words = prompt[slice(*span)]
+positions = reports.token_positions(pipeline.tokenizer, prompt, span)
 ids = models.tokenize(pipeline, [prompt])["input_ids"][0]
 tokens = pipeline.tokenizer.convert_ids_to_tokens(ids)
 used = len(pipeline.tokenizer(prompt)["input_ids"])
@@ -149,7 +152,7 @@ timesteps = grounding.paper_timesteps(
     settings.grounding.last,
     settings.grounding.stride,
 )
-heatmap = grounding.ground(pipeline, image, prompt, words, timesteps, seed)
+heatmap = grounding.ground(pipeline, image, prompt, span, timesteps, seed)
 plots.overlay(
     image,
     heatmap.values,
@@ -171,13 +174,16 @@ def mask_of(truth):
 
 
 located = phrases(profiles.studies(settings, "val", data, boxes=True))
+located, _ = grounding.groundable(pipeline, located, settings.grounding.target)
 sampled = profiles.sample(located, 32, seed)
 images, studies, _ = to_images([t.study for t in sampled], size, settings.data.fit)
 row_of = {study.id: i for i, study in enumerate(studies)}
 validation = [t for t in sampled if t.study.id in row_of]
 val_images = images[[row_of[t.study.id] for t in validation]]
 val_prompts = [t.finding.phrase for t in validation]
-val_words = [grounding.target_words(t, settings.grounding.target) for t in validation]
+val_words = [
+    grounding.target_span(t.finding, settings.grounding.target) for t in validation
+]
 val_masks = [mask_of(t) for t in validation]
 
 

@@ -465,7 +465,7 @@ Markdown("On the same phrases, paired:\n\n" + "\n".join(lines))
 sampled = profiles.sample([test[i] for i in rows], 32, seeds[0])
 images = np.stack([frame_of(t).image(t.study.pixels()) for t in sampled])
 prompts = [t.finding.phrase for t in sampled]
-words = [grounding.target_words(t, settings.grounding.target) for t in sampled]
+words = [grounding.target_span(t.finding, settings.grounding.target) for t in sampled]
 checks = {}
 for name, parts in {
     "as trained": [],

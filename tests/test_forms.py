@@ -6,6 +6,7 @@ import json
 import unicodedata
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from pydicom import dcmread
 from pydicom.encaps import encapsulate
 from pydicom.uid import ImplicitVRLittleEndian, JPEGExtended12Bit, JPEGLosslessSV1
 
-from chestxai import reports, sources
+from chestxai import grounding, models, reports, sources
 from chestxai.sources.records import stated
-from chestxai.studies import Box, Finding, read_image, value_range
+from chestxai.studies import Box, Finding, phrases, read_image, value_range
 from tests.pictures import ramp
 from tests.test_studies import dicom
 
@@ -287,3 +288,28 @@ class TestDicom:
             del elements.file_meta
             elements.save_as(path, implicit_vr=ImplicitVRLittleEndian.is_implicit_VR, little_endian=True)
         assert np.unique(read_image(path)).size == 256
+
+
+class TestLongPhrases:
+    def test_one_is_listed_with_its_file_and_row_and_none_is_refused(self, tmp_path):
+        long = "Small left pleural effusion" + " seen again on this view" * 20
+        rows = [f"a.png,{long}.,Edema,5,5,20,20,test", "b.png,Small effusion.,Pleural Effusion,5,5,20,20,test"]
+        truths = phrases(folder(tmp_path, *rows))
+        pipeline = SimpleNamespace(tokenizer=models.load_pipeline("tiny", device="cpu").tokenizer)
+        kept, lines = grounding.groundable(pipeline, truths)
+        assert [truth.study.id for truth in kept] == ["b.png"]
+        assert "(t.csv:2): the phrase" in lines[0]
+        assert "is cut off" in lines[0]
+        with pytest.raises(ValueError, match=r"none of 1 phrases can be read; the first: a\.png.*\(t\.csv:2\)"):
+            grounding.groundable(pipeline, truths[:1])
+
+
+def test_the_sections_of_prompts_are_counted():
+    texts = [
+        "IMPRESSION: Edema.",
+        "IMPRESSION: As above.\nFINDINGS: Edema.",
+        "IMPRESSION: Clear.\nADDENDUM: Edema.",
+        "__",
+    ]
+    expected = {"impression": 1, "findings": 1, "impression + addendum": 1, "none": 1}
+    assert reports.prompt_counts(texts) == expected

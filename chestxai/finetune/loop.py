@@ -21,7 +21,7 @@ from diffusers.training_utils import EMAModel, compute_snr
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from chestxai import models, runs
+from chestxai import models, reports, runs
 from chestxai.finetune import launch
 from chestxai.finetune.checkpoints import Log, State, load_checkpoint, prepare, tidy_run
 from chestxai.finetune.latents import training_latents
@@ -121,8 +121,13 @@ def finetune(
                     "recipe": recipe.model_dump(),
                     "seed": seed,
                     "settings": settings.model_dump(),
-                    "data": {"fingerprint": _print(studies), "studies": len(prompts), "skipped": skipped}
-                    | {"prompts_cut": cut},
+                    "data": {
+                        "fingerprint": _print(studies),
+                        "studies": len(prompts),
+                        "sections": reports.prompt_counts(study.report for study in studies),
+                        "skipped": skipped,
+                        "prompts_cut": cut,
+                    },
                     "processes": accelerator.num_processes,
                     "seconds": round(float(log["seconds"].iloc[-1]), 2),
                     "wall_seconds_last_start": round(time.perf_counter() - started, 2),

@@ -19,7 +19,7 @@ leaves the maps of a run's checkpoints where chapter 3 of the book finds them fi
 """
 
 from chestxai.grounding.command import main
-from chestxai.grounding.dataset import CHUNK, ground_run, ground_truths, target_span, target_words
+from chestxai.grounding.dataset import CHUNK, ground_run, ground_truths, groundable, target_span, target_words
 from chestxai.grounding.heatmaps import Heatmap, ground, ground_groups, ground_layers, ground_many
 from chestxai.grounding.passes import Passes, paper_timesteps
 
@@ -33,6 +33,7 @@ __all__ = [
     "ground_many",
     "ground_run",
     "ground_truths",
+    "groundable",
     "main",
     "paper_timesteps",
     "target_span",

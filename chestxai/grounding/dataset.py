@@ -43,6 +43,37 @@ def target_words(truth: GroundTruth, target: str = "finding") -> str:
     return truth.finding.phrase[start:end]
 
 
+def groundable(
+    pipeline: StableDiffusionPipeline, truths: Sequence[GroundTruth], target: str = "finding"
+) -> tuple[list[GroundTruth], list[str]]:
+    """The rows of ``truths`` whose words the tokenizer takes, and a line for each of the others with its file and row.
+
+    Args:
+        pipeline: whose tokenizer reads the phrases.
+        truths: of `studies.phrases`.
+        target: see `target_span`.
+
+    Raises:
+        InputError: there are rows, but none can be read.
+    """
+    kept, lines = [], []
+    for truth in truths:
+        try:
+            span = target_span(truth.finding, target)
+            reports.token_positions(pipeline.tokenizer, truth.finding.phrase, span)
+            kept.append(truth)
+        except InputError as error:
+            lines.append(_line(truth, error))
+    if lines and not kept:
+        raise InputError(f"none of {len(lines)} phrases can be read; the first: {lines[0]}")
+    return kept, lines
+
+
+def _line(truth: GroundTruth, error: Exception) -> str:
+    where = f" ({truth.finding.where})" if truth.finding.where else ""
+    return " ".join(f"{truth.key[:200]}{where}: {error}".split())
+
+
 def ground_truths(
     pipeline: StableDiffusionPipeline,
     truths: Sequence[GroundTruth],
@@ -115,7 +146,7 @@ def _ground_chunk(
             image = Frame(*truth.study.size, size, fit).image(truth.study.pixels())
             kept.append((i, image, truth.finding.phrase, words))
         except ValueError as error:
-            lines.append(" ".join(f"{truth.key}: {error}".split()))
+            lines.append(_line(truth, error))
     if not kept:
         return np.zeros((0, 1, 1), np.float32), [], lines
     rows, images, prompts, words = zip(*kept, strict=True)

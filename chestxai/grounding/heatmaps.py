@@ -46,7 +46,7 @@ def ground(
     pipeline: StableDiffusionPipeline,
     image: np.ndarray | None,
     prompt: str,
-    phrase: str | None = None,
+    phrase: str | tuple[int, int] | None = None,
     timesteps: Sequence[int] | None = None,
     seed: int = 0,
     **options: Any,
@@ -57,7 +57,7 @@ def ground(
         pipeline: of `models.load_pipeline`.
         image: uint8 ``(s, s)``, ``s = models.image_size(pipeline)``; None for "generation".
         prompt: text the model is given.
-        phrase: the words of it to read, default all; case and spacing are free.
+        phrase: the words of it to read, default all; case and spacing are free. Or their place, see `target_span`.
         timesteps: of the noise schedule that are read; default: `paper_timesteps`.
         seed: of the noise.
         options: further fields of `Passes`: ``method``, ``steps``, ``guidance``, ``layers``, …
@@ -74,7 +74,7 @@ def ground(
     return Heatmap(
         _maps(seen, [phrase])[0],
         prompt,
-        phrase,
+        phrase if isinstance(phrase, str) else prompt[slice(*phrase)],
         tuple(reports.token_positions(pipeline.tokenizer, prompt, phrase)),
         tuple(attention.select_layers(pipeline.unet, passes.layers)),
         tuple(passes.chosen(pipeline)),
