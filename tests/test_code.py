@@ -47,6 +47,7 @@ def identities(package) -> dict[str, str]:
         ("fidelity/sampling.py", "import numpy", "x = 1\nimport numpy", ["images"]),
         ("fidelity/metrics.py", "import numpy", "x = 1\nimport numpy", []),
         ("profiles.py", "from __future__", "x = 1\nfrom __future__", []),
+        ("reports/words.yaml", "bullous", "bulbous", ["weights", "maps", "images"]),
         # Neither docstrings nor comments nor layout count.
         ("finetune/loop.py", '"""The training loop.', '"""A training loop.', []),
         ("finetune/loop.py", "# One read from the device", "# A single read from the device", []),

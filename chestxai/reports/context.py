@@ -7,20 +7,13 @@ the next boundary of its scope. A negated predicate ("is not seen") reaches back
 import re
 from collections.abc import Sequence
 
+from chestxai.reports.words import WORDS
+
 #: Letters that no report uses: in place of what is masked, and "no" in a form that writes N or 0.
 _HEDGE, _NEUTRAL, NIL = "\u01c0", "\u01c1", "\u01c2"
-_VERB = (
-    r"(?:is|are|was|were|has|have|had|does|do|did|can(?:not)?|could|may|might|should|would|will|remains?|appears?"
-    r"|persists?|shows?|demonstrates?|measures|continues?|looks?|seems?|likely|reflects?|represents?|suggests?"
-    rf"|[a-z]+n't|{_HEDGE}+)"
-)
+_VERB = f"(?:{WORDS['verb']})"
 _ADVERB = r"(?:\w+ly|yet|also|again|now|since|both|all|even|ever|so|been|be|being|to|re|quite|any)"
-# Predicates about existence. Only these negate their subject: an effusion that is "not large" exists.
-_EXISTS = (
-    r"(?:seen|identified|visuali[sz]ed|visible|present|evident|noted|detect(?:ed|able)|demonstrated|appreciated"
-    r"|apparent|found|confirmed|shown|observed|there|suspected|suggested|recogni[sz]ed|discerni?ble|delineated"
-    r"|depicted|documented|supported|likely|favou?red|developed|a (?:feature|finding|concern)|readily \w+)"
-)
+_EXISTS = f"(?:{WORDS['exists']})"
 _BEFORE = (
     r" (?:yesterday|previously|before|(?:on|in|at) (?:\w+ ){0,2}(?:prior|previous|earlier|last|old|recent|comparison))"
 )
@@ -53,21 +46,7 @@ _MASKED = re.compile(
     r"|nor (?:has|have))(?!\w)"
 )
 # Triggers in front of a mention. What is "unstated" reaches 40 characters, a negation to the end of the scope.
-_TRIGGER = re.compile(
-    r"\b(?:(?P<unstated>history (?:\w+ ){0,2}(?:of|for)|h/o|hx of|(?:evaluat|assess)\w*(?: \w+)? for|(?<!has )rule out"
-    r"|r/o|indication|look(?:ing)? for|query|risk of|concern(?:ed)? (?:is )?(?:for|of) (?:prior|history)"
-    r"|(?:if|unless)(?: there (?:is|are|was))?(?! present| any| so| real)|(?<![\w,] )(?:should|were)(?= \w+ )"
-    r"|(?<![\w,] )exclude|to (?:\w+ly )?(?:exclude|ensure|document|search for|detect|confirm)"
-    r"|correlat\w+ (?:clinically )?(?:for|with)|treatment (?:of|for)|treated for"
-    r"|(?:patient|man|woman|male|female|year[- ]old) with|signs? (?:and|or) symptoms of"
-    r"|follow\w*(?:[ -]up)? (?:\w+ )?(?:until|to) (?:\w+ )?(?:resolution|clearing)(?: of)?"
-    r"|(?:prior|previous|old|remote|recent) (?:episodes? of )?(?=pneumonia|infection))|no(?! ?[-,.;)]|$)|not|non(?!-)"
-    r"|nor|neither|never|none|nothing|without|w/o|absent(?= \w)|absence of|free (?:of|from)|clear of|negative for"
-    r"|denies|devoid of|lack of|ruled out|rules out|resolution of|clearing of|rather than|more likely \w+ than|\w+n't"
-    r"|unlikely(?= (?:to|that|for|due))|exclud(?:es|ing)|fail(?:s|ed|ure)? to (?:show|demonstrate|reveal|identify|see"
-    r"|confirm|visuali[sz]e)|(?:low|little|minimal) (?:suspicion|probability|likelihood) (?:for|of)|doubt(?:ful for)?"
-    r"|against|(?:(?<![\w)] )|(?<=and )|(?<=with ))(?:\w+ly )?(?:resolved|cleared))(?:(?<=\s)|(?!\w))"
-)
+_TRIGGER = re.compile(rf"\b(?:(?P<unstated>{WORDS['unstated']})|{WORDS['denied']})(?:(?<=\s)|(?!\w))")
 # What ends the scope of a trigger: a contrast, or a new affirmative statement.
 _STATE = (
     r"(?:stable|unchanged|(?:improv|worsen|increas|decreas|persist)\w+|resolving|present|(?:larg|small)er(?! than))"
@@ -101,11 +80,7 @@ _PREDICATE = re.compile(
 _ITEM = re.compile(
     r"(?P<last>,? (?:and|or|and/or|nor) |/)?(?(last)|, )(?:(?!(?:there|is|are|has|have|with|no|not)\b)[\w-]+ ){0,3}"
 )
-UNCERTAIN = re.compile(
-    rf"{_HEDGE}+|(?:^|\s)\?|\b(?:may|might|could|can(?:not)?|possib\w+|probabl[ey]|likely|suspect\w*|suspici\w+|presumed"
-    r"|concern(?:ing)?|question(?:able)?|suggest\w*|equivocal|versus|vs|favou?r\w*|potentially|perhaps|differential"
-    r"|appears? to|unclear|uncertain|indeterminate|convincing|consider(?:ed|ation)?|(?:if|when) (?:present|any))\b"
-)
+UNCERTAIN = re.compile(rf"{_HEDGE}+|(?:^|\s)\?|\b(?:{WORDS['uncertain']})\b")
 _OWN = re.compile(r"\bnot\b(?! as\b)|n't\b|\bno longer\b(?! as\b)")
 # A clause ends at a semicolon, at a form's label, at a contrast, and where a conjunction joins a new subject and verb.
 _CLAUSE = re.compile(

@@ -8,32 +8,13 @@ from contextlib import suppress
 from chestxai.reports.findings import mentions
 from chestxai.reports.lexicon import ANY
 from chestxai.reports.sections import clean, sections
+from chestxai.reports.words import WORDS
 from chestxai.runs import InputError
 
 _ORDERS = {"impression": ("impression", "findings")} | dict.fromkeys(("findings", "report"), ("findings", "impression"))
-# A sentence of these words alone says nothing by itself: it refers to another section ("as above") or to an earlier
-# image ("no interval change"), or a removed placeholder took its noun ("No acute thoracic.").
-_IDLE = re.compile(
-    r"(?:\W|\d+|\b(?:the|an?|of|in|on|at|to|for|from|and|or|by|with|is|are|was|were|has|have|had|been|be|there|this"
-    r"|that|these|those|it|its|as|per|see|please|refer|above|below|described|discussed|noted|mentioned|stated|detailed"
-    r"|outlined|listed|reported|same|findings?|impressions?|conclusions?|sections?|reports?|body|text|full|details?"
-    r"|description|no|not|any|evidence|dictat(?:ed|ion)|ditto|cf|vide|n/?a|unknown|pending|status|quo|idem|likewise"
-    r"|interval|(?:significant|substantial|appreciable|relative|essential|gross|definite|previous|slight|mild|moderate"
-    r"|marked|considerable|partial|overall|minimal|near|complete|general)(?:ly)?|little|some|relevant|major|minor"
-    r"|changes?|changed|unchanged|stable|stability|similar|identical|since|without|than|compar(?:ed|isons?|able)|prior"
-    r"|earlier|last|old|recent|most|today|yesterday|again|exam(?:ination)?s?|stud(?:y|ies)|films?|images?|imaging"
-    r"|radiograph(?:s|ic|ically)?|x-?rays?|cxr|ct|views?|appearances?|otherwise|remains?|available|none|acute|active|new"
-    r"|now|(?:improv|worsen|progress|increas|decreas|regress)\w*|better|worse|chest|(?:intra)?thoracic|am|pm|days?|hours?"
-    r"|cardio(?:pulmonary|thoracic)|pulmonary|cardiac|pleural|lungs?|heart|left|right|bilateral|upper|lower|middle"
-    r"|lobes?|bases?|small|moderate|large|size)\b)*+"
-)
+_IDLE = re.compile(rf"(?:\W|\d+|\b(?:{WORDS['idle']})\b)*+")
 _NO_FINDING = re.compile(r"\b(?:no|without) (?:(?!changes?\b|new\b|interval\b)[\w-]+ )*findings?\b")
-# A sentence about the report or its readers, or what to do next, describes the image only if it names an abnormality.
-_ABOUT = re.compile(
-    r"\b(?:discussed|communicated|conveyed|called|telephoned|paged|notified|relayed|informed|aware|electronically|signed"
-    r"|reviewed|agree|attending|resident|radiologist|physician|dictated|transcribed|correlat\w*|recommend\w*|follow-?up"
-    r"|follow up|suggested|advised?|refer to|see (?:the |also |separate )*\w+ (?:reports?|sections?|findings?))\b"
-)
+_ABOUT = re.compile(rf"\b(?:{WORDS['about']})\b")
 _SENTENCE = re.compile(r"(?<=[.!?;])(?<!\bdr\.)(?<!\bcf\.)\s+|\n")
 
 

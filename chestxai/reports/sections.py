@@ -5,29 +5,18 @@ Quantifiers are possessive (``*+``) where a run of white space could otherwise b
 
 import re
 
+from chestxai.reports.words import WORDS
 from chestxai.runs import InputError
 
 #: The longest text that is read, in characters: more than 100 times the longest report of Open-i.
 LONGEST = 200_000
 
-_HEADERS = {
-    "findings": r"findings?|description|report|body of report|chest findings",
-    "impression": r"impressions?|conclusions?|opinion|summary|interpretation|(?:findings? (?:and|/) ?)impressions?"
-    r"|impression(?: ?/ ?| and )recommendations?",
-    "indication": r"(?:clinical )?(?:indications?|history|information)|clinical (?:data|question|statement)"
-    r"|reason for (?:the )?(?:exam|examination|study|test)|history/indication",
-    "comparison": r"comparisons?(?: studies| study| exams?)?|compared? with|prior studies",
-    "technique": r"techniques?|procedure|views?|exam(?:ination)?|type of exam(?:ination)?|study|protocol",
-    "addendum": r"addend(?:um|a)(?: ?#? ?\d+)?",
-    "notification": r"notifications?|recommendations?(?:\(s\))?|communication|electronically signed(?: by)?|dictated by"
-    r"|wet read|attending|end of (?:impression|report)",
-}
 #: Sections that do not describe the image.
 SILENT = frozenset({"indication", "comparison", "technique", "notification"})
 # A header is found with its number or mark, which belongs to it and not to the section before.
 _HEADER = re.compile(
     r"(?i)(?:^|\n|(?<=[.!?:;\]])[ \t]|(?<=[ \t]{3})(?![ \t]))[ \t]*+(?:#{1,6} |\*{1,2}|\d{1,2}[.)] )?"
-    rf"(?:{'|'.join(f'(?P<{key}>{names})' for key, names in _HEADERS.items())})"
+    rf"(?:{'|'.join(f'(?P<{key}>{names})' for key, names in WORDS['headers'].items())})"
     r"(?:\*{1,2})?[ \t]*+(?::(?:\*{1,2})?|[-–—]?[ \t]*+(?=\r?\n|$))"
 )
 # Upper-case headers without a colon.

@@ -3,54 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import yaml
 
 from chestxai.sources.phantom.patients import Lesion, Patient
 from chestxai.studies import FINDINGS, Box, Finding, box_of
 
-#: Finding → canonical names, which three in four reports use, and synonyms.
-_NAMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "Atelectasis": (
-        ("atelectasis", "linear atelectasis", "subsegmental atelectasis"),
-        ("atelectatic change", "plate-like collapse"),
-    ),
-    "Cardiomegaly": (("cardiomegaly",), ("enlarged cardiac silhouette", "enlargement of the heart")),
-    "Consolidation": (("consolidation", "lobar consolidation"), ("airspace consolidation", "consolidated lung")),
-    "Edema": (("pulmonary edema", "edema"), ("interstitial edema", "pulmonary vascular congestion")),
-    "Lung Opacity": (("lung opacity", "hazy lung opacity"), ("ill-defined opacity", "infiltrate")),
-    "Pleural Effusion": (("pleural effusion",), ("effusion", "pleural fluid")),
-    "Pneumonia": (("pneumonia", "patchy pneumonia"), ("bronchopneumonia", "multifocal pneumonia")),
-    "Pneumothorax": (("pneumothorax",), ("ptx", "pneumothorax with visible pleural line")),
-}
-_GRADES = {"small": ("small", "mild", "minimal"), "moderate": ("moderate",), "large": ("large", "severe", "extensive")}
-_GRADED = {"Cardiomegaly": {"small": "mild", "moderate": "moderate", "large": "marked"}}
-_ZONES = {
-    "basal": ("basal", "basilar", "lower"),
-    "apical": ("apical", ""),
-    "upper": ("upper lobe", "upper zone"),
-    "mid": ("mid lung", "midlung zone"),
-    "lower": ("lower lobe", "lower zone"),
-    "perihilar": ("perihilar", "bilateral", ""),
-    "": ("",),
-}
-_NORMAL = (
-    "No acute cardiopulmonary abnormality.",
-    "Normal chest radiograph.",
-    "No acute disease.",
-    "Clear lungs. Normal heart size.",
-    "No evidence of active cardiopulmonary process.",
-)
-_COMPARISONS = (
-    "Comparison is made with the prior study.",
-    "Stable since XXXX.",
-    "Compared to ___, no interval change in the bones.",
-)
-_DEVICES = {
-    "central line": "Right central venous line ends in the superior vena cava.",
-    "pacemaker": "Left-sided pacemaker with lead in the right ventricle.",
-    "endotracheal tube": "Endotracheal tube in satisfactory position.",
-}
+_WORDS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+_NAMES: dict[str, tuple[list[str], list[str]]] = _WORDS["names"]
+_GRADES, _GRADED = _WORDS["grades"], {"Cardiomegaly": _WORDS["cardiomegaly"]}
+_ZONES, _NORMAL, _DEVICES = _WORDS["zones"], _WORDS["normal"], _WORDS["devices"]
 
 
 def write_report(
@@ -120,7 +84,7 @@ def _impression(phrases: Sequence[str], denied: Sequence[str], numbered: bool, r
 def _details(one: Patient, phrases: Sequence[str], denied: Sequence[str], rng: np.random.Generator) -> str:
     body = [_DEVICES[one.device]] if one.device else []
     if rng.random() < 0.3:
-        body.append(str(rng.choice(_COMPARISONS)))
+        body.append(str(rng.choice(_WORDS["comparisons"])))
     body += [f"There is {'an' if phrase[0] in 'aeiou' else 'a'} {phrase}." for phrase in phrases]
     body += [f"{'No' if rng.random() < 0.5 else 'There is no evidence of'} {_NAMES[n][0][0]}." for n in denied]
     if not phrases:
