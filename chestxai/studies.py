@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -149,6 +150,9 @@ def phrases(studies: Iterable[Study]) -> list[GroundTruth]:
 
 #: What Pillow may read, by content: some of its other formats start programs, as PostScript does.
 FORMATS = ("PNG", "JPEG")
+LARGEST = 2**29  #: bytes of an image's file
+#: What to do about DICOM files whose compression no installed package knows.
+UNPACK = "'python -m pip install pylibjpeg[all]' installs what reads it"
 _BLANK = 3  # grey levels between the darkest and the brightest pixel, of which JPEG makes up one or two
 
 
@@ -240,10 +244,12 @@ def is_dicom(path: Path) -> bool:
     """Whether a file is DICOM by its content (``DICM`` after 128 bytes, or a data set without that preamble).
 
     Raises:
-        InputError: It is no file but a folder or a pipe, which may never end.
+        InputError: It is no file but a folder or a pipe, which may never end, or larger than `LARGEST`.
     """
     if Path(path).exists() and not Path(path).is_file():
         raise InputError(f"{path}: not a readable image (a folder, a pipe or a device, no file)")
+    if Path(path).exists() and (size := Path(path).stat().st_size) > LARGEST:
+        raise InputError(f"{path}: not a readable image ({size:,} bytes, more than the {LARGEST:,} that are read)")
     with suppress(OSError), open(path, "rb") as file:
         head = file.read(132)
         # Without it, the data set begins: group 2 or 8 in either order of bytes, an element below 0x0100.
@@ -284,8 +290,7 @@ def read_dicom(path: Path, *, header: bool = False) -> Any:
     except Exception as error:
         raise InputError(f"{path}: not a readable DICOM file ({error})") from error
     if not decodes:
-        remedy = "'python -m pip install pylibjpeg[all]' installs what reads it"
-        raise InputError(f"{path}: not a readable image (packed as {syntax.name}; {remedy})")
+        raise InputError(f"{path}: not a readable image (packed as {syntax.name}; {UNPACK})")
     if not 0 < height * width <= 2 * (Image.MAX_IMAGE_PIXELS or height * width):
         raise InputError(f"{path}: not a readable DICOM file ({height} × {width} pixels)")
     return elements
@@ -459,4 +464,7 @@ def to_images(
             skipped.append(f"{study.id}: {error}")
     if skipped and not images and not allow_none:
         raise InputError(f"none of {len(skipped)} images could be read; the first: {skipped[0]}")
+    if len(skipped) > len(images) / 10:
+        total = len(skipped) + len(images)
+        warnings.warn(f"{len(skipped)} of {total} images cannot be read and are left out", stacklevel=2)
     return np.stack(images) if images else np.zeros((0, size, size), np.uint8), kept, skipped

@@ -201,13 +201,13 @@ finetune.finetune(
     **profiles.about(settings, variant, data),
 )
 last = run.steps()[-1]
-trace = run.train_log()
+trace, used = run.train_log(), run.record()["data"]["studies"]
 plots.training_curves({variant: trace}, title="Training")
 
 # %% tags=["remove-input"]
 Markdown(
-    f"{len(trace)} steps of {settings.finetune.batch_size} images, {len(trace) * settings.finetune.batch_size / len(studies):.1f} "
-    f"passes over {len(studies)} studies, took {trace['seconds'].max() / 60:.1f} minutes. The loss of the first tenth was "
+    f"{len(trace)} steps of {settings.finetune.batch_size} images, {len(trace) * settings.finetune.batch_size / used:.1f} "
+    f"passes over {used} of {len(studies)} studies, took {trace['seconds'].max() / 60:.1f} minutes. The loss of the first tenth was "
     f"{trace['loss'].head(max(1, len(trace) // 10)).mean():.4f}, of the last {trace['loss'].tail(max(1, len(trace) // 10)).mean():.4f}. "
     "It says little: most of it is noise that nobody can predict. What the model has learnt shows in the images and maps. "
     f"Prompts longer than the text encoder takes, of which it read the beginning alone: {run.record()['data']['prompts_cut']}."

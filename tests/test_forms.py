@@ -15,7 +15,8 @@ from pydicom import dcmread
 from pydicom.encaps import encapsulate
 from pydicom.uid import ImplicitVRLittleEndian, JPEGExtended12Bit, JPEGLosslessSV1
 
-from chestxai import grounding, models, reports, sources
+from chestxai import grounding, models, reports, sources, studies
+from chestxai.sources import tables
 from chestxai.sources.records import stated
 from chestxai.studies import Box, Finding, phrases, read_image, value_range
 from tests.pictures import ramp
@@ -271,10 +272,11 @@ class TestDicom:
         dicom(tmp_path / "c.dcm", values, WindowCenter=0, WindowWidth=0)
         rows = "".join(f"{name}.dcm,Edema.,test\n" for name in "abc")
         (tmp_path / "t.csv").write_text(f"image,text,split\n{rows}")
-        loaded = sources.load("folder", tmp_path, "test")
+        with pytest.warns(UserWarning, match="2 of the 3 images .* left out.* reason: unreadable image, .*pylibjpeg"):
+            loaded = sources.load("folder", tmp_path, "test")
         assert [s.id for s in loaded] == ["c.dcm"]
         told = "\n".join(loaded.skipped)
-        assert told.count("pip install pylibjpeg") == 2
+        assert sum("pip install pylibjpeg" in line for line in loaded.skipped) == 2
         assert "t.csv:4: window without width or centre, the full range is shown (c.dcm)" in told
 
     @pytest.mark.parametrize("start", [0, 132])
@@ -313,3 +315,14 @@ def test_the_sections_of_prompts_are_counted():
     ]
     expected = {"impression": 1, "findings": 1, "impression + addendum": 1, "none": 1}
     assert reports.prompt_counts(texts) == expected
+
+
+class TestBounds:
+    def test_lines_of_a_table_and_bytes_of_an_image(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(tables, "LINES", 3)
+        with pytest.raises(ValueError, match=r"t\.csv: more than 3 lines; divide it"):
+            folder(tmp_path, *(f"{i}.png,Edema.,,,,,,test" for i in range(9)))
+        with open(tmp_path / "0.png", "ab") as file:
+            file.truncate(studies.LARGEST + 1)
+        with pytest.raises(ValueError, match=r"0\.png: not a readable image \(536,870,913 bytes, more than"):
+            read_image(tmp_path / "0.png")

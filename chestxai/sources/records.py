@@ -16,7 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from chestxai import reports, runs
 from chestxai.runs import InputError, MissingError
 from chestxai.sources.cards import Card
-from chestxai.studies import FINDINGS, FORMATS, Box, Finding, Study, is_dicom, orientation, read_dicom, windows
+from chestxai.studies import FINDINGS, FORMATS, UNPACK, Box, Finding, Study, is_dicom, orientation, read_dicom, windows
 
 #: Rows, such as boxes, that an image may have: readers draw a few, and comparing each with each takes its time.
 MOST = 500
@@ -105,7 +105,7 @@ class Collector:
         if len(foreign) > len(texts) / 100:
             count = f"{len(foreign)} of {len(texts)} texts are not in English"
             remedy = "no findings are read in them; name findings in a column of the table, or translate"
-            warnings.warn(f"{self.root}: {count}, such as {foreign[0][:60]!r}: {remedy}", stacklevel=3)
+            warnings.warn(f"{self.root}: {count}: {remedy}", stacklevel=3)
         return len(foreign) <= len(texts) / 2
 
     def size(self, path: Path, where: str, name: str = "") -> tuple[int, int]:
@@ -166,6 +166,11 @@ class Collector:
         if first and not made and not allow_none:
             none = f"none of the {len(records)} images of the {self.split} split can be used"
             raise InputError(f"{self.root}: {none}; the first: {first}. {self.card.get}")
+        if (lost := len(records) - len(made)) > len(records) / 10:
+            some = f"{lost} of the {len(records)} images of the {self.split} split are left out"
+            # Without details: identifiers have no place in a warning, which a page may show.
+            reason = first.partition(": ")[2].partition(" (")[0]
+            warnings.warn(f"{self.root}: {some}, the first for this reason: {reason}", stacklevel=4)
         odd = [box for box in self._boxes if box]
         if len(odd) > max(2, len(self._boxes) / 2):
             other = "which are probably in fractions or in the frame of a resized copy: give pixels of the image itself"
@@ -228,7 +233,8 @@ def image_size(path: Path, name: str = "", tell: Callable[[str], None] | None = 
     except FileNotFoundError as error:
         raise InputError(f"no image file ({name or path.name})") from error
     except InputError as error:
-        raise InputError(f"unreadable image ({path.name}: {error})") from error
+        kind = f"unreadable image, {UNPACK}" if UNPACK in str(error) else "unreadable image"
+        raise InputError(f"{kind} ({path.name}: {error})") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         kind = type(error.__cause__ or error).__name__
         raise InputError(f"unreadable image header ({path.name}: {kind})") from error

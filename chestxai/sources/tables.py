@@ -18,6 +18,8 @@ from chestxai.runs import InputError
 
 #: Bytes of the largest table that is read; COCO's largest has half of that.
 LARGEST = 2**30
+#: Lines of the longest table that is read: ten times those of the longest of these data sets, MIMIC-CXR's.
+LINES = 4_000_000
 
 Names = Sequence[str]
 
@@ -63,6 +65,8 @@ def csv_rows(
         # The cell after the last one is "", for columns that are not there.
         pick = itemgetter(*(header.index(name) if name in header else len(header) for name in wanted))
         for row in rows:
+            if rows.line_num > LINES:
+                raise InputError(f"{path}: more than {LINES:,} lines; divide it into several tables. {advice}")
             if any(map(str.strip, row)):
                 if any(map(str.strip, row[len(header) :])):
                     width = f"{len(row)} cells for {len(header)} columns"
