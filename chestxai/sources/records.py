@@ -109,7 +109,7 @@ class Collector:
         return len(foreign) <= len(texts) / 2
 
     def size(self, path: Path, where: str, name: str = "") -> tuple[int, int]:
-        """As `image_size`, of the record at ``where``; lists a DICOM file whose windows show nothing."""
+        """`image_size` of ``path``, called ``name``; lists ``where`` a DICOM file whose windows show nothing."""
         return image_size(path, name, lambda reason: self.skip(where, reason))
 
     @contextmanager
