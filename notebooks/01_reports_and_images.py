@@ -122,9 +122,7 @@ pd.DataFrame(
 # %%
 _, sheet, unreadable = to_images(profiles.sample(located, 8), 64)
 sheet, concluded, _ = finetune.study_prompts(sheet)
-plots.study_sheet(
-    sheet, titles=[shorten(text, 90, placeholder=" …") for text in concluded]
-)
+plots.study_sheet(sheet, titles=[shorten(text, 90, placeholder=" …") for text in concluded])
 
 # %% [markdown]
 # Try it before you go on: cover the outlines and look for the findings yourself. Some are faint, and those are the ones
