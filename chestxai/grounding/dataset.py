@@ -71,7 +71,7 @@ def groundable(
 
 def _line(truth: GroundTruth, error: Exception) -> str:
     where = f" ({truth.finding.where})" if truth.finding.where else ""
-    return " ".join(f"{truth.key[:200]}{where}: {error}".split())
+    return " ".join(f"{truth.key}{where}: {error}".split())
 
 
 def ground_truths(
