@@ -294,8 +294,6 @@ def test_the_record_of_a_run_is_complete(both):
         assert about["settings"] == settings(steps=5).model_dump()
         sections = {"impression": 5, "findings": 1}
         made = {"fingerprint": studies().fingerprint, "studies": 6, "sections": sections, "skipped": []}
-        sections = {"impression": 5, "findings": 1}
-        made = {"fingerprint": studies().fingerprint, "studies": 6, "sections": sections, "skipped": []}
         assert about["data"] == made | {"prompts_cut": 0}
         assert about["seconds"] == pytest.approx(log_of(run.folder)["seconds"].iloc[-1], abs=0.01)
         assert about["model"] == models.fingerprint(run.pipeline)
