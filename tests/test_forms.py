@@ -90,7 +90,7 @@ class TestOpenI:
             "test": ["CXR3_IM-0003-0"],
         }
         assert [(f.name, f.side) for f in loaded["test"][0].findings] == [("Pleural Effusion", "left")]
-        assert any("annotation.json:train[1]: not of the format" in line for line in loaded["train"].skipped)
+        assert any("annotation.json:train[1]: not of R2Gen's format" in line for line in loaded["train"].skipped)
 
 
 class TestVinDrOfKaggle:

@@ -120,7 +120,7 @@ def _r2gen(data: Collector, path: Path) -> Studies:
     """The studies of the json that R2Gen (Chen et al. 2020) made of Open-i, with its splits; without projections."""
     content, records = read_json(path, dict, CARD.get, _SPLITS), []
     for split in _SPLITS:
-        for where, pair in read_items(data, path, content, split, _Pair):
+        for where, pair in read_items(data, path, content, split, _Pair, "R2Gen's"):
             uid = pair.id.partition("_")[0]
             data.splits[uid] = later_split(data.splits.get(uid, "train"), split)
             report = _Report(uid, " ".join(pair.report.split()), tuple(pair.image_path), {})

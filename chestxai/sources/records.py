@@ -197,17 +197,17 @@ def valid(schema: TypeAdapter, value: Any, problem: str) -> Any:
 
 
 def read_items(
-    data: Collector, path: Path, content: dict[str, list[Any]], key: str, model: type[BaseModel]
+    data: Collector, path: Path, content: dict[str, list[Any]], key: str, model: type[BaseModel], form: str = "COCO's"
 ) -> Iterator[tuple[str, Any]]:
     """``file:key[place]`` and item of each of ``content[key]`` that fits the ``model``; ``data`` lists the others.
 
-    ``content`` is that of the json ``path``.
+    ``content`` is that of the json ``path``, whose format is called ``form``.
     """
     schema = TypeAdapter(model)
     for i, item in enumerate(content[key]):
         where = f"{path.name}:{key}[{i}]"
         with data.record(where):
-            yield where, valid(schema, item, "not of the format")
+            yield where, valid(schema, item, f"not of {form} format")
 
 
 def image_size(path: Path, name: str = "", tell: Callable[[str], None] | None = None) -> tuple[int, int]:

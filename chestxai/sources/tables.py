@@ -133,5 +133,5 @@ def read_json(path: Path, kind: type, advice: str, lists: Names = ()) -> Any:
         raise InputError(f"{error}; if it is damaged or cut off, delete it and download it again. {advice}") from error
     missing = [key for key in lists if not isinstance(content.get(key), list)]
     if missing:
-        raise InputError(f"{path}: lists of {', '.join(missing)} are missing. {advice}")
+        raise InputError(f"{path}: lists of {', '.join(missing)} are missing: not in the expected format. {advice}")
     return content
