@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from chestxai.runs import InputError
 
@@ -183,20 +183,11 @@ def read_image(path: Path) -> np.ndarray:
 
 def _read_picture(path: Path) -> tuple[np.ndarray, str]:
     with Image.open(path, formats=FORMATS) as image:
-        turn = _TURNS.get(orientation(image))
         image.load()
-        whole = image if turn is None else image.transpose(turn)
+        whole = ImageOps.exif_transpose(image)
         deep = image.mode in ("I;16", "I;16B", "I", "F")
         pixels = to_bytes(np.asarray(whole, dtype=np.float32)) if deep else np.asarray(whole.convert("L"))
         return pixels, "; the picture may be in its alpha channel: save it as grey" if "A" in image.getbands() else ""
-
-
-_Turn = Image.Transpose
-# EXIF orientation → what shows the image upright.
-_TURNS = dict(enumerate((
-    _Turn.FLIP_LEFT_RIGHT, _Turn.ROTATE_180, _Turn.FLIP_TOP_BOTTOM, _Turn.TRANSPOSE, _Turn.ROTATE_270,
-    _Turn.TRANSVERSE, _Turn.ROTATE_90,
-), start=2))  # fmt: skip
 
 
 def orientation(image: Image.Image) -> int:
@@ -204,7 +195,7 @@ def orientation(image: Image.Image) -> int:
     # Pillow would decode a PNG's pixels to look for EXIF data behind them.
     there = image.format != "PNG" or "exif" in image.info
     value = image.getexif().get(0x0112, 1) if there else 1
-    return value if value in _TURNS else 1
+    return value if value in range(2, 9) else 1
 
 
 def value_range(values: np.ndarray) -> tuple[float, float]:

@@ -11,18 +11,11 @@ from chestxai.reports.words import WORDS
 
 #: Letters that no report uses: in place of what is masked, and "no" in a form that writes N or 0.
 _HEDGE, _NEUTRAL, NIL = "\u01c0", "\u01c1", "\u01c2"
-_VERB = f"(?:{WORDS['verb']})"
-_ADVERB = r"(?:\w+ly|yet|also|again|now|since|both|all|even|ever|so|been|be|being|to|re|quite|any)"
-_EXISTS = f"(?:{WORDS['exists']})"
-_BEFORE = (
-    r" (?:yesterday|previously|before|(?:on|in|at) (?:\w+ ){0,2}(?:prior|previous|earlier|last|old|recent|comparison))"
+_VERB, _ADVERB, _STATE, _GONE, _EXCLUDED, _CHANGE = (
+    f"(?:{WORDS[key]})" for key in ("verb", "adverb", "state", "gone", "excluded", "change")
 )
+_EXISTS, _BEFORE = f"(?:{WORDS['exists']})", f" (?:{WORDS['before']})"
 _NOT = r"(?:not|\w*n't|never|cannot)"
-_GONE = r"(?:resol(?:ved?|ution)|cleared|clearing|disappear(?:ed)?|gone|vanished|absent)"
-_EXCLUDED = r"(?:exclud(?:e[sd]?|ing)|rul(?:e[sd]?|ing) out)"
-_CHANGE = (
-    r"(?:(?:chang|alter|increas|decreas|improv|progress|differ|worse|growth|reduc)\w*|(?:larg|small|great|bigg|bett)er)"
-)
 _WORDS = r"(?: (?!(?:and|or|but|nor|with|which)\b)[\w'/-]+)"
 # Negations of something else than the finding, and of other negations.
 _MASKED = re.compile(
@@ -48,9 +41,6 @@ _MASKED = re.compile(
 # Triggers in front of a mention. What is "unstated" reaches 40 characters, a negation to the end of the scope.
 _TRIGGER = re.compile(rf"\b(?:(?P<unstated>{WORDS['unstated']})|{WORDS['denied']})(?:(?<=\s)|(?!\w))")
 # What ends the scope of a trigger: a contrast, or a new affirmative statement.
-_STATE = (
-    r"(?:stable|unchanged|(?:improv|worsen|increas|decreas|persist)\w+|resolving|present|(?:larg|small)er(?! than))"
-)
 _NOUNS = rf"(?:(?!(?:and|or|nor|no|not|without|but|which|that|who|{_VERB}|{_STATE})\b)[\w'/()-]+ )"
 _END = re.compile(
     rf":|{_HEDGE}+|\b(?:exception|beyond|there (?:is|are|has|have)|which|causing|due to|secondary to|status post"

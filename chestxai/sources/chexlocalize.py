@@ -137,8 +137,7 @@ def _masks(data: Collector, outlines: object, size: tuple[int, int], where: str)
 
 def _drawn(polygons: Any, frame: object, size: tuple[int, int]) -> np.ndarray:
     """Bool mask of filled polygons [[[x, y], …], …] in a frame of (height, width)."""
-    if frame not in (None, [*size]):
-        raise InputError(f"outline in another frame than the image's {size[0]} × {size[1]}")
+    ensure(frame in (None, [*size]), f"outline in another frame than the image's {size[0]} × {size[1]}")
     canvas = Image.new("1", (size[1], size[0]))
     for polygon in valid(_POLYGONS, polygons, "not a polygon"):
         ImageDraw.Draw(canvas).polygon(polygon, fill=1, outline=1)

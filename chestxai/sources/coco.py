@@ -13,10 +13,10 @@ from types import ModuleType
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from chestxai.sources.cards import Card
-from chestxai.sources.records import MOST, Collector, Record, Studies, ensure, read_items, valid
+from chestxai.sources.records import MOST, Collector, Item, Record, Studies, ensure, read_items, valid
 from chestxai.sources.shapes import Number, decode_mask, parse_box, smaller_mask
 from chestxai.sources.splits import TRAIN_VAL, split_patients
 from chestxai.sources.tables import read_json
@@ -98,11 +98,7 @@ def load(root: Path, split: str = "test", *, masks: bool = False, longest: int =
     return data.studies([r for r in records if data.splits.get(r.name, split) == split], study)
 
 
-class _Item(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-
-class _Image(_Item):
+class _Image(Item):
     id: int
     # It becomes a path: nothing but the name of a file may pass.
     file_name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,99}\.jpg$")
@@ -110,17 +106,17 @@ class _Image(_Item):
     width: int = Field(gt=0, le=20_000)
 
 
-class _Category(_Item):
+class _Category(Item):
     id: int
     name: str = Field(min_length=1)
 
 
-class _Caption(_Item):
+class _Caption(Item):
     image_id: int
     caption: str
 
 
-class _Object(_Item):
+class _Object(Item):
     image_id: int
     category_id: int
     iscrowd: int = 0

@@ -9,19 +9,19 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from chestxai import reports, runs
 from chestxai.runs import InputError
 from chestxai.sources.cards import Card
-from chestxai.sources.records import MOST, Collector, Record, Studies, ensure, read_items, stated
+from chestxai.sources.records import MOST, Collector, Item, Record, Studies, ensure, read_items, stated
 from chestxai.sources.shapes import Number, parse_box
 from chestxai.sources.splits import BOXED, NAMES, later_split, split_patients
 from chestxai.sources.tables import csv_rows, decode, read_json
@@ -94,8 +94,7 @@ def load(
         folder = f"p{image.patient[:2]}/p{image.patient}/s{image.study}"
         # Joined as text: for 240,000 images, a Path for each folder would take longer than all else.
         path = f"{files}{folder}/{image.name}.jpg"
-        if (length := _length(path)) is None:
-            raise InputError(f"no image file ({image.name})")
+        ensure((length := _length(path)) is not None, f"no image file ({image.name})")
         if image.study not in texts:
             texts[image.study] = _report(root, f"{folder}.txt")
         ensure(image.study in stated or image.boxes, f"no labels (s{image.study})")
@@ -129,8 +128,8 @@ def _located(data: Collector, image: _Image, report: str, mode: str, named: bool
     for box in image.boxes:
         with data.record(box.where):
             phrase = box.phrase if mode == "phrase" else reports.prompt(report)
-            if named and not reports.name_in(phrase, box.name):
-                raise InputError(f"{mode} does not name the finding ({box.name})")
+            naming = not named or reports.name_in(phrase, box.name)
+            ensure(naming, f"{mode} does not name the finding ({box.name})")
             groups.setdefault((box.name, phrase), []).append(box)
     findings = []
     for (name, phrase), members in groups.items():
@@ -203,11 +202,7 @@ def _add_boxes(data: Collector, path: Path, images: dict[str, _Image]) -> dict[s
     return patients
 
 
-class _Item(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-
-class _Shown(_Item):
+class _Shown(Item):
     id: int
     file_name: str = ""
     path: str | None = None
@@ -216,12 +211,12 @@ class _Shown(_Item):
     split: str | None = None
 
 
-class _Category(_Item):
+class _Category(Item):
     id: int
     name: str
 
 
-class _Aligned(_Item):
+class _Aligned(Item):
     image_id: int
     category_id: int
     label_text: str | None = None
@@ -239,16 +234,8 @@ def _annotations(data: Collector, path: Path) -> Iterator[tuple[str, list[str]]]
     categories = {item.id: item.name for _, item in read_items(data, path, content, "categories", _Category)}
     for where, item in read_items(data, path, content, "annotations", _Aligned):
         image = images.get(item.image_id, _Shown(id=0))
-        cells: Sequence[Any] = (
-            PurePosixPath(image.file_name).stem,
-            categories.get(item.category_id),
-            item.label_text,
-            image.path,
-            *item.bbox,
-            image.width,
-            image.height,
-            item.split or image.split,
-        )
+        shown = (image.path, *item.bbox, image.width, image.height, item.split or image.split)
+        cells = (PurePosixPath(image.file_name).stem, categories.get(item.category_id), item.label_text, *shown)
         yield where, ["" if cell is None else str(cell).strip() for cell in cells]
 
 
@@ -263,8 +250,7 @@ def _splits(
             continue
         with data.record(where, patient):
             _number("subject_id", patient)
-            if split not in NAMES:
-                raise InputError(f"unknown split ({split!r})")
+            ensure(split in NAMES, f"unknown split ({split!r})")
             splits[patient] = later_split(splits.get(patient, "train"), NAMES[split])
     splits |= split_patients(held_out, BOXED, seed) | {p: s for p, s in held_out.items() if s != "train"}
     splits |= {image.patient: "test" for image in images.values() if image.patient.startswith("19")}
@@ -295,7 +281,6 @@ def _report(root: Path, name: str) -> str:
         except (OSError, InputError) as error:
             raise InputError(f"unreadable report ({name}: {getattr(error, 'strerror', error)})") from error
         text = decode(content, "a report").replace("\r\n", "\n").replace("\r", "\n")
-        if not text.strip():
-            raise InputError(f"empty report ({name})")
+        ensure(text.strip(), f"empty report ({name})")
         return text
     raise InputError(f"no report ({name})")

@@ -19,12 +19,12 @@ from xml.etree.ElementTree import Element
 
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import fromstring
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from chestxai import reports, runs
 from chestxai.runs import InputError, MissingError
 from chestxai.sources.cards import Card
-from chestxai.sources.records import MOST, Collector, Record, Studies, ensure, image_size, read_items
+from chestxai.sources.records import MOST, Collector, Item, Record, Studies, ensure, image_size, read_items
 from chestxai.sources.splits import FRACTIONS, later_split, split_patients
 from chestxai.sources.tables import csv_rows, read_json
 from chestxai.studies import Finding, Study
@@ -90,9 +90,8 @@ def _studies(data: Collector, records: list[Record], views: dict[_Key, str] | No
     """The studies of the split, of ``records`` whose cells are report and file."""
     illustrated = len({record.patient for record in records})
     if views is None and len(records) > 1.25 * illustrated:
-        lateral = (
-            f"{len(records)} images of {illustrated} reports: lateral ones are among them, and nothing tells which"
-        )
+        count = f"{len(records)} images of {illustrated} reports"
+        lateral = f"{count}: lateral ones are among them, and nothing tells which"
         remedy = "To keep the frontal ones, put indiana_projections.csv (columns filename,projection) beside the images"
         warnings.warn(f"{data.root}: {lateral}. {remedy}", stacklevel=4)
     data.english({record.cells[0].text for record in records})
@@ -108,8 +107,7 @@ def _studies(data: Collector, records: list[Record], views: dict[_Key, str] | No
     return data.studies([r for r in records if data.splits[r.patient] == data.split], study, allow_none=True)
 
 
-class _Pair(BaseModel):
-    model_config = ConfigDict(strict=True)
+class _Pair(Item):
     id: str = Field(pattern=r"^CXR\d+_IM-[\d-]+$")
     report: str = Field(max_length=_LARGEST_REPORT)
     # They become paths: nothing but a folder and the name of a file may pass.

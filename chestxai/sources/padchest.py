@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from chestxai import reports
 from chestxai.sources.cards import Card
-from chestxai.sources.records import MOST, Collector, Record, Studies, ensure, image_size, stated, valid
+from chestxai.sources.records import MOST, Collector, Item, Record, Studies, ensure, image_size, stated, valid
 from chestxai.sources.shapes import parse_box
 from chestxai.sources.splits import NAMES, later_split
 from chestxai.sources.tables import csv_rows, read_json
@@ -76,8 +76,7 @@ def load(root: Path, split: str = "test", *, language: Language = "en", readers:
     return data.studies(in_split, study, allow_none=not any(record.patient for record in in_split))
 
 
-class _Sentence(BaseModel):
-    model_config = ConfigDict(strict=True)
+class _Sentence(Item):
     sentence_en: str | None = None
     sentence_es: str | None = None
     abnormal: bool | None = None

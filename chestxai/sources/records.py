@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from chestxai import reports, runs
 from chestxai.runs import InputError, MissingError
@@ -184,6 +184,12 @@ def ensure(condition: object, reason: str) -> None:
     """Raise InputError with ``reason`` unless ``condition`` holds."""
     if not condition:
         raise InputError(reason)
+
+
+class Item(BaseModel):
+    """An object of json whose fields have their very types: text is no number."""
+
+    model_config = ConfigDict(strict=True)
 
 
 def valid(schema: TypeAdapter, value: Any, problem: str) -> Any:

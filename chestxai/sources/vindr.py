@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from chestxai.runs import InputError
 from chestxai.sources.cards import Card
 from chestxai.sources.records import MOST, Collector, Record, Studies, ensure, frame_of, labelled_report
 from chestxai.sources.shapes import parse_box
@@ -29,11 +28,10 @@ NORMAL = "No finding"
 _SPELLINGS = {label.lower(): label for label in (*LABELS, *OTHERS, NORMAL)}
 _CONSENSUS = "consensus"
 # Kaggle numbers the classes in the order of their names, the normal ones last.
-_CLASSES = (*sorted((
-    "Aortic enlargement", "Atelectasis", "Calcification", "Cardiomegaly", "Consolidation", "ILD", "Infiltration",
-    "Lung Opacity", "Nodule/Mass", "Other lesion", "Pleural effusion", "Pleural thickening", "Pneumothorax",
-    "Pulmonary fibrosis",
-)), NORMAL)  # fmt: skip
+_CLASSES = (
+    "Aortic enlargement|Atelectasis|Calcification|Cardiomegaly|Consolidation|ILD|Infiltration|Lung Opacity|Nodule/Mass"
+    "|Other lesion|Pleural effusion|Pleural thickening|Pneumothorax|Pulmonary fibrosis|No finding"
+).split("|")
 
 
 @dataclass(slots=True)
@@ -163,8 +161,7 @@ def _annotations(data: Collector, path: Path) -> dict[str, _Image]:
         with data.record(where, name if safe else ""):
             ensure(safe, f"not an image_id ({name[:100]!r})")
             text = _CLASSES[int(number)] if not text and re.fullmatch("[0-9]|1[0-4]", number) else text
-            if (label := _SPELLINGS.get(text.lower())) is None:
-                raise InputError(f"unknown class ({text or number!r})")
+            ensure(label := _SPELLINGS.get(text.lower()), f"unknown class ({text or number!r})")
             image = images.setdefault(name, _Image(where, name, name, frame=(height, width)))
             image.votes.setdefault(reader, set()).add(label)
             if label == NORMAL or not any(corners):

@@ -113,15 +113,8 @@ def load(
         for (person, visit), one, image, lesion_masks in zip(keys[part], patients[part], images, masks, strict=True):
             report, findings = write_report(one, lesion_masks, generator(seed, split, person, visit, 7))
             name = f"phantom-{seed}-{split}-{person:06d}"
-            about = (
-                f"{name}-{visit}{'-normal' if normal else ''}",
-                name,
-                "phantom",
-                split,
-                report,
-                (size, size),
-                findings,
-            )
+            key = f"{name}-{visit}{'-normal' if normal else ''}"
+            about = (key, name, "phantom", split, report, (size, size), findings)
             studies.append(Study(*about, array=image, attributes=one.attributes()))
     # Phantoms are made by code, so their fingerprint names it.
     code = runs.code_fingerprint(__name__, without=("chestxai.runs", "chestxai.sources.records"))
