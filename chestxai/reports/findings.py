@@ -79,7 +79,8 @@ def mentions(text: str) -> list[Mention]:
 
 
 def _mentions(text: str, pattern: re.Pattern[str]) -> Iterator[Mention]:
-    for _, start, end in (span for span in spans(text) if span[0] not in SILENT and is_english(text)):
+    described = [span for span in spans(text) if span[0] not in SILENT] if is_english(text) else ()
+    for _, start, end in described:
         low, back = fold(text[start:end])
         masked = context.mask(low)
         for sentence in (span for span in _sentences(low) if pattern.search(low, *span)):
