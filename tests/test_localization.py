@@ -864,7 +864,7 @@ class TestScoringAgain:
         with pytest.raises(runs.InputError, match=r"masks.safetensors is missing: make it with"):
             loc.rescore(run)
         masks.write_bytes(whole)
-        table.write_text("\n".join(good.split("\n")[:-2]))
+        table.write_text("".join(good.splitlines(keepends=True)[:-1]))
         with pytest.raises(runs.InputError, match=r"step-80.safetensors: its"):
             loc.rescore(run)
         for text, problem in (("study,step\na,0\n", "lacks the columns patient"), ("", "not a readable table")):

@@ -178,7 +178,7 @@ class TestCompare:
         frame = pd.read_csv(path, keep_default_na=False)
         frame[frame["study"] != "s3"].to_csv(path, index=False)
         assert tradeoff.compare(frozen, learnable, n=100).phrases == 23
-        frame.assign(study="other").to_csv(path, index=False)
+        frame.assign(study="other " + frame["study"]).to_csv(path, index=False)
         with pytest.raises(InputError, match="no phrase in common"):
             tradeoff.compare(frozen, learnable)
 
