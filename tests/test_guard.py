@@ -30,7 +30,7 @@ from chestxai.book import guard, pages
 from chestxai.guard import GRID, Leak
 from chestxai.runs import InputError
 from chestxai.studies import FINDINGS, Finding, Study
-from tests.test_mimic import EFFUSION, P, box, collection, image, listed, name, visit
+from tests.test_mimic import EFFUSION, P, box, collection, image, listed, name, stated, visit
 from tests.test_tradeoff import write_run
 
 PAPER = profiles.load("paper")
@@ -42,11 +42,13 @@ PATIENTS = {P: "train", P + 1: "validate", P + 2: "test"}
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """A folder of sources with three patients in MIMIC's format."""
+    """A folder of sources with five patients in MIMIC's format."""
     root = tmp_path_factory.mktemp("guard") / "data"
     boxes = [box(p, "Pleural Effusion", EFFUSION) for p in PATIENTS]
-    splits = [listed(p, split) for p, split in PATIENTS.items()]
-    collection(root / "mimic", [image(p) for p in PATIENTS], splits, boxes)
+    # Patients with a box are never trained on.
+    everyone = PATIENTS | {P + 3: "train", P + 4: "validate"}
+    splits = [listed(p, split) for p, split in everyone.items()]
+    collection(root / "mimic", [image(p) for p in everyone], splits, boxes, [stated(p, Edema="1.0") for p in everyone])
     return root
 
 
@@ -1204,7 +1206,7 @@ class TestBook:
         told = capsys.readouterr().err
         assert told.startswith("error: nothing is built: 3 places still show credentialed data")
         assert (
-            "notebooks/08_tradeoff, cell 7, output: picture; notebooks/08_tradeoff, cell 7, output: MIMIC dicom_id"
+            "notebooks/08_tradeoff, cell 6, output: picture; notebooks/08_tradeoff, cell 6, output: MIMIC dicom_id"
             in told
         )
         assert name(P) not in told
@@ -1244,7 +1246,7 @@ class TestBook:
             book.main(executed)
         places = str(stopped.value).partition("passed on: ")[2].partition(". Take them out")[0].split("; ")
         assert "notebooks/11_knowledge, metadata: widget" in places
-        for i, (kind, (_, what)) in enumerate(PLANTED.items(), start=7):
+        for i, (kind, (_, what)) in enumerate(PLANTED.items(), start=6):
             assert f"notebooks/11_knowledge, cell {i}, output: {what}" in places, kind
         assert not (tmp_path / "_build").exists()
 
@@ -1253,7 +1255,7 @@ class TestBook:
         notebook = nbformat.read(path, as_version=4)
         notebook.cells.append(new_markdown_cell(f"As one report says: {SENTENCE}."))
         nbformat.write(notebook, path)
-        with pytest.raises(ValueError, match=r"1 places .*: notebooks/08_tradeoff, cell 7, source: report text\. Take"):
+        with pytest.raises(ValueError, match=r"1 places .*: notebooks/08_tradeoff, cell 6, source: report text\. Take"):
             book.main(executed)
         assert not (tmp_path / "_build").exists()
 

@@ -56,15 +56,16 @@ def assemble(nodes: Sequence[Node], folder: Path, private: guard.Private | None 
     runs_of: dict[str, list[Node]] = {}
     for node in nodes:
         runs_of.setdefault(node.notebook.stem, []).append(node)
-    notebooks = {f"notebooks/{chapter}": _chapter(own, private) for chapter, own in runs_of.items()}
+    left: list[str] = []
+    notebooks = {f"notebooks/{chapter}": _chapter(own, private, left) for chapter, own in runs_of.items()}
     toc = (ROOT / "_toc.yml").read_text("utf-8")
     listed = {entry["file"] for entry in yaml.safe_load(toc)["chapters"] if entry["file"].startswith("notebooks/")}
     if listed != set(notebooks):
         raise InputError(f"_toc.yml and the batch differ in {', '.join(sorted(listed ^ set(notebooks)))}")
     if private is not None:
         written = {name: nbformat.v4.new_markdown_cell((ROOT / name).read_text("utf-8")) for name in PAGES}
-        shown = notebooks | {name: nbformat.v4.new_notebook(cells=[cell]) for name, cell in written.items()}
-        refuse([f"{page}, {leak}" for page, one in shown.items() for leak in guard.leaks(one, private)])
+        shown = {name: nbformat.v4.new_notebook(cells=[cell]) for name, cell in written.items()}
+        refuse(left + [f"{page}, {leak}" for page, one in shown.items() for leak in guard.leaks(one, private)])
     folder = Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
     for name in (*SOURCES, *PAGES):
@@ -118,15 +119,18 @@ def refuse(places: Sequence[str]) -> None:
         )
 
 
-def _chapter(nodes: Sequence[Node], private: guard.Private | None) -> Any:
-    """The notebook of a chapter's page from its executions."""
+def _chapter(nodes: Sequence[Node], private: guard.Private | None, left: list[str]) -> Any:
+    """The notebook of a chapter's page from its executions; the places where these show something go to ``left``."""
     executions = {}
     # With one seed there is no need to say which.
     keys = ("variant", "seed") if len({node.parameters.get("seed") for node in nodes}) > 1 else ("variant",)
     for node in nodes:
         notebook = chapters.published(nbformat.read(node.executed, as_version=4), node)
         name = ", seed ".join(str(node.parameters[key]) for key in keys if key in node.parameters)
-        executions[name] = notebook if private is None else guard.withhold(notebook, private)
+        if private is not None:
+            notebook = guard.withhold(notebook, private)
+            left += [f"notebooks/{node.notebook.stem}, {leak}" for leak in guard.leaks(notebook, private)]
+        executions[name] = notebook
     profile = profiles.load(nodes[0].parameters["profile"])
     source, boxes = profile.data.source, profile.boxes
     badges = ["digital phantoms, no patients" if source == "phantom" else f"images and reports of {source}"]
