@@ -380,7 +380,7 @@ Markdown(
 # positions of these words in the prompt.
 
 # %%
-pipeline = models.load_pipeline(settings.base, device="cpu")
+pipeline = models.load_base(settings, device="cpu")
 tokenizer, size = pipeline.tokenizer, models.image_size(pipeline)
 truths = phrases(boxed["test"])
 chosen = next(

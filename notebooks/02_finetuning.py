@@ -70,7 +70,7 @@ pd.Series(settings.finetune.model_dump(), name=f"profile {settings.name}").to_fr
 # *The model, and which of its parts learn.*
 
 # %%
-pipeline = models.load_pipeline(settings.base)
+pipeline = models.load_base(settings)
 size = models.image_size(pipeline)
 networks = {name: getattr(pipeline, name) for name in ("vae", "text_encoder", "unet")}
 counts = {
@@ -235,7 +235,7 @@ plots.images(
 # its vector after the training with the one before: 1 is unchanged.
 
 # %%
-pristine = models.load_pipeline(settings.base)
+pristine = models.load_base(settings)
 words = pipeline.tokenizer(prompts_shown)["input_ids"]
 old, new = (models.encode_text(p, prompts_shown).cpu() for p in (pristine, pipeline))
 similar = F.cosine_similarity(old, new, dim=-1)

@@ -69,7 +69,7 @@ from chestxai.studies import FINDINGS, Frame, phrases, to_images
 settings = profiles.load(profile)
 run = profiles.run(settings, variant, seed, out).check_finished()
 plots.setup(settings.variants)
-pipeline = models.load_pipeline(settings.base)
+pipeline = models.load_base(settings)
 size, steps = models.image_size(pipeline), run.steps()
 finetune.load_checkpoint(pipeline, run, steps[-1])
 test = phrases(profiles.studies(settings, "test", data, boxes=True))
