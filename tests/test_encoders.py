@@ -27,7 +27,7 @@ from transformers import (
 
 from chestxai import attention, finetune, grounding, models, profiles, sources
 from chestxai.profiles import FinetuneSettings
-from chestxai.recipes import Recipe
+from chestxai.recipes import Recipe, attach
 from chestxai.runs import DivergedError, InputError, MissingError
 from tests import tiny
 from tools import convert_weights
@@ -120,6 +120,18 @@ def test_every_type_reads_words_and_no_padding(kind, base, tmp_path):
     image = np.zeros((32, 32), np.uint8)
     heat = grounding.ground(pipeline, image, PROMPT, "pleural effusion", timesteps=[301])
     assert np.isfinite(heat.values).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["distilbert", "roberta", "t5"])
+def test_a_recipe_limits_what_tokens_see_in_every_type(kind, base, tmp_path):
+    encoder(kind, tmp_path)
+    pipeline = models.load_pipeline(base, text_encoder=tmp_path, device="cpu")
+    attach(pipeline, Recipe(mixing="none"))
+    one, two = models.encode_text(pipeline, ["small left effusion", "small right heart"])
+    first = 0 if kind == "t5" else 1
+    torch.testing.assert_close(one[: first + 1], two[: first + 1])
+    assert not torch.allclose(one[first + 1], two[first + 1])
 
 
 @torch.no_grad()

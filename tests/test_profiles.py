@@ -41,7 +41,7 @@ def test_the_papers_protocol():
 
 
 def test_the_two_variants_differ_in_nothing_a_profile_says():
-    for name in profiles.names():
+    for name in sorted({*profiles.names()} - {"cxrbert"}):  # whose paper has one
         variants = profiles.load(name).variants
         assert {v: variants[v] for v in ("frozen", "learnable")} == {"frozen": Recipe(), "learnable": LEARNABLE}
         assert name == "recipes" or len(variants) == 2

@@ -297,6 +297,8 @@ class _Training:
         self.accelerator, self.pipeline, self.recipe, self.settings = accelerator, pipeline, recipe, settings
         self.seed, self.run_, self.identity = seed, run, identity
         self.schedule = models.noising(pipeline.scheduler)
+        if settings.min_snr is not None and isinstance(self.schedule, models.Flow):
+            raise runs.InputError("min_snr: a flow has no signal-to-noise weighting; leave it out")
         self.parts = {"unet": pipeline.unet} | ({"text_encoder": pipeline.text_encoder} if recipe.text_learns else {})
         pipeline.text_encoder.eval()  # no dropout, under any recipe
         pipeline.unet.train()

@@ -5,6 +5,9 @@ or hub id, or the tiny base in ``data/tiny`` whose text encoder is all-MiniLM-L6
 knows which one it is: image size, channels, token length and text width are read off the parts.
 """
 
+# diffusers looks up in this module what the text encoder of ``data/tiny`` is a subclass of.
+from transformers import PreTrainedModel
+
 from chestxai.encoders import MINILM, SilentPadBert, adopt_encoder, minilm, scramble_words
 from chestxai.models.kinds import KINDS, denoise, kind_of
 from chestxai.models.loading import (
@@ -34,6 +37,7 @@ __all__ = [
     "MINILM",
     "TINY",
     "Flow",
+    "PreTrainedModel",
     "SilentPadBert",
     "adopt_encoder",
     "adopt_pipeline",

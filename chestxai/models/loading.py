@@ -196,33 +196,22 @@ def _check_fit(pipeline: DiffusionPipeline, base: str, kind: Kind) -> None:
     """Raise InputError unless the parts fit together."""
     unet, vae = pipeline.unet.config, pipeline.vae.config
     trained = trained_with(pipeline.scheduler)
-    silent = trained.get("rescale_betas_zero_snr") and trained["prediction_type"] == "epsilon"
+    ends = trained.get("rescale_betas_zero_snr") and trained["prediction_type"] == "epsilon"
     given, wanted = sum(getattr(pipeline, e).config.hidden_size for e in kind.encoders), text_width(pipeline.unet)
-    for wrong, problem in (
-        (
-            type(pipeline.vae).__name__ != kind.autoencoder,
-            f"its autoencoder is a {type(pipeline.vae).__name__}, {kind.autoencoder} is needed",
+    vae_class, side = type(pipeline.vae).__name__, unet.sample_size
+    problems = {
+        f"its autoencoder is a {vae_class}, {kind.autoencoder} is needed": vae_class != kind.autoencoder,
+        f"its U-Net reads {unet.in_channels} channels, which is no text-to-image model of its autoencoder": (
+            unet.in_channels != vae.get("latent_channels")
         ),
-        (
-            unet.in_channels != vae.get("latent_channels"),
-            f"its U-Net reads {unet.in_channels} channels, which is no text-to-image model of its autoencoder",
-        ),
-        (
-            not isinstance(unet.sample_size, int),
-            f"sample_size in {kind.denoiser}/config.json is {unet.sample_size}: one number is needed, the side of its "
-            "square latents, such as 64 for images of 512 pixels",
-        ),
-        (
-            silent,
-            "its schedule ends in pure noise (rescale_betas_zero_snr), of which no noise can be predicted (epsilon)",
-        ),
-        (
-            given != wanted,
-            f"the text encoder is {given} wide, the U-Net of {base!r} expects {wanted}; "
-            "text_projection: linear learns a layer between them",
-        ),
-    ):
-        if wrong:
+        f"sample_size in {kind.denoiser}/config.json is {side}: one number is needed, the side of its square latents, "
+        "such as 64 for images of 512 pixels": not isinstance(side, int),
+        "its schedule ends in pure noise (rescale_betas_zero_snr), of which no noise can be predicted (epsilon)": ends,
+        f"the text encoder is {given} wide, the U-Net of {base!r} expects {wanted}; text_projection: linear learns a "
+        "layer between them": given != wanted,
+    }
+    for problem, found in problems.items():
+        if found:
             raise InputError(f"the base model {base!r} cannot be used: {problem}")
 
 

@@ -33,6 +33,7 @@ from chestxai.recipes.networks import (
     randomise,
     weight_distance,
 )  # fmt: skip
+from chestxai.runs import InputError
 from chestxai.studies import FINDINGS
 
 if TYPE_CHECKING:
@@ -236,6 +237,10 @@ class Recipe(Settings):
             raise InputError(
                 f"{', '.join(sorted(changed))}: a {type(pipeline).__name__} has two text encoders, which stay "
                 "as they are (text: frozen); unet may be lora:R"
+            )
+        if self.splits and "caption_channels" in pipeline.unet.config:
+            raise InputError(
+                f"keys, values: those of a {type(pipeline).__name__} are made of states that it has changed"
             )
         if self.prompts == "finding tokens":
             add_tokens(pipeline, FINDINGS)
