@@ -232,7 +232,7 @@ def _limit(config: PreTrainedConfig) -> int:
 
 
 def missing_weights(needed: Collection[str], stored: Collection[str]) -> set[str]:
-    """Names of an encoder's weights that its file does not hold under any prefix, or under an old name."""
+    """Names of weights ``needed`` by an encoder that are not ``stored`` under any prefix, or under an old name."""
     stored = [
         key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias") for key in stored
     ]

@@ -25,15 +25,14 @@ class Kind:
         denoiser: name of its part.
         encoders: names of the text encoders, whose states stand side by side.
         autoencoder: its class.
-        length: tokens read of a prompt; default: what the tokenizer says.
-        lower: whether prompts are read in lower case, as the pipeline itself does.
+        length: tokens read of a prompt, which is read in lower case, as the pipeline itself does; default: what the
+            tokenizer says, as it is written.
     """
 
     denoiser: str = "unet"
     encoders: tuple[str, ...] = ("text_encoder",)
     autoencoder: str = "AutoencoderKL"
     length: int | None = None
-    lower: bool = False
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -44,9 +43,9 @@ class Kind:
 KINDS = {
     "StableDiffusionPipeline": Kind(),
     "StableDiffusionXLPipeline": Kind(encoders=("text_encoder", "text_encoder_2")),
-    "PixArtAlphaPipeline": Kind("transformer", length=120, lower=True),
-    "PixArtSigmaPipeline": Kind("transformer", length=300, lower=True),
-    "SanaPipeline": Kind("transformer", autoencoder="AutoencoderDC", length=300, lower=True),
+    "PixArtAlphaPipeline": Kind("transformer", length=120),
+    "PixArtSigmaPipeline": Kind("transformer", length=300),
+    "SanaPipeline": Kind("transformer", autoencoder="AutoencoderDC", length=300),
 }
 #: Text and image attend to each other in one sequence: `attention.capture` reads them, nothing else here does.
 JOINT = ("StableDiffusion3Pipeline", "FluxPipeline")
@@ -77,7 +76,7 @@ def needs_pooled(denoiser: nn.Module) -> bool:
 
 
 def pack(states: Tensor, pooled: Tensor) -> Tensor:
-    """States ``(n, length, width)`` with further rows that hold SDXL's ``pooled`` text ``(n, m)``."""
+    """``states`` ``(n, length, width)`` with further rows that hold SDXL's ``pooled`` text ``(n, m)``."""
     n, _, width = states.shape
     rows = math.ceil(pooled.shape[1] / width)
     pooled = nn.functional.pad(pooled, (0, rows * width - pooled.shape[1]))

@@ -143,7 +143,7 @@ def adopt_pipeline(pipeline: DiffusionPipeline) -> DiffusionPipeline:
     if kind.length:
         tokenizer.model_max_length, tokenizer.padding_side = min(tokenizer.model_max_length, kind.length), "right"
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if kind.lower and backend is not None and "Lowercase" not in str(backend.normalizer):
+    if kind.length and backend is not None and "Lowercase" not in str(backend.normalizer):
         both = [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer else [])]
         backend.normalizer = normalizers.Sequence(both)
     side = pipeline.unet.config.sample_size

@@ -57,7 +57,7 @@ class Flow:
         return (1 - level) * x + level * noise
 
     def step(self, predicted: Tensor, t: Tensor, x: Tensor) -> SimpleNamespace:
-        """One step of the path from ``x``, which belongs to ``t``; its ``prev_sample`` is where it leads.
+        """One step of the path from ``x``, which belongs to ``t``, as ``predicted``; its ``prev_sample`` is the end.
 
         Backwards, ``x`` belongs to the timestep before ``t``, and the step leads to ``t``.
         """
