@@ -108,6 +108,15 @@ def test_noise_of_another_kind_is_refused_by_name():
         models.ddim(DDIMScheduler(prediction_type="sample"))
 
 
+def test_pure_noise_of_which_noise_is_predicted_is_refused_wherever_it_is_used():
+    pipeline = tiny.random_pipeline("sd")
+    config = pipeline.scheduler.config
+    pipeline.scheduler = DDIMScheduler.from_config(config, rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    for use in (models.ddim, models.inversion, models.noising):
+        with pytest.raises(InputError, match=r"ends in pure noise \(rescale_betas_zero_snr\), .* \(epsilon\)"):
+            use(pipeline.scheduler)
+
+
 def test_a_flow_is_a_straight_line():
     """A network that predicts the true flow leads from noise to the image in any number of steps, and back."""
     own = FlowMatchEulerDiscreteScheduler(shift=3.0)

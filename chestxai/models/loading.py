@@ -195,8 +195,10 @@ def _variant(folder: Path, parts: Sequence[str]) -> str | None:
 def _check_fit(pipeline: DiffusionPipeline, base: str, kind: Kind) -> None:
     """Raise InputError unless the parts fit together."""
     unet, vae = pipeline.unet.config, pipeline.vae.config
-    trained = trained_with(pipeline.scheduler)
-    ends = trained.get("rescale_betas_zero_snr") and trained["prediction_type"] == "epsilon"
+    try:
+        trained_with(pipeline.scheduler)
+    except InputError as error:
+        raise InputError(f"the base model {base!r} cannot be used: {error}") from None
     given, wanted = sum(getattr(pipeline, e).config.hidden_size for e in kind.encoders), text_width(pipeline.unet)
     vae_class, side = type(pipeline.vae).__name__, unet.sample_size
     problems = {
@@ -206,7 +208,6 @@ def _check_fit(pipeline: DiffusionPipeline, base: str, kind: Kind) -> None:
         ),
         f"sample_size in {kind.denoiser}/config.json is {side}: one number is needed, the side of its square latents, "
         "such as 64 for images of 512 pixels": not isinstance(side, int),
-        "its schedule ends in pure noise (rescale_betas_zero_snr), of which no noise can be predicted (epsilon)": ends,
         f"the text encoder is {given} wide, the U-Net of {base!r} expects {wanted}; text_projection: linear learns a "
         "layer between them": given != wanted,
     }

@@ -71,7 +71,7 @@ def trained_with(scheduler: SchedulerMixin | Flow) -> dict[str, Any]:
     """What a base's ``scheduler`` says of its training, as settings of any of diffusers' schedulers.
 
     Raises:
-        InputError: its noise is of another kind; names the class.
+        InputError: its noise is of another kind, or cannot be predicted; names the class, or why.
     """
     config, kind = scheduler.config, type(scheduler).__name__
     predicts, shift = config.get("prediction_type"), config.get("shift", config.get("flow_shift", 1.0))
@@ -89,7 +89,12 @@ def trained_with(scheduler: SchedulerMixin | Flow) -> dict[str, Any]:
     if found["trained_betas"] is None and found["beta_schedule"] not in _BETAS:
         # Some classes know schedules that others do not; all keep the betas.
         found["trained_betas"] = scheduler.betas.tolist()
-    return found | {"rescale_betas_zero_snr": bool(config.get("rescale_betas_zero_snr"))}
+    found["rescale_betas_zero_snr"] = bool(config.get("rescale_betas_zero_snr"))
+    if found["rescale_betas_zero_snr"] and predicts == "epsilon":
+        raise InputError(
+            "the schedule ends in pure noise (rescale_betas_zero_snr), of which no noise can be predicted (epsilon)"
+        )
+    return found
 
 
 def ddim(scheduler: SchedulerMixin | Flow) -> DDIMScheduler | Flow:
