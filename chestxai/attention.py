@@ -390,9 +390,7 @@ def resize(maps: Tensor, shape: tuple[int, int]) -> Tensor:
 _Found = tuple[Tensor, Tensor, Tensor | None, slice]
 
 
-def _find(
-    attn: Any, read: Mapping[str, Tensor], given: Mapping[str, Any], recorder: _Recorder
-) -> _Found:
+def _find(attn: Any, read: Mapping[str, Tensor], given: Mapping[str, Any], recorder: _Recorder) -> _Found:
     processor: Any = recorder
     while isinstance(processor, _Recorder):
         processor = processor.processor

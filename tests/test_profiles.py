@@ -114,7 +114,9 @@ def test_what_is_not_a_profile_is_refused(tmp_path, text):
 
 @pytest.mark.parametrize("name", ["nothing", "../profiles/demo", "no/such.yaml"])
 def test_an_unknown_profile_lists_those_there_are(name):
-    with pytest.raises(ValueError, match="choose one of cxrbert, demo, open, paper, paper-12gb, paper-24gb, recipes, smoke"):
+    with pytest.raises(
+        ValueError, match="choose one of cxrbert, demo, open, paper, paper-12gb, paper-24gb, recipes, smoke"
+    ):
         profiles.load(name)
 
 

@@ -136,7 +136,9 @@ def encode_text(
     if chunked:
         kind = pipeline.text_encoder.config.model_type
         if kind != "clip_text_model" or needs_pooled(pipeline.unet):
-            raise InputError(f"long_prompts: chunked is for one CLIP text encoder, and this one is a {kind}: set cut")
+            raise InputError(
+                f"long_prompts: chunked is for CLIP text encoders alone, and this one is a {kind}: set cut"
+            )
         # A window of the empty prompt fills up those that have fewer.
         tokens = tokenize(pipeline, [*prompts, ""], return_overflowing_tokens=True)
         owners = tokens.pop("overflow_to_sample_mapping").tolist()
