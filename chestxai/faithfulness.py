@@ -191,7 +191,7 @@ def score_run(
     identity = run.check_finished().record()["identity"]
     priors = localization.location_priors(train, size, fit)
     text_prior = localization.text_priors(train, size, fit)
-    pipeline = models.load_pipeline(profile.base, device=PartialState().device)
+    pipeline = models.load_base(profile, device=PartialState().device)
     for step, maps, rows, skipped in grounding.ground_run(profile, run, truths, pipeline, steps):
         about = {"fit": fit, "identity": f"{identity}-{step}", "description": f"step {step}, swapped"}
         probes = probe_truths(pipeline, rows, pool, profile.grounding, run.probes_file(step), **about)

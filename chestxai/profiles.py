@@ -219,7 +219,8 @@ class Profile(Settings):
     """All settings of the book under one name.
 
     A *variant* is a name for a recipe. ``variants`` maps names to recipes; the first one is the reference that the
-    others are compared with. A recipe may be written as its ``text`` alone, and ``[frozen, learnable]`` stands for
+    others are compared with. ``text_encoder`` names one that takes the place of the base's own (`models.load_base`).
+    A recipe may be written as its ``text`` alone, and ``[frozen, learnable]`` stands for
     ``{frozen: {text: frozen}, learnable: {text: learnable}}``.
     """
 
@@ -227,6 +228,7 @@ class Profile(Settings):
     description: str
     data: DataSettings
     base: str = Field("tiny", pattern=r"\w", max_length=1000)
+    text_encoder: str | None = Field(None, pattern=r"\w", max_length=1000)
     finetune: FinetuneSettings
     grounding: GroundingSettings
     sampling: SamplingSettings

@@ -86,7 +86,7 @@ def score_run(profile: Profile, run: Run, studies: Sequence[Study], pool: Sequen
     if not truths:
         raise InputError(f"profile {profile.name}: no report of this split places a finding on one side")
     identity = run.check_finished().record()["identity"]
-    pipeline = models.load_pipeline(profile.base, device=PartialState().device)
+    pipeline = models.load_base(profile, device=PartialState().device)
     finetune.load_checkpoint(pipeline, run, step)
     about = {"fit": fit, "identity": f"{identity}-{step}", "description": f"step {step}, sides"}
     probes = faithfulness.probe_truths(

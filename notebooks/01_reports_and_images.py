@@ -381,7 +381,7 @@ Markdown(
 # positions of these words in the prompt.
 
 # %%
-pipeline = models.load_pipeline(settings.base, device="cpu")
+pipeline = models.load_base(settings, device="cpu")
 tokenizer, size = pipeline.tokenizer, models.image_size(pipeline)
 truths, _ = grounding.groundable(pipeline, phrases(boxed["test"]))
 chosen = next(

@@ -44,7 +44,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
 from IPython.display import Markdown
 
 from chestxai import finetune, models, plots, profiles
@@ -70,7 +69,7 @@ pd.Series(settings.finetune.model_dump(), name=f"profile {settings.name}").to_fr
 # *The model, and which of its parts learn.*
 
 # %%
-pipeline = models.load_pipeline(settings.base)
+pipeline = models.load_base(settings)
 size = models.image_size(pipeline)
 networks = {name: getattr(pipeline, name) for name in ("vae", "text_encoder", "unet")}
 counts = {
@@ -128,7 +127,7 @@ plots.images(images, titles=prompts, title="Eight training pairs")
 #    \mathcal{L} = \lVert \varepsilon - \varepsilon_\theta(x_t, t, \mathrm{text}) \rVert^2 $$
 
 # %%
-schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+schedule = models.noising(pipeline.scheduler)
 generator = torch.Generator().manual_seed(seed)
 device = pipeline.unet.device
 x = models.encode_images(pipeline, images)
@@ -136,7 +135,7 @@ states = models.encode_text(pipeline, prompts)
 noise = torch.randn(x.shape, generator=generator).to(device)
 t = torch.randint(0, 1000, (len(x),), generator=generator).to(device)
 with torch.no_grad():
-    predicted = pipeline.unet(schedule.add_noise(x, noise, t), t, states).sample
+    predicted = models.denoise(pipeline.unet, schedule.add_noise(x, noise, t), t, states)
 pd.DataFrame(
     {"shape": [tuple(v.shape) for v in (torch.from_numpy(images), x, states, predicted)]},
     index=[
@@ -235,7 +234,7 @@ plots.images(
 # its vector after the training with the one before: 1 is unchanged.
 
 # %%
-pristine = models.load_pipeline(settings.base)
+pristine = models.load_base(settings)
 words = pipeline.tokenizer(prompts_shown)["input_ids"]
 old, new = (models.encode_text(p, prompts_shown).cpu() for p in (pristine, pipeline))
 similar = F.cosine_similarity(old, new, dim=-1)

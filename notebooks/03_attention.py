@@ -43,7 +43,6 @@ import numpy as np
 import pandas as pd
 import plotly.express as px
 import torch
-from diffusers import DDPMScheduler
 from IPython.display import Markdown
 
 from chestxai import (
@@ -69,7 +68,7 @@ from chestxai.studies import FINDINGS, Frame, phrases, to_images
 settings = profiles.load(profile)
 run = profiles.run(settings, variant, seed, out).check_finished()
 plots.setup(settings.variants)
-pipeline = models.load_pipeline(settings.base)
+pipeline = models.load_base(settings)
 size, steps = models.image_size(pipeline), run.steps()
 finetune.load_checkpoint(pipeline, run, steps[-1])
 test = phrases(profiles.studies(settings, "test", data, boxes=True))
@@ -112,10 +111,10 @@ image = frame.image(example.study.pixels())
 mask = frame.mask(example.finding)
 latent = models.encode_images(pipeline, image[None])
 noise = models.seeded_noise(latent.shape, seed).to(latent.device)
-schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+schedule = models.noising(pipeline.scheduler)
 noisy = schedule.add_noise(latent, noise, torch.tensor([timestep]))
 with torch.no_grad(), attention.capture(pipeline.unet, [positions]) as seen:
-    pipeline.unet(noisy, timestep, models.encode_text(pipeline, [prompt]))
+    models.denoise(pipeline.unet, noisy, timestep, models.encode_text(pipeline, [prompt]))
 
 
 # %%

@@ -67,7 +67,7 @@ warnings.simplefilter("ignore", stats.FewGroupsWarning)
 settings = profiles.load(profile)
 plots.setup(settings.variants)
 folders = {v: [profiles.run_folder(settings, v, s, out) for s in seeds] for v in variants}
-size = models.image_size(models.load_pipeline(settings.base, device="cpu"))
+size = models.image_size(models.load_base(settings, device="cpu"))
 test = phrases(profiles.studies(settings, "test", data, boxes=True))
 resamples = settings.statistics.resamples
 
@@ -474,7 +474,7 @@ for name, parts in {
     "random text encoder": ["text_encoder"],
     "both random": ["unet", "text_encoder"],
 }.items():
-    pipeline = models.load_pipeline(settings.base)
+    pipeline = models.load_base(settings)
     finetune.load_checkpoint(pipeline, run, step)
     faithfulness.random_weights(pipeline, parts)
     checks[name] = grounding.ground_many(
@@ -524,7 +524,7 @@ if settings.boxes == "phantom":
         change: [phantom.counterfactual(t.study, t.finding.name, change) for t in lateral]
         for change in ("without", "other side")
     }
-    pipeline = models.load_pipeline(settings.base)
+    pipeline = models.load_base(settings)
     finetune.load_checkpoint(pipeline, run, step)
     keys = [grounding.passes.image_key(t.study.pixels()) for t in lateral]
     moved = {

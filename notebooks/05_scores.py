@@ -48,7 +48,7 @@ from chestxai.studies import Frame, box_of, phrases
 # %%
 settings = profiles.load(profile)
 plots.setup(settings.variants)
-size = models.image_size(models.load_pipeline(settings.base, device="cpu"))
+size = models.image_size(models.load_base(settings, device="cpu"))
 test = phrases(profiles.studies(settings, "test", data, boxes=True))
 
 # %%

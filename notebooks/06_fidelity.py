@@ -57,7 +57,7 @@ settings = profiles.load(profile)
 run = profiles.run(settings, variant, seed, out).check_finished()
 plots.setup(settings.variants)
 fit, resamples = settings.data.fit, min(settings.statistics.resamples, 200)
-pipeline = models.load_pipeline(settings.base)
+pipeline = models.load_base(settings)
 size, steps = models.image_size(pipeline), [0, *run.steps()]
 last = steps[-1]
 pd.Series(settings.sampling.model_dump(), name=f"profile {settings.name}").to_frame()

@@ -47,7 +47,7 @@ from chestxai.studies import Frame, to_images
 settings = profiles.load(profile)
 plots.setup(settings.variants)
 fit, resamples = settings.data.fit, min(settings.statistics.resamples, 200)
-pipeline = models.load_pipeline(settings.base, device="cpu")
+pipeline = models.load_base(settings, device="cpu")
 size = models.image_size(pipeline)
 folders = {v: profiles.run(settings, v, seeds[0], out).check_finished() for v in variants}
 

@@ -59,7 +59,7 @@ plots.setup(settings.variants)
 names = [(v, s) for v in variants for s in seeds]
 trained = {name: profiles.run(settings, *name, out).check_finished() for name in names}
 val = list(profiles.studies(settings, "val", data, boxes=True))
-base = models.load_pipeline(settings.base)
+base = models.load_base(settings)
 chosen = profiles.sample(phrases(val), 48)
 sample = causes.prepare(base, chosen, val, settings.data.fit)
 noisiest = base.scheduler.config.num_train_timesteps
@@ -79,7 +79,7 @@ Markdown(
 # %%
 curves, pipelines, states, readings, older = [], {}, {}, {}, {}
 for name in runs.progress(names, "checkpoints"):
-    pipelines[name] = models.load_pipeline(settings.base)
+    pipelines[name] = models.load_base(settings)
     for step in trained[name].steps():
         finetune.load_checkpoint(pipelines[name], trained[name], step)
         now = models.encode_text(pipelines[name], sample.prompts)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -461,4 +463,79 @@ def test_errors_say_what_is_wrong(unet):
         pass
     unet.set_attn_processor(before)
     with pytest.raises(ValueError, match="heads"), capture(unet, [[1]], heads="max"):
+        pass
+
+
+# --- joint attention -------------------------------------------------------------------------------------------------
+
+
+def joint_inputs(name: str) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    given = {"encoder_hidden_states": normal(2, 7, 32), "pooled_projections": normal(2, 16)}
+    if name == "sd3":
+        return {**given, "hidden_states": normal(2, 4, 8, 8), "timestep": torch.full((2,), 300.0)}
+    rows, columns = torch.meshgrid(torch.arange(4.0), torch.arange(6.0), indexing="ij")
+    places = torch.stack([torch.zeros(24), rows.flatten(), columns.flatten()], dim=1)
+    given |= {"hidden_states": normal(2, 24, 4), "timestep": torch.full((2,), 0.3)}
+    return given | {"img_ids": places, "txt_ids": torch.zeros(7, 3)}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "shape", "layers"), [("sd3", (4, 4), 2), ("flux", (4, 6), 1)])
+def test_what_images_give_to_tokens_in_joint_attention_is_what_attention_map_diffusers_finds(name, shape, layers):
+    from types import SimpleNamespace
+
+    peer = pytest.importorskip("attention_map_diffusers", reason="'make test' installs it")
+    model, given = tiny.joint(name), joint_inputs(name)
+    plain = model(**given).sample
+    with peer.AttentionCapture(SimpleNamespace(transformer=model), timesteps="all") as theirs:
+        model(**given)
+    records = {r.layer_id.removeprefix("transformer."): r.data[:, 0] for r in theirs.compute().records}
+    with capture(model, [{str(i): [i] for i in range(7)}] * 2, times="keep") as seen:
+        assert torch.equal(model(**given).sample, plain)
+    assert seen.times == [300]
+    assert len(seen.names) == layers
+    for key, maps in seen.maps().items():
+        assert maps.shape[-2:] == shape
+        torch.testing.assert_close(maps[0].flatten(2).mT, records[key], atol=1e-5, rtol=0)
+        assert 0.01 < maps[0].sum(dim=1).mean() < 0.99  # the rest goes to the image itself
+
+
+@torch.no_grad()
+def test_the_single_blocks_of_flux_are_read_as_they_compute():
+    model, given = tiny.joint("flux"), joint_inputs("flux")
+    expected = {}
+
+    def by_hand(attn, _, options, name):
+        q, k = (layer(options["hidden_states"]).unflatten(-1, (2, 16)) for layer in (attn.to_q, attn.to_k))
+        q, k = attn.norm_q(q), attn.norm_k(k)
+        cosine, sine = (table[:, None] for table in options["image_rotary_emb"])
+        # Neighbouring numbers are turned as real and imaginary parts.
+        q, k = (x * cosine + torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2) * sine for x in (q, k))
+        probabilities = torch.einsum("bqhd,bkhd->bhqk", q, k).div(4).softmax(dim=-1)
+        expected[name] = probabilities[:, :, 7:, :7].mean(dim=1)
+
+    names = select_layers(model, "single")
+    assert len(names) == 2
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(partial(by_hand, name=name), with_kwargs=True)
+        for name in names
+    ]
+    with capture(model, [{str(i): [i] for i in range(7)}] * 2, layers="single") as seen:
+        model(**given)
+    for name, maps in seen.maps().items():
+        torch.testing.assert_close(maps.flatten(2).mT, expected[name], atol=1e-5, rtol=1e-4)
+    for hook in hooks:
+        hook.remove()
+
+
+@torch.no_grad()
+def test_fused_projections_are_refused_by_name():
+    model = tiny.joint("flux")
+    model.fuse_qkv_projections()
+    with pytest.raises(ValueError, match=r"cannot read layer transformer_blocks\.0\.attn"), capture(model, [[1]]):
         pass

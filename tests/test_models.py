@@ -17,6 +17,7 @@ from hypothesis.extra import numpy as arrays
 from transformers import AutoTokenizer, BertModel, CLIPTextModel
 
 from chestxai import encoders, models, sources
+from chestxai.models import loading
 from tests import tiny
 from tools import make_base
 
@@ -36,8 +37,8 @@ def either(request):
 @pytest.fixture
 def copy(tmp_path, monkeypatch):
     """A copy of the tiny base that a test may spoil."""
-    monkeypatch.setattr(models, "TINY", tmp_path / "tiny")
-    return Path(shutil.copytree(models.DATA / "tiny", tmp_path / "tiny"))
+    monkeypatch.setattr(loading, "TINY", tmp_path / "tiny")
+    return Path(shutil.copytree(loading.DATA / "tiny", tmp_path / "tiny"))
 
 
 def same_weights(one, two) -> bool:
@@ -120,7 +121,7 @@ def test_the_tiny_autoencoder_keeps_what_it_is_given(shipped):
 
 
 def test_a_flipped_byte_is_an_error_that_names_file_and_remedy(copy):
-    models._verify(copy)
+    loading._verify(copy)
     for name in ("unet/diffusion_pytorch_model.safetensors", "vae/config.json"):
         path = copy / name
         content = bytearray(path.read_bytes())
@@ -132,7 +133,7 @@ def test_a_flipped_byte_is_an_error_that_names_file_and_remedy(copy):
             models.load_pipeline("tiny")
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-    models._verify(copy)
+    loading._verify(copy)
 
 
 def test_an_incomplete_tiny_base_is_an_error_that_names_file_and_remedy(copy):
@@ -183,7 +184,7 @@ def test_the_tiny_base_can_be_made(tmp_path, capsys):
     assert make_base.main(command) == 0
     assert "MB" in capsys.readouterr().out
     sums = (tmp_path / "base" / "SHA256SUMS").read_text()
-    models._verify(tmp_path / "base")
+    loading._verify(tmp_path / "base")
     shipped = (models.TINY / "SHA256SUMS").read_text()
     assert [line.split("  ")[1] for line in sums.splitlines()] == [line.split("  ")[1] for line in shipped.splitlines()]
     made, started = models.load_pipeline(tmp_path / "base", device="cpu"), tmp_path / "work" / "unet" / "run.json"

@@ -242,8 +242,11 @@ def _weights(profile: Profile, parts: frozenset[str], content: Callable[..., str
     files = [content(folder) for name, folder in SHIPPED.items() if name in parts]
     if "models" in parts:
         folder = profiles.base_folder(profile.base)
+        encoder = Path(profile.text_encoder) if profile.text_encoder else None
         # A model on the hub is identified by its name.
-        files.append(content(folder, (".safetensors", ".json", ".txt")) if folder else profile.base)
+        for name, own in ((profile.base, folder), (profile.text_encoder, encoder)):
+            if name:
+                files.append(content(own, (".safetensors", ".json", ".txt")) if own and own.is_dir() else name)
     return files
 
 

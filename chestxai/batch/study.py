@@ -168,7 +168,7 @@ def _trained(job: Job) -> Run:
     from chestxai import finetune, models
 
     run = profiles.run(job.profile, job.variant, job.seed, job.out)
-    pipeline, train = models.load_pipeline(job.profile.base), _studies(job.profile, "train", job.data)
+    pipeline, train = models.load_base(job.profile), _studies(job.profile, "train", job.data)
     options = {"recipe": job.profile.recipe(job.variant), "seed": job.seed, "fit": job.profile.data.fit}
     about = profiles.about(job.profile, job.variant, job.data)
     finetune.finetune(pipeline, train, job.profile.finetune, run.folder, cache=job.out / "latents", **options, **about)
@@ -181,7 +181,7 @@ def _fidelity(job: Job, run: Run) -> dict[str, Any]:
 
     profile = job.profile
     real, kept, _ = to_images(_studies(profile, job.split, job.data), profile.data.size, profile.data.fit)
-    pipeline, out = models.load_pipeline(profile.base), {}
+    pipeline, out = models.load_base(profile), {}
     prompts, labels, _ = fidelity.requests(kept, profile.sampling, pipeline)
     classifier = fidelity.profile_classifier(profile, job.data, job.out)
     options = {"patients": [study.patient for study in kept], "spaces": fidelity.feature_spaces(profile.sampling)}

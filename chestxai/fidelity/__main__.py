@@ -184,7 +184,7 @@ def _draw(options: argparse.Namespace) -> None:
     variant = options.variant or next(iter(profile.variants))
     run = profiles.run(profile, variant, options.seed, options.out).check_finished()
     is_main = runs.processes().is_main_process
-    pipeline = models.load_pipeline(profile.base, device=PartialState().device)
+    pipeline = models.load_base(profile, device=PartialState().device)
     studies = profiles.studies(profile, "test", options.data)
     _, kept, _ = to_images(studies, models.image_size(pipeline), profile.data.fit)
     prompts, *_ = requests(kept, profile.sampling, pipeline)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 
 from chestxai import finetune, models, reports, runs
 from chestxai.fidelity.arrays import Array
@@ -127,14 +127,7 @@ def sample(
         raise runs.InputError("no prompts to draw images for")
     device, dtype = pipeline.unet.device, pipeline.unet.dtype
     half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision) if device.type == "cuda" else None
-    # Latents are not confined to [-1, 1], which a configuration without this entry would assume. PLMS starts without
-    # Runge–Kutta steps, as in latent diffusion's own code.
-    if settings.sampler == "plms":
-        scheduler = PNDMScheduler.from_config(pipeline.scheduler.config, skip_prk_steps=True)
-    else:
-        scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
-    sampler = type(pipeline)(**{**pipeline.components, "scheduler": scheduler}, requires_safety_checker=False)
-    sampler.set_progress_bar_config(disable=True)
+    sampler = models.plms if settings.sampler == "plms" else models.ddim
     side = models.image_size(pipeline) // pipeline.vae_scale_factor
     shape = (pipeline.unet.config.in_channels, side, side)
 
@@ -147,14 +140,10 @@ def sample(
     def draw(rows: range) -> tuple[dict[str, torch.Tensor], list[str]]:
         noise = torch.stack([models.seeded_noise(shape, seed, i) for i in rows]).to(device, dtype)
         with torch.inference_mode(), torch.autocast(device.type, half, enabled=half is not None):
-            latents = sampler(
-                prompt_embeds=text()[[unique.index(prompts[i]) for i in rows]],
-                negative_prompt_embeds=text()[-1:].expand(len(rows), -1, -1),
-                latents=noise,
-                guidance_scale=settings.guidance,
-                num_inference_steps=settings.steps,
-                output_type="latent",
-            ).images
+            wanted = text()[[unique.index(prompts[i]) for i in rows]]
+            latents = models.draw(
+                pipeline, noise, wanted, text()[-1:], steps=settings.steps, guidance=settings.guidance, sampler=sampler
+            )
         if not torch.isfinite(latents).all():
             raise runs.DivergedError(
                 f"{path}: the images are not finite (first prompt: {prompts[rows[0]]!r}); the model's training has "
@@ -166,7 +155,7 @@ def sample(
     identity = runs.fingerprint(
         runs.code_fingerprint("chestxai.fidelity.sampling"),
         models.fingerprint(pipeline),
-        models.architecture(pipeline.scheduler),
+        dict(sampler(pipeline.scheduler).config),
         None if recipe is None else recipe.model_dump(mode="json"),
         settings.model_dump(include={"guidance", "steps", "sampler", "long_prompts", "batch"}),
         prompts,

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(text)
         return 1 if fits is False else 0
     run = finetune(
-        models.load_pipeline(profile.base, device="cpu"),  # each process has its own GPU, known later
+        models.load_base(profile, device="cpu"),  # each process has its own GPU, known later
         profiles.studies(profile, "train", options.data),
         profile.finetune,
         profiles.run_folder(profile, variant, options.seed, options.out),

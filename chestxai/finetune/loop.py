@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel, compute_snr
 from torch import Tensor
@@ -254,11 +254,11 @@ class _Model(torch.nn.Module):
         With a context the states are not known, nor needed.
         """
         if "context" in text:
-            return self.unet(noisy, times, text["context"], return_dict=False)[0], text["context"]
+            return models.denoise(self.unet, noisy, times, text["context"]), text["context"]
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
             states = models.encoder_states(self.text_encoder, text).float()
             context = models.context(self.text_encoder, states, text)
-        return self.unet(noisy, times, context, return_dict=False)[0], states
+        return models.denoise(self.unet, noisy, times, context), states
 
 
 class _Average(EMAModel):
@@ -301,7 +301,9 @@ class _Training:
         self.pointing = pointing
         self.accelerator, self.pipeline, self.recipe, self.settings = accelerator, pipeline, recipe, settings
         self.seed, self.run_, self.identity = seed, run, identity
-        self.schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+        self.schedule = models.noising(pipeline.scheduler)
+        if settings.min_snr is not None and isinstance(self.schedule, models.Flow):
+            raise runs.InputError("min_snr: a flow has no signal-to-noise weighting; leave it out")
         self.parts = {"unet": pipeline.unet} | ({"text_encoder": pipeline.text_encoder} if recipe.text_learns else {})
         pipeline.text_encoder.eval()  # no dropout, under any recipe
         pipeline.unet.train()
@@ -372,8 +374,7 @@ class _Training:
         row_of = {prompt: i for i, prompt in enumerate(unique)}
         self.text_rows, self.empty = torch.tensor([row_of[p] for p in prompts]), row_of[""]
         self.droppable = torch.tensor([self.recipe.droppable(p) for p in prompts])
-        tokens = models.tokenize(pipeline, unique)
-        self.text = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+        self.text = models.tokenize(pipeline, unique)
         fits = self.text["input_ids"].numel() * pipeline.text_encoder.config.hidden_size * 4 <= _TEXT_CACHE
         with self.accelerator.autocast():  # in the precision in which a learning one runs
             if not self.recipe.text_learns and fits:
@@ -421,7 +422,7 @@ class _Training:
         """Denoising loss of a batch, and what the recipe adds to it."""
         text = {name: values[chosen].to(x.device) for name, values in self.text.items()}
         if not self.recipe.text_learns and "context" not in text:
-            text = {"context": models.text_states(self.pipeline.text_encoder, text).float()}
+            text = {"context": models.pipeline_states(self.pipeline, text).float()}
         own = self.accelerator.unwrap_model(self.model)
         with self.pointing.reading(own.unet, named) if self.pointing else nullcontext(lambda: 0.0) as pointed:
             predicted, states = self.model(self.schedule.add_noise(x, noise, times), times, text, learns)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from chestxai import attention, models, reports
@@ -145,7 +145,7 @@ class Pointing:
         if shape != tuple(latents.shape[1:]):
             other = tuple(latents.shape[1:])
             raise InputError(f"attention_from: {run.folder} has latents of {shape}, this run of {other}")
-        schedule = DDPMScheduler.from_config(teacher.scheduler.config)
+        schedule = models.noising(teacher.scheduler)
         words = {
             row: [w.positions for w in named(teacher.tokenizer, studies[row], prompts[row], self.recipe)]
             for row in self.words

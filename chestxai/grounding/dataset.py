@@ -194,7 +194,7 @@ def ground_run(
     """
     run = (run if isinstance(run, Run) else Run(run)).check_finished()
     identity = run.record()["identity"]
-    pipeline = pipeline or models.load_pipeline(profile.base, device=PartialState().device)
+    pipeline = pipeline or models.load_base(profile, device=PartialState().device)
     for step in (0, *run.steps()) if steps is None else steps:
         if step:
             finetune.load_checkpoint(pipeline, run, step)

@@ -122,11 +122,7 @@ def ground_groups(
     """As `ground_many`, for the phrase and, from the same passes, for the tokens that are no words.
 
     Args:
-        pipeline: of `models.load_pipeline`.
-        images: uint8 ``(n, s, s)``.
-        prompts: ``n`` texts.
-        phrases: ``n`` passages of them.
-        options: fields of `Passes`.
+        pipeline, images, prompts, phrases, options: as of `ground_many`.
 
     Returns:
         float32 ``(n, h, w)`` of "phrase", "begin", "end" and "padding" (see `reports.token_groups`); NaN for a prompt
@@ -148,11 +144,7 @@ def ground_layers(
     All of it is in memory: for some images, not for a data set.
 
     Args:
-        pipeline: of `models.load_pipeline`.
-        images: uint8 ``(n, s, s)``.
-        prompts: ``n`` texts.
-        phrases: ``n`` passages of them.
-        options: fields of `Passes`.
+        pipeline, images, prompts, phrases, options: as of `ground_many`.
     """
     passes = make_passes(options)
     seen, _ = read_attention(pipeline, images, prompts, phrases, passes, times="keep")

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler, SchedulerMixin, StableDiffusionPipeline
+from diffusers import SchedulerMixin, StableDiffusionPipeline
 
 from chestxai import attention, models, reports
 from chestxai.profiles import Method
@@ -64,8 +64,7 @@ def paper_timesteps(scheduler: SchedulerMixin, steps: int = 50, last: int = 40, 
         raise InputError(
             f"of {steps} steps the last 1 to {steps} can be read, with a stride from 1: got {last}, {stride}"
         )
-    # set_timesteps would change the pipeline's own scheduler.
-    ddim = DDIMScheduler.from_config(scheduler.config)
+    ddim = models.ddim(scheduler)
     try:
         ddim.set_timesteps(steps)
     except ValueError as error:
@@ -183,7 +182,7 @@ def _noised(
     timesteps: Sequence[int],
     passes: Passes,
 ) -> None:
-    schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+    schedule = models.noising(pipeline.scheduler)
     plan = [(i, t, d) for i in range(len(latents)) for t in timesteps for d in range(passes.draws)]
     for start in range(0, len(plan), passes.batch):
         part = plan[start : start + passes.batch]
@@ -204,7 +203,7 @@ def _invert(
     timesteps: Sequence[int],
     steps: int,
 ) -> None:
-    schedule = DDIMInverseScheduler.from_config(pipeline.scheduler.config)
+    schedule = models.inversion(pipeline.scheduler)
     schedule.set_timesteps(steps)
     x, states = latents[rows].to(text), text[rows]
     for t in schedule.timesteps:
@@ -212,7 +211,7 @@ def _invert(
         if t == max(timesteps):
             seen.run(x, t, states)
             break
-        x = schedule.step(pipeline.unet(x, t, states, return_dict=False)[0], t, x).prev_sample
+        x = schedule.step(models.denoise(pipeline.unet, x, t, states), t, x).prev_sample
 
 
 def _generate(
@@ -225,23 +224,18 @@ def _generate(
     passes: Passes,
     draw: int,
 ) -> torch.Tensor:
-    schedule = DDIMScheduler.from_config(pipeline.scheduler.config)
-    schedule.set_timesteps(passes.steps)
     side = pipeline.unet.config.sample_size
     shape = (pipeline.unet.config.in_channels, side, side)
-    x = torch.stack([models.seeded_noise(shape, passes.seed, int(row), draw) for row in rows]).to(text)
-    guided = passes.guidance > 1
-    states = torch.cat([empty.expand(len(rows), -1, -1), text[rows]]) if guided else text[rows]
-    none = torch.full_like(rows, -1)
-    for t in schedule.timesteps:
-        read = rows if t in timesteps else none
-        seen.rows(torch.cat([none, read]) if guided else read)
-        predicted = pipeline.unet(torch.cat([x, x]) if guided else x, t, states, return_dict=False)[0]
-        if guided:
-            unconditional, conditional = predicted.chunk(2)
-            predicted = unconditional + passes.guidance * (conditional - unconditional)
-        x = schedule.step(predicted, t, x).prev_sample
-    return x.float()
+    noise = torch.stack([models.seeded_noise(shape, passes.seed, int(row), draw) for row in rows]).to(text)
+    guided, none = passes.guidance > 1, torch.full_like(rows, -1)
+
+    def read(t: int) -> None:
+        wanted = rows if t in timesteps else none
+        seen.rows(torch.cat([none, wanted]) if guided else wanted)
+
+    return models.draw(
+        pipeline, noise, text[rows], empty, steps=passes.steps, guidance=passes.guidance, before=read
+    ).float()
 
 
 def image_key(image: np.ndarray) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 
 from chestxai import models
 from chestxai.runs import DivergedError, InputError
@@ -51,7 +51,7 @@ def denoising_errors(
     size, images = models.image_size(pipeline), np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (size, size):
         raise InputError(f"expected uint8 images (n, {size}, {size}), got {images.dtype} {images.shape}")
-    schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+    schedule = models.noising(pipeline.scheduler)
     last = schedule.config.num_train_timesteps - 1
     if not prompts or not len(timesteps) or not all(0 <= t <= last for t in timesteps):
         raise InputError(f"needs prompts, and timesteps from 0 to {last}: got {len(prompts)} and {list(timesteps)}")
@@ -71,7 +71,7 @@ def denoising_errors(
         # Every row is repeated for every prompt.
         noisy = schedule.add_noise(x, noise, times).repeat_interleave(len(prompts), dim=0).to(text)
         at = times.repeat_interleave(len(prompts)).to(text.device)
-        predicted = pipeline.unet(noisy, at, text.repeat(len(rows), 1, 1)).sample.float().cpu()
+        predicted = models.denoise(pipeline.unet, noisy, at, text.repeat(len(rows), 1, 1)).float().cpu()
         squared = (predicted.unflatten(0, (len(rows), len(prompts))) - target[:, None]).square().mean(dim=(2, 3, 4))
         for (i, k, _), error in zip(rows, squared.numpy(), strict=True):
             errors[i, :, k] += error / draws

@@ -102,6 +102,32 @@ def add_adapters(network: nn.Module, rank: int, seed: int, targets: str | list[s
     network.eval().requires_grad_(False)
 
 
+def add_projection(pipeline: StableDiffusionPipeline) -> None:
+    """Put a linear layer, drawn with seed 0, between a text encoder and a U-Net of different widths.
+
+    It is the one that diffusers' U-Net has a place for (``encoder_hid_proj``), and is saved with it. Where it is there,
+    or the widths are equal, nothing changes.
+
+    Raises:
+        InputError: the denoiser has no such place.
+    """
+    import torch
+
+    unet, width = pipeline.unet, pipeline.text_encoder.config.hidden_size
+    if width == (unet.config.get("encoder_hid_dim") or unet.config.get("cross_attention_dim")):
+        return
+    if not hasattr(unet, "encoder_hid_proj") or hasattr(pipeline, "text_encoder_2"):
+        raise InputError(
+            f"text_projection: a {type(pipeline).__name__} has no place for it; use a Stable Diffusion base"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(width, unet.config.cross_attention_dim)
+    torch.nn.init.zeros_(layer.bias)
+    unet.encoder_hid_proj = layer.to(unet.device, unet.dtype)
+    unet.register_to_config(encoder_hid_dim=width, encoder_hid_dim_type="text_proj")
+
+
 def merge_adapters(network: nn.Module) -> nn.Module:
     """A copy of the ``network`` with its adapters merged into plain linear layers; itself if it has none."""
     from peft.tuners.lora import LoraLayer

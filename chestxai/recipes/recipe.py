@@ -26,12 +26,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from chestxai.recipes.networks import (
     add_adapters,
+    add_projection,
     add_tokens,
     cosine_distance,
     learning_text,
     randomise,
     weight_distance,
 )  # fmt: skip
+from chestxai.runs import InputError
 from chestxai.studies import FINDINGS
 
 if TYPE_CHECKING:
@@ -100,6 +102,8 @@ class Recipe(Settings):
             (L2-SP; Li et al. 2018).
         mixing: which tokens a token sees inside the text encoder: ``all``, ``window:K`` (the K on each side of it) or
             ``none`` (itself alone).
+        text_projection: ``linear``: a linear layer between a text encoder and a U-Net of different widths, which learns
+            with the U-Net (`add_projection`); ``none``: their widths are equal.
         unet: what of the U-Net learns: ``all``, or ``lora:R`` (adapters of rank R on its attention layers).
         ucg: which prompts may be dropped for classifier-free guidance: ``any``, or ``no finding`` (those that equal
             "No Finding", as in the paper's code; other prompts are then never dropped).
@@ -127,6 +131,7 @@ class Recipe(Settings):
     values: Literal["learned", "frozen"] = "learned"
     anchor_weights: float = Field(0.0, ge=0, allow_inf_nan=False)
     mixing: str = Field("all", pattern=r"^(?:all|none|window:[1-9]\d{0,2})$")
+    text_projection: Literal["none", "linear"] = "none"
     unet: str = Field("all", pattern=f"^(?:all|{_LORA})$")
     ucg: Literal["any", "no finding"] = "any"
     prompts: Literal["impression", "labels", "labels+impression", "paraphrases", "finding tokens"] = "impression"
@@ -164,6 +169,8 @@ class Recipe(Settings):
     def _needs_learning(self) -> Recipe:
         if self.keys == self.values == "frozen":
             raise ValueError("keys and values are both frozen: that is text 'frozen'")
+        if self.splits and self.text_projection != "none":
+            raise ValueError("text_projection: keys and values of different states pass no layer between")
         if not self.text_learns:
             fields = type(self).model_fields
             names = ("schedule", "text_learning_rate", "anchor", "anchor_weights", "keys", "values")
@@ -200,7 +207,7 @@ class Recipe(Settings):
     @property
     def treatment(self) -> dict[str, Any]:
         """What distinguishes prepared pipelines: two recipes that differ in nothing here can share one."""
-        names = {"text", "specials", "keys", "values", "mixing", "unet"}
+        names = {"text", "specials", "keys", "values", "mixing", "unet", "text_projection"}
         tokens = {"tokens": "findings"} if self.prompts == "finding tokens" else {}
         return self.model_dump(include=names, exclude_defaults=True) | tokens
 
@@ -221,9 +228,24 @@ class Recipe(Settings):
         return self.text_learns and self.schedule.start * steps <= step < self.schedule.until * steps
 
     def prepare(self, pipeline: StableDiffusionPipeline, seed: int = 0) -> None:
-        """Change the pipeline's networks before the first step; new weights are drawn with ``seed``."""
+        """Change the pipeline's networks before the first step; new weights are drawn with ``seed``.
+
+        Raises:
+            InputError: the pipeline has two text encoders, of which only the frozen states are read.
+        """
+        if hasattr(pipeline, "text_encoder_2") and (changed := self.treatment.keys() - {"unet"}):
+            raise InputError(
+                f"{', '.join(sorted(changed))}: a {type(pipeline).__name__} has two text encoders, which stay "
+                "as they are (text: frozen); unet may be lora:R"
+            )
+        if self.splits and "caption_channels" in pipeline.unet.config:
+            raise InputError(
+                f"keys, values: those of a {type(pipeline).__name__} are made of states that it has changed"
+            )
         if self.prompts == "finding tokens":
             add_tokens(pipeline, FINDINGS)
+        if self.text_projection == "linear":
+            add_projection(pipeline)
         if self.unet != "all":
             targets = ["to_q", "to_k", "to_v", "to_out.0"]
             add_adapters(pipeline.unet, int(self.unet.split(":")[1]), seed, targets)
@@ -250,7 +272,9 @@ class Recipe(Settings):
             InputError: the text encoder has no such part.
         """
         for name, parameter in unet.named_parameters():
-            if self.unet != "all" and ".lora_" not in name:
+            projects = name.startswith("encoder_hid_proj.")
+            # Its bias stays zero, so that padding says nothing.
+            if name.endswith("hid_proj.bias") or (self.unet != "all" and ".lora_" not in name and not projects):
                 continue
             yield f"unet.{name}", parameter, settings.learning_rate
         rate = self.text_learning_rate or settings.text_learning_rate

@@ -1,0 +1,61 @@
+"""From pixels to latents and back."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from chestxai.runs import DivergedError, InputError
+
+
+def image_size(pipeline: DiffusionPipeline) -> int:
+    """Side in pixels of the square images the pipeline draws."""
+    return int(pipeline.unet.config.sample_size) * int(pipeline.vae_scale_factor)
+
+
+def to_tensor(images: np.ndarray, channels: int) -> Tensor:
+    """uint8 ``images`` ``(n, h, w)`` as float32 ``(n, channels, h, w)`` in [-1, 1]; ``channels`` repeat the grey."""
+    if images.dtype != np.uint8 or images.ndim != 3:
+        raise InputError(f"expected uint8 images (n, h, w), got {images.dtype} {images.shape}")
+    return (torch.from_numpy(np.array(images)).float() / 127.5 - 1)[:, None].expand(-1, channels, -1, -1)
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """float ``(n, c, h, w)`` in [-1, 1] to grey uint8 ``(n, h, w)``, the mean over channels, clipped.
+
+    Raises:
+        FloatingPointError: NaN or infinite values, which would pass for black or white.
+    """
+    grey = images.float().mean(dim=1)
+    if not torch.isfinite(grey).all():
+        raise DivergedError("images with NaN or infinite pixels: the model that made them has diverged")
+    return ((grey.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+
+
+@torch.no_grad()
+def encode_images(pipeline: DiffusionPipeline, images: np.ndarray, batch: int = 32) -> Tensor:
+    """Latents of uint8 ``(n, s, s)`` ``images``, float32 ``(n, c, h, w)``, already times the scaling factor.
+
+    The mode of the posterior of the ``pipeline``'s autoencoder, so that encoding is deterministic and can be cached; it
+    encodes ``batch`` images at a time.
+    """
+    vae = pipeline.vae
+    latents = []
+    for i in range(0, len(images), batch):
+        x = to_tensor(images[i : i + batch], vae.config.in_channels).to(vae.device, vae.dtype)
+        encoded = vae.encode(x)
+        latents.append(encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent)
+    return torch.cat(latents).float() * vae.config.scaling_factor
+
+
+@torch.no_grad()
+def decode_latents(pipeline: DiffusionPipeline, latents: Tensor, batch: int = 32) -> np.ndarray:
+    """Images uint8 ``(n, s, s)`` of ``latents`` ``(n, c, h, w)``, decoded by ``pipeline``, ``batch`` at a time."""
+    vae = pipeline.vae
+    out = [
+        to_uint8(vae.decode((latents[i : i + batch] / vae.config.scaling_factor).to(vae.dtype)).sample)
+        for i in range(0, len(latents), batch)
+    ]
+    return np.concatenate(out)
