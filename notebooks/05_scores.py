@@ -226,7 +226,7 @@ for name, values in curves.items():
         )
     )
 px.line(
-    pd.concat(points), x="recall", y="precision", color="map", template=plots.TEMPLATE, height=360,
+    pd.concat(points), x="recall", y="precision", color="map", template=plots.TEMPLATE, height=360, render_mode="svg",
     range_y=[0, 1.02], title="<b>Precision from the hottest pixel down</b> (in brackets: average precision)",
 ).update_layout(legend_title_text="").add_hline(mask.mean(), line_dash="dot", annotation_text="chance")  # fmt: skip
 

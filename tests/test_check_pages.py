@@ -86,6 +86,7 @@ def book(tmp_path_factory):
 def found(book, tmp_path_factory):
     module = pytest.MonkeyPatch()
     module.setattr(check_pages, "SECONDS", 0.0)
+    module.setattr(check_pages, "PATIENCE", 5_000)  # one page never draws, and the search never finds
     module.setattr(check_pages, "WIDTHS", (390,))
     pictures = tmp_path_factory.mktemp("pictures")
     lines = check_pages.check(book, screenshots=pictures, say=lambda line: None)

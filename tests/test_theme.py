@@ -24,6 +24,12 @@ def test_a_page_loads_what_it_uses(body, kept):
     assert context["script_files"] == kept
 
 
+def test_the_bibliography_is_no_list_without_items():
+    context = {"body": '<div role="list" class="citation-list">'}
+    theme.drop_scripts(None, "intro", "page.html", context, None)
+    assert context["body"] == '<div class="citation-list">'
+
+
 def test_icons_that_no_page_names_are_dropped(tmp_path):
     icons = tmp_path / "_static" / "scripts" / "fontawesome.js"
     icons.parent.mkdir(parents=True)

@@ -25,6 +25,9 @@ def drop_scripts(app: Sphinx, name: str, template: str, context: dict[str, Any],
         doctree: The page.
     """
     unused = _UNUSED if 'class="math' in str(context.get("body")) else (*_UNUSED, "mathjax")
+    # docutils calls the bibliography a list of no items, which a screen reader announces as empty.
+    if "body" in context:
+        context["body"] = context["body"].replace('role="list" class="citation-list"', 'class="citation-list"')
     scripts = context.get("script_files", [])
     context["script_files"] = [s for s in scripts if not any(word in str(s).lower() for word in unused)]
 
