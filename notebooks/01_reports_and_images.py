@@ -394,10 +394,8 @@ chosen = next(
 )
 phrase = chosen.finding.phrase
 span = grounding.target_span(chosen.finding)
-words, positions = (
-    phrase[slice(*span)],
-    reports.token_positions(tokenizer, phrase, span),
-)
+words = phrase[slice(*span)]
+positions = reports.token_positions(tokenizer, phrase, span)
 pieces = tokenizer.convert_ids_to_tokens(tokenizer(phrase)["input_ids"])
 pd.DataFrame(
     {

@@ -19,7 +19,10 @@ def images(phrases: int, studies: int, prior: float, chance: float) -> str:
 
 
 def finetuning(name: str, parameters: Mapping[str, int], moved: float) -> str:
-    """Chapter 2: trained ``parameters`` by network, and how far the text states ``moved`` on average (1 − cosine)."""
+    """Chapter 2: trained ``parameters`` by network of variant ``name``, and how far its text states ``moved``.
+
+    ``moved`` is the mean of 1 − cosine.
+    """
     parts = listed(f"{counted(n, 'parameter')} of the {network}" for network, n in parameters.items())
     if moved < 1e-6:
         return f"In `{name}` {parts} are trained, and the states of the words stay where they were."
@@ -27,7 +30,10 @@ def finetuning(name: str, parameters: Mapping[str, int], moved: float) -> str:
 
 
 def maps(name: str, prior: Interval, rows: pd.DataFrame, settings: StatisticsSettings) -> str:
-    """Chapters 3 and 4: AUC-ROC minus that of the location ``prior``, and whether the maps pass `looks`."""
+    """Chapters 3 and 4: AUC-ROC minus that of the location ``prior``, and whether the maps pass `looks`.
+
+    ``name`` is the variant's; ``rows`` and ``settings`` are those of `looks`.
+    """
     fit = verb(prior, "fit the findings better than", "fit the findings worse than", "do not clearly fit better than")
     passed = looks(name, rows, settings).endswith("both matter.")
     tests = f"they {'pass' if passed else 'do not pass'} the tests of image and word"
@@ -45,7 +51,7 @@ def scores(skill: pd.DataFrame, share: float = 0.9) -> str:
 
 
 def fidelity(name: str, fid: tuple[Interval, Interval], floor: Interval, auc: Interval) -> str:
-    """Chapter 6: ``fid`` of the base and the last checkpoint, ``floor`` of held-out images, classifier ``auc``."""
+    """Chapter 6: ``fid`` of the base and of variant ``name``, ``floor`` of held-out images, classifier ``auc``."""
     real = verb(independent(fid[1], fid[0]), "less real than", "more real than", "not clearly more or less real than")
     shown = "show" if auc.low > 0.5 else "do not clearly show"
     return (
@@ -55,7 +61,7 @@ def fidelity(name: str, fid: tuple[Interval, Interval], floor: Interval, auc: In
 
 
 def blind_spots(change: pd.DataFrame, names: Mapping[str, str]) -> str:
-    """Chapter 7: which measures overlook most; arguments as of `chestxai.sentences.fidelity.unnoticed`."""
+    """Chapter 7: which measures overlook most: ``change`` and ``names`` of `chestxai.sentences.fidelity.unnoticed`."""
     missed = (change[list(names)] > -1).sum()
     least, most = missed.idxmin(), missed.idxmax()
     start = "Every score overlooks something" if missed[least] else f"{names[least]} overlooks nothing"
