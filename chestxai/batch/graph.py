@@ -61,7 +61,7 @@ CHAPTERS = (
             work=("base", "data", "finetune"), keeps=("checkpoints", "model", "train.csv", "identity.txt", "run.json")),
     Chapter("03_attention", needs=("02_finetuning",), each_run=True, gpu=True, makes=("grounding.csv",), reads=BOXES,
             work=("base", "data", "finetune", "grounding"), keeps=("maps",), weight=250),
-    Chapter("04_pointing", needs=("03_attention",), reads=("train", *BOXES), weight=100),
+    Chapter("04_pointing", needs=("03_attention",), reads=("train", "test", *BOXES), weight=100),
     Chapter("05_scores", needs=("03_attention",), reads=BOXES, weight=20),
     Chapter("06_fidelity", needs=("02_finetuning",), each_run=True, gpu=True, makes=("fidelity.json",), reads=IMAGES,
             work=("base", "data", "finetune", "sampling"), keeps=("samples",), weight=110),
