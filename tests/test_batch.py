@@ -640,7 +640,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["--profile", "nothing"], "unknown profile 'nothing': choose one of demo"),
+            (["--profile", "nothing"], "unknown profile 'nothing': choose one of cxrbert, demo"),
             (["--variants", "thawed"], "has no variant 'thawed'"),
             (["--seeds", "one"], "--seeds takes comma-separated whole numbers"),
             (["--workers", "0"], "--workers must be at least 1"),
