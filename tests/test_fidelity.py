@@ -736,7 +736,7 @@ class TestExtract:
         (tmp_path / "a.png").write_bytes(b"no image")
         with pytest.raises(ValueError, match="none of 1 images could be read"):
             fidelity.extract(Means(), tmp_path, 32)
-        Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / "b.png")  # a blank one would be left out
+        Image.fromarray(255 * np.eye(4, dtype=np.uint8)).save(tmp_path / "b.png")  # a blank one would be left out
         with pytest.raises(ValueError, match="NaN or infinite"):
             fidelity.extract(Broken(), tmp_path, 32)
 
