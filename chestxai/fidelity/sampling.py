@@ -152,10 +152,12 @@ def sample(
         return {"images": torch.from_numpy(models.decode_latents(pipeline, latents.float()))}, []
 
     recipe = getattr(pipeline.text_encoder, "recipe", None)
+    # Without diffusers' own notes, some of which are sets: their order is another in every process.
+    schedule = {name: v for name, v in sampler(pipeline.scheduler).config.items() if not name.startswith("_")}
     identity = runs.fingerprint(
         runs.code_fingerprint("chestxai.fidelity.sampling"),
         models.fingerprint(pipeline),
-        dict(sampler(pipeline.scheduler).config),
+        schedule,
         None if recipe is None else recipe.model_dump(mode="json"),
         settings.model_dump(include={"guidance", "steps", "sampler", "long_prompts", "batch"}),
         prompts,
