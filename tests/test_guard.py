@@ -1286,3 +1286,14 @@ class TestBook:
         assert guard.leaks(book.results(nodes), known) == []
         table = pages.tradeoff.table([n.folder for n in nodes if "fidelity.json" in n.makes], n=100)
         assert not {"study", "patient", "phrase", "finding", "prompt"} & {*table.columns}
+
+
+def test_decimals_are_not_read_as_hex_and_hex_still_is():
+    from chestxai.book.reading import _packed_text
+
+    assert _packed_text("[0.3133333333333333, 1]") == ""
+    assert _packed_text("0.31333333333333333e5") == ""
+    secret = "bibasilar streaky shadowing"
+    assert secret in _packed_text(secret.encode().hex())
+    assert secret in _packed_text(base64.b64encode(secret.encode()).decode())
+    assert "12345678901" in _packed_text(b"12345678901".hex())

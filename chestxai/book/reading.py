@@ -128,7 +128,9 @@ def read(text: str, kind: Literal["text", "markdown", "html", "page"] = "text") 
 def _packed_text(text: str) -> str:
     """What words of base64 or hex say, where that is text."""
     said = []
-    for word in re.findall(r"[A-Za-z0-9+/]{16,}={0,2}", text):
+    # The decimals of a number are neither, though hex may read a patient's number in them.
+    decimals = r"(?!(?<=\d\.)\d+(?:e\d*)?(?![A-Za-z0-9+/]))"
+    for word in re.findall(rf"(?<![A-Za-z0-9+/]){decimals}[A-Za-z0-9+/]{{16,}}={{0,2}}", text):
         for unpack in (base64.b64decode, bytes.fromhex):
             with suppress(ValueError):
                 said.append(unpack(word).decode())
