@@ -395,8 +395,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     profiles.add_options(parser)
     options = parser.parse_args(arguments)
-    profile = profiles.load(options.profile)
-    run = profiles.run(profile, options.variant or next(iter(profile.variants)), options.seed, options.out)
+    profile, _, run = profiles.chosen(options)
     runs.processes()
     splits = {s: profiles.studies(profile, s, options.data, boxes=True) for s in ("train", "val", "test")}
     train = phrases(splits["train"]) or phrases(splits["val"])

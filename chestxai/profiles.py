@@ -7,7 +7,7 @@ continuous integration (``smoke``), on real public X-rays (``open``), and with t
 from __future__ import annotations
 
 import re
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -334,6 +334,13 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument("--data", default="", help="folder that holds one sub-folder per source (openi/, nih/)")
     parser.add_argument("--out", type=Path, help="root of the runs (default: runs/)")
+
+
+def chosen(options: Namespace) -> tuple[Profile, str, Run]:
+    """The profile, variant and run that the ``options`` of `add_options` name; raises as `load` and `run_folder`."""
+    profile = load(options.profile)
+    variant = options.variant or next(iter(profile.variants))
+    return profile, variant, run(profile, variant, options.seed, options.out)
 
 
 def studies(profile: Profile, split: str, data: str | Path = "", *, boxes: bool = False) -> sources.Studies:

@@ -130,8 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="test", choices=("val", "test"), help="the studies to score (test)")
     profiles.add_options(parser)
     options = parser.parse_args(arguments)
-    profile = profiles.load(options.profile)
-    run = profiles.run(profile, options.variant or next(iter(profile.variants)), options.seed, options.out)
+    profile, _, run = profiles.chosen(options)
     runs.processes()
     studies = {split: list(profiles.studies(profile, split, options.data)) for split in ("val", "test")}
     pool = studies["val" if options.split == "test" else "test"]

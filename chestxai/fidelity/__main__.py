@@ -180,9 +180,8 @@ def _pairs(groups: Groups, n: int, rng: np.random.Generator, most: int = 100) ->
 
 
 def _draw(options: argparse.Namespace) -> None:
-    profile = profiles.load(options.profile)
-    variant = options.variant or next(iter(profile.variants))
-    run = profiles.run(profile, variant, options.seed, options.out).check_finished()
+    profile, _, run = profiles.chosen(options)
+    run.check_finished()
     is_main = runs.processes().is_main_process
     pipeline = models.load_base(profile, device=PartialState().device)
     studies = profiles.studies(profile, "test", options.data)

@@ -27,17 +27,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpu", type=float, metavar="GB", help="with --plan: memory of a GPU (default: that of yours)")
     parser.add_argument("--gpus", type=int, default=1, help="with --plan: how many share a batch (default: 1)")
     options = parser.parse_args(arguments)
-    profile = profiles.load(options.profile)
-    variant = options.variant or next(iter(profile.variants))
+    profile, variant, run = profiles.chosen(options)
     if options.plan:
         text, fits = plan.report(profile, variant, options.gpu, options.gpus)
         print(text)
         return 1 if fits is False else 0
-    run = finetune(
+    folder = finetune(
         models.load_base(profile, device="cpu"),  # each process has its own GPU, known later
         profiles.studies(profile, "train", options.data),
         profile.finetune,
-        profiles.run_folder(profile, variant, options.seed, options.out),
+        run.folder,
         recipe=profile.recipe(variant),
         seed=options.seed,
         fit=profile.data.fit,
@@ -45,5 +44,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         **profiles.about(profile, variant, options.data),
     )
     if PartialState().is_main_process:
-        print(f"{run}: finished")
+        print(f"{folder}: finished")
     return 0

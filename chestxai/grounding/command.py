@@ -24,9 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     profiles.add_options(parser)
     options = parser.parse_args(arguments)
-    profile = profiles.load(options.profile)
-    variant = options.variant or next(iter(profile.variants))
-    run = profiles.run(profile, variant, options.seed, options.out)
+    profile, _, run = profiles.chosen(options)
     runs.processes()
     test = phrases(profiles.studies(profile, "test", options.data, boxes=True))
     for step, maps, _, skipped in ground_run(profile, run, test):
