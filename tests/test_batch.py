@@ -767,6 +767,8 @@ def test_a_signal_is_one_line(notebooks, tmp_path, starting, number):
     process = subprocess.Popen(
         [sys.executable, script(tmp_path, notebooks, call)], env=environment, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        # What a shell starts in the background ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 300
 
