@@ -23,7 +23,9 @@ def book(tmp_path):
     (tmp_path / "intro.html").write_text(page.format("", NAV.format(""), intro))
     body = (
         "<h1 id='top'>B</h1><a href='#end'>x</a><a href='../intro.html'>y</a><img src='../_images/p.png'>"
-        "<details class='solution'><p id='end'>Solved</p></details>"
+        "<details class='solution'><summary>Solution</summary><p id='end'>Solved</p></details>"
+        "<details class='quiz'><summary>Four</summary>No.</details>"
+        "<details class='quiz right'><summary>Five</summary>Right.</details>"
         "<figure id='cx-1'><details><summary>Data</summary></details></figure>"
     )
     (tmp_path / "notebooks" / "b.html").write_text(page.format("../", NAV.format("../"), body))
@@ -32,15 +34,22 @@ def book(tmp_path):
 
 def test_all_pages_become_one(book):
     page = BeautifulSoup(print_book.joined(book), "html.parser")
-    assert [article["id"] for article in page.find_all("article")] == ["intro", "b"]
-    assert [a["href"] for a in page.find_all("a")] == ["#b-end", "https://example.org/", "#b-end", "#intro"]
+    assert [article["id"] for article in page.find_all("article")] == ["intro", "b", "solutions"]
+    links = ["#b-end", "https://example.org/", "#b-end", "#intro", "#b-answer-1"]
+    assert [a["href"] for a in page.find_all("a")] == links
     assert page.img["src"] == "_images/p.png"
     ids = [tag["id"] for tag in page.find_all(id=True)]
     assert len(ids) == len(set(ids))
-    assert {"intro-top", "b-top", "b-end", "cx-1"} <= set(ids)
-    solution, data = page.find_all("details")
-    assert solution.has_attr("open")
+    assert {"intro-top", "b-top", "b-end", "b-answer-1", "cx-1"} <= set(ids)
+    (data,) = page.find_all("details")
     assert not data.has_attr("open")
+
+
+def test_answers_stand_at_the_end(book):
+    _, chapter, end = BeautifulSoup(print_book.joined(book), "html.parser").find_all("article")
+    assert [text for text in ("Solved", "Right.", "No.") if text in chapter.get_text()] == []
+    assert "☐ Four" in chapter.get_text()
+    assert [section.get_text() for section in end.find_all("section")] == ["1Solved", "2. FiveRight."]
 
 
 def test_without_chromium_or_pages_one_line_says_so(book, tmp_path, monkeypatch, capsys):

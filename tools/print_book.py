@@ -1,4 +1,4 @@
-"""Print the built book as one PDF with the Chromium of the system: figures as they stand, every fold open.
+"""Print the built book as one PDF with the Chromium of the system: figures as they stand, solutions at the end.
 
 python tools/print_book.py [_build/html] [_build/book.pdf]
 """
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bs4 import BeautifulSoup
+from bs4 import BeautifulSoup, Tag
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -45,7 +45,8 @@ def joined(folder: Path) -> str:
     folder = folder.resolve()
     every = pages(folder)
     whole = BeautifulSoup(every[0].read_text("utf-8"), "html.parser")
-    articles = []
+    articles: list[Tag] = []
+    solved: list[Tag] = []
     for path in every:
         name = path.stem
         article = BeautifulSoup(path.read_text("utf-8"), "html.parser").find("article")
@@ -62,17 +63,48 @@ def joined(folder: Path) -> str:
                 tag[key] = f"#{target.stem}-{url.fragment}" if url.fragment else f"#{target.stem}"
             elif target.is_relative_to(folder):
                 tag[key] = target.relative_to(folder).as_posix()
+        solved += solutions(whole, article, name)
         for fold in article.find_all("details"):
             if not fold.find_parent("figure"):
                 fold["open"] = ""
         article["id"] = name
         articles.append(article)
+    if solved:
+        end = whole.new_tag("article", id="solutions")
+        end.extend([whole.new_tag("h1", string="Solutions"), *solved])
+        articles.append(end)
     whole.body.clear()
     whole.html["data-theme"], whole.html["data-mode"] = "light", "light"
     whole.head.append(whole.new_tag("style", string=_STYLE))
     for article in articles:
         whole.body.append(article)
     return str(whole)
+
+
+def solutions(page: BeautifulSoup, article: Tag, name: str) -> list[Tag]:
+    """Take the solutions of exercises and quizzes out of an article, and give them for the end of the book.
+
+    Args:
+        page: makes new elements.
+        article: of one page; a link stands where a solution stood, and every choice where a quiz was.
+        name: of the page.
+    """
+    moved = []
+    for fold in article.select("details.solution, details.quiz"):
+        number, choice = len(moved) + 1, fold.summary.extract().get_text()
+        left = page.new_tag("p")
+        if "quiz" in fold["class"]:
+            left.string = f"☐ {choice}"
+        else:
+            link = page.new_tag("a", href=f"#{name}-answer-{number}", string=f"Answer {number}, at the end of the book")
+            left.append(link)
+        fold.replace_with(left)
+        if fold["class"] != ["quiz"]:  # a wrong choice
+            fold.name, fold["id"] = "section", f"{name}-answer-{number}"
+            fold.insert(0, page.new_tag("h3", string=f"{number}" + f". {choice}" * ("quiz" in fold["class"])))
+            moved.append(fold)
+    title = article.h1.get_text().rstrip("#") if article.h1 else name
+    return [page.new_tag("h2", string=title), *moved] if moved else []
 
 
 def main(arguments: Sequence[str]) -> int:
