@@ -102,6 +102,8 @@ def test_the_pages_show_the_executions(html, nodes):
         for variant in SMOKE.variants:
             assert f'data-sync-id="{variant}"' in pages[name], name
     assert "eproduced in this setting" in pages["08_tradeoff"] or "ontradicted in this setting" in pages["08_tradeoff"]
+    # The first page says what this run found.
+    assert re.search("(eproduced|ontradicted) in this setting", (html / "intro.html").read_text())
     for name, text in pages.items():
         assert "Traceback" not in text, name
         # The head: data, question, answer, what one learns, what must be known. No plumbing.

@@ -122,6 +122,12 @@ def _answer(twins: Sequence[Any]) -> list[Any]:
     return [start, _output(twins[0], outputs.values()), end] if outputs else []
 
 
+def answer(notebook: Any) -> str:
+    """What the cells tagged ``answer`` of a notebook (nbformat 4) say, in Markdown, equal answers once."""
+    outputs = [o for cell in notebook.cells if ANSWER in cell.metadata.get("tags", []) for o in cell.outputs]
+    return "\n".join(dict.fromkeys(o.data["text/markdown"] for o in outputs if "text/markdown" in o.get("data", {})))
+
+
 def glossary() -> dict[str, str]:
     """Term → definition as plain text, of the page ``pages/glossary.md``."""
     text = (ROOT / "pages/glossary.md").read_text("utf-8")

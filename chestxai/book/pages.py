@@ -32,6 +32,8 @@ _STATIC = sorted(f"_static/{path.name}" for path in (ROOT / "_static").iterdir()
 SOURCES = ("_toc.yml", "references.bib", "pages/peers.inv", "data/overview.png", *_STATIC)
 #: Pages that a person wrote.
 PAGES = ("intro.md", *sorted(f"pages/{path.name}" for path in (ROOT / "pages").glob("*.md")))
+#: Chapters whose answers stand on the first page.
+_TOLD = ("notebooks/04_pointing", "notebooks/08_tradeoff")
 _SAMPLES = "_static/phantoms.png"
 
 
@@ -71,6 +73,10 @@ def assemble(nodes: Sequence[Node], folder: Path, private: guard.Private | None 
     for name in (*SOURCES, *PAGES):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
+    said = "\n".join(chapters.answer(notebooks[chapter]) for chapter in sorted(notebooks) if chapter in _TOLD)
+    box = f":::{{admonition}} The answer of the run that made these pages\n:class: tip\n{said}\n:::" if said else ""
+    intro = folder / PAGES[0]
+    intro.write_text(intro.read_text("utf-8").replace("<!-- answer -->", box), "utf-8")
     (folder / "_config.yml").write_text(config((ROOT / "_config.yml").read_text("utf-8")), "utf-8")
     (folder / "notebooks").mkdir()
     for page, notebook in notebooks.items():
