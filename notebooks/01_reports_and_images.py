@@ -122,7 +122,11 @@ pd.DataFrame(
 # %%
 _, sheet, unreadable = to_images(profiles.sample(located, 8), 64)
 sheet, concluded, _ = finetune.study_prompts(sheet)
-plots.study_sheet(sheet, titles=[shorten(text, 90, placeholder=" …") for text in concluded])
+plots.study_sheet(
+    sheet,
+    titles=[shorten(text, 90, placeholder=" …") for text in concluded],
+    title="Studies, their findings outlined, and what their reports conclude",
+)
 
 # %% [markdown]
 # Try it before you go on: cover the outlines and look for the findings yourself. Some are faint, and those are the ones
@@ -158,7 +162,9 @@ else:
         "a steeper curve": 1 / (1 + np.exp(8 * (0.5 - grey))),
     }
 plots.images(
-    [(255 * value).astype(np.uint8) for value in stages.values()], titles=list(stages)
+    [(255 * value).astype(np.uint8) for value in stages.values()],
+    titles=list(stages),
+    title="From photons to a radiograph" if is_phantom else "One image, four curves",
 )
 
 # %% tags=["remove-input"]
@@ -247,7 +253,10 @@ if is_phantom:
     radiographs, truth = phantom.render(pairs, 192)
     names = [p.lesions[0].name if p.lesions else "without" for p in pairs]
     figure = plots.images(
-        radiographs, titles=names, masks=[m[0] if m else None for m in truth]
+        radiographs,
+        titles=names,
+        masks=[m[0] if m else None for m in truth],
+        title="One patient without and with each finding",
     )
 else:
     boxed_names = dict.fromkeys(f.name for s in located for f in s.present() if f.boxes)
@@ -256,7 +265,7 @@ else:
         for n in sorted(boxed_names)
     }
     kept = [s for several in by_name.values() for s in to_images(several[:1], 64)[1]]
-    figure = plots.study_sheet(kept)
+    figure = plots.study_sheet(kept, title="A study for each finding with a box")
 figure
 
 # %% tags=["remove-input", "aggregate"]

@@ -295,6 +295,7 @@ plots.images(
     np.concatenate([generate(1.0), generate(4.0)]),
     titles=[f"guidance 1: {p}" for p in prompts_shown]
     + [f"guidance 4: {p}" for p in prompts_shown],
+    title="The same noise with little and with much guidance",
 )
 
 # %% [markdown]

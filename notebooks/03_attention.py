@@ -471,6 +471,7 @@ plots.overlays(
         f"“{w}”: AUC {localization.auc_roc(h, mask):.2f}"
         for w, h in zip(others, heatmaps, strict=True)
     ],
+    title="Where other words of the prompt look",
 )
 
 # %% [markdown]

@@ -595,6 +595,7 @@ plots.overlay_grid(
         v: [f"AUC {auc.loc[i, v]:.2f}, Top-1 {hit[v][i]:.0f}" for i in picked]
         for v in variants
     },
+    title="The phrases that are grounded best, and those grounded worst",
 )
 
 # %% [markdown]

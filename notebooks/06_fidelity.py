@@ -503,6 +503,7 @@ plots.images(
         for g, x in by_guidance.items()
         for p in prompts[: len(x[:4])]
     ],
+    title="The same prompts and noise with more and more guidance",
 )
 
 # %% [markdown]

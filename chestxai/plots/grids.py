@@ -216,18 +216,18 @@ def images(
     return grid(shown, Layout(columns, title, listed(titles, len(shown), "titles"), marker=marker))
 
 
-def study_sheet(studies: Sequence[Study], titles: Texts = None, size: int = 256) -> go.Figure:
+def study_sheet(studies: Sequence[Study], titles: Texts = None, size: int = 256, title: str = "") -> go.Figure:
     """A grid of studies, each finding outlined and named in its colour.
 
     Args:
         studies: Studies whose images can be read.
-        titles: As in `images`.
+        titles, title: As in `images`.
         size: Side in pixels of the letterboxed images.
     """
     if not studies:
         raise InputError("there is no study to show")
     shown = [study_picture(study, size) for study in studies]
-    return grid(shown, Layout(captions=listed(titles, len(shown), "titles")))
+    return grid(shown, Layout(title=title, captions=listed(titles, len(shown), "titles")))
 
 
 def overlays(
