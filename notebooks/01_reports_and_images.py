@@ -259,12 +259,8 @@ if is_phantom:
         title="One patient without and with each finding",
     )
 else:
-    boxed_names = dict.fromkeys(f.name for s in located for f in s.present() if f.boxes)
-    by_name = {
-        n: [s for s in located if n in {f.name for f in s.present() if f.boxes}]
-        for n in sorted(boxed_names)
-    }
-    kept = [s for several in by_name.values() for s in to_images(several[:1], 64)[1]]
+    first = {f.name: s for s in reversed(located) for f in s.present() if f.boxes}
+    kept = to_images([first[name] for name in sorted(first)], 64)[1]
     figure = plots.study_sheet(kept, title="A study for each finding with a box")
 figure
 
