@@ -19,11 +19,13 @@
 #
 # **What do a chest X-ray and its report say, and which words could a model ground?**
 #
-# A radiologist looks at an image and writes what is there, where it is, and what is *not* there. A text-to-image model is
-# trained on such pairs without being told which word belongs to which place. Whether it learns that nevertheless is the
-# question of this book. This chapter looks at the data, and at what can be known without any model.
+# A radiologist looks at an image and writes what is there, where it is, and what is *not* there. A text-to-image model
+# is trained on pairs of image and report, and nobody tells it which word belongs to which place. To *ground* a phrase
+# is to find the place in the image that it names; whether the model learns this on its own is the question of this
+# book. This chapter looks at the data, and at what can be known without any model.
 #
-# *You will be able to* read a study, say which words can be grounded, and compute the location prior. *Before:* nothing.
+# *You will be able to* read a study, say which words can be grounded, and compute the location prior, a map of where a
+# finding usually is. *Before:* nothing.
 
 # %% tags=["parameters"]
 profile = "demo"  # a name in data/profiles, or the path of a .yaml file
@@ -73,16 +75,17 @@ if settings.boxes == settings.data.source:
 # %% tags=["remove-input", "aggregate"]
 Markdown(
     say.images.source(settings.data.source, settings.boxes)
-    + " Everything is shown as a radiologist sees it: the patient faces us, so the patient's right is on the image's left. "
-    "An **R** marks that side."
+    + " Radiographs are shown as if the patient faced us, so the patient's right is on the image's left; an **R** marks that "
+    "side. *Left* and *right* in reports are always the patient's."
 )
 
 # %% [markdown]
 # ## A study
 #
-# A `Study` is one image with its report. What the image shows is a list of `Finding`s; a finding has a name, the words
-# of the report that state it, and a place: one or more `Box`es, and a mask where its exact shape is known. Every data
-# set becomes this one record, so the rest of the book does not care where a study came from.
+# A `Study` is one image with its report. It lists `Finding`s: abnormalities that the report states or denies. A finding
+# has a name, the words of the report about it (the *phrase*), and a place: one or more `Box`es, and a *mask*, the set
+# of its pixels, where the exact shape is known. Every data set becomes such records, so the rest of the book does not
+# depend on where a study came from.
 
 # %%
 located = [s for s in boxed["test"] if phrases([s])]
@@ -117,7 +120,9 @@ pd.DataFrame(
 ).fillna("").set_index("finding")
 
 # %% [markdown]
-# Now some studies with their findings outlined. Above each is what the report concludes.
+# The table is the report as data. *Denied* means that the report names the finding to say that it is absent.
+#
+# Here are more studies, with their findings outlined and the conclusion of the report above each.
 
 # %%
 _, sheet, unreadable = to_images(profiles.sample(located, 8), 64)
@@ -129,15 +134,15 @@ plots.study_sheet(
 )
 
 # %% [markdown]
-# Try it before you go on: cover the outlines and look for the findings yourself. Some are faint, and those are the ones
-# that a report is read for.
+# Cover the outlines and look for the findings yourself. Many are faint; what to look for comes below.
 #
-# ## How a radiograph comes about
+# ## How a radiograph is made
 #
-# An X-ray tube sends photons through the chest; a detector counts those that arrive. Along a ray, the share that passes
-# is $e^{-\int \mu\,\mathrm{d}z}$, where $\mu$ is large in bone, small in soft tissue and almost nothing in air
-# (Beer–Lambert). What is shown is the *logarithm* of the count, through a curve that each maker chooses: bone white,
-# air black. So a brightness has no unit; only differences to the neighbourhood mean something.
+# An X-ray tube sends photons through the chest, and a detector counts those that arrive. Along a ray, the share
+# $e^{-\int \mu\,\mathrm{d}z}$ passes, where the attenuation $\mu$ is large in bone, smaller in fluid and soft tissue,
+# and almost zero in air (Beer–Lambert law). The image shows the *logarithm* of the count through a contrast curve that
+# each manufacturer chooses, with bone white and air black. A grey level therefore has no unit; only differences between
+# neighbouring regions carry information.
 
 # %%
 if is_phantom:
@@ -170,20 +175,20 @@ plots.images(
 # %% tags=["remove-input"]
 Markdown(
     f"In picture 2 the chest is nearly black: behind its densest part only {np.exp(-integral.max()):.2%} of the "
-    "photons arrive, and that is what the logarithm is for. The last picture is the *quantum noise*: photons are "
-    "counted one by one, so two exposures of one patient differ. It shows in the grey parts; where all is white or "
-    "black, the curve hides it."
+    "photons arrive. The logarithm makes these differences visible. The last picture is the *quantum noise*: photons "
+    "arrive at random, so two exposures of one patient differ. Where the image is white or black, the contrast curve "
+    "hides it."
     if is_phantom
-    else "A stored radiograph has been through all of this. The four pictures differ only in the curve, and a reader "
-    "sees the same chest in each. A model has to learn that."
+    else "The four pictures differ only in the contrast curve. A radiologist sees the same chest in each; a model has "
+    "to learn to."
 )
 
 # %% [markdown]
-# ## What varies and means nothing
+# ## Variation that is not disease
 #
-# Patients are slim or large, breathe in more or less, stand askew. An upright patient is X-rayed from behind (PA), one
-# in bed from the front (AP), which enlarges the heart's shadow. Scanners, zoom and position differ. None of it is disease,
-# and all of it changes brightness, places and shapes.
+# Patients are slim or large, breathe in more or less deeply, and stand at an angle. A standing patient is X-rayed from
+# back to front (PA), one in bed from front to back (AP), which enlarges the heart's shadow. Machines, distance and
+# position differ, too. None of this is disease, yet it changes brightness, places and shapes.
 
 # %%
 if is_phantom:
@@ -217,22 +222,24 @@ plots.images(
 # %% [markdown]
 # ## The eight findings
 #
-# The book looks for the eight findings that have been annotated with phrase and place in MS-CXR
-# {cite}`boecking2022mscxr`:
+# A model has to tell such variation from the changes that a finding makes. The book uses the eight findings for which
+# the data set MS-CXR gives both phrase and place {cite}`boecking2022mscxr`. The lungs hold air and are dark; most
+# findings replace air by fluid or tissue and are bright. In the table, the *apex* is the upper end of a lung, a *lobe*
+# one of its parts, a *hilum* (plural *hila*) its root near the heart, and the *diaphragm* the muscle below it.
 #
 # | Finding | What has happened | What one sees | Where |
 # | --- | --- | --- | --- |
-# | Atelectasis | a part of the lung has lost its air | bright bands; the diaphragm is drawn up | mostly the bases |
-# | Cardiomegaly | the heart is enlarged | its shadow is wider than half the chest | the middle, more to the left |
+# | Atelectasis | a part of the lung has lost its air | bright bands; the diaphragm is drawn up | mostly the lower end |
+# | Cardiomegaly | the heart is enlarged | its shadow is wider than half the chest | the middle, more on the left |
 # | Consolidation | air spaces are filled with fluid | dense white, crossed by dark airways | a lobe |
-# | Edema | fluid has leaked into the lung | a haze like the wings of a bat | around both hila |
-# | Lung Opacity | anything bright that is not named further | an ill-defined haze | anywhere in the lung |
-# | Pleural Effusion | fluid between lung and chest wall | white from below, its level rising outwards | the base |
-# | Pneumonia | the lung is infected | patches, often several | anywhere in the lung |
-# | Pneumothorax | air between lung and chest wall | a dark rim without vessels, a fine line | the apex, outside |
+# | Edema | fluid has leaked into the lung | a haze, shaped like a bat's wings | around both hila |
+# | Lung Opacity | a bright area that is not named further | an ill-defined haze | anywhere in the lung |
+# | Pleural Effusion | fluid between lung and chest wall | white at the bottom, rising towards the outer edge | the lower end |
+# | Pneumonia | the lung is infected | bright patches, often several | anywhere in the lung |
+# | Pneumothorax | air between lung and chest wall | a dark rim without blood vessels, behind a fine line | the outer edge, mostly at the apex |
 #
-# Some of these words describe what is *seen* (opacity), others what it *is* (pneumonia). The same white patch may be
-# called by either.
+# Some of these names describe what is *seen* (opacity), others its *cause* (pneumonia), so one white patch may go by
+# several names.
 
 
 # %%
@@ -270,8 +277,8 @@ if is_phantom:
     by_finding = np.abs(grey[1::2] - grey[::2]).mean()
     by_nuisance = np.abs(varied[1:].astype(float) - varied[0]).mean()
     remark = (
-        "Cover the right half of a pair and look again: would you have seen it? Both pictures of a pair are of one patient, "
-        "with and without the finding. " + say.images.contrast(by_finding, by_nuisance)
+        "Each pair shows one patient, without the finding and with it. Would you have seen it without the outline? "
+        + say.images.contrast(by_finding, by_nuisance)
     )
 else:
     remark = "Different patients, one for each finding that has a box: no finding can be removed from an X-ray of a patient."
@@ -280,8 +287,9 @@ Markdown(remark)
 # %% [markdown]
 # ## What reports look like
 #
-# Reports come in many layouts. Each has sections, more or less marked: *findings* describe, the *impression* concludes;
-# the *indication* says why the image was taken, which is not what it shows.
+# Reports come in many layouts, most of them with sections: the *indication* says why the image was taken, the
+# *findings* describe it, and the *impression* concludes. An indication such as “evaluate for pneumonia” does not say
+# that there is one.
 
 # %%
 layouts = {}
@@ -300,8 +308,9 @@ pd.DataFrame(
 ).fillna("")
 
 # %% [markdown]
-# Blanks such as "XXXX" or "___" are names and dates that were removed to protect patients. They are cleaned away before
-# a model reads the text. The model is given the impression, as in the paper: it is short, and it says what matters.
+# Blanks such as “XXXX” or “___” replace names and dates, to protect patients; they are removed before a model reads the
+# text. The text that a model is given with an image is its *prompt*. As in the paper, it is the impression, which is
+# short and says what matters. For one report, here is the impression beside the longer texts that could be used:
 
 # %%
 longest = max(several, key=lambda s: len(reports.sections(s.report)))
@@ -314,8 +323,8 @@ pd.Series(prompts, name="prompt").to_frame()
 # %% [markdown]
 # ## What reports say, and what they deny
 #
-# A report may name a disease to say that it is absent. `reports.find` knows the words for each finding (after
-# {cite}`irvin2019chexpert`) and how far a "no" reaches. Some sentences that need care:
+# A report may name a disease to say that it is absent. `reports.find` reads reports by rules: it knows the words for
+# each finding (after {cite}`irvin2019chexpert`) and how far a “no” reaches. These sentences need care:
 
 # %%
 sentences = (
@@ -341,10 +350,11 @@ pd.DataFrame(
 ).fillna("").set_index("sentence")
 
 # %% [markdown]
-# "No change" denies the change and not the effusion. A doubt counts as present. What is only looked for is not stated.
-# Rules like these are never perfect. They were written with the eye on training reports, so they are examined on test
-# reports. The right answers must come from elsewhere: of phantoms the truth is known, and Open-i's reports were indexed
-# by people {cite}`demner2016openi`.
+# “No change” denies the change, not the effusion. A doubtful finding counts as present. A finding that is only looked
+# for is not stated.
+#
+# Such rules are never perfect, and ours were written on training reports. So we check them on test reports, against
+# labels from elsewhere: for phantoms the truth is known, and people indexed Open-i's reports {cite}`demner2016openi`.
 
 # %% tags=["aggregate"]
 has_truth = is_phantom or settings.data.source == "openi"
@@ -356,8 +366,8 @@ examined = {split: knowledge.rule_scores(studies[split]) for split in ("train", 
 checked = examined["test"].assign(training=examined["train"]["f1"])
 columns = {
     "there": "test reports with it", "precision": "precision", "recall": "recall", "f1": "F1",
-    "training": "F1, training reports", "wrong": "named, not there", "hedged": "of these in doubt only",
-    "sided": "read, side known", "side_right": "side right",
+    "training": "F1, training reports", "wrong": "found, not present", "hedged": "of these, only in doubt",
+    "sided": "found, side known", "side_right": "side right",
 }  # fmt: skip
 counts = ("there", "wrong", "hedged", "sided")
 pd.DataFrame(
@@ -382,8 +392,8 @@ Markdown(
 # %% [markdown]
 # ## From phrase to tokens
 #
-# A model reads *tokens*, pieces of words from a fixed vocabulary. To ask where it sees "pleural effusion", we need the
-# positions of these words in the prompt.
+# A model reads *tokens*, words or pieces of words from a fixed vocabulary. To ask where it sees “pleural effusion”, we
+# need the positions of these words' tokens in the prompt.
 
 # %%
 pipeline = models.load_base(settings, device="cpu")
@@ -414,14 +424,14 @@ pd.DataFrame(
 # %% tags=["remove-input"]
 places = say.words.counted(len(positions), "position")
 Markdown(
-    f"The phrase “{say.words.escaped(phrase)}” has {len(phrase.split())} words and {len(pieces)} tokens, with one that "
-    f"opens the prompt and one that ends it. “{say.words.escaped(words)}” is read at {places}: "
-    f"{', '.join(map(str, positions))}. The prompt is padded to "
-    f"{tokenizer.model_max_length} positions; what is longer is cut off."
+    f"The phrase “{say.words.escaped(phrase)}” has {len(phrase.split())} words and {len(pieces)} tokens, including a *begin* "
+    f"and an *end* token. “{say.words.escaped(words)}” is at {places}: "
+    f"{', '.join(map(str, positions))}. Every prompt is padded to {tokenizer.model_max_length} positions; a longer one "
+    "is cut off."
 )
 
 # %% [markdown]
-# Rare words are split into pieces that mean nothing by themselves. The map of a word is the mean over its pieces.
+# Rare words are split into several pieces. From chapter 3 on, the map of a word is the mean over its pieces.
 
 # %%
 pd.DataFrame(
@@ -430,9 +440,8 @@ pd.DataFrame(
 ).set_index(pd.Index(FINDINGS, name="word"))
 
 # %% [markdown]
-# Which words *could* be grounded? Those that name something with a place in the image: the finding itself, perhaps its
-# side and zone. "No", "stable" or "there is" have none. And the phrase has to reach the model at all, which a phrase
-# beyond the tokenizer's length does not.
+# Which words *can* be grounded? Those that name something with a place in the image: the finding, perhaps its side and
+# zone. “No”, “stable” or “there is” have no place. The words must also reach the model, that is, not be cut off.
 
 
 # %%
@@ -472,8 +481,8 @@ Markdown(
 # %% [markdown]
 # ## How many, and which together
 #
-# Models learn from *train*, choices are made on *val*, and numbers are reported on *test*. All images of a patient are
-# in one of them: a model that knew a patient's ribs from training would be tested on its memory.
+# Models learn from the split *train*, choices are made on *val*, and results are reported on *test*. All images of a
+# patient are in one split; otherwise a model that remembers a patient's ribs would be tested on its memory.
 
 # %%
 patients = {
@@ -513,7 +522,8 @@ left_out = [
 Markdown(say.images.splits(shared, left_out))
 
 # %% [markdown]
-# The data set, and what of it was read here. The book's [data cards](../data_cards) describe all data sets that it can read.
+# This card describes the data set and what was read of it; [data cards](../data_cards) describe all data sets that the
+# book can use.
 
 # %% tags=["aggregate"]
 cards = {name: sources.card(name) for name in loaded}
@@ -530,7 +540,8 @@ read = {
 pd.DataFrame({name: {**card, **read[name]} for name, card in cards.items()}).drop("where")
 
 # %% [markdown]
-# Findings do not come alone. If two often come together, a model may take the one for the other and still look right.
+# Findings often occur together. Where two usually do, a model that confuses them may still look right. Read the matrix
+# by rows: of the studies with the row's finding, the share that also have the column's.
 
 # %% tags=["aggregate"]
 plots.cooccurrence(labels["train"], title="Findings that come together, training studies")
@@ -538,8 +549,8 @@ plots.cooccurrence(labels["train"], title="Findings that come together, training
 # %% [markdown]
 # ## Look for yourself
 #
-# Choose a study: the places are outlined, and the words that say so are marked. In JupyterLab this is a widget over all
-# test studies; on the page there are a few.
+# Choose a study: the places are outlined, and the words that state them are marked. In JupyterLab you can browse all
+# test studies; this page holds a few.
 
 # %%
 healthy = [s for s in studies["test"] if not s.present()]
@@ -559,9 +570,9 @@ widgets.show(lambda: widgets.study_browser(every), lambda: plots.study_static(br
 # %% [markdown]
 # ## The answer: where findings usually are
 #
-# How much can be known of a finding's place without looking at the image? We average the masks that *other* patients have of
-# a finding: those of the training patients, or of the validation patients where a data set has no boxes for training. The
-# mean is the *location prior*: at each pixel, the share of patients with this finding who have it there.
+# How much can one know about a finding's place without looking at the image? To find out, we average the masks of a
+# finding over *other* patients: those of training, or of validation where a data set has no boxes for training. This
+# mean is the *location prior*: at each pixel, the share of patients with the finding who have it there.
 
 
 # %%
@@ -589,9 +600,14 @@ plots.overlays(
 )
 
 # %% [markdown]
-# Where the peak is high, the finding is nearly always in that place; where it is low, it may be in many. These maps do not
-# depend on the image they will be scored on. If a finding may be left or right, they do not contain the side, which the
-# report names. So a model that grounds words ought to beat them. How well do they do on the test studies?
+# A high peak means that the finding is nearly always in that place, a low one that it may be in many. The prior depends
+# neither on the image that is scored nor on the side that its report names, so a model that grounds words ought to beat
+# it.
+#
+# How good is the prior on the test studies? We score it in two ways, which chapter 4 explains further. *AUC-ROC* is the
+# probability that a random pixel of the finding has a higher value than a random pixel outside it; 0.5 is chance.
+# *Top-1* is the share of maps whose highest pixel lies in the finding; chance is the share of the image that the
+# finding fills.
 
 # %% tags=["aggregate"]
 scored = pd.DataFrame(
@@ -612,10 +628,10 @@ baseline.round(3).astype({"test phrases": int})
 # %% tags=["remove-input", "aggregate"]
 overall = baseline.loc["all"]
 Markdown(
-    f"Without looking, the prior puts a random pixel of the finding above a random other pixel in "
-    f"**{overall['AUC-ROC']:.0%}** of cases (AUC-ROC, by chance 50 %), and its hottest pixel hits the finding in "
-    f"**{overall['Top-1']:.0%}** (by chance {overall['Top-1 by chance']:.0%}). This baseline stands beside every model of the "
-    "later chapters: a model that does not beat it may have learnt anatomy, but it has not looked."
+    f"Without looking at the image, the prior has an AUC-ROC of **{overall['AUC-ROC']:.2f}** (chance 0.5), and its highest "
+    f"pixel hits the finding in **{overall['Top-1']:.0%}** of cases (chance {overall['Top-1 by chance']:.0%}). This baseline "
+    "stands beside every model of the later chapters: a model that does not beat it may have learned only where findings "
+    "usually are."
 )
 
 # %% tags=["answer", "remove-input", "aggregate"]
@@ -631,8 +647,8 @@ Markdown(
 # **1.** Find a study whose report names a finding only to deny it. Would a model that looks for words alone be fooled?
 
 # %% [markdown] tags=["solution"]
-# Yes: the prompt may hold the word "pneumothorax" while the image has none. Training on such pairs weakens the tie
-# between the word and its place, unless the model learns what "no" does to the words behind it.
+# Yes: the prompt may hold the word “pneumothorax” while the image has none. Training on such pairs weakens the tie
+# between the word and its place, unless the model learns what “no” does to the words that follow.
 
 # %% tags=["solution"]
 denials = [(s, f) for s in studies["test"] for f in reports.find(s.report) if not f.present]
@@ -687,7 +703,7 @@ for name, n in (("impression", lengths), ("report", np.array(list(map(len, whole
 # %% [markdown]
 # ## Takeaways
 #
-# - A study is an image, a report, and findings that tie words to places. Every data set becomes this one record.
-# - A radiograph varies for many reasons; a finding is a small change among them, and brightness has no unit.
-# - Reports deny as well as state. Words that name a finding can be grounded; words that say "no" cannot.
-# - A finding's usual place is known without looking. The location prior is the baseline to beat.
+# - A study is an image, a report, and findings that tie words to places.
+# - Radiographs vary for many reasons; a finding is a small change among them, and grey levels have no unit.
+# - Reports deny as well as state. Words that name a finding with a place can be grounded; “no” cannot.
+# - Where a finding usually is can be known without looking. This location prior is the baseline to beat.

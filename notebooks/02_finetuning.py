@@ -19,17 +19,21 @@
 #
 # **What is trained when a diffusion model learns chest X-rays, and what if the text encoder may learn too?**
 #
-# The model starts as a *base* that generates normal chests and knows no word of a disease. It is fine-tuned on pairs of an
-# image and its report. How the text is treated meanwhile is a *recipe*; a *variant* is a recipe with a name. The two
-# variants of the paper {cite}`dombrowski2024tradeoffs` are
+# A *diffusion model* generates an image from pure noise, by removing a little of the noise at a time. A text, the
+# prompt, says what the image is to show. The book's own *base* model generates normal chests and knows no name of a
+# disease. It is *fine-tuned*, that is, trained further, on images and their reports.
 #
-# - `frozen`: only the U-Net learns; words keep the meaning that the text encoder learned in its own pre-training.
-# - `learnable`: the text encoder is trained along.
+# How the text is treated meanwhile is a *recipe*; a *variant* is a recipe with a name. The two variants of the paper
+# {cite}`dombrowski2024tradeoffs` are
 #
-# All variants see the same images in the same order, with the same noise, timesteps and dropped prompts, so whatever
-# differs at the end is due to the recipe.
+# - `frozen`: only the network that removes noise (the U-Net) learns. The network that reads the prompt (the text
+#   encoder) stays as it was, so words keep the meaning they had.
+# - `learnable`: the text encoder is trained as well.
 #
-# *You will be able to* name what learns under a recipe, take one training step by hand, and fine-tune a model.
+# All variants see the same images in the same order, with the same random numbers, so differences at the end are due to
+# the recipe.
+#
+# *You will be able to* say what learns under a recipe, take one training step by hand, and fine-tune a model.
 # *Before:* chapter 1.
 
 # %% tags=["parameters"]
@@ -55,14 +59,20 @@ plots.setup(settings.variants)
 pd.Series(settings.finetune.model_dump(), name=f"profile {settings.name}").to_frame()
 
 # %% [markdown]
-# These are all the settings of the training. In the `paper` profile they are the paper's: 60,000 steps at 512 pixels with
-# a learning rate of 5e-5.
+# These are the settings of the training; the ones that matter are explained below. In the profile `paper` they are the
+# paper's: 60,000 steps at 512 pixels with a learning rate of 5e-5.
 #
 # ## The parts of the model
 #
-# A latent diffusion model {cite}`rombach2022ldm` has three networks. The *autoencoder* (VAE) turns an image into a small
-# *latent* and back. The *text encoder* turns a prompt into one vector per token. The *U-Net* removes noise from a latent
-# and reads the token vectors by cross-attention:
+# A latent diffusion model {cite}`rombach2022ldm` has three networks:
+#
+# - The *autoencoder* (VAE) compresses an image into a *latent*, an array with a few channels and fewer rows and
+#   columns, and turns a latent back into an image. Noise is added and removed in latents, which is much cheaper than in
+#   images.
+# - The *text encoder* turns the prompt into one vector per token, the token's *state*.
+# - The *U-Net* is a convolutional network that goes from fine to coarse resolution and back. It gets a noisy latent and
+#   predicts the noise in it. It reads the states by *cross-attention*: each position of the latent gives every token a
+#   weight, and takes in what the tokens say by these weights. Chapter 3 makes maps of these weights.
 #
 # ![An image becomes a latent through the autoencoder and noise is added; a prompt becomes a state for each token through the text encoder; the U-Net reads both and predicts the noise](../_static/model.svg)
 #
@@ -84,18 +94,19 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# The autoencoder never learns: it is the same for all variants, and all latents are computed once, before the first step.
+# The autoencoder never learns. It is the same for all variants, so all latents are computed once, before the first
+# step.
 #
 # ## The recipe
 #
-# A recipe is a few settings. Settings that are not listed have their default.
+# A recipe is a few settings. Those not listed here have their default.
 
 # %%
 recipe.model_dump(exclude_defaults=True) or {"text": recipe.text}
 
 # %% [markdown]
-# The training loop knows none of these settings. It asks the recipe three questions: which parameters learn, and at which
-# rate; what the U-Net reads; what the loss adds. Here are the answers to the first one: the parameters that get a gradient.
+# The training loop asks the recipe three questions: which parameters learn, and at which rate; what the U-Net reads;
+# and what is added to the loss. The answers to the first are the parameters that get a gradient:
 
 # %%
 learning = [*recipe.learning(pipeline.unet, pipeline.text_encoder, settings.finetune)]
@@ -105,10 +116,12 @@ pd.DataFrame(
 ).groupby(["network", "rate"])["parameters"].agg(["count", "sum"])
 
 # %% [markdown]
-# `count` is the number of tensors, `sum` that of the numbers in them. `text: last:2` would let the last two layers of the
-# text encoder learn, `embeddings` its embeddings, `lora:8` small adapters beside its weights; `random` freezes random
-# weights, which is the control: words without a meaning. A text encoder that does not learn is also faster to train with,
-# because its token vectors are computed once.
+# `count` is the number of tensors, `sum` that of the parameters in them. Other recipes train a part of the text
+# encoder: `text: last:2` its last two layers, `embeddings` its embeddings, `lora:8` small adapters beside its weights.
+# `random` freezes random weights, a control in which words have no meaning. A text encoder that does not learn also
+# makes training faster, because its states are computed once.
+#
+# Training uses pairs of an image and a prompt, such as these:
 
 # %%
 studies = profiles.studies(settings, "train", data)
@@ -116,12 +129,14 @@ images, prompts, skipped = finetune.training_pairs(pipeline, studies[:8], settin
 plots.images(images, titles=prompts, title="Eight training pairs")
 
 # %% [markdown]
-# Each caption is the impression of the report above its image: the prompt the model is trained with. Reports are as they
-# are: some list findings, some rule them out.
+# Each caption is the impression of the report that belongs to the image. Some list findings, some rule them out.
 #
 # ## One step, by hand
 #
-# Noise of a random strength is added to the latent, and the U-Net is asked which noise it was (Ho et al. 2020, eq. 14):
+# Training teaches the U-Net to recognise noise. For each image a *timestep* $t$ is chosen at random, from 0 (hardly any
+# noise) to 999 (hardly anything else). The *noise schedule* fixes how much of the image is left at each: $\bar\alpha_t$
+# is its share of the variance. Noise $\varepsilon$ is mixed into the latent $x_0$ accordingly, and the U-Net
+# $\varepsilon_\theta$ is asked which noise it was (eq. 14 of {cite}`ho2020ddpm`):
 #
 # $$ x_t = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1-\bar\alpha_t}\,\varepsilon, \qquad
 #    \mathcal{L} = \lVert \varepsilon - \varepsilon_\theta(x_t, t, \mathrm{text}) \rVert^2 $$
@@ -148,14 +163,20 @@ pd.DataFrame(
 
 # %% tags=["remove-input"]
 Markdown(
-    f"The base predicts the noise of these {len(x)} latents with a mean squared error of "
-    f"**{F.mse_loss(predicted, noise).item():.3f}**; predicting none at all would cost {noise.square().mean().item():.3f}."
+    "The prediction has the shape of the latents: a number for each of theirs. The base predicts the noise of these "
+    f"{len(x)} latents with a mean squared error of **{F.mse_loss(predicted, noise).item():.3f}**; always predicting 0 would "
+    f"give {noise.square().mean().item():.3f}."
 )
 
 # %% [markdown]
 # ## Before: what the base generates
 #
-# The same prompts and the same starting noise will be used again after the training.
+# To *generate*, the U-Net starts from a latent of pure noise and predicts its noise; a small part of it is removed, and
+# so on until a clean latent is left, which the autoencoder turns into an image. *Classifier-free guidance* strengthens
+# the prompt {cite}`ho2022cfg`: each step predicts the noise once with the prompt and once with an empty one, and
+# exaggerates the difference by the factor `guidance`; 1 means no guidance.
+#
+# We generate for four prompts now, and again after training, from the same noise.
 
 # %%
 prompts_shown = [
@@ -184,7 +205,9 @@ before = generate()
 # %% [markdown]
 # ## Training
 #
-# `finetune` keeps a checkpoint every few steps: the exponential moving average of the parameters that learn. An interrupted
+# `finetune` repeats such steps. Every few steps it saves a *checkpoint*: an exponential moving average of the
+# parameters that learn, which varies less than the parameters themselves. A share `ucg` of the prompts is replaced by
+# the empty one, so that guidance can work, and `min_snr` gives timesteps with little noise less weight. An interrupted
 # run resumes from its last checkpoint; a finished one is not trained again.
 
 # %%
@@ -208,8 +231,8 @@ Markdown(
     f"{len(trace)} steps of {settings.finetune.batch_size} images, {len(trace) * settings.finetune.batch_size / used:.1f} "
     f"passes over {used} of {len(studies)} studies, took {trace['seconds'].max() / 60:.1f} minutes. The loss of the first tenth was "
     f"{trace['loss'].head(max(1, len(trace) // 10)).mean():.4f}, of the last {trace['loss'].tail(max(1, len(trace) // 10)).mean():.4f}. "
-    "It says little: most of it is noise that nobody can predict. What the model has learnt shows in the images and maps. "
-    f"Prompts longer than the text encoder takes, of which it read the beginning alone: {run.record()['data']['prompts_cut']}."
+    "The loss says little: most of it is noise that no model can predict. What was learned shows in images and maps. "
+    f"Prompts that were cut off because the text encoder cannot read more: {run.record()['data']['prompts_cut']}."
 )
 
 # %% [markdown]
@@ -225,13 +248,13 @@ plots.images(
 )
 
 # %% [markdown]
-# Compare the two rows. "R" marks the patient's right, which is on the image's left: is the fluid on the side that the
-# prompt names?
+# Compare the two rows. “R” marks the patient's right, on the image's left: is the fluid on the side that the prompt
+# names?
 #
 # ## Did the words keep their meaning?
 #
-# A text encoder that learns can move its vectors anywhere that lowers the loss. For each token of a few prompts we compare
-# its vector after the training with the one before: 1 is unchanged.
+# A text encoder that learns can move its states anywhere that lowers the loss. For each token of the prompts above we
+# compute the cosine between its state before and after training; 1 means unchanged.
 
 # %%
 pristine = models.load_base(settings)
@@ -246,7 +269,7 @@ drift = pd.DataFrame(
 drift.groupby("prompt", sort=False)["cosine"].agg(["mean", "min"]).round(3)
 
 # %%
-# How alike are different tokens of one prompt? If all vectors say the same, no word can be told from another.
+# How alike are the states of different tokens of one prompt? At 1, no word could be told from another.
 alike = {
     name: np.mean(
         [
@@ -263,11 +286,11 @@ pd.Series(alike, name="mean cosine between tokens of a prompt").round(3).to_fram
 # %% tags=["remove-input"]
 moved = 1 - drift["cosine"].mean()
 Markdown(
-    f"On average a token's vector moved by {moved:.3f} (1 − cosine) from where it was."
+    f"On average a token's state moved by {moved:.3f} (1 − cosine)."
     + (
-        " Frozen means frozen."
+        " A frozen text encoder does not change."
         if moved < 1e-6
-        else " The encoder has changed what its tokens say."
+        else " Training has changed what its tokens say."
     )
 )
 
@@ -283,12 +306,12 @@ Markdown(
 # %% [markdown]
 # ## Exercises
 #
-# **1.** A tenth of the prompts (`ucg`) is replaced by the empty one. What for? Generate the images again with guidance 1 (off)
+# **1.** Some training prompts are replaced by the empty one. What for? Generate the images again with guidance 1 (off)
 # and 4, and say what changes.
 
 # %% [markdown] tags=["solution"]
-# The dropped prompts teach the model to generate without text. Guidance then pushes away from that, towards the prompt
-# (Ho & Salimans 2022): the higher, the more pronounced the finding, at the cost of variety and, too high, of realism.
+# The dropped prompts teach the model to generate without text. Guidance then pushes away from that, towards the prompt:
+# the higher, the more pronounced the finding, at the cost of variety and, if too high, of realism.
 
 # %% tags=["solution"]
 plots.images(
@@ -332,6 +355,7 @@ print(
 # %% [markdown]
 # ## Takeaways
 #
-# - Fine-tuning trains the U-Net on noise it has to predict; the autoencoder stays as it is.
+# - Fine-tuning trains the U-Net to predict the noise in a latent; the autoencoder stays as it is.
 # - Variants differ only in their recipe: what of the text encoder learns, when, and what the loss adds.
-# - The training loss does not tell them apart. The next chapters look at where the model *looks* and what it *generates*.
+# - The training loss does not tell them apart. The next chapters look at where the model *looks* and what it
+#   *generates*.

@@ -19,10 +19,11 @@
 #
 # **When the model reads the name of a disease, where in a radiograph does it look?**
 #
-# The U-Net reads the prompt by *cross-attention*: every position of the image gives each token a probability. Collected for
-# the tokens of one phrase, these probabilities are a map of where the phrase matters, as the figure shows. We read it on *held-out* images, which
-# the model has never seen, and not on images that it generated: only for the former does a radiologist (or the phantom) say
-# where the finding is {cite}`dombrowski2024tradeoffs,vilouras2024zeroshot`.
+# The U-Net reads the prompt by *cross-attention* (chapter 2): every position of the image gives each token of the
+# prompt a probability. The probabilities of one phrase's tokens, at all positions, are a *heatmap* of where the phrase
+# matters. We read it on *held-out* images, which the model has never seen, rather than on images that it generated:
+# only for held-out images is it known where the finding is, from a radiologist or from the phantom
+# {cite}`dombrowski2024tradeoffs,vilouras2024zeroshot`.
 #
 # *You will be able to* make a heatmap by hand, choose layers and timesteps, and compare three ways to run the model.
 # *Before:* chapters 1 and 2.
@@ -82,7 +83,7 @@ Markdown(
 # %% [markdown]
 # ## One phrase on one image, by hand
 #
-# A phrase becomes tokens. Those that name the finding are read.
+# The phrase is split into tokens. We will read the attention to those that name the finding:
 
 # %%
 readable, _ = grounding.groundable(pipeline, test, settings.grounding.target)
@@ -100,9 +101,11 @@ pd.DataFrame(
 ).T
 
 # %% [markdown]
-# The image is encoded, noised, and passed through the U-Net once, with `capture` recording the probability
-# $\mathrm{softmax}(QK^\top/\sqrt d)$ that each position gives to the marked tokens. The mean over heads and marked tokens
-# is one map per layer, at the layer's own resolution.
+# The image becomes a latent, gets the noise of one timestep, and passes through the U-Net once. Attention compares a
+# *query* of each position (a row of $Q$) with a *key* of each token (a row of $K$, of width $d$) and turns the
+# comparisons into probabilities, $\mathrm{softmax}(QK^\top/\sqrt d)$. A layer does this several times side by side, in
+# its *heads*. `capture` records what each position gives to the marked tokens; the mean over heads and marked tokens is
+# one map per layer, at the layer's own resolution.
 
 # %%
 timestep = 200
@@ -126,7 +129,7 @@ def short(name):
 
 layers = {short(name): maps for name, maps in seen.maps().items()}
 pd.DataFrame(
-    {"map (slots, groups, h, w)": [tuple(m.shape) for m in layers.values()]},
+    {"map (images, groups of tokens, h, w)": [tuple(m.shape) for m in layers.values()]},
     index=list(layers),
 )
 
@@ -140,9 +143,9 @@ plots.overlays(
 )
 
 # %% [markdown]
-# The white outline is the finding's true place. A single pass is noisy and layers disagree; the paper therefore averages
-# all layers and the last 40 of 50 timesteps, with fresh noise at each. No trajectory is followed, so all of these passes
-# share a batch, and only a running sum is kept.
+# The white outline is the finding's true place. A single pass is noisy and the layers disagree. The paper therefore
+# averages over all layers and over 40 of 50 timesteps, with fresh noise at each; the ten with the most noise are left
+# out.
 
 # %%
 timesteps = grounding.paper_timesteps(
@@ -162,8 +165,8 @@ plots.overlay(
 # %% [markdown]
 # ## Which layer, and when?
 #
-# The same score for every layer and timestep alone, on validation phrases. White is chance: the map of a white cell says
-# nothing about where the finding is.
+# Does the mean hide a layer or timestep that points better? Here each is scored alone, on validation phrases, by
+# AUC-ROC (chapter 1). White is chance: the map of a white cell says nothing about where the finding is.
 
 
 # %%
@@ -215,16 +218,16 @@ names = list(layers)
 best, worst = (np.unravel_index(at, auc.shape) for at in (auc.argmax(), auc.argmin()))
 Markdown(
     f"The best cell is {names[best[0]]} at t = {few[best[1]]} with {auc.max():.3f}, the worst {names[worst[0]]} at "
-    f"t = {few[worst[1]]} with {auc.min():.3f}. A map below chance points *away* from the finding. We keep the paper's mean "
-    "over all cells, which was chosen beforehand."
+    f"t = {few[worst[1]]} with {auc.min():.3f}. A map below chance is higher *outside* the finding. We keep the paper's "
+    "mean over layers and timesteps: to pick the best cell would be a choice of its own."
 )
 
 # %% [markdown]
 # ## How many timesteps does it take?
 #
-# The cost of a heatmap is the number of passes through the U-Net. Here is the score against it, on the same phrases: the mean
-# over all layers and over every second, fourth, … of the timesteps that the paper reads. The last point is the whole path,
-# with the noisiest steps, which the paper leaves out.
+# A heatmap costs a pass through the U-Net for each timestep. Can we do with fewer? The figure shows the score when
+# every second, fourth, … of the paper's timesteps is read, on the same phrases. The last point adds the noisiest
+# timesteps, which the paper leaves out.
 
 # %%
 side = max(m.shape[-1] for m in by_layer.values())
@@ -257,18 +260,20 @@ px.line(
 
 # %% tags=["remove-input", "aggregate"]
 Markdown(
-    f"Reading {say.words.counted(enough, 'timestep')} instead of the paper's {whole} costs at most 0.005, on these validation "
-    f"phrases; this profile reads {len(timesteps)} on the test phrases below."
+    f"Reading {say.words.counted(enough, 'timestep')} instead of the paper's {whole} costs at most 0.005 of AUC-ROC on these "
+    f"phrases. This profile reads {len(timesteps)} on the test phrases below."
 )
 
 # %% [markdown]
 # ## Three ways to run the model
 #
-# So far each pass saw the image under *fresh* noise. There are two other ways; all three are the same call with another
-# `method`. `inversion` follows one deterministic path from the image towards noise, the path along which DDIM would generate
-# it {cite}`song2021ddim,vilouras2024zeroshot`. `generation` uses no image: the model generates one for the prompt, and its
-# attention is read meanwhile. That map is scored against the finding in the *held-out* image, so all it can reflect is where
-# such a finding usually is, and which side and zone the prompt names.
+# So far each pass saw the image with *fresh* noise (`noised`). There are two other ways. `inversion` runs DDIM
+# {cite}`song2021ddim`, a sampler without randomness, backwards: from the image to the noise from which it would be
+# generated, reading the attention on the way {cite}`vilouras2024zeroshot`. `generation` uses no image: the model
+# generates one for the prompt, and its attention is read meanwhile. That map is scored against the finding in the
+# *held-out* image, so it can only reflect where such a finding usually is, and which side and zone the prompt names.
+#
+# In the table, brackets hold a 95 % confidence interval, and Top-1 is as in chapter 1.
 
 # %%
 steps_of_path = settings.grounding.steps
@@ -321,12 +326,14 @@ plots.overlay_grid(
 )
 
 # %% [markdown]
+# What do the maps of `generation` get right without an image? That much is known from the words alone.
+#
 # ## May a map be improved afterwards?
 #
-# Papers smooth their maps, subtract what every token sees, or merge them with what text and image say alone
-# {cite}`nuetzel2025generate`. Each of these changes what is scored, so they stand beside the map as measured, and the book
-# scores the latter. *Bimodal Bias Merging* adds the product of two biases (where the begin token looks in this image, and
-# where the phrase looks when the model generates), weighted by how alike the two are.
+# Papers also process their maps: they smooth them, subtract the begin token's map (what attracts attention whatever the
+# words), or use *Bimodal Bias Merging* {cite}`nuetzel2025generate`. This adds the product of two maps, the begin
+# token's on this image and the phrase's during generation, weighted by how alike they are. Each step changes what is
+# scored, so the book scores maps as measured. Here is what the steps would change:
 
 # %% tags=["aggregate"]
 groups = grounding.ground_groups(
@@ -349,16 +356,22 @@ compared(
 # %% [markdown]
 # ## All test phrases, over all checkpoints
 #
-# Step 0 is the base before any fine-tuning. Each map is scored against the finding's mask, and so are maps that do not
-# depend on the image: chance, the *location prior* (the mean mask of that finding in the training data), and the *prior of
-# the text*, which also reads side and zone in the prompt. With several GPUs, `python -m chestxai.faithfulness` makes the maps
-# beforehand (see the README).
+# Now all test phrases are grounded at all checkpoints; step 0 is the base before fine-tuning. Every map is scored
+# against the finding's mask. Beside it stand three references that do not depend on the image: *chance*, the *location
+# prior* of chapter 1, and the *prior of the text*, the mean mask of the same finding on the side and in the zone that
+# the prompt names.
 #
-# A high score is no proof that the model looked at the image: a map of where findings usually are scores high on every
-# image. So every phrase is read again, with the same tokens and the same noise, on images of other patients *without* the
-# finding. What the score loses there is what the image itself contributed: the **gain**. And each word is read on images
-# with two findings: the **word** test asks whether its map, against the other word's, is higher at its own finding. These
-# two are the primary endpoint, which the profile declares before any map is made. Chapter 4 explains all tests.
+# A high score does not prove that the model looked at the image: a map of where findings usually are scores high on
+# every image. Two tests ask more:
+#
+# - The *image swap* reads every phrase again, with the same tokens and noise, on images of other patients *without* the
+#   finding. What the score loses there is the **gain**, which the image itself contributed (in tables, *AUC-ROC gained
+#   by the image*).
+# - The *word test* takes images with two findings and asks whether the map of each name, against that of the other
+#   name, is higher at its own finding (in tables, *own word, own place*). Chance is 0.5.
+#
+# These two are the *primary endpoint*: the scores that decide, declared in the profile before any map is made. Chapter
+# 4 explains them and the mirror test, chapter 5 CNR and mIoU.
 
 # %%
 validation_studies = profiles.studies(settings, "val", data, boxes=True)
@@ -411,7 +424,7 @@ Markdown(say.answers.maps(variant, prior_difference, last, settings.statistics))
 # %% [markdown]
 # ## The answer: from the base to the last checkpoint
 #
-# One phrase of each finding. Watch whether the bright region moves into the outline, and stays.
+# One phrase of each finding. Watch whether the bright region moves into the outline, and stays there.
 
 # %%
 examples = first_of_each(rows, 6)
@@ -433,7 +446,7 @@ plots.overlay_grid(
 # %% [markdown]
 # ## Look for yourself
 #
-# Choose a study, a phrase, a layer and a timestep. In JupyterLab this is a widget; the page carries the same maps.
+# Choose a study, a phrase, a layer and a timestep.
 
 # %%
 picked = profiles.sample(validation, 6, seed)
@@ -456,7 +469,7 @@ widgets.show(
 # %% [markdown]
 # ## Exercises
 #
-# **1.** Read a word that does not name the finding, such as the side, or the full stop. Where does it look?
+# **1.** Make the map of a word that does not name the finding, such as the side. Where is it high?
 
 # %% tags=["solution"]
 others = [w for w in (*prompt.split()[:3], words) if w]
@@ -475,8 +488,8 @@ plots.overlays(
 )
 
 # %% [markdown]
-# **2.** Ground a finding that the image does *not* show. What should a model that understands do, and can attention express it
-# at all?
+# **2.** Ground a finding that the image does *not* show. What should a model with understanding do, and can attention
+# express it?
 
 # %% [markdown] tags=["solution"]
 # The probabilities of all tokens sum to 1 at every position, whatever the image shows: a map says where a word matters
@@ -514,6 +527,7 @@ plots.overlay(image, ghost.values, title=f"“{absent}”, which this image does
 # %% [markdown]
 # ## Takeaways
 #
-# - A heatmap is a mean of attention probabilities over heads, layers, timesteps and the tokens of a phrase, on a real image.
-# - Layers differ more than timesteps do; averaging needs no tuning.
+# - A heatmap is a mean of attention probabilities over heads, layers, timesteps and the tokens of a phrase, on a
+#   held-out image.
+# - Layers and timesteps differ; the mean over all of them needs no tuning.
 # - Every score stands beside chance and the location prior: a map that only reflects anatomy is not yet understanding.

@@ -19,13 +19,13 @@
 #
 # **Does the map of a disease's name point at the disease? Because of the image, and because of the word?**
 #
-# Chapter 3 left a heatmap for each phrase, and we know where the finding is. Two scores say whether the two agree: one asks
-# for the order of all pixels, the other for the hottest one. Each stands beside chance and beside the *location prior* of
-# chapter 1. But a map that fits need not have looked: so the image is swapped, the side mirrored and the word exchanged.
-# Chapter 5 asks what scores can see at all.
+# Chapter 3 made a heatmap for each phrase, and the finding's true place, the *target*, is known. Two scores say whether
+# they agree: AUC-ROC looks at the order of all pixels, the *pointing game* (Top-1 in tables) at the hottest one. Each
+# stands beside chance and beside the location prior of chapter 1. But a map may fit without the model having looked. So
+# we also swap the image, mirror the side and exchange the word.
 #
-# *You will be able to* read AUC-ROC and Top-1, compare them with what needs no image, and tell whether a map comes from the
-# image, from the word, or from where findings usually are.
+# *You will be able to* read AUC-ROC and the pointing game, compare them with what needs no image, and tell whether a
+# map comes from the image, from the word, or from where findings usually are.
 # *Before:* chapter 3.
 
 # %% tags=["parameters"]
@@ -100,17 +100,16 @@ assert np.allclose(again, stored, atol=1e-3), "maps and scores differ: run chapt
 kept = pd.Series({i: localization.kept(test[i].finding, frame_of(test[i])) for i in rows})
 Markdown(
     f"{len(rows)} phrases of {len({test[i].study.patient for i in rows})} patients, each with a heatmap of {grid[0]} × "
-    f"{grid[1]} from each variant's first seed at its last checkpoint. Maps are scored in the model's frame of {size} × "
-    f"{size} pixels, to which they are enlarged bilinearly; nothing is normalised or smoothed before. The frame cuts "
-    f"{(kept < 0.995).sum()} of the targets, the worst to {kept.min():.0%} of its area; `kept` in grounding.csv says how "
-    "much of each is left."
+    f"{grid[1]} from each variant's first seed at its last checkpoint. Maps are enlarged bilinearly to the model's image of "
+    f"{size} × {size} pixels and scored there, without normalisation or smoothing. Fitting radiographs into that square cuts "
+    f"off a part of {(kept < 0.995).sum()} targets; of the worst, {kept.min():.0%} of the area is left."
 )
 
 # %% [markdown]
 # ## One map
 #
-# The white outline is the target. Beside the variants' maps stands the location prior: the mean mask that other patients have of
-# this finding. It has not seen the image. The phrase is one on which the variants do better than on most.
+# The white outline is the target. Beside the variants' maps stands the location prior, which has not seen the image.
+# The phrase is one on which the variants do better than on most. Where is each map brightest?
 
 # %%
 train_studies = profiles.studies(settings, "train", data, boxes=True)
@@ -140,11 +139,11 @@ plots.overlays(
 )
 
 # %% [markdown]
-# ## Does the finding rank first? AUC-ROC
+# ## The order of all pixels: AUC-ROC
 #
-# The first score asks for the order: how probable is it that a pixel of the target is hotter than one outside? 1 is perfect,
-# 0.5 is chance. These are the values of a map inside and outside the target. The less the two histograms overlap, the higher the
-# AUC-ROC.
+# AUC-ROC is the probability that a random pixel of the target is hotter than a random pixel outside: 1 is perfect, 0.5
+# is chance. The figure shows the values of one map inside and outside the target. The less the two histograms overlap,
+# the higher the AUC-ROC.
 
 # %%
 plots.histogram(
@@ -152,9 +151,9 @@ plots.histogram(
 )
 
 # %% [markdown]
-# **What it misses.** Most pixels are easy. That the disease is not in the black corners, in the neck or below the diaphragm is no
-# insight, yet each of these pixels counts as much as one beside the finding. How far does a single map get that is the same for
-# every image and *every finding*: the mean mask of all findings of other patients?
+# **What it misses.** Most pixels are easy. It takes no insight to know that the disease is not in the black corners, in
+# the neck or below the diaphragm, yet each of these pixels counts as much as one beside the finding. How far does one
+# map get that is the same for every image and *every finding*, the mean mask of all findings of other patients?
 
 # %% tags=["aggregate"]
 blind = pd.Series({i: localization.auc_roc(anywhere, masks[i]) for i in rows})
@@ -165,17 +164,24 @@ means.round(3).to_frame().T
 patients = [test[i].study.patient for i in rows]
 gaps = {v: stats.paired_difference(auc[v], blind, patients, n=resamples) for v in variants}
 Markdown(
-    f"Without the image or the finding one reaches {blind.mean():.3f}. An AUC-ROC says little unless such a map stands beside "
-    "it.\n\n"
+    f"This map, which knows neither image nor finding, reaches {blind.mean():.3f}. An AUC-ROC says little without such a map "
+    "beside it.\n\n"
     + "\n".join(
         say.localization.against(v, {"one map for everything": d}) for v, d in gaps.items()
     )
 )
 
 # %% [markdown]
-# ## Does it hit? The pointing game (Top-1)
+# ## The hottest pixel: the pointing game (Top-1)
 #
-# The hottest pixel is in the target or not {cite}`zhang2018excitation`. This is what a user who is shown one spot wants to know. Chance is the share of the image that the target fills.
+# The pointing game asks whether the hottest pixel is in the target {cite}`zhang2018excitation`, which is what a user
+# who is shown one spot wants to know. Top-1 is the share of maps that hit. Chance is the share of the image that the
+# target fills.
+#
+# Some papers forgive a near miss. Zhang et al. accept a maximum up to 15 pixels from the target, in photographs some
+# 500 pixels wide; in a smaller image the same 15 pixels forgive far more. Compare no tolerance, the same *share* of the
+# width as theirs, and 15 pixels. Yellow is where a maximum counts as a hit, and its share of the image is chance. The
+# small box marks the map's maximum.
 #
 # A tolerance forgives a near miss. Zhang et al. count a maximum up to 15 pixels from the target, in photographs at their
 # own size, some 500 pixels. `pointing_game` takes a tolerance *literally*, in pixels of the frame that the mask is in, and
@@ -219,19 +225,19 @@ pd.DataFrame(
 
 # %% tags=["remove-input", "aggregate"]
 Markdown(
-    "**What it misses.** All but one pixel. A map may be right everywhere and wrong in its maximum, or wrong everywhere and "
-    f"lucky. The maximum of a map of {grid[0]} × {grid[1]} is also only known to {size / grid[0]:.0f} pixels, wider than some "
-    f"targets. A tolerance of 15 pixels is {15 / size:.0%} of this frame's side and {15 / 500:.0%} of a photograph's, so it "
-    f"must be reported with the size of the frame. And a hit is 0 or 1, so it needs many phrases: with {len(rows)} of them, "
-    f"the standard error of a share is up to {0.5 / np.sqrt(len(rows)):.2f}."
+    "**What it misses.** All pixels but one. A map may be right everywhere but at its maximum, or wrong everywhere else and "
+    f"lucky. A map of {grid[0]} × {grid[1]} also knows its maximum only to within {size / grid[0]:.0f} pixels, more than some "
+    f"targets are wide. A tolerance of 15 pixels is {15 / size:.0%} of the width here and {15 / 500:.0%} in a photograph, so it "
+    f"must be reported with the image's size. And a hit is 0 or 1, so Top-1 needs many phrases: with {len(rows)}, its "
+    f"standard error is up to {0.5 / np.sqrt(len(rows)):.2f}."
 )
 
 # %% [markdown]
 # ## The answer: where findings are, and where they usually are
 #
-# Each finding with its 95 % interval, which says what other *patients* might have given: patients are resampled with all of
-# their phrases (chapter 8 tests whether such intervals hold what they promise). With several seeds it covers other seeds, too.
-# The diamond is the location prior and the bar is chance.
+# The figures show the mean score of each finding with its 95 % confidence interval. It covers what other *patients*
+# might have given: patients are resampled, each with all of their phrases (a bootstrap, which chapter 8 checks). With
+# several seeds it covers other seeds, too. The diamond is the location prior, the bar chance.
 
 # %% tags=["aggregate"]
 every = [folder for several in folders.values() for folder in several]
@@ -261,7 +267,7 @@ for variant, table in tables.items():
     lines.append(say.localization.against(variant, differences))
 comparisons = tradeoff.compare_all(every, n=resamples) if len(variants) > 1 else []
 Markdown(
-    "On the same phrases, paired, at the last checkpoint (against chance and prior: the first seed):\n\n"
+    "Differences on the same phrases, at the last checkpoint (from chance and prior: first seed only), with 95 % intervals:\n\n"
     + "\n".join(lines)
     + "\n\n"
     + "\n\n".join(map(tradeoff.verdict, comparisons))
@@ -270,9 +276,10 @@ Markdown(
 # %% [markdown]
 # ## Does the map depend on the image? The image swap
 #
-# The location prior has not seen the image and scores high. Has the *map* seen it? We show the model images of other
-# patients that do **not** have the finding, with the same prompt and the same noise, and score those maps on the same target.
-# What is lost is what the image itself contributed.
+# The location prior scores high without the image. Does the model's map need it? We give the model images of other
+# patients *without* the finding, with the same prompt and the same noise, and score these maps on the same target. What
+# the score loses, the *gain*, is what the image contributed. In the figure, a map that stays as it is on other images
+# does not come from this one.
 
 # %%
 step = int(tables[variants[0]]["step"].iloc[0])
@@ -309,7 +316,7 @@ estimated(
         "gain_auc_roc": "gain: own minus swapped",
         "swap_auc_roc": "AUC-ROC on swapped images",
         "auc_roc": "AUC-ROC on the own image (all timesteps)",
-        "peer_auc_roc": "AUC-ROC of the map of another patient with the same finding, side and zone",
+        "peer_auc_roc": "AUC-ROC of another patient's map, same finding, side and zone",
         "prior_auc_roc": "AUC-ROC of the location prior",
         "text_prior_auc_roc": "AUC-ROC of the prior of the text",
         "auc_roc_shuffled": "shuffled AUC (negatives where the finding usually is)",
@@ -319,13 +326,16 @@ estimated(
 )
 
 # %% [markdown]
-# A gain of 0 means that the map would be as good on anyone's image. The *prior of the text* is the mean mask of the same
-# finding, side and zone: all that can be known from the words. A map above it must have used the image.
+# A gain of 0 means that the map would be as good on anyone's image. The *prior of the text* is the mean mask of the
+# same finding, side and zone: all that can be known from the words. A map above it has used more than the words, and so
+# has one above the map of *another patient* with the same finding, side and zone. The *shuffled* AUC compares the
+# target only with places where other patients have the finding, so the location prior has little advantage there. The
+# last row is the share of swapped images on which the map's peak is lower; chance is 0.5.
 #
 # ## Does it know the side? The mirror test
 #
-# For a finding on one side: is the attention inside the target higher than inside its mirror image? Half of all coin flips
-# pass. First the prompt names no side, so that only the image can tell. Then the prompt as it is; then one that names the
+# For a finding on one side: is the mean attention inside the target higher than inside its mirror image? Chance is 0.5.
+# First the prompt names no side, so only the image can tell. Then comes the prompt as it is, and then one with the
 # **wrong** side, so that word and image conflict: 1 means that the map follows the image, 0 that it follows the word.
 
 # %% tags=["aggregate"]
@@ -338,8 +348,9 @@ estimated(
 )
 
 # %% [markdown]
-# Targets are rare, sides are not: most reports name them. The same test with half of the image as its target needs no box. No
-# prompt names the side, and the mean over left and right gives a map that always leans to the heart 0.5.
+# Few studies have a target, but most reports name a side. The same test with half of the image as its target therefore
+# covers many more studies. No prompt names the side, and left and right count equally, so a map that always leans to
+# one side scores 0.5.
 
 # %% tags=["aggregate"]
 studies = profiles.studies(settings, "test", data)
@@ -354,9 +365,10 @@ Markdown(say.localization.sides(halves, resamples))
 # %% [markdown]
 # ## Does it depend on the word? The word test
 #
-# A map can follow the image and ignore the word: it lights up whatever is conspicuous. In images with two findings apart from
-# each other, is each word's map, against the other word's, higher in its own target? Salience alone gives 0.5. A prior that
-# knows where each finding usually is gets many right without looking; on swapped images the model has nothing else to go by.
+# A map can follow the image and ignore the word, if it lights up whatever is conspicuous. In images with two findings
+# apart from each other, is each word's map, against the other word's, higher in its own target? A map that ignores the
+# word scores 0.5. The location priors of the two findings get many right without looking. On swapped images the model
+# has nothing else to go by, so what it gains on the right image comes from there.
 
 # %% tags=["aggregate"]
 estimated(
@@ -371,7 +383,7 @@ estimated(
 
 # %% tags=["remove-input", "aggregate"]
 Markdown(
-    "Image and word together are the primary endpoint, which the profile declares beforehand.\n\n"
+    "The image swap and the word test are the primary endpoint, declared in the profile before any map was made.\n\n"
     + "\n\n".join(
         f"**{variant}**\n\n{say.localization.looks(variant, table, settings.statistics)}"
         for variant, table in tables.items()
@@ -389,11 +401,11 @@ Markdown(
 # %% [markdown]
 # ## A scale to read these scores on
 #
-# Is such a gain large? Two other models show what can be had. The *contrastive* one is a small network whose patches share a
-# space with the sentences of the frozen text encoder, learnt from the same images and prompts as the diffusion model. Its map is
-# the similarity of each patch with the phrase {cite}`boecking2022mscxr`. The *supervised* one is a small U-Net
-# {cite}`ronneberger2015unet` that learnt from the targets themselves: a ceiling, which a model that has only read reports is
-# not expected to reach. The targets it learns from are as many as the data offer, so it is a ceiling only where there are many.
+# Is such a gain large? Two other models put it in proportion. The *contrastive* one learns from the same images and
+# prompts to place image patches and sentences that belong together close to each other; its map is the similarity of
+# each patch with the phrase {cite}`boecking2022mscxr`. The *supervised* one is a small U-Net
+# {cite}`ronneberger2015unet` that learned from the targets themselves. A model that has only read reports is not
+# expected to reach it: it is a ceiling, where there are many targets to learn from.
 
 # %%
 same = settings.boxes == settings.data.source
@@ -450,16 +462,17 @@ for variant, table in tables.items():
         for name, other in scale.items()
     }
     lines.append(say.localization.against(variant, differences))
-Markdown("On the same phrases, paired:\n\n" + "\n".join(lines))
+Markdown("Differences on the same phrases:\n\n" + "\n".join(lines))
 
 # %% [markdown]
-# The supervised model does not read the prompt beyond the finding's name, so a wrong side cannot mislead it. Its gain is not
-# the whole of its AUC-ROC: where it sees nothing, it falls back on where the finding usually is.
+# Of the prompt, the supervised model reads only the finding's name, so a wrong side cannot mislead it. On swapped
+# images it falls back on where the finding usually is, so its gain is less than its AUC-ROC above chance.
 #
 # ## Would it also point if nothing had been learned?
 #
-# Two checks on a sample of phrases. With *random weights* the maps must break {cite}`adebayo2018sanity`: what remains comes
-# from the architecture. With *other noise* they must stay: what changes is chance.
+# Two checks on a sample of phrases. With *random weights* the maps must break {cite}`adebayo2018sanity`: AUC-ROC near
+# 0.5 and no correlation with the map as trained. What remains comes from the architecture. With *other noise* they must
+# stay: what changes is chance.
 
 # %%
 sampled = profiles.sample([test[i] for i in rows], 32, seeds[0])
@@ -512,8 +525,8 @@ pd.DataFrame(
 # %% [markdown]
 # ## The experiment that only a phantom allows
 #
-# A phantom can be X-rayed again without its lesion, or with the lesion on the other side, and nothing else changed. The map
-# of a prompt that names no side should lose its peak, or move with the lesion.
+# A phantom can be X-rayed again without its finding, or with the finding on the other side, and nothing else changed.
+# The prompt names no side. The map should lose its peak, or move with the finding.
 
 # %%
 lateral = [t for t in sampled if t.finding.side in ("left", "right")]
@@ -549,7 +562,7 @@ if settings.boxes == "phantom":
                 versions[c][0][1] if versions[c][0][1].any() else None for c in versions
             ],
             titles=list(versions),
-            title=f"{variants[0]}: “{plain[0]}”, one patient, three lesions",
+            title=f"{variants[0]}: “{plain[0]}”, one patient, three versions",
         )
     )
 
@@ -557,16 +570,16 @@ if settings.boxes == "phantom":
 if settings.boxes == "phantom":
     old, new = ([m for _, m in versions[c]] for c in ("as it is", "other side"))
     scored = {
-        "AUC-ROC at the lesion": [
+        "AUC-ROC at the finding": [
             localization.auc_roc(*p) for p in zip(moved["as it is"], old, strict=True)
         ],
-        "the same place without the lesion": [
+        "the same place without the finding": [
             localization.auc_roc(*p) for p in zip(moved["without"], old, strict=True)
         ],
-        "the same place, lesion on the other side": [
+        "the same place, finding on the other side": [
             localization.auc_roc(*p) for p in zip(moved["other side"], old, strict=True)
         ],
-        "at the lesion's new place": [
+        "at the finding's new place": [
             localization.auc_roc(*p) for p in zip(moved["other side"], new, strict=True)
         ],
     }
@@ -577,7 +590,7 @@ if settings.boxes == "phantom":
 # %% [markdown]
 # ## The best and the worst maps
 #
-# A mean hides what a map looks like. Here are the three phrases that are grounded best and the three that are grounded worst.
+# A mean hides what maps look like. Here are the three phrases with the best and the three with the worst maps.
 
 # %%
 order = list(ranked.index)
@@ -601,7 +614,8 @@ plots.overlay_grid(
 # %% [markdown]
 # ## Does size decide?
 #
-# A large target is easier to hit. So two models, or two data sets, may differ only because their targets do.
+# A large target is easier to hit. Two data sets may therefore differ in score only because their targets differ in
+# size.
 
 # %%
 both = pd.concat(
@@ -634,8 +648,8 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# A correlation of 1 under *chance* means that the measure grows with the target whatever a map does. Compare such a
-# score only on the same phrases, or beside its chance. A dash: one value for all sizes.
+# A correlation of 1 under *chance* means that the score grows with the target whatever a map does. Compare such a score
+# only on the same phrases, or beside its chance. A dash means one value for all sizes.
 #
 # ## Exercises
 #
@@ -653,7 +667,8 @@ means.assign(better=best).rename(index=tradeoff.NAMES).round(3)
 # **2.** Make a map whose AUC-ROC rounds to 1 and whose Top-1 is 0.
 
 # %% [markdown] tags=["solution"]
-# The target itself, and a single hotter pixel in a corner: nearly all pairs of pixels are in order, the maximum is not.
+# The target itself, and a single hotter pixel in a corner: nearly all pairs of pixels are in order, but the maximum is
+# not in the target.
 
 # %% tags=["solution"]
 trap = mask.astype(np.float32)
@@ -686,9 +701,9 @@ pd.Series(localization.score(trap, mask)).rename(tradeoff.NAMES).round(3).to_fra
 # %% [markdown]
 # ## Takeaways
 #
-# - AUC-ROC asks for the order of all pixels and is easy on the background; Top-1 asks for one pixel and needs many phrases.
-# - A map that has not seen the image scores high. What the image contributes is the gain over swapped images; what the word
-#   contributes is the word test. A model points only if it passes both.
-# - Every score belongs beside chance and the location prior, on the same phrases,
-#   with an interval over patients.
-# - A map has to be looked at, the worst ones too.
+# - AUC-ROC looks at the order of all pixels and is easy on the background; Top-1 looks at one pixel and needs many
+#   phrases.
+# - A map that has not seen the image can score high. The gain over swapped images is what the image contributes, the
+#   word test what the word does. A model points only if it passes both.
+# - Every score belongs beside chance and the location prior, on the same phrases, with an interval over patients.
+# - Look at the maps, the worst ones too.

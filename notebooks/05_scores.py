@@ -19,10 +19,10 @@
 #
 # **What does each score of a map reward, what does it miss, and which wrong maps does it accept?**
 #
-# There are many scores, papers use different ones under the same name, and each can be high for a bad reason. So we apply each
-# of them to maps whose quality we know.
+# There are many scores of a map. Papers use different ones under the same name, and each can be high for a bad reason.
+# So we apply them to maps whose quality we know. The *target* is again the mask of the finding.
 #
-# *You will be able to* choose a score and name its convention, and to say which wrong maps would pass. *Before:* chapter 4.
+# *You will be able to* choose a score, name its convention, and say which wrong maps would pass. *Before:* chapter 4.
 
 # %% tags=["parameters"]
 profile = "demo"  # a name in data/profiles, or the path of a .yaml file
@@ -87,9 +87,9 @@ heat = localization.resize(raw, mask.shape)
 # %% [markdown]
 # ## What fools which score
 #
-# Eight maps made by hand for one target, each wrong in its own way but the first. Below is what every score says of
-# them. Colour is where the score lies between that of a constant map, which says nothing (white), and that of the perfect
-# one (dark green); brown is worse than nothing.
+# Here are eight maps made by hand for one target, all but the first wrong in some way, and what every score says of
+# them. The rest of the chapter explains the scores one by one. Colour shows where a score lies between that of a
+# constant map, which says nothing (white), and that of the perfect one (dark green); brown is worse than nothing.
 
 # %%
 span = max(2, round(np.sqrt(mask.sum()) / 2))
@@ -162,13 +162,13 @@ Markdown(say.answers.scores(skill[wrong].rename(index=labels)))
 
 
 # %% [markdown]
-# Look for a column that every score rejects, and for a score that rejects every wrong column. There rarely is one, which is why
-# we report several. The rest of this chapter takes them one by one.
+# Look for a column that every score rejects, and for a score that rejects every wrong column. There rarely is one,
+# which is why we report several.
 #
 # ## More maps of known quality
 #
-# The target itself; the target as well as a map of the model's resolution can show it; its opposite; random noise; and the
-# location prior.
+# Five more maps set the scale for the variants' maps: the target itself, the target at the resolution of the model's
+# maps, its opposite, random noise, and the location prior.
 
 
 # %%
@@ -208,8 +208,10 @@ def mean_score(score, maps_by_row, *arguments):
 # %% [markdown]
 # ## The hot end of the order: average precision
 #
-# Average precision asks for the order, too, but from the hottest pixel down: of the pixels so far, how many are target? It
-# is the area under this curve, without the easy background's help. Chance is the target's share of the image.
+# Average precision looks at the order, too, but from the hottest pixel down. As more pixels are taken, *recall* is the
+# share of the target that is covered, and *precision* the share of the taken pixels that belong to the target. Average
+# precision is the area under this curve, on which the easy background has little influence. Chance is the target's
+# share of the image.
 
 # %%
 curves = {
@@ -244,10 +246,10 @@ Markdown(
 # %% [markdown]
 # ## How much of it? Energy
 #
-# The energy-based pointing game {cite}`wang2020scorecam` is the share of a map's mass that lies in the target. But what is
-# mass? Attention is never 0, and a map that is nearly even has most of its mass in what is common to all pixels. So the
-# book counts what is above the map's minimum; taken as it is, the number would hardly move from the target's area. Here is
-# one map twice, each time as a share of its maximum: what has a colour is counted.
+# The energy-based pointing game {cite}`wang2020scorecam` is the share of a map's mass, the sum of its values, that lies
+# in the target. But attention is never 0, and a nearly even map has most of its mass in what all pixels have in common:
+# as it is, the score would hardly differ from the target's area. So the book counts only what is above the map's
+# minimum. Here is one map both ways, as a share of its maximum; what has a colour is counted.
 
 # %%
 counted = {"as it is": "zero", "above its minimum": "min"}
@@ -279,16 +281,17 @@ shares = {
 pd.DataFrame(shares).T.rename_axis("share of the mass in the target").round(3)
 
 # %% [markdown]
-# **What it misses.** Where in the target, and how much of it: one hot pixel inside has all of its mass there.
+# **What it misses.** Where in the target the mass lies, and how much of the target it covers: a single hot pixel inside
+# scores 1.
 #
 # ## How strongly? The contrast-to-noise ratio
 #
-# CNR is the distance of the two means in the histogram above, measured by their spreads:
+# CNR is the difference between the mean inside and outside the target, divided by the spread:
 #
 # $$ \mathrm{CNR} = \frac{\mu_\mathrm{in} - \mu_\mathrm{out}}{\sqrt{\sigma^2_\mathrm{in} + \sigma^2_\mathrm{out}}} $$
 #
 # One paper keeps the sign {cite}`dombrowski2024tradeoffs`, others take the absolute value
-# {cite}`boecking2022mscxr,vilouras2024zeroshot`. What difference does it make?
+# {cite}`boecking2022mscxr,vilouras2024zeroshot`. Compare the inverted map and noise under both:
 
 # %% tags=["aggregate"]
 inverted = {i: perfect(i)["inverted"] for i in rows}
@@ -304,10 +307,9 @@ pd.DataFrame(
 ).T.round(2)
 
 # %% [markdown]
-# **What it misses.** The absolute CNR gives a map full marks that is cold exactly where the disease is, and more than
-# zero to pure noise. We report the signed one. And both depend on the scale: the same map, with its contrast changed
-# but the order of its pixels kept, gets another CNR, as it gets another threshold and IoU. AUC-ROC and Top-1 do not
-# care.
+# **What it misses.** The absolute CNR gives full marks to a map that is cold exactly where the disease is, and more
+# than zero to pure noise. We report the signed one. Both depend on the map's scale: if the contrast changes but the
+# order of the pixels does not, CNR changes, and so do thresholds and IoU. AUC-ROC and Top-1 stay the same.
 
 # %% tags=["aggregate"]
 powers = {"√ map": 0.5, "map": 1.0, "map³": 3.0}
@@ -322,8 +324,8 @@ pd.DataFrame(bent).T[["auc_roc", "pointing_game", "cnr", "iou"]].rename(
 # %% [markdown]
 # ## A shape: threshold, IoU, Dice, mIoU
 #
-# To compare shapes, a map must become a yes or no for each pixel. The paper fits a mixture of two Gaussians to the
-# map's values and cuts half-way between their means. The mask plays no part in it.
+# To compare shapes, each pixel of a map must become a yes or a no. The paper fits a mixture of two Gaussians to the
+# map's values and cuts half-way between their means; the mask plays no part in it.
 
 # %%
 threshold = localization.gmm_threshold(raw)
@@ -351,9 +353,9 @@ plots.overlays(
 )
 
 # %% [markdown]
-# The mixture is one way to cut. Otsu's threshold splits the histogram where the two parts differ most, a fixed one takes a
-# fraction of the map's range, a fixed area the hottest tenth of the image, and the *oracle* the cut with the best overlap
-# with the very mask: no score, but what a map could give.
+# There are other ways to cut. *Otsu's* threshold splits the histogram where the two parts differ most; a fixed one
+# takes a fraction of the map's range; a fixed area takes the hottest tenth of the image. The *oracle* takes the cut
+# that overlaps best with the mask. It knows the answer, so it is no score, but shows what a map could reach.
 
 # %%
 ways = {
@@ -399,13 +401,13 @@ Markdown(
 )
 
 # %% [markdown]
-# The *intersection over union* (IoU) divides what both cover by what either covers; *Dice* is another spelling of the
-# same number, $2\,\mathrm{IoU}/(1+\mathrm{IoU})$. **What they miss:** a map without two kinds of pixels is cut all the
-# same, and an error of one pixel all around costs a small target much more than a large one.
+# The *intersection over union* (IoU) divides the area that map and target share by the area that either covers. *Dice*
+# is a function of it, $2\,\mathrm{IoU}/(1+\mathrm{IoU})$. **What they miss:** a map without two kinds of pixels is cut
+# all the same, and an error of one pixel all around costs a small target much more than a large one.
 #
-# *mIoU* means two things. As the mean over **classes** it is (IoU of the foreground + IoU of the background) / 2 at the
-# mixture threshold {cite}`dombrowski2024tradeoffs`; as the mean over **thresholds** it is the mean IoU at 0.1 to 0.5 of
-# the map's range {cite}`boecking2022mscxr`.
+# *mIoU* means two things. Over **classes** it is the mean of the IoU of the foreground and that of the background, at
+# the mixture threshold {cite}`dombrowski2024tradeoffs`. Over **thresholds** it is the mean IoU at 0.1 to 0.5 of the
+# map's range {cite}`boecking2022mscxr`.
 
 # %% tags=["aggregate"]
 constants = {i: np.zeros(grid, np.float32) for i in rows}
@@ -422,14 +424,13 @@ pd.DataFrame(
 
 
 # %% [markdown]
-# Look at the constant map, which predicts nothing at all: over classes it gets nearly a half, because the background is
-# large and it gets that right. Exercise 2 asks how many of the models' maps do worse than saying nothing.
+# Look at the constant map, which predicts nothing: over classes it gets nearly a half, because the background is large
+# and counts as right. Exercise 1 asks how many of the models' maps do worse.
 #
 # ## A place: box IoU and the distance of the centres
 #
-# Often the truth is only a box. Then one compares it with the box around the thresholded map (around its largest part,
-# so that a stray pixel does not spoil it), or the two centres. A finding of several parts, where there is one, shows
-# what goes wrong.
+# Often the truth is only a box. Then one compares it with the box around the largest part of the thresholded map (so
+# that a stray pixel does not spoil it), or compares the two centres. A finding of several parts shows what goes wrong.
 
 
 # %%
@@ -478,9 +479,9 @@ Markdown(
 # %% [markdown]
 # ## Definition or skill?
 #
-# All maps under all scores, as means over the test phrases. What separates *perfect* from 1 is the score or the map's
-# resolution. What *constant*, *random* and *inverted* get is free. What the *location prior* gets is anatomy. Only what a variant
-# has beyond these is skill.
+# All maps under all scores, as means over the test phrases. Where *perfect* falls short of 1, the score or the map's
+# resolution is the reason. What *constant*, *random* and *inverted* get is free. What the *location prior* gets is
+# anatomy. Only what a variant has beyond these is skill.
 
 # %% tags=["aggregate"]
 made = [
@@ -497,14 +498,14 @@ for variant in variants:
 compared.rename(columns=tradeoff.NAMES).round(2)
 
 # %% [markdown]
-# The arrow points to where better is. An infinite CNR has no noise: the map takes one value inside and another outside. Read the
-# table by columns: a score is useful to the extent that rows without knowledge get little, and rows with all knowledge get much.
+# The arrow shows which direction is better. A CNR is infinite where a map takes one value inside and another outside.
+# Read by columns: a score is useful if rows without knowledge get little and rows with full knowledge much.
 #
 # ## The same maps under the protocols of three papers
 #
-# "CNR" and "mIoU" do not mean one thing. The same maps are scored once more as three papers score theirs
+# The same maps are scored once more as three papers score theirs
 # {cite}`dombrowski2024tradeoffs,nuetzel2025generate,vilouras2024zeroshot`, as far as their code and text tell;
-# `localization.PROTOCOLS` says what they do to a map, and what could not be found out.
+# `localization.PROTOCOLS` lists the steps, and what could not be found out.
 
 # %%
 PAPERS = ("dombrowski2023", "nuetzel2025", "vilouras2024")
@@ -544,18 +545,18 @@ means["vilouras2024"] = over_findings["vilouras2024"]
 means.unstack("map")[list(dict.fromkeys(under["map"]))].round(3)
 
 # %% [markdown]
-# Read each row from left to right: a protocol that gives *random* much gives it to everyone, one that praises *inverted*
-# has no sign, and one that gives *perfect* little cannot praise a good map. What differs down a column is definition: the
-# maps are the same.
+# Read each row from left to right. A protocol that gives *random* much gives it to everyone, one that gives *inverted*
+# much has no sign, and one that gives *perfect* little cannot reward a good map. Differences down a column are due to
+# definition: the maps are the same.
 #
 # ## Exercises
 #
-# **1.** An empty prediction gets an mIoU over classes of (1 − target)/2. Why? How many of the models' maps get less
-# than that, and what does it say of a mean mIoU of 0.4?
+# **1.** An empty prediction gets an mIoU over classes of (1 − target)/2, where *target* is the share of the image that
+# it fills. Why? How many of the models' maps get less, and what does that say of a mean mIoU of 0.4?
 
 # %% [markdown] tags=["solution"]
 # Its foreground is empty, so the IoU of the foreground is 0. Its background is the whole image, of which 1 − target is
-# right, so the IoU of the background is 1 − target. A mean of 0.4 may be less than nothing.
+# right, so the IoU of the background is 1 − target. A mean of 0.4 may be less than an empty prediction gets.
 
 # %% tags=["solution"]
 empty = pd.Series(
@@ -570,9 +571,8 @@ for variant, table in tables.items():
     )
 
 # %% [markdown]
-# **2.** Each of these can be fooled: energy, average precision, the oracle's IoU, the absolute CNR, box IoU, and the distance
-# of the centres. Make a map for each that gets as much as the perfect map of the gallery, and that you would not show to
-# anyone.
+# **2.** Energy, average precision, the oracle's IoU, the absolute CNR, box IoU, and the distance of the centres can all
+# be fooled. For each, make a map that scores as high as the perfect one and that you would not show to anyone.
 
 # %% tags=["solution"]
 box, random = box_of(mask), np.random.default_rng(0)
@@ -601,8 +601,8 @@ pd.DataFrame(
 # which scores without a threshold?
 
 # %% [markdown] tags=["solution"]
-# What depends on the values' range or squares is lost, and so is the maximum. Energy pays for the pixel's mass. What depends
-# on the order, the cut of a fixed area too, hardly notices one pixel.
+# Scores that depend on the values' range or squares are lost, and so is the maximum. Energy loses the share of the
+# pixel's mass. Scores that depend on the order hardly change, and neither does the cut of a fixed area.
 
 # %% tags=["solution"]
 broken = handmade["perfect"].copy()
@@ -622,7 +622,7 @@ pd.DataFrame(
 ).loc[compared_scores].rename(index=labels).round(3).T
 
 # %% [markdown]
-# **4.** Dice grows with IoU, always. Can the mean Dice still prefer another variant than the mean IoU?
+# **4.** Dice always grows with IoU. Can the mean Dice still prefer another variant than the mean IoU?
 
 # %% [markdown] tags=["solution"]
 # Yes: the curve bends, so Dice forgives a middling map more than IoU does. Two phrases are enough.
@@ -658,7 +658,7 @@ pd.DataFrame({"mean IoU": two.mean(), "mean Dice": bent.mean()}).round(3)
 # %% [markdown]
 # ## Takeaways
 #
-# - Average precision and CNR ask for contrast at the hot end, and CNR needs its sign; IoU and mIoU ask for a shape and depend on
-#   a threshold; boxes and centres fail on findings of several parts.
+# - Average precision and CNR look at the hot end, and CNR needs its sign; IoU and mIoU compare shapes and depend on a
+#   threshold; boxes and centres fail on findings of several parts.
 # - Say which convention you use: the same name hides different scores, and saying nothing can score well.
 # - Try a new score on maps of known quality before you trust it.

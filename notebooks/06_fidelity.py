@@ -19,15 +19,17 @@
 #
 # **How real and how varied are the generated images, and do they show what the prompt names?**
 #
-# These are several questions, and no single number answers them:
+# No single number answers these questions, so we ask them one by one:
 #
-# - *Real?* Are the generated images, as a crowd, like real ones? FID and KID compare the two crowds; precision and recall
-#   ask each image about its neighbours.
+# - *Real?* Do the generated images, as a set, resemble real ones? FID and KID compare the two sets; precision and
+#   recall ask whether each image has neighbours in the other set.
 # - *Varied?* Does one prompt give one image again and again? MS-SSIM compares images of the same prompt.
 # - *Faithful to the prompt?* Does a classifier of real images find the finding that the prompt names?
-# - *Of use?* Does a classifier trained on generated images alone work on real ones (train on synthetic, test on real: TSTR)?
+# - *Of use?* Does a classifier trained only on generated images work on real ones (train on synthetic, test on real:
+#   TSTR)?
 #
-# Every number is shown with what real images score, and with an interval. "Real" means the held-out images of this profile.
+# Every score is shown with an interval and with what real images score. “Real” means the held-out images of this
+# profile, also where they are phantoms.
 #
 # *You will be able to* compute and read these scores. *Before:* chapter 2.
 
@@ -65,9 +67,9 @@ pd.Series(settings.sampling.model_dump(), name=f"profile {settings.name}").to_fr
 # %% [markdown]
 # ## Real images, and the prompts
 #
-# The prompts are the reports of *held-out* studies: texts the model was never trained on, as frequent as they are among the
-# real images (or, with `sampling: {prompts: evenly}`, the same number of phrases of each finding). Several images are
-# generated for each. What does not fit the text encoder is cut off, and counts as not asked for. `others` are real images of
+# The prompts come from the reports of *held-out* studies, on which the model was never trained, each as frequent as
+# among the real images (or, with `sampling: {prompts: evenly}`, as many for each finding). Several images are generated
+# for each. What is cut off because the text encoder cannot read it counts as not asked for. `others` are real images of
 # yet other patients: their scores are what a perfect model would get.
 
 # %%
@@ -83,18 +85,19 @@ prompts_cut = fidelity.cut_prompts(prompts, settings.sampling, pipeline)
 Markdown(
     f"{len(real)} real test images of {len(set(patients))} patients (`{len(unreadable)}` could not be read) and {len(others)} "
     f"others. {len(prompts)} images are generated for {len(set(prompts))} different prompts at each of {len(steps)} "
-    "checkpoints, the base included. Studies whose reports have the same words are one prompt. "
-    f"{prompts_cut} of the {len(prompts)} are longer than the text encoder takes."
+    "checkpoints, the base included. Studies whose reports have the same words share a prompt. "
+    f"{prompts_cut} of the {len(prompts)} prompts are cut off."
 )
 
 
 # %% [markdown]
 # ## The feature space
 #
-# FID is usually taken in the feature space of an Inception network trained on photographs {cite}`heusel2017fid`. Ours is that
-# of a small network that names findings in images like those the model generates. Numbers from two feature spaces cannot be
-# compared, so the classifier is named with every result. A profile can add others, `sampling: {spaces: [findings, inception,
-# xrv]}`; the scores in them have their names, such as `fid_inception`.
+# FID compares images not pixel by pixel but by *features*, the activations of a network in its last layer but one.
+# Usually this is an Inception network trained on photographs {cite}`heusel2017fid`. Ours is a small network that names
+# findings in images like those the model generates. Numbers from two feature spaces cannot be compared, so the
+# classifier is named with every result. A profile can add others, `sampling: {spaces: [findings, inception, xrv]}`;
+# scores in them are marked, such as `fid_inception`.
 
 
 # %%
@@ -120,9 +123,9 @@ Markdown(
 # %% [markdown]
 # ## Generating
 #
-# At every checkpoint the same prompts are used with the same noise, for all variants, so differences are due to the weights.
-# Noise is removed by deterministic steps (DDIM or PLMS, as the profile says), and *guidance* {cite}`ho2022cfg` pushes each step away from what the model
-# would generate without a prompt. The images are kept: a rerun does not generate them again.
+# At every checkpoint and for all variants, the same prompts start from the same noise, so differences are due to the
+# weights. Noise is removed in deterministic steps (DDIM or PLMS, as the profile says), with *classifier-free guidance*
+# {cite}`ho2022cfg` (chapter 2). The images are kept and not generated again.
 
 # %%
 scores, generated = {}, {}
@@ -154,12 +157,12 @@ plots.images(
 )
 
 # %% [markdown]
-# The base has not been trained on these reports; its row is where fine-tuning started. Look for the finding in the last row,
-# and for its side: "R" marks the patient's right.
+# The middle row, the base, is where fine-tuning started. In the last row, look for the finding and for its side: “R”
+# marks the patient's right.
 #
 # ## Real?
 #
-# Each image becomes a point in the feature space. These are the two directions in which the real points spread most.
+# Each image is a point in the feature space. The figure shows the two directions in which the real points spread most.
 
 # %%
 now = f"step {last}"
@@ -180,8 +183,9 @@ px.scatter(
 
 
 # %% [markdown]
-# A good model covers the real cloud: it is neither elsewhere nor only in a part of it. The Fréchet distance
-# {cite}`heusel2017fid` approximates each cloud by a normal distribution and compares centres and shapes:
+# A good model covers the real cloud: it is not elsewhere, nor only in a part of it. The Fréchet inception distance
+# (FID) {cite}`heusel2017fid` approximates each cloud by a normal distribution and compares means $\mu$ and covariances
+# $\Sigma$:
 #
 # $$ \mathrm{FID} = \lVert \mu_1 - \mu_2 \rVert^2
 # + \mathrm{tr}\left(\Sigma_1 + \Sigma_2 - 2\,(\Sigma_1\Sigma_2)^{1/2}\right) $$
@@ -211,12 +215,14 @@ pd.DataFrame(
 ).round(3)
 
 # %% [markdown]
-# The last column is the floor: even real images of other patients are not at zero. Part of that is sampling error, which FID
-# counts as distance; chapter 7 shows how much. KID {cite}`binkowski2018kid`, an unbiased kernel distance, does not.
+# *Other real* is the floor: even real images of other patients are not at zero. Part of that is sampling error, which
+# FID counts as distance; chapter 7 shows how much. KID {cite}`binkowski2018kid`, a kernel distance, is free of that
+# error on average.
 #
-# FID is one number for two failings. *Precision* is the share of generated images that lie near a real one, *recall* the
-# share of real images that lie near a generated one {cite}`kynkaanniemi2019precision`: real, and varied. *Density* and
-# *coverage* {cite}`naeem2020reliable` ask the same of neighbourhoods around real images only, so that one outlier counts less.
+# FID is one number for two failings. *Precision*, the share of generated images near a real one, shows how real they
+# are; *recall*, the share of real images near a generated one, how varied {cite}`kynkaanniemi2019precision`. *Density*
+# and *coverage* {cite}`naeem2020reliable` measure the same with neighbourhoods of real images only, so that one outlier
+# counts less. Compare each row with *other real*:
 
 # %% tags=["aggregate"]
 rows = {}
@@ -232,9 +238,9 @@ pd.DataFrame(rows).T
 # %% [markdown]
 # ## Varied?
 #
-# A model that generates one good image for a prompt again and again fools the classifier, and nearly FID. MS-SSIM
-# {cite}`wang2003msssim` is 1 for two equal images. We compare images of the *same prompt*: near 1 is mode collapse. The
-# aim is the similarity of two real images with the same findings.
+# A model that generates one good image for a prompt again and again (*mode collapse*) fools the classifier, and nearly
+# FID. MS-SSIM {cite}`wang2003msssim` measures how similar two images are in structure; 1 means equal. We compare images
+# of the *same prompt*. The aim is not 0, but the similarity of two real images with the same findings.
 
 # %%
 alike = fidelity.ms_ssim_by_group(generated[last], prompts)
@@ -258,9 +264,10 @@ plots.images(
 # %% [markdown]
 # ## Faithful to the prompt?
 #
-# The classifier gives every finding a probability in each generated image. The AUC is the probability that an image whose prompt
-# names the finding gets a higher one than an image whose prompt does not: 0.5 is a model that ignores the prompt. The prompt
-# counts, not the labels of its study: an impression omits some findings, and a model cannot show what it was not given.
+# The classifier gives every finding a probability in each generated image. The AUC is the probability that an image
+# whose prompt names the finding gets a higher one than an image whose prompt does not: 0.5 means that the prompt is
+# ignored. The prompt counts, not the labels of its study, because an impression omits some findings and a model cannot
+# show what it was not given.
 
 # %% tags=["aggregate"]
 named = {
@@ -290,9 +297,10 @@ plots.scores_by_finding(
 
 
 # %% [markdown]
-# A finding that no prompt names has no AUC, and one that few prompts name has a wide interval: the images of one prompt are
-# resampled together. Where a prompt names one finding alone, is that also the one that the classifier finds most probable
-# (*top-1*, by chance one in eight)? And how like the real images of a finding are those asked for it?
+# A finding that no prompt names has no AUC, and one that few name has a wide interval, because the images of one prompt
+# are resampled together. Two further questions: where a prompt names one finding alone, does the classifier find that
+# one most probable (*top-1*; chance is one in eight)? And how much do the images asked for a finding resemble real
+# images of it?
 
 # %% tags=["aggregate"]
 scores[last]["by_finding"] = fidelity.by_finding(
@@ -308,9 +316,9 @@ Markdown(
 #
 # ### On the side, in the zone, and as severe as asked?
 #
-# The prompt says more than a name. The supervised ceiling of chapter 4, a network trained on the exact masks of phantoms, reads
-# off an image where a finding is, on which side, in which zone and how severe. It errs, too. How often, real images and their
-# own prompts show: no more can be expected of generated ones. Zones count for findings that occur in several.
+# A prompt also says on which side, in which zone and how severe a finding is. The supervised model of chapter 4,
+# trained on the exact masks of phantoms, reads these off an image. It makes errors, too; real images with their own
+# prompts show how many, and no more can be expected of generated ones. Zones count for findings that occur in several.
 
 # %%
 exact = settings.boxes == settings.data.source == "phantom"  # others have no exact truth
@@ -351,9 +359,9 @@ Markdown(
 # %% [markdown]
 # ## Of use?
 #
-# That test is easily passed: one good image of a finding, repeated, is enough. A harder one turns it round
-# {cite}`ravuri2019cas`. A new classifier is trained on the generated images alone and tested on *real* ones. What it can reach
-# is what a classifier trained on as many real images reaches; chance is 0.5.
+# One good image of each finding, repeated, is enough to pass that test. A harder one turns it round
+# {cite}`ravuri2019cas`: a new classifier is trained on the generated images alone and tested on *real* ones. It can
+# reach what a classifier trained on as many real images reaches; chance is 0.5.
 
 
 # %%
@@ -407,7 +415,7 @@ Markdown(
 )
 
 # %% [markdown]
-# So few real images teach less than the many that the classifier above was trained on. Compare with as many real images only.
+# The classifier above was trained on many more real images; compare only with as many.
 #
 # ## The answer: over the checkpoints
 
@@ -437,7 +445,7 @@ figure.update_yaxes(matches=None, showticklabels=True).update_layout(
 ).for_each_annotation(lambda a: a.update(text=a.text.removeprefix("score=")))
 
 # %% [markdown]
-# The numbers go into the run's folder, for chapter 8. At the end they are:
+# The numbers are stored in the run's folder, for chapter 8. At the last checkpoint they are:
 
 # %% tags=["aggregate"]
 about = settings.sampling.model_dump() | {
@@ -477,13 +485,13 @@ Markdown(
 Markdown(say.answers.fidelity(variant, fid, interval(reference, "fid_real"), auc[-1]))
 
 # %% [markdown]
-# The interval of the FID resamples prompts and patients; that of KID is the spread over subsets. None covers another training:
-# that needs seeds.
+# The interval of the FID resamples prompts and patients; that of KID is the spread over subsets. Neither covers another
+# training; for that, several seeds are needed.
 #
 # ## Exercises
 #
-# **1.** Guidance pushes towards the prompt. Generate images of two prompts with no guidance (1) and with a lot (8). What happens to
-# MS-SSIM, and to the images?
+# **1.** Generate images of two prompts with no guidance (1) and with a lot (8). What happens to MS-SSIM, and to the
+# images?
 
 # %% tags=["solution"]
 some = slice(0, 2 * settings.sampling.per_prompt)
@@ -507,9 +515,9 @@ plots.images(
 )
 
 # %% [markdown]
-# **2.** Networks expect scaled pixels, which is easily done twice, or for one of the two sets only. What does
-# `fidelity.features` say to images in [0, 1]? What would the FID be if it accepted them? And what if one set is inverted,
-# as files are that say MONOCHROME1?
+# **2.** Networks expect scaled pixels, and scaling is easily done twice, or for one of the two sets only. What does
+# `fidelity.features` say to images in [0, 1]? What would the FID be if it accepted them? And if one set is inverted, as
+# files marked MONOCHROME1 are?
 
 # %% tags=["solution"]
 try:
@@ -531,8 +539,8 @@ pd.DataFrame(
 ).round(2)
 
 # %% [markdown]
-# **3.** The classifier knows "effusion", but not left from right. Find a score of an image that does, try it on real images, and
-# then on generated ones.
+# **3.** The classifier knows “effusion”, but not left from right. Find a score of an image that does, and try it on
+# real and on generated images.
 
 # %% [markdown] tags=["solution"]
 # Most findings are brighter than air. The patient's left is the image's right half: is it the brighter one?
@@ -593,8 +601,8 @@ for step, images in generated.items():
 # %% [markdown]
 # ## Takeaways
 #
-# - FID and KID compare crowds, not images, and depend on the feature space. The floor is not zero: real images of other patients
-#   set it.
+# - FID and KID compare sets of images and depend on the feature space. The floor is not zero: real images of other
+#   patients set it.
 # - MS-SSIM within a prompt shows mode collapse; the classifier's AUC shows whether the prompt is followed.
 # - Whether images are of use is best tested by using them: train on generated, test on real.
 # - None of these scores says *where* the model looks when it reads a word. Chapter 8 puts both together.

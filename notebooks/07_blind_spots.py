@@ -19,8 +19,8 @@
 #
 # **Which failings does each score of fidelity overlook, and would we notice a copied training image?**
 #
-# Every score has a failing that it does not see. So we fail on purpose: real images are spoiled in ways that models do, and
-# scored as if they had been generated.
+# To find out what a score misses, we spoil real images on purpose, in ways in which models fail, and score them as if
+# they had been generated.
 #
 # *You will be able to* say what a good score does not prove. *Before:* chapter 6.
 
@@ -78,7 +78,8 @@ features |= {v: fidelity.features(classifier, images) for v, images in generated
 # %% [markdown]
 # ## Which score notices what?
 #
-# The findings of each spoiled image stand for its prompt.
+# Each set below is a set of real images, spoiled in one way. As these images have no prompt, their findings take its
+# place.
 
 # %%
 sampled, kept_sampled, _ = to_images(profiles.sample(train, len(prompts)), size, fit)
@@ -185,15 +186,16 @@ Markdown(
 )
 
 # %% [markdown]
-# Read the figure by row. *Fewer of them* are as real as all; what turns red there depends on the number of images. *Only without a
-# finding* is a real crowd, but another one, and smooth chests are near to many. *Copies* are what the comparison with the
-# training images is for. In *one image a finding* every image is good and shows what it should: the scores of variety must
-# notice. *Noise* is the trap of MS-SSIM, which takes grain for variety. Then read it by column: is it red where, and only where,
-# something is wrong?
+# Read the figure by rows. *Fewer of them* are as real as all; what turns red there depends on the number of images.
+# *Only without a finding* is a real set, but a different one. *Copies* are what the comparison with the training images
+# (*near training*) is for. In *one image a finding* every image is good and shows what it should, so the scores of
+# variety must notice. *Noise* misleads MS-SSIM, which takes grain for variety. Then read by columns: is a score red
+# where, and only where, something is wrong?
 #
 # ## How many images?
 #
-# FID counts sampling error as distance, the more the fewer images there are. KID {cite}`binkowski2018kid` does not.
+# FID counts sampling error as distance, and the fewer images, the more. KID {cite}`binkowski2018kid` does not. Compare
+# the curves of real against other real images, which should be flat:
 
 # %%
 compared = ["other real", *variants]
@@ -229,9 +231,9 @@ fids, kids = ([means[score, "other real", n] for n in ends] for score in ("FID",
 Markdown(say.fidelity.sample_size(ends, fids, kids))
 
 # %% [markdown]
-# The more images, the nearer FID comes to that of infinitely many; against one over their number it is nearly a straight line, and
-# its intercept is *FID∞* {cite}`chong2020unbiased`. With fewer images than features the line bends: read it as a correction,
-# not as a result.
+# Plotted against one over the number of images, FID is nearly a straight line. Where it meets the axis is the FID of
+# infinitely many images, *FID∞* {cite}`chong2020unbiased`. With fewer images than features the line bends, so read it
+# as a correction, not as a result.
 
 # %% tags=["aggregate"]
 trend = {
@@ -259,8 +261,9 @@ figure
 # %% [markdown]
 # ## Is it memory?
 #
-# A model that copies its training images has an excellent FID. So for each generated image we look up the nearest training
-# image in the feature space (nearest-neighbour copy detection), and compare with how near *unseen real* images are.
+# A model that copies its training images has an excellent FID. So for each generated image we look up the nearest
+# training image in the feature space (nearest-neighbour copy detection), and compare the distance with that of *unseen
+# real* images. We also plant copies, to see whether they would be found.
 
 # %% tags=["aggregate"]
 unseen = np.concatenate([features["real"], features["other real"]])
@@ -299,7 +302,7 @@ plots.images(
 # **1.** How much blur does FID see? Blur the *other real* images more and more, and compare them with the real ones.
 
 # %% [markdown] tags=["solution"]
-# Every patient and finding is still there, only texture goes. A feature space that was trained to name findings may
+# Every patient and finding is still there; only texture is lost. A feature space that was trained to name findings may
 # overlook a little blur: FID sees what its features see.
 
 # %% tags=["solution"]
@@ -319,11 +322,11 @@ pd.DataFrame(
 
 
 # %% [markdown]
-# **2.** *One image a finding* shows what it should. Would it make a good textbook? Train a classifier on it.
+# **2.** *One image a finding* shows what it should. Could a classifier learn from it? Train one.
 
 
 # %% [markdown] tags=["solution"]
-# The classifier finds each finding in it. But having seen one effusion does not prepare for the next.
+# The classifier of chapter 6 finds each finding in it. But having seen one effusion does not prepare for the next.
 
 
 # %% tags=["solution"]
@@ -351,12 +354,13 @@ pd.Series(
 ).to_frame()
 
 # %% [markdown]
-# **3.** Balls around images are easily misled. Put one picture of pure noise among the *real* images: what do precision and density
-# say then of the noisy set? And show each of a few good images four times: what do recall and coverage say?
+# **3.** Precision, recall, density and coverage count images within *balls*: around each image, a ball reaches to one
+# of its nearest neighbours. Put one picture of pure noise among the *real* images: what do precision and density say of
+# the noisy set? Then show each of a few good images four times: what do recall and coverage say?
 
 # %% [markdown] tags=["solution"]
-# The outlier's neighbours are far away: its ball is huge, and one picture makes others precise. Density counts over all
-# balls. An image and its three copies have tiny balls around them, which hold nothing else, so recall falls although there
+# The outlier's neighbours are far away, so its ball is huge, and images that lie in it count as precise. Density counts
+# over all balls. An image and its three copies have tiny balls that hold nothing else, so recall falls although there
 # are as many different images as before. Coverage has its balls around the real images.
 
 # %% tags=["solution"]

@@ -19,14 +19,14 @@
 #
 # **Does a learnable text encoder cost interpretability, and what does it buy?**
 #
-# All runs come together here: every variant, seed and checkpoint, with the images it generates and the maps it yields.
-# Nothing is trained or generated in this chapter; it reads the runs' files.
+# This chapter puts all runs together: every variant, seed and checkpoint, with its images and its maps. Nothing is
+# trained or generated; the chapter reads what the runs have stored.
 #
-# The claim to test {cite}`dombrowski2024tradeoffs`: fine-tuning makes the images better; with a *learnable* text encoder
-# the attention stops pointing at the disease that a word names, with a *frozen* one it keeps pointing.
+# The claim to test {cite}`dombrowski2024tradeoffs`: fine-tuning makes the images better; with a *learnable* text
+# encoder, attention stops pointing at the disease that a word names, and with a *frozen* one it keeps pointing.
 #
-# *You will be able to* read fidelity and localization side by side, compare variants on the same phrases, and say how much a
-# given number of patients and seeds lets you conclude.
+# *You will be able to* read fidelity and localization (how well maps point) side by side, compare variants on the same
+# phrases, and say how much a given number of patients and seeds lets you conclude.
 # *Before:* chapters 3 and 4 (maps and their scores) and 6 (fidelity).
 
 # %% tags=["parameters"]
@@ -63,9 +63,9 @@ plots.setup(settings.variants)
 # %% [markdown]
 # ## Every checkpoint of every run
 #
-# The table has one row per variant, seed and checkpoint; step 0 is the base. Localization scores are means over the test
-# phrases. Their 95 % intervals resample *patients*, because phrases of one patient are not independent. All columns are
-# stored in `tradeoff.csv`, in the profile's folder.
+# The table has one row per variant, seed and checkpoint; step 0 is the base. Localization scores are means over the
+# test phrases. Their 95 % intervals resample *patients*, because phrases of one patient are not independent; all
+# columns are stored in `tradeoff.csv`.
 
 # %% tags=["aggregate"]
 import warnings
@@ -80,13 +80,13 @@ columns = "patients fid kid classifier_auc auc_roc pointing_game cnr miou".split
 table.set_index(["variant", "seed", "step"])[columns].round(3)
 
 # %% [markdown]
-# Follow one variant from step 0 on: FID and KID should fall while the training makes the images more real. Watch what the
-# localization scores do meanwhile.
+# Follow one variant from step 0 on: if the images become more real, FID and KID fall. What do the localization scores
+# do meanwhile?
 #
 # ## The figure
 #
-# Left is more real, up is more interpretable. Each line starts at the base and follows one variant over its checkpoints. The
-# ringed points are Pareto-optimal: no other checkpoint is better in both. The buttons change the score.
+# Left is more real, up is more interpretable. Each line follows one variant from the base over its checkpoints. Ringed
+# points are *Pareto-optimal*: no other checkpoint is better in both. The buttons change the score.
 
 # %% tags=["aggregate"]
 endpoint = settings.statistics.endpoint
@@ -94,8 +94,8 @@ shown = [*endpoint, "mirror", "auc_roc"]
 plots.tradeoff(table, shown, variants=variants)
 
 # %% [markdown]
-# A line that runs to the left and stays high gains fidelity at no cost. One that falls pays for it. These checkpoints are
-# Pareto-optimal by FID and the first test of the endpoint:
+# A line that runs to the left and stays high has higher fidelity at no cost; one that falls pays for it. These
+# checkpoints are Pareto-optimal by FID and the first test of the endpoint:
 
 # %% tags=["remove-input", "aggregate"]
 table[tradeoff.pareto_front(table, y=endpoint[0])][["variant", "seed", "step"]]
@@ -117,13 +117,13 @@ summary.fillna("–")
 Markdown(say.tradeoff.seeds(len(seeds)))
 
 # %% [markdown]
-# The *location prior* is a map of where the finding usually is; it never looks at the image. *Chance* is a random map.
-# *Real images* is what held-out real images score themselves: the ceiling of the classifier's AUC, the similarity
-# (MS-SSIM) to aim at, and what precision, recall, density and coverage can reach. *Contrastive* and *supervised* are the
-# models of chapter 4 that point without diffusion; the second has learnt from masks.
+# The *location prior* never looks at the image; *chance* is a random map. *Real images* is what held-out images score
+# themselves: the ceiling of the classifier's AUC, of precision, recall, density and coverage, and the similarity
+# (MS-SSIM) to aim at. *Contrastive* and *supervised* are the models of chapter 4 that point without diffusion; the
+# second has learned from masks.
 #
-# The next cell writes the same table for a paper, a page and a program. In the CSV file an interval is three columns of
-# numbers at full precision.
+# The next cell writes the table in three formats: CSV for programs (an interval is three columns, at full precision),
+# LaTeX for a paper, and Markdown for a page.
 
 # %% tags=["aggregate"]
 estimates = tradeoff.estimates(table, every, n=resamples)
@@ -138,10 +138,11 @@ print("\n" + "\n".join(stats.format_table(estimates, "latex").splitlines()[:6]))
 #
 # ## The endpoint
 #
-# One question, decided beforehand: does a variant point because of the image **and** because of the word? The profile
-# declares the two tests before any map is made: what the image adds to the AUC-ROC (own minus swapped image) and the word
-# test (chapter 4). Some phrases are hard for every model, so variants are compared on the *same* phrases, each with the
-# first one.
+# Does a variant point because of the image **and** because of the word? The profile declares the two tests before any
+# map is made: the gain, which is what the image adds to the AUC-ROC (own minus swapped image), and the word test
+# (chapter 4). Some phrases are hard for every model, so variants are compared on the *same* phrases, each with the
+# first one. In the figure, right of the line the first variant points better, and an interval that excludes zero is a
+# difference that was shown.
 
 # %% tags=["aggregate"]
 primary = [c for m in endpoint for c in tradeoff.compare_all(every, m, n=resamples)]
@@ -151,8 +152,8 @@ if primary:
     )
 
 # %% [markdown]
-# Fidelity is compared likewise: all variants generate for the same prompts from the same noise, so one bootstrap over prompts
-# and patients gives the interval of the *difference* of two FIDs.
+# Fidelity is compared in the same way. All variants generate for the same prompts from the same noise, so one bootstrap
+# over prompts and patients gives the interval of the *difference* of two FIDs.
 
 # %%
 test = profiles.studies(settings, "test", data)
@@ -194,7 +195,8 @@ pd.DataFrame(
 # ## Secondary scores
 #
 # Right of the line the first variant is better. Of many comparisons some are significant by chance, so the p-values are
-# adjusted for their number (Holm). Where scores disagree with the endpoint, chapters 4 and 5 say what each of them can see.
+# adjusted for their number (Holm). Where scores disagree with the endpoint, chapters 4 and 5 say what each of them can
+# see.
 
 # %% tags=["aggregate"]
 metrics = [
@@ -227,8 +229,8 @@ pd.DataFrame(
 # %% [markdown]
 # ## Equal steps, or equal time?
 #
-# A learnable text encoder takes longer for a step. The last checkpoints at equal steps, and those that each run had reached
-# when the fastest one ended:
+# A step with a learnable text encoder takes longer. Compare the last checkpoints at equal steps with those that each
+# run had reached when the fastest one ended:
 
 # %% tags=["remove-input", "aggregate"]
 ends = {"equal steps": table.loc[table.groupby(["variant", "seed"])["step"].idxmax()]}
@@ -239,8 +241,8 @@ pd.concat(
 ).round(3)
 
 # %% [markdown]
-# A curve that still rises at its end says that the training has not converged. The change of the endpoint over the last
-# checkpoint:
+# If the endpoint still rises at the end, training has not converged. This is its change from the last checkpoint but
+# one to the last:
 
 # %% tags=["remove-input", "aggregate"]
 curve = table[table["step"] > 0].groupby(["variant", "step"])[list(endpoint)].mean()
@@ -254,10 +256,10 @@ by_finding = tradeoff.by_finding(every, endpoint[0], n=resamples)
 plots.scores_by_finding(by_finding, localization.LABELS[endpoint[0]], variants=variants)
 
 # %% [markdown]
-# Now the same comparison for each finding. Of many comparisons without a true difference, one in twenty is
-# significant at the 5 % level, so the p-values are adjusted for the number of comparisons (Holm). A difference that was not found may also be
-# one that so few patients cannot show. The *minimal detectable difference* is the true difference that this design finds
-# four times in five, after the strictest adjustment. Where it exceeds the score's range, no difference could be found.
+# Now the differences for each finding, with adjusted p-values in the table below. A difference that was not found may
+# be one that so few patients cannot show. The *minimal detectable difference* is the true difference that this design
+# finds four times in five, after the strictest adjustment. Where it exceeds the score's range, no difference could be
+# found.
 
 # %% tags=["aggregate"]
 first, others = every[: len(seeds)], every[len(seeds) :]
@@ -283,8 +285,8 @@ if others:
 Markdown(say.tradeoff.findings(each) if others else "")
 
 # %% [markdown]
-# The pooled interval above speaks of new patients with the *same eight findings*. With findings as a random factor, the mean
-# of the findings' own differences and its t-interval speak of findings that were not studied:
+# The pooled interval speaks of new patients with the *same eight findings*. To speak of findings that were not studied,
+# findings are a random factor: the mean of the findings' own differences, with a t-interval over findings:
 
 # %% tags=["remove-input", "aggregate"]
 if others:
@@ -299,8 +301,9 @@ if others:
 # %% [markdown]
 # ## How fast may the text encoder learn?
 #
-# Between frozen and learnable lies a rate. The study `text_rate` trains the learnable variant at several rates of its text
-# encoder, over three seeds: `make grid GRID=data/grids/text_rate.yaml` makes it (hours), and its table is shown here.
+# Between frozen and learnable lies the text encoder's learning rate. The study `text_rate` trains the learnable variant
+# at several rates, over three seeds. `make grid GRID=data/grids/text_rate.yaml` makes it (hours); its table is shown
+# here.
 
 # %%
 study = profiles.DATA / "results" / "text_rate.csv"
@@ -315,14 +318,14 @@ else:
     print("The study has not been run: make grid GRID=data/grids/text_rate.yaml")
 
 # %% [markdown]
-# Where the curve of an endpoint falls, the rate is too fast for the words to keep their places. The dotted line is the rate at
-# which the U-Net learns.
+# Where the endpoint falls, the text encoder learns too fast for words to keep their places. The dotted line is the rate
+# at which the U-Net learns.
 
 # %% [markdown]
 # ## What does it buy?
 #
-# Fidelity of each variant at its last checkpoint, beside that of the base. The last sentences compare each variant's FID
-# with that of the first variant.
+# Here is the fidelity of each variant at its last checkpoint beside that of the base, and its FID compared with the
+# first variant's.
 
 # %% tags=["remove-input", "aggregate"]
 reported = {tradeoff.NAMES[column]: column for column in ("fid", "classifier_auc")}
@@ -334,9 +337,9 @@ Markdown(say.tradeoff.gains(estimates.loc[list(base), variants], base, variants[
 # %% [markdown]
 # ## Can these intervals be trusted?
 #
-# A 95 % interval should hold the truth 95 times in a hundred. Simulation shows whether ours do: scores are made at random,
-# skewed like AUCs, with one to three phrases per patient. Over many such data sets we count the intervals that hold the
-# true mean. The count is itself a sample, so it has an interval, too.
+# A 95 % interval should contain the true value 95 times in a hundred. We check this by simulation: scores are made at
+# random, skewed like AUCs, with one to three phrases per patient, and we count the intervals that contain the true
+# mean. The count is itself a sample, so it has an interval, too.
 
 # %%
 from functools import partial
@@ -376,8 +379,8 @@ methods = ["textbook bootstrap", "as used here", "as used here, three seeds"]
 pd.Series(covered).map("{:.3f}".format).unstack().rename_axis("patients")[methods]
 
 # %% [markdown]
-# Read down a column: where does it reach 95 %? With few patients the textbook percentile interval undercovers. The interval
-# over seeds is cautious: three seeds say little about how much seeds differ.
+# Read down a column: where does it reach 95 %? With few patients the textbook percentile interval is too narrow. The
+# interval over seeds is cautious, because three seeds say little about how much seeds differ.
 
 # %% tags=["remove-input", "aggregate"]
 patients = each["patients"] if others else table["patients"].dropna().astype(int)
@@ -413,8 +416,8 @@ final.groupby("variant")["auc_roc"].agg(["mean", "std", "count"]).round(3)
 
 
 # %% [markdown] tags=["solution"]
-# If the detectable difference stops falling, more patients do not help. One seed says nothing of
-# what seeds add: "one more seed" is then too optimistic.
+# If the detectable difference stops falling, more patients do not help. With one seed, the spread between seeds is
+# unknown, and “one more seed” is too optimistic.
 
 
 # %% tags=["solution", "aggregate"]
@@ -466,5 +469,5 @@ pd.DataFrame(planned).round(4)
 # ## Takeaways
 #
 # - Fidelity and interpretability are two axes; a single number hides the trade-off.
-# - A paired, patient-clustered interval decides what may be claimed; chance and the location prior put it into proportion.
+# - A paired interval over patients decides what may be claimed; chance and the location prior put it into proportion.
 # - One seed is one sample of the training: claims about variants need several.

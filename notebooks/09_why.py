@@ -17,20 +17,20 @@
 # %% [markdown]
 # # 9 Why?
 #
-# **Why does a model with another text encoder point otherwise?**
+# **Why does a model whose text encoder learned point differently?**
 #
-# Chapter 8 says *that* variants differ. Several stories explain how a learnable text encoder could cost localization, and
-# they contradict each other. Here each of them has to say what it would show, and then we look.
+# Chapter 8 measures *whether* variants point differently. Several explanations of how a learnable text encoder could
+# cost localization contradict each other. For each we first say what it would show, and then look.
 #
-# *You will be able to* read a U-Net with any text states in place of the prompt's own, exchange encoders, keys and values
-# between models, and compare representations without being fooled by a high similarity.
+# *You will be able to* run a U-Net with other states than the prompt's own, exchange encoders, keys and values between
+# models, and compare states without being misled by a high similarity.
 # *Before:* chapters 3 (attention) and 4 (its scores).
 #
 # | explanation | in words |
 # |---|---|
-# | moving target | keys drift while the U-Net learns to use them, and it lags behind |
-# | relocation | what a word says moves to the begin or end token, which have read the whole text |
-# | homogenisation | all states of a prompt come to say the same |
+# | moving target | the states, and so the keys, change while the U-Net learns to use them; it lags behind |
+# | relocation | what a word says moves to the begin or end token |
+# | homogenisation | all states of a prompt become alike |
 # | forgetting | the encoder loses the word |
 # | dilution | attention goes to tokens that say nothing, and little is left for words |
 
@@ -73,8 +73,8 @@ Markdown(
 )
 
 # %% [markdown]
-# Each checkpoint of each run denoises these images at two timesteps. We keep the attention to *every* token, with which the
-# rest of the chapter works.
+# Each checkpoint of each run denoises these images at two timesteps. We keep the attention to *every* token for the
+# rest of the chapter.
 
 # %%
 curves, pipelines, states, readings, older = [], {}, {}, {}, {}
@@ -94,8 +94,8 @@ curves = pd.DataFrame(curves, columns=["variant", "seed", "step", "token", "AUC-
 # %% [markdown]
 # ## Which token points?
 #
-# A phrase such as "small left pleural effusion" has words that name the finding, its side, and others; tokens for begin and
-# end; and padding. Each has a map. Under relocation the line of the finding falls and that of begin or end rises.
+# A phrase such as “small left pleural effusion” has words for the finding, for its side, and others; tokens for begin
+# and end; and padding. Each has a map. Under relocation, the finding's line falls and that of begin or end rises.
 
 # %% tags=["aggregate"]
 mean_curves = curves.groupby(["variant", "step", "token"], sort=False)["AUC-ROC"].mean()
@@ -106,8 +106,8 @@ px.line(
 )  # fmt: skip
 
 # %% [markdown]
-# A map of where findings usually are scores high, too. So here is what the image contributes: the same on the image of another
-# patient without the finding, subtracted.
+# Each of these maps may only show where findings usually are. The gain (chapter 4) says what the image contributes: the
+# score minus that on another patient's image without the finding.
 
 
 # %%
@@ -194,13 +194,14 @@ for variant in variants:
     )
 
 # %% [markdown]
-# Each map is divided by its mean. If they all look alike, the word decides little.
+# Each map is divided by its mean. If all look alike, the word decides little.
 #
 # ## Is the begin token free of text?
 #
-# Some methods subtract the map of the begin token as what attracts any image {cite}`nuetzel2025generate`. That is right
-# for CLIP, which is causal: its begin token comes before all words and has read none. A BERT such as MiniLM is bidirectional:
-# its begin token has read everything. The map of the **empty prompt**'s begin token is free of text under both.
+# Some methods subtract the begin token's map, as what attracts attention whatever the text {cite}`nuetzel2025generate`.
+# That is right for CLIP's text encoder, in which a token reads only those before it: its begin token has read no word.
+# In a BERT such as MiniLM, the encoder of the book's base, every token reads all others, the begin token too. The begin
+# token of the **empty prompt** is free of text in both.
 
 # %%
 begin = []
@@ -235,14 +236,14 @@ begin.round(3)
 Markdown(say.causes.begin(begin.loc["begin's state with it"].to_dict()))
 
 # %% [markdown]
-# The first three rows are the AUC-ROC of the finding's map, the last two the correlation and the cosine with the empty
-# prompt's begin token.
+# The first three rows are the AUC-ROC of the finding's map, the last two the begin token's correlation (maps) and
+# cosine (states) with that of the empty prompt.
 #
 # ## Exchange the encoders
 #
-# If only the U-Net has become worse, the reference's encoder does not help it. If only the encoder has, it does. And because
-# attention forms *keys* (where to look) and *values* (what to put there) from the same states, the two can come from different
-# encoders. Loss is the error of the predicted noise.
+# If only the U-Net has become worse, the reference's encoder does not help it; if only the encoder has, it does.
+# Attention forms both its *keys* (where a token is found) and its *values* (what is taken in there) from the states, so
+# keys and values can even come from different encoders. Loss is the error of the predicted noise.
 
 # %%
 exchanged = []
@@ -276,7 +277,8 @@ Markdown(
 )
 
 # %% [markdown]
-# A moving target leaves a second trace: a U-Net that lags behind would do better with the states of the checkpoint *before*.
+# **Moving target** would leave a second trace: a U-Net that lags behind does better with the states of the checkpoint
+# *before*.
 
 # %%
 lag = {
@@ -292,13 +294,13 @@ lags = {v: difference([lag[v, s] for s in seeds], scores[v, "finding"]) for v in
 pd.Series({v: f"{d:+.3f}" for v, d in lags.items()}, name="AUC-ROC, older − own").to_frame()
 
 # %% [markdown]
-# Only the distance between two checkpoints can be seen this way, and frozen states do not change at all.
+# Only a lag as long as the distance between two checkpoints can be seen this way. Frozen states do not change at all.
 #
 # ## Take states away
 #
-# Which states does the model use? Those of some tokens are replaced by the empty prompt's: its begin for begin, its end for
-# end, its padding for words. If the loss rises, the model denoises with what they said; if the finding's map changes, they
-# decide where it looks.
+# Which states does the model use? We replace those of some tokens by the empty prompt's: begin by begin, end by end,
+# words by padding. If the loss rises, the model denoises with what they said; if the finding's map changes, they decide
+# where it looks.
 
 # %%
 ablated = []
@@ -320,13 +322,14 @@ ablated = pd.DataFrame(ablated, columns=["variant", "empty", *measures])
 ablated.groupby(["variant", "empty"], sort=False).mean().round(3)
 
 # %% [markdown]
-# Where words are emptied, a map that stays is not the word's.
+# A map that stays when the words are emptied does not come from the word.
 #
 # ## Where does the attention go?
 #
-# At every place of the image the attention to all tokens adds up to 1. Padding of a BERT is zero here: a sink, whose share
-# grows with the number of padded places. Longer phrases leave less of it, so shares are compared on the same phrases and given
-# for a phrase of median length. Entropy is that of the attention among real tokens, as a share of its maximum.
+# At every position, the attention to all tokens sums to 1, so what padding takes is lost to words. The padding of a
+# BERT is zero here and acts as a sink, whose share grows with its length. Longer phrases leave less padding, so shares
+# are compared on the same phrases and given for a phrase of median length. *Entropy* says how evenly attention is
+# spread over the real tokens, as a share of its maximum.
 
 # %%
 masses = {name: causes.attention_mass(readings[name], sample) for name in names}
@@ -343,10 +346,10 @@ pd.DataFrame(at_median).rename_axis(f"share, phrase of {length} tokens").round(3
 # %% [markdown]
 # ## How far did the states move?
 #
-# Three measures with different blind spots compare each variant's states with the reference's, phrase by phrase. *CKA*
-# {cite}`kornblith2019cka` is 1 for states that agree up to rotation and scale, and far from 0 even for unrelated ones when there are few
-# texts: beside it stands what a random pairing reaches. The *Procrustes* distance {cite}`ding2021grounding` is what is left after the best
-# rotation. The *cosine* notices the rotation, too, and so does a U-Net that has not followed it.
+# Three measures compare each variant's states with the reference's, phrase by phrase. *CKA* {cite}`kornblith2019cka` is
+# 1 for states that agree up to rotation and scale; with few texts it is far from 0 even for unrelated ones, so what a
+# random pairing reaches stands beside it. The *Procrustes* distance {cite}`ding2021grounding` is what is left after the
+# best rotation. The *cosine* notices the rotation, too, as does a U-Net that has not followed it.
 
 # %% tags=["aggregate"]
 moved = {
@@ -363,7 +366,8 @@ moved.round(3)
 Markdown(say.causes.drifted(moved))
 
 # %% [markdown]
-# Do the states of one phrase come to say the same? The mean cosine between its tokens, and between phrases at the same token:
+# Do the states become alike (homogenisation)? The mean cosine between the tokens of a phrase, and between phrases at
+# the same token:
 
 # %% tags=["aggregate"]
 alike = {v: [causes.likeness(encoded[v, s], sample) for s in seeds] for v in variants}
@@ -386,9 +390,10 @@ pd.concat([pd.DataFrame(within), pd.DataFrame(across).map("{:.3f}".format)])
 # %% [markdown]
 # ## What can be read off a token?
 #
-# A linear probe {cite}`alain2016probes` is trained on the states of one place in phrases of the train split: at begin, at the finding's
-# words, at end. On the test split it answers which finding the phrase names, on which side, and whether it is denied. What the
-# encoder has forgotten, no probe reads; what moved to begin is read there. In brackets the share of the most frequent answer.
+# A *probe* {cite}`alain2016probes` is a linear classifier on states. Ours are trained on phrases of the train split, on
+# the states at begin, at the finding's words, or at end. On the test split they answer which finding the phrase names,
+# on which side, and whether it is denied. What the encoder has forgotten, no probe can read; what has moved to begin
+# can be read there. Brackets hold the share of the most frequent answer.
 
 # %%
 questions = {
@@ -445,8 +450,8 @@ pd.DataFrame(read_off).T.round(3)
 # %% [markdown]
 # ## A picture per layer
 #
-# The Diffusion Lens {cite}`toker2024lens` generates an image from the states after *each* layer of the text encoder, all from the same noise.
-# The first image knows single words without their context.
+# The Diffusion Lens {cite}`toker2024lens` generates an image from the states after *each* layer of the text encoder,
+# always from the same noise. The first layer knows words without their context.
 
 # %%
 prompt = sample.prompts[shown]
@@ -459,13 +464,13 @@ for variant in variants:
     display(plots.images(list(images), titles, columns=len(images), title=title))
 
 # %% [markdown]
-# If the finding is there from the first image on, the word alone brings it about. If it appears late, the encoder's context does.
+# If the finding is there from the first image on, the word alone suffices. If it appears late, it takes the context.
 #
 # ## The answer: hypothesis, test, result
 #
-# Each explanation was given its test before any of this was looked at. "Shown" means that the intervals exclude zero on the
-# side that the explanation needs. Each interval errs once in twenty, and five explanations are tried: one that is barely shown
-# has to be seen again with other seeds.
+# The tests were set before the results were seen. “Shown” means that the interval excludes zero on the side that the
+# explanation needs. Each interval errs once in twenty and there are five explanations, so one that is barely shown must
+# be repeated with other seeds.
 
 # %%
 evidence = {}
@@ -495,9 +500,9 @@ for v, seen in evidence.items():
         display(say.causes.table(seen))
 
 # %% [markdown]
-# Explanations may hold together, and a test that shows nothing with so few phrases proves no absence. A variant with a *random*
-# frozen encoder, where the profile has one, separates constancy from meaning: if it points as well as the reference, it is
-# enough that states stay the same.
+# Several explanations may hold at once, and with so few phrases a test that shows nothing does not prove absence. A
+# variant with a *random* frozen encoder, where the profile has one, separates constancy from meaning: if it points as
+# well as the reference, it suffices that states stay the same.
 #
 # ## Exercises
 #
@@ -516,7 +521,7 @@ pd.Series(
 ).round(3).to_frame()
 
 # %% [markdown]
-# **2.** Ablate only the side. Does the map of the finding still know where to look?
+# **2.** Take only the side's states away. Does the finding's map still know where to look?
 
 # %% tags=["solution", "aggregate"]
 has_side = np.array(["side" in groups for groups in sample.kinds])
@@ -554,8 +559,8 @@ pd.Series(
 # %% [markdown]
 # ## Takeaways
 #
-# - An explanation is worth something if it says beforehand what would show it, and if another one would show something else.
-# - Exchanging states between models tells what the encoder does from what the U-Net does; keys say where, values say what.
+# - An explanation is worth something if it says beforehand what would show it, and another would show something else.
+# - Exchanging states between models separates the encoder's part from the U-Net's. Keys say where, values say what.
 # - A BERT's begin token has read the text: subtract the empty prompt's map instead.
-# - A high similarity of states means nothing without its null, and one measure is not enough: a rotation is nothing to CKA and
-#   everything to a U-Net that has not followed it.
+# - A similarity of states means nothing without that of unrelated states, and one measure is not enough: CKA ignores a
+#   rotation that misleads a U-Net which has not followed it.

@@ -17,14 +17,18 @@
 # %% [markdown]
 # # 10 Can one have both?
 #
-# **Is there a way to train that keeps where a word points and gains the fidelity of a learning text encoder?**
+# **Is there a recipe that points as well as a frozen text encoder and generates as well as a learnable one?**
 #
-# The paper ends with design principles for generative models that can be interpreted {cite}`dombrowski2024tradeoffs`. Frozen
-# and learnable are two points in a space of *recipes*. This chapter tries those in between, and says beforehand what counts
-# as success: over seeds, a recipe must point no worse than frozen (the lower bound of the paired difference of the primary
-# endpoint above minus one hundredth) and generate no worse than learnable (likewise, the classifier's AUC of its images).
+# The paper ends with design principles for generative models that can be interpreted {cite}`dombrowski2024tradeoffs`.
+# Frozen and learnable are two of many *recipes*. This chapter tries others, and says beforehand what counts as success.
+# Over seeds, a recipe must
 #
-# *You will be able to* read a Pareto plane of many recipes, tell a principle from an anecdote, and try a recipe of your own.
+# - point no worse than frozen: the lower bound of the paired difference of the primary endpoint is above minus one
+#   hundredth;
+# - generate no worse than learnable: likewise, for the classifier's AUC of its images (chapter 6).
+#
+# *You will be able to* read a plane of many recipes, tell a principle from a single success, and try a recipe of your
+# own.
 # *Before:* chapters 8 and 9.
 
 # %% tags=["parameters"]
@@ -50,10 +54,10 @@ endpoint = list(settings.statistics.endpoint)
 # %% [markdown]
 # ## The studies
 #
-# Training every recipe over seeds takes hours, so the book ships the tables of those studies that have been run (listed below,
-# with their seeds) and the grids that make all of them:
-# `make grid GRID=data/grids/recipes-screen.yaml` for the screening on val, `recipes-final.yaml` for the test. Any row can be
-# made again and compared: `make check-result GRID=data/grids/demo.yaml ROW=0`.
+# Training every recipe over several seeds takes hours, so the book ships the results of those studies that have been
+# run (listed below) and the grids that make all of them: `make grid GRID=data/grids/recipes-screen.yaml` screens
+# recipes on val, `recipes-final.yaml` tests them. Any row can be made again and compared: `make check-result
+# GRID=data/grids/demo.yaml ROW=0`.
 
 # %%
 stages = ("demo", "text_rate", "recipes-screen", "recipes-final")
@@ -76,9 +80,9 @@ pd.DataFrame(about).T.rename_axis("study")
 # %% [markdown]
 # ## The plane
 #
-# Right is more real (the classifier sees in the images what the prompt asked for), up is more of the endpoint. One mark a
-# recipe: the mean over seeds at the last checkpoint, with the lowest and the highest seed; large marks are Pareto-optimal. The
-# menu changes the base and the test of the endpoint.
+# Further right, the images show more of what the prompt asked for (classifier AUC); further up, the maps pass more of
+# the endpoint. Each mark is a recipe: the mean over seeds at the last checkpoint, with the lowest and the highest seed.
+# Large marks are Pareto-optimal (chapter 8). The menu changes the base and the test of the endpoint.
 
 # %%
 final = next((s for s in ("recipes-final", "recipes-screen", "demo") if s in studies), None)
@@ -106,7 +110,7 @@ for arm, verdicts in found.items():
 # %% [markdown]
 # ## Your own run in the plane
 #
-# The runs of this profile, at their last checkpoints, by the same two axes.
+# Here are the runs of this profile on the same two axes, at their last checkpoints.
 
 # %% tags=["aggregate"]
 trained = [profiles.run(settings, v, s, out) for v in variants for s in seeds]
@@ -115,7 +119,7 @@ own = own.loc[own.groupby(["variant", "seed"])["step"].idxmax()]
 own[["variant", "seed", "step", *endpoint, "classifier_auc", "fid"]].round(3)
 
 # %% [markdown]
-# ## The same studies, side by side
+# ## The same images, side by side
 #
 # Where each variant looks, on the first test phrases of different findings:
 
@@ -137,8 +141,8 @@ plots.overlay_grid(
 # %% [markdown]
 # ## Design principles
 #
-# Each is a claim about a kind of recipe. It is *supported* where every recipe of the kind has both, *refuted* where one is
-# shown not to, and *open* where the seeds do not decide; the runs behind it are named.
+# Each principle is a claim about a kind of recipe. It is *supported* if every recipe of the kind succeeds on both
+# counts, *refuted* if one is shown not to, and *open* if the seeds do not decide. The runs behind it are named.
 
 # %% tags=["remove-input"]
 kinds = {
@@ -164,7 +168,7 @@ if final:
 # **1.** Which recipe would you expect to fail the word test, but not the image swap? Say why before you look.
 
 # %% [markdown] tags=["solution"]
-# One would expect it of a random frozen encoder: its words say nothing, but the image can still move every word's map.
+# A random frozen encoder: its words mean nothing, but the image can still change every word's map.
 
 # %% tags=["solution"]
 if final and "random" in set(table["variant"]):
@@ -202,11 +206,11 @@ Recipe.model_validate({"text": "last:1", "schedule": {"start": 0.5}})
 # **A recipe changes three parts at once and wins. What have you learned?**
 #
 # <details class="quiz" name="question-3"><summary>which part matters</summary>No. Any of them may, or two together.</details>
-# <details class="quiz right" name="question-3"><summary>that the three together can win</summary>Right. To lay it to one part, change one part.</details>
+# <details class="quiz right" name="question-3"><summary>that the three together can win</summary>Right. To attribute it to one part, change one part.</details>
 
 # %% [markdown]
 # ## Takeaways
 #
 # - A claim that a recipe has both needs an endpoint, a margin and a number of seeds that are stated before the runs.
-# - A recipe changes one part of the treatment, so that a difference can be laid to that part; several at once cannot.
-# - A recipe that wins on one language or data set has to be tried on another.
+# - Change one part of the recipe at a time; a difference can then be attributed to it.
+# - A recipe that wins on one base or data set has to be tried on another.

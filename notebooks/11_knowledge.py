@@ -19,14 +19,14 @@
 #
 # **Does a learnable text encoder know more about the diseases, and does it point worse?**
 #
-# The chapters before asked where a model looks and what it generates. Knowledge is something else: a model may know exactly
-# what an effusion is and still not point at it. So each model takes two examinations in naming findings,
+# So far we asked where a model looks and what it generates. Knowledge is something else: a model may know what an
+# effusion is and still not point at it. So each model is examined twice in naming findings,
 #
 # - from a **report**: what do the states of its text encoder say about the findings?
 # - from an **image**: which finding, as the prompt, helps the model most to remove noise from the image?
 #
-# Each examination includes readers that know nothing of diffusion. The last section puts what the variants know beside how
-# well they point.
+# Each examination includes baselines that know nothing of diffusion. The last section compares what the variants know
+# with how well they point.
 #
 # *You will be able to* measure what a text encoder and a diffusion model know about findings, test a reader on reports that
 # say the same in another form, and put knowledge beside localization.
@@ -52,13 +52,14 @@ every = [run.check_finished().folder for run in trained]
 plots.setup(settings.variants)
 
 # %% [markdown]
-# The examinations are taken by the first seed of each variant.
+# We examine the first seed of each variant.
 #
-# ## The examination papers
+# ## The data
 #
-# Readers learn from reports of the train split, their thresholds are chosen on val, and they are examined on test; no
-# patient is in two splits. The reference labels must not come from a reader that is examined. Of phantoms the truth is
-# known. Open-i's reports were indexed by people {cite}`demner2016openi`; their terms are the labels here.
+# A *reader* is anything that reads a report and says which findings it states. Readers learn from reports of the train
+# split, their thresholds are chosen on val, and they are examined on test; no patient is in two splits. The reference
+# labels must not come from a reader that is examined. For phantoms the truth is known; Open-i's reports were indexed by
+# people {cite}`demner2016openi`, whose terms are the labels here.
 
 # %%
 import warnings
@@ -113,13 +114,13 @@ Markdown(
 # %% [markdown]
 # ## Reading with attention
 #
-# The text encoder gives one state per token of a report. The encoder stays as it is: only a small head is trained on its
-# states, and what the head can read, the encoder must have encoded. For each finding the head learns which tokens to attend
-# to (a softmax over the report's tokens, never over padding) and what the weighted mean of their states says. The encoder
-# takes few tokens at a time, so reports are read sentence by sentence.
+# The text encoder gives one state per token of a report. It stays as it is; only a small head is trained on its states,
+# so what the head can read, the encoder has encoded. For each finding the head learns which tokens to attend to (a
+# softmax over the report's tokens, without padding) and what the weighted mean of their states says. The encoder takes
+# few tokens at a time, so reports are read sentence by sentence.
 #
-# Two readers without a network are the baselines: TF-IDF with logistic regression, which counts words and pairs of words of
-# the same reports, and the rules of chapter 1, which learn nothing.
+# Two readers without a network are the baselines: TF-IDF with logistic regression, which weighs words and pairs of
+# words by how rare they are, and the rules of chapter 1, which learn nothing.
 
 # %%
 from functools import partial
@@ -138,7 +139,7 @@ readers = {
 }
 
 # %% [markdown]
-# A reader is a function from reports to yes or no for each finding. Each variant adds one: its text encoder with a head.
+# Each variant adds a reader: its text encoder with a head.
 
 # %%
 first_runs = dict(zip(variants, trained[:: len(seeds)], strict=True))
@@ -200,8 +201,11 @@ style = "background:white;color:#222222;padding:4px 12px;line-height:1.7"
 HTML(f'<div style="{style}">{paragraphs}</div>')
 
 # %% [markdown]
-# The greener a word, the more of the attention it gets (hover for the share; the shares of all words add up to 1). The
-# greenest words should be those that name the finding, and where the impression repeats them, both places.
+# The greener a word, the more attention it gets (hover for the share; all shares sum to 1). The greenest words should
+# be those that name the finding, wherever the report does so.
+#
+# Now every reader reads the same test reports. F1 is the harmonic mean of precision and recall; the macro-F1 is its
+# mean over findings, so rare ones count as much as frequent ones.
 #
 # Now every reader reads the same test reports. F1 is the harmonic mean of precision and recall; the macro-F1 is its mean
 # over findings, so that rare ones count as much as frequent ones.
@@ -232,13 +236,14 @@ Markdown(
 # %% [markdown]
 # ## The same report in another form
 #
-# A reader that has understood a report does not mind how it is written. We perturb each test report more and more without
-# changing what it says: by *formatting* (upper and lower case, no headers, sentences in another order, numbered lists and
-# labels, blanks in place of words that say nothing about the findings, lines broken at a margin, all at once), by *typing
-# errors*, and by the *abbreviations* that radiologists use. Negations are left alone. Headers, blanks, and the numbers and
-# labels of lists ("2.", "Finding 2:") are removed before a report is read, because an encoder would take them for words.
+# A reader that has understood a report does not mind how it is written. We perturb each test report more and more,
+# without changing what it says: by *formatting* (upper and lower case, no headers, sentences in another order, numbered
+# lists and labels, blanks in place of words that say nothing about the findings, lines broken at a margin, all at
+# once), by *typing errors*, and by the *abbreviations* that radiologists use. Negations are left alone. Headers,
+# blanks, and the numbers and labels of lists (“2.”, “Finding 2:”) are removed before a report is read, because an
+# encoder would take them for words.
 #
-# This is the example from above in other forms.
+# Here is the example from above in other forms.
 
 # %% tags=["remove-input"]
 single = [*knowledge.FORMATTING, "typos", "abbreviations"]
@@ -254,7 +259,8 @@ Markdown(
 )
 
 # %% [markdown]
-# Every reader reads all forms in three strengths.
+# Every reader reads all forms in three strengths: the share of words, sentences or sections that is changed (for
+# headers and lines: of reports).
 
 # %%
 subset = slice(settings.sampling.images // 2 if phantom else None)
@@ -297,8 +303,10 @@ robustness_chart.for_each_annotation(
 robustness_chart.update_layout(legend_title_text="", margin={"t": 90})
 
 # %% [markdown]
-# Strength is the share of words, sentences or sections that is changed (for headers and lines: of reports). At 1 nearly
-# every longer word has a typing error, more than any real report has. A flat line is a reader that does not mind.
+# A flat line is a reader that does not mind. At strength 1 nearly every longer word has a typing error, more than in
+# any real report.
+#
+# These points of macro-F1 are lost at full strength:
 #
 # Points of macro-F1 that are lost at full strength, each kind alone and all formatting together:
 
@@ -316,15 +324,16 @@ Markdown(say.knowledge.robust(strongest[strongest["change"] == "all formatting"]
 # %% [markdown]
 # ## Asking the diffusion model about an image
 #
-# The model was never trained to classify. But it has learned to remove noise from an image *given a text*, and should do
-# that best with the text that is true {cite}`li2023diffusion`. So each test image gets noise, the same for every prompt, and
-# the model predicts that noise once for each class. The evidence for a finding is
+# The model was never trained to classify. But it has learned to remove noise from an image *given a text*, and should
+# do that best with the text that is true {cite}`li2023diffusion`. So each test image gets noise, the same for every
+# prompt, and the model predicts that noise once for each finding's prompt and once for a normal one. The evidence for a
+# finding is
 #
 # $$ e_f = \lVert \epsilon - \hat\epsilon(x_t, \text{normal}) \rVert^2
 # - \lVert \epsilon - \hat\epsilon(x_t, f) \rVert^2 $$
 #
-# averaged over pixels and a few timesteps: how much smaller is the error if the prompt names the finding rather than none?
-# Noise and image are the same in both terms, so what they contribute cancels.
+# averaged over pixels and a few timesteps: how much smaller is the error if the prompt names the finding? Noise and
+# image are the same in both terms, so what they contribute cancels.
 
 # %% tags=["aggregate"]
 size = models.image_size(pipelines[variants[0]])
@@ -368,8 +377,12 @@ px.bar(
 ).update_yaxes(autorange="reversed").update_layout(legend_title_text="")  # fmt: skip
 
 # %% [markdown]
-# A bar to the right: the model denoises the image better when the prompt names this finding than when it says normal. Is the
-# longest bar that of the finding which is there?
+# A bar to the right means that the model denoises the image better when the prompt names this finding than when it says
+# normal. Is the longest bar that of the finding in the image?
+#
+# Some prompts help or hurt on every image, so bars of different prompts cannot be compared. What counts is whether, for
+# *one* finding, images with it have more evidence than images without it. That is the AUC; 0.5 means that the model
+# cannot tell. The baseline is the small classifier of chapter 6, which was trained to name findings in images.
 #
 # Bars of different prompts start from different places, because a prompt can help or hurt on every image. So what counts is
 # whether, for *one* finding, images with it have more evidence than images without it. That is the AUC: 0.5 is a model that
@@ -483,8 +496,8 @@ answer_chart.update_traces(marker_size=11).update_xaxes(matches=None)
 answer_chart.update_layout(showlegend=False, margin={"t": 110})
 
 # %% [markdown]
-# Compare the variants' order in the left two panels with that in the right one: is the one that knows most the one that
-# points best? Paired differences, each variant minus the first, with 95 % intervals:
+# Is the variant that knows most (left two panels) the one that points best (right)? Paired differences, each variant
+# minus the first, with 95 % intervals:
 
 # %% tags=["answer", "remove-input", "aggregate"]
 differ = partial(knowledge.difference, n=resamples)
@@ -547,12 +560,12 @@ pd.DataFrame(
 ).rename_axis("timestep").round(3)
 
 # %% [markdown]
-# **2.** Do the readers understand *no*? Ask them about a finding that is stated, denied, and asked for, in a report that
+# **2.** Do the readers understand *no*? Ask them about a finding that is stated, denied, or asked for, in a report that
 # says little else.
 
 # %% [markdown] tags=["solution"]
-# A softmax must put its weight somewhere: where nothing else is said, it lands on the denied word. The head has learned
-# from reports what such a word means there, and may be wrong about one that stands nearly alone.
+# A softmax must put its weight somewhere: where nothing else is said, it goes to the denied word, and the head may be
+# wrong about a word that stands nearly alone.
 
 # %% tags=["solution", "aggregate"]
 name = "Pleural Effusion" if "Pleural Effusion" in findings else findings[0]
@@ -604,8 +617,9 @@ for variant in variants:
 # %% [markdown]
 # ## Takeaways
 #
-# - Knowing and pointing are different things, and are measured apart: a model can gain one and lose the other.
-# - What a head can read from a frozen state is what the encoder knows. It means something only beside simpler readers: here
-#   word counts, and rules.
+# - Knowing and pointing are different things and are measured separately: a model can improve in one and get worse in
+#   the other.
+# - What a head can read from a frozen state is what the encoder knows. It means something only beside simpler readers,
+#   here word counts and rules.
 # - A diffusion model is a classifier without training for it: compare its errors under each prompt with the same noise.
 # - A reader must be tested on reports that say the same in another form.
