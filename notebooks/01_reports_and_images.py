@@ -82,10 +82,9 @@ Markdown(
 # %% [markdown]
 # ## A study
 #
-# A `Study` is one image with its report. It lists `Finding`s: abnormalities that the report states or denies. A finding
-# has a name, the words of the report about it (the *phrase*), and a place: one or more `Box`es, and a *mask*, the set
-# of its pixels, where the exact shape is known. Every data set becomes such records, so the rest of the book does not
-# depend on where a study came from.
+# A `Study` is one image with its report, the form into which the book brings every data set. It lists `Finding`s:
+# abnormalities that the report states or denies. A finding has a name, the words of the report about it (the *phrase*),
+# and a place: one or more `Box`es, and a *mask*, the set of its pixels, where the exact shape is known.
 
 # %%
 located = [s for s in boxed["test"] if phrases([s])]
@@ -120,7 +119,7 @@ pd.DataFrame(
 ).fillna("").set_index("finding")
 
 # %% [markdown]
-# The table is the report as data. *Denied* means that the report names the finding to say that it is absent.
+# *Denied* means that the report names the finding to say that it is absent.
 #
 # Here are more studies, with their findings outlined and the conclusion of the report above each.
 
@@ -187,8 +186,8 @@ Markdown(
 # ## Variation that is not disease
 #
 # Patients are slim or large, breathe in more or less deeply, and stand at an angle. A standing patient is X-rayed from
-# back to front (PA), one in bed from front to back (AP), which enlarges the heart's shadow. Machines, distance and
-# position differ, too. None of this is disease, yet it changes brightness, places and shapes.
+# back to front (PA), one in bed from front to back (AP), which enlarges the heart's shadow. None of this is disease,
+# yet it changes brightness, places and shapes.
 
 # %%
 if is_phantom:
@@ -522,8 +521,7 @@ left_out = [
 Markdown(say.images.splits(shared, left_out))
 
 # %% [markdown]
-# This card describes the data set and what was read of it; [data cards](../data_cards) describe all data sets that the
-# book can use.
+# This is what was read of the data set; [data cards](../data_cards) describe all that the book can use.
 
 # %% tags=["aggregate"]
 cards = {name: sources.card(name) for name in loaded}
@@ -550,7 +548,7 @@ plots.cooccurrence(labels["train"], title="Findings that come together, training
 # ## Look for yourself
 #
 # Choose a study: the places are outlined, and the words that state them are marked. In JupyterLab you can browse all
-# test studies; this page holds a few.
+# test studies.
 
 # %%
 healthy = [s for s in studies["test"] if not s.present()]
@@ -604,10 +602,9 @@ plots.overlays(
 # neither on the image that is scored nor on the side that its report names, so a model that grounds words ought to beat
 # it.
 #
-# How good is the prior on the test studies? We score it in two ways, which chapter 4 explains further. *AUC-ROC* is the
-# probability that a random pixel of the finding has a higher value than a random pixel outside it; 0.5 is chance.
-# *Top-1* is the share of maps whose highest pixel lies in the finding; chance is the share of the image that the
-# finding fills.
+# We score the prior on the test studies in two ways, of which chapter 4 says more. *AUC-ROC* is the probability that a
+# random pixel of the finding has a higher value than a random pixel outside it; 0.5 is chance. *Top-1* is the share of
+# maps whose highest pixel lies in the finding; chance is the share of the image that the finding fills.
 
 # %% tags=["aggregate"]
 scored = pd.DataFrame(

@@ -59,8 +59,8 @@ plots.setup(settings.variants)
 pd.Series(settings.finetune.model_dump(), name=f"profile {settings.name}").to_frame()
 
 # %% [markdown]
-# These are the settings of the training; the ones that matter are explained below. In the profile `paper` they are the
-# paper's: 60,000 steps at 512 pixels with a learning rate of 5e-5.
+# These are the settings of the training. In the profile `paper` they are the paper's: 60,000 steps at 512 pixels with a
+# learning rate of 5e-5.
 #
 # ## The parts of the model
 #
@@ -94,8 +94,7 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# The autoencoder never learns. It is the same for all variants, so all latents are computed once, before the first
-# step.
+# The autoencoder never learns, so all latents are computed once, before the first step.
 #
 # ## The recipe
 #

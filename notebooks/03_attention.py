@@ -331,7 +331,7 @@ plots.overlay_grid(
 # ## May a map be improved afterwards?
 #
 # Papers also process their maps: they smooth them, subtract the begin token's map (what attracts attention whatever the
-# words), or use *Bimodal Bias Merging* {cite}`nuetzel2025generate`. This adds the product of two maps, the begin
+# words), or use *Bimodal Bias Merging* {cite}`nuetzel2025generate`, which adds the product of two maps, the begin
 # token's on this image and the phrase's during generation, weighted by how alike they are. Each step changes what is
 # scored, so the book scores maps as measured. Here is what the steps would change:
 

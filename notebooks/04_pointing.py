@@ -182,12 +182,6 @@ Markdown(
 # 500 pixels wide; in a smaller image the same 15 pixels forgive far more. Compare no tolerance, the same *share* of the
 # width as theirs, and 15 pixels. Yellow is where a maximum counts as a hit, and its share of the image is chance. The
 # small box marks the map's maximum.
-#
-# A tolerance forgives a near miss. Zhang et al. count a maximum up to 15 pixels from the target, in photographs at their
-# own size, some 500 pixels. `pointing_game` takes a tolerance *literally*, in pixels of the frame that the mask is in, and
-# does not scale it: scoring in a smaller frame with the same 15 is another game. Here are no tolerance, the same share of
-# the side as theirs, and 15 pixels. Yellow is where a maximum counts as a hit; its share of the image is chance. The box is
-# around the map's maximum.
 
 # %%
 tolerances = [0, round(15 * size / 500, 2), 15]
@@ -327,10 +321,10 @@ estimated(
 
 # %% [markdown]
 # A gain of 0 means that the map would be as good on anyone's image. The *prior of the text* is the mean mask of the
-# same finding, side and zone: all that can be known from the words. A map above it has used more than the words, and so
-# has one above the map of *another patient* with the same finding, side and zone. The *shuffled* AUC compares the
-# target only with places where other patients have the finding, so the location prior has little advantage there. The
-# last row is the share of swapped images on which the map's peak is lower; chance is 0.5.
+# same finding, side and zone: all that the words can tell. A map above it has used more, and so has one above *another
+# patient's map* for the same finding, side and zone. The *shuffled* AUC compares the target only with places where
+# other patients have the finding, which leaves the location prior little advantage. The last row is the share of
+# swapped images on which the map's peak is lower; chance is 0.5.
 #
 # ## Does it know the side? The mirror test
 #

@@ -88,8 +88,8 @@ heat = localization.resize(raw, mask.shape)
 # ## What fools which score
 #
 # Here are eight maps made by hand for one target, all but the first wrong in some way, and what every score says of
-# them. The rest of the chapter explains the scores one by one. Colour shows where a score lies between that of a
-# constant map, which says nothing (white), and that of the perfect one (dark green); brown is worse than nothing.
+# them; the rest of the chapter explains the scores. Colour shows where a score lies between that of a constant map,
+# which says nothing (white), and that of the perfect one (dark green); brown is worse than nothing.
 
 # %%
 span = max(2, round(np.sqrt(mask.sum()) / 2))
@@ -247,9 +247,9 @@ Markdown(
 # ## How much of it? Energy
 #
 # The energy-based pointing game {cite}`wang2020scorecam` is the share of a map's mass, the sum of its values, that lies
-# in the target. But attention is never 0, and a nearly even map has most of its mass in what all pixels have in common:
-# as it is, the score would hardly differ from the target's area. So the book counts only what is above the map's
-# minimum. Here is one map both ways, as a share of its maximum; what has a colour is counted.
+# in the target. But attention is never 0, and most of a nearly even map's mass is what all pixels have in common. So
+# the book counts only what is above the map's minimum. Here is one map both ways, as a share of its maximum; what has a
+# colour is counted.
 
 # %%
 counted = {"as it is": "zero", "above its minimum": "min"}
@@ -353,9 +353,9 @@ plots.overlays(
 )
 
 # %% [markdown]
-# There are other ways to cut. *Otsu's* threshold splits the histogram where the two parts differ most; a fixed one
-# takes a fraction of the map's range; a fixed area takes the hottest tenth of the image. The *oracle* takes the cut
-# that overlaps best with the mask. It knows the answer, so it is no score, but shows what a map could reach.
+# There are other ways to cut. *Otsu's* threshold splits the histogram where the two parts differ most; others take a
+# fraction of the map's range, or the hottest tenth of the image. The *oracle* takes the cut that overlaps best with the
+# mask: no score, but what a map could reach.
 
 # %%
 ways = {
@@ -429,8 +429,8 @@ pd.DataFrame(
 #
 # ## A place: box IoU and the distance of the centres
 #
-# Often the truth is only a box. Then one compares it with the box around the largest part of the thresholded map (so
-# that a stray pixel does not spoil it), or compares the two centres. A finding of several parts shows what goes wrong.
+# Often the truth is only a box. Then one compares it with the box around the largest part of the thresholded map, or
+# compares the two centres. A finding of several parts shows what goes wrong.
 
 
 # %%
@@ -545,7 +545,7 @@ means["vilouras2024"] = over_findings["vilouras2024"]
 means.unstack("map")[list(dict.fromkeys(under["map"]))].round(3)
 
 # %% [markdown]
-# Read each row from left to right. A protocol that gives *random* much gives it to everyone, one that gives *inverted*
+# Read each row from left to right: a score that gives *random* much gives it to everyone, one that gives *inverted*
 # much has no sign, and one that gives *perfect* little cannot reward a good map. Differences down a column are due to
 # definition: the maps are the same.
 #

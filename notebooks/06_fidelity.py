@@ -19,7 +19,7 @@
 #
 # **How real and how varied are the generated images, and do they show what the prompt names?**
 #
-# No single number answers these questions, so we ask them one by one:
+# No single number answers these questions, so we ask one by one:
 #
 # - *Real?* Do the generated images, as a set, resemble real ones? FID and KID compare the two sets; precision and
 #   recall ask whether each image has neighbours in the other set.
@@ -67,10 +67,10 @@ pd.Series(settings.sampling.model_dump(), name=f"profile {settings.name}").to_fr
 # %% [markdown]
 # ## Real images, and the prompts
 #
-# The prompts come from the reports of *held-out* studies, on which the model was never trained, each as frequent as
-# among the real images (or, with `sampling: {prompts: evenly}`, as many for each finding). Several images are generated
-# for each. What is cut off because the text encoder cannot read it counts as not asked for. `others` are real images of
-# yet other patients: their scores are what a perfect model would get.
+# The prompts come from the reports of *held-out* studies, on which the model was never trained, each as often as among
+# the real images (or, with `sampling: {prompts: evenly}`, as many for each finding). Several images are generated for
+# each. What is cut off because the text encoder cannot read it counts as not asked for. `others` are real images of yet
+# other patients, and their scores are what a perfect model would get.
 
 # %%
 train = profiles.studies(settings, "train", data)
@@ -94,10 +94,9 @@ Markdown(
 # ## The feature space
 #
 # FID compares images not pixel by pixel but by *features*, the activations of a network in its last layer but one.
-# Usually this is an Inception network trained on photographs {cite}`heusel2017fid`. Ours is a small network that names
+# Usually this is an Inception network trained on photographs {cite}`heusel2017fid`; ours is a small network that names
 # findings in images like those the model generates. Numbers from two feature spaces cannot be compared, so the
-# classifier is named with every result. A profile can add others, `sampling: {spaces: [findings, inception, xrv]}`;
-# scores in them are marked, such as `fid_inception`.
+# classifier is named with every result. A profile can add spaces, `sampling: {spaces: [findings, inception, xrv]}`.
 
 
 # %%
@@ -125,7 +124,7 @@ Markdown(
 #
 # At every checkpoint and for all variants, the same prompts start from the same noise, so differences are due to the
 # weights. Noise is removed in deterministic steps (DDIM or PLMS, as the profile says), with *classifier-free guidance*
-# {cite}`ho2022cfg` (chapter 2). The images are kept and not generated again.
+# {cite}`ho2022cfg` (chapter 2).
 
 # %%
 scores, generated = {}, {}
@@ -166,8 +165,15 @@ plots.images(
 
 # %%
 now = f"step {last}"
-crowds = {"real": real, "base": generated[0], now: generated[last], "other real": others}
-features = {name: fidelity.features(classifier, images) for name, images in crowds.items()}
+image_sets = {
+    "real": real,
+    "base": generated[0],
+    now: generated[last],
+    "other real": others,
+}
+features = {
+    name: fidelity.features(classifier, images) for name, images in image_sets.items()
+}
 plane = PCA(2).fit(features["real"])
 points = pd.concat(
     pd.DataFrame(
@@ -265,9 +271,8 @@ plots.images(
 # ## Faithful to the prompt?
 #
 # The classifier gives every finding a probability in each generated image. The AUC is the probability that an image
-# whose prompt names the finding gets a higher one than an image whose prompt does not: 0.5 means that the prompt is
-# ignored. The prompt counts, not the labels of its study, because an impression omits some findings and a model cannot
-# show what it was not given.
+# whose prompt names the finding gets a higher value than one whose prompt does not: 0.5 means that the prompt is
+# ignored. The prompt counts, not the labels of its study: a model cannot show what the impression omits.
 
 # %% tags=["aggregate"]
 named = {
@@ -298,9 +303,8 @@ plots.scores_by_finding(
 
 # %% [markdown]
 # A finding that no prompt names has no AUC, and one that few name has a wide interval, because the images of one prompt
-# are resampled together. Two further questions: where a prompt names one finding alone, does the classifier find that
-# one most probable (*top-1*; chance is one in eight)? And how much do the images asked for a finding resemble real
-# images of it?
+# are resampled together. Where a prompt names one finding alone, does the classifier find that one most probable
+# (*top-1*; chance is one in eight)? And how close are the images asked for a finding to real images of it?
 
 # %% tags=["aggregate"]
 scores[last]["by_finding"] = fidelity.by_finding(
@@ -318,7 +322,7 @@ Markdown(
 #
 # A prompt also says on which side, in which zone and how severe a finding is. The supervised model of chapter 4,
 # trained on the exact masks of phantoms, reads these off an image. It makes errors, too; real images with their own
-# prompts show how many, and no more can be expected of generated ones. Zones count for findings that occur in several.
+# prompts show how many. Zones count for findings that occur in several.
 
 # %%
 exact = settings.boxes == settings.data.source == "phantom"  # others have no exact truth
@@ -359,9 +363,9 @@ Markdown(
 # %% [markdown]
 # ## Of use?
 #
-# One good image of each finding, repeated, is enough to pass that test. A harder one turns it round
-# {cite}`ravuri2019cas`: a new classifier is trained on the generated images alone and tested on *real* ones. It can
-# reach what a classifier trained on as many real images reaches; chance is 0.5.
+# One good image of each finding, repeated, would pass the classifier's test. A harder one turns it round
+# {cite}`ravuri2019cas`: a new classifier is trained on the generated images alone and tested on *real* ones. At best it
+# reaches what one trained on as many real images reaches; chance is 0.5.
 
 
 # %%
@@ -395,7 +399,7 @@ for name, suffix in ((now, ""), ("real images", "_real")):
         scores[last][key] = float(value) if np.isfinite(value) else None
 count = dict(zip((*FINDINGS, "all"), [*real_labels.sum(0), len(real)], strict=True))
 table = pd.DataFrame(
-    {"finding": "all" if finding == "macro" else finding, "variant": f"learnt from {name}"}
+    {"finding": "all" if finding == "macro" else finding, "variant": f"trained on {name}"}
     | {"mean": v.estimate, "low": v.low, "high": v.high, "chance": 0.5}
     for name, found in transfer.items()
     for finding, v in found.items()
@@ -486,7 +490,7 @@ Markdown(say.answers.fidelity(variant, fid, interval(reference, "fid_real"), auc
 
 # %% [markdown]
 # The interval of the FID resamples prompts and patients; that of KID is the spread over subsets. Neither covers another
-# training; for that, several seeds are needed.
+# training.
 #
 # ## Exercises
 #

@@ -188,9 +188,9 @@ Markdown(
 # %% [markdown]
 # Read the figure by rows. *Fewer of them* are as real as all; what turns red there depends on the number of images.
 # *Only without a finding* is a real set, but a different one. *Copies* are what the comparison with the training images
-# (*near training*) is for. In *one image a finding* every image is good and shows what it should, so the scores of
-# variety must notice. *Noise* misleads MS-SSIM, which takes grain for variety. Then read by columns: is a score red
-# where, and only where, something is wrong?
+# (*near training*) is for. In *one image a finding* every image shows what it should, so the scores of variety must
+# notice. *Noise* misleads MS-SSIM, which takes grain for variety. Then read by columns: is a score red only where
+# something is wrong?
 #
 # ## How many images?
 #
@@ -261,8 +261,8 @@ figure
 # %% [markdown]
 # ## Is it memory?
 #
-# A model that copies its training images has an excellent FID. So for each generated image we look up the nearest
-# training image in the feature space (nearest-neighbour copy detection), and compare the distance with that of *unseen
+# A model that copies its training images has an excellent FID. So we look up the training image nearest to each
+# generated one in the feature space (nearest-neighbour copy detection) and compare the distance with that of *unseen
 # real* images. We also plant copies, to see whether they would be found.
 
 # %% tags=["aggregate"]
@@ -359,9 +359,9 @@ pd.Series(
 # the noisy set? Then show each of a few good images four times: what do recall and coverage say?
 
 # %% [markdown] tags=["solution"]
-# The outlier's neighbours are far away, so its ball is huge, and images that lie in it count as precise. Density counts
-# over all balls. An image and its three copies have tiny balls that hold nothing else, so recall falls although there
-# are as many different images as before. Coverage has its balls around the real images.
+# The outlier's neighbours are far away, so its ball is huge, and images in it count as precise; density counts over all
+# balls. An image and its three copies have tiny balls that hold nothing else, so recall falls although there are as
+# many different images as before. Coverage has its balls around the real images.
 
 # %% tags=["solution"]
 static = np.random.default_rng(0).integers(0, 256, (1, size, size)).astype(np.uint8)

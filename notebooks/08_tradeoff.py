@@ -20,7 +20,7 @@
 # **Does a learnable text encoder cost interpretability, and what does it buy?**
 #
 # This chapter puts all runs together: every variant, seed and checkpoint, with its images and its maps. Nothing is
-# trained or generated; the chapter reads what the runs have stored.
+# trained or generated.
 #
 # The claim to test {cite}`dombrowski2024tradeoffs`: fine-tuning makes the images better; with a *learnable* text
 # encoder, attention stops pointing at the disease that a word names, and with a *frozen* one it keeps pointing.
@@ -122,8 +122,8 @@ Markdown(say.tradeoff.seeds(len(seeds)))
 # (MS-SSIM) to aim at. *Contrastive* and *supervised* are the models of chapter 4 that point without diffusion; the
 # second has learned from masks.
 #
-# The next cell writes the table in three formats: CSV for programs (an interval is three columns, at full precision),
-# LaTeX for a paper, and Markdown for a page.
+# The next cell writes the table for programs (CSV, where an interval is three columns at full precision), papers
+# (LaTeX) and pages (Markdown), into the profile's folder.
 
 # %% tags=["aggregate"]
 estimates = tradeoff.estimates(table, every, n=resamples)
@@ -134,15 +134,12 @@ for ending, kind in (("csv", "csv"), ("tex", "latex"), ("md", "markdown")):
 print("\n" + "\n".join(stats.format_table(estimates, "latex").splitlines()[:6]))
 
 # %% [markdown]
-# The files are in the profile's folder, beside the runs.
-#
 # ## The endpoint
 #
 # Does a variant point because of the image **and** because of the word? The profile declares the two tests before any
-# map is made: the gain, which is what the image adds to the AUC-ROC (own minus swapped image), and the word test
-# (chapter 4). Some phrases are hard for every model, so variants are compared on the *same* phrases, each with the
-# first one. In the figure, right of the line the first variant points better, and an interval that excludes zero is a
-# difference that was shown.
+# map is made: the gain, which the image adds to the AUC-ROC (own minus swapped image), and the word test (chapter 4).
+# Some phrases are hard for every model, so each variant is compared with the first on the *same* phrases. Right of the
+# line the first variant points better; an interval that excludes zero shows a difference.
 
 # %% tags=["aggregate"]
 primary = [c for m in endpoint for c in tradeoff.compare_all(every, m, n=resamples)]
@@ -194,9 +191,9 @@ pd.DataFrame(
 # %% [markdown]
 # ## Secondary scores
 #
-# Right of the line the first variant is better. Of many comparisons some are significant by chance, so the p-values are
-# adjusted for their number (Holm). Where scores disagree with the endpoint, chapters 4 and 5 say what each of them can
-# see.
+# Again, right of the line the first variant is better. Of many comparisons some are significant by chance, so the
+# p-values are adjusted for their number (Holm). Where scores disagree with the endpoint, chapters 4 and 5 say what each
+# of them can see.
 
 # %% tags=["aggregate"]
 metrics = [
@@ -256,10 +253,9 @@ by_finding = tradeoff.by_finding(every, endpoint[0], n=resamples)
 plots.scores_by_finding(by_finding, localization.LABELS[endpoint[0]], variants=variants)
 
 # %% [markdown]
-# Now the differences for each finding, with adjusted p-values in the table below. A difference that was not found may
-# be one that so few patients cannot show. The *minimal detectable difference* is the true difference that this design
-# finds four times in five, after the strictest adjustment. Where it exceeds the score's range, no difference could be
-# found.
+# Now the differences for each finding. One that was not found may be one that so few patients cannot show. The *minimal
+# detectable difference* is the true difference that this design finds four times in five, after the strictest
+# adjustment. Where it exceeds the score's range, no difference could be found.
 
 # %% tags=["aggregate"]
 first, others = every[: len(seeds)], every[len(seeds) :]
@@ -324,8 +320,7 @@ else:
 # %% [markdown]
 # ## What does it buy?
 #
-# Here is the fidelity of each variant at its last checkpoint beside that of the base, and its FID compared with the
-# first variant's.
+# Each variant's fidelity at its last checkpoint beside the base's, and its FID beside the first variant's:
 
 # %% tags=["remove-input", "aggregate"]
 reported = {tradeoff.NAMES[column]: column for column in ("fid", "classifier_auc")}

@@ -327,9 +327,8 @@ ablated.groupby(["variant", "empty"], sort=False).mean().round(3)
 # ## Where does the attention go?
 #
 # At every position, the attention to all tokens sums to 1, so what padding takes is lost to words. The padding of a
-# BERT is zero here and acts as a sink, whose share grows with its length. Longer phrases leave less padding, so shares
-# are compared on the same phrases and given for a phrase of median length. *Entropy* says how evenly attention is
-# spread over the real tokens, as a share of its maximum.
+# BERT is zero here and takes more the longer it is, so shares are compared on the same phrases and given for a phrase
+# of median length. *Entropy* says how evenly attention is spread over the real tokens, as a share of its maximum.
 
 # %%
 masses = {name: causes.attention_mass(readings[name], sample) for name in names}
@@ -451,7 +450,7 @@ pd.DataFrame(read_off).T.round(3)
 # ## A picture per layer
 #
 # The Diffusion Lens {cite}`toker2024lens` generates an image from the states after *each* layer of the text encoder,
-# always from the same noise. The first layer knows words without their context.
+# always from the same noise. The first image comes from the embeddings, which know words without their context.
 
 # %%
 prompt = sample.prompts[shown]
@@ -500,7 +499,7 @@ for v, seen in evidence.items():
         display(say.causes.table(seen))
 
 # %% [markdown]
-# Several explanations may hold at once, and with so few phrases a test that shows nothing does not prove absence. A
+# Several explanations may hold at once, and a test that shows nothing with so few phrases does not prove absence. A
 # variant with a *random* frozen encoder, where the profile has one, separates constancy from meaning: if it points as
 # well as the reference, it suffices that states stay the same.
 #

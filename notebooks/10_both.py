@@ -88,7 +88,9 @@ pd.DataFrame(about).T.rename_axis("study")
 final = next((s for s in ("recipes-final", "recipes-screen", "demo") if s in studies), None)
 if final:
     table = studies[final]
-    arms = {b: t for b, t in table.groupby("base")} if "base" in table else {"tiny": table}
+    by_base = (
+        {b: t for b, t in table.groupby("base")} if "base" in table else {"tiny": table}
+    )
     display(plots.recipes_plane(table, endpoint, title=f"Recipes of the study {final}"))
 
 # %% [markdown]
@@ -97,15 +99,17 @@ if final:
 # %% tags=["answer", "remove-input", "aggregate"]
 found = {}
 if final:
-    found = {arm: say.recipes.verdicts(part, endpoint) for arm, part in arms.items()}
+    found = {base: say.recipes.verdicts(part, endpoint) for base, part in by_base.items()}
 Markdown(
-    say.words.bullets(f"Base `{arm}`: {say.recipes.answer(f)}" for arm, f in found.items())
+    say.words.bullets(
+        f"Base `{base}`: {say.recipes.answer(f)}" for base, f in found.items()
+    )
     or "No study is there: make one with the commands above."
 )
 
 # %% tags=["remove-input", "aggregate"]
-for arm, verdicts in found.items():
-    display(verdicts.map(str).rename_axis(f"base {arm}"))
+for base, verdicts in found.items():
+    display(verdicts.map(str).rename_axis(f"base {base}"))
 
 # %% [markdown]
 # ## Your own run in the plane
@@ -158,7 +162,7 @@ kinds = {
 }
 if final:
     texts = [
-        f"Base `{arm}`:\n\n{say.recipes.principles(f, kinds)}" for arm, f in found.items()
+        f"Base `{base}`:\n\n{say.recipes.principles(f, kinds)}" for base, f in found.items()
     ]
     display(Markdown("\n\n".join(texts)))
 

@@ -25,11 +25,11 @@
 # - from a **report**: what do the states of its text encoder say about the findings?
 # - from an **image**: which finding, as the prompt, helps the model most to remove noise from the image?
 #
-# Each examination includes baselines that know nothing of diffusion. The last section compares what the variants know
-# with how well they point.
+# Each examination includes baselines that know nothing of diffusion. The last section asks whether those that know more
+# also point better.
 #
-# *You will be able to* measure what a text encoder and a diffusion model know about findings, test a reader on reports that
-# say the same in another form, and put knowledge beside localization.
+# *You will be able to* measure what a text encoder and a diffusion model know about findings, and test a reader on
+# reports that say the same in another form.
 # *Before:* chapters 1 (reports and rules), 3 (maps) and 6 (the classifier).
 
 # %% tags=["parameters"]
@@ -114,10 +114,10 @@ Markdown(
 # %% [markdown]
 # ## Reading with attention
 #
-# The text encoder gives one state per token of a report. It stays as it is; only a small head is trained on its states,
-# so what the head can read, the encoder has encoded. For each finding the head learns which tokens to attend to (a
-# softmax over the report's tokens, without padding) and what the weighted mean of their states says. The encoder takes
-# few tokens at a time, so reports are read sentence by sentence.
+# The text encoder stays as it is; only a small head is trained on its states, so what the head can read, the encoder
+# has encoded. For each finding the head learns which tokens to attend to (a softmax over the report's tokens, without
+# padding) and what the weighted mean of their states says. The encoder takes few tokens at a time, so reports are read
+# sentence by sentence.
 #
 # Two readers without a network are the baselines: TF-IDF with logistic regression, which weighs words and pairs of
 # words by how rare they are, and the rules of chapter 1, which learn nothing.
@@ -206,9 +206,6 @@ HTML(f'<div style="{style}">{paragraphs}</div>')
 #
 # Now every reader reads the same test reports. F1 is the harmonic mean of precision and recall; the macro-F1 is its
 # mean over findings, so rare ones count as much as frequent ones.
-#
-# Now every reader reads the same test reports. F1 is the harmonic mean of precision and recall; the macro-F1 is its mean
-# over findings, so that rare ones count as much as frequent ones.
 
 # %% tags=["aggregate"]
 answers = {name: reader(texts["test"]) for name, reader in readers.items()}
@@ -239,9 +236,9 @@ Markdown(
 # A reader that has understood a report does not mind how it is written. We perturb each test report more and more,
 # without changing what it says: by *formatting* (upper and lower case, no headers, sentences in another order, numbered
 # lists and labels, blanks in place of words that say nothing about the findings, lines broken at a margin, all at
-# once), by *typing errors*, and by the *abbreviations* that radiologists use. Negations are left alone. Headers,
-# blanks, and the numbers and labels of lists (“2.”, “Finding 2:”) are removed before a report is read, because an
-# encoder would take them for words.
+# once), by *typing errors*, and by the *abbreviations* that radiologists use. Negations are left alone. Headers, blanks
+# and list labels (“2.”, “Finding 2:”) are removed before a report is read, because an encoder would take them for
+# words.
 #
 # Here is the example from above in other forms.
 
@@ -307,8 +304,6 @@ robustness_chart.update_layout(legend_title_text="", margin={"t": 90})
 # any real report.
 #
 # These points of macro-F1 are lost at full strength:
-#
-# Points of macro-F1 that are lost at full strength, each kind alone and all formatting together:
 
 # %% tags=["aggregate"]
 from chestxai.stats import Interval
@@ -383,10 +378,6 @@ px.bar(
 # Some prompts help or hurt on every image, so bars of different prompts cannot be compared. What counts is whether, for
 # *one* finding, images with it have more evidence than images without it. That is the AUC; 0.5 means that the model
 # cannot tell. The baseline is the small classifier of chapter 6, which was trained to name findings in images.
-#
-# Bars of different prompts start from different places, because a prompt can help or hurt on every image. So what counts is
-# whether, for *one* finding, images with it have more evidence than images without it. That is the AUC: 0.5 is a model that
-# cannot tell. The baseline is the small classifier of chapter 6, which was trained to name findings in images.
 
 
 # %%
@@ -458,8 +449,7 @@ Markdown(
 # %% [markdown]
 # ## The answer: does it know more, and point worse?
 #
-# How well a variant points is read from its runs (chapter 3): the AUC-ROC of the map against the finding's true place, at
-# the last checkpoint.
+# How well a variant points is the AUC-ROC of its maps at the last checkpoint (chapter 3).
 
 # %%
 pointing = tradeoff.by_finding(every, "auc_roc", n=resamples)
@@ -543,7 +533,7 @@ print(f"{len(stored)} rows in knowledge.csv")
 # **1.** At which timestep does the image reveal the finding?
 
 # %% [markdown] tags=["solution"]
-# Little noise leaves the finding visible whatever the prompt says; with much noise only what is large is left to guess.
+# With little noise the finding is visible whatever the prompt says; with much noise only what is large can be guessed.
 # Add timesteps above to see the whole curve.
 
 # %% tags=["solution", "aggregate"]
