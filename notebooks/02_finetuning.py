@@ -162,7 +162,7 @@ pd.DataFrame(
 
 # %% tags=["remove-input"]
 Markdown(
-    "The prediction has the shape of the latents: a number for each of theirs. The base predicts the noise of these "
+    "The prediction has the shape of the latents. The base predicts the noise of these "
     f"{len(x)} latents with a mean squared error of **{F.mse_loss(predicted, noise).item():.3f}**; always predicting 0 would "
     f"give {noise.square().mean().item():.3f}."
 )

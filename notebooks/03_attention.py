@@ -122,7 +122,7 @@ with torch.no_grad(), attention.capture(pipeline.unet, [positions]) as seen:
 
 # %%
 def short(name):
-    """A layer's name without what all of them share: "up 0.1"."""
+    """Short name of a layer, such as "up 0.1"."""
     part, number, *rest = name.split(".")
     return " ".join([part.split("_")[0], ".".join([number, *rest[1:2]])])
 
@@ -219,7 +219,7 @@ best, worst = (np.unravel_index(at, auc.shape) for at in (auc.argmax(), auc.argm
 Markdown(
     f"The best cell is {names[best[0]]} at t = {few[best[1]]} with {auc.max():.3f}, the worst {names[worst[0]]} at "
     f"t = {few[worst[1]]} with {auc.min():.3f}. A map below chance is higher *outside* the finding. We keep the paper's "
-    "mean over layers and timesteps: to pick the best cell would be a choice of its own."
+    "mean over layers and timesteps, which needs no such choice."
 )
 
 # %% [markdown]
@@ -311,7 +311,7 @@ compared(ways).assign(passes=[whole, whole, len(path)])
 
 # %%
 def first_of_each(truths, most):
-    """Position of the first phrase of each finding, for at most so many findings."""
+    """Positions of the first phrase of each finding, at most `most` of them."""
     names = [t.finding.name for t in truths]
     return [names.index(name) for name in dict.fromkeys(names)][:most]
 

@@ -220,7 +220,7 @@ pd.DataFrame(
 # %% tags=["remove-input", "aggregate"]
 Markdown(
     "**What it misses.** All pixels but one. A map may be right everywhere but at its maximum, or wrong everywhere else and "
-    f"lucky. A map of {grid[0]} × {grid[1]} also knows its maximum only to within {size / grid[0]:.0f} pixels, more than some "
+    f"lucky. A map of {grid[0]} × {grid[1]} also locates its maximum only to within {size / grid[0]:.0f} pixels, more than some "
     f"targets are wide. A tolerance of 15 pixels is {15 / size:.0%} of the width here and {15 / 500:.0%} in a photograph, so it "
     f"must be reported with the image's size. And a hit is 0 or 1, so Top-1 needs many phrases: with {len(rows)}, its "
     f"standard error is up to {0.5 / np.sqrt(len(rows)):.2f}."

@@ -173,7 +173,7 @@ Markdown(say.answers.scores(skill[wrong].rename(index=labels)))
 
 # %%
 def perfect(i):
-    """Maps that know the answer, and one that knows it and says the opposite."""
+    """The target as a map: exact, at the resolution of the maps, and inverted."""
     exact = masks[i].astype(np.float32)
     coarse = localization.resize(exact, grid)
     name = f"perfect, {grid[0]} × {grid[1]}"

@@ -331,7 +331,7 @@ pd.DataFrame(
 
 # %% tags=["solution"]
 def small(images):
-    """No larger than a classifier needs."""
+    """Images scaled down to what a classifier needs."""
     side = min(size, 128)
     return np.stack([Frame(*image.shape, side, fit).image(image) for image in images])
 

@@ -406,7 +406,7 @@ fewer = {
     "test": min(settings.data.test or 120, 120),
 }
 source = settings
-if settings.data.source == "phantom":  # no more are rendered than are read
+if settings.data.source == "phantom":  # render only as many as are read
     source = settings.model_copy(update={"data": settings.data.model_copy(update=fewer)})
 stated = {
     split: causes.statements(

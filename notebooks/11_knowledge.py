@@ -324,8 +324,8 @@ Markdown(say.knowledge.robust(strongest[strongest["change"] == "all formatting"]
 # prompt, and the model predicts that noise once for each finding's prompt and once for a normal one. The evidence for a
 # finding is
 #
-# $$ e_f = \lVert \epsilon - \hat\epsilon(x_t, \text{normal}) \rVert^2
-# - \lVert \epsilon - \hat\epsilon(x_t, f) \rVert^2 $$
+# $$ e_f = \lVert \varepsilon - \varepsilon_\theta(x_t, t, \text{normal}) \rVert^2
+# - \lVert \varepsilon - \varepsilon_\theta(x_t, t, f) \rVert^2 $$
 #
 # averaged over pixels and a few timesteps: how much smaller is the error if the prompt names the finding? Noise and
 # image are the same in both terms, so what they contribute cancels.
