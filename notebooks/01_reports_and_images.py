@@ -165,11 +165,9 @@ else:
         "a brighter curve": grey**0.5,
         "a steeper curve": 1 / (1 + np.exp(8 * (0.5 - grey))),
     }
-plots.images(
-    [(255 * value).astype(np.uint8) for value in stages.values()],
-    titles=list(stages),
-    title="From photons to a radiograph" if is_phantom else "One image, four curves",
-)
+pictures = [(255 * value).astype(np.uint8) for value in stages.values()]
+title = "From photons to a radiograph" if is_phantom else "One image, four curves"
+plots.images(pictures, titles=list(stages), title=title)
 
 # %% tags=["remove-input"]
 Markdown(
