@@ -15,7 +15,7 @@
 # ---
 
 # %% [markdown]
-# # 3 Attention on real images
+# # 3 Attention on held-out images
 #
 # **When the model reads the name of a disease, where in a radiograph does it look?**
 #

@@ -597,8 +597,8 @@ pd.DataFrame(
 ).set_axis([labels[name] for name in traps]).round(3)
 
 # %% [markdown]
-# **3.** Add one very hot pixel to the perfect map of the gallery, as a broken detector would. Which thresholds survive it, and
-# which scores without a threshold?
+# **3.** Add one very hot pixel to the perfect map, as a broken detector would. Which thresholds survive it, and which
+# scores without a threshold?
 
 # %% [markdown] tags=["solution"]
 # Scores that depend on the values' range or squares are lost, and so is the maximum. Energy loses the share of the

@@ -281,8 +281,8 @@ if others:
 Markdown(say.tradeoff.findings(each) if others else "")
 
 # %% [markdown]
-# The pooled interval speaks of new patients with the *same eight findings*. To speak of findings that were not studied,
-# findings are a random factor: the mean of the findings' own differences, with a t-interval over findings:
+# The pooled interval speaks of new patients with the *same eight findings*. To speak of other findings, too, we treat
+# the eight as a sample: the mean of their own differences, with a t-interval over findings:
 
 # %% tags=["remove-input", "aggregate"]
 if others:
@@ -395,8 +395,8 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# **2.** With one seed, the interval covers other *patients*. Which uncertainty does it leave out, and how would you measure
-# it?
+# **2.** With one seed, the interval covers other *patients*. Which uncertainty does it leave out, and how would you
+# measure it?
 
 # %% [markdown] tags=["solution"]
 # Another seed of the training. Run `make book SEEDS=0,1,2`: the figure then shows the spread between seeds.
