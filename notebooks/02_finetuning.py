@@ -59,8 +59,7 @@ plots.setup(settings.variants)
 pd.Series(settings.finetune.model_dump(), name=f"profile {settings.name}").to_frame()
 
 # %% [markdown]
-# These are the settings of the training. In the profile `paper` they are the paper's: 60,000 steps at 512 pixels with a
-# learning rate of 5e-5.
+# In the profile `paper` these settings are the paper's: 60,000 steps at 512 pixels with a learning rate of 5e-5.
 #
 # ## The parts of the model
 #
@@ -98,14 +97,14 @@ pd.DataFrame(
 #
 # ## The recipe
 #
-# A recipe is a few settings. Those not listed here have their default.
+# These are the recipe's settings; those not listed have their default.
 
 # %%
 recipe.model_dump(exclude_defaults=True) or {"text": recipe.text}
 
 # %% [markdown]
-# The training loop asks the recipe three questions: which parameters learn, and at which rate; what the U-Net reads;
-# and what is added to the loss. The answers to the first are the parameters that get a gradient:
+# A recipe says which parameters learn and at which rate, what the U-Net reads, and what is added to the loss. These
+# parameters get a gradient:
 
 # %%
 learning = [*recipe.learning(pipeline.unet, pipeline.text_encoder, settings.finetune)]
@@ -117,8 +116,9 @@ pd.DataFrame(
 # %% [markdown]
 # `count` is the number of tensors, `sum` that of the parameters in them. Other recipes train a part of the text
 # encoder: `text: last:2` its last two layers, `embeddings` its embeddings, `lora:8` small adapters beside its weights.
-# `random` freezes random weights, a control in which words have no meaning. A text encoder that does not learn also
-# makes training faster, because its states are computed once.
+# `random` freezes random weights, a control in which words have no meaning.
+#
+# Training uses pairs of an image and a prompt, such as these:
 #
 # Training uses pairs of an image and a prompt, such as these:
 
@@ -170,10 +170,12 @@ Markdown(
 # %% [markdown]
 # ## Before: what the base generates
 #
-# To *generate*, the U-Net starts from a latent of pure noise and predicts its noise; a small part of it is removed, and
-# so on until a clean latent is left, which the autoencoder turns into an image. *Classifier-free guidance* strengthens
-# the prompt {cite}`ho2022cfg`: each step predicts the noise once with the prompt and once with an empty one, and
-# exaggerates the difference by the factor `guidance`; 1 means no guidance.
+# To *generate*, the U-Net predicts the noise of a latent of pure noise; a small part of it is removed, and so on until
+# a clean latent is left, which the autoencoder turns into an image. *Classifier-free guidance* strengthens the prompt
+# {cite}`ho2022cfg`: each step predicts the noise with the prompt and with an empty one, and exaggerates the difference
+# by the factor `guidance`; 1 means none.
+#
+# We generate for four prompts now, and again after training, from the same noise.
 #
 # We generate for four prompts now, and again after training, from the same noise.
 

@@ -225,9 +225,8 @@ Markdown(
 # %% [markdown]
 # ## How many timesteps does it take?
 #
-# A heatmap costs a pass through the U-Net for each timestep. Can we do with fewer? The figure shows the score when
-# every second, fourth, … of the paper's timesteps is read, on the same phrases. The last point adds the noisiest
-# timesteps, which the paper leaves out.
+# A heatmap costs a pass through the U-Net for each timestep. Can we do with fewer? On the same phrases, every second,
+# fourth, … of the paper's timesteps is read. The last point adds the noisiest ones, which the paper leaves out.
 
 # %%
 side = max(m.shape[-1] for m in by_layer.values())

@@ -142,8 +142,7 @@ plots.overlays(
 # ## The order of all pixels: AUC-ROC
 #
 # AUC-ROC is the probability that a random pixel of the target is hotter than a random pixel outside: 1 is perfect, 0.5
-# is chance. The figure shows the values of one map inside and outside the target. The less the two histograms overlap,
-# the higher the AUC-ROC.
+# is chance. The less the histograms of the values inside and outside overlap, the higher it is.
 
 # %%
 plots.histogram(
@@ -180,8 +179,8 @@ Markdown(
 #
 # Some papers forgive a near miss. Zhang et al. accept a maximum up to 15 pixels from the target, in photographs some
 # 500 pixels wide; in a smaller image the same 15 pixels forgive far more. Compare no tolerance, the same *share* of the
-# width as theirs, and 15 pixels. Yellow is where a maximum counts as a hit, and its share of the image is chance. The
-# small box marks the map's maximum.
+# width as theirs, and 15 pixels. Yellow is where a maximum counts as a hit; its share of the image is chance. The small
+# box marks the map's maximum.
 
 # %%
 tolerances = [0, round(15 * size / 500, 2), 15]

@@ -194,8 +194,7 @@ Markdown(
 #
 # ## How many images?
 #
-# FID counts sampling error as distance, and the fewer images, the more. KID {cite}`binkowski2018kid` does not. Compare
-# the curves of real against other real images, which should be flat:
+# FID counts sampling error as distance, and the fewer images, the more. KID {cite}`binkowski2018kid` does not:
 
 # %%
 compared = ["other real", *variants]
@@ -231,9 +230,9 @@ fids, kids = ([means[score, "other real", n] for n in ends] for score in ("FID",
 Markdown(say.fidelity.sample_size(ends, fids, kids))
 
 # %% [markdown]
-# Plotted against one over the number of images, FID is nearly a straight line. Where it meets the axis is the FID of
-# infinitely many images, *FID∞* {cite}`chong2020unbiased`. With fewer images than features the line bends, so read it
-# as a correction, not as a result.
+# Plotted against one over the number of images, FID is nearly a straight line, which meets the axis at the FID of
+# infinitely many images, *FID∞* {cite}`chong2020unbiased`. With fewer images than features the line bends: read it as a
+# correction, not as a result.
 
 # %% tags=["aggregate"]
 trend = {
@@ -354,9 +353,9 @@ pd.Series(
 ).to_frame()
 
 # %% [markdown]
-# **3.** Precision, recall, density and coverage count images within *balls*: around each image, a ball reaches to one
-# of its nearest neighbours. Put one picture of pure noise among the *real* images: what do precision and density say of
-# the noisy set? Then show each of a few good images four times: what do recall and coverage say?
+# **3.** Precision, recall, density and coverage count images within *balls*, which reach from each image to one of its
+# nearest neighbours. Put one picture of pure noise among the *real* images: what do precision and density say of the
+# noisy set? Then show each of a few good images four times: what do recall and coverage say?
 
 # %% [markdown] tags=["solution"]
 # The outlier's neighbours are far away, so its ball is huge, and images in it count as precise; density counts over all

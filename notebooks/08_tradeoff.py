@@ -298,8 +298,7 @@ if others:
 # ## How fast may the text encoder learn?
 #
 # Between frozen and learnable lies the text encoder's learning rate. The study `text_rate` trains the learnable variant
-# at several rates, over three seeds. `make grid GRID=data/grids/text_rate.yaml` makes it (hours); its table is shown
-# here.
+# at several rates, over three seeds (`make grid GRID=data/grids/text_rate.yaml`, hours).
 
 # %%
 study = profiles.DATA / "results" / "text_rate.csv"
@@ -332,9 +331,9 @@ Markdown(say.tradeoff.gains(estimates.loc[list(base), variants], base, variants[
 # %% [markdown]
 # ## Can these intervals be trusted?
 #
-# A 95 % interval should contain the true value 95 times in a hundred. We check this by simulation: scores are made at
-# random, skewed like AUCs, with one to three phrases per patient, and we count the intervals that contain the true
-# mean. The count is itself a sample, so it has an interval, too.
+# A 95 % interval should contain the true value 95 times in a hundred. To check this, we make scores at random, skewed
+# like AUCs, with one to three phrases per patient, and count the intervals that contain the true mean. The count is
+# itself a sample, so it has an interval, too.
 
 # %%
 from functools import partial

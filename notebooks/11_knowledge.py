@@ -56,10 +56,9 @@ plots.setup(settings.variants)
 #
 # ## The data
 #
-# A *reader* is anything that reads a report and says which findings it states. Readers learn from reports of the train
-# split, their thresholds are chosen on val, and they are examined on test; no patient is in two splits. The reference
-# labels must not come from a reader that is examined. For phantoms the truth is known; Open-i's reports were indexed by
-# people {cite}`demner2016openi`, whose terms are the labels here.
+# A *reader* is anything that reads a report and says which findings it states. Readers learn on train, their thresholds
+# are chosen on val, and they are examined on test. The reference labels must not come from a reader that is examined:
+# for phantoms the truth is known, and Open-i's reports were indexed by people {cite}`demner2016openi`.
 
 # %%
 import warnings
@@ -320,9 +319,8 @@ Markdown(say.knowledge.robust(strongest[strongest["change"] == "all formatting"]
 # ## Asking the diffusion model about an image
 #
 # The model was never trained to classify. But it has learned to remove noise from an image *given a text*, and should
-# do that best with the text that is true {cite}`li2023diffusion`. So each test image gets noise, the same for every
-# prompt, and the model predicts that noise once for each finding's prompt and once for a normal one. The evidence for a
-# finding is
+# do that best with the text that is true {cite}`li2023diffusion`. So each test image gets noise, and the model predicts
+# it once for each finding's prompt and once for a normal one. The evidence for a finding is
 #
 # $$ e_f = \lVert \varepsilon - \varepsilon_\theta(x_t, t, \text{normal}) \rVert^2
 # - \lVert \varepsilon - \varepsilon_\theta(x_t, t, f) \rVert^2 $$
@@ -372,8 +370,8 @@ px.bar(
 ).update_yaxes(autorange="reversed").update_layout(legend_title_text="")  # fmt: skip
 
 # %% [markdown]
-# A bar to the right means that the model denoises the image better when the prompt names this finding than when it says
-# normal. Is the longest bar that of the finding in the image?
+# A bar to the right means that the model denoises the image better with this finding in the prompt than with *normal*.
+# Is the longest bar that of the finding in the image?
 #
 # Some prompts help or hurt on every image, so bars of different prompts cannot be compared. What counts is whether, for
 # *one* finding, images with it have more evidence than images without it. That is the AUC; 0.5 means that the model
