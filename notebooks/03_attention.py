@@ -364,10 +364,9 @@ compared(
 # every image. Two tests ask more:
 #
 # - The *image swap* reads every phrase again, with the same tokens and noise, on images of other patients *without* the
-#   finding. What the score loses there is the **gain**, which the image itself contributed (in tables, *AUC-ROC gained
-#   by the image*).
+#   finding. What the score loses there is the **gain**, which the image itself contributed.
 # - The *word test* takes images with two findings and asks whether the map of each name, against that of the other
-#   name, is higher at its own finding (in tables, *own word, own place*). Chance is 0.5.
+#   name, is higher at its own finding. Chance is 0.5.
 #
 # These two are the *primary endpoint*: the scores that decide, declared in the profile before any map is made. Chapter
 # 4 explains them and the mirror test, chapter 5 CNR and mIoU.

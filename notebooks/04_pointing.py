@@ -366,9 +366,9 @@ Markdown(say.localization.sides(halves, resamples))
 # %% tags=["aggregate"]
 estimated(
     {
-        "word": "own word, own place",
+        "word": "word test",
         "swap_word": "the same on swapped images",
-        "gain_word": "gained by the image",
+        "gain_word": "gain",
         "prior_word": "location prior",
         "text_prior_word": "prior of the text",
     }
@@ -436,10 +436,10 @@ estimated(
         "auc_roc": "AUC-ROC",
         "pointing_game": "Top-1",
         "iou": "IoU",
-        "gain_auc_roc": "gain: own minus swapped image",
-        "mirror": "true side, no side in the prompt",
+        "gain_auc_roc": "gain in AUC-ROC",
+        "mirror": "mirror test, no side in the prompt",
         "conflict": "wrong side in the prompt: follows the image",
-        "word": "own word, own place",
+        "word": "word test",
     },
     {**{v: t.loc[rows] for v, t in tables.items()}, **scale},
 )
