@@ -8,8 +8,6 @@
 those of the diffusion model, and `as_asked` reads side, zone and severity of generated findings off the ceiling.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chestxai import faithfulness, localization, models, profiles, reports, runs
+from chestxai.models.small import conv, fit
 from chestxai.profiles import Profile
 from chestxai.runs import InputError, Run
 from chestxai.studies import FINDINGS, Finding, Fit, Frame, GroundTruth, Study, to_images
@@ -35,7 +34,7 @@ from chestxai.studies import FINDINGS, Finding, Fit, Frame, GroundTruth, Study, 
 ATTRIBUTES = {"side": ("right", "left"), "zone": ("upper", "mid", "lower"), "severity": ("mild", "moderate", "severe")}
 _PARTS = {"side": slice(0, 2), "zone": slice(2, 5), "severity": slice(5, 8)}  # their values, one after the other
 _SYNONYMS = {"apical": "upper", "basal": "lower", "small": "mild", "large": "severe"}
-_LIMIT, _BATCH, _RATE = 5_000, 64, 4e-3  # training images, images per step, and peak of the learning rate
+_LIMIT = 5_000  # training images
 
 #: A model as `score` takes it: images uint8 ``(n, s, s)`` and a finding for each → maps float32 ``(n, h, w)``.
 Pointer = Callable[[np.ndarray, Sequence[Finding]], np.ndarray]
@@ -48,7 +47,7 @@ class Contrastive(nn.Module):
     def __init__(self, size: int = 64) -> None:
         super().__init__()
         self.size = size
-        convolutions = _conv(3, 24, 5, 2), _conv(24, 48, 3, 2), _conv(48, 64), _conv(64, 64)
+        convolutions = conv(3, 24, 5, 2), conv(24, 48, 3, 2), conv(48, 64), conv(64, 64)
         self.patches = nn.Sequential(*convolutions, nn.Conv2d(64, 64, 1))
         self.words = nn.Linear(384, 64)
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
@@ -72,10 +71,10 @@ class Ceiling(nn.Module):
     def __init__(self, size: int = 64, names: Sequence[str] = FINDINGS) -> None:
         super().__init__()
         self.size, self.names, w = size, list(names), 16
-        quarter = nn.Sequential(_conv(w, 2 * w, 3, 2), _conv(2 * w, 2 * w))
-        eighth = nn.Sequential(_conv(2 * w, 4 * w, 3, 2), _conv(4 * w, 4 * w), _conv(4 * w, 4 * w))
-        self.down = nn.ModuleList([_conv(3, w, 5, 2), quarter, eighth])
-        self.up = nn.ModuleList([_conv(6 * w, 2 * w), _conv(3 * w, 2 * w)])
+        quarter = nn.Sequential(conv(w, 2 * w, 3, 2), conv(2 * w, 2 * w))
+        eighth = nn.Sequential(conv(2 * w, 4 * w, 3, 2), conv(4 * w, 4 * w), conv(4 * w, 4 * w))
+        self.down = nn.ModuleList([conv(3, w, 5, 2), quarter, eighth])
+        self.up = nn.ModuleList([conv(6 * w, 2 * w), conv(3 * w, 2 * w)])
         self.head = nn.Conv2d(2 * w, len(self.names) + 8, 1)
         self.register_buffer("varied", torch.zeros(len(self.names), 3, dtype=torch.bool))
 
@@ -97,11 +96,6 @@ class Ceiling(nn.Module):
         return logits.flatten(1).softmax(1).view_as(logits).cpu().numpy()
 
 
-def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(True))
-
-
 def _scaled(images: np.ndarray, size: int) -> Tensor:
     """Float32 ``(n, 3, size, size)``: the image in about [-2, 2], and each pixel's row and column in [-1, 1]."""
     x = torch.from_numpy(np.array(images))[:, None].float()
@@ -115,12 +109,12 @@ _minilm = cache(models.minilm)
 
 
 @torch.no_grad()
-def sentences(phrases: Sequence[str], batch: int = 64) -> Tensor:
-    """Mean states float32 ``(n, 384)`` of ``phrases`` in the frozen all-MiniLM-L6-v2, ``batch`` texts at a time."""
+def sentences(phrases: Sequence[str]) -> Tensor:
+    """Mean states float32 ``(n, 384)`` of ``phrases`` in the frozen all-MiniLM-L6-v2, 64 texts at a time."""
     tokenizer, encoder = _minilm()
     unique, parts = sorted(set(phrases), key=lambda phrase: (len(phrase), phrase)), []
-    for i in range(0, len(unique), batch):
-        tokens = tokenizer(unique[i : i + batch], padding=True, truncation=True, return_tensors="pt")
+    for i in range(0, len(unique), 64):
+        tokens = tokenizer(unique[i : i + 64], padding=True, truncation=True, return_tensors="pt")
         # The states of padding are zero (`models.SilentPadBert`).
         parts.append(models.text_states(encoder, dict(tokens)).sum(1) / tokens["attention_mask"].sum(1, keepdim=True))
     places = {phrase: i for i, phrase in enumerate(unique)}
@@ -135,8 +129,7 @@ def similarity(model: Any, images: np.ndarray, findings: Sequence[Finding]) -> n
         model: `Contrastive`, or any object with ``image_patches(images)``, which returns float ``(n, d, h, w)``, and
             ``text(phrases)``, which returns ``(n, d)``. Of hi-ml-multimodal's BioViL, these are
             ``get_patchwise_projected_embeddings`` and ``get_embeddings_from_prompt``.
-        images: uint8 ``(n, s, s)``.
-        findings: one for each image, of which only the phrase is read.
+        images, findings: uint8 ``(n, s, s)``, and a finding for each, of which only the phrase is read.
     """
     texts = model.text([finding.phrase for finding in findings])[:, :, None, None]
     cosines = F.cosine_similarity(model.image_patches(images), texts, dim=1)
@@ -150,8 +143,7 @@ def contrastive_loss(patches: Tensor, texts: Tensor, same: Tensor, scale: Tensor
     weighted towards the closest ones (after GLoRIA, Huang et al., ICCV 2021).
 
     Args:
-        patches: float ``(n, d, h, w)``.
-        texts: float ``(n, d)``.
+        patches, texts: float ``(n, d, h, w)`` and ``(n, d)``.
         same: bool ``(n, n)``, which texts are equal; many reports say the same, so these are positives of each other.
         scale: inverse temperature.
     """
@@ -164,13 +156,11 @@ def contrastive_loss(patches: Tensor, texts: Tensor, same: Tensor, scale: Tensor
 
 
 def contrastive(profile: Profile, studies: Sequence[Study], out: Out = None, epochs: int = 8) -> Contrastive:
-    """The contrastive model of a profile, trained first if there is none for these data, settings and code.
+    """The contrastive model of a ``profile``, trained first if there is none for these data, settings and code.
 
-    Args:
-        profile, out: the settings, and the root of the runs.
-        studies: of the train split of the source that the diffusion model learns from; those without a prompt or a
-            readable image are left out, and fewer than two are an InputError.
-        epochs: passes over the images.
+    It learns in as many ``epochs`` from ``studies`` of the train split of the diffusion model's source, without those
+    that have no prompt or readable image (fewer than two are an InputError), and is kept below ``out``, the root of the
+    runs.
     """
     size, chosen = min(profile.data.size, 128), profiles.sample(studies, _LIMIT)
 
@@ -196,12 +186,10 @@ def contrastive(profile: Profile, studies: Sequence[Study], out: Out = None, epo
 
 
 def ceiling(profile: Profile, truths: Sequence[GroundTruth], out: Out = None, epochs: int = 8) -> Ceiling:
-    """The supervised ceiling of a profile, trained first if there is none for these data, settings and code.
+    """The supervised ceiling of a ``profile``, trained first if there is none for these data, settings and code.
 
-    Args:
-        profile, out: the settings, and the root of the runs.
-        truths: phrases with masks or boxes, of patients that are not scored; fewer than two images are an InputError.
-        epochs: passes over the images.
+    It learns in as many ``epochs`` from ``truths``, phrases with masks or boxes of patients that are not scored (fewer
+    than two images are an InputError), and is kept below ``out``, the root of the runs.
     """
     size, fit = min(profile.data.size, 128), profile.data.fit
     findings: dict[str, list[Finding]] = defaultdict(list)
@@ -247,20 +235,12 @@ def _mask_loss(logits: Tensor, masks: Tensor, values: Tensor) -> Tensor:
 
 
 def _fit(model: nn.Module, n: int, loss: Callable[[np.ndarray], Tensor], epochs: int) -> None:
-    """AdamW with a one-cycle schedule; ``loss`` takes the numbers of images."""
     name = type(model).__name__.lower()
     if n < 2:
         raise InputError(f"the {name} baseline has {n} images to learn from and needs two: add training data")
     model.to(runs.device(), memory_format=torch.channels_last).train()
-    rng, steps = np.random.default_rng(0), math.ceil(n / _BATCH)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=epochs * steps)
-    for _ in runs.progress(range(epochs), f"training the {name} baseline"):
-        for rows in np.array_split(rng.permutation(n), steps):
-            optimizer.zero_grad()
-            loss(rows).backward()
-            optimizer.step()
-            schedule.step()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.01)
+    fit(optimizer, n, loss, epochs, np.random.default_rng(0), description=f"training the {name} baseline")
 
 
 def _cached(profile: Profile, out: Out, name: str, about: list, build: Callable, train: Callable[[Any], None]) -> Any:
@@ -291,31 +271,24 @@ def score(
 
     Args:
         point: the model.
-        truths: phrases to ground, whose images can be read.
-        pool: studies to show in place of theirs, see `faithfulness.swap_images`; unreadable ones are left out.
+        truths, pool: phrases whose images can be read, and studies to show instead; unreadable ones are left out.
         size, fit: the frame's side in pixels, and how an image is fitted into it.
-        swaps: swapped images for each phrase.
+        swaps: swapped images for each phrase, see `faithfulness.swap_images`.
     """
-    probes: dict[str, list[np.ndarray]] = defaultdict(list)
-    for truth in runs.progress(truths, "pointing"):
-        finding, others = truth.finding, faithfulness.swap_images(truth.study, pool, swaps)
-        own = to_images([truth.study], size, fit)[0]
-        images = np.concatenate([own, own, own, to_images([pool[j] for j in others], size, fit, allow_none=True)[0]])
-        changed = [f(finding.phrase) for f in (faithfulness.without_side, faithfulness.other_side)]
-        asked = [finding, *(replace(finding, phrase=phrase) for phrase in changed), *[finding] * (len(images) - 3)]
-        maps = np.full((3 + swaps, *(seen := point(images, asked)).shape[1:]), np.nan, np.float32)
-        maps[: len(seen)] = seen
-        if finding.side not in ("left", "right") or finding.phrase in changed:
-            maps[1:3] = np.nan  # there is no side to leave out or to exchange
-        for kind, some in zip(("own", "no_side", "other_side", "swap"), (*maps[:3], maps[3:]), strict=True):
-            probes[kind].append(some)
-    arrays = {kind: np.stack(some) for kind, some in probes.items()}
+    probed, maps = [], []
+    for i, truth in enumerate(runs.progress(truths, "pointing")):
+        some = [(i, *probe) for probe in faithfulness.probes(truth, pool, swaps)]
+        shown = [to_images([study], size, fit, allow_none=study is not truth.study)[0] for *_, study, _ in some]
+        probed += (some := [probe for probe, image in zip(some, shown, strict=True) if len(image)])
+        maps += [*point(np.concatenate(shown), [replace(truth.finding, phrase=prompt) for *_, prompt in some])]
+    arrays = faithfulness.by_kind(probed, maps, len(truths), swaps)
     masks = [Frame(*t.study.size, size, fit).mask(t.finding) for t in truths]
-    about = [(t.study.id, t.study.patient, t.finding.name, t.finding.phrase, 0) for t in truths]
-    table = pd.DataFrame(about, columns=[*runs.TEXT_COLUMNS, "step"])
-    scores = pd.DataFrame(localization.score_table(arrays["own"], masks, random=0))
+    rows = [
+        truth.about() | {"step": 0, "target": float(mask.mean())} | localization.score(heatmap, mask)
+        for truth, mask, heatmap in zip(truths, masks, arrays["own"], strict=True)
+    ]
     tests = faithfulness.faithfulness_scores(arrays["own"], arrays, truths, {}, size, fit)
-    return pd.concat([table, scores, tests], axis=1)
+    return pd.concat([pd.DataFrame(rows), tests], axis=1)
 
 
 def save_scores(profile: Profile, scores: Mapping[str, pd.DataFrame], out: Out = None) -> None:
@@ -331,16 +304,14 @@ def load_scores(profile: Profile, out: Out = None) -> dict[str, pd.DataFrame]:
 
 
 @torch.inference_mode()
-def as_asked(images: np.ndarray, prompts: Sequence[str], model: Ceiling, batch: int = 64) -> pd.DataFrame:
-    """Whether images show the side, zone and severity of the findings that their prompts name.
+def as_asked(images: np.ndarray, prompts: Sequence[str], model: Ceiling) -> pd.DataFrame:
+    """Whether ``images`` show the side, zone and severity of the findings that their ``prompts`` name.
 
-    The ceiling tells them at each place, and a place counts by the probability that the finding is there. It errs, too:
-    measure real images and their own prompts beside the generated ones.
+    The ceiling, ``model``, tells them at each place, and a place counts by the probability that the finding is there.
+    It errs, too: measure real images and their own prompts beside the generated ones.
 
     Args:
-        images: uint8 ``(n, s, s)``.
-        prompts: a text for each image.
-        model, batch: the ceiling, and how many images it reads together.
+        images, prompts, model: uint8 ``(n, s, s)``, a text for each, and the ceiling.
 
     Returns:
         A row per image and finding asked for: ``image`` (its number), ``prompt``, ``finding``, and ``side``, ``zone``,
@@ -348,14 +319,14 @@ def as_asked(images: np.ndarray, prompts: Sequence[str], model: Ceiling, batch: 
     """
     rows = []
     for i in range(len(images)):
-        if i % batch == 0:
-            logits = model(images[i : i + batch]).cpu()
+        if i % 64 == 0:
+            logits = model(images[i : i + 64]).cpu()
         for finding in reports.find(prompts[i]):
             if not finding.present or finding.name not in FINDINGS:
                 continue
             row, f = {"image": i, "prompt": prompts[i], "finding": finding.name}, model.names.index(finding.name)
             for k, (name, part) in enumerate(_PARTS.items()):
-                one, wanted = logits[i % batch], _one_hot(finding, name)
+                one, wanted = logits[i % 64], _one_hot(finding, name)
                 evidence = (one[f].flatten().softmax(0).view_as(one[f]) * one[-8:][part].log_softmax(0)).sum((1, 2))
                 right = float(wanted[evidence.argmax()])
                 row[name] = right if wanted.any() and model.varied[f, k] else math.nan

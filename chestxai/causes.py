@@ -1,16 +1,14 @@
 """Why do treatments of the text encoder differ? Measurements that tell explanations apart.
 
 Everything starts from `read`: the noised passes of `chestxai.grounding`, with *any* text states in place of the
-prompt's own. It returns the denoising loss and the attention to every token. `swap` reads each U-Net with the keys and
-the values of each encoder, `ablate` replaces states by those of the empty prompt, `attention_mass` says where the
-attention goes. States themselves are compared by `compare_states`, `likeness` and `probe`, and drawn by `lens`.
+prompt's own. `swap` reads each U-Net with the keys and the values of each encoder, `ablate` replaces states by those of
+the empty prompt, `attention_mass` says where the attention goes. States themselves are compared by `compare_states`,
+`likeness` and `probe`, and drawn by `lens`.
 
-MiniLM, as every BERT, is bidirectional: its begin token has read the whole text. CLIP is causal, and its begin token
-has read nothing. So "minus the map of the begin token" removes what the image draws anyway under CLIP only; for a BERT,
-read the states of the empty prompt (`empty_states`) instead.
+A BERT is bidirectional: its begin token has read the whole text. CLIP is causal, and its begin token has read nothing.
+So "minus the map of the begin token" removes what the image draws anyway under CLIP only; for a BERT, read the states
+of the empty prompt (`empty_states`) instead.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
@@ -85,14 +83,9 @@ class Reading:
 
 
 def token_kinds(tokenizer: object, finding: Finding) -> dict[str, list[int]]:
-    """Positions of each kind of token in a finding's phrase; a kind without tokens is left out.
+    """Positions of each kind of token in the phrase of a ``finding``; a kind without tokens is left out.
 
-    Args:
-        tokenizer: a fast Hugging Face tokenizer.
-        finding: with its phrase.
-
-    Raises:
-        InputError: as `reports.token_positions`.
+    ``tokenizer`` is a fast one of Hugging Face; InputError as of `reports.token_positions`.
     """
     named = {"finding": grounding.target_span(finding)}
     if side := _SIDE.search(finding.phrase):
@@ -111,12 +104,8 @@ def prepare(
 
     Args:
         pipeline: any of the profile; only tokenizer and autoencoder are used.
-        truths: the phrases; each is the prompt of its image.
-        pool: studies to swap with, see `faithfulness.swap_images`.
-        fit: how an image becomes a square.
-
-    Raises:
-        InputError: no phrase can be read.
+        truths: the phrases; each is the prompt of its image. InputError where none can be read.
+        pool, fit: studies to swap with (`faithfulness.swap_images`), and how an image becomes a square.
     """
     size, kept, skipped = models.image_size(pipeline), [], []
     for truth in truths:
@@ -150,8 +139,7 @@ def read(
     """Denoise each image given ``states``, under the noise of `grounding.ground_many`.
 
     Args:
-        pipeline: its U-Net is read; its text encoder is not used.
-        sample: of `prepare`.
+        pipeline, sample: a U-Net (the text encoder is not used), and images of `prepare`.
         states: ``(n, length, width)``, or ``(n, length, 2 * width)``: keys are made of the first half of each state,
             values of the second.
         timesteps: of the noise schedule, averaged.
@@ -195,17 +183,13 @@ def auc(maps: np.ndarray, sample: Sample) -> np.ndarray:
 
 
 def attention_mass(reading: Reading, sample: Sample) -> pd.DataFrame:
-    """Share of the attention by kind of token, a row per phrase; the shares add up to 1.
+    """Share of the attention by kind of token in a ``reading`` of the ``sample``, a row per phrase.
 
     A padding of zeros is a sink whose mass depends on its length, so compare the same prompts, or see `at_length`.
 
-    Args:
-        reading: of the ``sample``.
-        sample: of `prepare`.
-
     Returns:
-        A column for each of `KINDS`; ``words``, the sum of `WORDS`; ``tokens``, the number of real tokens; and
-        ``entropy`` of the attention among those as a share of its maximum: 1 if all get the same.
+        A column for each of `KINDS`, which add up to 1; ``words``, the sum of `WORDS`; ``tokens``, the number of real
+        tokens; and ``entropy`` of the attention among those as a share of its maximum: 1 if all get the same.
     """
     rows = []
     for i, groups in enumerate(sample.kinds):
@@ -230,9 +214,7 @@ def swap(
 ) -> dict[tuple[str, str, str], Reading]:
     """Each U-Net with the keys of each text encoder and the values of each: (U-Net, keys, values) → what was read.
 
-    Args:
-        pipelines: by name.
-        sample, timesteps: of `read`.
+    ``pipelines`` have names; ``sample`` and ``timesteps`` as of `read`.
     """
     states = {name: models.encode_text(pipeline, sample.prompts).cpu() for name, pipeline in pipelines.items()}
     out = {}
@@ -249,15 +231,9 @@ def empty_states(pipeline: StableDiffusionPipeline) -> tuple[Tensor, int]:
 
 
 def ablate(states: Tensor, empty: tuple[Tensor, int], sample: Sample, kinds: Sequence[str]) -> Tensor:
-    """``states`` with those of some ``kinds`` of tokens replaced by the empty prompt's.
+    """``states`` with those of some ``kinds`` of tokens of the ``sample`` replaced by the ``empty`` prompt's.
 
-    Its begin replaces begin, its end replaces end, and its padding replaces words.
-
-    Args:
-        states: ``(n, length, width)`` of the ``sample``.
-        empty: of `empty_states`.
-        sample: of `prepare`.
-        kinds: of `KINDS`.
+    Both are ``(n, length, width)``. Its begin replaces begin, its end replaces end, and its padding replaces words.
     """
     (blank, used), out = empty, states.clone()
     for i, groups in enumerate(sample.kinds):
@@ -270,7 +246,7 @@ def ablate(states: Tensor, empty: tuple[Tensor, int], sample: Sample, kinds: Seq
 def states_of(states: Tensor, sample: Sample, kind: str) -> np.ndarray:
     """Mean state of one ``kind`` of token in each distinct phrase of the ``sample`` that has one: ``(m, width)``.
 
-    ``states``: ``(n, length, width)``.
+    ``states`` are ``(n, length, width)``.
     """
     first = {prompt: i for i, prompt in reversed(list(enumerate(sample.prompts)))}
     rows = [states[i, sample.kinds[i][kind]].mean(dim=0) for i in sorted(first.values()) if kind in sample.kinds[i]]
@@ -278,17 +254,16 @@ def states_of(states: Tensor, sample: Sample, kind: str) -> np.ndarray:
 
 
 def compare_states(x: np.ndarray, y: np.ndarray, permutations: int = 200, seed: int = 0) -> dict[str, float]:
-    """How far two encoders' states of the same ``m`` texts are apart, by three measures with different blind spots.
-
-    Args:
-        x, y: ``(m, width)`` each; row i is of the same text.
-        permutations: of the rows of ``y``, for the null of CKA, which is far above 0 where texts are few.
-        seed: of the permutations.
+    """How far two encoders' states ``x`` and ``y`` ``(m, width)`` of the same texts are apart, by three measures.
 
     Returns:
         ``cka``: linear (Kornblith et al. 2019, eq. 3), 1 for states equal up to rotation and scale; ``cka_null``, the
-        95th percentile of its null. ``procrustes``: what is left after the best rotation, 0 to 1 (Ding et al. 2021).
-        ``drift``: mean of 1 − cosine, which a rotation changes.
+            95th
+        percentile of its null from ``permutations`` of the texts (by ``seed``), which is far above 0 where they are
+            few.
+        ``procrustes``: what is left after the best rotation, 0 to 1 (Ding et al. 2021). ``drift``: mean of 1 − cosine,
+            which
+        a rotation changes.
     """
     cosine = (x * y).sum(axis=1) / np.maximum(np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1), 1e-12)
     a, b = (z - z.mean(axis=0) for z in (x, y))
@@ -338,12 +313,9 @@ def position_states(pipeline: StableDiffusionPipeline, findings: Sequence[Findin
 
 
 def probe(train: np.ndarray, answers: Sequence[str], test: np.ndarray) -> np.ndarray:
-    """Answers of a linear probe, a logistic regression on standardised states.
+    """Answers ``(m,)`` of a linear probe on ``test`` ``(m, width)``: a logistic regression on standardised states.
 
-    Args:
-        train: ``(n, width)``, whose ``answers`` are known.
-        answers: ``n`` of them, at least two different ones.
-        test: ``(m, width)``, to be answered.
+    ``train`` ``(n, width)`` has the known ``answers``, of which at least two are different.
     """
     if len(set(answers)) < 2:
         raise InputError(f"a probe needs two different answers to learn, got {sorted(set(answers))}")
@@ -353,10 +325,8 @@ def probe(train: np.ndarray, answers: Sequence[str], test: np.ndarray) -> np.nda
 def layer_states(pipeline: StableDiffusionPipeline, prompt: str) -> Tensor:
     """States of a ``prompt`` after the embeddings and after each layer of ``pipeline``'s encoder, normalised.
 
-    CLIP's last layer norm is applied to all of them (Toker et al. 2024); a BERT's layers end in their own.
-
-    Returns:
-        float32 ``(layers + 1, length, width)``.
+    Float32 ``(layers + 1, length, width)``. CLIP's last layer norm is applied to all of them (Toker et al. 2024); a
+    BERT's layers end in their own.
     """
     encoder, seen = pipeline.text_encoder, []
     layers = [encoder.get_submodule(name) for name in recipes.layer_names(encoder)]
@@ -383,19 +353,12 @@ def layer_states(pipeline: StableDiffusionPipeline, prompt: str) -> Tensor:
 def lens(pipeline: StableDiffusionPipeline, prompt: str, guidance: float = 2.0, steps: int = 20) -> np.ndarray:
     """Diffusion Lens (Toker et al. 2024): an image drawn from each of `layer_states`, uint8 ``(layers + 1, s, s)``.
 
-    Args:
-        pipeline, prompt: as of `layer_states`.
-        guidance: scale of classifier-free guidance away from the empty prompt.
-        steps: of DDIM, from noise that all layers share.
+    ``pipeline, prompt`` as there; ``guidance`` away from the empty prompt; ``steps`` of DDIM from noise that all share.
     """
-    states, unet, empty = (
-        layer_states(pipeline, prompt),
-        pipeline.unet,
-        empty_states(pipeline)[0].to(pipeline.unet.dtype),
-    )
+    states, unet = layer_states(pipeline, prompt), pipeline.unet
+    empty, side = empty_states(pipeline)[0].to(unet.dtype), unet.config.sample_size
     # Twice as wide where keys and values differ.
-    states, side = states.repeat(1, 1, empty.shape[-1] // states.shape[-1]).to(empty), unet.config.sample_size
-    noise = models.seeded_noise((unet.config.in_channels, side, side), 0).to(states)
-    noise = noise.expand(len(states), -1, -1, -1)
+    states = states.repeat(1, 1, empty.shape[-1] // states.shape[-1]).to(empty)
+    noise = models.seeded_noise((unet.config.in_channels, side, side), 0).to(states).expand(len(states), -1, -1, -1)
     latents = models.draw(pipeline, noise, states, empty[None], steps=steps, guidance=guidance)
     return models.decode_latents(pipeline, latents.float())

@@ -1,14 +1,12 @@
 """The mirror test where nobody drew a box: does a map lie on the side that the report names?
 
 Few X-rays have boxes, many have reports that name a side. The prompt of `sided` names none; the truth is half an image.
-`side_scores` is balanced, so that a map that always leans to one side, as to the heart, gets 0.5:
+`side_score` is balanced, so that a map that always leans to one side, as to the heart, gets 0.5:
 
     python -m chestxai.sides --profile open --variant frozen --data /path/to/folder
 
 writes ``sides.csv`` of a finished run.
 """
-
-from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Sequence
@@ -24,17 +22,11 @@ from chestxai.runs import InputError, Run
 from chestxai.stats import Interval
 from chestxai.studies import Fit, GroundTruth, Study
 
-_SIDES = ("left", "right")
-
 
 def sided(studies: Iterable[Study]) -> list[GroundTruth]:
-    """Findings that a report places on one side only, as phrases that do not name it.
+    """Findings that a report places on one side only, as phrases that do not name it: the first mention in each study.
 
-    Args:
-        studies: their attribute "side", where a source has one (Open-i's indexers), must not contradict the report.
-
-    Returns:
-        The first such mention of each finding of a study.
+    An attribute "side" of ``studies``, where a source has one (Open-i's indexers), must not contradict the report.
     """
     out = []
     for study in studies:
@@ -43,7 +35,11 @@ def sided(studies: Iterable[Study]) -> list[GroundTruth]:
             found.setdefault(finding.name, []).append(finding)
         for mentions in found.values():
             first, sides = mentions[0], {finding.side for finding in mentions}
-            if len(sides) == 1 and first.side in _SIDES and study.attributes.get("side", first.side) == first.side:
+            if (
+                len(sides) == 1
+                and first.side in ("left", "right")
+                and study.attributes.get("side", first.side) == first.side
+            ):
                 phrase = faithfulness.without_side(first.phrase)
                 # A phrase whose words for the finding went with the side's ("left-sided opacity") would be read whole.
                 if phrase and reports.name_span(phrase, first.name):
@@ -52,32 +48,27 @@ def sided(studies: Iterable[Study]) -> list[GroundTruth]:
 
 
 def half(study: Study, side: str, size: int, fit: Fit = "crop") -> np.ndarray:
-    """The half of the model's frame that shows the patient's ``side``, bool ``(size, size)``.
+    """The half of the model's frame that shows the patient's ``side``, "left" or "right": bool ``(size, size)``.
 
-    Args:
-        study: its attribute "midline", a share of the width from the left, or the middle, divides the halves.
-        side: "left" or "right" of the patient, who faces the reader.
-        size: of the frame in pixels.
-        fit: how the image fits into it.
+    `faithfulness.midline` of the ``study`` in a frame of that ``fit`` divides the halves. The patient faces the reader.
     """
     left = np.arange(size) + 0.5 > faithfulness.midline(study, size, fit) * size
     return np.tile(left if side == "left" else ~left, (size, 1))
 
 
 def score_run(profile: Profile, run: Run, studies: Sequence[Study], pool: Sequence[Study], step: int) -> pd.DataFrame:
-    """Map and score `sided` with a checkpoint of a finished run.
+    """Map and score `sided` with a checkpoint of a finished run; the maps are kept in its ``maps/`` and resumed.
 
     Args:
-        profile: the one the run was made with.
-        run: a finished run; the maps are kept in its ``maps/`` and resumed.
-        studies: of the split to score.
-        pool: of another split, see `faithfulness.swap_images`.
-        step: the checkpoint.
+        profile, run, step: the profile the run was made with, the run, and the checkpoint.
+        studies, pool: of the split to score, and of another one, see `faithfulness.swap_images`.
 
     Returns:
         A row for each finding: ``study, patient, finding, phrase, side, step``; ``mirror``, 1 where the mean attention
-        is greater on the finding's side of the image than on the other; ``swap_mirror``, the same on images of other
-        patients without the finding.
+            is
+        greater on the finding's side of the image than on the other; ``swap_mirror``, the same on images of other
+            patients
+        without the finding.
 
     Raises:
         InputError: no report names a side.
@@ -94,22 +85,18 @@ def score_run(profile: Profile, run: Run, studies: Sequence[Study], pool: Sequen
     )
     rows = []
     for truth, own, swapped in zip(truths, probes["own"], probes["swap"], strict=True):
-        study, finding = truth.study, truth.finding
-        mask, centre = half(study, finding.side, size, fit), faithfulness.midline(study, size, fit)
-        others = [faithfulness.mirror_test(heatmap, mask, centre) for heatmap in swapped if np.isfinite(heatmap).all()]
-        row = {"study": study.id, "patient": study.patient, "finding": finding.name, "phrase": finding.phrase}
-        row |= {"side": finding.side, "step": step, "mirror": faithfulness.mirror_test(own, mask, centre)}
-        rows.append(row | {"swap_mirror": np.mean(others) if others else np.nan})
+        side = truth.finding.side
+        mask, centre = half(truth.study, side, size, fit), faithfulness.midline(truth.study, size, fit)
+        mirror, *swaps = (faithfulness.mirror_test(heatmap, mask, centre) for heatmap in (own, *swapped))
+        scores = {"mirror": mirror, "swap_mirror": pd.Series(swaps, dtype=float).mean()}
+        rows.append(truth.about() | {"side": side, "step": step} | scores)
     return pd.DataFrame(rows)
 
 
 def side_score(table: pd.DataFrame, column: str = "mirror", n: int = 2000) -> Interval:
-    """Mean over sides of the mean of ``column``; chance is 0.5, also of a map that always leans to one side.
+    """Mean over sides of the mean of ``column`` ("mirror" or "swap_mirror") of one step in a ``table`` of `score_run`.
 
-    Args:
-        table: of `score_run`, one step.
-        column: "mirror" or "swap_mirror".
-        n: resamples of the patients.
+    Chance is 0.5, also of a map that always leans to one side. ``n`` resamples of the patients give the interval.
     """
     known = table.dropna(subset=column)
     share = known["side"].map(known["side"].value_counts())
@@ -118,11 +105,7 @@ def side_score(table: pd.DataFrame, column: str = "mirror", n: int = 2000) -> In
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m chestxai.sides``: ``sides.csv`` of every checkpoint of a run.
-
-    Args:
-        arguments: of the command line; default: ``sys.argv``.
-    """
+    """``python -m chestxai.sides``: ``sides.csv`` of every checkpoint of a run."""
     parser = argparse.ArgumentParser(
         prog="python -m chestxai.sides",
         description="Which side of an image do maps prefer, where reports name one? Of every checkpoint of a run.",

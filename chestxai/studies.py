@@ -142,6 +142,11 @@ class GroundTruth:
         """Unique name of this row of a grounding table, ``study/finding/phrase``."""
         return f"{self.study.id}/{self.finding.name}/{self.finding.phrase}"
 
+    def about(self) -> dict[str, str]:
+        """The columns that name it in a table of scores."""
+        study, finding = self.study, self.finding
+        return {"study": study.id, "patient": study.patient, "finding": finding.name, "phrase": finding.phrase}
+
 
 def phrases(studies: Iterable[Study]) -> list[GroundTruth]:
     """Every present finding that has a box or a mask, in the order of the studies."""

@@ -37,8 +37,7 @@ class Comparison(Difference):
     Attributes:
         metric, step: column of ``grounding.csv`` and checkpoint.
         a, b: the variants; ``b`` is subtracted.
-        phrases, patients: how many the runs share.
-        seeds: how many the interval covers; 1 if it covers patients only.
+        phrases, patients, seeds: how many the runs share; seeds is 1 if the interval covers patients only.
         detectable: of `minimal_detectable_difference` for as many patients and seeds; NaN for one patient.
     """
 
@@ -53,16 +52,11 @@ class Comparison(Difference):
 
 
 def table(runs: Sequence[Path], n: int = 2000) -> pd.DataFrame:
-    """One row per variant, seed and step.
+    """One row per variant, seed and step of ``runs``, folders ``…/<variant>/seed-<n>``, in that order.
 
-    Args:
-        runs: run folders ``…/<variant>/seed-<n>``.
-        n: resamples of the intervals.
-
-    Returns:
-        columns ``variant, seed, step, seconds`` (of training), ``phrases, patients``; the mean of every localization
-        score with ``<score>_low`` and ``<score>_high`` (patient-clustered bootstrap), and of its `REFERENCES`; every
-        number of ``fidelity.json``. NaN where a step lacks one. Rows in order of variant, seed and step.
+    Columns ``variant, seed, step, seconds`` (of training), ``phrases, patients``; the mean of every localization score
+    with ``<score>_low`` and ``<score>_high`` (patient-clustered bootstrap with ``n`` resamples), and of its
+    `REFERENCES`; every number of ``fidelity.json``. NaN where a step lacks one.
 
     Raises:
         MissingError, InputError: a file is missing, unfinished or damaged, or a run is listed twice.
@@ -81,11 +75,7 @@ def table(runs: Sequence[Path], n: int = 2000) -> pd.DataFrame:
 
 
 def at_equal_seconds(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of each variant and seed's last checkpoint that took no longer than the fastest run of all.
-
-    Args:
-        table: of `table`; without times it has no rows.
-    """
+    """Rows of ``table``: each run's last checkpoint that took no longer than the fastest of all; none without times."""
     trained = table[table["step"] > 0]
     budget = trained.groupby(["variant", "seed"])["seconds"].max().min()
     # A checkpoint rarely falls on the same second.
@@ -96,12 +86,8 @@ def at_equal_seconds(table: pd.DataFrame) -> pd.DataFrame:
 def pareto_front(table: pd.DataFrame, x: str = "fid", y: str = "auc_roc") -> np.ndarray:
     """Rows that no other row dominates, i.e. is at least as good in both columns and better in one: bool ``(rows,)``.
 
-    Args:
-        table: of `table`; rows with NaN are False.
-        x, y: columns to minimise and to maximise (or to minimise, if ``y`` is in `LOWER_IS_BETTER`).
-
-    Raises:
-        InputError: the table lacks a column.
+    In ``table``, of `table`, ``x`` is minimised and ``y`` maximised (or minimised, if it is in `LOWER_IS_BETTER`); rows
+    with NaN are False. InputError where it lacks a column.
     """
     for column in (x, y):
         if column not in table:
@@ -121,7 +107,6 @@ def compare(
     step: int | None = None,
     finding: str | None = None,
     n: int = 2000,
-    level: float = 0.95,
     alpha: float = 0.05,
 ) -> Comparison:
     """Paired difference ``a − b`` of a localization score on the phrases that all runs share.
@@ -132,11 +117,9 @@ def compare(
 
     Args:
         runs_a, runs_b: run folders of one variant, and of the variant to subtract.
-        metric: column of ``grounding.csv``.
+        metric, finding: column of ``grounding.csv``, and the only finding whose phrases count, if not all.
         step: checkpoint; None takes the last, which must be the same in all runs.
-        finding: restricts to phrases of this finding.
-        n, level: resamples and confidence level of the interval.
-        alpha: significance level behind ``detectable``.
+        n, alpha: resamples of the interval, and significance level behind ``detectable``.
 
     Raises:
         MissingError, InputError: as `table`; also no common phrase, or different last steps.
@@ -152,43 +135,33 @@ def compare(
     seeds = len(runs_a) if len(runs_a) == len(runs_b) else 1
     if seeds > 1:
         differences = np.stack(both["seeds"]) - np.stack(both["seeds_b"])
-        interval = stats.seeds_ci(differences, patients, level)
+        interval = stats.seeds_ci(differences, patients)
         difference = Difference(interval.estimate, interval.low, interval.high, _p(differences, patients))
     else:
         differences = both["score"] - both["score_b"]
-        difference = stats.paired_difference(both["score"], both["score_b"], patients, n=n, level=level)
+        difference = stats.paired_difference(both["score"], both["score_b"], patients, n=n)
     detectable = stats.minimal_detectable_difference(differences, patients, alpha=alpha) if count > 1 else math.nan
     about = {"metric": metric, "step": step, "phrases": len(both), "patients": count, "seeds": seeds}
     return Comparison(**vars(difference), **names, **about, detectable=detectable)
 
 
-def compare_all(
-    runs: Sequence[Path], metric: str = "auc_roc", reference: str | None = None, **options: Any
-) -> list[Comparison]:
-    """`compare` a reference variant with every other one: reference minus variant.
+def compare_all(runs: Sequence[Path], metric: str = "auc_roc", **options: Any) -> list[Comparison]:
+    """`compare` the variant of the first of ``runs`` with every other one: first minus other.
 
-    Args:
-        runs: run folders of any number of variants.
-        metric: column of ``grounding.csv``.
-        reference: name of a variant; None takes that of the first run.
-        options: ``step``, ``finding``, ``n``, ``level`` and ``alpha`` of `compare`.
+    ``metric`` and the ``options`` ``step``, ``finding``, ``n`` and ``alpha`` as there.
     """
-    variants = _by_variant(runs)
-    reference = next(iter(variants)) if reference is None else reference
-    if reference not in variants:
-        raise InputError(f"the reference {reference!r} is none of the variants {', '.join(variants)}")
-    first = variants.pop(reference)
-    return [compare(first, members, metric, **options) for members in variants.values()]
+    first, *others = _by_variant(runs).values()
+    return [compare(first, members, metric, **options) for members in others]
 
 
 def compare_findings(
     runs_a: Sequence[Path], runs_b: Sequence[Path], metric: str = "auc_roc", *, n: int = 2000
 ) -> pd.DataFrame:
-    """`compare` for each finding, with p-values adjusted for the number of comparisons.
+    """`compare` for each finding at the last step, with p-values adjusted for the number of comparisons.
 
     Args:
         runs_a, runs_b: run folders of the reference variant, and of one or more others.
-        metric, n: as of `compare`; always of the last step.
+        metric, n: as of `compare`.
 
     Returns:
         index ``finding``, a row for each finding and other variant; columns ``variant`` (the other one), ``difference``
@@ -226,13 +199,8 @@ def _p(values: np.ndarray, patients: pd.Series) -> float:
 def by_finding(runs: Sequence[Path], metric: str = "auc_roc", n: int = 2000) -> pd.DataFrame:
     """A score per variant and finding, and over all findings, at the last step, averaged over the seeds of a variant.
 
-    Args:
-        runs: run folders of any number of variants.
-        metric: column of ``grounding.csv``.
-        n: resamples; the interval covers patients, with several seeds both (`seeds_ci`).
-
-    Returns:
-        columns ``finding`` (last: ``"all"``), ``variant, mean, low, high, prior, chance, n`` (phrases).
+    Columns ``finding`` (last: ``"all"``), ``variant, mean, low, high, prior, chance, n`` (phrases). ``runs, metric, n``
+    as of `table` and `compare`; the interval covers patients, with several seeds both (`seeds_ci`).
     """
     rows = []
     for variant, members in _by_variant(runs).items():
@@ -253,16 +221,12 @@ def estimates(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000) -> 
     seed (root mean square) and of Student's t over the seeds' estimates add as squares, which is cautious.
 
     Args:
-        table: of `table`.
-        runs: the run folders of ``table``; needed where a variant has several seeds.
-        n: resamples of the intervals (with one seed).
+        table, n: of `table`, with the ``n`` of its intervals (with one seed).
+        runs: the run folders of ``table``; InputError where a variant has several seeds and these are not its.
 
     Returns:
         rows: the measures in the table, by their printed name. Columns: the variants, the `REFERENCES` and ``real
         images``. Cells: `Interval`, a number where there is no interval (KID), or NaN.
-
-    Raises:
-        InputError: a variant has several seeds, and ``runs`` are not its folders.
     """
     last, folders, out = _last(table), _by_variant(runs) if len(runs) else {}, {}
     overall = last.mean(numeric_only=True)
@@ -287,11 +251,7 @@ def estimates(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000) -> 
 
 
 def summary(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000) -> pd.DataFrame:
-    """`estimates` as text to print, ``0.842 [0.811, 0.869]``; KID with its standard deviation over subsets.
-
-    Args:
-        table, runs, n: as of `estimates`.
-    """
+    """`estimates` of ``table, runs, n`` as text, ``0.842 [0.811, 0.869]``; KID ± its deviation over subsets."""
     frame, last = estimates(table, runs, n), _last(table)
     numbers = {variant: rows.mean(numeric_only=True) for variant, rows in last.groupby("variant")}
     numbers["real images"] = last.mean(numeric_only=True)
@@ -337,32 +297,20 @@ def _over_seeds(rows: pd.DataFrame, column: str) -> Interval | float:
     return Interval(mean.estimate, mean.estimate - halves[0], mean.estimate + halves[1])
 
 
-def verdict(difference: Comparison, better: str | None = None) -> str:
-    """One sentence on the claim that ``better`` localizes better than the other variant of a comparison.
-
-    Args:
-        difference: of `compare`; the claim is undecided if its interval contains zero.
-        better: one of its two variants; None takes ``difference.a``.
-
-    Raises:
-        InputError: ``better`` is neither of the two.
-    """
-    d, better = difference, difference.a if better is None else better
-    if better not in (d.a, d.b):
-        raise InputError(f"the comparison is of {d.a!r} and {d.b!r}, not of {better!r}")
-    other, shown = d.b, Difference(d.estimate, d.low, d.high, d.p)
-    if better == d.b:
-        other, shown = d.a, Difference(-d.estimate, -d.high, -d.low, d.p)
-    low, high = (-shown.high, -shown.low) if d.metric in LOWER_IS_BETTER else (shown.low, shown.high)
-    claim = f"Undecided: {better} and {other} do not clearly differ"
+def verdict(difference: Comparison) -> str:
+    """One sentence on the claim that ``a`` of a comparison localizes better than ``b``: undecided if it may be zero."""
+    d, low, high = difference, difference.low, difference.high
+    if d.metric in LOWER_IS_BETTER:
+        low, high = -high, -low
+    claim = f"Undecided: {d.a} and {d.b} do not clearly differ"
     if low > 0:
-        claim = f"Supported: {better} localizes better than {other}"
+        claim = f"Supported: {d.a} localizes better than {d.b}"
     elif high < 0:
-        claim = f"Contradicted: {other} localizes better than {better}"
+        claim = f"Contradicted: {d.b} localizes better than {d.a}"
     seeds = f"{d.seeds} seeds: the interval covers other seeds and other patients"
     seeds = seeds if d.seeds > 1 else "the interval covers other patients, not other seeds"
     return (
-        f"{claim}: the {NAMES.get(d.metric, d.metric).rstrip(' ↑↓')} of {better} minus that of {other} is {shown} "
+        f"{claim}: the {NAMES.get(d.metric, d.metric).rstrip(' ↑↓')} of {d.a} minus that of {d.b} is {d} "
         f"({d.phrases} phrases of {d.patients} patients, step {d.step}; {seeds})."
     )
 

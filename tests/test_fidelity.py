@@ -32,6 +32,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from chestxai import fidelity, models, profiles, runs, sources, tradeoff
 from chestxai.fidelity import FindingsClassifier, Training, classifier, metrics, spaces
 from chestxai.fidelity.__main__ import main
+from chestxai.fidelity.classifier import SHIPPED
 from chestxai.profiles import SamplingSettings
 from chestxai.recipes import Recipe
 from chestxai.studies import FINDINGS, Finding, Frame, Study
@@ -1045,9 +1046,7 @@ class TestSharedClassifier:
         def notebook():
             both.wait()
             classifiers.append(
-                fidelity.shared_classifier(
-                    "pictures", tmp_path / "classifier", self.load(loads), epochs=1, shipped=tmp_path
-                )
+                fidelity.cached_classifier(tmp_path / "classifier", self.load(loads), Training("pictures", epochs=1))
             )
 
         threads = [threading.Thread(target=notebook) for _ in range(2)]
@@ -1059,23 +1058,16 @@ class TestSharedClassifier:
         assert classifiers[0].description == classifiers[1].description
         assert "40 images of pictures" in classifiers[0].description
 
-    def test_the_shipped_one_where_it_was_trained_on_the_source(self, trained, tmp_path):
-        loads = []
-        model = fidelity.shared_classifier("pictures", tmp_path / "own", self.load(loads), shipped=trained)
-        assert model.description == fidelity.load_classifier(trained).description
-        assert not loads
-        assert not (tmp_path / "own").exists()
-        other = fidelity.shared_classifier("openi", tmp_path / "own", self.load(loads), epochs=1, shipped=trained)
-        assert "of openi" in other.description
-        assert loads == ["train", "val"]
+    def test_the_shipped_one_where_it_was_trained_on_the_source(self, tmp_path):
+        model = fidelity.profile_classifier(profiles.load("smoke"), out=tmp_path)
+        assert model.description == fidelity.load_classifier(SHIPPED).description
+        assert not list(tmp_path.iterdir())
 
     def test_other_data_or_a_damaged_file_train_again(self, tmp_path):
         loads = []
 
         def shared(data):
-            return fidelity.shared_classifier(
-                "pictures", tmp_path / "own", self.load(loads), data=data, epochs=1, shipped=tmp_path
-            )
+            return fidelity.cached_classifier(tmp_path / "own", self.load(loads), Training("pictures", data, epochs=1))
 
         first = shared("a").description
         assert shared("a").description == first

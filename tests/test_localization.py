@@ -174,9 +174,9 @@ class TestByHand:
     def test_the_published_box_against_the_mask(self):
         # Rows and columns 2-5, of which the published box keeps 2-4: 9 of 16 pixels.
         heatmap = square().astype(np.float32)
-        assert loc.bbox_mask_iou(heatmap, square(), "gmm") == pytest.approx(9 / 16)
-        assert loc.bbox_mask_iou(heatmap, square(), "gmm", "classes") == pytest.approx((9 / 16 + 48 / 55) / 2)
-        assert loc.bbox_mask_iou(np.zeros((8, 8)), square(), "gmm") == 0
+        assert loc.bbox_mask_iou(heatmap, square()) == pytest.approx(9 / 16)
+        assert loc.bbox_mask_iou(heatmap, square(), "classes") == pytest.approx((9 / 16 + 48 / 55) / 2)
+        assert loc.bbox_mask_iou(np.zeros((8, 8)), square()) == 0
 
     def test_overlaps(self):
         # Foreground: columns 2-5 of rows 2-3 (8 pixels), all inside the mask: rows 2-5 (16 pixels).
@@ -202,11 +202,10 @@ class TestByHand:
         scores = [loc.miou(rng.standard_normal((100, 100)), mask) for _ in range(10)]
         assert np.mean(scores) == pytest.approx(0.29, abs=0.02)
 
-    def test_bbox_takes_the_largest_part_or_everything(self):
+    def test_bbox_takes_the_largest_part(self):
         heatmap, mask = square().astype(np.float32), square()
         heatmap[0, 7] = 1
         assert loc.bbox_iou(heatmap, mask) == 1
-        assert loc.bbox_iou(heatmap, mask, largest=False) == pytest.approx(16 / 36)
 
     def test_bbox_parts_touch_at_corners(self):
         heatmap = np.zeros((8, 8))
@@ -375,11 +374,10 @@ class TestInvariants:
     @given(heatmaps, masks)
     @settings(max_examples=50)
     def test_transposing_both_changes_nothing(self, heatmap, mask):
-        # Transposing changes which of two equal parts comes first: compare the box of all foreground.
-        rows = [
-            {**loc.score(h, m), "bbox_iou": loc.bbox_iou(h, m, largest=False)}
-            for h, m in ((heatmap, mask), (heatmap.T, mask.T))
-        ]
+        # Transposing changes which of two equal parts comes first.
+        book = loc.PROTOCOLS["book"]
+        same = replace(book, scores={name: f for name, f in book.scores.items() if name != "bbox_iou"})
+        rows = [loc.score(h, m, same) for h, m in ((heatmap, mask), (heatmap.T, mask.T))]
         assert rows[0] == pytest.approx(rows[1])
 
     @given(heatmaps, masks, st.sampled_from(list(loc.PROTOCOLS)))
@@ -697,23 +695,20 @@ class TestBaselines:
 
     def test_chance_is_repeatable(self):
         assert loc.chance(square()) == loc.chance(square())
-        assert loc.chance(square(), seed=1) != loc.chance(square())
 
-    def test_score_table(self):
-        heatmaps, masks = [blob(16, 8, 8, 2), blob(16, 4, 4, 2)], [square(32, 10, 10, 12, 12), square(32, 0, 0, 9, 9)]
-        rows = loc.score_table(iter(heatmaps), masks, priors=[loc.location_prior(masks)] * 2)
-        assert list(rows[0]) == ["target", *(p + s for p in ("", "prior_", "chance_") for s in loc.SCORES)]
-        assert rows[0]["target"] == 144 / 1024
-        assert rows[1]["auc_roc"] == loc.auc_roc(heatmaps[1], masks[1])
-
-    @pytest.mark.parametrize("name", loc.PROTOCOLS)
-    def test_score_table_of_a_protocol(self, name):
-        heatmaps, masks = [blob(16, 8, 8, 2), blob(16, 4, 4, 2)], [square(32, 10, 10, 12, 12), square(32, 0, 0, 9, 9)]
-        rows = loc.score_table(heatmaps, masks, [loc.location_prior(masks)] * 2, protocol=name, random=2)
-        scores = loc.PROTOCOLS[name].scores
-        assert list(rows[0]) == ["target", *(p + s for p in ("", "prior_", "chance_") for s in scores)]
-        assert rows[1]["auc_roc"] == loc.score(heatmaps[1], masks[1], name)["auc_roc"]
-        assert not any(key.startswith("chance_") for key in loc.score_table(heatmaps, masks, random=0)[0])
+    def test_a_row_of_the_table_for_each_phrase(self):
+        box, other = Box(10, 10, 12, 12), Box(0, 0, 9, 9)
+        truths = [case((b,), size=(32, 32)) for b in (box, other)]
+        heatmaps, priors = [blob(16, 8, 8, 2), blob(16, 4, 4, 2)], loc.location_priors(truths, 32)
+        table = loc.score_truths(heatmaps, truths, priors, 32, text_prior=loc.text_priors(truths, 32))
+        for prefix in ("", "prior_", "text_prior_", "chance_"):
+            assert {prefix + name for name in loc.SCORES} <= set(table)
+        assert table["target"][0] == 144 / 1024
+        mask = square(32, 0, 0, 9, 9)
+        assert table["auc_roc"][1] == loc.auc_roc(heatmaps[1], mask)
+        assert table["prior_iou"][1] == loc.iou(priors["Edema"], mask)
+        assert table["chance_dice"][1] == loc.chance(mask, (16, 16))["dice"]
+        assert "text_prior_cnr" not in loc.score_truths(heatmaps, truths, priors, 32)
 
     def test_chance_under_a_protocol_is_what_random_maps_score(self):
         rng, mask = np.random.default_rng(7), square(32, 3, 5, 12, 14)
@@ -736,13 +731,10 @@ class TestBaselines:
         assert list(result) == list(loc.PROTOCOLS["full"].scores)
         assert loc.chance(mask, (16, 16), n=3, protocol="nuetzel2025")["auc_roc"] == 0.5
 
-    def test_score_table_names_the_bad_row(self):
-        with pytest.raises(runs.InputError, match="row 1: the mask is empty"):
-            loc.score_table([np.eye(8)] * 2, [square(), np.zeros((8, 8), dtype=bool)])
-        with pytest.raises(runs.InputError, match="1 heatmaps for 2 masks"):
-            loc.score_table([np.eye(8)], [square()] * 2)
-        with pytest.raises(runs.InputError, match="no mask or prior for heatmap 1"):
-            loc.score_table([np.eye(8)] * 2, [square()])
+    def test_the_bad_phrase_is_named(self):
+        cut = case((Box(0, 0, 2, 2),))
+        with pytest.raises(runs.InputError, match=r"a/Edema/Edema\.: the mask is empty"):
+            loc.score_truths([np.eye(8)], [cut], {"Edema": np.ones((40, 40))}, 40)
 
 
 def case(boxes: tuple[Box, ...] = (), mask: np.ndarray | None = None, size: tuple[int, int] = (40, 60)) -> GroundTruth:
@@ -794,7 +786,9 @@ def run(tmp_path):
             {"study": t.study.id, "patient": t.study.patient, "finding": t.finding.name, "phrase": t.finding.phrase}
             for t in truths[:-1]
         ]
-        scores = loc.score_table(maps, masks)
+        scores = [
+            {"target": mask.mean(), **loc.score(heatmap, mask)} for heatmap, mask in zip(maps, masks, strict=True)
+        ]
         tables.append(pd.DataFrame([{**a, **s, "step": step} for a, s in zip(about, scores, strict=True)]))
     pd.concat(tables).to_csv(tmp_path / "grounding.csv", index=False)
     loc.save_masks(tmp_path / "maps" / "masks.safetensors", truths, 64)

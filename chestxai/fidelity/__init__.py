@@ -2,21 +2,13 @@
 
 Images are uint8 ``(n, s, s)`` everywhere, 0 black to 255 white; features float ``(n, d)``; labels ``(n, 8)`` over
 `FINDINGS`. The network of a feature space scales pixels itself and refuses floats, so they cannot be normalised twice.
-`feature_space` has a small findings classifier trained on the same data source (Inception features say little about
-grey 64-pixel radiographs), ``"inception"``, ``"inception-cd"`` and ``"xrv"``; any other network will do (see
-`spaces`). Numbers from different feature spaces cannot be compared: store `describe` beside them.
+Numbers from different feature spaces (see `spaces`) cannot be compared: store `describe` beside them. Inception
+features say little about grey 64-pixel radiographs, so the default is a small classifier of the same data source.
 """
 
 # ruff: noqa: F401, I001
 from chestxai.fidelity.classifier import FindingsClassifier, Labelled, Training, cached_classifier, classifier_auc
-from chestxai.fidelity.classifier import (
-    load_classifier,
-    macro_auc,
-    predict,
-    profile_classifier,
-    shared_classifier,
-    train_classifier,
-)
+from chestxai.fidelity.classifier import load_classifier, macro_auc, predict, profile_classifier, train_classifier
 from chestxai.fidelity.evaluation import TooFewWarning, by_finding, evaluate, reference, scores, top1, transfer_auc
 from chestxai.fidelity.memory import Memory, copies, memorisation
 from chestxai.fidelity.metrics import Extrapolation, density_coverage, fid, fid_difference, fid_infinity, fid_interval

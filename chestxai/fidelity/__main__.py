@@ -26,11 +26,7 @@ from chestxai.studies import Frame, read_image, to_images
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Score images in folders or of runs, or draw the images of a run.
-
-    Args:
-        arguments: of the command line; default: ``sys.argv``.
-    """
+    """Score images in folders or of runs, or draw the images of a run."""
     parser = argparse.ArgumentParser(
         prog="python -m chestxai.fidelity",
         description="Scores of generated images against real ones: folders (PNG or JPEG, at any depth), or runs of the "
@@ -171,12 +167,12 @@ def _of_run(space: nn.Module, folder: Path, size: int, options: argparse.Namespa
     return _Set(features(space, images), groups, images.__getitem__, about)
 
 
-def _pairs(groups: Groups, n: int, rng: np.random.Generator, most: int = 100) -> Array:
-    """Pairs of ``n`` images, int ``(p, 2)``: of any two of all, or one pair of each group; ``most`` at random."""
+def _pairs(groups: Groups, n: int, rng: np.random.Generator) -> Array:
+    """Pairs of ``n`` images, int ``(p, 2)``: of any two of all, or one pair of each group; 100 at random."""
     if groups is None:
-        return random_pairs(n, most, rng)
+        return random_pairs(n, 100, rng)
     members = [rows for rows in group_rows(groups, n) if len(rows) > 1]
-    return np.array([rng.choice(members[i], 2, replace=False) for i in rng.permutation(len(members))[:most]])
+    return np.array([rng.choice(members[i], 2, replace=False) for i in rng.permutation(len(members))[:100]])
 
 
 def _draw(options: argparse.Namespace) -> None:

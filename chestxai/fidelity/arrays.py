@@ -80,9 +80,9 @@ def group_rows(groups: Groups, n: int, what: str = "generated") -> list[Array]:
 def bootstrap(
     statistic: Callable[..., float], samples: Sequence[tuple[Array, Groups, str]], n: int, seed: int
 ) -> Array:
-    """Bootstrap distribution, float ``(n,)``, of a ``statistic(*values)`` of independent ``samples``.
+    """Bootstrap distribution, float ``(n,)``, of a ``statistic(*values)`` of independent ``samples``, from ``seed``.
 
-    A sample is its values, their groups, and what to call them (see `group_rows`); ``seed`` is of the resampling.
+    A sample is its values, their groups, and what to call them (see `group_rows`).
     """
     rng = np.random.default_rng(seed)
     rows = [group_rows(groups, len(values), what) for values, groups, what in samples]

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from chestxai import profiles, runs
 from chestxai.fidelity.arrays import Array, Groups, batched, check_images, grey, resize, to_json
+from chestxai.models.small import conv, fit
 from chestxai.profiles import DATA, Profile
 from chestxai.stats import Interval, bootstrap_statistic
 from chestxai.studies import FINDINGS, to_images
@@ -28,9 +29,7 @@ Labelled = tuple[Array, Array]
 class FindingsClassifier(nn.Module):
     """uint8 images ``(n, s, s)`` or ``(n, 1, s, s)`` → logits float32 ``(n, 8)`` over `FINDINGS`.
 
-    Args:
-        size: side in pixels of the images it works on; others are resized.
-        description: one line that names training data and weights.
+    Images are resized to ``size`` pixels; ``description`` is one line that names training data and weights.
     """
 
     num_features = 128
@@ -38,9 +37,8 @@ class FindingsClassifier(nn.Module):
     def __init__(self, size: int = 64, description: str = "untrained") -> None:
         super().__init__()
         self.size, self.description = size, description
-        self.trunk = nn.Sequential(
-            _conv(1, 24, 5, 2), _conv(24, 48, 3, 2), _conv(48, 48), _conv(48, 80, 3, 2), _conv(80, 80), _conv(80, 128)
-        )
+        first = conv(1, 24, 5, 2), conv(24, 48, 3, 2), conv(48, 48)
+        self.trunk = nn.Sequential(*first, conv(48, 80, 3, 2), conv(80, 80), conv(80, 128))
         self.head = nn.Linear(self.num_features, len(FINDINGS))
 
     def scaled(self, images: Tensor) -> Tensor:
@@ -53,11 +51,6 @@ class FindingsClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))
-
-
-def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(True))
 
 
 @dataclass(frozen=True)
@@ -88,12 +81,9 @@ def train_classifier(
     contrast and brightness, but not mirrored, which would put the heart on the right.
 
     Args:
-        images, labels: uint8 ``(n, s, s)``, ``n ≥ 2``, and float ``(n, 8)``, 0 or 1, over `FINDINGS`.
-        out, training: folder to write, and how to train.
+        images, labels: uint8 ``(n, s, s)``, ``n ≥ 2``, and float ``(n, 8)``, 0 or 1, over `FINDINGS`; else InputError.
+        out, training: folder to write, and how to train, for at least one epoch.
         val: images and labels on which the AUC is recorded.
-
-    Raises:
-        InputError: images that are not uint8, labels that do not fit them, or less than one epoch.
     """
     images, labels, out = check_images(images), np.asarray(labels, dtype=np.float32), Path(out)
     if labels.shape != (len(images), len(FINDINGS)) or len(images) < 2:
@@ -119,24 +109,19 @@ def train_classifier(
 
 
 def _fit(model: FindingsClassifier, images: Array, labels: Array, training: Training) -> None:
-    device = torch.device(runs.device())
+    device, rng = torch.device(runs.device()), np.random.default_rng(training.seed)
     model.to(device, memory_format=torch.channels_last).train()
-    rng, steps = np.random.default_rng(training.seed), math.ceil(len(images) / training.batch)
+
+    def loss(rows: Array) -> Tensor:
+        x = model.scaled(torch.from_numpy(_shifted(images[rows], rng)).to(device))
+        jitter = torch.from_numpy(rng.normal(0, 0.1, (2, len(rows), 1, 1, 1)).astype(np.float32)).to(device)
+        x = (x * (1 + jitter[0]) + jitter[1]).contiguous(memory_format=torch.channels_last)
+        logits = model.head(model.trunk(x).mean(dim=(2, 3)))
+        return F.binary_cross_entropy_with_logits(logits, torch.from_numpy(labels[rows]).to(device))
+
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, weight_decay=0.05)
-    total = training.epochs * steps
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, training.learning_rate, total_steps=total)
-    for _ in runs.progress(range(training.epochs), f"training the classifier · {training.source}"):
-        # array_split evens out the batches: a last batch of one image would break batch normalisation.
-        for rows in np.array_split(rng.permutation(len(images)), steps):
-            x = model.scaled(torch.from_numpy(_shifted(images[rows], rng)).to(device))
-            jitter = torch.from_numpy(rng.normal(0, 0.1, (2, len(rows), 1, 1, 1)).astype(np.float32)).to(device)
-            x = (x * (1 + jitter[0]) + jitter[1]).contiguous(memory_format=torch.channels_last)
-            logits = model.head(model.trunk(x).mean(dim=(2, 3)))
-            loss = F.binary_cross_entropy_with_logits(logits, torch.from_numpy(labels[rows]).to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+    description = f"training the classifier · {training.source}"
+    fit(optimizer, len(images), loss, training.epochs, rng, training.batch, description)
 
 
 def _shifted(images: Array, rng: np.random.Generator) -> Array:
@@ -149,11 +134,10 @@ def _shifted(images: Array, rng: np.random.Generator) -> Array:
 
 
 def load_classifier(folder: Path) -> FindingsClassifier:
-    """Load what `train_classifier` saved, in evaluation mode on the CPU.
+    """Load what `train_classifier` saved in ``folder``, in evaluation mode on the CPU.
 
     Raises:
-        MissingError: no classifier there; the message says how to make one.
-        InputError: the weights are not those that ``classifier.json`` describes.
+        MissingError, InputError: no classifier there, or the weights are not those that ``classifier.json`` describes.
     """
     config, weights = Path(folder) / "classifier.json", Path(folder) / "model.safetensors"
     for path in (config, weights):
@@ -175,34 +159,14 @@ def load_classifier(folder: Path) -> FindingsClassifier:
     return model.eval().to(memory_format=torch.channels_last)
 
 
-def shared_classifier(
-    source: str,
-    folder: Path,
-    load: Callable[[str], Labelled],
-    *,
-    data: str = "",
-    epochs: int = 12,
-    shipped: Path = SHIPPED,
-) -> FindingsClassifier:
-    """The one classifier that scores all runs on a data ``source``, so that their numbers can be compared.
-
-    It is the one in ``shipped`` if that was trained on ``source``; else the `cached_classifier` of ``folder`` and
-    ``load``, trained for ``epochs`` on ``data`` (a fingerprint).
-    """
-    about = Path(shipped) / "classifier.json"
-    if about.is_file() and runs.read_json(about, dict).get("source") == source:
-        return load_classifier(shipped)
-    return cached_classifier(folder, load, Training(source, data, epochs))
-
-
 def profile_classifier(profile: Profile, data: str | Path = "", out: str | Path | None = None) -> FindingsClassifier:
-    """`shared_classifier` of a profile's source, trained on its own training images where none ships.
+    """The one classifier that scores all runs on the source of a ``profile``, so that their numbers can be compared.
 
-    Args:
-        profile: the settings.
-        data: folder that holds one sub-folder per source.
-        out: root of the runs; a trained classifier is kept in the profile's folder.
+    It is the one that ships if that was trained on the source; else it is trained on the profile's own training images,
+    below ``data``, and kept in its folder below ``out``, the root of the runs.
     """
+    if runs.read_json(SHIPPED / "classifier.json", dict)["source"] == profile.data.source:
+        return load_classifier(SHIPPED)
     train = profiles.studies(profile, "train", data)
 
     def labelled(split: str) -> Labelled:
@@ -212,14 +176,14 @@ def profile_classifier(profile: Profile, data: str | Path = "", out: str | Path 
         return images, np.array([study.labels() for study in readable]).reshape(-1, len(FINDINGS))
 
     folder = profiles.profile_folder(profile, out) / "classifier"
-    return shared_classifier(profile.data.source, folder, labelled, data=f"{train.fingerprint}-{profile.data.fit}")
+    return cached_classifier(folder, labelled, Training(profile.data.source, f"{train.fingerprint}-{profile.data.fit}"))
 
 
 def cached_classifier(folder: Path, load: Callable[[str], Labelled], training: Training) -> FindingsClassifier:
     """The classifier in ``folder``, trained first if it is missing, damaged, or of another ``training``.
 
-    ``load`` maps "train" and "val" to images and labels; it is called only to train. A file lock lets only the first of
-    several processes train; the others wait for its result.
+    ``load`` maps "train" and "val" to images and labels, to train only. A file lock lets only the first of several
+    processes train; the others wait for its result.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -261,8 +225,7 @@ def classifier_auc(
     Args:
         probabilities: float ``(m, 8)`` of `predict`.
         labels: ``(m, 8)``, 0 or 1: the findings that are there (real images) or that the prompt names (generated).
-        groups: patient or prompt of each image, resampled together.
-        n, seed: bootstrap resamples and their seed.
+        groups: patient or prompt of each image, resampled together ``n`` times from ``seed``.
     """
     probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels) > 0.5
     if probabilities.shape != labels.shape or labels.shape[1:] != (len(FINDINGS),):

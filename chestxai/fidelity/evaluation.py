@@ -30,10 +30,10 @@ from chestxai.studies import FINDINGS
 def scores(
     real: Array, fake: Array, *, groups: Groups = None, real_groups: Groups = None, resamples: int = 100, seed: int = 0
 ) -> dict[str, Interval]:
-    """``fid``, ``precision``, ``recall``, ``density`` and ``coverage`` of two feature sets, with their default ``k``.
+    """``fid``, ``precision``, ``recall``, ``density`` and ``coverage`` of two feature sets; NaN where images are few.
 
-    ``real, fake, groups, real_groups, seed`` as of `fid_interval`; ``resamples`` are the FID's, which are slow. What
-    needs more images is NaN, with a `TooFewWarning`.
+    ``real, fake, groups, real_groups, seed`` as of `fid_interval`, ``resamples`` of the FID, which is slow. What needs
+    more images is left out with a `TooFewWarning`.
     """
     clusters = {"groups": groups, "real_groups": real_groups, "seed": seed}
     found = _several(1, "FID", lambda: (fid_interval(real, fake, n=resamples, **clusters),))
@@ -73,29 +73,32 @@ def evaluate(
 
     Args:
         real_images, fake_images: uint8 ``(n, s, s)``, held out from training, and ``(m, s, s)``.
-        labels: ``(m, 8)``: the findings that each generated image's prompt names.
-        groups: prompt of each generated image; equal texts are one group.
-        classifier: the feature space.
+        labels, groups: ``(m, 8)``: the findings that each generated image's prompt names; and the prompt.
+        classifier, spaces: the feature space and judge, and further feature spaces by name, of `feature_spaces`.
         patients: of the real images, resampled together.
         resamples: of the FID's bootstrap.
-        spaces: further feature spaces by name, of `feature_spaces`.
 
     Returns:
         `scores`, ``ms_ssim``, ``classifier_auc`` (macro) and ``top1`` (see `top1`), each with ``_low`` and ``_high``;
         ``kid``, ``kid_std`` (over subsets); `scores` and KID in each of ``spaces``, such as ``fid_inception``;
         ``classifier_auc_by_finding``; ``images_real`` and ``images_fake``, the counts.
     """
-    probabilities = predict(classifier, fake_images)
-    auc = classifier_auc(probabilities, labels, groups)
-    intervals = {
-        "ms_ssim": _mean_ms_ssim(fake_images, groups),
-        "classifier_auc": auc.pop("macro"),
-        "top1": top1(probabilities, labels, groups),
-    }
     numbers = {"images_real": len(real_images), "images_fake": len(fake_images)}
     clusters = {"groups": groups, "real_groups": patients, "resamples": resamples}
     in_spaces = _in_spaces(real_images, fake_images, {"": classifier, **(spaces or {})}, "", clusters)
-    return to_json(in_spaces | _flat(intervals) | numbers | {"classifier_auc_by_finding": auc})
+    return to_json(in_spaces | _judged(fake_images, labels, groups, groups, classifier, "") | numbers)
+
+
+def _judged(
+    images: Array, labels: Array, groups: Groups, alike: Groups, classifier: FindingsClassifier, suffix: str
+) -> dict[str, Any]:
+    """What the classifier sees in ``images``, and how similar those are that are ``alike``."""
+    probabilities = predict(classifier, images)
+    auc = classifier_auc(probabilities, labels, groups)
+    (pairs,) = _several(1, "MS-SSIM", lambda: [list(ms_ssim_by_group(images, alike).values())], None)
+    found = {"ms_ssim": bootstrap_ci(pairs) if pairs else _MISSING, "classifier_auc": auc.pop("macro")}
+    found["top1"] = top1(probabilities, labels, groups)
+    return _flat({name + suffix: value for name, value in found.items()}) | {f"classifier_auc{suffix}_by_finding": auc}
 
 
 def _in_spaces(
@@ -114,12 +117,8 @@ def _in_spaces(
 def top1(probabilities: Array, labels: Array, groups: Groups = None) -> Interval:
     """Share of the images asked for one finding alone in which the classifier finds that one the most probable.
 
-    Chance is one in eight. NaN where no image is asked for one finding alone.
-
-    Args:
-        probabilities: float ``(m, 8)`` of `predict`.
-        labels: ``(m, 8)``: the findings that each prompt names.
-        groups: prompt of each image, resampled together.
+    Chance is one in eight; NaN where no image is asked for one finding alone. ``probabilities, labels, groups`` as of
+    `classifier_auc`.
     """
     labels = np.asarray(labels) > 0.5
     one = np.flatnonzero(labels.sum(axis=1) == 1)
@@ -129,18 +128,15 @@ def top1(probabilities: Array, labels: Array, groups: Groups = None) -> Interval
     return bootstrap_ci(right, None if groups is None else [groups[i] for i in one])
 
 
-def by_finding(
-    real: Array, fake: Array, real_labels: Array, labels: Array, least: int = 6
-) -> dict[str, dict[str, float | None]]:
+def by_finding(real: Array, fake: Array, real_labels: Array, labels: Array) -> dict[str, dict[str, float | None]]:
     """FID, KID, precision, recall, density and coverage of the images of each finding, ready for JSON.
 
-    Real images that show it against generated ones that are asked for it. So few images bias the FID upwards: compare
-    models on the same images, not findings with each other.
+    Real images that show it against generated ones that are asked for it, six of each at least, else None. So few
+    images bias the FID upwards: compare models on the same images, not findings with each other.
 
     Args:
         real, fake: features float ``(n, d)`` and ``(m, d)``.
         real_labels, labels: ``(n, 8)`` and ``(m, 8)``, 0 or 1: what is shown and what is asked for.
-        least: fewest images of either kind; a finding with fewer has None.
 
     Returns:
         finding → score → number, and ``images_real`` and ``images_fake``.
@@ -149,7 +145,7 @@ def by_finding(
     for i, name in enumerate(FINDINGS):
         a, b = (x[np.asarray(y)[:, i] > 0.5] for x, y in ((real, real_labels), (fake, labels)))
         found: dict[str, Any] = dict.fromkeys(("fid", "precision", "recall", "density", "coverage", "kid"))
-        if min(len(a), len(b)) >= least:
+        if min(len(a), len(b)) >= 6:
             found = {score: interval.estimate for score, interval in scores(a, b, resamples=0).items()}
             found["kid"] = kid(a, b)[0]
         out[name] = to_json(found | {"images_real": len(a), "images_fake": len(b)})
@@ -176,25 +172,13 @@ def reference(
         labels: ``(n, 8)``, the findings that the real images show.
         others: uint8 ``(m, s, s)``, real images of other patients, as many as are generated: as a perfect model draws.
     """
-    probabilities = predict(classifier, real_images)
-    auc = classifier_auc(probabilities, labels, patients)
     findings = [tuple(row) for row in np.asarray(labels).tolist()]
     same = findings if len(set(findings)) < len(findings) else None
-    intervals = {
-        "ms_ssim_real": _mean_ms_ssim(real_images, same),
-        "classifier_auc_real": auc.pop("macro"),
-        "top1_real": top1(probabilities, labels, patients),
-    }
-    numbers: dict[str, Any] = {"classifier_auc_real_by_finding": auc}
+    numbers = _judged(real_images, labels, patients, same, classifier, "_real")
     if others is not None and len(others):
         clusters = {"real_groups": patients, "resamples": resamples}
         numbers |= _in_spaces(real_images, others, {"": classifier, **(spaces or {})}, "_real", clusters)
-    return to_json(_flat(intervals) | numbers)
-
-
-def _mean_ms_ssim(images: Array, groups: Groups) -> Interval:
-    (values,) = _several(1, "MS-SSIM", lambda: [list(ms_ssim_by_group(images, groups).values())], None)
-    return bootstrap_ci(values) if values else _MISSING
+    return to_json(numbers)
 
 
 def _flat(intervals: dict[str, Interval]) -> dict[str, Any]:
@@ -216,18 +200,14 @@ def transfer_auc(
         folder: where the classifier is kept; a second call with the same arguments reads it.
         training: ``source``, ``epochs`` (a few hundred images need more than the default) and ``seed``, also of the
             bootstrap. The batch is an eighth of the images, 8 to 64, so that few images make enough steps.
-        patients: of the test images, resampled together.
-        n: bootstrap resamples. They cover other patients, not another training.
+        patients, n: of the test images, resampled together ``n`` times: other patients, not another training.
 
     Returns:
         As `classifier_auc`; also NaN for findings of which the training labels have only one class.
     """
     images, labels = check_images(train[0]), np.asarray(train[1], dtype=np.float32)
-    real, real_labels = test[0], np.asarray(test[1], dtype=np.float32)
     data = runs.hash_tensors({"images": torch.from_numpy(images), "labels": torch.from_numpy(labels)})
     training = replace(training, data=data, batch=min(64, max(8, len(images) // 8)))
-    splits = {"train": (images, labels), "val": (real, real_labels)}
-    classifier = cached_classifier(folder, splits.__getitem__, training)
-    taught = (labels > 0.5).any(axis=0) & (labels <= 0.5).any(axis=0)
-    evaluable = np.where(taught, real_labels, 0)
-    return classifier_auc(predict(classifier, real), evaluable, patients, n=n, seed=training.seed)
+    classifier = cached_classifier(folder, {"train": (images, labels), "val": test}.__getitem__, training)
+    evaluable = np.where(np.ptp(labels > 0.5, axis=0), test[1], 0)
+    return classifier_auc(predict(classifier, test[0]), evaluable, patients, n=n, seed=training.seed)

@@ -17,8 +17,7 @@ class Memory:
 
     Attributes:
         distance, nearest: float and int ``(m,)``: distance to the nearest training image, and the row of that one.
-        unseen: float ``(u,)``, the same distance for unseen real images.
-        threshold: the ``quantile`` of ``unseen``.
+        unseen, threshold: float ``(u,)``, the same distance for unseen real images; and its ``quantile``.
         closer: share of the generated images below the threshold, with a 95 % interval; chance is ``quantile``.
         detected: share of the planted copies below the threshold; None if there are none.
     """
@@ -55,14 +54,11 @@ def memorisation(
 
     Args:
         train, fake, unseen: features of training images, generated images and real images that were not trained on,
-            float ``(t, d)``, ``(m, d)`` and ``(u, d)``.
+            float ``(t, d)``, ``(m, d)`` and ``(u, d)``; InputError where unseen images are training images.
         groups, unseen_groups: prompt of each generated and patient of each unseen image, resampled together.
         planted: features float ``(p, d)`` of `copies`: a feature space that misses them cannot clear the model either.
         quantile: share of the unseen images that count as close, in (0, 1).
         n: bootstrap resamples (seed 0), of generated and unseen images both, for the threshold is an estimate too.
-
-    Raises:
-        InputError: features that do not fit; ``quantile`` outside (0, 1); unseen images that are training images.
     """
     if not 0 < quantile < 1:
         raise InputError(f"quantile must be in (0, 1), got {quantile}")
@@ -86,10 +82,7 @@ def memorisation(
 
 
 def copies(images: Array, n: int = 32, noise: float = 4.0) -> Array:
-    """The first ``n`` of ``images`` as a model that memorises would draw them: uint8 ``(n, s, s)``.
-
-    ``noise`` is the standard deviation, in grey values of 255, of the noise added.
-    """
+    """The first ``n`` of ``images`` as a model that memorises would draw them, with ``noise`` of that deviation."""
     originals = check_images(images)[:n]
     noisy = originals + np.random.default_rng(0).normal(0, noise, originals.shape)
     return noisy.round().clip(0, 255).astype(np.uint8)

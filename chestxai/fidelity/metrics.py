@@ -6,6 +6,7 @@ depend on the feature space, most on the numbers of images: compare only numbers
 
 import math
 import warnings
+from collections import defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -98,9 +99,8 @@ def fid_difference(
     count it twice. The bounds are shifted as in `fid_interval`; ``p`` is twice the smaller tail.
 
     Args:
-        real: features float ``(n, d)``.
         a, b: features ``(m, d)`` of two models, row by row of one prompt and noise.
-        groups, real_groups, n, seed: as of `fid_interval`.
+        real, groups, real_groups, n, seed: as of `fid_interval`.
     """
     a, b = check_features(a, b)
     if a.shape != b.shape:
@@ -167,13 +167,9 @@ def fid_infinity(
 
     Args:
         real, fake: features float ``(n, d)`` and ``(m, d)``, ``m ≥ 4``.
-        points: number of subset sizes, at least 2.
+        points, draws: number of subset sizes, at least 2, and of random subsets of each from ``seed``.
         smallest: smallest subset; default: a tenth of the images (the paper's 5,000 of 50,000), but at least twice the
             number of features where half of the images allow it.
-        draws, seed: random subsets of each size, and their seed.
-
-    Raises:
-        InputError: too few images or points.
     """
     real, fake = check_features(real, fake)
     most, d = len(fake), real.shape[1]
@@ -203,8 +199,7 @@ def precision_recall(
     large ball; `density_coverage` is less sensitive to it.
 
     Args:
-        real, fake: features float ``(n, d)`` and ``(m, d)``, ``n, m > k``.
-        k: neighbours.
+        real, fake, k: features float ``(n, d)`` and ``(m, d)``, ``n, m > k``.
         groups, real_groups, n, seed: as of `fid_interval`, which does not cover other balls.
     """
     real, fake = check_features(real, fake)
@@ -229,9 +224,8 @@ def density_coverage(
     patients, above 1 where generated images crowd in the middle. Coverage is the share of real balls with a generated
     image inside. The balls are open, as in the authors' code, so that a set against itself scores exactly 1.
 
-    Args:
-        real, fake, k, groups, real_groups, n, seed: as of `precision_recall`, but only ``n > k``; density is resampled
-            over generated images, coverage over real ones.
+    ``real, fake, k, groups, real_groups, n, seed`` as of `precision_recall`, but only ``n > k``; density is resampled
+    over generated images, coverage over real ones.
     """
     real, fake = check_features(real, fake)
     inside, held = _balls(real, fake, k, closed=False)
@@ -261,36 +255,30 @@ def _balls(centres: Array, points: Array, k: int, closed: bool) -> tuple[Array, 
 
 
 def ms_ssim(images: Array, groups: Groups = None, pairs: int = 100) -> float:
-    """Mean multi-scale structural similarity of images of one prompt, in [0, 1]: the higher, the less diverse.
-
-    Aim at the value of real images: above it is mode collapse, below it noise.
-
-    Args:
-        images: uint8 ``(n, s, s)``, ``s ≥ 11``.
-        groups: prompt of each image, all with the same weight; None makes all images one group.
-        pairs: most pairs of a group that are compared, drawn at random if it has more.
-
-    Raises:
-        InputError: no group has two images.
-    """
+    """Mean of `ms_ssim_by_group` over ``groups`` of ``images``, with at most that many ``pairs`` of each."""
     return float(np.mean(list(ms_ssim_by_group(images, groups, pairs).values())))
 
 
 def ms_ssim_by_group(images: Array, groups: Groups = None, pairs: int = 100, seed: int = 0) -> dict[Hashable, float]:
-    """`ms_ssim` of each group with two or more images; ``images, groups, pairs`` as there, ``seed`` of the pairs.
+    """Mean multi-scale structural similarity of two images of each group, in [0, 1]: the higher, the less diverse.
 
-    torchmetrics' MS-SSIM (Wang et al. 2003: Gaussian window of 11 pixels, sigma 1.5) on a fixed range of 255. Its five
-    scales need 176 pixels; smaller images use as many of the finest as fit (64 px: 3, 128 px: 4), with the published
-    exponents scaled to sum to 1. Compare only images of one size.
+    Aim at the value of real images: above it is mode collapse, below it noise. torchmetrics' MS-SSIM (Wang et al. 2003:
+    Gaussian window of 11 pixels, sigma 1.5) on a fixed range of 255. Its five scales need 176 pixels; smaller images
+    use as many of the finest as fit (64 px: 3, 128 px: 4), with the published exponents scaled to sum to 1. Compare
+    only images of one size.
+
+    Args:
+        images, groups: uint8 ``(n, s, s)``, ``s ≥ 11``, and the prompt of each; None makes all one group. InputError
+            where no group has two images.
+        pairs, seed: most pairs of a group that are compared, drawn at random from ``seed`` if it has more.
     """
     images = check_images(images)
     labels = [0] * len(images) if groups is None else list(groups)
     if len(labels) != len(images):
         raise InputError(f"there must be one group for each of {len(images)} images, got {len(labels)}")
-    members: dict[Hashable, list[int]] = {}
+    rng, members = np.random.default_rng(seed), defaultdict(list)
     for i, label in enumerate(labels):
-        members.setdefault(label, []).append(i)
-    rng = np.random.default_rng(seed)
+        members[label].append(i)
     chosen = {label: np.array(m)[random_pairs(len(m), pairs, rng)] for label, m in members.items() if len(m) > 1}
     if not chosen:
         raise TooFewError("MS-SSIM needs at least two images of one prompt: sample several per prompt")

@@ -116,17 +116,11 @@ FORMATTING = ("blanks", "order", "template", "headers", "case", "lines")
 
 
 def change(report: str, kinds: str | Sequence[str], strength: float, seed: int | Sequence[int] = 0) -> str:
-    """The same report in another form; its statements about the image stay true.
+    """The same ``report`` in another form; its statements about the image stay true.
 
-    `FORMATTING` keeps the words; ``typos`` and ``abbreviations`` change them, but none that denies.
-
-    Args:
-        report, kinds: any report, and one or several of `CHANGES`.
-        strength: share of words, sentences or sections (for headers and lines: of reports) to change, in [0, 1].
-        seed: of the draws.
-
-    Raises:
-        InputError: an unknown kind, or a strength outside [0, 1].
+    `FORMATTING` keeps the words; ``typos`` and ``abbreviations`` change them, but none that denies. One or several
+    ``kinds`` of `CHANGES` alter a share ``strength``, in [0, 1], of the words, sentences or sections (of reports:
+    headers and lines) drawn by ``seed``. InputError for other kinds and strengths.
     """
     wanted = [kinds] if isinstance(kinds, str) else list(kinds)
     unknown = [kind for kind in wanted if kind not in CHANGES]

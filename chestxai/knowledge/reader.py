@@ -25,6 +25,7 @@ from chestxai.fidelity import asked
 from chestxai.knowledge.descriptions import passages
 from chestxai.knowledge.labels import columns, joined_side, true_side, truth
 from chestxai.knowledge.scores import f1
+from chestxai.models.small import fit
 from chestxai.runs import InputError
 from chestxai.studies import FINDINGS, Study
 
@@ -56,12 +57,9 @@ def read(
     several passages; equal sentences are encoded once.
 
     Args:
-        pipeline, texts: tokenizer and text encoder, and the reports to read.
+        pipeline, texts: tokenizer and text encoder, and the reports, which must describe the image (else InputError).
         cache: states by token ids, filled in place; reuse it for the same encoder only.
         batch: sentences per forward pass.
-
-    Raises:
-        InputError: a report does not describe the image.
     """
     tokenizer, cache = pipeline.tokenizer, {} if cache is None else cache
     by_report = [passages(text) for text in texts]
@@ -138,11 +136,8 @@ class AttentionPool(nn.Module):
 def train_pool(readings: Sequence[Reading], labels: np.ndarray, epochs: int = 20, seed: int = 0) -> AttentionPool:
     """Train the head on frozen states: AdamW on the binary cross-entropy, batches of 32, one-cycle schedule.
 
-    Suits some hundred to some thousand reports. The same seed gives the same weights on the same machine.
-
-    Args:
-        readings, labels: output of `read`, and ``(n, k)``, 0 or 1.
-        epochs, seed: passes over the reports, and the seed of initial weights and order.
+    Suits some hundred to some thousand reports. The same ``seed`` gives the same weights on the same machine.
+    ``readings`` are of `read`, ``labels`` ``(n, k)``, 0 or 1, and ``epochs`` passes over them.
     """
     labels = torch.as_tensor(np.asarray(labels, dtype=np.float32))
     if labels.ndim != 2 or len(labels) != len(readings) or not len(readings):
@@ -154,18 +149,13 @@ def train_pool(readings: Sequence[Reading], labels: np.ndarray, epochs: int = 20
         pool = AttentionPool(tokens.shape[1], labels.shape[1])
     pool.mean.copy_(tokens.mean(dim=0))
     pool.spread.copy_(tokens.std(dim=0).clamp_min(1e-6) if len(tokens) > 1 else torch.ones(tokens.shape[1]))
-    del tokens
-    rng = np.random.default_rng(seed)
-    steps = math.ceil(len(readings) / 32)
+
+    def loss(rows: np.ndarray) -> Tensor:
+        logits, _ = pool(*_padded([by_report[i] for i in rows]))
+        return F.binary_cross_entropy_with_logits(logits, labels[rows])
+
     optimizer = torch.optim.AdamW(pool.parameters(), lr=1e-2, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=epochs * steps)
-    for _ in range(epochs):
-        for rows in np.array_split(rng.permutation(len(readings)), steps):
-            logits, _ = pool(*_padded([by_report[i] for i in rows]))
-            optimizer.zero_grad()
-            F.binary_cross_entropy_with_logits(logits, labels[rows]).backward()
-            optimizer.step()
-            schedule.step()
+    fit(optimizer, len(readings), loss, epochs, np.random.default_rng(seed), batch=32)
     return pool.eval().requires_grad_(False)
 
 
@@ -216,10 +206,8 @@ def train_tfidf(texts: Sequence[str], labels: np.ndarray) -> Pipeline:
     if single:
         raise InputError(f"label column {single[0]} has one class only: leave it out (see judgeable)")
     regression = LogisticRegression(C=10.0, class_weight="balanced", max_iter=2000)
-    return make_pipeline(
-        TfidfVectorizer(preprocessor=_words, ngram_range=(1, 2), min_df=2, sublinear_tf=True),
-        OneVsRestClassifier(regression),
-    ).fit(list(texts), labels.astype(int))
+    words = TfidfVectorizer(preprocessor=_words, ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    return make_pipeline(words, OneVsRestClassifier(regression)).fit(list(texts), labels.astype(int))
 
 
 def _words(report: str) -> str:
@@ -232,7 +220,7 @@ def rules(texts: Sequence[str], findings: Sequence[str] = FINDINGS) -> np.ndarra
 
 
 def rule_scores(studies: Sequence[Study]) -> pd.DataFrame:
-    """How well `reports` reads what the studies show, against `truth`; each report counts once.
+    """How well `reports` reads what the ``studies`` show, against `truth`; each report counts once.
 
     Returns:
         a row for each finding, and "normal" where indexers record that. Columns: ``there`` (reports with it),

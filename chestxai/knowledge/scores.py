@@ -43,10 +43,10 @@ def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
 
 
 def scored(
-    predicted: np.ndarray, labels: np.ndarray, groups: Sequence[Hashable] | None = None, n: int = 500, seed: int = 0
+    predicted: np.ndarray, labels: np.ndarray, groups: Sequence[Hashable] | None = None, n: int = 500
 ) -> Interval:
-    """`macro_f1` of ``predicted`` with a clustered interval; ``labels, groups, n, seed`` as of `difference`."""
-    return bootstrap_statistic((predicted, labels), macro_f1, groups, n=n, seed=seed)
+    """`macro_f1` of ``predicted`` with a clustered interval; ``labels, groups, n`` as of `difference`."""
+    return bootstrap_statistic((predicted, labels), macro_f1, groups, n=n)
 
 
 def difference(
@@ -56,14 +56,9 @@ def difference(
     groups: Sequence[Hashable] | None = None,
     score: Callable[[np.ndarray, np.ndarray], float] = macro_f1,
     n: int = 500,
-    seed: int = 0,
 ) -> Interval:
-    """Score of ``a`` minus that of ``b`` on the same rows, with a paired clustered interval.
+    """Score of ``a`` minus that of ``b`` on the same rows, with a paired clustered interval of ``n`` resamples.
 
-    Args:
-        a, b, labels: predictions or scores of two readers, and labels, ``(n, k)``.
-        groups: patient of each row.
-        score: ``score(predictions, labels)``.
-        n, seed: number and seed of the bootstrap resamples.
+    ``a``, ``b`` and ``labels`` are ``(n, k)``, ``groups`` the patients, and ``score(predictions, labels)`` the score.
     """
-    return bootstrap_statistic((a, b, labels), lambda x, y, z: score(x, z) - score(y, z), groups, n=n, seed=seed)
+    return bootstrap_statistic((a, b, labels), lambda x, y, z: score(x, z) - score(y, z), groups, n=n)

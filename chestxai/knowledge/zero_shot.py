@@ -25,24 +25,17 @@ def denoising_errors(
     images: np.ndarray,
     prompts: Sequence[str],
     timesteps: Sequence[int],
-    *,
-    draws: int = 1,
-    seed: int = 0,
-    batch: int = 64,
     progress: Callable[[Iterable], Iterable] = lambda items: items,
 ) -> np.ndarray:
     """Mean squared error of the predicted noise under each prompt: float32 ``(n, prompts, timesteps)``.
 
     Li et al. 2023, section 3.2, for the target the model was trained on (noise or velocity), without guidance. All
-    prompts of an image see the same noise (section 3.3), which depends only on ``seed``, image, timestep and draw.
+    prompts of an image see the same noise (section 3.3), which depends only on its number and the timestep.
 
     Args:
-        pipeline: output of `models.load_pipeline`.
-        images: uint8 ``(n, s, s)``.
-        prompts: a text for each class.
+        pipeline, images, prompts: of `models.load_pipeline`, uint8 ``(n, s, s)``, and a text for each class.
         timesteps: of the noise schedule, 0 (no noise) to ``num_train_timesteps - 1``.
-        draws, seed: noise samples per timestep, which are averaged, and their seed.
-        batch, progress: rows per pass through the U-Net, and a wrapper of the passes.
+        progress: a wrapper of the passes.
 
     Raises:
         InputError: images of another size or type, no prompt, a timestep outside the schedule.
@@ -57,15 +50,14 @@ def denoising_errors(
         raise InputError(f"needs prompts, and timesteps from 0 to {last}: got {len(prompts)} and {list(timesteps)}")
     text = models.encode_text(pipeline, list(prompts)).to(pipeline.unet.dtype)
     latents = models.encode_images(pipeline, images).cpu()
-    plan = [(i, k, d) for i in range(len(images)) for k in range(len(timesteps)) for d in range(draws)]
-    some = max(1, batch // len(prompts))
+    plan = [(i, k) for i in range(len(images)) for k in range(len(timesteps))]
+    some = max(1, 64 // len(prompts))
     errors = np.zeros((len(images), len(prompts), len(timesteps)))
     for start in progress(range(0, len(plan), some)):
         rows = plan[start : start + some]
-        x = latents[[i for i, _, _ in rows]]
-        times = torch.tensor([timesteps[k] for _, k, _ in rows])
+        x, times = latents[[i for i, _ in rows]], torch.tensor([timesteps[k] for _, k in rows])
         # Not `models.seeded_noise`: its other draws would change the published numbers.
-        draw = [np.random.default_rng([seed, i, int(timesteps[k]), d]) for i, k, d in rows]
+        draw = [np.random.default_rng([0, i, int(timesteps[k]), 0]) for i, k in rows]
         noise = torch.from_numpy(np.stack([rng.standard_normal(x.shape[1:], dtype=np.float32) for rng in draw]))
         target = models.prediction_target(schedule, x, noise, times)
         # Every row is repeated for every prompt.
@@ -73,8 +65,8 @@ def denoising_errors(
         at = times.repeat_interleave(len(prompts)).to(text.device)
         predicted = models.denoise(pipeline.unet, noisy, at, text.repeat(len(rows), 1, 1)).float().cpu()
         squared = (predicted.unflatten(0, (len(rows), len(prompts))) - target[:, None]).square().mean(dim=(2, 3, 4))
-        for (i, k, _), error in zip(rows, squared.numpy(), strict=True):
-            errors[i, :, k] += error / draws
+        for (i, k), error in zip(rows, squared.numpy(), strict=True):
+            errors[i, :, k] = error
     if not np.isfinite(errors).all():
         raise DivergedError("the denoising error is not finite: the model's weights have diverged; train it again")
     return errors.astype(np.float32)

@@ -18,6 +18,5 @@ from chestxai.localization.scores import (
     cnr,
 )
 from chestxai.localization.scores import dice, energy, iou, miou, pointing_game
-from chestxai.localization.tables import averages, box_labels, kept, main, rescore, save_masks
-from chestxai.localization.tables import score_table, score_truths
+from chestxai.localization.tables import averages, box_labels, kept, main, rescore, save_masks, score_truths
 from chestxai.localization.thresholds import Threshold, foreground, gmm_threshold, oracle_threshold, otsu_threshold

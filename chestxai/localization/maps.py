@@ -1,7 +1,5 @@
 """Heatmaps and masks as the scores take them: checked, resampled, with shared intermediate results computed once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cached_property, wraps
 
@@ -18,23 +16,14 @@ EIGHT = np.ones((3, 3), dtype=bool)
 
 
 class CachedMap:
-    """A heatmap that keeps what is computed from it by functions under `once`, which take one in place of an array."""
+    """A heatmap, in place of an array, that keeps what functions under `once` compute from it and a shape."""
 
     def __init__(self, heatmap: np.ndarray) -> None:
-        self.values = as_heatmap(heatmap)
-        self._results, self._mask, self._results_on_mask = {}, None, {}
-
-    def results(self, where: CachedMask | tuple[int, int]) -> dict:
-        """Results for a shape, or for a mask until the next one: a random map is scored on thousands of masks."""
-        if not isinstance(where, CachedMask):
-            return self._results
-        if where is not self._mask:
-            self._mask, self._results_on_mask = where, {}
-        return self._results_on_mask
+        self.values, self.results = as_heatmap(heatmap), {}
 
 
 class CachedMask:
-    """A mask, bool or integer labels ``(H, W)``, that keeps what is computed from it."""
+    """A mask, bool or integer labels ``(H, W)``, that keeps what is computed from it, alone or with each heatmap."""
 
     def __init__(self, mask: np.ndarray) -> None:
         mask = np.asarray(mask)
@@ -42,7 +31,7 @@ class CachedMask:
             raise InputError(f"a mask is bool (H, W), or integer labels of its boxes: got {mask.dtype} {mask.shape}")
         if mask.dtype != bool and mask.size and mask.min() < 0:
             raise InputError("a mask is bool, or labels of its boxes with 0 outside: got negative labels")
-        self._input, self.shape = mask, mask.shape
+        self._input, self.shape, self.results = mask, mask.shape, {}
         self.mask = mask if mask.dtype == bool else mask != 0
         if not self.mask.any() or self.mask.all():
             which = "full" if mask.size and self.mask.all() else "empty"
@@ -63,13 +52,14 @@ class CachedMask:
         """The tight box around the whole mask."""
         return box_of(self.mask)
 
-    @cached_property
-    def _distances(self) -> np.ndarray:
-        return ndimage.distance_transform_edt(~self.mask)
-
     def within(self, distance: float) -> np.ndarray:
         """The mask and all pixels within a Euclidean distance in pixels."""
-        return self._distances <= distance if distance else self.mask
+        return ndimage.distance_transform_edt(~self.mask) <= distance if distance else self.mask
+
+
+def as_mask(mask: np.ndarray | CachedMask) -> CachedMask:
+    """The mask, checked; a `CachedMask` is returned as it is."""
+    return mask if isinstance(mask, CachedMask) else CachedMask(mask)
 
 
 def once(function: Callable) -> Callable:
@@ -77,9 +67,11 @@ def once(function: Callable) -> Callable:
 
     @wraps(function)
     def cached(heatmap: np.ndarray | CachedMap, where: np.ndarray | CachedMask | tuple[int, int], /, *more, **options):
-        where = where if isinstance(where, CachedMask | tuple) else CachedMask(where)
+        where = where if isinstance(where, tuple) else as_mask(where)
         heatmap = heatmap if isinstance(heatmap, CachedMap) else CachedMap(heatmap)
-        results, key = heatmap.results(where), (function, repr((where, more, options)))
+        # The mask keeps what depends on it: a random map is scored on thousands of masks, and must not grow with them.
+        results = heatmap.results if isinstance(where, tuple) else where.results.setdefault(heatmap, {})
+        key = function, repr((where, more, options))
         if key not in results:
             results[key] = function(heatmap, where, *more, **options)
         return results[key]
@@ -89,11 +81,9 @@ def once(function: Callable) -> Callable:
 
 @once
 def resize(heatmap: np.ndarray, shape: tuple[int, int], /) -> np.ndarray:
-    """Resample a heatmap bilinearly to float32, antialiased when it shrinks; one of that shape is returned as it is.
+    """Resample ``heatmap`` bilinearly to ``shape`` ``(height, width)``, float32, antialiased when it shrinks.
 
-    Args:
-        heatmap: Float ``(h, w)``.
-        shape: ``(height, width)`` in pixels.
+    One of that shape is returned as it is.
     """
     if heatmap.values.shape == shape:
         return heatmap.values

@@ -1,7 +1,5 @@
 """Every score of the project: its column in tables, its label in print, and which direction is better."""
 
-from __future__ import annotations
-
 from chestxai import runs
 from chestxai.profiles import DATA
 

@@ -4,8 +4,6 @@ Those of papers follow the authors' published code, which tests write out a seco
 reproduced: that takes their weights and MS-CXR.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +13,7 @@ import numpy as np
 
 from chestxai import runs
 from chestxai.localization import scores
-from chestxai.localization.maps import CachedMap, CachedMask, resize
+from chestxai.localization.maps import CachedMap, CachedMask, as_mask, resize
 from chestxai.localization.thresholds import foreground, otsu_threshold
 from chestxai.postprocess import min_max, smooth
 from chestxai.profiles import DATA
@@ -57,8 +55,7 @@ def _protocol(content: dict[str, Any]) -> Protocol:
     functions = {}
     for column, settings in content["scores"].items():
         options = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items() if name != "score"}
-        function = getattr(scores, settings.get("score", column))
-        functions[column] = partial(function, **options) if options else function
+        functions[column] = partial(getattr(scores, settings.get("score", column)), **options)
     prepare = {"scaled": scaled, "peaks": peaks, None: None}[content.get("prepare")]
     return Protocol(**content | {"scores": functions, "prepare": prepare})
 
@@ -76,15 +73,12 @@ def get_protocol(protocol: str | Protocol) -> Protocol:
     return PROTOCOLS[protocol]
 
 
-def score(heatmap: np.ndarray, mask: np.ndarray, protocol: str | Protocol = "book") -> dict[str, float]:
-    """All scores of a protocol, by default `SCORES`; what they share is computed once.
+def score(heatmap: np.ndarray, mask: np.ndarray | CachedMask, protocol: str | Protocol = "book") -> dict[str, float]:
+    """All scores of ``heatmap`` on ``mask`` under a ``protocol`` or one of that name; what they share is computed once.
 
-    Args:
-        heatmap: Float ``(h, w)``; a `CachedMap` counts as prepared.
-        mask: Bool ``(H, W)``, or integer labels of its separate boxes, 0 outside.
-        protocol: A name in `PROTOCOLS`, or a `Protocol`.
+    A `CachedMap` counts as prepared.
     """
-    protocol, mask = get_protocol(protocol), mask if isinstance(mask, CachedMask) else CachedMask(mask)
+    protocol, mask = get_protocol(protocol), as_mask(mask)
     if not isinstance(heatmap, CachedMap):
         heatmap = CachedMap(protocol.prepare(heatmap, mask.shape) if protocol.prepare else heatmap)
     if protocol.blank and not foreground(heatmap, mask.shape, "gmm-majority").any():

@@ -1,9 +1,9 @@
 """Scores of a heatmap on a mask, each named by its exact convention.
 
-Every score is a pure function of a heatmap (float ``(h, w)``, any scale, higher means more of the phrase) and a mask
-(bool ``(H, W)``, or integer labels of its separate boxes with 0 outside, which only scores per box tell apart). A
-heatmap of another size is resampled bilinearly to the mask's (`resize`); it is not normalised, smoothed or clipped.
-The position of a pixel is its centre, ``(row + 0.5, column + 0.5)``.
+Every score is a pure function of a ``heatmap`` (float ``(h, w)``, any scale, higher means more of the phrase) and a
+``mask`` (bool ``(H, W)``, or integer labels of its separate boxes with 0 outside, which only scores per box tell
+apart). A heatmap of another size is resampled bilinearly to the mask's (`resize`); it is not normalised, smoothed or
+clipped. The position of a pixel is its centre, ``(row + 0.5, column + 0.5)``.
 
 Every function treats degenerate input alike:
 
@@ -19,14 +19,12 @@ Vilouras et al. 2024, arXiv:2404.12920; Boecking et al., ECCV 2022, arXiv:2204.0
 arXiv:1608.00507 (pointing game); Wang et al., CVPR-W 2020, arXiv:1910.01279 (energy).
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
 from scipy import ndimage
 
-from chestxai.localization.maps import EIGHT, CachedMap, CachedMask, cuts, once, resize, sides
+from chestxai.localization.maps import EIGHT, CachedMap, CachedMask, as_mask, cuts, once, resize, sides
 from chestxai.localization.thresholds import Threshold, foreground, scope
 from chestxai.runs import InputError
 from chestxai.studies import Box, box_of
@@ -36,13 +34,10 @@ from chestxai.studies import Box, box_of
 def auc_roc(heatmap: np.ndarray, mask: np.ndarray, /, bins: int | None = None) -> float:
     """Area under the pixel-wise ROC curve, in [0, 1]; chance is 0.5.
 
-    The probability that a pixel of the mask is hotter than one outside, a tie counting one half (Mann–Whitney U):
-    exact, and unchanged by strictly increasing transforms.
-
-    Args:
-        heatmap, mask: Float ``(h, w)``, and bool or integer labels ``(H, W)``.
-        bins: Use only this many thresholds (at least 2), evenly spaced over the range of the map with both ends, joined
-            by straight lines. Coarse, and not blind to monotone transforms; Vilouras et al. 2024 use 5.
+    The probability that a pixel of ``mask`` is hotter in ``heatmap`` than one outside, a tie counting one half
+    (Mann–Whitney U): exact, and unchanged by strictly increasing transforms. With ``bins`` (at least 2) only as many
+    thresholds count, evenly spaced over the range of the map with both ends and joined by straight lines: coarse, and
+    not blind to monotone transforms; Vilouras et al. 2024 use 5.
     """
     inside, outside = sides(heatmap, mask)
     if bins is None:
@@ -59,22 +54,15 @@ def auc_roc(heatmap: np.ndarray, mask: np.ndarray, /, bins: int | None = None) -
     return float(np.trapezoid(hits / inside.size, (called - hits) / outside.size))
 
 
-def auc_roc_weighted(heatmap: np.ndarray, mask: np.ndarray, weights: np.ndarray) -> float:
-    """AUC-ROC whose negatives count by ``weights``: easy background counts little or not at all.
+def auc_roc_weighted(heatmap: np.ndarray | CachedMap, mask: np.ndarray | CachedMask, weights: np.ndarray) -> float:
+    """AUC-ROC whose negatives count by ``weights``, non-negative ``(H, W)``; NaN where no negative has any.
 
-    With the finding's location prior as weights it is the *shuffled AUC* of gaze prediction (Zhang et al. 2008), under
-    which the prior itself is near chance; with a bool field, the AUC within it. Chance is 0.5.
-
-    Args:
-        heatmap: Float ``(h, w)``.
-        mask: Bool ``(H, W)``.
-        weights: Non-negative ``(H, W)``.
-
-    Returns:
-        NaN where no negative has any weight.
+    With the finding's location prior as weights it is the *shuffled AUC* of gaze prediction (Zhang et al. 2008) of
+    ``heatmap`` on ``mask``, under which the prior itself is near chance, 0.5; with a bool field, the AUC within it.
     """
+    mask = as_mask(mask)
     inside, outside = sides(heatmap, mask)
-    weights = np.asarray(weights, dtype=np.float64)[~np.asarray(mask, dtype=bool)]
+    weights = np.asarray(weights, dtype=np.float64)[~mask.mask]
     if not weights.any():
         return math.nan
     order = np.argsort(outside)
@@ -85,12 +73,9 @@ def auc_roc_weighted(heatmap: np.ndarray, mask: np.ndarray, weights: np.ndarray)
 
 @once
 def average_precision(heatmap: np.ndarray, mask: np.ndarray, /) -> float:
-    """Average precision, as ``sklearn.metrics.average_precision_score``, in (0, 1]; chance is the area of the mask.
+    """Average precision, as ``sklearn.metrics.average_precision_score``, in (0, 1]; chance is the area of ``mask``.
 
-    Unlike AUC it does not reward the easy background, so small targets score low under any map.
-
-    Args:
-        heatmap, mask: Float ``(h, w)``, and bool or integer labels ``(H, W)``.
+    Unlike AUC it does not reward the easy background, so small targets score low under any ``heatmap``.
     """
     # Ours, since sklearn ranks a map anew for each mask: chance would take 13 times as long on 512².
     hits, called, _ = cuts(heatmap, mask)
@@ -99,14 +84,14 @@ def average_precision(heatmap: np.ndarray, mask: np.ndarray, /) -> float:
 
 @once
 def pointing_game(heatmap: np.ndarray, mask: np.ndarray, /, tolerance: float = 0, ties: str = "expected") -> float:
-    """Top-1: 1 if the hottest pixel lies in the mask, else 0; chance is the area of the mask.
+    """Top-1: 1 if the hottest pixel of ``heatmap`` lies in ``mask``, else 0; chance is the area of the mask.
 
     Args:
-        heatmap, mask: Float ``(h, w)``, and bool or integer labels ``(H, W)``.
         tolerance: Largest distance in pixels from the mask that is still a hit, never scaled with the frame. Zhang et
             al. use 15 in photographs of about 500 pixels; in another frame that is ``15 * side / 500``.
         ties: ``"expected"`` is the fraction of the tied maxima that hit, so that a constant map gets chance;
             ``"first"`` takes the first in reading order, as argmax does (Dombrowski et al. 2023).
+        heatmap, mask: as of all scores.
     """
     if tolerance < 0:
         raise InputError(f"tolerance is a distance in pixels, ≥ 0: got {tolerance}")
@@ -118,13 +103,11 @@ def pointing_game(heatmap: np.ndarray, mask: np.ndarray, /, tolerance: float = 0
 
 @once
 def energy(heatmap: np.ndarray, mask: np.ndarray, /, floor: str = "min") -> float:
-    """Energy-based pointing game (Wang et al. 2020): share of the mass inside the mask, in [0, 1]; chance is its area.
+    """Energy-based pointing game (Wang et al. 2020): share of the mass inside ``mask``, in [0, 1]; chance is its area.
 
-    Args:
-        heatmap: Float ``(h, w)``; without mass the score is chance.
-        mask: Bool or integer labels ``(H, W)``.
-        floor: Level without mass: ``"min"`` is the minimum of the map, since attention never reaches 0 and its even
-            part would hide the rest; ``"zero"`` is 0, and negative values are ignored.
+    ``floor`` is the level without mass: ``"min"`` is the minimum of ``heatmap``, since attention never reaches 0 and
+    its even part would hide the rest; ``"zero"`` is 0, and negative values are ignored. A map without mass scores
+    chance.
     """
     _check("floor", floor, "min", "zero")
     values = resize(heatmap, mask.shape).astype(np.float64)
@@ -142,7 +125,7 @@ def cnr(heatmap: np.ndarray, mask: np.ndarray, /, signed: bool = True, ddof: int
     fewer than ``ddof + 1`` pixels counts as 0; without noise the result is 0 for equal means, else ±infinity.
 
     Args:
-        heatmap, mask: Float ``(h, w)``, and bool or integer labels ``(H, W)``.
+        heatmap, mask: As of all scores.
         signed: False takes the absolute value, of each box before their mean.
         ddof: Delta degrees of freedom of the variances.
         per: ``"union"``: all boxes are one inside. ``"box"``: mean over the boxes (the labels, or the 8-connected
@@ -150,23 +133,17 @@ def cnr(heatmap: np.ndarray, mask: np.ndarray, /, signed: bool = True, ddof: int
             each box against all but itself and those before it, so later boxes are background and order matters.
     """
     _check("per", per, "union", "box", "box in turn")
-    ratios = _contrasts(heatmap, mask, ddof, "union" if len(mask.parts) == 1 else per)
+    if per == "union" or len(mask.parts) == 1:
+        pairs = [sides(heatmap, mask)]
+    else:
+        values, pairs = resize(heatmap, mask.shape), []
+        outside = ~mask.mask if per == "box" else np.ones_like(mask.mask)
+        for inside in (mask.labels == part for part in mask.parts):
+            if per == "box in turn":
+                outside = outside & ~inside
+            pairs.append((values[inside], values[outside]))
+    ratios = [_contrast(*pair, ddof) for pair in pairs]
     return float(np.mean(ratios if signed else np.abs(ratios)))
-
-
-@once
-def _contrasts(heatmap: CachedMap, mask: CachedMask, ddof: int, per: str) -> list[float]:
-    """The signed contrast-to-noise ratio of the union, or of each box."""
-    if per == "union":
-        return [_contrast(*sides(heatmap, mask), ddof)]
-    values, ratios = resize(heatmap, mask.shape), []
-    outside = ~mask.mask if per == "box" else np.ones_like(mask.mask)
-    for part in mask.parts:
-        inside = mask.labels == part
-        if per == "box in turn":
-            outside &= ~inside
-        ratios.append(_contrast(values[inside], values[outside], ddof))
-    return ratios
 
 
 def _contrast(inside: np.ndarray, outside: np.ndarray, ddof: int) -> float:
@@ -183,23 +160,13 @@ def _contrast(inside: np.ndarray, outside: np.ndarray, ddof: int) -> float:
 
 @once
 def iou(heatmap: np.ndarray, mask: np.ndarray, /, threshold: Threshold = "gmm") -> float:
-    """Intersection over union (Jaccard) of the foreground and the mask, in [0, 1].
-
-    Args:
-        heatmap, mask: Float ``(h, w)``, and bool or integer labels ``(H, W)``.
-        threshold: See `foreground`.
-    """
+    """Intersection over union (Jaccard) of the `foreground` of ``heatmap`` by ``threshold`` and ``mask``, in [0, 1]."""
     return overlap(foreground(heatmap, scope(mask, threshold), threshold), mask.mask)[0]
 
 
 @once
 def dice(heatmap: np.ndarray, mask: np.ndarray, /, threshold: Threshold = "gmm") -> float:
-    """Dice coefficient of the foreground and the mask, ``2 IoU / (1 + IoU)``, in [0, 1].
-
-    Args:
-        heatmap, mask: Float ``(h, w)``, and bool or integer labels ``(H, W)``.
-        threshold: See `foreground`.
-    """
+    """Dice coefficient ``2 IoU / (1 + IoU)``, in [0, 1]; ``heatmap, mask, threshold`` as of `iou`."""
     inside = iou(heatmap, mask, threshold)
     return 2 * inside / (1 + inside)
 
@@ -209,11 +176,10 @@ def miou(heatmap: np.ndarray, mask: np.ndarray, /, meaning: str = "classes", thr
     """Mean IoU in one of its two meanings, in [0, 1].
 
     Args:
-        heatmap, mask: Float ``(h, w)``, and bool or integer labels ``(H, W)``.
         meaning: ``"classes"``: ``(IoU of the foreground + IoU of the background) / 2`` (Dombrowski et al. 2023). The
             background is easy: random maps reach about 0.29 on a target of 15 %. ``"thresholds"``: mean IoU at .1, .2,
             .3, .4 and .5 of the range of the map (Boecking et al. 2022, Vilouras et al. 2024).
-        threshold: For ``"classes"``, see `foreground`.
+        heatmap, mask, threshold: as of `iou`; ``"thresholds"`` has its own.
     """
     _check("meaning", meaning, "classes", "thresholds")
     if meaning == "classes":
@@ -230,17 +196,12 @@ def overlap(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 
 
 @once
-def bbox_iou(heatmap: np.ndarray, mask: np.ndarray, /, threshold: Threshold = "gmm", largest: bool = True) -> float:
-    """IoU of the box of the foreground and the box of the whole mask, in [0, 1].
+def bbox_iou(heatmap: np.ndarray, mask: np.ndarray, /) -> float:
+    """IoU, in [0, 1], of the box of the foreground's largest 8-connected part and the box around the whole ``mask``.
 
-    Args:
-        heatmap: Float ``(h, w)``.
-        mask: Bool or integer labels ``(H, W)``; several boxes count as the one around them.
-        threshold: See `foreground`.
-        largest: Use the largest 8-connected part of the foreground (the first in reading order among equals); False
-            uses all of it, so that a stray pixel spoils the box.
+    Of parts of ``heatmap``'s `foreground` that are equally large, the first in reading order counts.
     """
-    a, b = _box(heatmap, scope(mask, threshold), threshold, largest), mask.box
+    a, b = _box(heatmap, mask.shape, "gmm", largest=True), mask.box
     if a is None:
         return 0.0
     width = min(a.x + a.w, b.x + b.w) - max(a.x, b.x)
@@ -250,21 +211,14 @@ def bbox_iou(heatmap: np.ndarray, mask: np.ndarray, /, threshold: Threshold = "g
 
 
 @once
-def bbox_mask_iou(
-    heatmap: np.ndarray, mask: np.ndarray, /, threshold: Threshold = "gmm-majority", meaning: str = "foreground"
-) -> float:
-    """IoU of the filled box of all foreground and the mask itself, in [0, 1]: "bboxiou" in Dombrowski et al.'s code.
+def bbox_mask_iou(heatmap: np.ndarray, mask: np.ndarray, /, meaning: str = "foreground") -> float:
+    """IoU of the filled box of all foreground and ``mask`` itself, in [0, 1]: "bboxiou" in Dombrowski et al.'s code.
 
-    As in that code the box lacks its last row and column, so the mask itself scores just below 1.
-
-    Args:
-        heatmap: Float ``(h, w)``.
-        mask: Bool or integer labels ``(H, W)``; several boxes stay separate.
-        threshold: See `foreground`.
-        meaning: ``"classes"`` averages with the IoU of the two backgrounds ("bboxmiou").
+    As in that code the box lacks its last row and column, so the mask itself scores just below 1. The `foreground` of
+    ``heatmap`` is ``"gmm-majority"``; ``meaning`` "classes" averages with the IoU of the two backgrounds ("bboxmiou").
     """
     _check("meaning", meaning, "foreground", "classes")
-    box, filled = _box(heatmap, scope(mask, threshold), threshold, False), np.zeros_like(mask.mask)
+    box, filled = _box(heatmap, mask.shape, "gmm-majority", largest=False), np.zeros_like(mask.mask)
     if box is not None:
         filled[int(box.y) : int(box.y + box.h) - 1, int(box.x) : int(box.x + box.w) - 1] = True
     ious = overlap(filled, mask.mask)
@@ -272,13 +226,10 @@ def bbox_mask_iou(
 
 
 @once
-def _box(heatmap: CachedMap, where: CachedMask | tuple[int, int], threshold: Threshold, largest: bool) -> Box | None:
-    hot = foreground(heatmap, where, threshold)
-    if largest:
-        labels, n = ndimage.label(hot, structure=EIGHT)
-        if n > 1:
-            hot = labels == 1 + np.bincount(labels.ravel())[1:].argmax()
-    return box_of(hot)
+def _box(heatmap: CachedMap, shape: tuple[int, int], /, threshold: Threshold, largest: bool) -> Box | None:
+    hot = foreground(heatmap, shape, threshold)
+    labels, n = ndimage.label(hot, structure=EIGHT) if largest else (hot, 1)
+    return box_of(labels == 1 + np.bincount(labels.ravel())[1:].argmax() if n > 1 else hot)
 
 
 @once
@@ -294,7 +245,7 @@ def centre_distance(
     """Distance between the centre of the heatmap and the centre of the mask's box; lower is better.
 
     Args:
-        heatmap, mask: Float ``(h, w)``, and bool or integer labels ``(H, W)``.
+        heatmap, mask: As of all scores.
         method: Centre of the heatmap: ``"mass"``, the mean position of the foreground pixels; ``"box"``, the centre of
             the box of all foreground (Dombrowski et al. 2023); ``"argmax"``, the hottest pixel (the mean distance of
             tied ones). Without foreground it is the centre of the image.
@@ -310,7 +261,7 @@ def centre_distance(
         values = resize(heatmap, mask.shape)
         points = np.argwhere(values == values.max()) + 0.5
     else:
-        points = _centre(heatmap, scope(mask, threshold), threshold, method)
+        points = _centre(heatmap, mask.shape, threshold, method)
     if several == "nan" and len(mask.parts) > 1:
         return math.nan
     away = np.atleast_2d(points) - _middle(mask.box)
@@ -319,11 +270,11 @@ def centre_distance(
 
 
 @once
-def _centre(heatmap: CachedMap, where: CachedMask | tuple[int, int], threshold: Threshold, method: str) -> np.ndarray:
-    hot = foreground(heatmap, where, threshold)
+def _centre(heatmap: CachedMap, shape: tuple[int, int], /, threshold: Threshold, method: str) -> np.ndarray:
+    hot = foreground(heatmap, shape, threshold)
     box = box_of(hot)
     if box is None:
-        return np.array(hot.shape) / 2
+        return np.array(shape) / 2
     return _middle(box) if method == "box" else (np.argwhere(hot) + 0.5).mean(axis=0)
 
 

@@ -5,11 +5,9 @@
 needs neither the model nor the images.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,44 +25,6 @@ from chestxai.runs import InputError, MissingError, Run
 from chestxai.studies import Finding, Fit, Frame, GroundTruth
 
 
-def score_table(
-    heatmaps: Iterable[np.ndarray],
-    masks: Sequence[np.ndarray],
-    priors: Sequence[np.ndarray] | None = None,
-    protocol: str | Protocol = "book",
-    random: int = 32,
-) -> list[dict[str, float]]:
-    """One row per phrase: ``target`` (area of the mask), the scores, and the same with ``prior_`` and ``chance_``.
-
-    Args:
-        heatmaps: Float ``(h, w)`` each; may be a generator, nothing is kept.
-        masks: Bool or integer labels ``(H, W)``, one for each heatmap.
-        priors: `location_prior` of each row's finding; without them there are no ``prior_`` keys.
-        protocol: A name in `PROTOCOLS`, or a `Protocol`.
-        random: Number of random maps for ``chance_``, see `chance`; 0 leaves these keys out.
-
-    Raises:
-        InputError: A heatmap or mask cannot be scored (names the row, from 0), or the lengths differ.
-    """
-    rows = []
-    for i, heatmap in enumerate(heatmaps):
-        if i >= len(masks) or (priors is not None and i >= len(priors)):
-            raise InputError(f"there is no mask or prior for heatmap {i}")
-        try:
-            mask = CachedMask(masks[i])
-            row = {"target": float(np.mean(mask.mask)), **score(heatmap, mask, protocol)}
-            if priors is not None:
-                row |= _prefixed("prior_", score(priors[i], mask, protocol))
-            if random:
-                row |= _prefixed("chance_", chance(mask, np.shape(heatmap), random, protocol=protocol))
-        except InputError as error:
-            raise InputError(f"row {i}: {error}") from error
-        rows.append(row)
-    if len(rows) != len(masks):
-        raise InputError(f"{len(rows)} heatmaps for {len(masks)} masks")
-    return rows
-
-
 def score_truths(
     heatmaps: Sequence[np.ndarray],
     truths: Sequence[GroundTruth],
@@ -73,43 +33,36 @@ def score_truths(
     fit: Fit = "crop",
     text_prior: Callable[[Finding], np.ndarray] | None = None,
 ) -> pd.DataFrame:
-    """`score_table` with what a row of ``grounding.csv`` says of its phrase: study, patient, finding, phrase, kept.
+    """What a row of ``grounding.csv`` says of a phrase, its mask (``kept`` by the crop, ``target`` area) and its map.
 
-    Average precision, shuffled AUC and the AUC within the field where findings can lie stand beside the scores of the
-    book, as they ask more of a map than AUC-ROC does (see `auc_roc_weighted`).
+    The scores of the book, and the same with ``prior_``, ``text_prior_`` and ``chance_``. Average precision, shuffled
+    AUC and the AUC within the field where findings can lie stand beside them, as they ask more of a map than AUC-ROC.
 
     Args:
-        heatmaps: Float ``(h, w)`` each.
-        truths: The phrases, one for each heatmap.
-        priors: Finding → location prior, see `location_priors`.
-        size, fit: Side of the model's frame in pixels, and how an image is fitted into it, see `studies.Frame`.
-        text_prior: Of `text_priors`, for columns ``text_prior_<score>``.
+        heatmaps, truths: Float ``(h, w)`` each, and the phrases, one for each heatmap.
+        priors, text_prior: Of `location_priors` and `text_priors`; without the second its columns are left out.
+        size, fit: of the model's frame, see `studies.Frame`.
     """
-    frames = [Frame(*t.study.size, size, fit) for t in truths]
-    masks = [frame.mask(t.finding) for t, frame in zip(truths, frames, strict=True)]
-    about = [
-        {
-            "study": t.study.id,
-            "patient": t.study.patient,
-            "finding": t.finding.name,
-            "phrase": t.finding.phrase,
-            "kept": kept(t.finding, frame),
-        }
-        for t, frame in zip(truths, frames, strict=True)
-    ]
-    known = {"": heatmaps, "prior_": [priors[t.finding.name] for t in truths]}
-    scores = score_table(heatmaps, masks, known["prior_"])
-    if text_prior is not None:
-        known["text_prior_"] = [text_prior(t.finding) for t in truths]
-    field = np.sum(list(priors.values()), axis=0) > 0
-    for i, (row, mask, truth) in enumerate(zip(scores, masks, truths, strict=True)):
-        for prefix, maps in known.items():
-            row[f"{prefix}auc_roc_shuffled"] = auc_roc_weighted(maps[i], mask, priors[truth.finding.name])
-            row[f"{prefix}auc_roc_field"] = auc_roc_weighted(maps[i], mask, field)
-            row[f"{prefix}average_precision"] = average_precision(maps[i], mask)
+    rows, field = [], np.sum(list(priors.values()), axis=0) > 0
+    for heatmap, truth in zip(heatmaps, truths, strict=True):
+        finding, frame = truth.finding, Frame(*truth.study.size, size, fit)
+        maps = {"": heatmap, "prior_": priors[finding.name]}
         if text_prior is not None:
-            row |= _prefixed("text_prior_", score(known["text_prior_"][i], mask))
-    return pd.concat([pd.DataFrame(about), pd.DataFrame(scores)], axis=1)
+            maps["text_prior_"] = text_prior(finding)
+        try:
+            mask = CachedMask(frame.mask(finding))
+            row = truth.about() | {"kept": kept(finding, frame), "target": float(mask.mask.mean())}
+            for prefix, some in maps.items():
+                found = score(some, mask) | {
+                    "auc_roc_shuffled": auc_roc_weighted(some, mask, priors[finding.name]),
+                    "auc_roc_field": auc_roc_weighted(some, mask, field),
+                    "average_precision": average_precision(some, mask),
+                }
+                row |= _prefixed(prefix, found)
+            rows.append(row | _prefixed("chance_", chance(mask, np.shape(heatmap))))
+        except InputError as error:
+            raise InputError(f"{truth.key}: {error}") from error
+    return pd.DataFrame(rows)
 
 
 def _prefixed(prefix: str, row: dict[str, float]) -> dict[str, float]:
@@ -117,12 +70,10 @@ def _prefixed(prefix: str, row: dict[str, float]) -> dict[str, float]:
 
 
 def box_labels(finding: Finding, frame: Frame) -> np.ndarray:
-    """The mask of a finding with its boxes told apart: uint8 ``(size, size)``, 0 outside of ``frame.mask(finding)``.
+    """The mask of a ``finding`` in a ``frame`` with its boxes told apart: uint8 ``(size, size)``, 0 outside.
 
-    Args:
-        finding: With an exact mask, whose 8-connected parts are labelled, or with boxes, labelled in their order; a
-            pixel of several boxes belongs to the first. Parts from the 255th on share a label.
-        frame: The frame of the model.
+    Boxes are labelled in their order, a pixel of several by the first; an exact mask by its 8-connected parts. Parts
+    from the 255th on share a label.
     """
     mask = frame.mask(finding)
     if finding.mask is not None:
@@ -134,12 +85,7 @@ def box_labels(finding: Finding, frame: Frame) -> np.ndarray:
 
 
 def kept(finding: Finding, frame: Frame) -> float:
-    """Fraction of a finding's area that the frame keeps, in [0, 1].
-
-    Args:
-        finding: With an exact mask, or with boxes, whose areas add up.
-        frame: The frame of the model.
-    """
+    """Share of a ``finding``'s area, its exact mask's or the sum of its boxes', that the ``frame`` keeps, in [0, 1]."""
     if finding.mask is None:
         area = sum(box.area for box in finding.boxes)
         return sum(frame.kept(box) * box.area for box in finding.boxes) / area
@@ -155,10 +101,10 @@ def save_masks(path: Path, truths: Sequence[GroundTruth], size: int, fit: Fit = 
     """Write the masks of a data set beside the maps of a run, for `rescore`.
 
     Args:
-        path: Safetensors file of ``masks`` uint8 ``(n, size, size)`` (`box_labels`) and ``kept`` float32 ``(n,)``
-            (`kept`); its metadata has ``keys``, a JSON list with the key of each row.
+        path: Safetensors file of ``masks`` uint8 ``(n, size, size)`` (`box_labels`) and ``kept`` float32 ``(n,)``; its
+            metadata has ``keys``, a JSON list with the key of each row.
         truths: Row i of the file is ``truths[i]``; ``rows`` of a file of maps refers to these numbers.
-        size, fit: Side of the model's frame in pixels, and how an image is fitted into it, see `studies.Frame`.
+        size, fit: of the model's frame, see `studies.Frame`.
     """
     masks, share = torch.zeros((len(truths), size, size), dtype=torch.uint8), torch.zeros(len(truths))
     for i, truth in enumerate(truths):
@@ -169,23 +115,16 @@ def save_masks(path: Path, truths: Sequence[GroundTruth], size: int, fit: Fit = 
 
 
 def rescore(folder: Path, protocol: str | Protocol = "book", random: int = 32) -> tuple[pd.DataFrame, list[str]]:
-    """Score the stored maps of a run again, under any protocol.
+    """Score the stored maps of a run again under any ``protocol``: a table, and a line for each row left out.
 
-    Args:
-        folder: The folder of the run, or its ``grounding.csv``. Its maps are read a checkpoint at a time, and the masks
-            of `save_masks` one by one.
-        protocol: A name in `PROTOCOLS`, or a `Protocol`.
-        random: Number of random maps for ``chance_``; 0 leaves these columns out.
-
-    Returns:
-        A table with the columns ``study, patient, finding, phrase, step``; ``target``, the area of the mask in [0, 1];
-        ``kept``, the share of the area that the crop left; the scores; and each once more with ``chance_``. Second, a
-        line for each row that could not be scored.
+    Maps are read a checkpoint at a time, masks one by one. Columns: ``study, patient, finding, phrase, step``;
+    ``target``, the area of the mask; ``kept``, the share of the finding that the crop left; the scores; and with
+    ``chance_`` those of as many ``random`` maps, if any.
 
     Raises:
-        InputError: A file is missing, damaged or of other data than the table, or no row could be scored.
+        InputError: A file of ``folder`` is missing, damaged or of other data than the table, or no row can be scored.
     """
-    run, protocol = _run(folder), get_protocol(protocol)
+    run, protocol = Run(folder), get_protocol(protocol)
     about = run.grounding()[[*runs.TEXT_COLUMNS, "step"]]
     rows, skipped, random_rows = [], [], {}
     for row, number, heatmap, labels in runs.progress(_stored(run, about), "scoring", len(about)):
@@ -201,10 +140,6 @@ def rescore(folder: Path, protocol: str | Protocol = "book", random: int = 32) -
     if not rows:
         raise InputError(f"{run.folder}: none of {len(about)} rows could be scored; the first: {skipped[0]}")
     return pd.DataFrame(rows), skipped
-
-
-def _run(path: Path) -> Run:
-    return Run(Path(path).parent if Path(path).name == "grounding.csv" else path)
 
 
 def _stored(run: Run, about: pd.DataFrame) -> Iterator[tuple[dict, int, np.ndarray, np.ndarray]]:
@@ -229,12 +164,7 @@ def _stored(run: Run, about: pd.DataFrame) -> Iterator[tuple[dict, int, np.ndarr
 
 
 def averages(scores: pd.DataFrame, protocol: str | Protocol = "book") -> pd.DataFrame:
-    """Means per step, as the protocol takes them, without NaN: a row per step and kind (``map``, ``chance``).
-
-    Args:
-        scores: Table of `rescore`.
-        protocol: The protocol it was scored under.
-    """
+    """Means of ``scores``, of `rescore`, as the ``protocol`` takes them: a row per step and kind ("map", "chance")."""
     protocol, parts = get_protocol(protocol), {}
     for kind, prefix in (("map", ""), ("chance", "chance_")):
         columns = {prefix + name: name for name in protocol.scores}
@@ -259,7 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.random < 0:
         raise InputError(f"--random must be at least 0, got {options.random}")
-    run, protocol = _run(options.run), get_protocol(options.protocol)
+    run = Run(options.run.parent if options.run.name == "grounding.csv" else options.run)
+    protocol = get_protocol(options.protocol)
     out = options.out or run.folder / f"grounding-{options.protocol}.csv"
     if out.resolve() == run.grounding_file.resolve():
         raise InputError(f"--out {out} is the table to read: choose another name")

@@ -1,7 +1,5 @@
 """How a heatmap becomes a foreground: mixture, Otsu, fixed area, fraction of the range, and the oracle."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 
@@ -22,15 +20,12 @@ _NODES = 4096
 
 
 def gmm_threshold(heatmap: np.ndarray, standardise: bool = True) -> float:
-    """Mean of the means of a two-component Gaussian mixture of the values (Dombrowski et al. 2023).
+    """Mean of the means of a two-component Gaussian mixture of the values of ``heatmap`` (Dombrowski et al. 2023).
 
     Takes the steps of ``sklearn.mixture.GaussianMixture(2)``, from the best 2-means split (exact in one dimension)
-    instead of a random start. A constant map gives its value.
-
-    Args:
-        heatmap: Float ``(h, w)``.
-        standardise: False fits the values as they are: on attention of 0.01 the regularisation of the variances (1e-6)
-            is not small, and components closer than 0.001 merge.
+    instead of a random start. A constant map gives its value. Without ``standardise`` the values are fitted as they
+    are: on attention of 0.01 the regularisation of the variances (1e-6) is not small, and components closer than 0.001
+    merge.
     """
     values = as_heatmap(heatmap).astype(np.float64).ravel()
     centre, scale = values.mean(), values.std()
@@ -81,12 +76,9 @@ def otsu_threshold(heatmap: np.ndarray) -> float:
 
 @once
 def oracle_threshold(heatmap: np.ndarray, mask: np.ndarray, /) -> tuple[float, float]:
-    """The best threshold of the resized map for this mask (−infinity takes everything), and its IoU: an upper bound.
+    """The best threshold of the resized ``heatmap`` for ``mask`` (−infinity takes all), and its IoU: an upper bound.
 
     Exact over all thresholds and unchanged by strictly increasing transforms. Of equals it is the highest threshold.
-
-    Args:
-        heatmap, mask: Float ``(h, w)``, and bool or integer labels ``(H, W)``.
     """
     hits, called, places = cuts(heatmap, mask)
     ious = hits / (hits[-1] + called - hits)
@@ -98,22 +90,18 @@ def oracle_threshold(heatmap: np.ndarray, mask: np.ndarray, /) -> tuple[float, f
 
 @once
 def foreground(heatmap: np.ndarray, shape: tuple[int, int], /, threshold: Threshold = "gmm") -> np.ndarray:
-    """Bool of ``shape``, True where the resized heatmap lies strictly above the threshold.
+    """Bool of ``shape`` ``(height, width)``, True where the resized ``heatmap`` lies strictly above the ``threshold``.
 
-    Args:
-        heatmap: Float ``(h, w)``. The threshold is computed before resizing, as in the paper.
-        shape: ``(height, width)`` in pixels.
-        threshold: One of
+    It is computed before resizing, as in the paper. One of
 
-            - ``"gmm"``: `gmm_threshold`;
-            - ``"gmm-majority"``: the published code of Dombrowski et al. 2023 and Nützel et al. 2025: the mixture of
-              the values as they are, the foreground at the size of the map, each pixel off the border replaced by the
-              majority of its 3 × 3 neighbourhood, this 0/1 image resized, and cut at one half;
-            - ``"otsu"``: `otsu_threshold`;
-            - ``("area", f)``: the hottest fraction ``f`` in (0, 1) of the resized pixels, without ties at the edge;
-            - a fraction in [0, 1] of the range of the map above its minimum.
-
-            The scores also take ``"oracle"``: `oracle_threshold`.
+    - ``"gmm"``: `gmm_threshold`;
+    - ``"gmm-majority"``: the published code of Dombrowski et al. 2023 and Nützel et al. 2025: the mixture of the values
+      as they are, the foreground at the size of the map, each pixel off the border replaced by the majority of its 3 ×
+      3 neighbourhood, this 0/1 image resized, and cut at one half;
+    - ``"otsu"``: `otsu_threshold`;
+    - ``("area", f)``: the hottest fraction ``f`` in (0, 1) of the resized pixels, without ties at the edge;
+    - a fraction in [0, 1] of the range of the map above its minimum;
+    - of a mask instead of a shape, as the scores take it, also ``"oracle"``: `oracle_threshold`.
     """
     if threshold == "oracle":
         if not isinstance(shape, CachedMask):

@@ -59,11 +59,10 @@ class SeedInterval(Interval):
 
 
 def format_interval(value: Interval | float | None, spec: str = "") -> str:
-    """Print an interval, or a number without one; a missing value is "–".
+    """Print an interval, or a number without one; a missing ``value`` is "–".
 
-    Args:
-        value: `Interval`, number, None or NaN.
-        spec: Format of each number, by default the interval's own or ``".3f"``; ``"auto"`` has one decimal from 10 on.
+    ``spec`` is the format of each number, by default the interval's own or ``".3f"``; ``"auto"`` has one decimal from
+    10 on.
     """
     estimate = value.estimate if isinstance(value, Interval) else value
     if estimate is None or math.isnan(estimate):
@@ -83,17 +82,14 @@ def bootstrap_ci(
 ) -> Interval:
     """Bootstrap percentile interval of a mean, resampling groups; below `FEW_GROUPS` with a `FewGroupsWarning`.
 
+    Its bounds are NaN for a single group. Equal rows give an interval of no width.
+
     Args:
         values: Float ``(rows,)``, finite; the mean is over rows, not over groups.
         groups: Group (patient) of each row, any hashable labels; None makes every row its own group.
-        n: Number of resamples.
-        level: Confidence level in (0, 1).
-        seed: Seed of the resampling.
+        n, level, seed: Number of resamples, confidence level in (0, 1), and seed of the resampling.
         expand: Widen the quantiles so that the interval of a symmetric mean is as wide as Student's (Hesterberg 2015,
             "What teachers should know about the bootstrap", 4.3.3): needed below 40 groups. False is the textbook's.
-
-    Returns:
-        The interval; its bounds are NaN for a single group. Equal rows give an interval of no width.
 
     Example:
         >>> str(bootstrap_ci([0.9, 0.8, 0.85, 0.7] * 10))
@@ -101,12 +97,8 @@ def bootstrap_ci(
     """
     values = checked(values, 1, "values")
     index, count = group_index(groups, values.size)
-    sums = np.bincount(index, weights=values, minlength=count)
-    sizes = np.bincount(index, minlength=count).astype(np.float64)
-
-    def ratio(total: np.ndarray, size: np.ndarray, axis: int = -1) -> np.ndarray:
-        return total.sum(axis=axis) / size.sum(axis=axis)
-
+    sums, sizes = (np.bincount(index, weights, count).astype(float) for weights in (values, None))
+    ratio = lambda total, size, axis=-1: total.sum(axis) / size.sum(axis)  # noqa: E731
     low, high = _bounds((sums, sizes), ratio, n, level, seed, expand)
     return Interval(float(values.mean()), low, high)
 
@@ -116,17 +108,14 @@ def bootstrap_statistic(
     statistic: Callable[..., float],
     groups: ArrayLike | None = None,
     n: int = 500,
-    level: float = 0.95,
     seed: int = 0,
-    expand: bool = True,
 ) -> Interval:
     """`bootstrap_ci` of any statistic of one or several columns, e.g. the AUC of scores and labels.
 
     Args:
         columns: Arrays with the same number of rows (any further axes).
         statistic: ``statistic(*columns) -> float``; NaN leaves a resample out (a single class, say).
-        groups, level, seed, expand: As of `bootstrap_ci`.
-        n: Number of resamples, each one a call.
+        groups, n, seed: As of `bootstrap_ci`; each resample is a call.
     """
     columns = [np.asarray(column) for column in columns]
     rows = {len(column) for column in columns}
@@ -139,12 +128,12 @@ def bootstrap_statistic(
         rows = np.concatenate([members[g] for g in groups])
         return float(statistic(*(column[rows] for column in columns)))
 
-    low, high = _bounds((np.arange(count),), resampled, n, level, seed, expand)
+    low, high = _bounds((np.arange(count),), resampled, n, seed=seed)
     return Interval(float(statistic(*columns)), low, high)
 
 
 def _bounds(
-    data: tuple[np.ndarray, ...], statistic: Callable, n: int, level: float, seed: int, expand: bool
+    data: tuple[np.ndarray, ...], statistic: Callable, n: int, level: float = 0.95, seed: int = 0, expand: bool = True
 ) -> tuple[float, float]:
     """Bounds for a statistic of arrays with one entry per group; it takes an axis if there are several arrays."""
     level, count = check_level(level), data[0].size
@@ -172,20 +161,18 @@ def seeds_ci(values: np.ndarray, groups: ArrayLike | None = None, level: float =
     """Interval of a mean over new seeds *and* new patients, when all seeds are scored on the same rows.
 
     Seeds and patients are crossed, like readers and cases (Obuchowski & Rockette 1995). With ``V_s`` the variance of
-    the mean between seeds (including the interaction) and ``V_p`` that between patients (without it), the half-width
-    is ``sqrt(t²_{seeds − 1} V_s + t²_{patients − 1} V_p)`` (Banerjee 1960). It covers at least ``level`` for normal
-    effects, and 94 to 99 % in simulations with skewed scores, where Satterthwaite's degrees of freedom cover down to
-    88 % and resampling seeds and patients (Owen 2007) down to 76 %. The interval is wide with few seeds: t is 12.7 with
+    the mean between seeds (including the interaction) and ``V_p`` that between patients (without it), the half-width is
+    ``sqrt(t²_{seeds − 1} V_s + t²_{patients − 1} V_p)`` (Banerjee 1960). It covers at least ``level`` for normal
+    effects, and 94 to 99 % in simulations with skewed scores, where Satterthwaite's degrees of freedom cover down to 88
+    % and resampling seeds and patients (Owen 2007) down to 76 %. The interval is wide with few seeds: t is 12.7 with
     two, 4.3 with three, 2.8 with five. One seed covers other patients only; a UserWarning says so.
+
+    It is not cut to the range of the score; its bounds are NaN for a single patient.
 
     Args:
         values: Float ``(rows, seeds)``, finite: row i is the same item (phrase) in every column. To compare two
             variants pass ``a − b`` column by column; unrelated seeds may be paired too.
-        groups: Group (patient) of each row; None makes every row its own group.
-        level: Confidence level in (0, 1).
-
-    Returns:
-        The interval, not cut to the range of the score; its bounds are NaN for a single patient.
+        groups, level: As of `bootstrap_ci`.
     """
     values = checked(values, 2, "values")
     index, count = group_index(groups, len(values))
@@ -208,12 +195,8 @@ def crossed_variances(values: np.ndarray, index: np.ndarray, count: int) -> tupl
     """Estimated variances of the mean by patients, by seeds (both with the interaction), and by the interaction.
 
     The mean squares of a two-way table over ``patients · seeds``; patients of unequal size enter by linearisation (the
-    sandwich of a ratio, times ``patients / (patients − 1)``). With one seed the last two are 0.
-
-    Args:
-        values: Float ``(rows, seeds)``.
-        index: The number of each row's patient.
-        count: Number of patients, at least 2.
+    sandwich of a ratio, times ``patients / (patients − 1)``). With one seed the last two are 0. ``values`` are float
+    ``(rows, seeds)``, ``index`` is the number of each row's patient, of which there are ``count``, at least 2.
     """
     rows, seeds = values.shape
     means = values.mean(axis=0)

@@ -12,15 +12,12 @@ from chestxai.stats.intervals import Interval, format_interval
 _SYMBOLS = str.maketrans({"<": "$<$", ">": "$>$", "−": "$-$", "↑": r"$\uparrow$", "↓": r"$\downarrow$"})
 
 
-def format_table(frame: pd.DataFrame, to: Literal["markdown", "latex", "csv"] = "markdown", spec: str = "") -> str:
-    r"""Format a frame with `Interval` cells as text.
+def format_table(frame: pd.DataFrame, to: Literal["markdown", "latex", "csv"] = "markdown") -> str:
+    """Format a ``frame`` with `Interval` cells, numbers, text or missing values as text.
 
-    Args:
-        frame: Cells may be intervals, numbers, text or missing; the index is the first column, unless it only counts.
-        to: ``"markdown"`` (a pipe table); ``"latex"`` (booktabs; text between two ``$`` is left as it is); ``"csv"`` at
-            full precision, with the estimate in the column itself and the rest beside it: ``auc_low``, ``auc_high``,
-            and ``auc_p``, ``auc_seeds`` where the interval has them.
-        spec: Format of the numbers in print; see `format_interval`.
+    The index is the first column, unless it only counts. ``to`` is ``"markdown"`` (a pipe table), ``"latex"``
+    (booktabs; text between two ``$`` is left as it is), or ``"csv"`` at full precision, with the estimate in the column
+    itself and the rest beside it: ``auc_low``, ``auc_high``, and ``auc_p``, ``auc_seeds`` where the interval has them.
 
     Example:
         >>> print(format_table(pd.DataFrame({"AUC": [Interval(0.842, 0.811, 0.869)]}, index=["frozen"])))
@@ -36,7 +33,7 @@ def format_table(frame: pd.DataFrame, to: Literal["markdown", "latex", "csv"] = 
     if to == "csv":
         return pd.concat([part for _, column in frame.items() for part in _numbers(column)], axis=1).to_csv(index=False)
     names = [" ".join(map(str, name)).strip() if isinstance(name, tuple) else str(name) for name in frame]
-    cells = [[_text(value, spec, to) for value in row] for row in frame.itertuples(index=False)]
+    cells = [[_text(value, to) for value in row] for row in frame.itertuples(index=False)]
     if to == "markdown":
         rows = [[text.replace("|", r"\|").replace("\n", " ") for text in row] for row in [names, *cells]]
         lines = [f"| {' | '.join(row)} |" for row in rows]
@@ -58,9 +55,9 @@ def _numbers(column: pd.Series) -> list[pd.Series]:
     return parts
 
 
-def _text(value: object, spec: str, to: str) -> str:
+def _text(value: object, to: str) -> str:
     value = None if value is pd.NA else value
-    text = format_interval(value, spec) if isinstance(value, Interval | float | None) else str(value)
+    text = format_interval(value) if isinstance(value, Interval | float | None) else str(value)
     if to != "latex":
         return text
     # In text a hyphen is no minus.

@@ -9,45 +9,26 @@ from scipy import special, stats
 from chestxai.stats.intervals import Difference, bootstrap_ci, checked, crossed_variances, group_index
 
 
-def paired_difference(
-    a: ArrayLike,
-    b: ArrayLike,
-    groups: ArrayLike | None = None,
-    n: int = 2000,
-    level: float = 0.95,
-    permutations: int = 9999,
-    expand: bool = True,
-) -> Difference:
+def paired_difference(a: ArrayLike, b: ArrayLike, groups: ArrayLike | None = None, n: int = 2000) -> Difference:
     """Mean of ``a − b`` over the same rows, with a clustered interval and the p-value of `sign_flip_test`.
 
-    Args:
-        a: Float ``(rows,)``.
-        b: Float ``(rows,)``, row i on the same item as row i of ``a``.
-        groups: Group (patient) of each row.
-        n, level, expand: As of `bootstrap_ci`; the p-value needs none of them.
-        permutations: Number of sign flips.
+    ``a`` and ``b`` are float ``(rows,)``, row i on the same item; ``groups, n`` as of `bootstrap_ci`.
     """
     a, b = checked(a, 1, "a"), checked(b, 1, "b")
     if a.shape != b.shape:
         raise ValueError(f"a paired difference needs the same rows in both: got {a.size} and {b.size}")
-    interval = bootstrap_ci(a - b, groups, n=n, level=level, expand=expand)
-    return Difference(**vars(interval), p=sign_flip_test(a - b, groups, permutations))
+    interval = bootstrap_ci(a - b, groups, n=n)
+    return Difference(**vars(interval), p=sign_flip_test(a - b, groups))
 
 
-def sign_flip_test(
-    differences: ArrayLike, groups: ArrayLike | None = None, permutations: int = 9999, seed: int = 0
-) -> float:
+def sign_flip_test(differences: ArrayLike, groups: ArrayLike | None = None, permutations: int = 9999) -> float:
     """Two-sided p-value of a cluster permutation test that paired differences have mean zero.
 
     The signs of whole groups are flipped: under the null hypothesis the two columns are exchangeable within a group
     (Fisher 1935; Winkler et al. 2015, "Multi-level block permutation"). Exact when ``2**groups ≤ permutations``, else
     Monte Carlo with the usual +1 correction. No p is below ``2 / 2**groups``: five patients cannot reach 0.05.
 
-    Args:
-        differences: Float ``(rows,)``, finite.
-        groups: Group (patient) of each row; None makes every row its own group.
-        permutations: Number of sign flips.
-        seed: Seed of the flips.
+    ``differences`` are float ``(rows,)``, finite; ``groups`` as of `bootstrap_ci`.
     """
     differences = checked(differences, 1, "differences")
     index, count = group_index(groups, differences.size)
@@ -55,7 +36,7 @@ def sign_flip_test(
     if count < 2 or not sums.any():
         return 1.0
     options = {"permutation_type": "samples", "vectorized": True, "n_resamples": permutations, "batch": 1000}
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     return float(stats.permutation_test((sums,), lambda x, axis: x.sum(axis=axis), rng=rng, **options).pvalue)
 
 
@@ -78,27 +59,24 @@ def holm(p: ArrayLike) -> np.ndarray:
 def minimal_detectable_difference(
     differences: ArrayLike,
     groups: ArrayLike | None = None,
-    power: float = 0.8,
     alpha: float = 0.05,
     patients: int | None = None,
 ) -> float:
-    """The true mean difference that a two-sided paired test of this design detects with the given power.
+    """The true mean difference that a two-sided paired test of this design detects with a power of 80 %.
 
     Exact for the t-test on patients by the noncentral t distribution (Bloom 1995, "Minimum detectable effects", with
     the clustered standard error), and nearly so for `sign_flip_test`; it depends on the spread of the differences, not
     on their mean. With several seeds it is for the test by `seeds_ci`, and conservative, the more so with few seeds.
 
     Args:
-        differences: Float ``(rows,)``, a − b on the same items, or ``(rows, seeds)`` as for `seeds_ci`.
-        groups: Group (patient) of each row.
-        power: Probability in (0, 1) of detecting the difference.
+        differences, groups: Float ``(rows,)``, a − b on the same items, or ``(rows, seeds)`` as for `seeds_ci`.
         alpha: Level of the test; ``0.05 / findings`` for one of several findings under `holm`, at worst.
         patients: Number of patients planned, at least 2; None takes the number of groups.
     """
     if np.ndim(differences) < 2:
         differences = checked(differences, 1, "differences")[:, None]
-    if not (0 < power < 1 and 0 < alpha < 1):
-        raise ValueError(f"power and alpha are probabilities in (0, 1), got {power} and {alpha}")
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha is a probability in (0, 1), got {alpha}")
     differences = checked(differences, 2, "differences")
     index, count = group_index(groups, len(differences))
     planned = count if patients is None else patients
@@ -107,7 +85,7 @@ def minimal_detectable_difference(
     by_patient, by_seed, crossed = crossed_variances(differences, index, count)
 
     def shift(freedom: int) -> float:
-        return float(special.nctdtrinc(freedom, 1 - power, stats.t.ppf(1 - alpha / 2, freedom)))
+        return float(special.nctdtrinc(freedom, 1 - 0.8, stats.t.ppf(1 - alpha / 2, freedom)))
 
     square = shift(planned - 1) ** 2 * max(by_patient - crossed, 0.0) * count / planned
     if differences.shape[1] > 1:
@@ -136,11 +114,8 @@ def variance_components(values: np.ndarray, groups: ArrayLike | None = None) -> 
     """Variance between seeds, between patients, and of their interaction, from the mean squares of the crossed table.
 
     With one row per patient this is the analysis of variance of two random factors without replication (Searle, Casella
-    & McCulloch 1992, 4.3); otherwise patients weigh by their rows. Negative components are set to 0.
-
-    Args:
-        values: Float ``(rows, seeds)``, as for `seeds_ci`.
-        groups: Group (patient) of each row, at least two.
+    & McCulloch 1992, 4.3); otherwise patients weigh by their rows. Negative components are set to 0. ``values, groups``
+    as of `seeds_ci`, with two groups at least.
     """
     values = checked(values, 2, "values")
     index, count = group_index(groups, len(values))

@@ -20,6 +20,7 @@ import pandas as pd
 
 from chestxai import localization, runs
 from chestxai.localization import references
+from chestxai.localization.maps import CachedMask
 
 #: Seconds for 1,000 maps.
 LIMIT = 60.0
@@ -60,13 +61,11 @@ def main() -> int:
         for name, (protocol, priors, random) in cases.items():
             references._noise.cache_clear()
             began = time.perf_counter(), time.process_time()
-            localization.score_table(
-                runs.progress(heatmaps(options.maps, side), f"{name} {side}²", total=options.maps),
-                masks,
-                priors,
-                protocol=protocol,
-                random=random,
-            )
+            maps = runs.progress(heatmaps(options.maps, side), f"{name} {side}²", total=options.maps)
+            for heatmap, mask in zip(maps, map(CachedMask, masks), strict=True):
+                for scored in (heatmap,) if priors is None else (heatmap, prior):
+                    localization.score(scored, mask, protocol)
+                localization.chance(mask, heatmap.shape, random, protocol)
             wall, cpu = time.perf_counter() - began[0], time.process_time() - began[1]
             rows.append(
                 {
