@@ -123,13 +123,11 @@ def sentences(phrases: Sequence[str]) -> Tensor:
 
 @torch.inference_mode()
 def similarity(model: Any, images: np.ndarray, findings: Sequence[Finding]) -> np.ndarray:
-    """Cosine of every patch and the phrase, from 0 to 1: float32 ``(n, h, w)``; with a model, a `Pointer`.
+    """Cosine of every patch of ``images`` and the phrase of ``findings``, from 0 to 1: float32 ``(n, h, w)``.
 
-    Args:
-        model: `Contrastive`, or any object with ``image_patches(images)``, which returns float ``(n, d, h, w)``, and
-            ``text(phrases)``, which returns ``(n, d)``. Of hi-ml-multimodal's BioViL, these are
-            ``get_patchwise_projected_embeddings`` and ``get_embeddings_from_prompt``.
-        images, findings: uint8 ``(n, s, s)``, and a finding for each, of which only the phrase is read.
+    With a ``model`` it is a `Pointer`: `Contrastive`, or any object with ``image_patches(images)``, which returns float
+    ``(n, d, h, w)``, and ``text(phrases)``, which returns ``(n, d)``. Of hi-ml-multimodal's BioViL, these are
+    ``get_patchwise_projected_embeddings`` and ``get_embeddings_from_prompt``.
     """
     texts = model.text([finding.phrase for finding in findings])[:, :, None, None]
     cosines = F.cosine_similarity(model.image_patches(images), texts, dim=1)
@@ -140,12 +138,9 @@ def contrastive_loss(patches: Tensor, texts: Tensor, same: Tensor, scale: Tensor
     """InfoNCE between images and texts: the mean of a global and a patch-wise one, in both directions.
 
     Globally, an image is its mean patch. Patch-wise, its similarity with a text is the mean cosine of its patches,
-    weighted towards the closest ones (after GLoRIA, Huang et al., ICCV 2021).
-
-    Args:
-        patches, texts: float ``(n, d, h, w)`` and ``(n, d)``.
-        same: bool ``(n, n)``, which texts are equal; many reports say the same, so these are positives of each other.
-        scale: inverse temperature.
+    weighted towards the closest ones (after GLoRIA, Huang et al., ICCV 2021). ``patches`` are float ``(n, d, h, w)``,
+    ``texts`` ``(n, d)``; ``same``, bool ``(n, n)``, which texts are equal, as many reports say the same; ``scale`` is
+    the inverse temperature.
     """
     patches, texts = patches.flatten(2), F.normalize(texts, dim=1)
     whole = F.normalize(patches.mean(2), dim=1) @ texts.T
@@ -269,11 +264,8 @@ def score(
 ) -> pd.DataFrame:
     """Rows as of ``grounding.csv``: the scores of the book and those of `faithfulness.faithfulness_scores`.
 
-    Args:
-        point: the model.
-        truths, pool: phrases whose images can be read, and studies to show instead; unreadable ones are left out.
-        size, fit: the frame's side in pixels, and how an image is fitted into it.
-        swaps: swapped images for each phrase, see `faithfulness.swap_images`.
+    ``point`` reads the images of ``truths`` and, for each, ``swaps`` of the ``pool`` (`faithfulness.swap_images`;
+    unreadable ones are left out) in a frame of ``size`` and ``fit``.
     """
     probed, maps = [], []
     for i, truth in enumerate(runs.progress(truths, "pointing")):
@@ -308,14 +300,9 @@ def as_asked(images: np.ndarray, prompts: Sequence[str], model: Ceiling) -> pd.D
     """Whether ``images`` show the side, zone and severity of the findings that their ``prompts`` name.
 
     The ceiling, ``model``, tells them at each place, and a place counts by the probability that the finding is there.
-    It errs, too: measure real images and their own prompts beside the generated ones.
-
-    Args:
-        images, prompts, model: uint8 ``(n, s, s)``, a text for each, and the ceiling.
-
-    Returns:
-        A row per image and finding asked for: ``image`` (its number), ``prompt``, ``finding``, and ``side``, ``zone``,
-        ``severity``: 1 as asked, 0 not, NaN where the prompt does not say or where it never varied in training.
+    It errs, too: measure real images and their own prompts beside the generated ones. A row per image and finding asked
+    for: ``image`` (its number), ``prompt``, ``finding``, and ``side``, ``zone``, ``severity``: 1 as asked, 0 not, NaN
+    where the prompt does not say or where it never varied in training.
     """
     rows = []
     for i in range(len(images)):

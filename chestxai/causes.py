@@ -41,23 +41,17 @@ _SIDE = re.compile(r"\b(?:left|right|bilateral)\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Sample:
-    """Phrases on their images, prepared once for all runs of a profile, which share autoencoder and tokenizer.
-
-    Of each of ``n`` phrases: ``truths``, its ``prompts`` and ``patients``; ``kinds`` of token → positions (see
-    `token_kinds`); ``masks`` bool ``(s, s)`` in the model's frame; ``keys`` of the images' noise; ``latents`` float32
-    ``(n, c, h, w)`` of the images, and ``swapped``, of another patient's image without the finding (NaN where there is
-    none). ``skipped`` has a line for each phrase left out.
-    """
+    """Phrases on their images, prepared once for all runs of a profile, which share autoencoder and tokenizer."""
 
     truths: list[GroundTruth]
     prompts: list[str]
     patients: list[str]
-    kinds: list[dict[str, list[int]]]
-    masks: list[np.ndarray]
-    keys: list[int]
-    latents: Tensor
-    swapped: Tensor
-    skipped: list[str]
+    kinds: list[dict[str, list[int]]]  #: kind of token → positions, see `token_kinds`
+    masks: list[np.ndarray]  #: bool ``(s, s)`` in the model's frame
+    keys: list[int]  #: of the images' noise
+    latents: Tensor  #: float32 ``(n, c, h, w)`` of the images
+    swapped: Tensor  #: of another patient's image without the finding; NaN where there is none
+    skipped: list[str]  #: a line for each phrase left out
 
     def real(self, i: int) -> list[int]:
         """Positions of the tokens of phrase ``i`` that are no padding."""
@@ -66,13 +60,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Reading:
-    """What `read` saw.
+    """What `read` saw of ``n`` phrases."""
 
-    ``loss`` float64 ``(n,)``, mean squared error of the prediction; ``maps`` float32 ``(n, length + 1, h, w)``, mean
-    attention to each token, and last the mean over all padding; NaN where a phrase has no such token.
-    """
-
-    loss: np.ndarray
+    loss: np.ndarray  #: float64 ``(n,)``, mean squared error of the prediction
+    #: Float32 ``(n, length + 1, h, w)``, mean attention to each token, last to all padding; NaN where there is none.
     maps: np.ndarray
 
     def of(self, kind: str, sample: Sample) -> np.ndarray:
@@ -100,12 +91,10 @@ def token_kinds(tokenizer: object, finding: Finding) -> dict[str, list[int]]:
 def prepare(
     pipeline: StableDiffusionPipeline, truths: Sequence[GroundTruth], pool: Sequence[Study], fit: Fit = "crop"
 ) -> Sample:
-    """Encode the images of some phrases, and for each that of another patient.
+    """Encode the images of ``truths``, whose phrases are the prompts, and for each that of another patient in ``pool``.
 
-    Args:
-        pipeline: any of the profile; only tokenizer and autoencoder are used.
-        truths: the phrases; each is the prompt of its image. InputError where none can be read.
-        pool, fit: studies to swap with (`faithfulness.swap_images`), and how an image becomes a square.
+    Only tokenizer and autoencoder of ``pipeline`` are used; ``fit`` is how an image becomes a square. What cannot be
+    read is left out, and InputError where nothing can.
     """
     size, kept, skipped = models.image_size(pipeline), [], []
     for truth in truths:
@@ -136,15 +125,14 @@ def read(
     latents: Tensor | None = None,
     batch: int = 64,
 ) -> Reading:
-    """Denoise each image given ``states``, under the noise of `grounding.ground_many`.
+    """Denoise each image given ``states``, under the noise of `grounding.ground_many`, ``batch`` rows at a time.
 
     Args:
         pipeline, sample: a U-Net (the text encoder is not used), and images of `prepare`.
-        states: ``(n, length, width)``, or ``(n, length, 2 * width)``: keys are made of the first half of each state,
-            values of the second.
+        states: ``(n, length, width)``, or ``(n, length, 2 * width)``: keys of the first half of each, values of the
+            second.
         timesteps: of the noise schedule, averaged.
-        latents: of the images; default: the sample's own. ``sample.swapped`` keeps the noise of the own ones.
-        batch: rows of one pass.
+        latents: of the images, if not the sample's own; ``sample.swapped`` keeps the noise of the own ones.
     """
     unet, states = pipeline.unet, states.to(pipeline.unet.device, pipeline.unet.dtype)
     width = unet.config.cross_attention_dim
@@ -185,11 +173,9 @@ def auc(maps: np.ndarray, sample: Sample) -> np.ndarray:
 def attention_mass(reading: Reading, sample: Sample) -> pd.DataFrame:
     """Share of the attention by kind of token in a ``reading`` of the ``sample``, a row per phrase.
 
-    A padding of zeros is a sink whose mass depends on its length, so compare the same prompts, or see `at_length`.
-
-    Returns:
-        A column for each of `KINDS`, which add up to 1; ``words``, the sum of `WORDS`; ``tokens``, the number of real
-        tokens; and ``entropy`` of the attention among those as a share of its maximum: 1 if all get the same.
+    Columns are `KINDS`, which add up to 1; ``words``, the sum of `WORDS`; ``tokens``, the number of real tokens; and
+    ``entropy`` of the attention among those as a share of its maximum: 1 if all get the same. A padding of zeros is a
+    sink whose mass depends on its length, so compare the same prompts, or see `at_length`.
     """
     rows = []
     for i, groups in enumerate(sample.kinds):
@@ -256,14 +242,10 @@ def states_of(states: Tensor, sample: Sample, kind: str) -> np.ndarray:
 def compare_states(x: np.ndarray, y: np.ndarray, permutations: int = 200, seed: int = 0) -> dict[str, float]:
     """How far two encoders' states ``x`` and ``y`` ``(m, width)`` of the same texts are apart, by three measures.
 
-    Returns:
-        ``cka``: linear (Kornblith et al. 2019, eq. 3), 1 for states equal up to rotation and scale; ``cka_null``, the
-            95th
-        percentile of its null from ``permutations`` of the texts (by ``seed``), which is far above 0 where they are
-            few.
-        ``procrustes``: what is left after the best rotation, 0 to 1 (Ding et al. 2021). ``drift``: mean of 1 − cosine,
-            which
-        a rotation changes.
+    ``cka``: linear (Kornblith et al. 2019, eq. 3), 1 for states equal up to rotation and scale; ``cka_null``, the 95th
+    percentile of its null from ``permutations`` of the texts (by ``seed``), which is far above 0 where they are few.
+    ``procrustes``: what is left after the best rotation, 0 to 1 (Ding et al. 2021). ``drift``: mean of 1 − cosine,
+    which a rotation changes.
     """
     cosine = (x * y).sum(axis=1) / np.maximum(np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1), 1e-12)
     a, b = (z - z.mean(axis=0) for z in (x, y))

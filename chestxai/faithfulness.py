@@ -76,9 +76,8 @@ def swap_images(study: Study, pool: Sequence[Study], count: int) -> list[int]:
 def probes(truth: GroundTruth, pool: Sequence[Study], swaps: int) -> list[tuple[str, int, Study, str]]:
     """What a phrase is probed with: kind, number within the kind, study whose image is shown, and prompt.
 
-    Args:
-        truth: the phrase; without a word for its side it has no probes of the kinds "no_side" and "other_side".
-        pool, swaps: studies to show in its image's place, and how many, see `swap_images`.
+    Up to ``swaps`` studies of the ``pool`` are shown in place of its own (`swap_images`). A ``truth`` without a word
+    for its side has none of the kinds "no_side" and "other_side".
     """
     study, phrase = truth.study, truth.finding.phrase
     some = [("own", 0, study, phrase)]
@@ -91,10 +90,7 @@ def probes(truth: GroundTruth, pool: Sequence[Study], swaps: int) -> list[tuple[
 def by_kind(probed: Sequence[tuple], maps: Sequence[np.ndarray], n: int, swaps: int) -> dict[str, np.ndarray]:
     """Maps of each of `KINDS`, float32 ``(n, h, w)``, and ``(n, swaps, h, w)`` of "swap"; NaN where there is none.
 
-    Args:
-        probed: ``(i, kind, number, …)`` of each map, with ``i`` the phrase, see `probes`.
-        maps: float ``(h, w)`` each.
-        n, swaps: number of phrases, and of swapped images for each.
+    ``probed`` has ``(i, kind, number, …)`` of each of the ``maps``, with ``i`` one of ``n`` phrases, see `probes`.
     """
     out = {kind: np.full((n, swaps, *maps[0].shape), np.nan, np.float32) for kind in KINDS}
     for (i, kind, k, *_), heatmap in zip(probed, maps, strict=True):
@@ -113,20 +109,17 @@ def probe_truths(
     identity: str = "",
     description: str = "swapped images and words",
 ) -> dict[str, np.ndarray]:
-    """Maps of all phrases on their own and on swapped images, and for prompts without and with the wrong side.
+    """Maps `by_kind` of all phrases: on their own and on swapped images, for prompts without and with the wrong side.
 
     Every row sees the noise of its own image. Errors are those of `grounding.ground_truths`.
 
     Args:
-        pipeline: of `models.load_pipeline`, with the checkpoint's weights; ``identity`` names these, else their
-            fingerprint.
+        pipeline, identity: with the checkpoint's weights, and what names these, else their fingerprint.
         truths, pool: phrases that `grounding.ground_truths` could ground, and studies of the val split (`swap_images`).
         settings: every ``swap_every``-th of its timesteps is read, on ``swaps`` swapped images.
-        path: the ``.safetensors`` file of the maps, resumed as `runs.resumable` says under this ``description``.
+        path, description: the ``.safetensors`` file of the maps, resumed as `runs.resumable` says, and its progress
+            bar.
         fit: how an image becomes a square.
-
-    Returns:
-        As of `by_kind`.
     """
     name = runs.fingerprint(
         identity or models.fingerprint(pipeline),
@@ -164,10 +157,7 @@ def probe_truths(
 
 
 class ScoredStep(NamedTuple):
-    """One checkpoint of a run: its ``table`` of scores, a row per phrase, and what they were taken from.
-
-    ``maps`` float32 ``(n, h, w)``, ``truths`` the ``n`` phrases, ``skipped`` a line for each phrase left out.
-    """
+    """One checkpoint: a ``table`` with a row per phrase, its ``maps`` float32 ``(n, h, w)``, and a line for each left out."""
 
     step: int
     table: pd.DataFrame
@@ -184,16 +174,11 @@ def score_run(
     pool: Sequence[Study],
     steps: Sequence[int] | None = None,
 ) -> Iterator[ScoredStep]:
-    """Ground, probe and score the checkpoints of a finished run; maps and probes are kept in ``maps/``.
+    """Ground, probe and score the checkpoints of a finished ``run`` of a ``profile``: ``steps``, or all and 0, the base.
 
-    Args:
-        profile, run: a finished run, and the profile it was made with.
-        truths, train: the phrases to ground, and those of other patients for the priors.
-        pool: studies of the val split, see `swap_images`.
-        steps: checkpoints; default: all, and 0 for the base.
-
-    Yields:
-        Rows of ``grounding.csv``: the scores of `localization.score_truths` and of `faithfulness_scores`.
+    Maps and probes are kept in ``maps/``. Tables have the scores of `localization.score_truths` and
+    `faithfulness_scores` for ``truths``, with priors from ``train``, phrases of other patients, and a ``pool`` of the
+    val split (`swap_images`).
     """
     size, fit = profile.data.size, profile.data.fit
     identity = run.check_finished().record()["identity"]
@@ -262,19 +247,16 @@ def faithfulness_scores(
 ) -> pd.DataFrame:
     """Columns of ``grounding.csv`` that say whether a map depends on the image and on the word, a row per phrase.
 
+    ``swap_<score>``, ``gain_<score>`` and ``presence`` of `image_swap`; ``peer_auc_roc`` (the maps of up to four other
+    patients with the same finding, side and zone); ``mirror`` (no side in the prompt), ``mirror_sided`` (the prompt as
+    it is) and ``conflict`` (the prompt names the other side; 1 follows the image); ``word``, ``swap_word`` and
+    ``<prefix>word``. NaN where a test does not apply.
+
     Args:
-        maps, truths: Float32 ``(n, h, w)`` of `grounding.ground_truths`, and the ``n`` phrases.
-        probes: Of `probe_truths`.
+        maps, truths, probes: Float32 ``(n, h, w)`` of `grounding.ground_truths`, its phrases, and `probe_truths` of
+            them.
         references: Prefix of a column ("prior_") → a map for each phrase that knows no image, for ``word``.
         size, fit: of the model's frame, see `studies.Frame`.
-
-    Returns:
-        ``swap_<score>``, ``gain_<score>`` and ``presence`` of `image_swap`; ``peer_auc_roc`` (the maps of up to four
-            other
-        patients with the same finding, side and zone); ``mirror`` (no side in the prompt), ``mirror_sided`` (the prompt
-            as
-        it is) and ``conflict`` (the prompt names the other side; 1 follows the image); ``word``, ``swap_word`` and
-        ``<prefix>word``. NaN where a test does not apply.
     """
     masks = [Frame(*t.study.size, size, fit).mask(t.finding) for t in truths]
     rows = []

@@ -59,19 +59,10 @@ def half(study: Study, side: str, size: int, fit: Fit = "crop") -> np.ndarray:
 def score_run(profile: Profile, run: Run, studies: Sequence[Study], pool: Sequence[Study], step: int) -> pd.DataFrame:
     """Map and score `sided` with a checkpoint of a finished run; the maps are kept in its ``maps/`` and resumed.
 
-    Args:
-        profile, run, step: the profile the run was made with, the run, and the checkpoint.
-        studies, pool: of the split to score, and of another one, see `faithfulness.swap_images`.
-
-    Returns:
-        A row for each finding: ``study, patient, finding, phrase, side, step``; ``mirror``, 1 where the mean attention
-            is
-        greater on the finding's side of the image than on the other; ``swap_mirror``, the same on images of other
-            patients
-        without the finding.
-
-    Raises:
-        InputError: no report names a side.
+    A row for each finding: ``study, patient, finding, phrase, side, step``; ``mirror``, 1 where the mean attention is
+    greater on the finding's side of the image than on the other; ``swap_mirror``, the same on images of other patients
+    without the finding, from the ``pool``, another split than that of ``studies`` (`faithfulness.swap_images`). ``run``
+    is of ``profile``, and ``step`` a checkpoint. InputError where no report names a side.
     """
     truths, size, fit = sided(studies), profile.data.size, profile.data.fit
     if not truths:

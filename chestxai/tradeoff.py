@@ -32,23 +32,16 @@ _KEY = ["study", "finding", "phrase"]
 
 @dataclass(frozen=True)
 class Comparison(Difference):
-    """Paired difference ``a − b`` of one score on the same phrases.
+    """Paired difference ``a − b`` of one score on the same phrases."""
 
-    Attributes:
-        metric, step: column of ``grounding.csv`` and checkpoint.
-        a, b: the variants; ``b`` is subtracted.
-        phrases, patients, seeds: how many the runs share; seeds is 1 if the interval covers patients only.
-        detectable: of `minimal_detectable_difference` for as many patients and seeds; NaN for one patient.
-    """
-
-    metric: str
-    a: str
-    b: str
+    metric: str  #: column of ``grounding.csv``
+    a: str  #: a variant
+    b: str  #: the variant that is subtracted
     step: int
     phrases: int
     patients: int
-    seeds: int
-    detectable: float = math.nan
+    seeds: int  #: how many the interval covers; 1 if it covers patients only
+    detectable: float = math.nan  #: `minimal_detectable_difference` of this design; NaN for one patient
 
 
 def table(runs: Sequence[Path], n: int = 2000) -> pd.DataFrame:
@@ -56,16 +49,15 @@ def table(runs: Sequence[Path], n: int = 2000) -> pd.DataFrame:
 
     Columns ``variant, seed, step, seconds`` (of training), ``phrases, patients``; the mean of every localization score
     with ``<score>_low`` and ``<score>_high`` (patient-clustered bootstrap with ``n`` resamples), and of its
-    `REFERENCES`; every number of ``fidelity.json``. NaN where a step lacks one.
-
-    Raises:
-        MissingError, InputError: a file is missing, unfinished or damaged, or a run is listed twice.
+    `REFERENCES`; every number of ``fidelity.json``. NaN where a step lacks one. MissingError or InputError where a file
+    is missing, unfinished or damaged, or a run is listed twice.
     """
     rows = []
     for variant, members in _by_variant(runs).items():
         for run in members:
-            steps, seconds = {int(step): group for step, group in _grounding(run).groupby("step")}, _seconds(run)
-            fidelity = Run(run).fidelity()
+            steps = {int(step): group for step, group in _grounding(run).groupby("step")}
+            fidelity, log = Run(run).fidelity(), Run(run).log_file.is_file()
+            seconds = Run(run).train_log().set_index("step")["seconds"] if log else {}
             for step in sorted(steps.keys() | fidelity.keys()):
                 row = {"variant": variant, "seed": _seed(run), "step": step, "seconds": seconds.get(step, math.nan)}
                 row |= _localization(steps[step], n) if step in steps else {}
@@ -79,8 +71,12 @@ def at_equal_seconds(table: pd.DataFrame) -> pd.DataFrame:
     trained = table[table["step"] > 0]
     budget = trained.groupby(["variant", "seed"])["seconds"].max().min()
     # A checkpoint rarely falls on the same second.
-    within = trained[trained["seconds"] <= 1.05 * budget]
-    return within.loc[within.groupby(["variant", "seed"])["step"].idxmax()]
+    return last_step(trained[trained["seconds"] <= 1.05 * budget])
+
+
+def last_step(table: pd.DataFrame) -> pd.DataFrame:
+    """The row of the last step in ``table`` of each variant and seed."""
+    return table.loc[table.groupby(["variant", "seed"])["step"].idxmax()]
 
 
 def pareto_front(table: pd.DataFrame, x: str = "fid", y: str = "auc_roc") -> np.ndarray:
@@ -113,18 +109,19 @@ def compare(
 
     With equally many seeds of both, two at least, interval and p-value cover seeds and patients (`seeds_ci`; the
     p-value is one minus the level at which the interval reaches zero). Otherwise they cover patients only
-    (`paired_difference`), and a phrase's score is averaged over seeds.
+    (`paired_difference`), and a phrase's score is averaged over seeds. Raises as `table`.
 
     Args:
         runs_a, runs_b: run folders of one variant, and of the variant to subtract.
         metric, finding: column of ``grounding.csv``, and the only finding whose phrases count, if not all.
         step: checkpoint; None takes the last, which must be the same in all runs.
         n, alpha: resamples of the interval, and significance level behind ``detectable``.
-
-    Raises:
-        MissingError, InputError: as `table`; also no common phrase, or different last steps.
     """
-    names = {"a": _variant(runs_a), "b": _variant(runs_b)}
+    names = {}
+    for name, members in (("a", runs_a), ("b", runs_b)):
+        names[name], *others = variants = sorted(_by_variant(members))
+        if others:
+            raise InputError(f"expected the seeds of one variant, got {', '.join(variants)}")
     both, step = _shared(runs_a, runs_b, metric, step)
     if finding is not None:
         both = both[both.index.get_level_values("finding") == finding]
@@ -157,16 +154,12 @@ def compare_all(runs: Sequence[Path], metric: str = "auc_roc", **options: Any) -
 def compare_findings(
     runs_a: Sequence[Path], runs_b: Sequence[Path], metric: str = "auc_roc", *, n: int = 2000
 ) -> pd.DataFrame:
-    """`compare` for each finding at the last step, with p-values adjusted for the number of comparisons.
+    """`compare` by ``metric`` and ``n`` for each finding at the last step, adjusted for the number of comparisons.
 
-    Args:
-        runs_a, runs_b: run folders of the reference variant, and of one or more others.
-        metric, n: as of `compare`.
-
-    Returns:
-        index ``finding``, a row for each finding and other variant; columns ``variant`` (the other one), ``difference``
-        (`Comparison`, with unadjusted interval and ``p``), ``holm`` (p adjusted over all rows: those ≤ 0.05 hold with a
-        family-wise error of 5 %), ``detectable`` (at 0.05 over the number of rows), ``phrases`` and ``patients``.
+    A row for each finding (the index) in ``runs_a`` of the reference variant, and variant of ``runs_b``: ``variant``,
+    ``difference`` (`Comparison`, with unadjusted interval and ``p``), ``holm`` (p adjusted over all rows: those ≤ 0.05
+    hold with a family-wise error of 5 %), ``detectable`` (at 0.05 over the number of rows), ``phrases`` and
+    ``patients``.
     """
     variants = _by_variant(runs_b)
     names = [
@@ -220,15 +213,11 @@ def estimates(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000) -> 
     and new patients: `seeds_ci` for localization. Fidelity has no scores per patient, so there the half-widths of one
     seed (root mean square) and of Student's t over the seeds' estimates add as squares, which is cautious.
 
-    Args:
-        table, n: of `table`, with the ``n`` of its intervals (with one seed).
-        runs: the run folders of ``table``; InputError where a variant has several seeds and these are not its.
-
-    Returns:
-        rows: the measures in the table, by their printed name. Columns: the variants, the `REFERENCES` and ``real
-        images``. Cells: `Interval`, a number where there is no interval (KID), or NaN.
+    Rows are the measures in ``table`` by their printed name, columns the variants, the `REFERENCES` and ``real
+    images``; cells are `Interval`, a number where there is no interval (KID), or NaN. ``n`` is as of `table`; ``runs``
+    are its folders, needed where a variant has several seeds (else InputError).
     """
-    last, folders, out = _last(table), _by_variant(runs) if len(runs) else {}, {}
+    last, folders, out = last_step(table), _by_variant(runs) if len(runs) else {}, {}
     overall = last.mean(numeric_only=True)
     for column, name in NAMES.items():
         if column not in last or last[column].isna().all():
@@ -252,24 +241,19 @@ def estimates(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000) -> 
 
 def summary(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000) -> pd.DataFrame:
     """`estimates` of ``table, runs, n`` as text, ``0.842 [0.811, 0.869]``; KID ± its deviation over subsets."""
-    frame, last = estimates(table, runs, n), _last(table)
+    frame, last = estimates(table, runs, n), last_step(table)
     numbers = {variant: rows.mean(numeric_only=True) for variant, rows in last.groupby("variant")}
     numbers["real images"] = last.mean(numeric_only=True)
     columns = {name: column for column, name in NAMES.items()}
 
     def cell(measure: str, who: str) -> str:
         value, suffix = frame.loc[measure, who], "_real_std" if who == "real images" else "_std"
-        spec = ".1f" if abs(getattr(value, "estimate", value)) >= 10 else ".3f"
-        std = numbers.get(who, {}).get(columns[measure] + suffix, math.nan)
+        text, std = stats.format_interval(value, "auto"), numbers.get(who, {}).get(columns[measure] + suffix, math.nan)
         if isinstance(value, Interval) or math.isnan(std):
-            return f"{value:{spec}}" if isinstance(value, Interval) or math.isfinite(value) else "–"
-        return f"{value:{spec}} ± {std:{spec}}"
+            return text
+        return f"{text} ± {std:{'.1f' if abs(value) >= 10 else '.3f'}}"
 
     return pd.DataFrame({who: [cell(measure, who) for measure in frame.index] for who in frame}, index=frame.index)
-
-
-def _last(table: pd.DataFrame) -> pd.DataFrame:
-    return table.loc[table.groupby(["variant", "seed"])["step"].idxmax()]
 
 
 def _interval(scores: pd.DataFrame, n: int) -> Interval:
@@ -335,13 +319,6 @@ def _by_variant(runs: Sequence[Path]) -> dict[str, list[Path]]:
     return {variant: list(members.values()) for variant, members in out.items()}
 
 
-def _variant(runs: Sequence[Path]) -> str:
-    variants = _by_variant(runs)
-    if len(variants) != 1:
-        raise InputError(f"expected the seeds of one variant, got {', '.join(sorted(variants))}")
-    return next(iter(variants))
-
-
 def _grounding(folder: Path) -> pd.DataFrame:
     """``grounding.csv`` of a finished run, without what would silently distort a mean."""
     run = Run(folder)
@@ -362,12 +339,6 @@ def _grounding(folder: Path) -> pd.DataFrame:
             line = int(np.flatnonzero(bad)[0]) + 2
             raise InputError(f"{run.grounding_file}, line {line} has {problem}: delete the file and {run.remedy()}")
     return table
-
-
-def _seconds(folder: Path) -> dict[int, float]:
-    """Seconds of training at each step; none where the run has no log."""
-    run = Run(folder)
-    return run.train_log().set_index("step")["seconds"].to_dict() if run.log_file.is_file() else {}
 
 
 def _localization(rows: pd.DataFrame, n: int) -> dict[str, float]:

@@ -1,17 +1,16 @@
 """Types, checks and array helpers shared by the modules of this package."""
 
-import math
+import json
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import pydantic_core
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chestxai.runs import InputError
-from chestxai.stats import Interval
 
 Array = np.ndarray
 Groups = Sequence[Hashable] | None
@@ -95,8 +94,4 @@ def bootstrap(
 
 def to_json(values: Any) -> Any:
     """Intervals and nested dictionaries for JSON: floats that are NaN or infinite become None."""
-    if isinstance(values, Interval):
-        values = asdict(values)
-    if isinstance(values, dict):
-        return {key: to_json(value) for key, value in values.items()}
-    return None if isinstance(values, float) and not math.isfinite(values) else values
+    return json.loads(pydantic_core.to_json(values, inf_nan_mode="null"))

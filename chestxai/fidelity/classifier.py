@@ -55,21 +55,14 @@ class FindingsClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class Training:
-    """What a classifier is trained on and how, as recorded in its ``classifier.json``.
-
-    Attributes:
-        source, data: name of the data source, and fingerprint of the training images.
-        epochs, batch: passes over the images, and images per step.
-        learning_rate: peak of the one-cycle schedule.
-        seed: of weights, order and augmentation; the same seed gives the same file on the same machine.
-    """
+    """What a classifier is trained on and how, as recorded in its ``classifier.json``."""
 
     source: str = "phantom"
-    data: str = ""
+    data: str = ""  #: fingerprint of the training images
     epochs: int = 12
     batch: int = 64
-    learning_rate: float = 3e-3
-    seed: int = 0
+    learning_rate: float = 3e-3  #: peak of the one-cycle schedule
+    seed: int = 0  #: of weights, order and augmentation; it gives the same file on the same machine
 
 
 def train_classifier(
@@ -78,12 +71,9 @@ def train_classifier(
     """Train a `FindingsClassifier` and save it as ``out/model.safetensors`` and, last, ``out/classifier.json``.
 
     AdamW with a one-cycle schedule, on a GPU if there is one; augmented by shifts of up to a sixteenth of the image,
-    contrast and brightness, but not mirrored, which would put the heart on the right.
-
-    Args:
-        images, labels: uint8 ``(n, s, s)``, ``n ≥ 2``, and float ``(n, 8)``, 0 or 1, over `FINDINGS`; else InputError.
-        out, training: folder to write, and how to train, for at least one epoch.
-        val: images and labels on which the AUC is recorded.
+    contrast and brightness, but not mirrored, which would put the heart on the right. ``images`` are uint8 ``(n, s,
+    s)``, two at least, and ``labels`` float ``(n, 8)``, 0 or 1, over `FINDINGS`, else InputError; ``training`` has an
+    epoch at least; ``val`` are images and labels on which the AUC is recorded.
     """
     images, labels, out = check_images(images), np.asarray(labels, dtype=np.float32), Path(out)
     if labels.shape != (len(images), len(FINDINGS)) or len(images) < 2:
@@ -220,12 +210,9 @@ def classifier_auc(
 ) -> dict[str, Interval]:
     """AUC of the classifier for each finding, and their mean under ``"macro"``: do images show what was asked for?
 
-    A finding of which only one class is present has NaN, and is left out of the macro.
-
-    Args:
-        probabilities: float ``(m, 8)`` of `predict`.
-        labels: ``(m, 8)``, 0 or 1: the findings that are there (real images) or that the prompt names (generated).
-        groups: patient or prompt of each image, resampled together ``n`` times from ``seed``.
+    A finding of which only one class is present has NaN, and is left out of the macro. ``probabilities``, float ``(m,
+    8)``, are of `predict`; ``labels``, 0 or 1, are the findings that are there (real images) or that the prompt names
+    (generated); ``groups`` are patients or prompts, resampled together ``n`` times from ``seed``.
     """
     probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels) > 0.5
     if probabilities.shape != labels.shape or labels.shape[1:] != (len(FINDINGS),):

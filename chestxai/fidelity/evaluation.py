@@ -71,17 +71,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """Every fidelity number of one checkpoint, ready for JSON (None where undefined).
 
+    `scores`, ``ms_ssim``, ``classifier_auc`` (macro) and ``top1`` (see `top1`), each with ``_low`` and ``_high``;
+    ``kid``, ``kid_std`` (over subsets); `scores` and KID in each of ``spaces``, such as ``fid_inception``;
+    ``classifier_auc_by_finding``; ``images_real`` and ``images_fake``, the counts.
+
     Args:
         real_images, fake_images: uint8 ``(n, s, s)``, held out from training, and ``(m, s, s)``.
         labels, groups: ``(m, 8)``: the findings that each generated image's prompt names; and the prompt.
         classifier, spaces: the feature space and judge, and further feature spaces by name, of `feature_spaces`.
-        patients: of the real images, resampled together.
-        resamples: of the FID's bootstrap.
-
-    Returns:
-        `scores`, ``ms_ssim``, ``classifier_auc`` (macro) and ``top1`` (see `top1`), each with ``_low`` and ``_high``;
-        ``kid``, ``kid_std`` (over subsets); `scores` and KID in each of ``spaces``, such as ``fid_inception``;
-        ``classifier_auc_by_finding``; ``images_real`` and ``images_fake``, the counts.
+        patients, resamples: of the real images, resampled together, and of the FID's bootstrap.
     """
     numbers = {"images_real": len(real_images), "images_fake": len(fake_images)}
     clusters = {"groups": groups, "real_groups": patients, "resamples": resamples}
@@ -131,15 +129,9 @@ def top1(probabilities: Array, labels: Array, groups: Groups = None) -> Interval
 def by_finding(real: Array, fake: Array, real_labels: Array, labels: Array) -> dict[str, dict[str, float | None]]:
     """FID, KID, precision, recall, density and coverage of the images of each finding, ready for JSON.
 
-    Real images that show it against generated ones that are asked for it, six of each at least, else None. So few
+    Features ``real`` ``(n, d)`` of images that show it by ``real_labels`` ``(n, 8)`` against ``fake`` ``(m, d)`` of
+    those asked for it by ``labels``, six of each at least, else None; and ``images_real`` and ``images_fake``. So few
     images bias the FID upwards: compare models on the same images, not findings with each other.
-
-    Args:
-        real, fake: features float ``(n, d)`` and ``(m, d)``.
-        real_labels, labels: ``(n, 8)`` and ``(m, 8)``, 0 or 1: what is shown and what is asked for.
-
-    Returns:
-        finding → score → number, and ``images_real`` and ``images_fake``.
     """
     out: dict[str, dict[str, float | None]] = {}
     for i, name in enumerate(FINDINGS):
@@ -164,13 +156,9 @@ def reference(
 ) -> dict[str, Any]:
     """What real images score themselves, ready for JSON: the floor and the ceilings of `evaluate`'s numbers.
 
-    As of `evaluate`, each name with ``_real``: MS-SSIM of two images with the same findings (of any two, where no two
-    have the same), AUC, top-1 and, with ``others``, `scores` and KID.
-
-    Args:
-        real_images, classifier, patients, resamples, spaces: as of `evaluate`.
-        labels: ``(n, 8)``, the findings that the real images show.
-        others: uint8 ``(m, s, s)``, real images of other patients, as many as are generated: as a perfect model draws.
+    As of `evaluate`, each name with ``_real``: MS-SSIM of two ``real_images`` with the same ``labels`` (of any two,
+    where no two have the same), AUC, top-1 and, with ``others``, real images of other patients, as many as are
+    generated, `scores` and KID: as a perfect model draws. ``classifier, patients, resamples, spaces`` as there.
     """
     findings = [tuple(row) for row in np.asarray(labels).tolist()]
     same = findings if len(set(findings)) < len(findings) else None
@@ -192,22 +180,20 @@ def transfer_auc(
     """AUC of a classifier trained on generated images and tested on real ones (TSTR, Ravuri & Vinyals 2019).
 
     `classifier_auc` asks a classifier of real images about generated ones and does not notice that they are all alike;
-    this does. Compare with as many *real* training images: few images teach little, whoever made them.
+    this does. Compare with as many *real* training images: few images teach little, whoever made them. Findings of
+    which the training labels have only one class are NaN, too.
 
     Args:
         train, test: images uint8 ``(n, s, s)`` and labels ``(n, 8)``: what their prompts name (see `asked`) or, for
             images of patients that neither model has seen, what they show.
-        folder: where the classifier is kept; a second call with the same arguments reads it.
-        training: ``source``, ``epochs`` (a few hundred images need more than the default) and ``seed``, also of the
-            bootstrap. The batch is an eighth of the images, 8 to 64, so that few images make enough steps.
+        folder, training: where the classifier is kept, to be read by the next call; and its source, epochs (a few
+            hundred images need more than the default) and seed. The batch is an eighth of the images, 8 to 64.
         patients, n: of the test images, resampled together ``n`` times: other patients, not another training.
-
-    Returns:
-        As `classifier_auc`; also NaN for findings of which the training labels have only one class.
     """
     images, labels = check_images(train[0]), np.asarray(train[1], dtype=np.float32)
     data = runs.hash_tensors({"images": torch.from_numpy(images), "labels": torch.from_numpy(labels)})
     training = replace(training, data=data, batch=min(64, max(8, len(images) // 8)))
     classifier = cached_classifier(folder, {"train": (images, labels), "val": test}.__getitem__, training)
-    evaluable = np.where(np.ptp(labels > 0.5, axis=0), test[1], 0)
+    taught = (labels > 0.5).any(axis=0) & (labels <= 0.5).any(axis=0)
+    evaluable = np.where(taught, test[1], 0)
     return classifier_auc(predict(classifier, test[0]), evaluable, patients, n=n, seed=training.seed)

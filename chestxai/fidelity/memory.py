@@ -13,21 +13,14 @@ from chestxai.stats import Interval
 
 @dataclass(frozen=True)
 class Memory:
-    """The result of `memorisation`.
+    """The result of `memorisation`."""
 
-    Attributes:
-        distance, nearest: float and int ``(m,)``: distance to the nearest training image, and the row of that one.
-        unseen, threshold: float ``(u,)``, the same distance for unseen real images; and its ``quantile``.
-        closer: share of the generated images below the threshold, with a 95 % interval; chance is ``quantile``.
-        detected: share of the planted copies below the threshold; None if there are none.
-    """
-
-    distance: Array
-    nearest: Array
-    unseen: Array
-    threshold: float
-    closer: Interval
-    detected: float | None
+    distance: Array  #: float ``(m,)``, from each generated image to the nearest training image
+    nearest: Array  #: int ``(m,)``, the row of that one
+    unseen: Array  #: float ``(u,)``, the same distance for unseen real images
+    threshold: float  #: the ``quantile`` of ``unseen``
+    closer: Interval  #: share of the generated images below the threshold; chance is ``quantile``
+    detected: float | None  #: share of the planted copies below the threshold, if there are any
 
     @property
     def suspects(self) -> Array:
@@ -53,12 +46,12 @@ def memorisation(
     comes by chance (Meehan et al. 2020). A close image need not be a copy: look at the pairs.
 
     Args:
-        train, fake, unseen: features of training images, generated images and real images that were not trained on,
-            float ``(t, d)``, ``(m, d)`` and ``(u, d)``; InputError where unseen images are training images.
-        groups, unseen_groups: prompt of each generated and patient of each unseen image, resampled together.
+        train, fake, unseen: features float ``(t, d)``, ``(m, d)``, ``(u, d)`` of training, generated, and real images
+            that were not trained on; InputError where they were.
+        groups, unseen_groups, n: prompt of each generated and patient of each unseen image, resampled together ``n``
+            times.
         planted: features float ``(p, d)`` of `copies`: a feature space that misses them cannot clear the model either.
         quantile: share of the unseen images that count as close, in (0, 1).
-        n: bootstrap resamples (seed 0), of generated and unseen images both, for the threshold is an estimate too.
     """
     if not 0 < quantile < 1:
         raise InputError(f"quantile must be in (0, 1), got {quantile}")

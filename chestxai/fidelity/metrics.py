@@ -74,12 +74,9 @@ def fid_interval(
     """FID with a 95 % bootstrap interval over both image sets: generated images by prompt, real ones by patient.
 
     A resample has fewer distinct images, hence a larger FID than its sample. Only the *spread* is used: the bounds are
-    the quantiles of the resampled FIDs, shifted so that their mean lies on the estimate.
-
-    Args:
-        real, fake: features float ``(n, d)`` and ``(m, d)``.
-        groups, real_groups: prompt of each generated and patient of each real image, resampled together.
-        n, seed: bootstrap resamples (0 leaves the bounds NaN) and their seed.
+    the quantiles of the resampled FIDs, shifted so that their mean lies on the estimate. ``real`` and ``fake`` are
+    features float ``(n, d)`` and ``(m, d)``, resampled ``n`` times (0 leaves the bounds NaN) from ``seed`` with all of
+    one of ``real_groups`` (patients) and ``groups`` (prompts).
     """
     estimate = fid(real, fake)
     if not n:
@@ -93,14 +90,11 @@ def fid_interval(
 def fid_difference(
     real: Array, a: Array, b: Array, groups: Groups = None, real_groups: Groups = None, n: int = 200, seed: int = 0
 ) -> Difference:
-    """FID of ``a`` minus FID of ``b`` for images of the same prompts and noise: one bootstrap resamples both.
+    """FID of ``a`` minus FID of ``b``, ``(m, d)`` of the same prompts and noise by row: one bootstrap resamples both.
 
-    What the two share, the real images and the difficulty of the prompts, cancels out; widths of two intervals would
-    count it twice. The bounds are shifted as in `fid_interval`; ``p`` is twice the smaller tail.
-
-    Args:
-        a, b: features ``(m, d)`` of two models, row by row of one prompt and noise.
-        real, groups, real_groups, n, seed: as of `fid_interval`.
+    What the two share, ``real`` images and the difficulty of the prompts, cancels out; widths of two intervals would
+    count it twice. The bounds are shifted as in `fid_interval`; ``p`` is twice the smaller tail. ``groups, real_groups,
+    n, seed`` as there.
     """
     a, b = check_features(a, b)
     if a.shape != b.shape:
@@ -123,12 +117,8 @@ def kid(real: Array, fake: Array, subsets: int = 100, subset_size: int = 1000, s
     """Kernel distance of two feature sets (Bińkowski et al. 2018): mean and standard deviation over random subsets.
 
     The unbiased squared MMD with the kernel ``(x·y / d + 1)³``, by torchmetrics. On average it does not depend on the
-    number of images; it may be slightly negative.
-
-    Args:
-        real, fake: features float ``(n, d)`` and ``(m, d)``.
-        subsets, seed: number of random subsets, and their seed.
-        subset_size: images in each; at most half of the smaller set, or all subsets would be nearly equal.
+    number of images; it may be slightly negative. ``subsets`` of ``real`` ``(n, d)`` and ``fake`` ``(m, d)`` are drawn
+    from ``seed``, of ``subset_size`` images, but at most half of the smaller set, or all would be nearly equal.
     """
     real, fake = check_features(real, fake)
     size = max(2, min(subset_size, min(len(real), len(fake)) // 2))
@@ -142,17 +132,11 @@ def kid(real: Array, fake: Array, subsets: int = 100, subset_size: int = 1000, s
 
 @dataclass(frozen=True)
 class Extrapolation:
-    """FID against the number of generated images, and its limit.
+    """FID against the number of generated images, the line ``FID = estimate + slope / N``."""
 
-    Attributes:
-        sizes, fids: int and float ``(k,)``: numbers of generated images, and the mean FID of random subsets of each.
-        estimate: FID∞, the fitted line's value at 1/N = 0; chance may bring it below 0.
-        slope: of the line ``FID = estimate + slope / N``.
-    """
-
-    sizes: Array
-    fids: Array
-    estimate: float
+    sizes: Array  #: int ``(k,)``, numbers of generated images
+    fids: Array  #: float ``(k,)``, the mean FID of random subsets of each
+    estimate: float  #: FID∞, the line's value at 1/N = 0; chance may bring it below 0
     slope: float
 
 
@@ -161,15 +145,11 @@ def fid_infinity(
 ) -> Extrapolation:
     """The FID that infinitely many generated images would have (Chong & Forsyth 2020, FID∞).
 
-    The bias of FID is about linear in 1/N, so the FIDs of random subsets of evenly spaced sizes are extrapolated by
-    least squares to 1/N = 0. As in the paper, the real set stays whole and keeps its own bias. With no more images than
-    features the bias is not linear; more ``draws`` then reduce the noise, not the error.
-
-    Args:
-        real, fake: features float ``(n, d)`` and ``(m, d)``, ``m ≥ 4``.
-        points, draws: number of subset sizes, at least 2, and of random subsets of each from ``seed``.
-        smallest: smallest subset; default: a tenth of the images (the paper's 5,000 of 50,000), but at least twice the
-            number of features where half of the images allow it.
+    The bias of FID is about linear in 1/N, so the FIDs of random subsets of ``fake`` ``(m, d)``, ``m ≥ 4``, of evenly
+    spaced sizes are extrapolated by least squares to 1/N = 0. As in the paper, ``real`` ``(n, d)`` stays whole and
+    keeps its own bias. With no more images than features the bias is not linear; more ``draws`` of each of ``points``
+    sizes from ``seed`` then reduce the noise, not the error. The ``smallest`` subset is by default a tenth of the
+    images (the paper's 5,000 of 50,000), but at least twice the number of features where half of the images allow it.
     """
     real, fake = check_features(real, fake)
     most, d = len(fake), real.shape[1]
@@ -183,54 +163,41 @@ def fid_infinity(
     return Extrapolation(sizes, fids, float(line.intercept), float(line.slope))
 
 
-def precision_recall(
-    real: Array,
-    fake: Array,
-    k: int = 3,
-    groups: Groups = None,
-    real_groups: Groups = None,
-    n: int = 1000,
-    seed: int = 0,
-) -> tuple[Interval, Interval]:
+def precision_recall(real: Array, fake: Array, k: int = 3, **resampling: Any) -> tuple[Interval, Interval]:
     """Improved precision and recall (Kynkäänniemi et al. 2019, eq. 1 and 2): realism and variety, in [0, 1].
 
     Around each image lies a closed ball up to its ``k``-th nearest neighbour in its own set. Precision is the share of
     generated images in any real ball; recall the share of real images in any generated ball. A single outlier has a
     large ball; `density_coverage` is less sensitive to it.
 
-    Args:
-        real, fake, k: features float ``(n, d)`` and ``(m, d)``, ``n, m > k``.
-        groups, real_groups, n, seed: as of `fid_interval`, which does not cover other balls.
+    ``real`` and ``fake`` are features float ``(n, d)`` and ``(m, d)``, ``n, m > k``; ``resampling`` is ``groups``,
+    ``real_groups``, ``n`` (default: 1000) and ``seed`` of `fid_interval`, which does not cover other balls.
     """
     real, fake = check_features(real, fake)
     inside, _ = _balls(real, fake, k, closed=True)
     covered, _ = _balls(fake, real, k, closed=True)
-    precision = bootstrap_ci(inside > 0, groups, n=n, seed=seed)
-    return precision, bootstrap_ci(covered > 0, real_groups, n=n, seed=seed)
+    return _means(inside > 0, covered > 0, **resampling)
 
 
-def density_coverage(
-    real: Array,
-    fake: Array,
-    k: int = 5,
-    groups: Groups = None,
-    real_groups: Groups = None,
-    n: int = 1000,
-    seed: int = 0,
+def _means(
+    fake: Array, real: Array, groups: Groups = None, real_groups: Groups = None, n: int = 1000, seed: int = 0
 ) -> tuple[Interval, Interval]:
+    return bootstrap_ci(fake, groups, n=n, seed=seed), bootstrap_ci(real, real_groups, n=n, seed=seed)
+
+
+def density_coverage(real: Array, fake: Array, k: int = 5, **resampling: Any) -> tuple[Interval, Interval]:
     """Density (≥ 0) and coverage (in [0, 1]) of Naeem et al. 2020, from balls around the real images only.
 
     Density is the number of real balls in which a generated image lies, over ``k``: about 1 for real images of other
     patients, above 1 where generated images crowd in the middle. Coverage is the share of real balls with a generated
     image inside. The balls are open, as in the authors' code, so that a set against itself scores exactly 1.
 
-    ``real, fake, k, groups, real_groups, n, seed`` as of `precision_recall`, but only ``n > k``; density is resampled
-    over generated images, coverage over real ones.
+    ``real, fake, k, resampling`` as of `precision_recall`, but only ``n > k``; density is resampled over generated
+    images, coverage over real ones.
     """
     real, fake = check_features(real, fake)
     inside, held = _balls(real, fake, k, closed=False)
-    density = bootstrap_ci(inside / k, groups, n=n, seed=seed)
-    return density, bootstrap_ci(held > 0, real_groups, n=n, seed=seed)
+    return _means(inside / k, held > 0, **resampling)
 
 
 def _balls(centres: Array, points: Array, k: int, closed: bool) -> tuple[Array, Array]:
@@ -265,12 +232,9 @@ def ms_ssim_by_group(images: Array, groups: Groups = None, pairs: int = 100, see
     Aim at the value of real images: above it is mode collapse, below it noise. torchmetrics' MS-SSIM (Wang et al. 2003:
     Gaussian window of 11 pixels, sigma 1.5) on a fixed range of 255. Its five scales need 176 pixels; smaller images
     use as many of the finest as fit (64 px: 3, 128 px: 4), with the published exponents scaled to sum to 1. Compare
-    only images of one size.
-
-    Args:
-        images, groups: uint8 ``(n, s, s)``, ``s ≥ 11``, and the prompt of each; None makes all one group. InputError
-            where no group has two images.
-        pairs, seed: most pairs of a group that are compared, drawn at random from ``seed`` if it has more.
+    only images of one size. ``images`` are uint8 ``(n, s, s)``, ``s ≥ 11``, with their prompts as ``groups`` (None: all
+    are one); at most so many ``pairs`` of a group are compared, drawn from ``seed``. InputError where no group has two
+    images.
     """
     images = check_images(images)
     labels = [0] * len(images) if groups is None else list(groups)

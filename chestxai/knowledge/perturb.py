@@ -162,16 +162,14 @@ def robustness(
 ) -> pd.DataFrame:
     """Macro-F1 of every reader on the same reports, changed more and more.
 
+    Columns ``reader, change, strength, mean, low, high`` and ``lost, lost_low, lost_high``: hundredths of macro-F1 lost
+    against the unchanged reports, paired.
+
     Args:
         readers: name → function from reports to bool ``(n, k)``, thresholds applied.
         texts, labels, groups: reports, their labels ``(n, k)``, 0 or 1, and patients.
-        changes: name of a curve → the kinds of `change` to combine.
-        strengths: in [0, 1]; 0 is the unchanged report.
+        changes, strengths: name of a curve → the kinds of `change` to combine; and strengths in [0, 1].
         n, progress: bootstrap resamples, and a wrapper of the list of (curve, strength).
-
-    Returns:
-        columns ``reader, change, strength, mean, low, high`` and ``lost, lost_low, lost_high``: hundredths of macro-F1
-        lost against the unchanged reports, paired.
     """
     plain = {name: np.asarray(reader(texts)) for name, reader in readers.items()}
     rows = []

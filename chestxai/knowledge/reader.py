@@ -54,12 +54,9 @@ def read(
     """Token states of every report, sentence by sentence, as an encoder reads few tokens (the tiny base 32, CLIP 77).
 
     So no word is cut off and the order of sentences is irrelevant. A sentence that is still too long is split into
-    several passages; equal sentences are encoded once.
-
-    Args:
-        pipeline, texts: tokenizer and text encoder, and the reports, which must describe the image (else InputError).
-        cache: states by token ids, filled in place; reuse it for the same encoder only.
-        batch: sentences per forward pass.
+    several passages; equal sentences are encoded once, ``batch`` at a time. ``texts`` must describe the image (else
+    InputError). ``cache`` holds states by token ids, filled in place; reuse it for the encoder of the same ``pipeline``
+    only.
     """
     tokenizer, cache = pipeline.tokenizer, {} if cache is None else cache
     by_report = [passages(text) for text in texts]
@@ -206,12 +203,9 @@ def train_tfidf(texts: Sequence[str], labels: np.ndarray) -> Pipeline:
     if single:
         raise InputError(f"label column {single[0]} has one class only: leave it out (see judgeable)")
     regression = LogisticRegression(C=10.0, class_weight="balanced", max_iter=2000)
-    words = TfidfVectorizer(preprocessor=_words, ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    clean = lambda report: " ".join(passages(report)).lower()  # noqa: E731
+    words = TfidfVectorizer(preprocessor=clean, ngram_range=(1, 2), min_df=2, sublinear_tf=True)
     return make_pipeline(words, OneVsRestClassifier(regression)).fit(list(texts), labels.astype(int))
-
-
-def _words(report: str) -> str:
-    return " ".join(passages(report)).lower()
 
 
 def rules(texts: Sequence[str], findings: Sequence[str] = FINDINGS) -> np.ndarray:

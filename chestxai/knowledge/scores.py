@@ -17,14 +17,12 @@ def thresholds(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     for i, (p, y) in enumerate(zip(np.asarray(probabilities, np.float64).T, np.asarray(labels).T > 0.5, strict=True)):
         if not y.any():
             continue
-        # From counts, not from precision and recall: equal F1 must compare equal. A threshold separates groups of
-        # equal probabilities, so only the last of each group counts.
-        order = np.argsort(-p, kind="stable")
-        ends = np.flatnonzero(np.append(np.diff(p[order]) < 0, True))
-        best = int(np.argmax(2 * np.cumsum(y[order])[ends] / (ends + 1 + y.sum())))
-        lowest = p[order][ends[best]]
-        below = p[order][ends[best] + 1] if ends[best] + 1 < len(p) else 0.0 if lowest > 0 else lowest - 1
-        out[i] = (lowest + below) / 2
+        # From counts, not from precision and recall: equal F1 must compare equal.
+        values = np.unique(p)[::-1]
+        called = p[:, None] >= values
+        best = int(np.argmax(2 * (called & y[:, None]).sum(axis=0) / (called.sum(axis=0) + y.sum())))
+        below = values[best + 1] if best + 1 < len(values) else 0.0 if values[best] > 0 else values[best] - 1
+        out[i] = (values[best] + below) / 2
     return out
 
 

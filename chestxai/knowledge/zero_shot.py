@@ -30,16 +30,13 @@ def denoising_errors(
     """Mean squared error of the predicted noise under each prompt: float32 ``(n, prompts, timesteps)``.
 
     Li et al. 2023, section 3.2, for the target the model was trained on (noise or velocity), without guidance. All
-    prompts of an image see the same noise (section 3.3), which depends only on its number and the timestep.
+    ``prompts`` of ``images``, uint8 ``(n, s, s)``, see the same noise (section 3.3), which depends only on the image's
+    number and the timestep, from 0 (no noise) to ``num_train_timesteps - 1``.
 
     Args:
-        pipeline, images, prompts: of `models.load_pipeline`, uint8 ``(n, s, s)``, and a text for each class.
-        timesteps: of the noise schedule, 0 (no noise) to ``num_train_timesteps - 1``.
+        pipeline, images, prompts, timesteps: InputError where they do not fit, DivergedError where the output is not
+            finite.
         progress: a wrapper of the passes.
-
-    Raises:
-        InputError: images of another size or type, no prompt, a timestep outside the schedule.
-        DivergedError: the model's output is not finite.
     """
     size, images = models.image_size(pipeline), np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (size, size):

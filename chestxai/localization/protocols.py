@@ -22,20 +22,14 @@ from chestxai.runs import InputError
 
 @dataclass(frozen=True)
 class Protocol:
-    """Scores that are reported together.
-
-    Attributes:
-        about: What it is.
-        scores: Column → function of (heatmap, mask), with its settings.
-        prepare: Applied to a map before all scores: (heatmap, shape of the mask) → heatmap.
-        blank: Whether every score of a map is 0 where the ``"gmm-majority"`` foreground is empty.
-        average: Mean over ``"phrases"``, or over the means of ``"findings"``, so that frequent ones do not dominate.
-    """
+    """Scores that are reported together."""
 
     about: str
-    scores: Mapping[str, Callable[..., float]]
+    scores: Mapping[str, Callable[..., float]]  #: column → function of (heatmap, mask), with its settings
+    #: Applied to a map before all scores: (heatmap, shape of the mask) → heatmap.
     prepare: Callable[[np.ndarray, tuple[int, int]], np.ndarray] | None = None
-    blank: bool = False
+    blank: bool = False  #: whether every score is 0 where the ``"gmm-majority"`` foreground is empty
+    #: The mean over phrases, or over the means of findings, so that frequent ones do not dominate.
     average: Literal["phrases", "findings"] = "phrases"
 
 

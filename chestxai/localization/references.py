@@ -33,9 +33,8 @@ def location_prior(masks: Iterable[np.ndarray]) -> np.ndarray:
 def location_priors(truths: Sequence[GroundTruth], size: int, fit: Fit = "crop") -> dict[str, np.ndarray]:
     """Finding → its `location_prior` ``(size, size)``; a finding without masks gets the mean of all of them.
 
-    Args:
-        truths: Findings with masks or boxes, of training patients.
-        size, fit: of the model's frame, see `studies.Frame`.
+    ``truths`` have masks or boxes, of training patients; ``size`` and ``fit`` are of the model's frame,
+    `studies.Frame`.
     """
     overall = location_prior(Frame(*t.study.size, size, fit).mask(t.finding) for t in truths)
     return defaultdict(lambda: overall, _priors(truths, size, fit, attrgetter("name")))

@@ -86,12 +86,10 @@ def average_precision(heatmap: np.ndarray, mask: np.ndarray, /) -> float:
 def pointing_game(heatmap: np.ndarray, mask: np.ndarray, /, tolerance: float = 0, ties: str = "expected") -> float:
     """Top-1: 1 if the hottest pixel of ``heatmap`` lies in ``mask``, else 0; chance is the area of the mask.
 
-    Args:
-        tolerance: Largest distance in pixels from the mask that is still a hit, never scaled with the frame. Zhang et
-            al. use 15 in photographs of about 500 pixels; in another frame that is ``15 * side / 500``.
-        ties: ``"expected"`` is the fraction of the tied maxima that hit, so that a constant map gets chance;
-            ``"first"`` takes the first in reading order, as argmax does (Dombrowski et al. 2023).
-        heatmap, mask: as of all scores.
+    A ``tolerance`` in pixels is the largest distance from the mask that is still a hit, never scaled with the frame.
+    Zhang et al. use 15 in photographs of about 500 pixels; in another frame that is ``15 * side / 500``. ``ties``
+    "expected" is the fraction of the tied maxima that hit, so that a constant map gets chance; "first" takes the first
+    in reading order, as argmax does (Dombrowski et al. 2023).
     """
     if tolerance < 0:
         raise InputError(f"tolerance is a distance in pixels, ≥ 0: got {tolerance}")
@@ -120,17 +118,14 @@ def energy(heatmap: np.ndarray, mask: np.ndarray, /, floor: str = "min") -> floa
 def cnr(heatmap: np.ndarray, mask: np.ndarray, /, signed: bool = True, ddof: int = 1, per: str = "union") -> float:
     """Contrast-to-noise ratio ``(mean_in − mean_out) / sqrt(var_in + var_out)``, unbounded; chance is 0.
 
-    ``signed=True, ddof=1`` is Dombrowski et al. 2023; ``signed=False`` is the absolute value of Vilouras et al. 2024
-    and Boecking et al. 2022, under which random maps score above 0. Unchanged by scaling and shifting. A variance of
-    fewer than ``ddof + 1`` pixels counts as 0; without noise the result is 0 for equal means, else ±infinity.
+    ``signed=True, ddof=1`` is Dombrowski et al. 2023; ``signed=False`` is the absolute value, of each box before their
+    mean, of Vilouras et al. 2024 and Boecking et al. 2022, under which random maps score above 0. Unchanged by scaling
+    and shifting. A variance of fewer than ``ddof + 1`` pixels counts as 0; without noise the result is 0 for equal
+    means, else ±infinity.
 
-    Args:
-        heatmap, mask: As of all scores.
-        signed: False takes the absolute value, of each box before their mean.
-        ddof: Delta degrees of freedom of the variances.
-        per: ``"union"``: all boxes are one inside. ``"box"``: mean over the boxes (the labels, or the 8-connected
-            parts), each against the pixels of no box. ``"box in turn"``, the published code of Vilouras et al. 2024:
-            each box against all but itself and those before it, so later boxes are background and order matters.
+    ``per`` "union": all boxes of ``mask`` are one inside. "box": mean over the boxes (the labels, or the 8-connected
+    parts), each against the pixels of no box. "box in turn", the published code of Vilouras et al. 2024: each box
+    against all of ``heatmap`` but itself and those before it, so later boxes are background and order matters.
     """
     _check("per", per, "union", "box", "box in turn")
     if per == "union" or len(mask.parts) == 1:
@@ -173,13 +168,11 @@ def dice(heatmap: np.ndarray, mask: np.ndarray, /, threshold: Threshold = "gmm")
 
 @once
 def miou(heatmap: np.ndarray, mask: np.ndarray, /, meaning: str = "classes", threshold: Threshold = "gmm") -> float:
-    """Mean IoU in one of its two meanings, in [0, 1].
+    """Mean IoU in one of its two meanings, in [0, 1]; ``heatmap, mask, threshold`` as of `iou`.
 
-    Args:
-        meaning: ``"classes"``: ``(IoU of the foreground + IoU of the background) / 2`` (Dombrowski et al. 2023). The
-            background is easy: random maps reach about 0.29 on a target of 15 %. ``"thresholds"``: mean IoU at .1, .2,
-            .3, .4 and .5 of the range of the map (Boecking et al. 2022, Vilouras et al. 2024).
-        heatmap, mask, threshold: as of `iou`; ``"thresholds"`` has its own.
+    ``meaning`` "classes": ``(IoU of the foreground + IoU of the background) / 2`` (Dombrowski et al. 2023). The
+    background is easy: random maps reach about 0.29 on a target of 15 %. "thresholds": mean IoU at .1, .2, .3, .4 and
+    .5 of the range of the map (Boecking et al. 2022, Vilouras et al. 2024).
     """
     _check("meaning", meaning, "classes", "thresholds")
     if meaning == "classes":
@@ -242,17 +235,13 @@ def centre_distance(
     unit: str = "diagonal",
     several: str = "one",
 ) -> float:
-    """Distance between the centre of the heatmap and the centre of the mask's box; lower is better.
+    """Distance between the centre of ``heatmap`` and the centre of the box of ``mask``; lower is better.
 
-    Args:
-        heatmap, mask: As of all scores.
-        method: Centre of the heatmap: ``"mass"``, the mean position of the foreground pixels; ``"box"``, the centre of
-            the box of all foreground (Dombrowski et al. 2023); ``"argmax"``, the hottest pixel (the mean distance of
-            tied ones). Without foreground it is the centre of the image.
-        threshold: See `foreground`; unused by ``"argmax"``.
-        unit: ``"diagonal"``: fraction of the image diagonal, in [0, 1]; ``"pixels"``: of the mask.
-        several: With several boxes ``"one"`` takes the box around them, ``"nan"`` returns NaN, as Dombrowski et al.
-            2023: the middle between two lungs is not the place of a finding.
+    The ``method`` "mass" takes the mean position of the foreground pixels by ``threshold``; "box" the centre of the box
+    of all foreground (Dombrowski et al. 2023); "argmax" the hottest pixel (the mean distance of tied ones). Without
+    foreground it is the centre of the image. The ``unit`` "diagonal" is a fraction of the image diagonal, in [0, 1];
+    "pixels" those of the mask. With ``several`` boxes "one" takes the box around them, "nan" returns NaN, as Dombrowski
+    et al. 2023: the middle between two lungs is not the place of a finding.
     """
     _check("method", method, "mass", "box", "argmax")
     _check("unit", unit, "diagonal", "pixels")

@@ -1,8 +1,6 @@
 """Tables of scores, a row per phrase: from maps in memory, or again from what a run has stored.
 
-    python -m chestxai.localization runs/demo/frozen/seed-0 --protocol vilouras2024
-
-needs neither the model nor the images.
+``python -m chestxai.localization runs/demo/frozen/seed-0 --protocol vilouras2024`` needs neither model nor images.
 """
 
 import argparse
@@ -37,11 +35,8 @@ def score_truths(
 
     The scores of the book, and the same with ``prior_``, ``text_prior_`` and ``chance_``. Average precision, shuffled
     AUC and the AUC within the field where findings can lie stand beside them, as they ask more of a map than AUC-ROC.
-
-    Args:
-        heatmaps, truths: Float ``(h, w)`` each, and the phrases, one for each heatmap.
-        priors, text_prior: Of `location_priors` and `text_priors`; without the second its columns are left out.
-        size, fit: of the model's frame, see `studies.Frame`.
+    ``heatmaps``, float ``(h, w)``, belong to ``truths`` in a frame of ``size`` and ``fit``; ``priors`` and
+    ``text_prior`` (None leaves its columns out) are of `location_priors` and `text_priors`.
     """
     rows, field = [], np.sum(list(priors.values()), axis=0) > 0
     for heatmap, truth in zip(heatmaps, truths, strict=True):
@@ -100,11 +95,9 @@ def kept(finding: Finding, frame: Frame) -> float:
 def save_masks(path: Path, truths: Sequence[GroundTruth], size: int, fit: Fit = "crop") -> Path:
     """Write the masks of a data set beside the maps of a run, for `rescore`.
 
-    Args:
-        path: Safetensors file of ``masks`` uint8 ``(n, size, size)`` (`box_labels`) and ``kept`` float32 ``(n,)``; its
-            metadata has ``keys``, a JSON list with the key of each row.
-        truths: Row i of the file is ``truths[i]``; ``rows`` of a file of maps refers to these numbers.
-        size, fit: of the model's frame, see `studies.Frame`.
+    Row i of the safetensors file ``path`` is ``truths[i]`` in a frame of ``size`` and ``fit``: ``masks`` uint8 ``(n,
+    size, size)`` (`box_labels`), ``kept`` float32 ``(n,)``, and in the metadata ``keys``, a JSON list. ``rows`` of a
+    file of maps refers to these numbers.
     """
     masks, share = torch.zeros((len(truths), size, size), dtype=torch.uint8), torch.zeros(len(truths))
     for i, truth in enumerate(truths):
@@ -117,12 +110,9 @@ def save_masks(path: Path, truths: Sequence[GroundTruth], size: int, fit: Fit = 
 def rescore(folder: Path, protocol: str | Protocol = "book", random: int = 32) -> tuple[pd.DataFrame, list[str]]:
     """Score the stored maps of a run again under any ``protocol``: a table, and a line for each row left out.
 
-    Maps are read a checkpoint at a time, masks one by one. Columns: ``study, patient, finding, phrase, step``;
-    ``target``, the area of the mask; ``kept``, the share of the finding that the crop left; the scores; and with
-    ``chance_`` those of as many ``random`` maps, if any.
-
-    Raises:
-        InputError: A file of ``folder`` is missing, damaged or of other data than the table, or no row can be scored.
+    Columns: ``study, patient, finding, phrase, step``; ``target``, the area of the mask; ``kept``, the share of the
+    finding that the crop left; the scores; and with ``chance_`` those of as many ``random`` maps, if any. InputError
+    where a file in ``folder`` is missing, damaged or of other data than the table, or no row can be scored.
     """
     run, protocol = Run(folder), get_protocol(protocol)
     about = run.grounding()[[*runs.TEXT_COLUMNS, "step"]]

@@ -85,8 +85,8 @@ def bootstrap_ci(
     Its bounds are NaN for a single group. Equal rows give an interval of no width.
 
     Args:
-        values: Float ``(rows,)``, finite; the mean is over rows, not over groups.
-        groups: Group (patient) of each row, any hashable labels; None makes every row its own group.
+        values, groups: Float ``(rows,)``, finite, whose mean is over rows; and the group (patient) of each, any
+            hashable labels, None for rows that are independent.
         n, level, seed: Number of resamples, confidence level in (0, 1), and seed of the resampling.
         expand: Widen the quantiles so that the interval of a symmetric mean is as wide as Student's (Hesterberg 2015,
             "What teachers should know about the bootstrap", 4.3.3): needed below 40 groups. False is the textbook's.
@@ -112,10 +112,8 @@ def bootstrap_statistic(
 ) -> Interval:
     """`bootstrap_ci` of any statistic of one or several columns, e.g. the AUC of scores and labels.
 
-    Args:
-        columns: Arrays with the same number of rows (any further axes).
-        statistic: ``statistic(*columns) -> float``; NaN leaves a resample out (a single class, say).
-        groups, n, seed: As of `bootstrap_ci`; each resample is a call.
+    ``columns`` are arrays with the same number of rows (any further axes); ``statistic(*columns)`` returns a float, or
+    NaN to leave a resample out (a single class, say); ``groups, n, seed`` as there.
     """
     columns = [np.asarray(column) for column in columns]
     rows = {len(column) for column in columns}
@@ -167,12 +165,9 @@ def seeds_ci(values: np.ndarray, groups: ArrayLike | None = None, level: float =
     % and resampling seeds and patients (Owen 2007) down to 76 %. The interval is wide with few seeds: t is 12.7 with
     two, 4.3 with three, 2.8 with five. One seed covers other patients only; a UserWarning says so.
 
-    It is not cut to the range of the score; its bounds are NaN for a single patient.
-
-    Args:
-        values: Float ``(rows, seeds)``, finite: row i is the same item (phrase) in every column. To compare two
-            variants pass ``a − b`` column by column; unrelated seeds may be paired too.
-        groups, level: As of `bootstrap_ci`.
+    Row i of ``values``, float ``(rows, seeds)``, is the same item (phrase) in every column, of a patient in ``groups``.
+    To compare two variants pass ``a − b`` column by column; unrelated seeds may be paired too. The interval is not cut
+    to the range of the score; its bounds are NaN for a single patient.
     """
     values = checked(values, 2, "values")
     index, count = group_index(groups, len(values))

@@ -65,13 +65,11 @@ def minimal_detectable_difference(
     """The true mean difference that a two-sided paired test of this design detects with a power of 80 %.
 
     Exact for the t-test on patients by the noncentral t distribution (Bloom 1995, "Minimum detectable effects", with
-    the clustered standard error), and nearly so for `sign_flip_test`; it depends on the spread of the differences, not
-    on their mean. With several seeds it is for the test by `seeds_ci`, and conservative, the more so with few seeds.
-
-    Args:
-        differences, groups: Float ``(rows,)``, a − b on the same items, or ``(rows, seeds)`` as for `seeds_ci`.
-        alpha: Level of the test; ``0.05 / findings`` for one of several findings under `holm`, at worst.
-        patients: Number of patients planned, at least 2; None takes the number of groups.
+    the clustered standard error), and nearly so for `sign_flip_test`; it depends on the spread of the ``differences``,
+    float ``(rows,)``, a − b on the same items of ``groups``, not on their mean. With several seeds, ``(rows, seeds)``,
+    it is for the test by `seeds_ci`, and conservative, the more so with few seeds. ``alpha`` is the level of the test
+    (``0.05 / findings`` for one of several under `holm`, at worst), ``patients`` the number planned, at least 2, if not
+    as many.
     """
     if np.ndim(differences) < 2:
         differences = checked(differences, 1, "differences")[:, None]
