@@ -157,13 +157,13 @@ def probe_truths(
 
 
 class ScoredStep(NamedTuple):
-    """One checkpoint: a ``table`` with a row per phrase, its ``maps`` float32 ``(n, h, w)``, and a line for each left out."""
+    """One checkpoint: a ``table`` with a row per phrase, and the ``maps`` float32 ``(n, h, w)`` of its ``truths``."""
 
     step: int
     table: pd.DataFrame
     maps: np.ndarray
     truths: list[GroundTruth]
-    skipped: list[str]
+    skipped: list[str]  #: a line for each phrase left out
 
 
 def score_run(
@@ -174,7 +174,7 @@ def score_run(
     pool: Sequence[Study],
     steps: Sequence[int] | None = None,
 ) -> Iterator[ScoredStep]:
-    """Ground, probe and score the checkpoints of a finished ``run`` of a ``profile``: ``steps``, or all and 0, the base.
+    """Ground, probe and score checkpoints of a finished ``run`` of a ``profile``: ``steps``, or all and 0, the base.
 
     Maps and probes are kept in ``maps/``. Tables have the scores of `localization.score_truths` and
     `faithfulness_scores` for ``truths``, with priors from ``train``, phrases of other patients, and a ``pool`` of the
