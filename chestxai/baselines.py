@@ -39,6 +39,7 @@ _LIMIT = 5_000  # training images
 #: A model as `score` takes it: images uint8 ``(n, s, s)`` and a finding for each → maps float32 ``(n, h, w)``.
 Pointer = Callable[[np.ndarray, Sequence[Finding]], np.ndarray]
 Out = str | Path | None
+Loss = Callable[[np.ndarray], Tensor]
 
 
 class Contrastive(nn.Module):
@@ -159,7 +160,7 @@ def contrastive(profile: Profile, studies: Sequence[Study], out: Out = None, epo
     """
     size, chosen = min(profile.data.size, 128), profiles.sample(studies, _LIMIT)
 
-    def train(model: Contrastive) -> None:
+    def prepare(model: Contrastive) -> tuple[int, Loss]:
         texts: dict[int, str] = {}
         images, kept, _ = to_images(chosen, size, profile.data.fit)
         for i, study in enumerate(kept):
@@ -174,10 +175,10 @@ def contrastive(profile: Profile, studies: Sequence[Study], out: Out = None, epo
             words = model.words(states[rows].to(scale.device))
             return contrastive_loss(model.image_patches(images[rows]), words, same, scale)
 
-        _fit(model, len(images), loss, epochs)
+        return len(images), loss
 
     tokens = [[*study.change_token(), study.report] for study in chosen]
-    return _cached(profile, out, "contrastive", [epochs, tokens], partial(Contrastive, size), train)
+    return _cached(profile, out, "contrastive", epochs, tokens, partial(Contrastive, size), prepare)
 
 
 def ceiling(profile: Profile, truths: Sequence[GroundTruth], out: Out = None, epochs: int = 8) -> Ceiling:
@@ -193,7 +194,7 @@ def ceiling(profile: Profile, truths: Sequence[GroundTruth], out: Out = None, ep
     names = [*FINDINGS, *sorted({truth.finding.name for truth in truths} - {*FINDINGS})]
     chosen = profiles.sample(list({truth.study.id: truth.study for truth in truths}.values()), _LIMIT)
 
-    def train(model: Ceiling) -> None:
+    def prepare(model: Ceiling) -> tuple[int, Loss]:
         images, kept, _ = to_images(chosen, size, fit)
         shape = len(kept), len(names)
         masks, values = torch.zeros(*shape, size, size, dtype=torch.bool), torch.zeros(*shape, 8)
@@ -204,10 +205,10 @@ def ceiling(profile: Profile, truths: Sequence[GroundTruth], out: Out = None, ep
                 values[i, f] = torch.cat([_one_hot(finding, name) for name in ATTRIBUTES])
         for k, part in enumerate(_PARTS.values()):
             model.varied[:, k] = values[:, :, part].amax(0).sum(-1) > 1 if len(kept) else False
-        _fit(model, len(images), lambda rows: _mask_loss(model(images[rows]), masks[rows], values[rows]), epochs)
+        return len(images), lambda rows: _mask_loss(model(images[rows]), masks[rows], values[rows])
 
     tokens = [[t.key, t.finding.side, t.finding.zone, t.finding.severity, t.study.change_token()] for t in truths]
-    return _cached(profile, out, "supervised", [epochs, tokens], partial(Ceiling, size, names), train)
+    return _cached(profile, out, "supervised", epochs, tokens, partial(Ceiling, size, names), prepare)
 
 
 def _one_hot(finding: Finding, attribute: str) -> Tensor:
@@ -229,20 +230,14 @@ def _mask_loss(logits: Tensor, masks: Tensor, values: Tensor) -> Tensor:
     return loss
 
 
-def _fit(model: nn.Module, n: int, loss: Callable[[np.ndarray], Tensor], epochs: int) -> None:
-    name = type(model).__name__.lower()
-    if n < 2:
-        raise InputError(f"the {name} baseline has {n} images to learn from and needs two: add training data")
-    model.to(runs.device(), memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.01)
-    fit(optimizer, n, loss, epochs, np.random.default_rng(0), description=f"training the {name} baseline")
-
-
-def _cached(profile: Profile, out: Out, name: str, about: list, build: Callable, train: Callable[[Any], None]) -> Any:
+def _cached(
+    profile: Profile, out: Out, name: str, epochs: int, tokens: list, build: Callable, prepare: Callable
+) -> Any:
     """The model in its file; of several processes the first trains it if need be, and the others wait."""
     path = _folder(profile, out) / f"{name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    identity = runs.fingerprint(profile.data.size, profile.data.fit, *about, runs.code_fingerprint(__name__))
+    about = profile.data.size, profile.data.fit, epochs, tokens
+    identity = runs.fingerprint(*about, runs.code_fingerprint(__name__))
     with torch.random.fork_rng(devices=[]), FileLock(path.with_name(f".{path.name}.lock")):
         torch.manual_seed(0)
         model = build()
@@ -250,7 +245,12 @@ def _cached(profile: Profile, out: Out, name: str, about: list, build: Callable,
             if runs.is_current(path, identity):
                 model.load_state_dict(runs.load_tensors(path))
                 return model.eval()
-        train(model)
+        (n, loss), name = prepare(model), type(model).__name__.lower()
+        if n < 2:
+            raise InputError(f"the {name} baseline has {n} images to learn from and needs two: add training data")
+        model.to(runs.device(), memory_format=torch.channels_last).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.01)
+        fit(optimizer, n, loss, epochs, np.random.default_rng(0), description=f"training the {name} baseline")
         runs.save_tensors(path, model.state_dict(), {"identity": identity})
     return model.cpu().eval()
 

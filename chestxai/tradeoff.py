@@ -122,21 +122,22 @@ def compare(
         names[name], *others = variants = sorted(_by_variant(members))
         if others:
             raise InputError(f"expected the seeds of one variant, got {', '.join(variants)}")
-    both, step = _shared(runs_a, runs_b, metric, step)
+    both, step = _phrases([*runs_a, *runs_b], metric, step)
     if finding is not None:
         both = both[both.index.get_level_values("finding") == finding]
     if both.empty:
         of = f" of {finding}" if finding else ""
         raise InputError(f"no phrase{of} has {metric} in all of {', '.join(map(str, [*runs_a, *runs_b]))}")
     patients, count = both["patient"], both["patient"].nunique()
-    seeds = len(runs_a) if len(runs_a) == len(runs_b) else 1
+    a, b = np.split(np.stack(both["seeds"]), [len(runs_a)], axis=1)
+    seeds = a.shape[1] if a.shape == b.shape else 1
     if seeds > 1:
-        differences = np.stack(both["seeds"]) - np.stack(both["seeds_b"])
+        differences = a - b
         interval = stats.seeds_ci(differences, patients)
         difference = Difference(interval.estimate, interval.low, interval.high, _p(differences, patients))
     else:
-        differences = both["score"] - both["score_b"]
-        difference = stats.paired_difference(both["score"], both["score_b"], patients, n=n)
+        a, b = a.mean(axis=1), b.mean(axis=1)
+        differences, difference = a - b, stats.paired_difference(a, b, patients, n=n)
     detectable = stats.minimal_detectable_difference(differences, patients, alpha=alpha) if count > 1 else math.nan
     about = {"metric": metric, "step": step, "phrases": len(both), "patients": count, "seeds": seeds}
     return Comparison(**vars(difference), **names, **about, detectable=detectable)
@@ -165,7 +166,7 @@ def compare_findings(
     names = [
         (finding, variant)
         for variant, members in variants.items()
-        for finding in sorted(_shared(runs_a, members, metric, None)[0].index.unique("finding"))
+        for finding in sorted(_phrases([*runs_a, *members], metric, None)[0].index.unique("finding"))
     ]
     options: dict[str, Any] = {"n": n, "alpha": 0.05 / max(1, len(names))}
     if not names:
@@ -197,7 +198,7 @@ def by_finding(runs: Sequence[Path], metric: str = "auc_roc", n: int = 2000) -> 
     """
     rows = []
     for variant, members in _by_variant(runs).items():
-        scores = _phrases(members, metric, None)[0].dropna(subset="score")
+        scores = _phrases(members, metric, None)[0]
         for finding, part in [*scores.groupby("finding"), ("all", scores)]:
             if len(part):
                 i, means = _interval(part, n), part[["prior", "chance"]].mean()
@@ -229,7 +230,7 @@ def estimates(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000) -> 
                 members = folders.get(variant, [])
                 if sorted(map(_seed, members)) != sorted(rows["seed"]):
                     raise InputError(f"{variant} has {len(rows)} seeds: give the folders of these runs as runs=")
-                scores = _phrases(members, column, None)[0].dropna(subset="score")
+                scores = _phrases(members, column, None)[0]
                 row[variant] = _interval(scores, n) if len(scores) else math.nan
             else:
                 row[variant] = _over_seeds(rows, column)
@@ -354,18 +355,11 @@ def _localization(rows: pd.DataFrame, n: int) -> dict[str, float]:
     return out
 
 
-def _shared(runs_a: Sequence[Path], runs_b: Sequence[Path], metric: str, step: int | None) -> tuple[pd.DataFrame, int]:
-    """`_phrases` of two variants side by side, on the phrases that all runs have a score of; and the step."""
-    a, step_a = _phrases(runs_a, metric, step)
-    b, step_b = _phrases(runs_b, metric, step)
-    if step_a != step_b:
-        raise InputError(f"the runs end at different steps ({step_a} and {step_b}): say which step to compare")
-    both = a.join(b[["score", "seeds"]].add_suffix("_b"), how="inner")
-    return both.dropna(subset=["score", "score_b"]), step_a
-
-
 def _phrases(runs: Sequence[Path], metric: str, step: int | None) -> tuple[pd.DataFrame, int]:
-    """Per phrase (index study, finding, phrase): patient, scores by seed, and the means of score, prior and chance."""
+    """Of each phrase with a score in all ``runs``: patient, means of score, prior and chance, and scores by run.
+
+    The index is study, finding and phrase; second, the step.
+    """
     frames, steps = [], set()
     for run in map(Path, runs):
         frame, path = _grounding(run), Run(run).grounding_file
@@ -388,4 +382,5 @@ def _phrases(runs: Sequence[Path], metric: str, step: int | None) -> tuple[pd.Da
         raise InputError(f"the runs have no phrase in common: {', '.join(map(str, runs))}")
     out = {name: both.xs(name, axis=1, level=1).mean(axis=1, skipna=False) for name in ("score", "prior", "chance")}
     by_seed = list(both.xs("score", axis=1, level=1).to_numpy())
-    return pd.DataFrame({"patient": both[0, "patient"], **out, "seeds": by_seed}), steps.pop()
+    out = pd.DataFrame({"patient": both[0, "patient"], **out, "seeds": by_seed})
+    return out.dropna(subset="score"), steps.pop()

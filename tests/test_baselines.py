@@ -204,8 +204,8 @@ class TestCeiling:
 
     def test_it_is_trained_once_and_again_when_damaged_or_of_other_data(self, profile, tmp_path, monkeypatch):
         truths, trained = phrases(toys(4)), []
-        fit = baselines._fit
-        monkeypatch.setattr(baselines, "_fit", lambda *rest: trained.append(1) or fit(*rest))
+        fit = baselines.fit
+        monkeypatch.setattr(baselines, "fit", lambda *rest, **more: trained.append(1) or fit(*rest, **more))
 
         def weights(*options, **more):
             return baselines.ceiling(profile, *options, tmp_path, **more).state_dict()

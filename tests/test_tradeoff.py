@@ -162,8 +162,9 @@ class TestCompare:
         assert found.p == pytest.approx(2 * stats.t.sf(np.sqrt(3), 2), rel=0.05)
         assert (alone.seeds, found.seeds) == (1, 3)
         # The level at which it just excludes zero is one less the p-value.
-        both, _ = tradeoff._shared(a, b, "auc_roc", None)
-        just = seeds_ci(np.stack(both["seeds"]) - np.stack(both["seeds_b"]), both["patient"], 1 - found.p)
+        both, _ = tradeoff._phrases([*a, *b], "auc_roc", None)
+        ours, theirs = np.split(np.stack(both["seeds"]), 2, axis=1)
+        just = seeds_ci(ours - theirs, both["patient"], 1 - found.p)
         assert just.low == pytest.approx(0, abs=1e-6)
         # Of unequal numbers only patients vary.
         assert tradeoff.compare(a, b[:2], n=100).seeds == 1
@@ -191,7 +192,7 @@ class TestCompare:
 
     def test_different_last_steps_are_not_compared_silently(self, tmp_path, frozen):
         other = write_run(tmp_path, "learnable", 0, steps=(100,))
-        with pytest.raises(InputError, match=r"different steps \(200 and 100\)"):
+        with pytest.raises(InputError, match=r"different steps \(100, 200\)"):
             tradeoff.compare(frozen, [other])
         assert tradeoff.compare(frozen, [other], step=100, n=100).step == 100
 

@@ -83,7 +83,7 @@ def evaluate(
     """
     numbers = {"images_real": len(real_images), "images_fake": len(fake_images)}
     clusters = {"groups": groups, "real_groups": patients, "resamples": resamples}
-    in_spaces = _in_spaces(real_images, fake_images, {"": classifier, **(spaces or {})}, "", clusters)
+    in_spaces = _in_spaces(real_images, fake_images, classifier, spaces, "", clusters)
     return to_json(in_spaces | _judged(fake_images, labels, groups, groups, classifier, "") | numbers)
 
 
@@ -100,11 +100,11 @@ def _judged(
 
 
 def _in_spaces(
-    real: Array, fake: Array, spaces: dict[str, nn.Module], suffix: str, clusters: dict[str, Any]
+    real: Array, fake: Array, classifier: nn.Module, spaces: Mapping[str, nn.Module] | None, suffix: str, clusters: dict
 ) -> dict[str, Any]:
     """`scores` and KID of two sets of images in each feature space, under its name."""
     out: dict[str, Any] = {}
-    for name, space in spaces.items():
+    for name, space in {"": classifier, **(spaces or {})}.items():
         end = f"_{name.replace('-', '_')}{suffix}" if name else suffix
         a, b = features(space, real), features(space, fake)
         out |= _flat({f"{score}{end}": interval for score, interval in scores(a, b, **clusters).items()})
@@ -165,7 +165,7 @@ def reference(
     numbers = _judged(real_images, labels, patients, same, classifier, "_real")
     if others is not None and len(others):
         clusters = {"real_groups": patients, "resamples": resamples}
-        numbers |= _in_spaces(real_images, others, {"": classifier, **(spaces or {})}, "_real", clusters)
+        numbers |= _in_spaces(real_images, others, classifier, spaces, "_real", clusters)
     return to_json(numbers)
 
 

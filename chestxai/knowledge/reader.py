@@ -45,6 +45,7 @@ class Passage:
 Reading = list[Passage]
 
 
+@torch.no_grad()
 def read(
     pipeline: StableDiffusionPipeline,
     texts: Sequence[str],
@@ -58,7 +59,7 @@ def read(
     InputError). ``cache`` holds states by token ids, filled in place; reuse it for the encoder of the same ``pipeline``
     only.
     """
-    tokenizer, cache = pipeline.tokenizer, {} if cache is None else cache
+    tokenizer, encoder, cache = pipeline.tokenizer, pipeline.text_encoder, {} if cache is None else cache
     by_report = [passages(text) for text in texts]
     empty = [i for i, sentences in enumerate(by_report) if not sentences]
     if empty:
@@ -69,8 +70,10 @@ def read(
     queue = sorted(missing, key=len)
     for start in range(0, len(queue), batch):
         some = queue[start : start + batch]
-        for ids, states in zip(some, _states(tokenizer, pipeline.text_encoder, some), strict=True):
-            cache[ids] = states[missing[ids]].clone()
+        ids, real = _padded([torch.tensor(piece) for piece in some], tokenizer.pad_token_id or 0)
+        tokens = {"input_ids": ids.to(encoder.device), "attention_mask": real.long().to(encoder.device)}
+        for piece, states in zip(some, models.text_states(encoder, tokens).float().cpu(), strict=True):
+            cache[piece] = states[missing[piece]].clone()
     encoded = {s: [Passage(s, spans, cache[ids]) for ids, _, spans in found] for s, found in pieces.items()}
     return [[passage for sentence in report for passage in encoded[sentence]] for report in by_report]
 
@@ -92,13 +95,6 @@ def _pieces(tokenizer: Any, sentences: list[str]) -> dict[str, list[tuple[tuple[
         if words:
             out[sentences[sentence]].append((tuple(ids), words, tuple(tuple(offsets[i]) for i in words)))
     return out
-
-
-@torch.no_grad()
-def _states(tokenizer: Any, encoder: nn.Module, some: Sequence[tuple[int, ...]]) -> Tensor:
-    ids, mask = _padded([torch.tensor(piece) for piece in some], tokenizer.pad_token_id or 0)
-    tokens = {"input_ids": ids.to(encoder.device), "attention_mask": mask.long().to(encoder.device)}
-    return models.text_states(encoder, tokens).float().cpu()
 
 
 class AttentionPool(nn.Module):
