@@ -270,5 +270,6 @@ class TestAsAsked:
     def test_batches_do_not_matter(self, ceiling):
         studies = toys(5, "test", 3)
         images, prompts = np.stack([s.array for s in studies]), [s.findings[0].phrase for s in studies]
-        whole, parts = (baselines.as_asked(images, prompts, ceiling, batch) for batch in (64, 2))
-        assert whole.equals(parts)
+        whole, names = baselines.as_asked(images, prompts, ceiling), ["finding", *baselines.ATTRIBUTES]
+        many = baselines.as_asked(np.tile(images, (14, 1, 1)), prompts * 14, ceiling)  # 70 images
+        assert many[names].tail(len(whole)).reset_index(drop=True).equals(whole[names])

@@ -43,7 +43,7 @@ def identities(package) -> dict[str, str]:
         ("recipes/networks.py", "distance = 1 -", "distance = 2 -", ["weights", "maps", "images"]),
         ("grounding/passes.py", "passes.seed, keys[i], t, d", "passes.seed, keys[i], d, t", ["maps"]),
         ("attention.py", "depth**-0.5", "depth**-0.25", ["weights", "maps"]),
-        ("localization/scores.py", "from __future__", "x = 1\nfrom __future__", []),
+        ("localization/scores.py", "import math", "x = 1\nimport math", []),
         ("fidelity/sampling.py", "import numpy", "x = 1\nimport numpy", ["images"]),
         ("fidelity/metrics.py", "import numpy", "x = 1\nimport numpy", []),
         ("profiles.py", "from __future__", "x = 1\nfrom __future__", []),
