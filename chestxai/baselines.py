@@ -140,8 +140,7 @@ def contrastive_loss(patches: Tensor, texts: Tensor, same: Tensor, scale: Tensor
 
     Globally, an image is its mean patch. Patch-wise, its similarity with a text is the mean cosine of its patches,
     weighted towards the closest ones (after GLoRIA, Huang et al., ICCV 2021). ``patches`` are float ``(n, d, h, w)``,
-    ``texts`` ``(n, d)``; ``same``, bool ``(n, n)``, which texts are equal, as many reports say the same; ``scale`` is
-    the inverse temperature.
+    ``texts`` ``(n, d)``, and many reports say the ``same``, bool ``(n, n)``; ``scale`` is the inverse temperature.
     """
     patches, texts = patches.flatten(2), F.normalize(texts, dim=1)
     whole = F.normalize(patches.mean(2), dim=1) @ texts.T
@@ -155,8 +154,7 @@ def contrastive(profile: Profile, studies: Sequence[Study], out: Out = None, epo
     """The contrastive model of a ``profile``, trained first if there is none for these data, settings and code.
 
     It learns in as many ``epochs`` from ``studies`` of the train split of the diffusion model's source, without those
-    that have no prompt or readable image (fewer than two are an InputError), and is kept below ``out``, the root of the
-    runs.
+    that have no prompt or readable image (fewer than two are an InputError), and is kept below ``out``.
     """
     size, chosen = min(profile.data.size, 128), profiles.sample(studies, _LIMIT)
 

@@ -125,13 +125,13 @@ def read(
     latents: Tensor | None = None,
     batch: int = 64,
 ) -> Reading:
-    """Denoise each image given ``states``, under the noise of `grounding.ground_many`, ``batch`` rows at a time.
+    """Denoise each image given ``states``, under the noise of `grounding.ground_many`.
 
     Args:
         pipeline, sample: a U-Net (the text encoder is not used), and images of `prepare`.
         states: ``(n, length, width)``, or ``(n, length, 2 * width)``: keys of the first half of each, values of the
-            second.
-        timesteps: of the noise schedule, averaged.
+            other.
+        timesteps, batch: of the noise schedule, averaged; and rows of one pass.
         latents: of the images, if not the sample's own; ``sample.swapped`` keeps the noise of the own ones.
     """
     unet, states = pipeline.unet, states.to(pipeline.unet.device, pipeline.unet.dtype)
@@ -243,9 +243,9 @@ def compare_states(x: np.ndarray, y: np.ndarray, permutations: int = 200, seed: 
     """How far two encoders' states ``x`` and ``y`` ``(m, width)`` of the same texts are apart, by three measures.
 
     ``cka``: linear (Kornblith et al. 2019, eq. 3), 1 for states equal up to rotation and scale; ``cka_null``, the 95th
-    percentile of its null from ``permutations`` of the texts (by ``seed``), which is far above 0 where they are few.
+    percentile of its null from ``permutations`` of the texts (by ``seed``), far above 0 where they are few.
     ``procrustes``: what is left after the best rotation, 0 to 1 (Ding et al. 2021). ``drift``: mean of 1 − cosine,
-    which a rotation changes.
+    which rotation changes.
     """
     cosine = (x * y).sum(axis=1) / np.maximum(np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1), 1e-12)
     a, b = (z - z.mean(axis=0) for z in (x, y))

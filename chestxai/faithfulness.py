@@ -7,8 +7,7 @@
 - `word_test`: of two findings in one image, is each word's map higher in its own mask, against the other word's?
 - `random_weights`: maps must break with the weights (Adebayo et al. 2018, arXiv:1810.03292).
 
-Chance is 0.5 for every test and 0 for every gain. From a shell, on one process or, through ``accelerate launch -m``, on
-many,
+Chance is 0.5 for every test and 0 for every gain. From a shell, or on many processes by ``accelerate launch -m``,
 
     python -m chestxai.faithfulness --profile paper --variant learnable --data /path/to/folder
 
@@ -117,8 +116,7 @@ def probe_truths(
         pipeline, identity: with the checkpoint's weights, and what names these, else their fingerprint.
         truths, pool: phrases that `grounding.ground_truths` could ground, and studies of the val split (`swap_images`).
         settings: every ``swap_every``-th of its timesteps is read, on ``swaps`` swapped images.
-        path, description: the ``.safetensors`` file of the maps, resumed as `runs.resumable` says, and its progress
-            bar.
+        path, description: the ``.safetensors`` file of the maps, resumed as by `runs.resumable`, and its progress bar.
         fit: how an image becomes a square.
     """
     name = runs.fingerprint(
@@ -176,9 +174,8 @@ def score_run(
 ) -> Iterator[ScoredStep]:
     """Ground, probe and score checkpoints of a finished ``run`` of a ``profile``: ``steps``, or all and 0, the base.
 
-    Maps and probes are kept in ``maps/``. Tables have the scores of `localization.score_truths` and
-    `faithfulness_scores` for ``truths``, with priors from ``train``, phrases of other patients, and a ``pool`` of the
-    val split (`swap_images`).
+    Maps and probes are kept in ``maps/``. Tables are of `localization.score_truths` and `faithfulness_scores` for
+    ``truths``, with priors from ``train``, phrases of other patients, and a ``pool`` of the val split (`swap_images`).
     """
     size, fit = profile.data.size, profile.data.fit
     identity = run.check_finished().record()["identity"]
@@ -253,8 +250,7 @@ def faithfulness_scores(
     ``<prefix>word``. NaN where a test does not apply.
 
     Args:
-        maps, truths, probes: Float32 ``(n, h, w)`` of `grounding.ground_truths`, its phrases, and `probe_truths` of
-            them.
+        maps, truths, probes: Float32 ``(n, h, w)`` of `grounding.ground_truths`, its phrases, and their `probe_truths`.
         references: Prefix of a column ("prior_") → a map for each phrase that knows no image, for ``word``.
         size, fit: of the model's frame, see `studies.Frame`.
     """
@@ -324,10 +320,9 @@ def midline(study: Study, size: int, fit: Fit) -> float:
 
 
 def random_weights(pipeline: StableDiffusionPipeline, parts: Sequence[str]) -> None:
-    """Replace the weights of ``parts`` of ``pipeline`` ("unet", "text_encoder") by those the architecture starts with.
+    """Replace the weights of ``parts`` of ``pipeline`` ("unet", "text_encoder", else InputError) by random ones.
 
-    Raises:
-        InputError: another name.
+    They are those that the architecture starts with.
     """
     unknown = set(parts) - {"unet", "text_encoder"}
     if unknown:

@@ -158,9 +158,8 @@ def compare_findings(
     """`compare` by ``metric`` and ``n`` for each finding at the last step, adjusted for the number of comparisons.
 
     A row for each finding (the index) in ``runs_a`` of the reference variant, and variant of ``runs_b``: ``variant``,
-    ``difference`` (`Comparison`, with unadjusted interval and ``p``), ``holm`` (p adjusted over all rows: those ≤ 0.05
-    hold with a family-wise error of 5 %), ``detectable`` (at 0.05 over the number of rows), ``phrases`` and
-    ``patients``.
+    ``difference`` (`Comparison`, with unadjusted interval and ``p``), ``holm`` (p adjusted over all rows: family-wise
+    error of 5 % for those ≤ 0.05), ``detectable`` (at 0.05 over the number of rows), ``phrases`` and ``patients``.
     """
     variants = _by_variant(runs_b)
     names = [

@@ -33,9 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "book. Images that share a sub-folder (a patient's; a prompt's) are one group and are resampled together.",
     )
     spaces = "phantom, inception, inception-cd, xrv, the folder of a trained classifier, or, of a run, findings"
-    parser.add_argument(
-        "--real", type=Path, help="folder of real images, not trained on (default: the run's test split)"
-    )
+    parser.add_argument("--real", type=Path, help="folder of real images not trained on (default: the test split)")
     parser.add_argument("--generated", type=Path, help="folder of generated images, or of a run")
     parser.add_argument("--training", type=Path, help="folder of training images: are any of them copied?")
     parser.add_argument("--step", type=int, help="checkpoint of a run (default: the last)")
@@ -153,15 +151,14 @@ def _of_run(space: nn.Module, folder: Path, size: int, options: argparse.Namespa
     if profile is not None:
         studies = profiles.studies(profile, "test", run.record().get("data_root", ""))
         images, kept, skipped = to_images(studies, size, profile.data.fit)
-        groups, about = [study.patient for study in kept], f"the test split of {profile.data.source}"
-        about = f"{about} at {size} px, {len(skipped)} left out"
+        groups = [study.patient for study in kept]
+        about = f"the test split of {profile.data.source} at {size} px, {len(skipped)} left out"
     else:
         step = max(run.steps(), default=0) if options.step is None else options.step
         path, about = run.samples_file(step), f"{folder}, step {step}, at {size} px"
         if not path.is_file():
-            raise MissingError(
-                f"{path} is missing: run chapter 6, or 'python -m chestxai.fidelity draw'; {run.remedy()}"
-            )
+            advice = f"run chapter 6, or 'python -m chestxai.fidelity draw'; {run.remedy()}"
+            raise MissingError(f"{path} is missing: {advice}")
         images, groups = runs.load_tensors(path)["images"].numpy(), json.loads(runs.tensor_metadata(path)["prompts"])
         images = np.stack([Frame(*image.shape, size, options.fit).image(image) for image in images])
     return _Set(features(space, images), groups, images.__getitem__, about)

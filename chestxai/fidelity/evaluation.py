@@ -115,8 +115,7 @@ def _in_spaces(
 def top1(probabilities: Array, labels: Array, groups: Groups = None) -> Interval:
     """Share of the images asked for one finding alone in which the classifier finds that one the most probable.
 
-    Chance is one in eight; NaN where no image is asked for one finding alone. ``probabilities, labels, groups`` as of
-    `classifier_auc`.
+    Chance is one in eight; NaN without such an image. ``probabilities, labels, groups`` as of `classifier_auc`.
     """
     labels = np.asarray(labels) > 0.5
     one = np.flatnonzero(labels.sum(axis=1) == 1)

@@ -48,8 +48,7 @@ def memorisation(
     Args:
         train, fake, unseen: features float ``(t, d)``, ``(m, d)``, ``(u, d)`` of training, generated, and real images
             that were not trained on; InputError where they were.
-        groups, unseen_groups, n: prompt of each generated and patient of each unseen image, resampled together ``n``
-            times.
+        groups, unseen_groups, n: prompts of generated and patients of unseen images, resampled together ``n`` times.
         planted: features float ``(p, d)`` of `copies`: a feature space that misses them cannot clear the model either.
         quantile: share of the unseen images that count as close, in (0, 1).
     """

@@ -93,8 +93,8 @@ def fid_difference(
     """FID of ``a`` minus FID of ``b``, ``(m, d)`` of the same prompts and noise by row: one bootstrap resamples both.
 
     What the two share, ``real`` images and the difficulty of the prompts, cancels out; widths of two intervals would
-    count it twice. The bounds are shifted as in `fid_interval`; ``p`` is twice the smaller tail. ``groups, real_groups,
-    n, seed`` as there.
+    count it twice. Bounds are shifted as in `fid_interval` (``groups, real_groups, n, seed``); ``p`` is twice the
+    smaller tail.
     """
     a, b = check_features(a, b)
     if a.shape != b.shape:
@@ -232,9 +232,8 @@ def ms_ssim_by_group(images: Array, groups: Groups = None, pairs: int = 100, see
     Aim at the value of real images: above it is mode collapse, below it noise. torchmetrics' MS-SSIM (Wang et al. 2003:
     Gaussian window of 11 pixels, sigma 1.5) on a fixed range of 255. Its five scales need 176 pixels; smaller images
     use as many of the finest as fit (64 px: 3, 128 px: 4), with the published exponents scaled to sum to 1. Compare
-    only images of one size. ``images`` are uint8 ``(n, s, s)``, ``s ≥ 11``, with their prompts as ``groups`` (None: all
-    are one); at most so many ``pairs`` of a group are compared, drawn from ``seed``. InputError where no group has two
-    images.
+    only one size. ``images`` are uint8 ``(n, s, s)``, ``s ≥ 11``, with their prompts as ``groups`` (None: all are one);
+    at most so many ``pairs`` of a group are compared, drawn from ``seed``. InputError where no group has two.
     """
     images = check_images(images)
     labels = [0] * len(images) if groups is None else list(groups)

@@ -56,8 +56,7 @@ def read(
 
     So no word is cut off and the order of sentences is irrelevant. A sentence that is still too long is split into
     several passages; equal sentences are encoded once, ``batch`` at a time. ``texts`` must describe the image (else
-    InputError). ``cache`` holds states by token ids, filled in place; reuse it for the encoder of the same ``pipeline``
-    only.
+    InputError). ``cache`` holds states by token ids, filled in place; reuse it for the encoder of one ``pipeline``.
     """
     tokenizer, encoder, cache = pipeline.tokenizer, pipeline.text_encoder, {} if cache is None else cache
     by_report = [passages(text) for text in texts]

@@ -31,12 +31,10 @@ def denoising_errors(
 
     Li et al. 2023, section 3.2, for the target the model was trained on (noise or velocity), without guidance. All
     ``prompts`` of ``images``, uint8 ``(n, s, s)``, see the same noise (section 3.3), which depends only on the image's
-    number and the timestep, from 0 (no noise) to ``num_train_timesteps - 1``.
+    number and the timestep, from 0 (no noise) to ``num_train_timesteps - 1``. ``progress`` wraps the passes.
 
-    Args:
-        pipeline, images, prompts, timesteps: InputError where they do not fit, DivergedError where the output is not
-            finite.
-        progress: a wrapper of the passes.
+    Raises:
+        InputError, DivergedError: what ``pipeline`` cannot take, or ``timesteps`` outside; output that is not finite.
     """
     size, images = models.image_size(pipeline), np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (size, size):

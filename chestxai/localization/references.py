@@ -33,8 +33,7 @@ def location_prior(masks: Iterable[np.ndarray]) -> np.ndarray:
 def location_priors(truths: Sequence[GroundTruth], size: int, fit: Fit = "crop") -> dict[str, np.ndarray]:
     """Finding → its `location_prior` ``(size, size)``; a finding without masks gets the mean of all of them.
 
-    ``truths`` have masks or boxes, of training patients; ``size`` and ``fit`` are of the model's frame,
-    `studies.Frame`.
+    ``truths`` have masks or boxes, of training patients; ``size`` and ``fit`` are of the model's `studies.Frame`.
     """
     overall = location_prior(Frame(*t.study.size, size, fit).mask(t.finding) for t in truths)
     return defaultdict(lambda: overall, _priors(truths, size, fit, attrgetter("name")))
@@ -66,8 +65,7 @@ def chance(
     """What random maps score on a ``mask``, for each score of a ``protocol``.
 
     Exact where a closed form exists (`exact_chance`). The other scores depend on the resolution of a map: the mean over
-    ``n`` maps of white Gaussian noise, the same for all masks of a size, of the ``shape`` of the heatmaps to compare
-    with.
+    ``n`` maps of white Gaussian noise, the same for all masks of a size, of the ``shape`` of the heatmaps to compare.
     """
     mask, protocol = as_mask(mask), get_protocol(protocol)
     exact = exact_chance(mask, protocol)

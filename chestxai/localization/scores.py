@@ -103,9 +103,8 @@ def pointing_game(heatmap: np.ndarray, mask: np.ndarray, /, tolerance: float = 0
 def energy(heatmap: np.ndarray, mask: np.ndarray, /, floor: str = "min") -> float:
     """Energy-based pointing game (Wang et al. 2020): share of the mass inside ``mask``, in [0, 1]; chance is its area.
 
-    ``floor`` is the level without mass: ``"min"`` is the minimum of ``heatmap``, since attention never reaches 0 and
-    its even part would hide the rest; ``"zero"`` is 0, and negative values are ignored. A map without mass scores
-    chance.
+    The ``floor`` without mass is, for "min", the minimum of ``heatmap``, since attention never reaches 0 and its even
+    part would hide the rest; for "zero" 0, and negative values are ignored. A map without mass scores chance.
     """
     _check("floor", floor, "min", "zero")
     values = resize(heatmap, mask.shape).astype(np.float64)
@@ -119,9 +118,9 @@ def cnr(heatmap: np.ndarray, mask: np.ndarray, /, signed: bool = True, ddof: int
     """Contrast-to-noise ratio ``(mean_in − mean_out) / sqrt(var_in + var_out)``, unbounded; chance is 0.
 
     ``signed=True, ddof=1`` is Dombrowski et al. 2023; ``signed=False`` is the absolute value, of each box before their
-    mean, of Vilouras et al. 2024 and Boecking et al. 2022, under which random maps score above 0. Unchanged by scaling
-    and shifting. A variance of fewer than ``ddof + 1`` pixels counts as 0; without noise the result is 0 for equal
-    means, else ±infinity.
+    mean, of Vilouras et al. 2024 and Boecking et al. 2022, under which random maps score above 0. Scale and offset do
+    not matter. A variance of fewer than ``ddof + 1`` pixels is 0; without noise the result is 0 for equal means, else
+    ±∞.
 
     ``per`` "union": all boxes of ``mask`` are one inside. "box": mean over the boxes (the labels, or the 8-connected
     parts), each against the pixels of no box. "box in turn", the published code of Vilouras et al. 2024: each box

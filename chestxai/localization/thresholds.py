@@ -24,7 +24,7 @@ def gmm_threshold(heatmap: np.ndarray, standardise: bool = True) -> float:
 
     Takes the steps of ``sklearn.mixture.GaussianMixture(2)``, from the best 2-means split (exact in one dimension)
     instead of a random start. A constant map gives its value. Without ``standardise`` the values are fitted as they
-    are: on attention of 0.01 the regularisation of the variances (1e-6) is not small, and components closer than 0.001
+    are: on attention of 0.01 the regularisation of the variances (1e-6) is large, and components closer than 0.001
     merge.
     """
     values = as_heatmap(heatmap).astype(np.float64).ravel()

@@ -61,8 +61,7 @@ class SeedInterval(Interval):
 def format_interval(value: Interval | float | None, spec: str = "") -> str:
     """Print an interval, or a number without one; a missing ``value`` is "–".
 
-    ``spec`` is the format of each number, by default the interval's own or ``".3f"``; ``"auto"`` has one decimal from
-    10 on.
+    ``spec`` of each number is by default the interval's own or ``".3f"``; ``"auto"`` has one decimal from 10 on.
     """
     estimate = value.estimate if isinstance(value, Interval) else value
     if estimate is None or math.isnan(estimate):

@@ -27,8 +27,7 @@ def clustered_scores(
 
     A patient's level is drawn by ``rng`` from ``Beta(spread · mean, spread · (1 − mean))``, the scores of its phrases,
     one to three, from ``Beta(agreement · level, agreement · (1 − level))``: the smaller ``spread``, the more patients
-    differ; the larger ``agreement``, the more phrases of a patient agree; 0 makes the scores hits and misses, 1.0 or
-    0.0.
+    differ; the larger ``agreement``, the more phrases of a patient agree; 0 makes the scores hits and misses.
     """
     groups = np.repeat(np.arange(patients), rng.integers(1, 4, patients))
     level = rng.beta(spread * mean, spread * (1 - mean), patients)[groups]

@@ -68,8 +68,7 @@ def minimal_detectable_difference(
     the clustered standard error), and nearly so for `sign_flip_test`; it depends on the spread of the ``differences``,
     float ``(rows,)``, a − b on the same items of ``groups``, not on their mean. With several seeds, ``(rows, seeds)``,
     it is for the test by `seeds_ci`, and conservative, the more so with few seeds. ``alpha`` is the level of the test
-    (``0.05 / findings`` for one of several under `holm`, at worst), ``patients`` the number planned, at least 2, if not
-    as many.
+    (``0.05 / findings`` for one of several under `holm`, at worst), ``patients`` the number planned, at least 2.
     """
     if np.ndim(differences) < 2:
         differences = checked(differences, 1, "differences")[:, None]
