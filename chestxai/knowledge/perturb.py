@@ -16,12 +16,7 @@ from chestxai.runs import InputError
 _BLANK = r"\b[Xx]-?X{3,}\b|\bX{2,}\b|_{2,}"
 _SENTENCE = re.compile(r"((?<=[.!?])\s+|\n+)")
 _CASED = re.compile(rf"(?P<blank>{_BLANK})|[^\W\d_]+(?:'[^\W\d_]+)?")
-# Articles and words that de-identification takes for a name or a date: no statement depends on them.
-_NAMELIKE = re.compile(
-    r"\b(?:the|an?|patients?|examinations?|exam|study|radiographs?|x-?rays?|films?|today|dated?|views?|years?|old"
-    r"|male|female|man|woman|hospital|clinic|technologist|pa|ap)\b",
-    re.IGNORECASE,
-)
+_NAMELIKE = re.compile(rf"\b(?:{'|'.join(WORDS['namelike'])})\b", re.IGNORECASE)
 _WORD = re.compile(rf"(?P<blank>{_BLANK})|[^\W\d_]{{5,}}")
 _NEVER_MISTYPED = frozenset(WORDS["never_mistyped"])
 #: How radiologists shorten words, the longer phrases first.

@@ -31,7 +31,7 @@ def format_table(frame: pd.DataFrame, to: Literal["markdown", "latex", "csv"] = 
         unnamed = frame.index.nlevels == 1 and frame.index.name is None
         frame = (frame.rename_axis("") if unnamed else frame).reset_index()
     if to == "csv":
-        return pd.concat([part for _, column in frame.items() for part in _numbers(column)], axis=1).to_csv(index=False)
+        return pd.concat([_numbers(column) for _, column in frame.items()], axis=1).to_csv(index=False)
     names = [" ".join(map(str, name)).strip() if isinstance(name, tuple) else str(name) for name in frame]
     cells = [[_text(value, to) for value in row] for row in frame.itertuples(index=False)]
     if to == "markdown":
@@ -42,17 +42,13 @@ def format_table(frame: pd.DataFrame, to: Literal["markdown", "latex", "csv"] = 
     return shown.format(escape="latex-math").format_index(escape="latex-math", axis=1).to_latex(hrules=True)
 
 
-def _numbers(column: pd.Series) -> list[pd.Series]:
-    cells = list(column)
-    if not any(isinstance(cell, Interval) for cell in cells):
-        return [column]
-    parts = [pd.Series([cell.estimate if isinstance(cell, Interval) else cell for cell in cells], name=column.name)]
-    for field in ("low", "high", "p", "seeds"):
-        if any(hasattr(cell, field) for cell in cells):
-            values = [getattr(cell, field, None) for cell in cells]
-            dtype = "Int64" if field == "seeds" else "float64"
-            parts.append(pd.Series(values, name=f"{column.name}_{field}", dtype=dtype))
-    return parts
+def _numbers(column: pd.Series) -> pd.DataFrame:
+    if not any(isinstance(cell, Interval) for cell in column):
+        return column.to_frame()
+    cells = pd.DataFrame([vars(cell) if isinstance(cell, Interval) else {"estimate": cell} for cell in column])
+    cells = cells.filter(["estimate", "low", "high", "p", "seeds"])
+    cells = cells.astype({"seeds": "Int64"} if "seeds" in cells else {})
+    return cells.rename(columns=lambda field: column.name if field == "estimate" else f"{column.name}_{field}")
 
 
 def _text(value: object, to: str) -> str:

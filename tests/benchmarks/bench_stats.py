@@ -135,7 +135,7 @@ def main() -> None:
     args = parser.parse_args()
     error = 196 * np.sqrt(0.95 * 0.05 / args.runs)
     print(f"Coverage in % of {args.runs} data sets, each ± {error:.1f} %; mean width in parentheses\n")
-    print(stats.format_table(time_table(), spec=".1f"), end="\n\n")
+    print(stats.format_table(time_table().round(1)), end="\n\n")
     print(stats.format_table(seeds_table(args.runs, args.resamples)), end="\n\n", flush=True)
     for score in SCORES:
         print(stats.format_table(bootstrap_table(score, args.runs, args.resamples)), end="\n\n", flush=True)
