@@ -84,7 +84,7 @@ def token_kinds(tokenizer: object, finding: Finding) -> dict[str, list[int]]:
     kinds = reports.token_groups(tokenizer, finding.phrase, named)
     kinds["finding"] = [p for p in kinds["finding"] if p not in kinds.get("side", [])] or kinds["finding"]
     known = {position for positions in kinds.values() for position in positions}
-    kinds["other words"] = [p for p in range(tokenizer.model_max_length) if p not in known]
+    kinds["other words"] = [p for p in range(reports.text_length(tokenizer)) if p not in known]
     return {kind: kinds[kind] for kind in KINDS if kinds.get(kind)}
 
 
@@ -213,7 +213,7 @@ def swap(
 
 def empty_states(pipeline: StableDiffusionPipeline) -> tuple[Tensor, int]:
     """States of the empty prompt, ``(length, width)``, and the number of its real tokens."""
-    return models.encode_text(pipeline, [""])[0], int(models.tokenize(pipeline, [""])["attention_mask"].sum())
+    return models.encode_text(pipeline, [""])[0], len(pipeline.tokenizer("")["input_ids"])
 
 
 def ablate(states: Tensor, empty: tuple[Tensor, int], sample: Sample, kinds: Sequence[str]) -> Tensor:
@@ -278,8 +278,8 @@ def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def statements(tokenizer: object, studies: Sequence[Study]) -> list[Finding]:
     """Each distinct phrase in the reports of ``studies`` that states or denies a finding and fits the ``tokenizer``."""
     found = {finding.phrase.lower(): finding for study in studies for finding in reports.find(study.report)}
-    fits = {phrase: len(tokenizer(phrase)["input_ids"]) <= tokenizer.model_max_length for phrase in found}
-    return [finding for phrase, finding in found.items() if fits[phrase]]
+    fits = models.readable(tokenizer, list(found))
+    return [finding for (phrase, finding), left in zip(found.items(), fits, strict=True) if left == phrase]
 
 
 def position_states(pipeline: StableDiffusionPipeline, findings: Sequence[Finding]) -> dict[str, np.ndarray]:

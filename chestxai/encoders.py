@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoTokenizer,
     BertConfig,
@@ -183,27 +185,18 @@ def text_encoder(source: str | Path) -> tuple[PreTrainedTokenizerBase, PreTraine
         MissingError: it cannot be had; says why.
         InputError: of another type, with code of its own, with weights as pickles only, missing or not finite.
     """
-    words = f"cannot load the text encoder {str(source)!r}"
-    inner = Path(source) / "text_encoder"
-    folder, beside = (inner, Path(source)) if inner.is_dir() else (Path(source), Path(source).parent)
-    own = not folder.is_dir() or any(folder.glob("*token*")) or any(folder.glob("vocab*"))
-    texts: str | Path = source if own else beside / "tokenizer"
-    model: str | Path = folder if folder.is_dir() else source
+    words, (texts, model) = f"cannot load the text encoder {str(source)!r}", _places(source)
+    folder = Path(model)
     variant = None
     if folder.is_dir() and not any(p for p in folder.glob("*.safetensors") if ".fp16" not in p.name):
         variant = "fp16" if any(folder.glob("*.fp16*.safetensors")) else None
         if variant is None and any(folder.glob("*.bin")):
             raise InputError(f"{words}: its weights are a pickle (.bin): {CONVERT.format(folder)}")
     try:
-        raw, _ = PreTrainedConfig.get_config_dict(model)
-        kind = str(raw.get("model_type"))
-        if kind not in _ENCODERS:
-            raise InputError(f"{words}: it is of type {kind!r}; {', '.join(_ENCODERS)} are read")
-        bert = kind == "cxr-bert"
-        tokenizer = (BertTokenizerFast if bert else AutoTokenizer).from_pretrained(texts, trust_remote_code=False)
-        options = {"config": BertConfig.from_dict({**raw, "model_type": "bert"})} if bert else {}
-        encoder, found = _ENCODERS[kind].from_pretrained(
-            model, use_safetensors=True, dtype=torch.float32, variant=variant, output_loading_info=True, **options
+        kind, config, reader = _configuration(model, words)
+        tokenizer = reader.from_pretrained(texts, trust_remote_code=False)
+        encoder, found = kind.from_pretrained(
+            model, config=config, use_safetensors=True, dtype=torch.float32, variant=variant, output_loading_info=True
         )
     except InputError:
         raise
@@ -220,11 +213,47 @@ def text_encoder(source: str | Path) -> tuple[PreTrainedTokenizerBase, PreTraine
         raise InputError(f"{words}: it lacks {len(missing)} weights, such as {missing[0]}, which would be random")
     if bad := [name for name, value in encoder.named_parameters() if not torch.isfinite(value).all()]:
         raise DivergedError(f"{words}: it has NaN or infinite weights ({bad[0]})")
-    tokenizer.model_max_length = min(tokenizer.model_max_length, _limit(encoder.config))
+    tokenizer.model_max_length = min(tokenizer.model_max_length, limit(encoder.config))
     return tokenizer, encoder
 
 
-def _limit(config: PreTrainedConfig) -> int:
+def _places(source: str | Path) -> tuple[str | Path, str | Path]:
+    """Where the tokenizer is, and where the text encoder."""
+    inner = Path(source) / "text_encoder"
+    folder, beside = (inner, Path(source)) if inner.is_dir() else (Path(source), Path(source).parent)
+    own = not folder.is_dir() or any(folder.glob("*token*")) or any(folder.glob("vocab*"))
+    return source if own else beside / "tokenizer", folder if folder.is_dir() else source
+
+
+def _configuration(model: str | Path, words: str) -> tuple[Any, PreTrainedConfig, Any]:
+    """Class and configuration of a text encoder, and its tokenizer's class; CXR-BERT's are BERT's."""
+    raw, _ = PreTrainedConfig.get_config_dict(model)
+    kind = str(raw.get("model_type"))
+    if kind not in _ENCODERS:
+        raise InputError(f"{words}: it is of type {kind!r}; {', '.join(_ENCODERS)} are read")
+    network = _ENCODERS[kind]
+    if kind == "cxr-bert":
+        return network, BertConfig.from_dict({**raw, "model_type": "bert"}), BertTokenizerFast
+    config = (AutoConfig if network is AutoModel else network.config_class).from_pretrained(model)
+    return network, config, AutoTokenizer
+
+
+def shape(config: PreTrainedConfig | str | Path, kind: str = "") -> PreTrainedModel:
+    """A text encoder without weights, on torch's meta device.
+
+    Args:
+        config: its configuration; or a source as of `text_encoder`, of which that alone is fetched.
+        kind: name of its class; default: by the configuration.
+    """
+    network = getattr(transformers, kind, None) if kind else None
+    if not isinstance(config, PreTrainedConfig):
+        network, config, _ = _configuration(_places(config)[1], f"cannot load the text encoder {str(config)!r}")
+    network = network or _ENCODERS.get(config.model_type, AutoModel)
+    with torch.device("meta"):
+        return adopt_encoder(AutoModel.from_config(config) if network is AutoModel else network(config))
+
+
+def limit(config: PreTrainedConfig) -> int:
     """Most tokens that a text encoder can read."""
     limit = getattr(config, "max_position_embeddings", None) or _LENGTH
     # Positions of a RoBERTa begin behind the padding's.

@@ -174,7 +174,6 @@ class SamplingSettings(Settings):
         per_prompt: images for each prompt.
         prompts: of which texts: the reports of held-out studies as often as they occur, or evenly, the same number of
             phrases of each finding (see `chestxai.fidelity.requests`).
-        long_prompts: what does not fit the text encoder is cut off, or read in further windows side by side (CLIP).
         batch: images generated together.
         spaces: feature spaces of FID, KID and their kind. ``findings`` is always one; the scores of others have its
             name: ``fid_inception``.
@@ -187,7 +186,6 @@ class SamplingSettings(Settings):
     sampler: Literal["ddim", "plms"] = "ddim"
     per_prompt: int = Field(4, ge=2, le=1000)
     prompts: Literal["reports", "evenly"] = "reports"
-    long_prompts: Literal["cut", "chunked"] = "cut"
     batch: int = Field(32, gt=0, le=100_000)
     spaces: tuple[Literal["findings", "inception", "inception-cd", "xrv"], ...] = ("findings",)
     weights: dict[Literal["inception", "xrv"], str] = Field(default_factory=dict)
@@ -220,6 +218,8 @@ class Profile(Settings):
 
     A *variant* is a name for a recipe. ``variants`` maps names to recipes; the first one is the reference that the
     others are compared with. ``text_encoder`` names one that takes the place of the base's own (`models.load_base`).
+    ``long_prompts``: what does not fit the text encoder is cut off, or every prompt is read in windows side by side
+    (CLIP alone; see `models.read_in_windows`), in training, maps and images alike.
     A recipe may be written as its ``text`` alone, and ``[frozen, learnable]`` stands for
     ``{frozen: {text: frozen}, learnable: {text: learnable}}``.
     """
@@ -229,6 +229,7 @@ class Profile(Settings):
     data: DataSettings
     base: str = Field("tiny", pattern=r"\w", max_length=1000)
     text_encoder: str | None = Field(None, pattern=r"\w", max_length=1000)
+    long_prompts: Literal["cut", "chunked"] = "cut"
     finetune: FinetuneSettings
     grounding: GroundingSettings
     sampling: SamplingSettings
@@ -237,6 +238,16 @@ class Profile(Settings):
         Field({"frozen": Recipe(), "learnable": Recipe(text="learnable")}, min_length=1)
     )
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32, strict=True)], ...] = Field((0,), min_length=1, max_length=1000)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _moved(cls, content: Any) -> Any:
+        """Older profiles say in ``sampling`` how long prompts are read."""
+        sampling = content.get("sampling") if isinstance(content, dict) else None
+        if not isinstance(sampling, dict) or "long_prompts" not in sampling:
+            return content
+        rest = {name: value for name, value in sampling.items() if name != "long_prompts"}
+        return {"long_prompts": sampling["long_prompts"], **content, "sampling": rest}
 
     @model_validator(mode="after")
     def _distinct(self) -> Profile:

@@ -423,7 +423,7 @@ places = say.words.counted(len(positions), "position")
 Markdown(
     f"The phrase “{say.words.escaped(phrase)}” has {len(phrase.split())} words and {len(pieces)} tokens, including a *begin* "
     f"and an *end* token. “{say.words.escaped(words)}” is at {places}: "
-    f"{', '.join(map(str, positions))}. Every prompt is padded to {tokenizer.model_max_length} positions; a longer one "
+    f"{', '.join(map(str, positions))}. Every prompt is padded to {reports.text_length(tokenizer)} positions; a longer one "
     "is cut off."
 )
 
@@ -471,7 +471,7 @@ lengths = np.array([len(ids) for ids in tokenizer(prompts)["input_ids"]])
 Markdown(
     f"**{counted.loc['all', 'can be grounded']} of {counted.loc['all', 'test findings']} test findings can be "
     f"grounded**; they are the rows of every table of scores that follows. Of the {len(prompts):,} training prompts, "
-    f"{(lengths > tokenizer.model_max_length).mean():.1%} are longer than the {tokenizer.model_max_length} tokens that "
+    f"{models.cut_prompts(tokenizer, prompts) / len(prompts):.1%} are longer than the {reports.text_length(tokenizer)} tokens that "
     f"the model can read (median {np.median(lengths):.0f}, longest {lengths.max()})."
 )
 
@@ -666,11 +666,11 @@ area.groupby("finding")["area"].describe()[["count", "25%", "50%", "75%"]].sort_
 # off by the tokenizer?
 
 # %% tags=["solution"]
-whole = tokenizer([reports.prompt(s.report, "report") for s in usable])["input_ids"]
-for name, n in (("impression", lengths), ("report", np.array(list(map(len, whole))))):
-    print(
-        f"{name}: {(n > tokenizer.model_max_length).mean():.1%} cut off, median {np.median(n):.0f} tokens"
-    )
+whole = [reports.prompt(s.report, "report") for s in usable]
+for name, texts in (("impression", prompts), ("report", whole)):
+    cut, tokens = models.cut_prompts(tokenizer, texts), tokenizer(texts)["input_ids"]
+    median = np.median([len(ids) for ids in tokens])
+    print(f"{name}: {cut / len(texts):.1%} cut off, median {median:.0f} tokens")
 
 # %% [markdown]
 # ## Quiz

@@ -95,7 +95,7 @@ words = prompt[slice(*span)]
 positions = reports.token_positions(pipeline.tokenizer, prompt, span)
 ids = models.tokenize(pipeline, [prompt])["input_ids"][0]
 tokens = pipeline.tokenizer.convert_ids_to_tokens(ids)
-used = len(pipeline.tokenizer(prompt)["input_ids"])
+used = max(len(pipeline.tokenizer(prompt)["input_ids"]), positions[-1] + 1)
 pd.DataFrame(
     {"token": tokens[:used], "read": ["●" if i in positions else "" for i in range(used)]},
 ).T
@@ -409,7 +409,9 @@ differences = {
     for name, values in references.items()
 }
 Markdown(
-    f"{len(rows)} phrases per checkpoint, {len(left_out)} left out. At step {steps[-1]}:\n\n"
+    f"{len(rows)} phrases per checkpoint, {len(left_out)} left out. Longer than the text encoder takes, so that their "
+    f"beginning alone is read: {models.cut_prompts(pipeline.tokenizer, [t.finding.phrase for t in rows])}. "
+    f"At step {steps[-1]}:\n\n"
     + say.localization.against(variant, differences)
     + "\n"
     + say.localization.looks(variant, last, settings.statistics)

@@ -79,7 +79,7 @@ real_labels, patients = np.stack([s.labels() for s in kept]), [s.patient for s i
 validation = profiles.studies(settings, "val", data)
 others, _, _ = to_images(profiles.sample(validation, settings.sampling.images), size, fit)
 prompts, labels, origins = fidelity.requests(kept, settings.sampling, pipeline)
-prompts_cut = fidelity.cut_prompts(prompts, settings.sampling, pipeline)
+prompts_cut = models.cut_prompts(pipeline.tokenizer, prompts)
 
 # %% tags=["remove-input", "aggregate"]
 Markdown(

@@ -61,6 +61,8 @@ others, kept_others, _ = to_images(
 )
 others_labels = np.stack([s.labels() for s in kept_others])
 prompts, labels, origins = fidelity.requests(kept, settings.sampling, pipeline)
+cut = models.cut_prompts(pipeline.tokenizer, prompts)
+print(f"{cut} of the {len(prompts)} prompts are longer than the text encoder takes.")
 
 generated = {
     v: runs.load_tensors(run.samples_file(run.steps()[-1]))["images"].numpy()

@@ -68,7 +68,8 @@ timesteps = [noisiest // 5, noisiest // 2]
 # %% tags=["remove-input", "aggregate"]
 Markdown(
     f"The phrases are {len(sample.truths)} of the **validation** split, of {len(set(sample.patients))} patients: causes are "
-    f"explored, not confirmed, and the test split is not used up for it. {len(sample.skipped)} phrases were left out. "
+    f"explored, not confirmed, and the test split is not used up for it. {len(sample.skipped)} phrases were left out; "
+    f"{models.cut_prompts(base.tokenizer, sample.prompts)} are longer than the text encoder takes. "
     f"{say.tradeoff.seeds(len(seeds))}"
 )
 

@@ -117,10 +117,7 @@ class TestRequests:
         assert same == prompts
         named = [[FINDINGS[i] for i in np.flatnonzero(labels[0])] for labels in (whole, read)]
         assert named == [["Cardiomegaly", "Pleural Effusion"], ["Cardiomegaly"]]
-        assert fidelity.cut_prompts([*prompts, "edema"], few, pipeline) == 2
-        chunked = few.model_copy(update={"long_prompts": "chunked"})
-        assert fidelity.cut_prompts(prompts, chunked, pipeline) == 0
-        assert fidelity.requests([long], chunked, pipeline)[1].tolist() == whole.tolist()
+        assert models.cut_prompts(pipeline.tokenizer, [*prompts, "edema"]) == 2
 
     def test_evenly_asks_for_each_finding_as_often(self):
         phrases = (
@@ -196,24 +193,6 @@ class TestSample:
         assert np.abs(ours.astype(int) - models.decode_latents(stock, theirs)).max() <= 1
         other = self.few.model_copy(update={"steps": 5})
         assert (ours != fidelity.sample(stock, self.prompts[:2], other, tmp_path / "a.safetensors", seed=3)).any()
-
-    def test_long_prompts_are_read_in_windows(self, pipeline, tmp_path):
-        clip = tiny.random_pipeline("sd")
-        length, long = clip.tokenizer.model_max_length, "small left effusion " * 60
-        states = models.encode_text(clip, ["edema", long], chunked=True)
-        assert states.shape[1] % length == 0
-        assert states.shape[1] > length
-        assert torch.equal(states[:1, :length], models.encode_text(clip, ["edema"]))
-        assert torch.equal(states[:1, length : 2 * length], models.encode_text(clip, [""]))
-        torch.testing.assert_close(states[1:, :length], models.encode_text(clip, [long]))
-        chunked = self.few.model_copy(update={"long_prompts": "chunked"})
-        other = long + "edema"
-        a, b = (fidelity.sample(clip, [x], chunked, tmp_path / f"{len(x)}.safetensors") for x in (long, other))
-        assert (a != b).any(), "the last word is read"
-        cut = [fidelity.sample(clip, [x], self.few, tmp_path / f"c{len(x)}.safetensors") for x in (long, other)]
-        np.testing.assert_array_equal(*cut)
-        with pytest.raises(ValueError, match="long_prompts: chunked is for CLIP"):
-            fidelity.sample(pipeline, [long], chunked, tmp_path / "d.safetensors")
 
     def test_an_image_depends_on_seed_position_and_prompt_alone(self, pipeline, tmp_path):
         whole = fidelity.sample(pipeline, self.prompts, self.few, tmp_path / "a.safetensors")

@@ -772,24 +772,37 @@ def test_an_optimizer_that_is_not_installed_is_refused_before_anything_is_done(t
     assert files(tmp_path) == []
 
 
-def test_out_of_memory_names_the_settings_and_loses_nothing(tmp_path, monkeypatch):
-    from chestxai.finetune import loop as module
+@pytest.mark.parametrize(("place", "steps"), [("encoding", []), ("pass", [2]), ("backward", [2]), ("optimizer", [2])])
+def test_out_of_memory_names_the_settings_and_loses_nothing(tmp_path, monkeypatch, place, steps):
+    """Wherever a GPU may be full: finished checkpoints stay, the networks are as they were, and the run goes on."""
+    pipeline, calls = tiny.random_pipeline("sd"), 0
 
-    original = module.draw
+    def full(original, after):
+        def run(*arguments, **options):
+            nonlocal calls
+            calls += 1
+            if calls > after:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total …")
+            return original(*arguments, **options)
 
-    def full(step, *rest):
-        if step == 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total …")
-        return original(step, *rest)
+        return run
 
-    monkeypatch.setattr(module, "draw", full)
-    with pytest.raises(
-        runs.InputError, match=r"CUDA out of memory: in the profile, raise finetune\.accumulate \(now 1;"
-    ):
-        finetune(tiny.random_pipeline("sd"), studies(), settings(), tmp_path)
-    assert runs.Run(tmp_path).steps() == [2]
-    monkeypatch.undo()
-    finetune(tiny.random_pipeline("sd"), studies(), settings(), tmp_path)
+    owner, name, after = {
+        "encoding": (pipeline.vae, "encode", 0),
+        "pass": (pipeline.unet, "forward", 2),
+        "backward": (torch.Tensor, "backward", 2),
+        "optimizer": (torch.optim.AdamW, "step", 2),
+    }[place]
+    before = models.fingerprint(pipeline)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, full(getattr(owner, name), after))
+        advice = r"CUDA out of memory: in the profile, raise finetune\.accumulate \(now 1;"
+        with pytest.raises(runs.InputError, match=advice):
+            finetune(pipeline, studies(), settings(), tmp_path)
+    assert runs.Run(tmp_path).steps() == steps
+    assert models.fingerprint(pipeline) == before
+    assert not any(p.requires_grad for p in pipeline.unet.parameters())
+    finetune(pipeline, studies(), settings(), tmp_path)
     assert log_of(tmp_path)["step"].tolist() == [1, 2, 3, 4]
 
 

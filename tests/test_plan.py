@@ -1,17 +1,20 @@
-"""Plans of a training: counts known by hand, activations as a real pass keeps them, profiles that fit their cards."""
+"""Plans of a training: counts known by hand, memory as a real training allocates it, profiles that fit their cards."""
 
 from __future__ import annotations
 
-import pytest
-import torch
+import shutil
 
-from chestxai import profiles
-from chestxai.finetune import main, plan
+import pytest
+
+from chestxai import models, profiles, sources
+from chestxai.finetune import finetune, main, plan
 from chestxai.profiles import FinetuneSettings
+from chestxai.recipes import Recipe
 from tests import tiny
+from tests.benchmarks.bench_memory import Allocated
 
 SETTINGS = FinetuneSettings(
-    steps=4, batch_size=4, learning_rate=1e-3, text_learning_rate=1e-3, checkpoint_every=2, accumulate=4
+    steps=2, batch_size=4, learning_rate=1e-3, text_learning_rate=1e-3, checkpoint_every=2, accumulate=2
 )
 
 
@@ -22,58 +25,99 @@ def offline(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
+def sizes(profile) -> dict[str, int]:
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in plan.networks(profile)[0].items()}
+
+
 def test_stable_diffusion_2_has_its_known_size_without_weights_or_network(offline):
-    parts, source = plan.networks("stabilityai/stable-diffusion-2-base")
+    paper = profiles.load("paper")
+    parts, source = plan.networks(paper)
     # The published checkpoints: 865.9, 340.4 and 83.7 million parameters.
-    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    assert sizes == {"unet": 865_910_724, "text_encoder": 340_387_840, "vae": 83_653_863}
+    assert sizes(paper) == {"unet": 865_910_724, "text_encoder": 340_387_840, "vae": 83_653_863}
     assert {p.device.type for part in parts.values() for p in part.parameters()} == {"meta"}
     assert source == "stable-diffusion-2.json, as the hub cannot be reached"
     with pytest.raises(FileNotFoundError, match="cannot read the shape of 'nobody/nothing'"):
-        plan.networks("nobody/nothing")
+        plan.networks(paper.model_copy(update={"base": "nobody/nothing"}))
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_activations_are_those_that_a_pass_keeps(checkpointing):
-    """Known answer: what the graph of a real pass on the CPU holds."""
-    settings = SETTINGS.model_copy(update={"gradient_checkpointing": checkpointing})
-    unet = tiny.random_pipeline("sd", size=128).unet.train().requires_grad_(True)
-    seen, weights = {}, {p.untyped_storage().data_ptr() for p in unet.parameters()}
+@pytest.mark.parametrize(
+    ("changes", "recipe"),
+    [
+        ({}, Recipe(text="learnable")),
+        ({}, Recipe()),
+        ({"gradient_checkpointing": True}, Recipe()),
+        ({}, Recipe(unet="lora:8")),
+        ({"weights": "bf16", "precision": "bf16", "averages": "cpu"}, Recipe()),
+    ],
+    ids=["learnable", "frozen", "checkpointing", "lora", "bf16"],
+)
+def test_the_plan_is_what_a_training_allocates(tmp_path, changes, recipe):
+    """Within a tenth of the most bytes that tensors of a real run take at any time, counted at each operation."""
+    base = models.save_pipeline(tiny.random_pipeline("sd", size=64), tmp_path / "base")
+    settings = SETTINGS.model_copy(update=changes)
+    content = {"base": str(base), "finetune": settings, "variants": {"one": recipe}}
+    profile = profiles.load("smoke").model_copy(update=content)
+    planned = plan.memory(plan.networks(profile)[0], profile, "one")
+    if settings.averages == "cpu":  # lie in the same memory here
+        planned["averages"] = planned["moments"]
+    studies = sources.load("phantom", split="train", n=4, size=64)
 
-    def save(value):
-        storage = value.untyped_storage()
-        if storage.data_ptr() not in weights:
-            seen[storage.data_ptr()] = storage
-        return value
+    def train():
+        pipeline = models.load_pipeline(base, device="cpu")
+        with Allocated(pipeline) as seen:
+            finetune(pipeline, studies, settings, tmp_path / "run", recipe=recipe, cache=tmp_path / "cache")
+        return seen.most
 
-    with torch.autograd.graph.saved_tensors_hooks(save, lambda value: value):
-        unet(torch.randn(1, 4, 32, 32), torch.tensor([5]), torch.randn(1, 77, 32))
-    whole = sum(storage.nbytes() for storage in seen.values())
-    counted = plan.activations(unet, settings)
-    if checkpointing:
-        assert counted < 0.5 * whole
-    else:
-        assert counted == pytest.approx(whole, rel=0.05)
+    train()  # encodes the images, which is over before the training begins
+    shutil.rmtree(tmp_path / "run")
+    assert sum(planned.values()) == pytest.approx(train(), rel=0.1)
 
 
 def test_memory_is_counted_by_part():
     profile = profiles.load("demo")
-    parts, _ = plan.networks("tiny")
-    unet, text = (sum(p.numel() for p in parts[name].parameters()) for name in ("unet", "text_encoder"))
-    used = {v: plan.memory(plan.networks("tiny")[0], profile, v) for v in profile.variants}
+    unet, text = (sizes(profile)[name] for name in ("unet", "text_encoder"))
+    used = {v: plan.memory(plan.networks(profile)[0], profile, v) for v in profile.variants}
     for variant, learning in (("frozen", unet), ("learnable", unet + text)):
         assert used[variant]["gradients"] == used[variant]["averages"] == 4 * learning
         assert used[variant]["moments"] == 8 * learning
         assert used[variant]["copies in half precision"] == 0
     small = {"optimizer": "adamw8bit", "weights": "bf16", "precision": "bf16", "averages": "cpu"}
     saving = profile.model_copy(update={"finetune": profile.finetune.model_copy(update=small)})
-    used = plan.memory(parts, saving, "frozen")
-    assert (used["weights, unet"], used["gradients"], used["moments"], used["averages"]) == (
-        2 * unet,
-        2 * unet,
-        2 * unet,
-        0,
-    )
+    used = plan.memory(plan.networks(profile)[0], saving, "frozen")
+    counted = [used[name] for name in ("weights, unet", "gradients", "moments", "averages")]
+    assert counted == [2 * unet, 2 * unet, 2 * unet, 0]
+
+
+def test_a_text_encoder_that_replaces_the_bases_own_is_counted_instead(tmp_path):
+    own = tiny.random_pipeline("sd")
+    base = models.save_pipeline(own, tmp_path / "base")
+    other = tiny.random_pipeline("bert")
+    other.text_encoder.save_pretrained(tmp_path / "bert")
+    other.tokenizer.save_pretrained(tmp_path / "bert")
+    profile = profiles.load("smoke").model_copy(update={"base": str(base), "text_encoder": str(tmp_path / "bert")})
+    loaded = models.load_pipeline(base, tmp_path / "bert", device="cpu")
+    parts, _ = plan.networks(profile)
+    wanted = sum(p.numel() for p in loaded.text_encoder.parameters())
+    assert sizes(profile)["text_encoder"] == wanted != sum(p.numel() for p in own.text_encoder.parameters())
+    assert type(parts["text_encoder"]) is type(loaded.text_encoder)
+    long = plan.networks(profile.model_copy(update={"text_encoder": None, "long_prompts": "chunked"}))[0]
+    assert (parts["unet"].text_length, long["unet"].text_length) == (512, 3 * 77)
+    with pytest.raises(FileNotFoundError, match=r"cannot read the shape of '.*nothing'"):
+        plan.networks(profile.model_copy(update={"text_encoder": str(tmp_path / "nothing")}))
+
+
+@pytest.mark.parametrize("name", ["sdxl", "pixart-alpha", "pixart-sigma", "sana"])
+def test_other_kinds_are_planned(tmp_path, name):
+    pipeline = tiny.random_kind(name)
+    base = models.save_pipeline(pipeline, tmp_path / "base")
+    variants = {"one": Recipe(unet="lora:2")}
+    profile = profiles.load("smoke").model_copy(update={"base": str(base), "variants": variants})
+    kind = models.kind_of(pipeline)
+    wanted = {"unet": pipeline.unet, "vae": pipeline.vae} | {e: getattr(pipeline, e) for e in kind.encoders}
+    assert sizes(profile) == {n: sum(p.numel() for p in part.parameters()) for n, part in wanted.items()}
+    text, fits = plan.report(profile, "one", gpu=24)
+    assert fits
+    assert "activations" in text
 
 
 @pytest.mark.parametrize(("name", "gpu"), [("paper", 80), ("paper-24gb", 24), ("paper-12gb", 12)])

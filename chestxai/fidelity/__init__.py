@@ -13,6 +13,6 @@ from chestxai.fidelity.evaluation import TooFewWarning, by_finding, evaluate, re
 from chestxai.fidelity.memory import Memory, copies, memorisation
 from chestxai.fidelity.metrics import Extrapolation, density_coverage, fid, fid_difference, fid_infinity, fid_interval
 from chestxai.fidelity.metrics import kid, ms_ssim, ms_ssim_by_group, precision_recall
-from chestxai.fidelity.sampling import asked, cut_prompts, requests, sample, sample_run
+from chestxai.fidelity.sampling import asked, requests, sample, sample_run
 from chestxai.fidelity.spaces import Features, InceptionSpace, TwiceScaledSpace, XrvSpace, describe, extract
 from chestxai.fidelity.spaces import feature_space, feature_spaces, features

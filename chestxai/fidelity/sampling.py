@@ -30,7 +30,7 @@ def requests(
 
     Args:
         studies: held out from training; those without a report are left out.
-        settings: ``images``, ``per_prompt``, ``prompts`` and ``long_prompts``.
+        settings: ``images``, ``per_prompt`` and ``prompts``.
         pipeline: whose tokenizer cuts long prompts; without it nothing counts as cut.
 
     Returns:
@@ -58,9 +58,7 @@ def requests(
         order = rng.permutation(list(texts))
         chosen = [(texts[i], i) for i in order[numbers // settings.per_prompt % len(order)].tolist()]
     prompts, origins = [text for text, _ in chosen], np.array([i for _, i in chosen])
-    read = prompts
-    if pipeline is not None and settings.long_prompts == "cut":
-        read = models.readable(pipeline.tokenizer, prompts)
+    read = prompts if pipeline is None else models.readable(pipeline.tokenizer, prompts)
     return prompts, np.maximum(asked(read), named), origins
 
 
@@ -73,14 +71,6 @@ def _phrases(studies: Sequence[Study], name: str, rng: np.random.Generator) -> l
                 found.setdefault(finding.phrase, i)
     phrases = list(found.items())
     return [phrases[i] for i in rng.permutation(len(phrases))] or [(f"{name.capitalize()}.", -1)]
-
-
-def cut_prompts(prompts: Sequence[str], settings: SamplingSettings, pipeline: StableDiffusionPipeline) -> int:
-    """How many of the ``prompts`` the tokenizer of ``pipeline`` cuts; 0 where ``settings`` read them in windows."""
-    if settings.long_prompts == "chunked":
-        return 0
-    left = models.readable(pipeline.tokenizer, prompts)
-    return sum(text != prompt for text, prompt in zip(left, prompts, strict=True))
 
 
 def asked(prompts: Sequence[str]) -> Array:
@@ -112,7 +102,7 @@ def sample(
     Args:
         pipeline: of `models.load_pipeline`, with a checkpoint's weights; its own scheduler is not changed.
         prompts: a text for each image.
-        settings: ``guidance``, ``steps``, ``sampler``, ``long_prompts`` and ``batch``.
+        settings: ``guidance``, ``steps``, ``sampler`` and ``batch``.
         path: the ``.safetensors`` file of the images, whose metadata hold the prompts.
         seed: of the noise.
         precision: "no", "fp16" or "bf16", in which the U-Net computes on a GPU; a CPU always uses float32.
@@ -135,7 +125,7 @@ def sample(
 
     @cache
     def text() -> torch.Tensor:
-        return models.encode_text(pipeline, unique, chunked=settings.long_prompts == "chunked").to(dtype)
+        return models.encode_text(pipeline, unique).to(dtype)
 
     def draw(rows: range) -> tuple[dict[str, torch.Tensor], list[str]]:
         noise = torch.stack([models.seeded_noise(shape, seed, i) for i in rows]).to(device, dtype)
@@ -159,7 +149,8 @@ def sample(
         models.fingerprint(pipeline),
         schedule,
         None if recipe is None else recipe.model_dump(mode="json"),
-        settings.model_dump(include={"guidance", "steps", "sampler", "long_prompts", "batch"}),
+        settings.model_dump(include={"guidance", "steps", "sampler", "batch"}),
+        reports.text_length(pipeline.tokenizer),
         prompts,
         seed,
         str(half),

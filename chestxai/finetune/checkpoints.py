@@ -20,7 +20,7 @@ from diffusers.training_utils import EMAModel
 from pydantic import ValidationError
 from torch import Tensor
 
-from chestxai import runs
+from chestxai import models, runs
 from chestxai.finetune.launch import gather, shard_like
 from chestxai.recipes import Recipe
 from chestxai.runs import DivergedError, InputError, MissingError, Run
@@ -59,6 +59,7 @@ def load_checkpoint(
         except ValidationError as error:
             raise InputError(f"{run.record_file}: a recipe of another class; pass it as recipe=… ({error})") from error
     prepare(pipeline, recipe, int(record.get("seed", 0)))
+    models.read_in_windows(pipeline, record.get("long_prompts", "cut"))
     loaded = {}
     for name in _PARTS:
         path = run.checkpoint(step) / f"{name}.safetensors"

@@ -90,7 +90,7 @@ def finetune(
 
     accelerator = launch.make_accelerator(settings, unused=recipe.schedule != Schedule())
     main = accelerator.is_main_process
-    with launch.only_writer(run.folder, main):
+    with launch.only_writer(run.folder, main), launch.memory_errors(settings):
         pipeline.to(accelerator.device)
         prepare(pipeline, recipe, seed)
         learning = [*recipe.learning(pipeline.unet, pipeline.text_encoder, settings)]
@@ -106,18 +106,18 @@ def finetune(
         accelerator.wait_for_everyone()
         started = time.perf_counter()
         base = run.folder / "scratch" / "base.safetensors"
-        with launch.memory_errors(settings), _restored_on_failure(pipeline, learning, base, accelerator):
+        with _restored_on_failure(pipeline, learning, base, accelerator):
             training = _Training(accelerator, pipeline, recipe, settings, seed, run, identity, pointing)
             training.run(latents, prompts)
             if main:
                 models.save_pipeline(pipeline, run.model)
-                log, left = run.train_log(), models.readable(pipeline.tokenizer, prompts)
-                cut = sum(text != prompt for text, prompt in zip(left, prompts, strict=True))
+                log = run.train_log()
                 record = {
                     "finished": True,
                     "identity": identity,
                     "model": models.fingerprint(pipeline),
                     "variant": recipe.text,
+                    "long_prompts": "chunked" if getattr(pipeline.text_encoder.config, "window", None) else "cut",
                     "recipe": recipe.model_dump(),
                     "seed": seed,
                     "settings": settings.model_dump(),
@@ -126,7 +126,7 @@ def finetune(
                         "studies": len(prompts),
                         "sections": reports.prompt_counts(study.report for study in studies),
                         "skipped": skipped,
-                        "prompts_cut": cut,
+                        "prompts_cut": models.cut_prompts(pipeline.tokenizer, prompts),
                     },
                     "processes": accelerator.num_processes,
                     "seconds": round(float(log["seconds"].iloc[-1]), 2),
@@ -163,7 +163,7 @@ def _identity(
         fit,
         _print(studies),
         [[s.id, s.report] for s in studies],
-        parts | {"tokens": pipeline.tokenizer.model_max_length},
+        parts | {"tokens": reports.text_length(pipeline.tokenizer)},
     )
 
 
@@ -465,7 +465,8 @@ def _restored_on_failure(
     except BaseException:
         before = runs.load_tensors(kept)
         for part in (pipeline.unet, pipeline.text_encoder):
-            part.to(torch.float32)
+            part.zero_grad()
+            part.to("cpu", torch.float32)  # where there is room, whatever has failed
         with torch.no_grad():
             for name, parameter, _ in learning:
                 parameter.copy_(before[name])

@@ -1,8 +1,9 @@
 """What a fine-tuning takes, before anything is downloaded: parameters, memory by part, disk, hours.
 
-The networks are built without weights (torch's meta device). What a backward pass keeps is counted on one image; the
-count knows nothing of the workspaces of kernels, of fragmentation, nor of what autocast keeps in float32 (the inputs of
-normalisation): leave a tenth of the memory free.
+The networks are built without weights (torch's meta device). What a backward pass keeps is counted on one image. The
+sum is within a tenth of what a training on the CPU allocates (``tests/test_plan.py``); it knows nothing of the
+workspaces of kernels, of fragmentation, nor of what autocast keeps in float32 (the inputs of normalisation): leave a
+tenth of the memory free.
 """
 
 from __future__ import annotations
@@ -13,52 +14,73 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig
 
-from chestxai import encoders, profiles, runs
+from chestxai import encoders, models, profiles, recipes, runs
 from chestxai.finetune import launch
+from chestxai.models.kinds import Kind, kind_of, needs_pooled, pack, text_width
 from chestxai.profiles import FinetuneSettings, Profile
+from chestxai.recipes import Recipe
 from chestxai.runs import InputError, MissingError
 
 #: Shapes that ship, by a pattern of the base's name, for where the hub cannot be reached.
 SHAPES = {"stable-diffusion-2": profiles.DATA / "shapes" / "stable-diffusion-2.json"}
-_KINDS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
 # Blocks whose activations gradient checkpointing computes again.
-_CHECKPOINTED = ("ResnetBlock2D", "BasicTransformerBlock")
+_CHECKPOINTED = ("ResnetBlock2D", "BasicTransformerBlock", "SanaTransformerBlock")
 #: Share of a GPU's memory that a plan may take.
 USABLE = 0.9
 
 
-def networks(base: str) -> tuple[dict[str, nn.Module], str]:
-    """U-Net, text encoder and autoencoder of a base without weights, and where their shapes are from.
+def networks(profile: Profile) -> tuple[dict[str, nn.Module], str]:
+    """Denoiser ("unet"), autoencoder and text encoders of a ``profile`` without weights, and where their shapes are from.
 
-    Args:
-        base: as in a profile; of a hub id only the configuration is fetched.
+    Of hub ids only the configurations are fetched.
 
     Raises:
-        MissingError: the configuration cannot be had.
+        MissingError: a configuration cannot be had.
+        InputError: a base or a text encoder of a kind that is not read.
     """
-    folder = profiles.base_folder(base)
+    folder, base = profiles.base_folder(profile.base), profile.base
     source = where = str(folder or base)
-    own = not folder or (folder / "text_encoder").is_dir()
+    own = not profile.text_encoder and (folder is None or (folder / "text_encoder").is_dir())
     try:
-        unet, vae = (kind.load_config(where, subfolder=name) for name, kind in _KINDS.items())
-        text = AutoConfig.from_pretrained(where, subfolder="text_encoder") if own else None
+        index = DiffusionPipeline.load_config(where)
+        kind = kind_of(str(index.get("_class_name")))
+        configs = {
+            name: getattr(diffusers, index[name][1]).load_config(where, subfolder=name)
+            for name in (kind.denoiser, "vae")
+        }
+        texts = {name: AutoConfig.from_pretrained(where, subfolder=name) for name in kind.encoders if own}
     except OSError as error:
         shape = next((path for name, path in SHAPES.items() if name in base), None)
         if shape is None:
             raise MissingError(f"cannot read the shape of {base!r}: {encoders.hub_reason(error)}") from error
-        content, source = runs.read_json(shape, dict), f"{shape.name}, as the hub cannot be reached"
-        unet, vae, text = content["unet"], content["vae"], AutoConfig.for_model(**content["text_encoder"])
+        configs, source, kind = runs.read_json(shape, dict), f"{shape.name}, as the hub cannot be reached", Kind()
+        texts = {"text_encoder": AutoConfig.for_model(**configs.pop("text_encoder"))} if own else {}
+        index = {"unet": ("", "UNet2DConditionModel"), "vae": ("", "AutoencoderKL"), "text_encoder": ("", "")}
     with torch.device("meta"):
-        parts = {name: kind.from_config(c) for (name, kind), c in zip(_KINDS.items(), (unet, vae), strict=True)}
-        encoder = AutoModel.from_config(text) if text else None
-    return parts | {"text_encoder": encoder or encoders.minilm()[1].to("meta")}, source
+        parts = {name: getattr(diffusers, index[name][1]).from_config(config) for name, config in configs.items()}
+    parts["unet"] = parts.pop(kind.denoiser)
+    parts |= {name: encoders.shape(config, index[name][1]) for name, config in texts.items()}
+    length = encoders.MINILM["max_length"]
+    if profile.text_encoder:
+        try:
+            parts["text_encoder"] = encoders.shape(profile.text_encoder)
+        except OSError as error:
+            reason = encoders.hub_reason(error)
+            raise MissingError(f"cannot read the shape of {profile.text_encoder!r}: {reason}") from error
+    elif not own:
+        parts["text_encoder"] = encoders.minilm()[1].to("meta")
+    if own or profile.text_encoder:
+        length = kind.length or encoders.limit(parts["text_encoder"].config)
+    parts["unet"].text_length = length * (models.WINDOWS if profile.long_prompts == "chunked" else 1)
+    return parts, source
 
 
 def memory(parts: dict[str, nn.Module], profile: Profile, variant: str, processes: int = 1) -> dict[str, float]:
@@ -71,10 +93,8 @@ def memory(parts: dict[str, nn.Module], profile: Profile, variant: str, processe
         processes: GPUs that share a batch (DDP).
     """
     settings, recipe = profile.finetune, profile.recipe(variant)
-    pipeline = SimpleNamespace(**parts)
-    if recipe.kind == "lora" or recipe.unet != "all":
-        with torch.device("meta"):
-            recipe.model_copy(update={"prompts": "impression"}).prepare(pipeline)
+    with torch.device("meta"):
+        recipe.model_copy(update={"prompts": "impression"}).prepare(SimpleNamespace(**parts))
     learning = list(recipe.learning(parts["unet"], parts["text_encoder"], settings))
     count = sum(p.numel() for _, p, _ in learning)
     size = 2 if settings.weights == "bf16" else 4
@@ -94,17 +114,13 @@ def memory(parts: dict[str, nn.Module], profile: Profile, variant: str, processe
         raise InputError(
             f"batch_size {settings.batch_size} is not a multiple of {processes} GPUs × {settings.accumulate}"
         )
-    used["activations"] = rows * activations(parts["unet"], settings)
+    used["activations"] = rows * activations(parts["unet"], settings, recipe)
     if recipe.text_learns:
         config = parts["text_encoder"].config
         # Of a transformer layer: its inputs, queries, keys, values, attention and both sides of its two linear layers.
         wide = config.num_hidden_layers * (8 * config.hidden_size + 2 * config.intermediate_size)
-        used["activations"] += rows * _length(config) * wide * (2 if half else 4)
+        used["activations"] += rows * parts["unet"].text_length * wide * (2 if half else 4)
     return used
-
-
-def _length(config: Any) -> int:
-    return min(config.max_position_embeddings, 77) if "clip" in config.model_type else encoders.MINILM["max_length"]
 
 
 @contextmanager
@@ -117,12 +133,24 @@ def _default_dtype(kind: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def activations(unet: nn.Module, settings: FinetuneSettings) -> int:
+def _inputs(unet: nn.Module, rows: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Random latents, timesteps and text of ``length`` tokens for `models.denoise`."""
+    config, width = unet.config, text_width(unet)
+    text = torch.randn(rows, length, width)
+    if needs_pooled(unet):
+        text = pack(
+            text, torch.randn(rows, config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim)
+        )
+    return torch.randn(rows, config.in_channels, config.sample_size, config.sample_size), torch.full((rows,), 500), text
+
+
+def activations(unet: nn.Module, settings: FinetuneSettings, recipe: Recipe | None = None) -> int:
     """Bytes that the backward pass of one image keeps, counted as the forward pass saves them.
 
     Args:
-        unet: gives the shape; all of it is taken to learn.
+        unet: gives the shape.
         settings: precision and gradient checkpointing.
+        recipe: says what of it learns; default: all.
     """
     kept: dict[int, tuple[Any, nn.Module | None]] = {}
     inside: list[nn.Module] = []
@@ -138,19 +166,23 @@ def activations(unet: nn.Module, settings: FinetuneSettings) -> int:
         inside.append(module)
         units[module] = sum(x.numel() * x.element_size() for x in arguments if torch.is_tensor(x))
 
-    config, half = unet.config, settings.precision != "no"
+    half, length = settings.precision != "no", getattr(unet, "text_length", 77)
     # Tensors without content that choose the kernels of a CPU, where "meta" would keep the attention of all pairs.
     with FakeTensorMode(), _default_dtype(torch.bfloat16 if half else torch.float32):
-        unet = UNet2DConditionModel.from_config(config).train()
+        unet = type(unet).from_config(unet.config).train()
+        for name, parameter in unet.named_parameters():
+            # An adapter keeps what its layer would keep to learn, and little more.
+            learns = (
+                recipe is None or recipe.unet == "all" or any(f"{layer}.weight" in name for layer in recipes.ADAPTED)
+            )
+            parameter.requires_grad_(learns)
         weights = {p.untyped_storage()._cdata for p in unet.parameters()}
         for module in unet.modules():
             if settings.gradient_checkpointing and type(module).__name__ in _CHECKPOINTED:
                 module.register_forward_pre_hook(enter)
                 module.register_forward_hook(lambda *_: inside.pop() and None)
-        x = torch.empty(1, config.in_channels, config.sample_size, config.sample_size)
-        text = torch.empty(1, 77, config.cross_attention_dim)
         with torch.autograd.graph.saved_tensors_hooks(save, lambda value: value):
-            unet(x, torch.zeros(1), text)
+            models.denoise(unet, *_inputs(unet, 1, length))
         sizes: dict[Any, int] = {}
         for storage, unit in kept.values():
             sizes[unit] = sizes.get(unit, 0) + storage.nbytes()
@@ -175,18 +207,14 @@ def seconds_per_step(unet: nn.Module, settings: FinetuneSettings, device: str, s
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     optimizer = launch.make_optimizer([{"params": list(unet.parameters()), "lr": 1e-6}], settings)
-    rows, config, spent = settings.batch_size // settings.accumulate, unet.config, []
-    x = torch.randn(rows, config.in_channels, config.sample_size, config.sample_size, device=device)
-    text, times = (
-        torch.randn(rows, 77, config.cross_attention_dim, device=device),
-        torch.full((rows,), 500, device=device),
-    )
+    rows, spent = settings.batch_size // settings.accumulate, []
+    x, times, text = (value.to(device) for value in _inputs(unet, rows, getattr(unet, "text_length", 77)))
     half = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[settings.precision]
     for _ in range(steps + 1):
         began = time.perf_counter()
         for _ in range(settings.accumulate):
             with torch.autocast(device, half, enabled=half is not None):
-                loss = F.mse_loss(unet(x, times, text, return_dict=False)[0].float(), x)
+                loss = F.mse_loss(models.denoise(unet, x, times, text).float(), x)
             loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -205,7 +233,7 @@ def report(profile: Profile, variant: str, gpu: float | None = None, gpus: int =
         gpu: memory of the GPU in GB (10⁹ bytes); default: that of the one here.
         gpus: that share a batch (DDP).
     """
-    parts, source = networks(profile.base)
+    parts, source = networks(profile)
     settings, recipe = profile.finetune, profile.recipe(variant)
     used = memory(parts, profile, variant, gpus)
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}

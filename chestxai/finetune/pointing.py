@@ -115,7 +115,7 @@ class Pointing:
         fit: Fit = "crop",
         folder: Path = Path(),
     ) -> None:
-        self.recipe, self.length = recipe, pipeline.tokenizer.model_max_length
+        self.recipe, self.length = recipe, reports.text_length(pipeline.tokenizer)
         size, side = models.image_size(pipeline), latents.shape[-1]
         self.words: dict[int, list[list[int]]] = {}  # by row
         self.targets: dict[int, Tensor] = {}  # float16 (words, h, w), if there are any

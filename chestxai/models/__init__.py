@@ -22,10 +22,13 @@ from chestxai.models.loading import (
 from chestxai.models.pictures import decode_latents, encode_images, image_size, to_tensor, to_uint8
 from chestxai.models.schedules import Flow, ddim, draw, inversion, noising, plms, prediction_target, seeded_noise
 from chestxai.models.text import (
+    WINDOWS,
     context,
+    cut_prompts,
     encode_text,
     encoder_states,
     pipeline_states,
+    read_in_windows,
     readable,
     reference_states,
     text_states,
@@ -36,6 +39,7 @@ __all__ = [
     "KINDS",
     "MINILM",
     "TINY",
+    "WINDOWS",
     "Flow",
     "PreTrainedModel",
     "SilentPadBert",
@@ -43,6 +47,7 @@ __all__ = [
     "adopt_pipeline",
     "architecture",
     "context",
+    "cut_prompts",
     "ddim",
     "decode_latents",
     "denoise",
@@ -61,6 +66,7 @@ __all__ = [
     "pipeline_states",
     "plms",
     "prediction_target",
+    "read_in_windows",
     "readable",
     "reference_states",
     "save_pipeline",

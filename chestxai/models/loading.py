@@ -21,6 +21,7 @@ from chestxai.encoders import CONVERT, adopt_encoder, hub_reason, minilm, scramb
 from chestxai.encoders import text_encoder as load_text_encoder
 from chestxai.models.kinds import Kind, kind_of, text_width
 from chestxai.models.schedules import trained_with
+from chestxai.models.text import WINDOWS, read_in_windows
 from chestxai.profiles import DATA, Profile, base_folder
 from chestxai.runs import DivergedError, InputError, MissingError
 
@@ -42,6 +43,7 @@ def load_pipeline(
     text_encoder: str | Path | None = None,
     device: str | torch.device | None = None,
     text_projection: Literal["none", "linear"] = "none",
+    long_prompts: Literal["cut", "chunked"] | None = None,
 ) -> DiffusionPipeline:
     """Load a latent diffusion pipeline in float32, in eval mode, on ``device``.
 
@@ -56,6 +58,7 @@ def load_pipeline(
         device: default: a GPU if there is one, else the CPU.
         text_projection: "linear" puts a linear layer, drawn with seed 0, between a text encoder and a U-Net of
             different widths; it learns with the U-Net. With "none" their widths must be equal.
+        long_prompts: see `read_in_windows`; default: as the pipeline was saved.
 
     Raises:
         FileNotFoundError: the base or the text encoder is not there; says how to get it.
@@ -76,6 +79,8 @@ def load_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     if folder and (folder / _RECIPE).is_file():
         _attach(pipeline, folder)
+    if long_prompts:
+        read_in_windows(pipeline, long_prompts)
     for part in kind.networks:
         getattr(pipeline, part).eval().requires_grad_(False)
     return pipeline.to(device or runs.device())
@@ -85,11 +90,13 @@ def load_base(profile: Profile, device: str | torch.device | None = None) -> Dif
     """`load_pipeline` of what the runs of a profile start from.
 
     Args:
-        profile: names the base, and a text encoder for it; its recipes say whether there is a layer between them.
+        profile: names the base, a text encoder for it, and how long prompts are read; its recipes say whether there is
+            a layer between base and encoder.
         device: of the pipeline.
     """
     linear = any(recipe.text_projection == "linear" for recipe in profile.variants.values())
-    return load_pipeline(profile.base, profile.text_encoder, device, "linear" if linear else "none")
+    projection = "linear" if linear else "none"
+    return load_pipeline(profile.base, profile.text_encoder, device, projection, profile.long_prompts)
 
 
 def _read(base: str, folder: Path | None, text_encoder: str | Path | None) -> tuple[Kind, DiffusionPipeline]:
@@ -140,6 +147,9 @@ def adopt_pipeline(pipeline: DiffusionPipeline) -> DiffusionPipeline:
     for name in kind.encoders:
         adopt_encoder(getattr(pipeline, name))
     tokenizer = pipeline.tokenizer
+    tokenizer.windows = WINDOWS if getattr(pipeline.text_encoder.config, "window", None) else 1
+    if len(kind.encoders) > 1:
+        pipeline.tokenizer_2.model_max_length = tokenizer.model_max_length
     if kind.length:
         tokenizer.model_max_length, tokenizer.padding_side = min(tokenizer.model_max_length, kind.length), "right"
     backend = getattr(tokenizer, "backend_tokenizer", None)

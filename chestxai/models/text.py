@@ -10,44 +10,70 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from chestxai import recipes
+from chestxai import recipes, reports
 from chestxai.models.kinds import needs_pooled, pack
 from chestxai.runs import InputError
+
+#: Windows of ``long_prompts: chunked``: 225 tokens of CLIP, as the trainers of its community offer.
+WINDOWS = 3
+
+
+def read_in_windows(pipeline: DiffusionPipeline, long_prompts: str = "chunked") -> None:
+    """Choose how ``pipeline`` reads a prompt that is longer than its text encoder takes; it is saved with the encoder.
+
+    Args:
+        pipeline: changed in place: whatever reads a prompt of it does so in this way.
+        long_prompts: "cut", or "chunked": every prompt is read in `WINDOWS` windows of the encoder's length, side by
+            side, of which short prompts leave some empty; what is longer still is cut.
+
+    Raises:
+        InputError: "chunked" with another text encoder than CLIP, or with two.
+    """
+    encoder, tokenizer = pipeline.text_encoder, pipeline.tokenizer
+    kind, chunked = encoder.config.model_type, long_prompts == "chunked"
+    if chunked and (kind != "clip_text_model" or needs_pooled(pipeline.unet)):
+        raise InputError(f"long_prompts: chunked is for one CLIP text encoder, and this is a {kind}: set cut")
+    vars(encoder.config).pop("window", None)
+    if chunked:
+        encoder.config.window = tokenizer.model_max_length
+    tokenizer.windows = WINDOWS if chunked else 1
 
 
 def readable(tokenizer: Any, prompts: Sequence[str]) -> list[str]:
     """What is left of ``prompts`` after a fast ``tokenizer``'s cut: the text that the model reads."""
-    length, texts = tokenizer.model_max_length, list(dict.fromkeys(prompts))
+    texts = list(dict.fromkeys(prompts))
     whole = tokenizer(texts, return_offsets_mapping=True)
-    special = tokenizer.num_special_tokens_to_add()
+    special, windows = tokenizer.num_special_tokens_to_add(), getattr(tokenizer, "windows", 1)
+    room = (tokenizer.model_max_length - special) * windows
     left = {}
     for text, ids, places in zip(texts, whole["input_ids"], whole["offset_mapping"], strict=True):
         words = [end for start, end in places if end > start]
-        left[text] = text if len(ids) <= length else text[: words[: length - special][-1]]
+        left[text] = text if len(ids) - special <= room else text[: words[:room][-1]]
     return [left[prompt] for prompt in prompts]
 
 
-def tokenize(pipeline: DiffusionPipeline, prompts: Sequence[str], **options: Any) -> dict[str, Tensor]:
+def cut_prompts(tokenizer: Any, prompts: Sequence[str]) -> int:
+    """How many of ``prompts`` a fast ``tokenizer`` cuts."""
+    return sum(left != prompt for left, prompt in zip(readable(tokenizer, prompts), prompts, strict=True))
+
+
+def tokenize(pipeline: DiffusionPipeline, prompts: Sequence[str]) -> dict[str, Tensor]:
     """Token ids and attention mask of ``prompts``, int64 ``(n, length)`` each, padded and cut as ``pipeline`` does.
 
-    Of a pipeline with two tokenizers also ``input_ids_2`` and ``attention_mask_2``. What ``options`` of the tokenizer
-    add is there, too.
+    Of a pipeline with two tokenizers also ``input_ids_2`` and ``attention_mask_2``.
     """
     tokens: dict[str, Tensor] = {}
     for name in ("tokenizer", "tokenizer_2"):
         if (tokenizer := getattr(pipeline, name, None)) is not None:
-            read = tokenizer(
-                list(prompts),
-                padding="max_length",
-                truncation=True,
-                max_length=pipeline.tokenizer.model_max_length,
-                return_attention_mask=True,
-                return_tensors="pt",
-                **options,
-            )
-            read.pop("token_type_ids", None)
-            tokens |= {f"{key}{name[9:]}": value for key, value in read.items()}
+            read = reports.encode(tokenizer, prompts)
+            tokens |= {f"{key}{name[9:]}": torch.tensor(read[key]) for key in ("input_ids", "attention_mask")}
     return tokens
+
+
+def _windows(encoder: PreTrainedModel, values: Tensor) -> Tensor:
+    """``values`` ``(n, length, …)`` of tokens with each of their windows as a row of its own."""
+    length = getattr(encoder.config, "window", None) or values.shape[1]
+    return values if values.shape[1] <= length else values.unflatten(1, (-1, length)).flatten(0, 1)
 
 
 def text_states(encoder: PreTrainedModel, tokens: dict[str, Tensor]) -> Tensor:
@@ -89,14 +115,16 @@ def reference_states(encoder: PreTrainedModel, tokens: dict[str, Tensor]) -> Ten
 
 
 def _states(encoder: PreTrainedModel, tokens: dict[str, Tensor], recipe: recipes.Recipe | None) -> Tensor:
-    config = getattr(encoder, "module", encoder).config  # distributed training wraps the encoder
-    causal = config.model_type == "clip_text_model"
-    masked = getattr(config, "use_attention_mask", False) or not causal
-    mask = tokens["attention_mask"] if masked else None
-    seen = recipe and recipe.sees(torch.ones_like(tokens["input_ids"]) if mask is None else mask, causal)
-    states = encoder(tokens["input_ids"], attention_mask=mask if seen is None else seen)[0]
+    module = getattr(encoder, "module", encoder)  # distributed training wraps the encoder
+    causal = module.config.model_type == "clip_text_model"
+    masked = getattr(module.config, "use_attention_mask", False) or not causal
+    ids, real = (_windows(module, tokens[name]) for name in ("input_ids", "attention_mask"))
+    mask = real if masked else None
+    seen = recipe and recipe.sees(torch.ones_like(ids) if mask is None else mask, causal)
+    states = encoder(ids, attention_mask=mask if seen is None else seen)[0]
     # As `SilentPadBert` does: the padding of a RoBERTa must not speak either.
-    return states if causal else states * tokens["attention_mask"][..., None]
+    states = states if causal else states * real[..., None]
+    return states.reshape(*tokens["input_ids"].shape, -1)
 
 
 def context(encoder: PreTrainedModel, states: Tensor, tokens: dict[str, Tensor]) -> Tensor:
@@ -113,7 +141,8 @@ def context(encoder: PreTrainedModel, states: Tensor, tokens: dict[str, Tensor])
         return states
     if recipe.splits and reference is None:
         reference = reference_states(module, tokens)
-    return recipe.context(states, tokens["attention_mask"], reference)
+    split = [None if x is None else _windows(module, x) for x in (states, tokens["attention_mask"], reference)]
+    return recipe.context(*split).reshape(*states.shape[:2], -1)
 
 
 @torch.no_grad()
@@ -122,36 +151,17 @@ def encode_text(
     prompts: Sequence[str],
     batch: int = 64,
     read: Callable[[PreTrainedModel, dict[str, Tensor]], Tensor] = text_states,
-    chunked: bool = False,
 ) -> Tensor:
     """What the denoiser of ``pipeline`` reads of ``prompts``, float32 ``(n, length, width)``, ``batch`` at a time.
 
-    ``read=encoder_states`` gives the states before the recipe changes them. ``chunked`` cuts nothing: what is longer
-    than the tokenizer takes is read in windows of that length, side by side (one CLIP text encoder only).
-
-    Raises:
-        InputError: ``chunked`` with another text encoder than CLIP, or with two.
+    ``read=encoder_states`` gives the states before the recipe changes them.
     """
-    tokens, owners, device = tokenize(pipeline, prompts), None, pipeline.text_encoder.device
-    if chunked:
-        kind = pipeline.text_encoder.config.model_type
-        if kind != "clip_text_model" or needs_pooled(pipeline.unet):
-            raise InputError(
-                f"long_prompts: chunked is for CLIP text encoders alone, and this one is a {kind}: set cut"
-            )
-        # A window of the empty prompt fills up those that have fewer.
-        tokens = tokenize(pipeline, [*prompts, ""], return_overflowing_tokens=True)
-        owners = tokens.pop("overflow_to_sample_mapping").tolist()
+    tokens, device = tokenize(pipeline, prompts), pipeline.text_encoder.device
     states = [
         pipeline_states(pipeline, {k: v[i : i + batch].to(device) for k, v in tokens.items()}, read)
         for i in range(0, len(tokens["input_ids"]), batch)
     ]
-    states = torch.cat(states).float()
-    if owners is None:
-        return states
-    windows = [[w for w, owner in enumerate(owners) if owner == i] for i in range(len(prompts))]
-    most = max(map(len, windows))
-    return torch.stack([states[w + [-1] * (most - len(w))].flatten(0, 1) for w in windows])
+    return torch.cat(states).float()
 
 
 def pipeline_states(

@@ -46,6 +46,8 @@ _LORA = r"lora:[1-9]\d{0,3}"
 _TEXT = re.compile(r"(frozen|learnable|random|embeddings)|(?:last|lora):([1-9]\d{0,3})")
 
 
+#: Layers of the U-Net that get adapters: those of attention.
+ADAPTED = ["to_q", "to_k", "to_v", "to_out.0"]
 #: The prompt of a study without findings, where prompts are labels.
 NO_FINDING = "No Finding"
 
@@ -247,8 +249,7 @@ class Recipe(Settings):
         if self.text_projection == "linear":
             add_projection(pipeline)
         if self.unet != "all":
-            targets = ["to_q", "to_k", "to_v", "to_out.0"]
-            add_adapters(pipeline.unet, int(self.unet.split(":")[1]), seed, targets)
+            add_adapters(pipeline.unet, int(self.unet.split(":")[1]), seed, ADAPTED)
         attach(pipeline, self)
         if self.kind == "random":
             randomise(pipeline.text_encoder, seed)

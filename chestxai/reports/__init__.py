@@ -13,10 +13,10 @@ from chestxai.reports.language import is_english
 from chestxai.reports.lexicon import SEVERITIES, SYNONYMS, ZONES
 from chestxai.reports.prompts import prompt, prompt_counts, prompt_sections, says_something
 from chestxai.reports.sections import clean, sections
-from chestxai.reports.tokens import locate, token_groups, token_positions
+from chestxai.reports.tokens import encode, locate, text_length, token_groups, token_positions
 
 __all__ = [
-    "SEVERITIES", "SYNONYMS", "ZONES", "Mention", "clean", "find", "is_english", "locate", "mentions", "name_in",
-    "name_span", "normal", "prompt", "prompt_counts", "prompt_sections", "says_something", "sections", "token_groups",
-    "token_positions",
+    "SEVERITIES", "SYNONYMS", "ZONES", "Mention", "clean", "encode", "find", "is_english", "locate", "mentions",
+    "name_in", "name_span", "normal", "prompt", "prompt_counts", "prompt_sections", "says_something", "sections",
+    "text_length", "token_groups", "token_positions",
 ]  # fmt: skip

@@ -146,7 +146,7 @@ def limit(
 ) -> list[float]:
     device = pipeline.unet.device
     images, prompts, _ = module.training_pairs(pipeline, studies)
-    latents = models.encode_images(pipeline, images, batch=settings.batch_size).cpu()
+    latents = models.encode_images(pipeline, images).cpu()
     schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
     half = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
     batches = []

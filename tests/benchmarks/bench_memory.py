@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -47,12 +47,15 @@ SAVERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 class Allocated(TorchDispatchMode):
-    """Bytes of all storages that operations made and that are still there, and the most there were."""
+    """Bytes of the weights of ``pipeline`` and of all storages that operations make, while there; and their most."""
 
-    def __init__(self) -> None:
+    def __init__(self, pipeline: Any = None) -> None:
         super().__init__()
         self.now = self.most = 0
         self.known: set[int] = set()
+        for part in pipeline.components.values() if pipeline is not None else ():
+            for parameter in part.parameters() if isinstance(part, nn.Module) else ():
+                self._add(parameter.untyped_storage())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
