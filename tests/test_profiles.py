@@ -36,6 +36,16 @@ def test_the_papers_protocol():
     assert (paper.finetune.steps, paper.finetune.learning_rate, paper.finetune.ucg) == (60_000, 5e-5, 0.3)
     assert (paper.grounding.steps, paper.grounding.last, paper.grounding.stride) == (50, 40, 1)
     assert (paper.sampling.images, paper.sampling.guidance, paper.sampling.steps) == (5000, 4, 75)
+    assert (paper.sampling.prompts, paper.sampling.sampler) == ("evenly", "plms")
+    for smaller in ("paper-24gb", "paper-12gb"):
+        # What saves memory, and nothing else.
+        other = profiles.load(smaller)
+        assert {k: v for k, v in other.sampling if k != "batch"} == {k: v for k, v in paper.sampling if k != "batch"}
+        savers = {"accumulate", "gradient_checkpointing", "optimizer", "averages", "weights"}
+        assert {k: v for k, v in other.finetune if k not in savers} == {
+            k: v for k, v in paper.finetune if k not in savers
+        }
+        assert (other.base, other.data, other.variants) == (paper.base, paper.data, paper.variants)
     schedule = tiny.random_pipeline("sd").scheduler
     assert len(grounding.paper_timesteps(schedule, paper.grounding.steps, paper.grounding.last)) == 40
 

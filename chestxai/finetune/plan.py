@@ -38,7 +38,7 @@ USABLE = 0.9
 
 
 def networks(profile: Profile) -> tuple[dict[str, nn.Module], str]:
-    """Denoiser ("unet"), autoencoder and text encoders of a ``profile`` without weights, and where their shapes are from.
+    """Denoiser ("unet"), autoencoder and text encoders of a ``profile`` without weights, and their source.
 
     Of hub ids only the configurations are fetched.
 

@@ -1,12 +1,13 @@
 """What reading attention costs over the U-Net's passes alone, and how many phrases a second it grounds.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/bench_attention.py [--model tiny] [--run runs/demo/frozen/seed-0]
+    OMP_NUM_THREADS=1 PYTHONPATH=. python tests/benchmarks/bench_attention.py [--model tiny] [--run RUN]
 
 Four ways run over the same passes: nothing is read; ours; attention-map-diffusers 1.0; and everything is kept, every
 token's probabilities in every layer at every timestep, as chest-distillation does. Blocks of the four alternate and the
-medians are compared; memory is the rise of the peak of a process of its own over the one that reads nothing (on Linux;
-elsewhere loading hides it). ``sd2`` is Stable Diffusion 2's U-Net with random weights, at full size on a GPU, at half
-the width and 32² latents on a CPU.
+medians are compared; memory is the most bytes allocated at any time above those of the passes alone (`Allocated`; on a
+GPU `torch.cuda.max_memory_allocated`). ``sd2`` is Stable Diffusion 2's U-Net with random weights, at full size on a
+GPU, at half the width and 32² latents on a CPU. ``sdxl`` and ``pixart`` have the attention of SDXL and PixArt-Σ at 1024
+pixels (positions, heads, tokens), in fewer layers and an eighth as wide.
 
 With ``--run`` (a finished fine-tuning of phantoms) whole protocols are timed on its phrases, image to heatmap, with the
 AUC-ROC of each: ours in shared batches, on the short and the long schedule, and the others an image at a time.
@@ -15,10 +16,6 @@ AUC-ROC of each: ours in shared batches, on the short and the long schedule, and
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -28,55 +25,94 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from attention_map_diffusers import AttentionCapture
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import PixArtTransformer2DModel, UNet2DConditionModel
 from torch import Tensor
 
 from chestxai import attention, finetune, grounding, localization, models, reports, sources
+from chestxai.models.kinds import needs_pooled, pack
 from chestxai.studies import phrases
+from tests.benchmarks.bench_memory import Allocated
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 #: Latents and timestep of each pass.
 Passes = list[tuple[Tensor, int]]
 
 
-def build(name: str) -> tuple[SimpleNamespace, Tensor, Tensor]:
-    """What has a U-Net, and a batch of latents and text states for it."""
-    generator = torch.Generator().manual_seed(0)
-    if name == "tiny":
-        pipeline = models.load_pipeline("tiny", device=DEVICE)
-        model, shape, text = SimpleNamespace(unet=pipeline.unet), (24, 4, 16, 16), (24, 32, 384)
-    else:
-        part = 1 if DEVICE == "cuda" else 2
-        unet = UNet2DConditionModel(
-            sample_size=64,
-            block_out_channels=tuple(width // part for width in (320, 640, 1280, 1280)),
-            attention_head_dim=(5, 10, 20, 20),
-            cross_attention_dim=1024 // part,
+def network(name: str, part: int) -> torch.nn.Module:
+    """A random denoiser with the attention of a large one, ``part`` times narrower."""
+    if name == "pixart":  # 64² positions, 16 heads, 300 tokens
+        return PixArtTransformer2DModel(
+            num_attention_heads=16, attention_head_dim=8, num_layers=2, cross_attention_dim=128, caption_channels=512,
+            sample_size=128, use_additional_conditions=False,
+        )  # fmt: skip
+    if name == "sdxl":  # 64² positions and 10 heads, 32² and 20 heads, 77 tokens
+        return UNet2DConditionModel(
+            sample_size=128,
+            block_out_channels=(40, 80, 160),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            attention_head_dim=(5, 10, 20),
+            transformer_layers_per_block=(1, 1, 2),
             use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=256 * 6 + 1280,
+            cross_attention_dim=256,
+            norm_num_groups=8,
         )
-        unet = unet.to(DEVICE, torch.bfloat16 if DEVICE == "cuda" else torch.float32).eval()
-        model, text = SimpleNamespace(unet=unet), (2, 77, 1024 // part)
-        shape = (2, 4, 64 // part, 64 // part)
-    dtype = next(model.unet.parameters()).dtype
-    return model, *(torch.randn(s, generator=generator).to(DEVICE, dtype) for s in (shape, text))
+    return UNet2DConditionModel(
+        sample_size=64,
+        block_out_channels=tuple(width // part for width in (320, 640, 1280, 1280)),
+        attention_head_dim=(5, 10, 20, 20),
+        cross_attention_dim=1024 // part,
+        use_linear_projection=True,
+    )
+
+
+def build(name: str) -> tuple[SimpleNamespace, Tensor, Tensor]:
+    """What has a denoiser, and a batch of latents and text states for it."""
+    generator = torch.Generator().manual_seed(0)
+    part = 1 if DEVICE == "cuda" else 2
+    if name == "tiny":
+        unet, shape, text = models.load_pipeline("tiny", device=DEVICE).unet, (24, 4, 16, 16), (24, 32, 384)
+    else:
+        torch.manual_seed(0)
+        unet = network(name, part).to(DEVICE, torch.bfloat16 if DEVICE == "cuda" else torch.float32).eval()
+        side = 64 // part if name == "sd2" else 128
+        rows = 2 if name == "sd2" else 1
+        shape = (rows, 4, side, side)
+        text = (rows, *{"sd2": (77, 1024 // part), "sdxl": (77, 256), "pixart": (300, 512)}[name])
+    dtype = next(unet.parameters()).dtype
+    x, states = (torch.randn(s, generator=generator).to(DEVICE, dtype) for s in (shape, text))
+    if needs_pooled(unet):
+        states = pack(states, torch.randn(len(x), 1280, generator=generator).to(states))
+    # The other library looks for a part of this name.
+    return SimpleNamespace(**{"transformer" if name == "pixart" else "unet": unet}), x, states
+
+
+def run(model: SimpleNamespace, passes: Passes, states: Tensor) -> None:
+    for x, t in passes:
+        models.denoise(net(model), x, torch.tensor([t], device=x.device), states)
+
+
+def net(model: SimpleNamespace) -> torch.nn.Module:
+    return next(iter(vars(model).values())) if isinstance(model, SimpleNamespace) else model.unet
 
 
 def nothing(model: SimpleNamespace, passes: Passes, states: Tensor, tokens: list[int]) -> None:
-    for x, t in passes:
-        model.unet(x, t, states)
+    run(model, passes, states)
 
 
 def ours(model: SimpleNamespace, passes: Passes, states: Tensor, tokens: list[int]) -> Tensor:
-    with attention.capture(model.unet, [tokens] * len(states)) as seen:
-        for x, t in passes:
-            model.unet(x, t, states)
+    with attention.capture(net(model), [tokens] * len(states)) as seen:
+        run(model, passes, states)
     return seen.heatmap()[:, 0]
 
 
 def peer(model: SimpleNamespace, passes: Passes, states: Tensor, tokens: list[int]) -> Tensor:
     with AttentionCapture(model, timesteps="all", offload=None) as seen:
-        for x, t in passes:
-            model.unet(x, t, states)
+        run(model, passes, states)
     found: dict[str, list[Tensor]] = {}
     for record in seen.compute().records:
         found.setdefault(record.layer_id, []).append(record.data[:, 0, :, tokens].float().mean(dim=-1))
@@ -95,10 +131,9 @@ def everything(model: SimpleNamespace, passes: Passes, states: Tensor, tokens: l
         return read
 
     with ExitStack() as stack:
-        for name, layer in attention.cross_attention_layers(model.unet).items():
+        for name, layer in attention.cross_attention_layers(net(model)).items():
             stack.callback(layer.register_forward_pre_hook(reader(name), with_kwargs=True).remove)
-        for x, t in passes:
-            model.unet(x, t, states)
+        run(model, passes, states)
     last = round(len(passes) * 0.8)
     return merge([torch.stack(m[-last:])[..., tokens].float().mean(dim=(0, -1)) for m in kept.values()])
 
@@ -125,23 +160,18 @@ def seconds(work: Callable[[], object]) -> float:
     return clock() - began
 
 
-@torch.inference_mode()
-def peak(name: str, way: str, steps: int) -> float:
-    """Peak memory in MB of a process that does this alone, once the model is loaded."""
-    model, x, states = build(name)
-    nothing(model, [(x, 0)], states, [])
-    if Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
-    WAYS[way](model, [(x, t) for t in range(steps)], states, [3, 4])
+def peak(work: Callable[[], object]) -> float:
+    """The most MB that ``work`` allocates at any time."""
     if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        work()
         return torch.cuda.max_memory_allocated() / 1e6
-    if sys.platform == "linux":
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        return int(status["VmHWM"].split()[0]) / 1e3
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    with Allocated() as seen:
+        work()
+    return seen.most / 1e6
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def cost(name: str, blocks: int, steps: int) -> None:
     model, x, states = build(name)
     given = (model, [(x, t) for t in range(steps)], states, [3, 4])
@@ -153,17 +183,15 @@ def cost(name: str, blocks: int, steps: int) -> None:
         for way, work in WAYS.items():
             spent[way].append(seconds(lambda work=work: work(*given)))
     medians = {way: float(np.median(values)) for way, values in spent.items()}
-    memory = {}
-    # Every larger block is then given back as soon as it is free, and the resident set is what is in use.
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**16)
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as alone:
-        for way in WAYS:
-            memory[way] = [alone.apply(peak, (name, way, n)) for n in (steps, 50)]
+    memory = {way: peak(lambda work=work: work(*given)) for way, work in WAYS.items()}
+    extra = {way: memory[way] - memory["nothing is read"] for way in WAYS}
     print(f"\n{name}: {len(x)} rows × {steps} timesteps, latents {tuple(x.shape[1:])}, {DEVICE}, {x.dtype}")
-    print(f"{'':24}  time / passes  extra MB  extra MB of 50 timesteps")
+    print(f"{'':24}  time / passes  extra MB  × chestxai")
     for way in WAYS:
-        extra = "  ".join(f"{m - b:8.1f}" for m, b in zip(memory[way], memory["nothing is read"], strict=True))
-        print(f"{way:24}  {medians[way] / medians['nothing is read']:13.3f}  {extra}")
+        print(
+            f"{way:24}  {medians[way] / medians['nothing is read']:13.3f}  {extra[way]:8.1f}"
+            f"  {extra[way] / max(extra['chestxai'], 1e-9):10.1f}"
+        )
 
 
 @torch.inference_mode()
@@ -177,7 +205,7 @@ def protocols(run: Path, count: int, blocks: int) -> None:
     words = [grounding.target_words(t) for t in truths]
     masks = [t.finding.mask for t in truths]
     tokens = [reports.token_positions(pipeline.tokenizer, p, w) for p, w in zip(prompts, words, strict=True)]
-    schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
+    schedule = models.noising(pipeline.scheduler)
 
     def image_by_image(way: Callable, times: Sequence[int]) -> np.ndarray:
         maps = []
@@ -213,13 +241,13 @@ def protocols(run: Path, count: int, blocks: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("tiny", "sd2"), action="append")
+    parser.add_argument("--model", choices=("tiny", "sd2", "sdxl", "pixart"), action="append")
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10, help="timesteps of a block (default: %(default)s)")
     parser.add_argument("--run", type=Path)
     parser.add_argument("--phrases", type=int, default=24)
     given = parser.parse_args()
-    for name in given.model or ("tiny", "sd2"):
+    for name in given.model or ("tiny", "sd2", "sdxl", "pixart"):
         cost(name, given.blocks, given.steps)
     if given.run:
         protocols(given.run, given.phrases, 2)

@@ -59,6 +59,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from chestxai import finetune as module
 from chestxai import models, reports, sources
+from chestxai.finetune import loop
 from chestxai.profiles import FinetuneSettings
 from chestxai.studies import Study
 from tests import tiny
@@ -129,15 +130,15 @@ def ours(
     pipeline: StableDiffusionPipeline, studies: list[Study], settings: FinetuneSettings, variant: str, turn: Callable
 ) -> list[float]:
     """Returns the losses, as all three do."""
-    draw = module.draw
+    draw = loop.draw
 
     def drawn(*arguments: object) -> object:
         turn()
         return draw(*arguments)
 
-    module.draw = drawn
+    loop.draw = drawn
     with tempfile.TemporaryDirectory() as folder:
-        out = module.finetune(pipeline, studies, settings, Path(folder), variant=variant)
+        out = module.finetune(pipeline, studies, settings, Path(folder), recipe=variant)
         return np.genfromtxt(out / "train.csv", delimiter=",", names=True)["loss"].tolist()
 
 

@@ -1,10 +1,11 @@
-"""Memory of a fine-tuning with and without each saver, beside what ``--plan`` says.
+"""Memory and speed of a fine-tuning with and without each saver, beside what ``--plan`` says.
 
     OMP_NUM_THREADS=1 PYTHONPATH=. python tests/benchmarks/bench_memory.py [--device cuda]
 
-On a CPU: the most bytes that tensors allocated at any time above the loaded model, counted at each operation. On a GPU:
+On a CPU: the most bytes of weights and tensors at any time of the training, counted at each operation. On a GPU:
 `torch.cuda.max_memory_allocated`. The model is Stable Diffusion 2, on a CPU an eighth as wide with 16² latents; two
-steps of 8 images in 2 parts. On the CPU, averages lie in the same memory wherever they are asked for.
+steps of 8 images in 2 parts. Ratios are to the training as it is, of the same call. On the CPU, averages lie in the
+same memory wherever they are asked for, and bf16 is emulated: its time says nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
     cuda = parser.parse_args().device == "cuda"
     profile = profiles.load("paper")
-    print(f"{'':26}{'peak MB':>10}{'less MB':>10}{'plan MB':>10}")
+    print(f"{'':26}{'peak MB':>10}{'ratio':>8}{'plan MB':>10}{'/ peak':>8}{'s / step':>10}{'ratio':>8}")
     first = None
     with tempfile.TemporaryDirectory() as folder:
         base = test_paper.base(Path(folder) / "base", part=1 if cuda else 8, side=64 if cuda else 16)
@@ -93,22 +95,32 @@ def main() -> None:
             if not cuda and "weights" not in changes:
                 changes = changes | {"precision": "no"}  # a CPU would take minutes for a step in bf16
             settings, treatment = SETTINGS.model_copy(update=changes), Recipe(text="learnable", **recipe)
-            pipeline = models.load_pipeline(base)
-            seen = Allocated()
+            options = {"recipe": treatment, "cache": Path(folder) / "cache"}
             try:
-                torch.cuda.reset_peak_memory_stats() if cuda else seen.__enter__()
-                finetune.finetune(pipeline, data, settings, Path(folder) / "run" / name, recipe=treatment)
+                out = finetune.finetune(models.load_pipeline(base), data, settings, Path(folder) / name, **options)
             except FileNotFoundError as error:
                 print(f"{name:26}{error}")
                 continue
-            finally:
-                None if cuda else seen.__exit__(None, None, None)
-            most = (torch.cuda.max_memory_allocated() if cuda else seen.most) / 1e6
-            first = first or most
-            planned = profile.model_copy(update={"finetune": settings, "variants": {"one": treatment}})
-            used = plan.memory(plan.networks(str(base))[0], planned, "one")
-            total = sum(size for part, size in used.items() if cuda or not part.startswith("weights")) / 1e6
-            print(f"{name:26}{most:10.0f}{first - most:10.0f}{total:10.0f}")
+            spent = profiles.Run(out).train_log()["seconds"].diff().iloc[-1]
+            pipeline = models.load_pipeline(base)
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
+            with nullcontext() if cuda else Allocated(pipeline) as seen:
+                finetune.finetune(pipeline, data, settings, Path(folder) / f"{name} again", **options)
+            most = torch.cuda.max_memory_allocated() if cuda else seen.most
+            first = first or (most, spent)
+            planned = profile.model_copy(
+                update={"base": str(base), "finetune": settings, "variants": {"one": treatment}}
+            )
+            used = plan.memory(plan.networks(planned)[0], planned, "one")
+            if not cuda and settings.averages == "cpu":
+                used["averages"] = used["gradients"] * (2 if settings.weights == "bf16" else 1)
+            total = sum(used.values())
+            print(
+                f"{name:26}{most / 1e6:10.0f}{most / first[0]:8.2f}{total / 1e6:10.0f}{total / most:8.2f}"
+                f"{spent:10.2f}{spent / first[1]:8.2f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
