@@ -17,25 +17,9 @@ From a shell, on one process or, through ``accelerate launch -m``, on many GPUs 
 
 leaves the maps of a run's checkpoints where chapter 3 of the book finds them finished.
 """
+# ruff: noqa: F401 - this file only re-exports
 
 from chestxai.grounding.command import main
 from chestxai.grounding.dataset import CHUNK, ground_run, ground_truths, groundable, target_span, target_words
 from chestxai.grounding.heatmaps import Heatmap, ground, ground_groups, ground_layers, ground_many
 from chestxai.grounding.passes import Passes, paper_timesteps
-
-__all__ = [
-    "CHUNK",
-    "Heatmap",
-    "Passes",
-    "ground",
-    "ground_groups",
-    "ground_layers",
-    "ground_many",
-    "ground_run",
-    "ground_truths",
-    "groundable",
-    "main",
-    "paper_timesteps",
-    "target_span",
-    "target_words",
-]
