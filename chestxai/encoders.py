@@ -73,18 +73,14 @@ class SilentPadBert(BertModel):
 
 
 def scramble_words(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> None:
-    """Exchange the embeddings of all words at random, so that the encoder reads every prompt as if written in a code.
+    """Exchange the embeddings of all words of an ``encoder`` at random, in place, by ``seed``.
 
-    The same as reports in which each word stands for another one, always the same: what a code word means can be
-    learned, but nothing that the encoder knows of language helps. Special tokens keep theirs.
-
-    Args:
-        encoder: changed in place.
-        tokenizer: says which tokens are special.
-        seed: of the code.
+    It then reads every prompt as if each word stood for another one, always the same: what a code word means can be
+    learned, but nothing that the encoder knows of language helps. The special tokens of the ``tokenizer`` keep theirs.
     """
     table = encoder.get_input_embeddings().weight
-    words = torch.tensor([i for i in range(len(tokenizer)) if i not in set(tokenizer.all_special_ids)])
+    special = set(tokenizer.all_special_ids)
+    words = torch.tensor([i for i in range(len(tokenizer)) if i not in special])
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(words)))
     with torch.no_grad():
         table[words] = table[words[order]].clone()

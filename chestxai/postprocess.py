@@ -27,11 +27,9 @@ def as_heatmap(heatmap: np.ndarray) -> np.ndarray:
 
 
 def min_max(heatmap: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
-    """Scale a heatmap to [0, 1]: float32 ``(h, w)``; a constant map becomes 0.
+    """Scale a ``heatmap`` ``(h, w)`` to [0, 1]: float32; a constant map becomes 0.
 
-    Args:
-        heatmap: Float ``(h, w)``.
-        limits: Values that become 0 and 1, with values beyond them clipped; the map's own minimum and maximum if None.
+    ``limits`` are the values that become 0 and 1, beyond which values are clipped; default: the map's own.
     """
     values = as_heatmap(heatmap).astype(np.float32, copy=False)
     low, high = limits or (values.min(), values.max())
@@ -39,21 +37,14 @@ def min_max(heatmap: np.ndarray, limits: tuple[float, float] | None = None) -> n
 
 
 def smooth(heatmap: np.ndarray, sigma: float = 1.0) -> np.ndarray:
-    """Smooth a heatmap with a Gaussian, mirrored at the border: float32 ``(h, w)`` with the same mean.
-
-    Args:
-        heatmap: Float ``(h, w)``.
-        sigma: Standard deviation in pixels of the map.
-    """
+    """Smooth a ``heatmap`` with a Gaussian of ``sigma`` pixels, mirrored at the border: float32 of the same mean."""
     return ndimage.gaussian_filter(np.asarray(heatmap, dtype=np.float32), sigma, mode="reflect")
 
 
 def subtract_background(heatmap: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """Difference of two maps, each scaled by `min_max`: float32 ``(h, w)`` in [-1, 1].
+    """Difference of the phrase's ``heatmap`` and a ``background``, each scaled by `min_max`: float32 in [-1, 1].
 
-    Args:
-        heatmap: Map of the phrase, ``(h, w)``.
-        background: Map of the begin, end or padding tokens, ``(h, w)``, from `grounding.ground_groups`.
+    The background is the map of the begin, end or padding tokens, from `grounding.ground_groups`.
     """
     return min_max(heatmap) - min_max(background)
 

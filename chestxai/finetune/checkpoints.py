@@ -113,14 +113,11 @@ def check_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], pat
 
 
 def tidy_run(out: Path, identity: str) -> None:
-    """Make the folder ready for a run of this ``identity``; call only while holding the folder's lock.
+    """Make the folder ``out`` ready for a run; call only while holding its lock.
 
     Half-written files are removed. A run of other settings, data or base weights is replaced. One that differs in its
-    code alone is moved aside to ``<name>.before-<hash of its code>``: changed code never deletes results.
-
-    Args:
-        out: folder of the run.
-        identity: "<settings and data>-<base weights>-<code>".
+    code alone is moved aside to ``<name>.before-<hash of its code>``: changed code never deletes results. ``identity``
+    is "<settings and data>-<base weights>-<code>".
     """
     runs.tidy(out)
     for path in out.glob("checkpoints/*.part"):

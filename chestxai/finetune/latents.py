@@ -26,12 +26,7 @@ _CHUNK = 256
 def training_pairs(
     pipeline: StableDiffusionPipeline, studies: Sequence[Study], fit: Fit = "crop"
 ) -> tuple[np.ndarray, list[str], list[str]]:
-    """Training images and prompts, in memory.
-
-    Args:
-        pipeline: decides the size of the images.
-        studies: training studies.
-        fit: how an image becomes a square.
+    """Training images of ``studies``, made square as ``fit`` says and as large as those of ``pipeline``, with prompts.
 
     Returns:
         Images uint8 ``(n, s, s)``, their prompts, and one line for each study that was left out.

@@ -37,11 +37,9 @@ _BENDING = {
 
 
 def make_accelerator(settings: FinetuneSettings, unused: bool = False) -> Accelerator:
-    """The accelerator for one run.
+    """The accelerator for one run of these ``settings``.
 
-    Args:
-        settings: precision and accumulation.
-        unused: some parameters have no gradient in some steps, as under a schedule.
+    ``unused``: some parameters have no gradient in some steps, as under a schedule.
 
     Raises:
         InputError: a kind of distribution that the loop does not support, or a batch that cannot be shared equally.
@@ -143,13 +141,9 @@ def shard_like(value: Tensor, other: Tensor) -> Tensor:
 def check_space(
     out: Path, learning: Sequence[torch.nn.Parameter], pipeline: StableDiffusionPipeline, settings: FinetuneSettings
 ) -> None:
-    """Check before the first step that the disk has room for the run.
+    """Check before the first step that the disk has room for the run in ``out``.
 
-    Args:
-        out: folder of the run.
-        learning: the parameters that learn.
-        pipeline: what will be saved.
-        settings: number of checkpoints.
+    That is for the ``learning`` parameters, as often as the ``settings`` say, and for ``pipeline``.
 
     Raises:
         OSError: too little space.
@@ -172,12 +166,7 @@ def check_space(
 
 
 def space(learning: int, whole: int, settings: FinetuneSettings) -> int:
-    """Bytes of a run on disk.
-
-    Args:
-        learning, whole: bytes of what learns, and of all that the model holds.
-        settings: number of checkpoints.
-    """
+    """Bytes of a run on disk: of what is ``learning``, of the ``whole`` model, in the ``settings``' checkpoints."""
     checkpoints = -(-settings.steps // settings.checkpoint_every)
     # The resumable state holds weights, averages and two moments; two are kept while a third is written. The weights
     # before the training are kept beside it, and the model is written at the end.
@@ -186,11 +175,7 @@ def space(learning: int, whole: int, settings: FinetuneSettings) -> int:
 
 @contextmanager
 def only_writer(out: Path, main: bool) -> Iterator[None]:
-    """Hold the lock of a run's folder while it is being made.
-
-    Args:
-        out: folder of the run.
-        main: whether this is the main process; the others of one training rely on it.
+    """Hold the lock of a run's folder ``out`` while it is being made; all processes rely on the ``main`` one.
 
     Raises:
         InputError: another training holds it.

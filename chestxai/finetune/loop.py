@@ -211,15 +211,10 @@ def _order(seed: int, epoch: int, n: int) -> np.ndarray:
 def draw(
     step: int, seed: int, n: int, settings: FinetuneSettings, shape: Sequence[int], timesteps: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All that is random in one step, from the seed and the step alone.
+    """All that is random in one ``step`` (from 0), from the ``seed`` of the run and the step alone.
 
-    Args:
-        step: from 0.
-        seed: of the run.
-        n: number of studies.
-        settings: batch size and prompt dropout.
-        shape: of one latent.
-        timesteps: of the noise schedule.
+    For ``n`` studies whose latents have a ``shape``, on a schedule of so many ``timesteps``; batch and share of dropped
+    prompts as in ``settings``.
 
     Returns:
         indices int64 ``(batch,)`` into the studies (each epoch a new permutation), noise float32 ``(batch, *shape)``,

@@ -200,13 +200,16 @@ def seconds_per_step(unet: nn.Module, settings: FinetuneSettings, device: str, s
         steps: number of timed steps, after one that is not.
     """
     kind = torch.bfloat16 if settings.weights == "bf16" else torch.float32
-    unet = unet.to_empty(device=device).to(kind).requires_grad_(True).train()
+    unet = unet.to_empty(device=device).to(kind).requires_grad_(False).train()
     with torch.no_grad():
         for parameter in unet.parameters():
             parameter.normal_(std=0.02)
+    learning = [p for name, p in unet.named_parameters() if ".lora_" in name] or list(unet.parameters())
+    for parameter in learning:
+        parameter.requires_grad_(True)
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    optimizer = launch.make_optimizer([{"params": list(unet.parameters()), "lr": 1e-6}], settings)
+    optimizer = launch.make_optimizer([{"params": learning, "lr": 1e-6}], settings)
     rows, spent = settings.batch_size // settings.accumulate, []
     x, times, text = (value.to(device) for value in _inputs(unet, rows, getattr(unet, "text_length", 77)))
     half = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[settings.precision]

@@ -45,13 +45,9 @@ class Word(NamedTuple):
 
 
 def named(tokenizer: object, study: Study, prompt: str, recipe: Recipe) -> list[Word]:
-    """The words of ``prompt`` that name findings of ``study`` which the recipe's ``attention`` concerns.
+    """The words of ``prompt`` that name findings of ``study`` which the attention of ``recipe`` concerns.
 
-    Args:
-        tokenizer: of the pipeline; what it cuts off is left out.
-        study: with its findings.
-        prompt: that it is trained with.
-        recipe: says which findings.
+    What the ``tokenizer`` cuts off is left out.
     """
     found: dict[tuple[int, int], list[Finding]] = {}
     for finding in study.present():
@@ -68,13 +64,10 @@ def named(tokenizer: object, study: Study, prompt: str, recipe: Recipe) -> list[
 
 
 def place(study: Study, finding: Finding, size: int, fit: Fit = "crop") -> np.ndarray | None:
-    """Where a finding is in the model's frame, bool ``(size, size)``; None where nothing is known.
+    """Where a ``finding`` is in the model's frame of its ``study``, bool ``(size, size)``; None where nothing is known.
 
-    Args:
-        study: gives the frame.
-        finding: its mask or boxes count, else side and zone as the report names them, on a chest that fills the image.
-        size: of the frame in pixels.
-        fit: how the image becomes a square.
+    Its mask or boxes count, else side and zone as the report names them, on a chest that fills the image. ``fit``: how
+    the image becomes a square.
     """
     height, width = study.size
     if finding.mask is None and not finding.boxes:
@@ -165,11 +158,9 @@ class Pointing:
 
     @contextmanager
     def reading(self, unet: nn.Module, rows: Sequence[int]) -> Iterator[Callable[[], Tensor | float]]:
-        """Read one pass of ``unet`` inside the block; what this yields gives the loss after it, a scalar.
+        """Read one pass of the learning ``unet`` inside the block; what this yields gives the loss after it, a scalar.
 
-        Args:
-            unet: the learning one, unwrapped.
-            rows: of the batch among the studies; -1 where the prompt was dropped.
+        ``rows`` of the batch among the studies; -1 where the prompt was dropped.
         """
         own = [row for row in rows if row in self.words]
         if not own:

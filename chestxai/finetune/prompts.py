@@ -20,12 +20,10 @@ from chestxai.studies import FINDINGS, Study
 def study_prompts(
     studies: Sequence[Study], recipe: Recipe | None = None, seed: int = 0
 ) -> tuple[list[Study], list[str], list[str]]:
-    """The studies that have a prompt, their prompts, and one line for each study that has none.
+    """The ``studies`` that have a prompt, their prompts, and one line for each study that has none.
 
-    Args:
-        studies: in any order; what is random of a prompt depends on ``seed`` and the study's id alone.
-        recipe: says what a prompt is; default: the impression.
-        seed: of the run.
+    ``recipe`` says what a prompt is, by default the impression. What is random of it depends on ``seed`` and the
+    study's id alone.
 
     Raises:
         InputError: the csv of paraphrases is missing or damaged, or has none of the studies.

@@ -22,23 +22,16 @@ CHUNK = 64
 
 
 def target_span(finding: Finding, target: str = "finding") -> tuple[int, int]:
-    """Characters ``(start, end)`` of a finding's phrase that are read.
+    """Characters ``(start, end)`` of the phrase of a ``finding`` that are read.
 
-    Args:
-        finding: with its phrase.
-        target: "finding" for the words that name the finding (all words if none does), "phrase" for all words.
+    With ``target`` "finding" the words that name it (all words if none does), with "phrase" all words.
     """
     named = reports.name_span(finding.phrase, finding.name, finding.side) if target == "finding" else None
     return named or (0, len(finding.phrase))
 
 
 def target_words(truth: GroundTruth, target: str = "finding") -> str:
-    """The words at `target_span`.
-
-    Args:
-        truth: a row of the data set.
-        target: see `target_span`.
-    """
+    """The words at `target_span` of the finding of ``truth``, for a ``target``."""
     start, end = target_span(truth.finding, target)
     return truth.finding.phrase[start:end]
 
@@ -48,10 +41,7 @@ def groundable(
 ) -> tuple[list[GroundTruth], list[str]]:
     """The rows of ``truths`` whose words the tokenizer takes, and a line for each of the others with its file and row.
 
-    Args:
-        pipeline: whose tokenizer reads the phrases.
-        truths: of `studies.phrases`.
-        target: see `target_span`.
+    Words of ``target``, by the tokenizer of ``pipeline``.
 
     Raises:
         InputError: there are rows, but none can be read.
@@ -179,8 +169,7 @@ def ground_run(
     in their weights only.
 
     Args:
-        profile: the one the run was made with.
-        run: a run or its folder.
+        profile, run: the profile that the run was made with, and the run or its folder.
         truths: of the profile's test split.
         pipeline: of the profile's base, which gets the checkpoints' weights; default: it is loaded.
         steps: checkpoints; default: all, and 0 for the base.

@@ -51,11 +51,7 @@ class Passes:
 def paper_timesteps(scheduler: SchedulerMixin, steps: int = 50, last: int = 40, stride: int = 1) -> list[int]:
     """Every ``stride``-th of the ``last`` (least noisy) of ``steps`` denoising timesteps, falling.
 
-    Args:
-        scheduler: whose noise schedule and spacing are used, whatever its class; the steps are DDIM's.
-        steps: of the whole path.
-        last: how many of them, from 1 to ``steps``.
-        stride: from 1.
+    The steps are DDIM's on the noise schedule of a ``scheduler`` of any class.
 
     Raises:
         InputError: ``last`` or ``stride`` out of range, or more steps than the schedule has.

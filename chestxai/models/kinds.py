@@ -84,13 +84,9 @@ def pack(states: Tensor, pooled: Tensor) -> Tensor:
 
 
 def denoise(denoiser: nn.Module, x: Tensor, times: Tensor, text: Tensor) -> Tensor:
-    """What a denoiser of any kind predicts of noisy latents: noise, velocity or flow ``(n, c, h, w)``.
+    """What a ``denoiser`` of any kind predicts of noisy latents ``x``: noise, velocity or flow ``(n, c, h, w)``.
 
-    Args:
-        denoiser: ``unet`` of a pipeline of `load_pipeline`.
-        x: noisy latents ``(n, c, h, w)``.
-        times: timesteps, ``(n,)`` or one for all.
-        text: of `encode_text`, ``(n, length, width)``.
+    ``times`` are timesteps, ``(n,)`` or one for all; ``text`` is of `encode_text`, ``(n, length, width)``.
     """
     config, n = denoiser.config, len(x)
     # Images are neither scaled nor cut.

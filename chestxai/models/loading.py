@@ -287,30 +287,24 @@ def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> Path:
 
 
 def _verify(folder: Path) -> None:
-    sums = folder / "SHA256SUMS"
+    sums, listed = folder / "SHA256SUMS", {}
+    remedy = "restore the tiny base with 'git checkout -- {}' or remake it with 'python tools/make_base.py'"
     if not sums.is_file():
-        raise MissingError(f"{folder} has no SHA256SUMS: the tiny base is missing; {_restore(folder)}")
-    listed = {}
+        raise MissingError(f"{folder} has no SHA256SUMS: the tiny base is missing; {remedy.format(folder.as_posix())}")
     for number, line in enumerate(sums.read_text().splitlines(), 1):
         match = re.fullmatch(r"([0-9a-f]{64})  (\S.*)", line)
         if not match:
-            raise InputError(f"{sums}, line {number}: expected a checksum and a file name; {_restore(sums)}")
+            where = f"{sums}, line {number}"
+            raise InputError(f"{where}: expected a checksum and a file name; {remedy.format(sums.as_posix())}")
         listed[match[2]] = match[1]
     weights = {p.relative_to(folder).as_posix() for p in folder.rglob("*.safetensors")}
     for name in sorted(listed.keys() | weights):
         path = folder / name
         if name not in listed or not path.is_file() or runs.sha256(path) != listed[name]:
             state = "not listed in SHA256SUMS" if name not in listed else "changed" if path.is_file() else "missing"
-            raise InputError(f"{path}: {state}; {_restore(path)}")
+            raise InputError(f"{path}: {state}; {remedy.format(path.as_posix())}")
     if not weights:
-        raise InputError(f"{folder}: no weights; {_restore(folder)}")
-
-
-def _restore(path: Path) -> str:
-    return f"restore the tiny base with 'git checkout -- {path.as_posix()}' or remake it with {_REMAKE!r}"
-
-
-_REMAKE = "python tools/make_base.py"
+        raise InputError(f"{folder}: no weights; {remedy.format(folder.as_posix())}")
 
 
 def fingerprint(pipeline: DiffusionPipeline, parts: Sequence[str] | None = None) -> str:

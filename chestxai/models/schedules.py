@@ -153,23 +153,12 @@ def noising(scheduler: SchedulerMixin | Flow) -> DDPMScheduler | Flow:
 def prediction_target(schedule: SchedulerMixin | Flow, x: Tensor, noise: Tensor, times: Tensor) -> Tensor:
     """What the network is trained to predict: the noise, the velocity (Salimans & Ho 2022), or the flow.
 
-    Args:
-        schedule: of `noising`.
-        x: clean latents ``(n, c, h, w)``.
-        noise: of the same shape.
-        times: timesteps int64 ``(n,)``.
-
-    Raises:
-        InputError: the schedule predicts something else.
+    Of a ``schedule`` of `noising`, clean latents ``x`` ``(n, c, h, w)``, their ``noise``, and ``times`` int64 ``(n,)``.
     """
     kind = schedule.config.prediction_type
-    if kind == "epsilon":
-        return noise
     if kind == "v_prediction":
         return schedule.get_velocity(x, noise, times)
-    if kind == "flow_prediction":
-        return noise - x
-    raise InputError(f"the scheduler predicts {kind!r}; 'epsilon' and 'v_prediction' models are supported")
+    return noise - x if kind == "flow_prediction" else noise
 
 
 def seeded_noise(shape: Sequence[int], *key: int) -> Tensor:

@@ -77,13 +77,9 @@ def _windows(encoder: PreTrainedModel, values: Tensor) -> Tensor:
 
 
 def text_states(encoder: PreTrainedModel, tokens: dict[str, Tensor]) -> Tensor:
-    """What the U-Net reads: `encoder_states`, changed as the recipe says.
+    """What the U-Net reads: `encoder_states` of ``encoder`` and ``tokens``, changed as the recipe says.
 
     Differentiable, ``(n, length, width)``; twice as wide where keys and values differ (`recipes.attach`).
-
-    Args:
-        encoder: of a pipeline.
-        tokens: of `tokenize`.
     """
     return context(encoder, encoder_states(encoder, tokens), tokens)
 
@@ -93,21 +89,15 @@ def encoder_states(encoder: PreTrainedModel, tokens: dict[str, Tensor]) -> Tenso
 
     Like `diffusers.StableDiffusionPipeline.encode_prompt`: CLIP sees no padding mask unless its config asks for one
     (Stable Diffusion was trained without, and its padding positions are handed on to the U-Net); a BERT always does, as
-    in its own pre-training, and its padding is zero (`SilentPadBert`). A recipe may limit what tokens see.
-
-    Args:
-        encoder: of a pipeline.
-        tokens: of `tokenize`.
+    in its own pre-training, and its padding is zero (`SilentPadBert`). A recipe may limit what ``tokens`` see.
     """
     return _states(encoder, tokens, getattr(getattr(encoder, "module", encoder), "recipe", None))
 
 
 def reference_states(encoder: PreTrainedModel, tokens: dict[str, Tensor]) -> Tensor:
-    """As `encoder_states`, those of the text encoder as it was: of the copy that `recipes.attach` made.
+    """As `encoder_states` of ``tokens``, those of ``encoder`` as it was: of the copy that `recipes.attach` made.
 
-    Args:
-        encoder: of a pipeline; without a copy its own states, which is the same before the first step.
-        tokens: of `tokenize`.
+    Without a copy its own states, which is the same before the first step.
     """
     (encoder,) = getattr(encoder, "reference", (encoder,))
     with torch.no_grad():
@@ -169,15 +159,10 @@ def pipeline_states(
     tokens: dict[str, Tensor],
     read: Callable[[PreTrainedModel, dict[str, Tensor]], Tensor] = text_states,
 ) -> Tensor:
-    """What the denoiser of ``pipeline`` reads: ``read`` of its text encoder, or the states of SDXL's two.
+    """What the denoiser of ``pipeline`` reads of ``tokens``, which are on the text encoder's device.
 
-    Args:
-        pipeline: of `load_pipeline`.
-        tokens: of `tokenize`, on the encoder's device.
-        read: what is read of a single text encoder.
-
-    Returns:
-        ``(n, length, width)``; of SDXL with the rows of `kinds.pack` behind those of the tokens.
+    That is ``read`` of its text encoder, or the states of SDXL's two: ``(n, length, width)``, of SDXL with the rows of
+    `kinds.pack` behind those of the tokens.
     """
     if not needs_pooled(pipeline.unet):
         return read(pipeline.text_encoder, tokens)
