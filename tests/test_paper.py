@@ -74,7 +74,7 @@ def test_the_papers_protocol_runs_end_to_end(tmp_path, variant):
     content["grounding"] |= {"steps": 5, "last": 4, "stride": 4, "swaps": 1, "swap_every": 1, "batch": 2}
     # Of the spaces only that whose weights ship.
     assert content["sampling"].pop("spaces") == ["findings", "inception-cd", "inception", "xrv"]
-    content["sampling"] |= {"images": 16, "steps": 2, "per_prompt": 2}
+    content["sampling"] |= {"images": 10, "steps": 1, "per_prompt": 2}
     content["statistics"] = {"resamples": 100}
     path = tmp_path / "paper.yaml"
     path.write_text(yaml.safe_dump(content))
