@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from scipy import ndimage
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from chestxai.runs import InputError
 
@@ -62,6 +61,9 @@ def merge_biases(heatmap: np.ndarray, image_bias: np.ndarray, text_bias: np.ndar
         image_bias: Map of the begin token on the image, ``(h, w)`` or ``(n, h, w)``, from `grounding.ground_groups`.
         text_bias: Map of the phrase in generation from the prompt alone, shaped as ``image_bias``.
     """
+    # Its import takes as long as torch's; few need it.
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     heatmap, one, two = (np.asarray(m, dtype=np.float32) for m in (heatmap, image_bias, text_bias))
     h, w = heatmap.shape
     if h != w or h < 7 or one.shape != two.shape or one.shape[-2:] != (h, w):
