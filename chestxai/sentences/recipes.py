@@ -7,8 +7,10 @@ import pandas as pd
 from scipy.stats import t as student
 
 from chestxai.localization import LABELS
-from chestxai.sentences.words import bullets, counted, listed
+from chestxai.sentences.words import Templates, bullets
 from chestxai.stats import Interval
+
+_say = Templates(__file__)
 
 
 def over_seeds(table: pd.DataFrame, column: str, reference: str) -> pd.Series:
@@ -59,17 +61,14 @@ def verdicts(table: pd.DataFrame, endpoint: Sequence[str], margin: float = 0.01)
 def answer(found: pd.DataFrame) -> str:
     """The answer of chapter 10 from `verdicts`, and which recipe comes nearest where none has both."""
     if found.empty:
-        return "No recipe beside frozen and learnable has been run on the same seeds yet, so there is no answer."
-    winners, open_ = list(found.index[found["both"] == "yes"]), list(found.index[found["both"] == "too few seeds"])
+        return _say("none")
+    winners, few = list(found.index[found["both"] == "yes"]), sum(found["both"] == "too few seeds")
     if winners:
-        names = listed(f"`{name}`" for name in winners)
-        text = (
-            f"**Yes**: {names} points no worse than frozen and generates no worse than learnable, by the stated margin."
-        )
+        text = _say("winners", names=[f"`{name}`" for name in winners])
     else:
         worst = found.drop(columns="both").map(lambda interval: interval.estimate).astype(float).min(axis=1)
-        text = f"**Not shown.** `{worst.idxmax()}` comes nearest: its worst difference is {worst.max():+.3f}."
-    return text + (f" {counted(len(open_), 'recipe')} had one seed only, which gives no interval." if open_ else "")
+        text = _say("nearest", name=worst.idxmax(), difference=worst.max())
+    return text + (_say("open", n=few) if few else "")
 
 
 def principles(found: pd.DataFrame, groups: dict[str, Sequence[str]]) -> str:
@@ -81,14 +80,13 @@ def principles(found: pd.DataFrame, groups: dict[str, Sequence[str]]) -> str:
     """
     lines = []
     for text, names in groups.items():
-        own = found.reindex([n for n in names if n in found.index])
+        own = found.loc[[name for name in names if name in found.index]]
         if own.empty:
             continue
         shown = "; ".join(
-            f"`{name}`: " + ", ".join(f"{column} {row[column]:+.3f}" for column in found.columns.drop("both"))
-            for name, row in own.iterrows()
+            f"`{name}`: " + ", ".join(f"{column} {difference:+.3f}" for column, difference in row.items())
+            for name, row in own.drop(columns="both").iterrows()
         )
-        kept = sum(row["both"] == "yes" for _, row in own.iterrows())
-        state = "supported" if kept == len(own) else "refuted" if "no" in set(own["both"]) else "open"
-        lines.append(f"**{text}**: {state} ({shown}).")
-    return bullets(lines) or "No recipe of these kinds has been run yet."
+        state = "supported" if (own["both"] == "yes").all() else "refuted" if "no" in set(own["both"]) else "open"
+        lines.append(_say("principle", text=text, state=state, shown=shown))
+    return bullets(lines) or _say("no principle")

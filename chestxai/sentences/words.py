@@ -1,11 +1,44 @@
-"""Building blocks: verbs chosen by intervals, plurals and lists."""
+"""Building blocks: templates whose words data choose, plurals and lists.
+
+The words of a module are in the YAML file beside it. A template is one of `str.format`, and its fields may also choose:
+an interval one of ``{d:higher|lower|unclear}``, by whether it excludes zero; anything else of ``{found:yes|no}``.
+``{n:# map}`` is `counted`, ``{names:&}`` is `listed`.
+"""
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
+from string import Formatter
 
+from chestxai.runs import read_yaml
 from chestxai.stats import Interval
 
-_VERBS = ("does not clearly differ from", "is clearly higher than", "is clearly lower than")
+_VERBS = ("is clearly higher than", "is clearly lower than", "does not clearly differ from")
+
+
+class _Writer(Formatter):
+    def format_field(self, value: object, spec: str) -> str:
+        if "|" in spec:
+            choices = spec.split("|")
+            return verb(value, *choices) if isinstance(value, Interval) else choices[not value]
+        if spec.startswith("# "):
+            return counted(value, spec[2:])
+        return listed(value) if spec == "&" else super().format_field(value, spec)
+
+
+def filled(template: str, **values: object) -> str:
+    """A ``template`` with ``values`` in its fields."""
+    return _Writer().format(template, **values)
+
+
+class Templates(dict):
+    """The YAML file beside a module (its ``__file__``); called with the name of a template, it is `filled`."""
+
+    def __init__(self, module: str) -> None:
+        super().__init__(read_yaml(Path(module).with_suffix(".yaml")))
+
+    def __call__(self, template: str, **values: object) -> str:
+        return filled(self[template], **values)
 
 
 def direction(difference: Interval) -> int:
@@ -13,7 +46,7 @@ def direction(difference: Interval) -> int:
     return int(difference.low > 0) - int(difference.high < 0)
 
 
-def verb(difference: Interval, higher: str = _VERBS[1], lower: str = _VERBS[2], unclear: str = _VERBS[0]) -> str:
+def verb(difference: Interval, higher: str = _VERBS[0], lower: str = _VERBS[1], unclear: str = _VERBS[2]) -> str:
     """``higher``, ``lower`` or ``unclear``, by the interval of ``difference``."""
     return (unclear, higher, lower)[direction(difference)]
 
@@ -41,8 +74,8 @@ def counted(n: int, noun: str) -> str:
 
 
 def listed(items: Iterable[object]) -> str:
-    """``items`` as "a", "a and b" or "a, b and c"."""
-    *first, last = map(str, items)
+    """``items`` as "a", "a and b" or "a, b and c"; "" for none."""
+    *first, last = [*map(str, items)] or [""]
     return f"{', '.join(first)} and {last}" if first else last
 
 
