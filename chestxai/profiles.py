@@ -33,35 +33,26 @@ _FORMS = {
 }
 #: How the U-Net runs while its attention is read (see `chestxai.grounding`).
 Method = Literal["noised", "inversion", "generation"]
-
-
 #: Whole numbers of things, and learning rates; more is a slip, of which nobody wants to wait for the end.
 Count = Annotated[int, Field(gt=0, le=10**7)]
 Rate = Annotated[float, Field(gt=0, le=10)]
+_Thousand = Annotated[int, Field(gt=0, le=1000)]
+_Batch = Annotated[int, Field(gt=0, le=100_000)]
 
 
 class DataSettings(Settings):
-    """The studies.
+    """The studies."""
 
-    Attributes:
-        source: trains the model, and supplies the real images and the prompts of the fidelity scores.
-        boxes: supplies the phrases that are grounded; default: ``source``.
-        train, val, test: at most so many studies of each split.
-        size: side of the images in pixels.
-        fit: how an image becomes a square.
-        options: of each source's ``load``, by the source's name: ``{vindr: {agree: 3}}``.
-        credentialed: whether pages are guarded (`chestxai.guard`); default: the terms of the sources decide
-            (`sources.terms`). Only ``folder``, the user's own data, can be set to false.
-    """
-
-    source: str
-    boxes: str | None = None
-    train: Count | None = None
+    source: str  #: trains the model, and supplies the real images and the prompts of the fidelity scores
+    boxes: str | None = None  #: supplies the phrases that are grounded; default: ``source``
+    train: Count | None = None  #: at most so many studies of the split
     val: Count | None = None
     test: Count | None = None
-    size: int = Field(64, ge=32, le=2048, multiple_of=8)
-    fit: Fit = "crop"
-    options: dict[str, dict[str, Any]] = Field({})
+    size: int = Field(64, ge=32, le=2048, multiple_of=8)  #: side of the images in pixels
+    fit: Fit = "crop"  #: how an image becomes a square
+    options: dict[str, dict[str, Any]] = Field({})  #: of each source's ``load``, by its name: ``{vindr: {agree: 3}}``
+    #: Whether pages are guarded (`chestxai.guard`); default: the terms of the sources decide (`sources.terms`). Only
+    #: ``folder``, the user's own data, can be set to false.
     credentialed: bool | None = None
 
     @model_validator(mode="after")
@@ -81,46 +72,30 @@ class DataSettings(Settings):
 
 
 class FinetuneSettings(Settings):
-    """The training loop.
+    """The training loop."""
 
-    Attributes:
-        steps: optimiser steps.
-        batch_size: images per step over all processes, each of which takes an equal share.
-        accumulate: parts into which a process splits its share, to save memory.
-        learning_rate, text_learning_rate: of the U-Net and of what learns of the text encoder.
-        warmup: steps of linear warm-up.
-        weight_decay, max_grad_norm: of AdamW, and of gradient clipping.
-        ucg: share of prompts replaced by the empty one, for classifier-free guidance.
-        min_snr: γ of the min-SNR weighting of timesteps (Hang et al. 2023); default: all weigh the same.
-        ema_decay: of the exponential moving average of the weights, which is what is saved and scored.
-        checkpoint_every: steps between checkpoints.
-        precision: of the computation on a GPU.
-        gradient_checkpointing: whether activations are computed again in the backward pass instead of kept, for the
-            same numbers in a third more time.
-        optimizer: ``adamw``, or ``adamw8bit``, whose moments take a byte each (Dettmers et al. 2022; needs the package
-            bitsandbytes and a GPU).
-        weights: type of what learns, its gradients and moments. With ``bf16``, which needs ``precision: bf16``, a
-            change of less than 1/256 of a weight is lost. What is saved are the averages.
-        averages: where the float32 averages of the weights are kept.
-    """
-
-    steps: Count
-    batch_size: int = Field(gt=0, le=100_000)
-    accumulate: Count = 1
-    learning_rate: Rate
-    text_learning_rate: Rate
-    warmup: int = Field(0, ge=0, le=10**7)
-    weight_decay: float = Field(0.01, ge=0, le=10)
-    max_grad_norm: float = Field(1.0, gt=0)
-    ucg: float = Field(0.1, ge=0, le=1)
+    steps: Count  #: optimiser steps
+    batch_size: _Batch  #: images per step over all processes, each of which takes an equal share
+    accumulate: Count = 1  #: parts into which a process splits its share, to save memory
+    learning_rate: Rate  #: of the U-Net
+    text_learning_rate: Rate  #: of what learns of the text encoder
+    warmup: int = Field(0, ge=0, le=10**7)  #: steps of linear warm-up
+    weight_decay: float = Field(0.01, ge=0, le=10)  #: of AdamW
+    max_grad_norm: float = Field(1.0, gt=0)  #: of gradient clipping
+    ucg: float = Field(0.1, ge=0, le=1)  #: share of prompts replaced by the empty one, for classifier-free guidance
+    #: γ of the min-SNR weighting of timesteps (Hang et al. 2023); default: all weigh the same.
     min_snr: float | None = Field(None, gt=0)
-    ema_decay: float = Field(0.9999, ge=0, lt=1)
-    checkpoint_every: Count
-    precision: Literal["no", "fp16", "bf16"] = "no"
+    ema_decay: float = Field(0.9999, ge=0, lt=1)  #: of the moving average of the weights, which is saved and scored
+    checkpoint_every: Count  #: steps between checkpoints
+    precision: Literal["no", "fp16", "bf16"] = "no"  #: of the computation on a GPU
+    #: Compute activations again in the backward pass instead of keeping them: the same numbers in a third more time.
     gradient_checkpointing: bool = False
+    #: ``adamw8bit`` has moments of a byte each (Dettmers et al. 2022); it needs the package bitsandbytes and a GPU.
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    #: Type of what learns, its gradients and moments. With ``bf16``, which needs ``precision: bf16``, a change of less
+    #: than 1/256 of a weight is lost. What is saved are the averages.
     weights: Literal["fp32", "bf16"] = "fp32"
-    averages: Literal["device", "cpu"] = "device"
+    averages: Literal["device", "cpu"] = "device"  #: where the float32 averages of the weights are kept
 
     @model_validator(mode="after")
     def _divides(self) -> FinetuneSettings:
@@ -132,29 +107,18 @@ class FinetuneSettings(Settings):
 
 
 class GroundingSettings(Settings):
-    """How heatmaps are read.
+    """How heatmaps are read: at every ``stride``-th of the ``last`` (least noisy) of ``steps`` denoising steps."""
 
-    Attributes:
-        method: how the U-Net runs.
-        guidance: scale of classifier-free guidance, for ``generation``.
-        steps, last, stride: every ``stride``-th of the ``last`` (least noisy) of ``steps`` denoising steps is read.
-        draws: noises per timestep.
-        target: tokens that are read: those naming the finding, or the whole phrase.
-        batch: rows of one pass through the U-Net.
-        swaps, swap_every: images of other patients on which each phrase is read again, at every ``swap_every``-th of
-            the timesteps (see `chestxai.faithfulness`).
-    """
-
-    method: Method = "noised"
-    guidance: float = Field(4.0, ge=1, le=1000)
-    steps: int = Field(50, gt=0, le=1000)
+    method: Method = "noised"  #: how the U-Net runs
+    guidance: float = Field(4.0, ge=1, le=1000)  #: scale of classifier-free guidance, for ``generation``
+    steps: _Thousand = 50
     last: Count = 40
     stride: Count = 1
-    draws: int = Field(1, gt=0, le=1000)
-    target: Literal["finding", "phrase"] = "finding"
-    batch: int = Field(64, gt=0, le=100_000)
-    swaps: int = Field(4, gt=0, le=1000)
-    swap_every: Count = 3
+    draws: _Thousand = 1  #: noises per timestep
+    target: Literal["finding", "phrase"] = "finding"  #: tokens that are read: those naming the finding, or all
+    batch: _Batch = 64  #: rows of one pass through the U-Net
+    swaps: _Thousand = 4  #: images of other patients on which each phrase is read again (`chestxai.faithfulness`)
+    swap_every: Count = 3  #: … at every so-manieth of the timesteps
 
     @model_validator(mode="after")
     def _fits(self) -> GroundingSettings:
@@ -164,43 +128,29 @@ class GroundingSettings(Settings):
 
 
 class SamplingSettings(Settings):
-    """Generated images.
+    """Generated images."""
 
-    Attributes:
-        images: number of images.
-        guidance: scale of classifier-free guidance.
-        steps: steps of the sampler.
-        sampler: DDIM or PLMS (Liu et al. 2022), which needs one pass more.
-        per_prompt: images for each prompt.
-        prompts: of which texts: the reports of held-out studies as often as they occur, or evenly, the same number of
-            phrases of each finding (see `chestxai.fidelity.requests`).
-        batch: images generated together.
-        spaces: feature spaces of FID, KID and their kind. ``findings`` is always one; the scores of others have its
-            name: ``fid_inception``.
-        weights: files of weights that cannot be fetched by themselves, by the name of the space.
-    """
-
-    images: int = Field(gt=1, le=10**6)
-    guidance: float = Field(4.0, ge=1, le=1000)
-    steps: int = Field(75, gt=0, le=1000)
-    sampler: Literal["ddim", "plms"] = "ddim"
-    per_prompt: int = Field(4, ge=2, le=1000)
+    images: int = Field(gt=1, le=10**6)  #: number of images
+    guidance: float = Field(4.0, ge=1, le=1000)  #: scale of classifier-free guidance
+    steps: _Thousand = 75  #: steps of the sampler
+    sampler: Literal["ddim", "plms"] = "ddim"  #: PLMS (Liu et al. 2022) needs one pass more
+    per_prompt: int = Field(4, ge=2, le=1000)  #: images for each prompt
+    #: Of which texts: the reports of held-out studies as often as they occur, or evenly, the same number of phrases of
+    #: each finding (see `chestxai.fidelity.requests`).
     prompts: Literal["reports", "evenly"] = "reports"
-    batch: int = Field(32, gt=0, le=100_000)
+    batch: _Batch = 32  #: images generated together
+    #: Feature spaces of FID, KID and their kind, always ``findings``; scores of others have its name: ``fid_xrv``.
     spaces: tuple[Literal["findings", "inception", "inception-cd", "xrv"], ...] = ("findings",)
+    #: Files of weights that cannot be fetched by themselves, by the name of the space.
     weights: dict[Literal["inception", "xrv"], str] = Field(default_factory=dict)
 
 
 class StatisticsSettings(Settings):
-    """Intervals and the endpoint.
+    """Intervals and the endpoint."""
 
-    Attributes:
-        resamples: number of patient-clustered bootstrap resamples.
-        endpoint: columns of ``grounding.csv`` that decide the verdict, declared before any map is scored: a variant
-            points if it passes all of them (what the image adds, and what the word adds). All others are secondary.
-    """
-
-    resamples: int = Field(2000, ge=100, le=10**6)
+    resamples: int = Field(2000, ge=100, le=10**6)  #: number of patient-clustered bootstrap resamples
+    #: Columns of ``grounding.csv`` that decide the verdict, declared before any map is scored: a variant points if it
+    #: passes all of them (what the image adds, and what the word adds). All others are secondary.
     endpoint: tuple[str, ...] = Field(("gain_auc_roc", "word"), min_length=1)
 
 
@@ -315,8 +265,8 @@ def profile_folder(profile: Profile, out: str | Path | None = None) -> Path:
     return Path(out or RUNS) / profile.name
 
 
-def run_folder(profile: Profile, variant: str, seed: int, out: str | Path | None = None) -> Path:
-    """``<out>/<profile>/<variant>/seed-<n>``, the folder of one run (``out`` replaces ``runs/``).
+def run(profile: Profile, variant: str, seed: int, out: str | Path | None = None) -> Run:
+    """The run ``<out>/<profile>/<variant>/seed-<n>`` (``out`` replaces ``runs/``), whether it exists or not.
 
     Raises:
         InputError: the profile has no such variant, or the seed is negative.
@@ -324,12 +274,7 @@ def run_folder(profile: Profile, variant: str, seed: int, out: str | Path | None
     profile.recipe(variant)
     if not 0 <= seed < 2**32:
         raise InputError(f"seed {seed} is negative" if seed < 0 else f"seed {str(seed)[:40]} is not below 2**32")
-    return profile_folder(profile, out) / variant / f"seed-{seed}"
-
-
-def run(profile: Profile, variant: str, seed: int, out: str | Path | None = None) -> Run:
-    """The run of a ``profile``'s variant and seed under ``out``, whether it exists or not; raises as `run_folder`."""
-    return Run(run_folder(profile, variant, seed, out))
+    return Run(profile_folder(profile, out) / variant / f"seed-{seed}")
 
 
 def about(profile: Profile, variant: str, data: str | Path = "") -> dict[str, Any]:
@@ -348,7 +293,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def chosen(options: Namespace) -> tuple[Profile, str, Run]:
-    """The profile, variant and run that the ``options`` of `add_options` name; raises as `load` and `run_folder`."""
+    """The profile, variant and run that the ``options`` of `add_options` name; raises as `load` and `run`."""
     profile = load(options.profile)
     variant = options.variant or next(iter(profile.variants))
     return profile, variant, run(profile, variant, options.seed, options.out)
@@ -382,17 +327,12 @@ def studies(profile: Profile, split: str, data: str | Path = "", *, boxes: bool 
         loaded.fingerprint = runs.fingerprint(loaded.fingerprint, options)
     # In a source that is scored, only studies with something to point at count.
     chosen = [s for s in loaded if phrases([s])] if boxes else list(loaded)
-    if count is None or len(chosen) <= count:
-        return sources.Studies(chosen, skipped=loaded.skipped, fingerprint=loaded.fingerprint)
-    return sources.Studies(chosen[:count], skipped=loaded.skipped, fingerprint=f"{loaded.fingerprint}-{count}")
+    some = "" if count is None or len(chosen) <= count else f"-{count}"
+    return sources.Studies(chosen[:count], skipped=loaded.skipped, fingerprint=f"{loaded.fingerprint}{some}")
 
 
 def check_packages(settings: FinetuneSettings) -> None:
-    """Check before anything is done that what the ``settings`` need is installed.
-
-    Raises:
-        MissingError: names the package.
-    """
+    """Raise a `MissingError` that names what the ``settings`` need and is not installed."""
     if settings.optimizer == "adamw8bit" and not find_spec("bitsandbytes"):
         raise MissingError(
             "finetune.optimizer adamw8bit needs bitsandbytes: '.venv/bin/python -m pip install bitsandbytes'"
@@ -403,8 +343,7 @@ def check_data(profile: Profile, data: str | Path = "", cache: dict[Any, Any] | 
     """Check before a long run whether the profile's data can be used.
 
     Args:
-        profile: the settings.
-        data: folder that holds one sub-folder per source.
+        profile, data: as in `studies`.
         cache: shared by the profiles of one batch, so that each split of a source is loaded once.
 
     Returns:
@@ -415,32 +354,28 @@ def check_data(profile: Profile, data: str | Path = "", cache: dict[Any, Any] | 
             no other a box; a package that the settings need is missing.
     """
     check_packages(profile.finetune)
-    cache = {} if cache is None else cache
-    prints: dict[str, str] = {}
-    lacking: list[str] = []
-    whole = profile.model_copy(
-        update={"data": profile.data.model_copy(update={"train": None, "val": None, "test": None})}
-    )
+    cache, prints, lacking = {} if cache is None else cache, {}, []
+    all_studies = profile.data.model_copy(update={"train": None, "val": None, "test": None})
+    whole = profile.model_copy(update={"data": all_studies})
     for name, boxes in ((profile.data.source, False), (profile.boxes, True)):
+        if name == "phantom":
+            continue
         source, pointing = (name, runs.fingerprint(profile.data.options.get(name, {}))), False
-        for split in ("test", "train", "val") if name != "phantom" else ():
+        for split in ("test", "train", "val"):
             if (source, split, boxes) not in cache:
                 loaded = studies(whole, split, data, boxes=boxes)
-                found = loaded.fingerprint, any(phrases([study]) for study in loaded)
                 if not loaded and (split == "test" or not boxes):
                     reasons = "; ".join(f"{n} × {reason}" for reason, n in list(loaded.reasons().items())[:3])
                     what = f"no study of the {split} split has a usable {'box' if boxes else 'image'}"
                     lacking.append(f"{Path(data) / name}: {what} ({reasons or 'none is listed'})")
-                cache[source, split, boxes] = found
                 # Of one source, boxes are a further condition in the test split alone.
-                if not boxes and split != "test":
-                    cache[source, split, True] = found
+                for kind in {boxes, boxes or split != "test"}:
+                    cache[source, split, kind] = loaded.fingerprint, any(phrases([study]) for study in loaded)
             prints[f"boxes {split}" if boxes else split], boxed = cache[source, split, boxes]
             pointing |= boxed and split != "test"
-        if boxes and not pointing and name != "phantom":
-            lacking.append(
-                f"{Path(data) / name}: no study of train or val has a box, of which location priors are made"
-            )
+        if boxes and not pointing:
+            what = "no study of train or val has a box, of which location priors are made"
+            lacking.append(f"{Path(data) / name}: {what}")
     if lacking:
         raise InputError(f"{'; '.join(lacking)}. The chapters need train, val and test")
     return prints

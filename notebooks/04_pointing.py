@@ -66,7 +66,7 @@ from chestxai.studies import Box, Frame, phrases
 warnings.simplefilter("ignore", stats.FewGroupsWarning)
 settings = profiles.load(profile)
 plots.setup(settings.variants)
-folders = {v: [profiles.run_folder(settings, v, s, out) for s in seeds] for v in variants}
+folders = {v: [profiles.run(settings, v, s, out).folder for s in seeds] for v in variants}
 size = models.image_size(models.load_base(settings, device="cpu"))
 test = phrases(profiles.studies(settings, "test", data, boxes=True))
 resamples = settings.statistics.resamples

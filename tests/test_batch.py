@@ -532,7 +532,7 @@ class TestGrid:
         cells = grid.load(self.file(notebooks.parent, variants=["frozen"], settings=SETTINGS), out)
         long = """from chestxai import profiles
 settings = profiles.load(profile)
-run = profiles.run_folder(settings, variant, seed, out)
+run = profiles.run(settings, variant, seed, out).folder
 run.mkdir(parents=True, exist_ok=True)
 if not (run / 'big').is_dir():
     (run / 'big').mkdir()

@@ -234,7 +234,7 @@ class TestSettings:
     @pytest.mark.parametrize("seed", [-1, 2**32, 10**30])
     def test_a_seed_is_one_for_every_library(self, seed):
         with pytest.raises(InputError, match="seed "):
-            profiles.run_folder(profiles.load("smoke"), "frozen", seed)
+            profiles.run(profiles.load("smoke"), "frozen", seed)
 
     @pytest.mark.parametrize(
         "text",

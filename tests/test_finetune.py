@@ -923,7 +923,7 @@ def test_the_command_leaves_the_run_where_the_book_finds_it(tmp_path, capsys):
     options = ["--profile", str(path), "--variant", "learnable", "--seed", "3", "--out", str(tmp_path / "runs")]
     assert main(options) == 0
     profile = profiles.load(path)
-    run = profiles.run_folder(profile, "learnable", 3, tmp_path / "runs")
+    run = profiles.run(profile, "learnable", 3, tmp_path / "runs").folder
     assert capsys.readouterr().out == f"{run}: finished\n"
     about = runs.read_json(run / "run.json")
     assert (about["variant"], about["seed"], about["settings"]["steps"]) == ("learnable", 3, 2)

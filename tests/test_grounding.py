@@ -593,7 +593,7 @@ def test_the_commands_on_two_processes_leave_what_chapters_3_and_5_find(tmp_path
     test = phrases(profiles.studies(profile, "test", boxes=True))
     with monkeypatch.context() as patch:
         patch.setattr(dataset, "CHUNK", 2)
-        one = list(grounding.ground_run(profile, profiles.run_folder(profile, "frozen", 1, tmp_path / "one"), test))
+        one = list(grounding.ground_run(profile, profiles.run(profile, "frozen", 1, tmp_path / "one").folder, test))
     for process in processes:
         process.join(120)
         if process.exitcode is None:
@@ -609,7 +609,7 @@ def test_the_commands_on_two_processes_leave_what_chapters_3_and_5_find(tmp_path
 
     # As chapter 3 calls it, by way of `faithfulness.score_run`.
     monkeypatch.setattr(dataset, "ground_many", lambda *_, **__: pytest.fail("they are made again"))
-    run = profiles.run_folder(profile, "frozen", 1, tmp_path / "two")
+    run = profiles.run(profile, "frozen", 1, tmp_path / "two").folder
     two = list(grounding.ground_run(profile, run, test))
     assert [row[0] for row in two] == [row[0] for row in one] == steps
     for ours, theirs in zip(two, one, strict=True):
@@ -629,7 +629,7 @@ def test_the_commands_on_two_processes_leave_what_chapters_3_and_5_find(tmp_path
     prompts, *_ = fidelity.requests(kept, profile.sampling)
     assert sum(map(sum, drawn)) == len(prompts) * len(steps)
     assert len(drawn[0]) == len(drawn[1])
-    run = profiles.run_folder(profile, "frozen", 1, tmp_path / "one")
+    run = profiles.run(profile, "frozen", 1, tmp_path / "one").folder
     for step, images in fidelity.sample_run(pipeline, profile, run, prompts):
         path = tmp_path / "two/own/frozen/seed-1/samples" / f"step-{step}.safetensors"
         np.testing.assert_array_equal(runs.load_tensors(path)["images"].numpy(), images)

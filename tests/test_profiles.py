@@ -71,7 +71,7 @@ def written(tmp_path: Path, **changes: object) -> Path:
 def test_ones_own_profile_is_loaded_by_its_path_and_named_after_its_file(tmp_path):
     mine = profiles.load(written(tmp_path, finetune__steps=12))
     assert (mine.name, mine.finetune.steps) == ("mine", 12)
-    assert profiles.run_folder(mine, "frozen", 3, tmp_path) == tmp_path / "mine/frozen/seed-3"
+    assert profiles.run(mine, "frozen", 3, tmp_path).folder == tmp_path / "mine/frozen/seed-3"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_an_unknown_profile_lists_those_there_are(name):
 
 def test_unknown_variant_and_source_list_those_there_are():
     with pytest.raises(ValueError, match="no variant 'thawed': choose one of frozen, learnable"):
-        profiles.run_folder(profiles.load("smoke"), "thawed", 0)
+        profiles.run(profiles.load("smoke"), "thawed", 0)
     with pytest.raises(ValueError, match="unknown source 'nowhere': choose one of phantom"):
         sources.load("nowhere")
     with pytest.raises(ValueError, match="unknown split 'all'"):

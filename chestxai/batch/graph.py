@@ -232,7 +232,7 @@ def _executions(chapter: Chapter, cell: Cell, root: Path) -> Iterator[tuple[str,
         yield "", root, {"variants": list(cell.variants), "seeds": list(cell.seeds)}, None
         return
     for seed, variant in itertools.product(cell.seeds, cell.variants):
-        folder = profiles.run_folder(cell.profile, variant, seed, root.parent)
+        folder = profiles.run(cell.profile, variant, seed, root.parent).folder
         recipe = cell.profile.recipe(variant).model_dump()
         yield f" · {variant} · seed {seed}", folder, {"variant": variant, "seed": seed}, recipe
 

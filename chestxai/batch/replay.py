@@ -84,7 +84,7 @@ def replay(record: Path, out: Path | None = None, data: str = "") -> int:
     source = runs.write_json(out / NOTEBOOK, notebook)
     root = str(Path(data).resolve()) if data else before.data_root
     parameters = {"profile": settings, "variant": variant, "seed": seed, "data": root, "out": str(out)}
-    folder = profiles.run_folder(profile, variant, seed, out)
+    folder = profiles.run(profile, variant, seed, out).folder
     node = Node(f"replay of {record}", source, folder, parameters, makes=("run.json", "train.csv"))
     print(f"  replaying  {profile.name} · {variant} · seed {seed} in {out}")
     print(f"  executing  the code of {kept.resolve()}", flush=True)

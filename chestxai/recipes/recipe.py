@@ -17,22 +17,17 @@ A further field is one more field here and one more small function, called from 
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from chestxai.recipes.networks import (
-    add_adapters,
-    add_projection,
-    add_tokens,
-    cosine_distance,
-    learning_text,
-    randomise,
-    weight_distance,
-)  # fmt: skip
+from chestxai.recipes.networks import add_adapters, add_projection, add_tokens, cosine_distance, learning_text
+from chestxai.recipes.networks import randomise, weight_distance
 from chestxai.runs import InputError
 from chestxai.studies import FINDINGS
 
@@ -43,9 +38,6 @@ if TYPE_CHECKING:
     from chestxai.profiles import FinetuneSettings
 
 _LORA = r"lora:[1-9]\d{0,3}"
-_TEXT = re.compile(r"(frozen|learnable|random|embeddings)|(?:last|lora):([1-9]\d{0,3})")
-
-
 #: Layers of the U-Net that get adapters: those of attention.
 ADAPTED = ["to_q", "to_k", "to_v", "to_out.0"]
 #: The prompt of a study without findings, where prompts are labels.
@@ -124,7 +116,7 @@ class Recipe(Settings):
         attention_findings: names of the findings that this concerns; default: all.
     """
 
-    text: str = Field("frozen", pattern=f"^(?:{_TEXT.pattern})$")
+    text: str = Field("frozen", pattern=rf"^(?:frozen|learnable|random|embeddings|last:[1-9]\d{{0,3}}|{_LORA})$")
     schedule: Schedule = Schedule()
     text_learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
     anchor: float = Field(0.0, ge=0, allow_inf_nan=False)
@@ -153,32 +145,24 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Recipe:
-        for name, value, needed in (
-            ("attention_weight", self.attention_weight > 0, self.attention != "none"),
-            ("attention_from", bool(self.attention_from), self.attention == "distilled"),
+        for name, field, wanted, needed in (
+            ("attention_weight", "attention", self.attention != "none", True),
+            ("attention_from", "attention", self.attention == "distilled", True),
+            ("attention_findings", "attention", self.attention != "none", False),
+            ("paraphrases", "prompts", self.prompts == "paraphrases", False),
         ):
-            if value != needed:
-                raise ValueError(f"{name}: {'needed with' if needed else 'has no effect with'} {self.attention!r}")
-        for name, idle in (
-            ("attention_findings", self.attention == "none"),
-            ("paraphrases", self.prompts != "paraphrases"),
-        ):
-            if idle and getattr(self, name):
-                raise ValueError(f"{name}: has no effect here")
-        return self
-
-    @model_validator(mode="after")
-    def _needs_learning(self) -> Recipe:
+            if getattr(self, name) and not wanted:
+                raise ValueError(f"{name}: has no effect with {getattr(self, field)!r}")
+            if needed and wanted and not getattr(self, name):
+                raise ValueError(f"{name}: needed with {getattr(self, field)!r}")
         if self.keys == self.values == "frozen":
             raise ValueError("keys and values are both frozen: that is text 'frozen'")
         if self.splits and self.text_projection != "none":
             raise ValueError("text_projection: keys and values of different states pass no layer between")
-        if not self.text_learns:
-            fields = type(self).model_fields
-            names = ("schedule", "text_learning_rate", "anchor", "anchor_weights", "keys", "values")
-            changed = [n for n in names if getattr(self, n) != fields[n].default]
-            if changed:
-                raise ValueError(f"{', '.join(changed)}: has no effect with text {self.text!r}, which learns nothing")
+        learns = ("schedule", "text_learning_rate", "anchor", "anchor_weights", "keys", "values")
+        changed = [name for name in learns if getattr(self, name) != type(self).model_fields[name].default]
+        if changed and not self.text_learns:
+            raise ValueError(f"{', '.join(changed)}: has no effect with text {self.text!r}, which learns nothing")
         return self
 
     @property
@@ -351,9 +335,6 @@ def attach(pipeline: StableDiffusionPipeline, recipe: Recipe, reference: nn.Modu
         recipe: of its text encoder.
         reference: the text encoder as it was; default: a copy of the pipeline's, where the recipe `splits`.
     """
-    import copy
-    from functools import partial
-
     encoder = pipeline.text_encoder
     if recipe.splits:
         # In a tuple, so that it is no part of the encoder: it neither learns nor is saved with it.
