@@ -18,9 +18,8 @@ def cooccurrence(labels: np.ndarray, names: Sequence[str] = FINDINGS, title: str
 
     Args:
         labels: Multi-hot ``(studies, findings)``, as `Study.labels` stacked.
-        names: Names of the columns of ``labels``. The number of studies with a finding stands behind its name; the row
-            of a finding without studies stays empty, and so does the diagonal.
-        title: Title of the figure.
+        names, title: Names of the columns of ``labels``, and title of the figure. The number of studies with a finding
+            stands behind its name; the row of a finding without studies stays empty, and so does the diagonal.
     """
     labels = np.asarray(labels)
     if labels.ndim != 2 or labels.shape[1] != len(names):
@@ -40,21 +39,11 @@ def cooccurrence(labels: np.ndarray, names: Sequence[str] = FINDINGS, title: str
     return fig.update_xaxes(title_text="… that have this finding too").update_yaxes(title_text="of the studies with …")
 
 
-def layer_time(
-    matrix: np.ndarray,
-    layers: Sequence[str],
-    timesteps: Sequence[int],
-    title: str = "",
-) -> go.Figure:
+def layer_time(matrix: np.ndarray, layers: Sequence[str], timesteps: Sequence[int], title: str = "") -> go.Figure:
     """AUC-ROC per cross-attention layer and diffusion timestep: which layers see the finding, and when.
 
-    That of a blind map, 0.5, is white; above it is blue, below it red.
-
-    Args:
-        matrix: Float ``(layers, timesteps)``; NaN cells stay empty.
-        layers: Names of the rows.
-        timesteps: Names of the columns.
-        title: Title of the figure.
+    That of a blind map, 0.5, is white; above it is blue, below it red. ``matrix`` is ``(layers, timesteps)``, whose NaN
+    cells stay empty; ``layers`` and ``timesteps`` name its rows and columns, ``title`` the figure.
     """
     matrix = np.asarray(matrix, dtype=float)
     if matrix.shape != (len(layers), len(timesteps)):
@@ -96,9 +85,7 @@ def histogram(
         heatmap: Float ``(H, W)``, already of the mask's size (`localization.resize`).
         mask: bool ``(H, W)``, neither empty nor full.
         threshold: In the heatmap's units; a dashed line, foreground to its right. None for no line.
-        bins: Number of bins.
-        title: Title of the figure.
-        label: Name of the threshold.
+        bins, title, label: Number of bins, title of the figure, and name of the threshold.
     """
     heatmap, mask = np.asarray(heatmap, dtype=float), np.asarray(mask)
     if heatmap.shape != mask.shape:
@@ -107,9 +94,8 @@ def histogram(
         raise InputError("the mask must be bool, neither empty nor full")
     edges = np.histogram_bin_edges(heatmap, bins)
     fig = go.Figure()
-    for color, name, values, hatch in (
-        ("#888888", "outside", heatmap[~mask], ""), (style.INK, "inside", heatmap[mask], "/")
-    ):  # fmt: skip
+    for color, name, part, hatch in (("#888888", "outside", ~mask, ""), (style.INK, "inside", mask, "/")):
+        values = heatmap[part]
         pattern = {"shape": hatch, "fgcolor": color, "bgcolor": style.faint(color, 0.25), "size": 5}
         fig.add_bar(
             x=(edges[:-1] + edges[1:]) / 2, y=np.histogram(values, edges)[0] / values.size, width=np.diff(edges),
@@ -129,19 +115,15 @@ def histogram(
 
 
 def score_by_size(
-    table: pd.DataFrame,
-    metrics: Sequence[str] = ("auc_roc", "pointing_game", "iou"),
-    groups: int = 4,
-    title: str = "",
+    table: pd.DataFrame, metrics: Sequence[str] = ("auc_roc", "pointing_game", "iou"), groups: int = 4, title: str = ""
 ) -> go.Figure:
     """How scores depend on the size of the target: a point per phrase, and the means of equally large groups.
 
     Args:
         table: A row per phrase and variant with the columns variant, target (area of the mask as a fraction of the
             image), the scores and, optionally, ``prior_<score>`` and ``chance_<score>``.
-        metrics: Columns of scores, a panel each.
+        metrics, title: Columns of scores, a panel each, and title of the figure.
         groups: Number of groups by size (quantiles of the target's area); fewer where sizes repeat.
-        title: Title of the figure.
     """
     style.require(table, ["variant", "target", *metrics], "score_by_size")
     styles = style.styles_of(table["variant"])
@@ -183,9 +165,8 @@ def score_by_size(
 def training_curves(runs: Mapping[str, pd.DataFrame], title: str = "") -> go.Figure:
     """Training loss and learning rate over steps: raw values faint, exponentially smoothed ones (span 5 %) bold.
 
-    Args:
-        runs: Variant -> the run's ``train.csv`` (columns step, loss, lr and, optionally, seconds).
-        title: Title of the figure.
+    ``runs``: variant → the run's ``train.csv`` (columns step, loss, lr and, optionally, seconds). ``title`` is the
+    figure's.
     """
     if not runs:
         raise InputError("training_curves: there is no run to show")

@@ -26,13 +26,8 @@ def _forest(
 ) -> go.Figure:
     """Estimates with their intervals in rows, the first on top.
 
-    Args:
-        points: Columns x, low, high (in units of x), y, text (shown on hover), and those that ``options`` names.
-        rows: Place on the y-axis -> name of the row.
-        series: Number of points in a row.
-        title: Title of the figure.
-        options: For plotly express: what decides colour and marker.
-        **layout: Further keys of plotly's layout.
+    ``points``: columns x, low, high (in units of x), y, text (shown on hover), and those that ``options`` of plotly
+    express name. ``rows``: place on the y-axis → name. ``series``: number of points in a row.
     """
     points = points.assign(up=points["high"] - points["x"], down=points["x"] - points["low"])
     fig = px.scatter(points, x="x", y="y", error_x="up", error_x_minus="down", custom_data=["text"], **options)
@@ -60,8 +55,7 @@ def scores_by_finding(
 
     Args:
         table: Columns finding, variant, mean and, optionally, low, high, prior, chance, n. "all" comes last.
-        metric: Name of the score, or its column, such as ``auc_roc``.
-        title: Title of the figure.
+        metric, title: Name of the score or its column, such as ``auc_roc``, and title of the figure.
         variants: The variants to draw, the reference one first; see `variant_style`.
     """
     style.require(table, ["finding", "variant", "mean"], "scores_by_finding")
@@ -82,17 +76,10 @@ def scores_by_finding(
     counts = table.groupby("finding")["n"].max() if "n" in table else {}
     names = {name: html.escape(name) if name != "all" else "<b>all</b>" for name in findings}
     rows = {place[f]: name + (f" ({counts[f]:.0f})" if f in counts else "") for f, name in names.items()}
-    side = style.direction(metric, "higher is better →", "← lower is better")
+    name, side = style.score_name(metric), style.direction(metric, "higher is better →", "← lower is better")
     options = style.express_options(dict(style.REFERENCES.values()) | styles, "series", dash=False)
-    return _forest(
-        points,
-        rows,
-        len(styles),
-        title,
-        options,
-        caption=f"{style.score_name(metric)}, with 95 % intervals.",
-        xaxis={"title": {"text": f"{style.score_name(metric)} ({side})"}},
-    )
+    look = {"caption": f"{name}, with 95 % intervals.", "xaxis": {"title": {"text": f"{name} ({side})"}}}
+    return _forest(points, rows, len(styles), title, options, **look)
 
 
 def paired(
@@ -110,12 +97,11 @@ def paired(
         differences: Results of `tradeoff.compare`, all with the same ``a`` or all with the same ``b``; or a table with
             the columns name, estimate, low, high and, optionally, better ("higher", the default, or "lower"), n, a, b
             (frozen and learnable by default).
-        shared: One axis for all rows (one score, many findings); otherwise each row has its own scale.
-        title: Title of the figure.
+        shared, title: One axis for all rows (one score, many findings), or a scale for each; and title of the figure.
         variants: All variants in order, the reference one first, for their colours; see `variant_style`.
     """
     table = _differences(differences)
-    sides = [list(table[side].unique()) for side in "ab"]
+    sides, row = [list(table[side].unique()) for side in "ab"], pd.Series(pd.factorize(table["name"])[0])
     if min(map(len, sides)) > 1:
         raise InputError("paired: all comparisons must have the same variant a, or the same variant b")
     sign = np.where(table["better"] == "lower", -1.0, 1.0)
@@ -125,28 +111,24 @@ def paired(
     many, others = len(sides[0]) + len(sides[1]) > 2, list(table[other].unique())
     styles = style.variant_style(variants or [*sides[other == "a"], *others])
     values = table[["estimate", "low", "high"]].to_numpy(float)
-    row = pd.Series(pd.factorize(table["name"])[0])
     reach = pd.Series(np.nanmax(np.abs(values), axis=1)).groupby(row * (not shared)).transform("max")
     reach = reach.where(reach > 0, 1.0).to_numpy()
     drawn = values if shared else values * (sign / reach)[:, None]
     good = np.sort(values[:, 1:] * sign[:, None], axis=1)
     specs = [f"+.{1 if size >= 10 else 2 if size >= 0.1 else 3}f" for size in reach]
+    numbers = [_shown(*interval, spec) for interval, spec in zip(values, specs, strict=True)]
+    places = row + table[other].map(_offsets(others))
+    about = zip(table["name"], table["a"], table["b"], numbers, strict=True)
     points = table.assign(
-        x=drawn[:, 0], low=drawn[:, 1:].min(axis=1), high=drawn[:, 1:].max(axis=1),
-        y=row + table[other].map(_offsets(others)),
+        x=drawn[:, 0], low=drawn[:, 1:].min(axis=1), high=drawn[:, 1:].max(axis=1), y=places,
         better=np.where(good[:, 0] > 0, table["a"], np.where(good[:, 1] < 0, table["b"], "")),
-        number=[_shown(*interval, spec) for interval, spec in zip(values, specs, strict=True)],
+        text=[f"{html.escape(str(name))}<br>{html.escape(f'{a} − {b}')}: {number}" for name, a, b, number in about],
     )  # fmt: skip
-    points["text"] = [
-        f"{html.escape(str(name))}<br>{html.escape(f'{a} − {b}')}: {number}"
-        for name, a, b, number in points[["name", "a", "b", "number"]].itertuples(index=False)
-    ]
     counts = table.groupby(row)["n"].max()
     counts = np.where(counts.isna(), "", counts.map(" ({:.0f})".format))
     names = [f"{name}{n}" for name, n in zip(table["name"].unique(), counts, strict=True)]
     rows = {i: style.wrapped(name, 150)[0] for i, name in enumerate(names)}
-    options = {"color": "better", "color_discrete_map": {name: look.color for name, look in styles.items()}}
-    options["color_discrete_map"] |= {"": "#777777"}
+    options = {"color": "better", "color_discrete_map": {n: look.color for n, look in styles.items()} | {"": "#777777"}}
     if many:
         options |= {"symbol": other, "symbol_map": {name: look.symbol for name, look in styles.items()}}
     minus = " − ".join(side[0] if len(side) == 1 else "each variant" for side in sides)
@@ -156,39 +138,32 @@ def paired(
         axis["range"] = [end * reach[0] * sign[0] for end in axis["range"]]
     else:
         axis |= {"tickvals": [-1, 0, 1], "ticktext": ["", "0", ""], "ticks": "", "showgrid": False}
-    right = 36 + max(style.text_width(number, 13) for number in points["number"])
-    fig = _forest(
-        points,
-        rows,
-        len(others),
-        title,
-        options,
-        top=24,
-        caption="Paired differences, with 95 % intervals.",
-        xaxis=axis,
-        margin={"r": right},
-    )
+    layout = {"margin": {"r": 36 + max(style.text_width(number, 13) for number in numbers)}, "xaxis": axis, "top": 24}
+    layout["caption"] = "Paired differences, with 95 % intervals."
+    fig = _forest(points, rows, len(others), title, options, **layout)
     fig.update_traces(showlegend=False, legendgroup=None)
     for name in others if many else ():
         marker = {"color": styles[name].color, "symbol": styles[name].symbol, "size": 10}
         fig.add_scatter(x=[None], y=[None], mode="markers", marker=marker, name=html.escape(name), showlegend=True)
-    for number, y in zip(points["number"], points["y"], strict=True):
-        fig.add_annotation(text=number, x=1, xref="paper", xanchor="left", xshift=10, y=y, showarrow=False,
-                           font={"size": 11 if many else 13})  # fmt: skip
+    for number, y in zip(numbers, places, strict=True):
+        _note(fig, number, xref="paper", x=1, y=y, xanchor="left", xshift=10, font={"size": 11 if many else 13})
     for side, text, anchor, shift in ((sides[1], "← {} better", "right", -8), (sides[0], "{} better →", "left", 8)):
         name, color = (side[0], styles[side[0]].color) if len(side) == 1 else ("the other", style.MUTED)
-        fig.add_annotation(
-            text=f"<b>{html.escape(text.format(name))}</b>", font={"color": color}, x=0.5, xref="paper", xanchor=anchor,
-            xshift=shift, y=1, yref="paper", yanchor="bottom", yshift=2, showarrow=False,
-        )  # fmt: skip
+        place = {"xref": "paper", "yref": "paper", "x": 0.5, "y": 1, "xshift": shift, "yshift": 2}
+        place |= {"xanchor": anchor, "yanchor": "bottom", "font": {"color": color}}
+        _note(fig, f"<b>{html.escape(text.format(name))}</b>", **place)
     for y, size, spec in [] if shared else {y: (y, *of) for y, *of in zip(row, reach, specs, strict=True)}.values():
         # What the row's bars are measured with, at the ends of a line of its own.
         fig.add_shape(type="line", x0=-1, x1=1, y0=y + 0.42, y1=y + 0.42, line={"color": style.RULE, "width": 1})
+        look = {"font": {"size": 10, "color": style.MUTED}, "bgcolor": style.PAPER, "borderpad": 1, "y": y + 0.42}
         for end in (-1, 1):
             text = f"{end * size * sign[row == y][0]:{spec}}".replace("-", "−")
-            fig.add_annotation(text=text, x=end, y=y + 0.42, xanchor="center", yanchor="middle", showarrow=False,
-                               font={"size": 10, "color": style.MUTED}, bgcolor=style.PAPER, borderpad=1)  # fmt: skip
+            _note(fig, text, x=end, xanchor="center", yanchor="middle", **look)
     return fig.add_vline(0, line={"color": "#444444", "width": 1.5})
+
+
+def _note(fig: go.Figure, text: str, **options: object) -> None:
+    fig.add_annotation(text=text, showarrow=False, **options)
 
 
 def _differences(differences: Sequence[Comparison] | pd.DataFrame) -> pd.DataFrame:
@@ -205,11 +180,7 @@ def _differences(differences: Sequence[Comparison] | pd.DataFrame) -> pd.DataFra
     return table
 
 
-def tradeoff(
-    table: pd.DataFrame,
-    metrics: Sequence[str] = METRICS,
-    variants: Sequence[str] | None = None,
-) -> go.Figure:
+def tradeoff(table: pd.DataFrame, metrics: Sequence[str] = METRICS, variants: Sequence[str] | None = None) -> go.Figure:
     """Fidelity against localization over the checkpoints of all variants, with a button per localization score.
 
     With several seeds, each seed is a thin line and the bold one their mean, with bars from the lowest to the highest
@@ -229,23 +200,26 @@ def tradeoff(
     styles = style.styles_of(table["variant"], variants)
     table = table[table["variant"].isin(styles)].sort_values("step")
     several = table.groupby("variant")["seed"].nunique().max() > 1
-    log = table["fid"].min() > 0 and table["fid"].max() / table["fid"].min() > 8
+    low, high = table["fid"].min(), table["fid"].max()
+    log = low > 0 and high / low > 8
+    axis = style.log_axis(low, high) if log else {}
     remark = f"Labels: training step. Bars: {'lowest to highest seed' if several else '95 % interval'}."
+    side = f"← {style.score_name('fid')} (lower is better{', logarithmic' if log else ''})"
+    about = "Fidelity against localization, over the checkpoints of each variant; ringed: Pareto-optimal."
     planes = []
     for column in scores:
         plane = _plane(_by_step(table, ["fid", column], several), "fid", column, styles)
-        if several:
-            _add_seeds(plane, table, "fid", column, styles)
+        for (variant, seed), rows in table.groupby(["variant", "seed"]) if several else ():
+            plane.add_scatter(
+                x=rows["fid"], y=rows[column], mode="lines+markers", showlegend=False, legendgroup=variant,
+                opacity=0.4, line={"color": styles[variant].color, "width": 1}, marker={"size": 4},
+                hovertemplate=f"{html.escape(variant)}, seed {seed}<br>%{{x:.4g}}<br>%{{y:.3f}}<extra></extra>",
+            )  # fmt: skip
         _add_references(plane, table, column)
         legend = [trace.name for trace in plane.data if trace.showlegend]
-        about = "Fidelity against localization, over the checkpoints of each variant; ringed: Pareto-optimal."
         style.dressed(plane, "", 500, legend, caption=about, margin={"r": 122})
-        better = style.direction(column, "higher is better ↑", "lower is better ↓")
-        plane.update_yaxes(title_text=f"{style.score_name(column)} · {better}")
-        side = f"← {style.score_name('fid')} (lower is better{', logarithmic' if log else ''})"
-        axis = style.log_axis(table["fid"].min(), table["fid"].max()) if log else {}
-        plane.update_xaxes(title_text=f"{side}<br>{remark}", **axis)
-        planes.append((style.score_name(column).split(" (")[0], plane))
+        plane.update_yaxes(title_text=style.ranked(column)).update_xaxes(title_text=f"{side}<br>{remark}", **axis)
+        planes.append((style.score_name(column, short=True), plane))
     return style.chooser(planes, type="buttons", direction="right", name="Score")
 
 
@@ -294,16 +268,6 @@ def _plane(rows: pd.DataFrame, x: str, y: str, styles: Mapping[str, style.Style]
     return fig.add_scatter(x=front[x], y=front[y], marker=ring, **look)
 
 
-def _add_seeds(plane: go.Figure, table: pd.DataFrame, x: str, y: str, styles: Mapping[str, style.Style]) -> None:
-    """A thin line per variant and seed."""
-    for (variant, seed), rows in table.groupby(["variant", "seed"]):
-        plane.add_scatter(
-            x=rows[x], y=rows[y], mode="lines+markers", showlegend=False, legendgroup=variant, opacity=0.4,
-            line={"color": styles[variant].color, "width": 1}, marker={"size": 4},
-            hovertemplate=f"{html.escape(variant)}, seed {seed}<br>%{{x:.4g}}<br>%{{y:.3f}}<extra></extra>",
-        )  # fmt: skip
-
-
 def _add_references(plane: go.Figure, table: pd.DataFrame, y: str) -> None:
     """Lines for chance and location prior, and an arrow towards the better corner."""
     lines = {prefix: table[f"{prefix}_{y}"].mean() for prefix in style.REFERENCES if f"{prefix}_{y}" in table}
@@ -325,6 +289,11 @@ def _add_references(plane: go.Figure, table: pd.DataFrame, y: str) -> None:
     )  # fmt: skip
 
 
+def _last(table: pd.DataFrame, *keys: str) -> pd.DataFrame:
+    """The rows of each run's last step; a run is what has equal ``keys``."""
+    return table.loc[table.groupby(list(keys))["step"].idxmax()]
+
+
 def recipes_plane(table: pd.DataFrame, metrics: Sequence[str], title: str = "") -> go.Figure:
     """Recipes in the plane of fidelity and an endpoint, with a menu of the bases and the tests of the endpoint.
 
@@ -334,17 +303,16 @@ def recipes_plane(table: pd.DataFrame, metrics: Sequence[str], title: str = "") 
 
     Args:
         table: Of a study: variant, seed, step, classifier_auc, the metrics and, optionally, base.
-        metrics: Columns of the y-axis.
-        title: Title of the figure.
+        metrics, title: Columns of the y-axis, and title of the figure.
     """
     style.require(table, ["variant", "seed", "step", "classifier_auc", *metrics], "recipes_plane")
     table = table.assign(base=table["base"] if "base" in table else "")
     looks, planes = style.variant_style(table["variant"].unique()), []
     for base, rows in table.groupby("base", sort=False):
-        last = rows.loc[rows.groupby(["variant", "seed"])["step"].idxmax()]
         for column in metrics:
-            name = style.score_name(column).split(" (")[0]
-            planes.append((f"{name}, base {base}" if base else name, _recipes(last, column, looks, title)))
+            name = style.score_name(column, short=True)
+            plane = _recipes(_last(rows, "variant", "seed"), column, looks, title)
+            planes.append((f"{name}, base {base}" if base else name, plane))
     return style.chooser(planes, name="Score")
 
 
@@ -352,27 +320,25 @@ def _recipes(last: pd.DataFrame, column: str, looks: Mapping[str, style.Style], 
     """The plane of one score: a mark for each variant of ``last``, a row per variant and seed."""
     x, plane = "classifier_auc", go.Figure()
     groups = last.groupby("variant", sort=False)[[x, column]]
-    means, low, high = groups.mean(), groups.min(), groups.max()
+    means = groups.mean()
+    up, down = groups.max() - means, means - groups.min()
     best = pareto_front(means.assign(miss=-means[x]).reset_index(), "miss", column)
     for i, (variant, mean) in enumerate(means.iterrows()):
         look, name = looks[variant], html.escape(variant)
+        bar = {"thickness": 1, "color": style.faint(look.color, 0.55)}
         bars = {
-            f"error_{axis}": {
-                "array": [high.loc[variant, key] - mean[key]], "arrayminus": [mean[key] - low.loc[variant, key]],
-                "thickness": 1, "color": style.faint(look.color, 0.55),
-            }
+            f"error_{axis}": {"array": [up.loc[variant, key]], "arrayminus": [down.loc[variant, key]], **bar}
             for axis, key in (("x", x), ("y", column))
-        }  # fmt: skip
-        marker = {"size": 16 if best[i] else 9, "color": look.color, "symbol": look.symbol}
+        }
         named = len(means) <= 6 or best[i] or i < 2
         plane.add_scatter(
             x=[mean[x]], y=[mean[column]], mode="markers+text" if named else "markers", text=[name], name=name,
-            textposition="top center", marker=marker, showlegend=True, cliponaxis=False,
-            hovertemplate=f"<b>{name}</b><br>classifier AUC %{{x:.3f}}<br>score %{{y:.3f}}<extra></extra>", **bars,
+            marker={"size": 16 if best[i] else 9, "color": look.color, "symbol": look.symbol}, showlegend=True,
+            hovertemplate=f"<b>{name}</b><br>classifier AUC %{{x:.3f}}<br>score %{{y:.3f}}<extra></extra>",
+            textposition="top center", cliponaxis=False, **bars,
         )  # fmt: skip
     style.dressed(plane, title, 480, [trace.name for trace in plane.data])
-    better = style.direction(column, "higher is better ↑", "lower is better ↓")
-    plane.update_yaxes(title_text=f"{style.score_name(column)} · {better}")
+    plane.update_yaxes(title_text=style.ranked(column))
     return plane.update_xaxes(title_text="classifier AUC of the generated images (higher is better →)")
 
 
@@ -384,17 +350,17 @@ def setting_curves(
     Args:
         table: Of a study (a row per run and checkpoint): the setting, variant, seed, step and the metrics.
         setting: Column of a setting with positive values, such as ``finetune.text_learning_rate``.
-        metrics: Columns of scores; a menu chooses.
-        title: Title of the figure.
+        metrics, title: Columns of scores, of which a menu chooses, and title of the figure.
         rate: A value to mark, such as the U-Net's own rate; None for none.
     """
     style.require(table, [setting, "variant", "seed", "step", *metrics], "setting_curves")
-    last = table.loc[table.groupby([setting, "variant", "seed"])["step"].idxmax()]
+    last = _last(table, setting, "variant", "seed")
     looks, charts = style.styles_of(last["variant"]), []
     ticks = sorted(last[setting].unique())
     axis = {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
     reach = np.log10([ticks[0], ticks[-1]])
     axis["range"] = list(reach + np.array([-0.07, 0.07]) * max(np.ptp(reach), 1))
+    mark = {"text": "the U-Net’s", "font": {"color": style.MUTED}}
     for column in metrics:
         chart = go.Figure()
         for variant, look in looks.items():
@@ -406,14 +372,8 @@ def setting_curves(
                 hovertemplate="%{x}: %{y:.3f}<extra></extra>", showlegend=True,
             )  # fmt: skip
         if rate:
-            chart.add_vline(
-                rate,
-                line={"color": style.MUTED, "dash": "dot"},
-                annotation={"text": "the U-Net’s", "font": {"color": style.MUTED}},
-            )
+            chart.add_vline(rate, line={"color": style.MUTED, "dash": "dot"}, annotation=mark)
         style.dressed(chart, title, 400, [trace.name for trace in chart.data])
-        better = style.direction(column, "higher is better ↑", "lower is better ↓")
-        chart.update_yaxes(title_text=f"{style.score_name(column)}<br>{better}")
-        chart.update_xaxes(title_text=setting, **axis)
-        charts.append((style.score_name(column).split(" (")[0], chart))
+        chart.update_yaxes(title_text=style.ranked(column, "<br>")).update_xaxes(title_text=setting, **axis)
+        charts.append((style.score_name(column, short=True), chart))
     return style.chooser(charts, name="Score")

@@ -37,10 +37,8 @@ def explored(
         images: uint8 ``(n, H, W)``; one entry per phrase, so a study with two phrases comes twice.
         heatmaps: Float ``(n, layers, timesteps, h, w)``; or a function of entry, layer and timestep (counted from 0)
             that makes one map ``(h, w)``; then there are no means.
-        titles: Names of the studies.
-        phrases: The phrases that are grounded.
-        layers: Names of the layers.
-        timesteps: The timesteps.
+        titles, phrases: Names of the studies, and the phrases that are grounded.
+        layers, timesteps: Names of the layers, and the timesteps.
         masks: Per entry the target to outline, or None.
 
     Returns:
@@ -137,11 +135,7 @@ def _explorer(picture: Picture, tiles: list[list[np.ndarray]], title: str, phras
 
 
 def highlights(report: str, findings: Sequence[Finding]) -> list[tuple[str, tuple[Finding, ...]]]:
-    """Cut a report where a finding's phrase begins or ends.
-
-    Args:
-        report: Plain text.
-        findings: A phrase that is not in the report marks nothing.
+    """Cut a ``report`` where the phrase of one of its ``findings`` begins or ends.
 
     Returns:
         Pieces of text, which together are the report, each with the findings whose phrase it belongs to.
@@ -156,11 +150,8 @@ def highlights(report: str, findings: Sequence[Finding]) -> list[tuple[str, tupl
 
 
 def report_html(study: Study, marks: bool = True) -> str:
-    """The report as HTML: what is present underlined in the colour of the finding, what is ruled out in italics.
-
-    Args:
-        study: With report and findings.
-        marks: Mark the phrases of the findings.
+    """The report of a ``study`` as HTML: words of what is present are underlined in its colour, those of what is ruled
+    out are in italics; all plain without ``marks``.
     """
     parts = []
     for text, findings in highlights(study.report.strip(), study.findings if marks else ()):
@@ -174,13 +165,9 @@ def report_html(study: Study, marks: bool = True) -> str:
 
 
 def picture_html(picture: Picture, text: str, alt: str, size: int) -> str:
-    """A picture with text beside it, or below it on a narrow screen; needs no script.
+    """A ``picture``, ``size`` pixels wide, with ``text`` (HTML) beside it, or below it on a narrow screen.
 
-    Args:
-        picture: What to draw.
-        text: HTML.
-        alt: What the picture shows, in plain words.
-        size: Width in pixels of the picture.
+    Needs no script. ``alt`` is what it shows, in plain words.
     """
     buffer = io.BytesIO()
     draw(picture, size).save(buffer, "jpeg", quality=88)
@@ -191,24 +178,16 @@ def picture_html(picture: Picture, text: str, alt: str, size: int) -> str:
 
 
 def study_html(study: Study, size: int = 360, marks: bool = True) -> str:
-    """A study's image with the findings outlined, beside its report with their words marked.
-
-    Args:
-        study: Its image must be readable.
-        size: Width in pixels of the image.
-        marks: Outline the findings and mark their words.
-    """
+    """A ``study``'s image, ``size`` pixels wide, beside its report; with ``marks``, outlines and marked words."""
     picture = study_picture(study, size)
     shown = picture if marks else replace(picture, outlines=())
     return picture_html(shown, report_html(study, marks), f"Radiograph of {_summary(study)}", size)
 
 
 def study_static(studies: Sequence[Study], size: int = 360) -> HTML:
-    """A list of studies to open, each as in `study_html`; needs neither kernel nor script.
+    """A list of up to some twenty ``studies`` to open, the first one open, each as in `study_html` of this ``size``.
 
-    Args:
-        studies: Up to some twenty; the first is open.
-        size: Width in pixels of the images.
+    Needs neither kernel nor script.
     """
     if not studies:
         raise InputError("there is no study to show")

@@ -43,12 +43,7 @@ class Layout:
 
 
 def grid(shown: Sequence[Picture], layout: Layout) -> go.Figure:
-    """A plotly figure of equally large pictures.
-
-    Args:
-        shown: Row by row; all images of one shape.
-        layout: Columns, texts, colour bar.
-    """
+    """A plotly figure of equally large pictures, ``shown`` row by row, all of one shape; ``layout`` says all else."""
     columns, right = min(layout.columns, len(shown)), _BAR if layout.scale else 0
     rows, (height, width) = -(-len(shown) // columns), shown[0].image.shape
     w = max(100, min(layout.largest, (WIDTH - right + _GAP) / columns - _GAP))
@@ -122,12 +117,9 @@ def _scale_words(scale: Scale) -> tuple[list[str], str, list[str]]:
 
 
 def note(text: str, axis: str | None = None, **options: object) -> dict:
-    """An annotation at the top left corner of a picture.
+    """An annotation with ``text`` (HTML) at the top left corner of a picture, where ``options`` say nothing else.
 
-    Args:
-        text: Plotly's HTML.
-        axis: Number of the picture's axes as plotly writes it ("", "2", …); None for the corner of the whole plot.
-        **options: Options of the annotation that differ from the default.
+    ``axis``: number of the picture's axes as plotly writes it ("", "2", …); None for the corner of the whole plot.
     """
     x, y = ("paper", "paper") if axis is None else (f"x{axis} domain", f"y{axis} domain")
     default = {"x": 0, "y": 1, "xanchor": "left", "yanchor": "top", "align": "left", "showarrow": False, "borderpad": 0}
@@ -208,8 +200,7 @@ def images(
     Args:
         images, boxes, masks: As in `as_pictures`; all images of one shape.
         titles: A caption above each image (plain text, wrapped), or None.
-        columns: Images per row.
-        title: Title of the figure.
+        columns, title: Images per row, and title of the figure.
         marker: The side marker at the image's left; "" for none.
     """
     shown = as_pictures(images, masks=masks, boxes=boxes)
@@ -217,12 +208,9 @@ def images(
 
 
 def study_sheet(studies: Sequence[Study], titles: Texts = None, size: int = 256, title: str = "") -> go.Figure:
-    """A grid of studies, each finding outlined and named in its colour.
+    """A grid of studies with readable images, letterboxed to ``size`` pixels, each finding outlined in its colour.
 
-    Args:
-        studies: Studies whose images can be read.
-        titles, title: As in `images`.
-        size: Side in pixels of the letterboxed images.
+    ``titles`` (a caption each) and ``title`` are as in `images`.
     """
     if not studies:
         raise InputError("there is no study to show")
@@ -252,12 +240,7 @@ def overlays(
 
 
 def overlay(image: np.ndarray, heatmap: np.ndarray, mask: np.ndarray | None = None, title: str = "") -> go.Figure:
-    """One heatmap over its radiograph, with the target's outline.
-
-    Args:
-        image, heatmap, mask: One of what `as_pictures` takes several of.
-        title: A caption above the image.
-    """
+    """One ``heatmap`` over its ``image``, with the outline of a ``mask`` and the caption ``title``; see `overlays`."""
     return overlays([image], [heatmap], [mask], [title] if title else None, 1)
 
 
@@ -273,10 +256,9 @@ def overlay_grid(
 
     Args:
         images, masks: As in `as_pictures`, one for each row.
-        heatmaps: Name of the column -> a heatmap for each row, in the order of the columns.
-        titles: A line above each row, such as the phrase that is grounded, or None.
-        captions: Name of the column -> a short text below each of its overlays, such as its score.
-        title: Title of the figure.
+        heatmaps: Name of the column → a heatmap for each row, in the order of the columns.
+        titles, title: A line above each row, such as the phrase that is grounded, or None; and title of the figure.
+        captions: Name of the column → a short text below each of its overlays, such as its score.
     """
     n = len(images)
     columns = [as_pictures(images, None, masks)]

@@ -77,8 +77,7 @@ def as_pictures(
 
     Args:
         images: uint8 ``(n, H, W)``.
-        heatmaps: Per image a float ``(h, w)`` of any resolution, or None.
-        masks: Per image a mask ``(h, w)`` of any resolution, or None.
+        heatmaps, masks: Per image a float or a mask ``(h, w)`` of any resolution, or None.
         boxes: Per image a list of ``(label, Box)`` in pixels of that image, or None.
 
     Raises:
@@ -116,11 +115,10 @@ def listed(values: Sequence | None, n: int, what: str) -> list:
 
 
 def outline(mask: np.ndarray) -> list[np.ndarray]:
-    """Closed outlines of a bool ``(h, w)`` mask along the edges of its pixels.
+    """Closed outlines of a bool ``(h, w)`` mask along the edges of its pixels, its holes too; none of an empty mask.
 
     Returns:
-        One float ``(k, 2)`` array of ``(x, y)`` corners per outline, first equal to last; holes are outlined too. The
-        outline of a box's mask is the box. Empty mask: empty list.
+        One float ``(k, 2)`` array of ``(x, y)`` corners each, first equal to last: of the mask of a box, the box.
     """
     loops = []
     for contour in find_contours(np.pad(np.asarray(mask, dtype=float), 1), 0.5, positive_orientation="low"):
@@ -154,7 +152,7 @@ def _box_outlines(boxes: Sequence[tuple[str, Box]]) -> list[Outline]:
 
 
 def labels(picture: Picture, width: float, marker: str, line: float = 18) -> list[tuple[str, float, float, str]]:
-    """Text, x and y of the top left corner, and colour of each label in a picture that is ``width`` pixels wide.
+    """Text, x and y of the top left corner, and colour of each label in a ``picture`` that is ``width`` pixels wide.
 
     A label (``line`` pixels high) is above its outline where there is room, off the side ``marker`` and other labels.
     """
@@ -183,15 +181,10 @@ def enlarged(values: np.ndarray, least: int) -> np.ndarray:
 
 
 def draw(picture: Picture, size: int = 400, marker: str = "R") -> Image.Image:
-    """A picture as pixels (RGB): image, overlay, outlines, labels and side marker.
+    """A ``picture`` as pixels (RGB), ``size`` wide: image, overlay, outlines, labels, and a side ``marker`` ("" for none).
 
     A heatmap is normalised to ``v`` in [0, 1] and laid over the image with opacity ``OPACITY · v``: where the model
     does not look, the radiograph stays as it is.
-
-    Args:
-        picture: What to draw.
-        size: Width in pixels; the height follows.
-        marker: The side marker at the image's left; "" for none.
     """
     scale, thick = size / picture.image.shape[1], max(2, round(size / 140))
     extent = size, round(scale * len(picture.image))
@@ -225,11 +218,8 @@ def contact_sheet(
 ) -> Image.Image:
     """A still picture (RGB) of radiographs, overlays and outlines: for a README, where no script runs.
 
-    Args:
-        images, heatmaps, masks: As in `as_pictures`.
-        columns: Images per row.
-        titles: A caption above each image (shortened to one line), or None.
-        size: Width in pixels at which each image is drawn.
+    ``images``, ``heatmaps`` and ``masks`` are those of `as_pictures`; ``columns`` images in a row, each drawn ``size``
+    pixels wide; ``titles``: a caption above each (shortened to one line), or None.
     """
     drawn = [draw(picture, size) for picture in as_pictures(images, heatmaps, masks)]
     columns, gap = min(columns, len(drawn)), 10

@@ -20,42 +20,21 @@ from plotly.offline import get_plotlyjs
 
 from chestxai.localization import LABELS, LOWER_IS_BETTER
 from chestxai.plots import page
-from chestxai.runs import InputError
+from chestxai.runs import InputError, read_yaml
 from chestxai.studies import FINDINGS
 
-#: The Okabe–Ito palette without black.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
-#: Colours reserved for the two variants of the paper; `variant_style` gives every other variant its own.
-VARIANTS = {"frozen": COLORS[0], "learnable": COLORS[1]}
-#: One colour per finding, readable on a grey radiograph; always printed beside the name of the finding.
-FINDING_COLORS = dict(
-    zip(FINDINGS, ("#E69F00", "#56B4E9", "#00C492", "#F0E442", "#3FA2E8", "#FF7A1A", "#E58FC2", "#FFFFFF"), strict=True)
-)
+_LOOK = read_yaml(Path(__file__).with_suffix(".yaml"))
+COLORS = tuple(_LOOK["colors"])
+#: One colour per finding; always printed beside the name of the finding.
+FINDING_COLORS = dict(zip(FINDINGS, _LOOK["findings"], strict=True))
 #: Width in pixels of a figure made of images: the text column of the page.
 WIDTH = 688
 INK, MUTED, RULE = "#222222", "#666666", "#bbbbbb"
-#: The page behind a chart. Not spelled "white", which stays white on a dark page, as outlines on radiographs must.
-PAPER = "rgb(255,255,255)"
-MENU = {"bgcolor": "white", "bordercolor": "#bbbbbb", "font": {"size": 13}, "xanchor": "left", "active": 0}
-
-_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
-_AXIS = {
-    "showline": True, "linecolor": "#888888", "ticks": "outside", "tickcolor": "#888888", "gridcolor": "#ececec",
-    "zeroline": False, "automargin": True, "title": {"standoff": 10, "font": {"size": 13.5}},
-}  # fmt: skip
+MENU, PAPER = _LOOK["menu"], _LOOK["layout"]["paper_bgcolor"]
 #: The look of all figures (a plotly template); ``figure.js`` says what its colours become on a dark page.
 TEMPLATE = go.layout.Template(
-    layout={
-        "font": {"family": _FONT, "size": 13, "color": INK},
-        "colorway": COLORS, "paper_bgcolor": PAPER, "plot_bgcolor": PAPER, "xaxis": _AXIS, "yaxis": _AXIS,
-        "title": {"font": {"size": 15}, "x": 0, "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"l": 8, "t": 14}},
-        "legend": {"orientation": "h", "x": 0, "y": 0, "xanchor": "left", "yanchor": "bottom", "yref": "container",
-                   "title": {"text": ""}, "itemsizing": "constant"},
-        "hoverlabel": {"font": {"family": _FONT, "size": 13}, "bgcolor": PAPER, "bordercolor": RULE},
-        "hovermode": "closest", "margin": {"l": 64, "r": 24, "t": 72, "b": 56},
-        "modebar": {"remove": ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d", "sendChartToCloud"]},
-    }
-)  # fmt: skip
+    layout=_LOOK["layout"] | {"colorway": COLORS, "xaxis": _LOOK["axis"], "yaxis": _LOOK["axis"]}
+)
 
 
 class Style(NamedTuple):
@@ -72,32 +51,28 @@ REFERENCES = {
     "prior": ("location prior", Style(INK, "diamond-open", "dash")),
 }
 _FIXED = {"frozen": Style(COLORS[0], "circle", "solid"), "learnable": Style(COLORS[1], "square", "dash")}
-# Four colours and seven markers have no common divisor: 28 variants differ before a combination repeats.
-_SYMBOLS = ("diamond", "triangle-up", "cross", "x", "star", "pentagon", "triangle-down")
-_DASHES = ("dot", "dashdot", "longdash", "longdashdot", "solid", "dash")
+#: Colours reserved for the two variants of the paper; `variant_style` gives every other variant its own.
+VARIANTS = {name: look.color for name, look in _FIXED.items()}
 _ORDER: list[str] = []  # the variants of the notebook's profile, see `setup`
 
 
 def variant_style(names: Iterable[str]) -> dict[str, Style]:
-    """Assign one colour, marker and dash to each variant.
+    """One colour, marker and dash for each of the variants ``names``.
 
     ``frozen`` and ``learnable`` always look the same; the others are styled in the order of the profile (`setup`), then
     of ``names``, by their whole names (``learnable-anchored`` does not look like ``learnable``).
     """
-    unique = list(dict.fromkeys(names))
-    styles = dict(_FIXED)
+    unique, styles = list(dict.fromkeys(names)), dict(_FIXED)
+    symbols, dashes = _LOOK["symbols"], _LOOK["dashes"]
     for i, name in enumerate(name for name in dict.fromkeys([*_ORDER, *unique]) if name not in _FIXED):
-        styles[name] = Style(COLORS[2 + i % 4], _SYMBOLS[i % len(_SYMBOLS)], _DASHES[i % len(_DASHES)])
+        styles[name] = Style(COLORS[2 + i % 4], symbols[i % len(symbols)], dashes[i % len(dashes)])
     return {name: styles[name] for name in unique}
 
 
 def express_options(styles: Mapping[str, Style], column: str = "variant", dash: bool = True) -> dict:
-    """The styles as arguments of plotly express: ``px.line(table, x=…, y=…, **express_options(styles))``.
+    """The ``styles``, in the order of the legend, as arguments of plotly express.
 
-    Args:
-        styles: Of `variant_style`, in the order of the legend.
-        column: The column of the table that holds the names.
-        dash: Include the dashes, which only lines have.
+    ``column`` of the table holds their names; ``dash``: include the dashes, which only lines have.
     """
     maps = {kind: {name: getattr(style, kind) for name, style in styles.items()} for kind in Style._fields}
     options = {"color": column, "color_discrete_map": maps["color"], "symbol": column, "symbol_map": maps["symbol"]}
@@ -106,11 +81,9 @@ def express_options(styles: Mapping[str, Style], column: str = "variant", dash: 
 
 
 def styles_of(present: pd.Series, variants: Sequence[str] | None = None) -> dict[str, Style]:
-    """Styles of the variants that have data.
+    """Styles of the variants that have data, whose names are ``present``.
 
-    Args:
-        present: Names of variants, repeated.
-        variants: All variants in order; None for ``frozen``, ``learnable``, then the others as they come.
+    ``variants``: all in order; None for ``frozen``, ``learnable``, then the others as they come.
     """
     unique = list(present.unique())
     order = variants or [*(name for name in _FIXED if name in unique), *unique]
@@ -129,18 +102,14 @@ def require(table: pd.DataFrame, columns: Sequence[str], where: str) -> None:
         raise InputError(f"{where}: the table has no rows")
 
 
-def score_name(column: str) -> str:
-    """The printed name of a score's column; the column itself where it has none."""
-    return LABELS.get(column, column)
+def score_name(column: str, short: bool = False) -> str:
+    """The printed name of a score's ``column``, or the column itself; ``short``: without what is in brackets."""
+    name = LABELS.get(column, column)
+    return name.split(" (")[0] if short else name
 
 
 def log_axis(low: float, high: float) -> dict:
-    """A logarithmic axis of plotly that writes whole numbers at its ticks: 20, not the 2 of 2 · 10.
-
-    Args:
-        low: Smallest value shown, above 0.
-        high: Largest value shown.
-    """
+    """A logarithmic axis from ``low`` > 0 to ``high`` that writes whole numbers at its ticks: 20, not 2 of 2 · 10."""
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
     steps = (1,) if high / low > 1e4 else (1, 2, 5) if high / low > 6 else range(1, 10)
     ticks = [float(f"{n}e{k}") for k in decades for n in steps]
@@ -150,6 +119,11 @@ def log_axis(low: float, high: float) -> dict:
 def direction(column: str, up: str, down: str) -> str:
     """``down`` where less of the score in ``column`` is better, else ``up``."""
     return down if column in LOWER_IS_BETTER else up
+
+
+def ranked(column: str, between: str = " · ") -> str:
+    """A score's name and which end of it is better, for an axis; ``between`` the two."""
+    return f"{score_name(column)}{between}{direction(column, 'higher is better ↑', 'lower is better ↓')}"
 
 
 def faint(color: str, alpha: float) -> str:
@@ -163,12 +137,9 @@ def text_width(text: str, size: float = 12) -> float:
 
 
 def wrapped(text: str | None, width: float, size: float = 12.5) -> tuple[str, int]:
-    """Plain text as plotly's HTML, escaped and wrapped, and its number of lines (0 for no text).
+    """Plain ``text`` as plotly's HTML, escaped and wrapped, and its number of lines (0 for no text).
 
-    Args:
-        text: Plain text; a line break stays one.
-        width: Pixels in a line.
-        size: Size of the font in pixels.
+    ``width`` of a line and ``size`` of the font are in pixels; a line break stays one.
     """
     lines = []
     for part in str(text).split("\n") if text else ():
@@ -186,14 +157,12 @@ def dressed(
     caption: str = "",
     **layout: object,
 ) -> go.Figure:
-    """Give a chart a wrapped title, and a legend below the axes, where it may take any number of rows.
+    """Give ``fig`` a wrapped title, and a legend below the axes, where it may take any number of rows.
 
     Args:
-        fig: The chart; changed in place and returned.
-        title: Plain text; "" for none.
-        height: Height in pixels of the axes with their labels.
+        fig, title: The chart, which is changed and returned, and plain text, "" for none.
+        height, top: Pixels of the axes with their labels, and of extra room between title and axes.
         legend: The names in the legend; () for a chart without one.
-        top: Extra room in pixels between title and axes.
         caption: What a page writes after the title.
         **layout: Further keys of plotly's layout; ``margin`` overrides single sides.
     """
@@ -212,10 +181,8 @@ def dressed(
 def chooser(figures: Sequence[tuple[str, go.Figure]], room: int = 40, **menu: object) -> go.Figure:
     """One figure with a menu that shows one of several at a time; needs no kernel.
 
-    Args:
-        figures: Pairs of a label on the menu and a figure, all of the same size and axes.
-        room: Pixels to add above the axes for the menu.
-        **menu: Options of plotly's ``updatemenus``.
+    ``figures``: pairs of a label and a figure, all of the same size and axes. ``room``: pixels that are added above the
+    axes. ``menu``: options of plotly's ``updatemenus``.
     """
     owner = [i for i, (_, figure) in enumerate(figures) for _ in figure.data]
     fig = go.Figure([trace for _, figure in figures for trace in figure.data], figures[0][1].layout)
@@ -241,11 +208,8 @@ def setup(variants: Iterable[str] = ()) -> None:
     """Choose how notebooks show figures, and the look of the variants; call it once at the top of a notebook.
 
     JupyterLab draws the plotly mime type. Pages, and executed notebooks shown elsewhere, get HTML (`page.to_html`) that
-    loads plotly.js where a chart needs it, instead of 5 MB in each notebook.
-
-    Args:
-        variants: All variants of the profile in order: `variant_style` counts by them, so that a variant looks the same
-            in every chapter.
+    loads plotly.js where a chart needs it, instead of 5 MB in each notebook. ``variants``: all of the profile, by which
+    `variant_style` counts, so that a variant looks the same in every chapter.
     """
     _ORDER[:] = variants
 
@@ -253,10 +217,9 @@ def setup(variants: Iterable[str] = ()) -> None:
         def to_mimebundle(self, fig_dict: dict) -> dict[str, str]:
             return {"text/html": page.to_html(fig_dict)}
 
+    plain = {"responsive": True, "displaylogo": False}
     pio.renderers["chestxai"] = PageRenderer()
-    pio.renderers["plotly_mimetype"] = pio.base_renderers.PlotlyRenderer(
-        config={"responsive": True, "displaylogo": False}
-    )
+    pio.renderers["plotly_mimetype"] = pio.base_renderers.PlotlyRenderer(config=plain)
     pio.renderers.default = "plotly_mimetype+chestxai"
 
 
