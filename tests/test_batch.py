@@ -70,7 +70,8 @@ def notebooks(tmp_path: Path) -> Path:
 
 
 def planned(notebooks: Path, variants=("frozen", "learnable"), seeds=(0,), chapters=CHAPTERS, profile=SMOKE):
-    return batch.plan(profile, variants, seeds, out=notebooks.parent / "runs", chapters=chapters, notebooks=notebooks)
+    cell = batch.Cell(profile, variants, seeds)
+    return batch.plan([cell], out=notebooks.parent / "runs", chapters=chapters, notebooks=notebooks)
 
 
 def states(outcomes) -> dict[str, str]:
@@ -150,7 +151,7 @@ class TestPlan:
 
         def identities(where: Path = data) -> dict[str, str]:
             more = {"data": str(where), "out": tmp_path / "runs", "chapters": chapters, "notebooks": notebooks}
-            return {n.name[0]: n.identity for n in batch.plan(profile, ["frozen"], [0], **more)}
+            return {n.name[0]: n.identity for n in batch.plan([batch.Cell(profile, ["frozen"], [0])], **more)}
 
         def changed(before: dict[str, str]) -> set[str]:
             return {name for name, identity in identities().items() if identity != before[name]}
@@ -300,7 +301,7 @@ class TestPlan:
             planned(notebooks, chapters=(Chapter("b", needs=("a",)),))
 
     def test_the_book_itself_can_be_planned(self):
-        nodes = batch.plan(SMOKE, SMOKE.variants, SMOKE.seeds)
+        nodes = batch.plan([batch.Cell(SMOKE, SMOKE.variants, SMOKE.seeds)])
         assert [n.notebook.stem for n in nodes] == sorted(n.notebook.stem for n in nodes)
         assert len(nodes) == sum(len(SMOKE.variants) if chapter.each_run else 1 for chapter in batch.CHAPTERS)
 
@@ -513,7 +514,7 @@ class TestGrid:
         assert len({job.identity for job in todo}) == len(todo)
         assert [job.seed for job in todo] == sorted(job.seed for job in todo)
         assert len(todo) == sum(len(cell.variants) * len(cell.seeds) for cell in cells)
-        assert len(batch.plan_grid(cells[:1], out=tmp_path)) >= len(batch.CHAPTERS)
+        assert len(batch.plan(cells[:1], out=tmp_path)) >= len(batch.CHAPTERS)
         assert not list(tmp_path.iterdir())
 
     def test_a_recipe_is_a_setting_like_any_other(self, tmp_path):
@@ -522,7 +523,7 @@ class TestGrid:
         assert (plain.profile, plain.path) == (SMOKE, "")
         assert other.profile.name == "smoke.learnable.text-last-2"
         assert other.profile.variants == {"learnable": SMOKE.recipe("learnable").model_copy(update={"text": "last:2"})}
-        nodes = batch.plan_grid([plain, other], out=tmp_path)
+        nodes = batch.plan([plain, other], out=tmp_path)
         tuned = [n for n in nodes if n.notebook.stem == "02_finetuning"]
         assert len(tuned) == 2
         assert tuned[1].twin is None
@@ -555,7 +556,7 @@ table.write_text('{scores}' + str(settings.sampling.images) + '\\n')
         more = {"chapters": chapters, "notebooks": notebooks}
         for cell in cells:
             cell.write()
-        nodes = batch.plan_grid(cells, out=out, **more)
+        nodes = batch.plan(cells, out=out, **more)
         outcomes = batch.run(nodes, workers=2, quiet=True)
         assert set(states(outcomes).values()) == {"finished"}, batch.summary(outcomes)
         assert (out / "log.txt").read_text() == "smoke\n"
@@ -573,7 +574,7 @@ table.write_text('{scores}' + str(settings.sampling.images) + '\\n')
             "Without smoke.images-8: not finished."
         )
         # A plan of the profile alone, as the book makes it, finds all of it finished.
-        alone = batch.plan(profiles.load(cells[1].path), ["frozen"], [0], profile_path=cells[1].path, out=out, **more)
+        alone = batch.plan([batch.Cell(profiles.load(cells[1].path), ["frozen"], [0], cells[1].path)], out=out, **more)
         assert all(node.finished() for node in alone)
 
 

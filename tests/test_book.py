@@ -30,7 +30,7 @@ def out(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def nodes(out) -> list[Node]:
-    planned = batch.plan(SMOKE, SMOKE.variants, SMOKE.seeds, out=out)
+    planned = batch.plan([batch.Cell(SMOKE, SMOKE.variants, SMOKE.seeds)], out=out)
     outcomes = batch.run(planned, workers=2, quiet=True)
     assert {o.node.name: o.reason for o in outcomes if o.status != "finished"} == {}
     return planned
@@ -144,7 +144,7 @@ def test_results_name_both_variants_and_their_references(nodes):
 
 
 def test_unfinished_notebooks_are_not_published(nodes, tmp_path):
-    other = batch.plan(SMOKE, SMOKE.variants, [7], out=tmp_path)
+    other = batch.plan([batch.Cell(SMOKE, SMOKE.variants, [7])], out=tmp_path)
     with pytest.raises(ValueError, match=r"\d+ notebooks are not run .*make book"):
         book.assemble(other, tmp_path / "book")
     assert not (tmp_path / "book").exists()
@@ -164,7 +164,7 @@ def executed(node: Node) -> None:
 def test_a_chapter_has_one_page_for_all_variants_and_seeds(tmp_path):
     recipes = {"frozen": "frozen", "learnable": "learnable", "lora": "lora:4", "learnable-anchored": "last:1"}
     profile = profiles.Profile.model_validate(SMOKE.model_dump() | {"variants": recipes})
-    planned = batch.plan(profile, list(recipes), [0, 1, 2], out=tmp_path / "runs")
+    planned = batch.plan([batch.Cell(profile, list(recipes), [0, 1, 2])], out=tmp_path / "runs")
     for node in planned:
         executed(node)
     source = book.assemble(planned, tmp_path / "book")

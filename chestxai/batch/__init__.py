@@ -3,12 +3,8 @@
 What is finished and unchanged is skipped, what has changed runs again with all that depends on it, and a failure stops
 only what needs its result. Every executed notebook is kept; `chestxai.book` publishes those very executions.
 """
+# ruff: noqa: F401
 
 from chestxai.batch.commands import add_options, main, planned
 from chestxai.batch.execute import Outcome, execute, run, summary
-from chestxai.batch.graph import BOXES, CHAPTERS, IMAGES, NOTEBOOKS, Cell, Chapter, Node, plan, plan_grid
-
-__all__ = [
-    "BOXES", "CHAPTERS", "IMAGES", "NOTEBOOKS", "Cell", "Chapter", "Node", "Outcome", "add_options", "execute", "main",
-    "plan", "plan_grid", "planned", "run", "summary",
-]  # fmt: skip
+from chestxai.batch.graph import BOXES, CHAPTERS, IMAGES, NOTEBOOKS, Cell, Chapter, Node, plan

@@ -9,7 +9,7 @@ from pathlib import Path
 from chestxai import profiles
 from chestxai.batch import grid, study
 from chestxai.batch.execute import run, some, summary
-from chestxai.batch.graph import Cell, Node, plan, plan_grid
+from chestxai.batch.graph import Cell, Node, plan
 from chestxai.batch.replay import replay
 from chestxai.profiles import Profile
 from chestxai.runs import InputError
@@ -39,7 +39,7 @@ def planned(options: argparse.Namespace) -> tuple[Profile, list[Node]]:
     except ValueError as error:
         raise InputError(f"--seeds takes comma-separated whole numbers, as in 0,1,2: got {options.seeds!r}") from error
     path = str(Path(name).resolve()) if name.endswith((".yaml", ".yml")) else ""
-    return profile, plan(profile, variants, seeds, profile_path=path, data=options.data, out=options.out)
+    return profile, plan([Cell(profile, variants, seeds, path)], data=options.data, out=options.out)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cells = grid.load(options.grid, options.out)
         if grid.read(options.grid).score and not options.dry_run:
             return _study(cells, options)
-        nodes = plan_grid(cells, data=options.data, out=options.out)
+        nodes = plan(cells, data=options.data, out=options.out)
         title = f"Grid {options.grid.stem}: {len(cells)} settings."
     else:
         profile, nodes = planned(options)

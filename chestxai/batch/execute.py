@@ -26,6 +26,9 @@ from chestxai import runs
 from chestxai.batch.graph import Node
 from chestxai.runs import InputError
 
+# glibc returns large freed blocks to the system at once, and a training step then faults all of its memory in again:
+# 28,000 page faults, against 2,000 with these limits. Read when a process starts.
+MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 # The kernel runs this first: it may outlive a killed batch by a second, and two must never write the same files.
 _HOLD = "from filelock import FileLock; get_ipython().held = FileLock({path!r}).acquire()"
 
@@ -59,7 +62,7 @@ class Outcome:
 
 
 def execute(node: Node, threads: int | None = None, gpu: str | None = None) -> Outcome:
-    """Run one node, its kernel in a process of its own; an error is an outcome, not an exception.
+    """Run one ``node``, its kernel in a process of its own; an error is an outcome, not an exception.
 
     Args:
         node: what to run; it is skipped if it is finished.
@@ -68,8 +71,12 @@ def execute(node: Node, threads: int | None = None, gpu: str | None = None) -> O
     """
     import papermill.exceptions
 
-    started = time.perf_counter()
-    os.environ |= _environment(node, threads, gpu)
+    started, partial = time.perf_counter(), node.beside(".part.ipynb")
+    # What the kernel inherits; its own kind is that of this interpreter, whatever is registered as "python3".
+    os.environ |= {"CHESTXAI_BATCH": "1", "CHESTXAI_STATUS": str(node.status), "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= MEMORY | {"JUPYTER_PATH": _kernels()} | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+    if threads:  # workers that share a machine must not each take all of its cores
+        os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     try:
         node.folder.mkdir(parents=True, exist_ok=True)
         lock = node.folder / f".{node.notebook.stem}.lock"
@@ -80,21 +87,15 @@ def execute(node: Node, threads: int | None = None, gpu: str | None = None) -> O
             node.failed.unlink(missing_ok=True)
             if node.twin is not None and node.twin.finished():
                 _take_over(node, node.twin)
-        papermill.execute_notebook(
-            node.notebook,
-            _partial(node),
-            parameters=node.parameters,
-            kernel_name="python3",
-            cwd=node.notebook.parent,
-            progress_bar=False,
-            # A notebook is saved when it is done: the results it computes on its way are files of their own.
-            request_save_on_cell_execute=False,
-            extra_arguments=["--IPKernelApp.log_level=50", f"--IPKernelApp.exec_lines={_HOLD.format(path=str(lock))}"],
-        )
+        # A notebook is saved when it is done: the results it computes on its way are files of their own.
+        options = {"kernel_name": "python3", "progress_bar": False, "request_save_on_cell_execute": False}
+        first = ["--IPKernelApp.log_level=50", f"--IPKernelApp.exec_lines={_HOLD.format(path=str(lock))}"]
+        options |= {"parameters": node.parameters, "cwd": node.notebook.parent, "extra_arguments": first}
+        papermill.execute_notebook(node.notebook, partial, **options)
         missing = [name for name in node.makes if not (node.folder / name).is_file()]
         if missing:
             return _failed(node, f"the notebook ended without making {', '.join(missing)}", started)
-        _partial(node).replace(node.executed)
+        partial.replace(node.executed)
         seconds = time.perf_counter() - started
         runs.write_json(node.record, {"identity": node.identity, "name": node.name, "seconds": round(seconds, 1)})
         return Outcome(node, "finished", seconds)
@@ -102,10 +103,10 @@ def execute(node: Node, threads: int | None = None, gpu: str | None = None) -> O
         return _failed(node, runs.explain(error.ename, error.evalue), started)
     except Exception as error:  # a dead kernel, a full disk: a row of the table like any failure
         if isinstance(error, OSError):
-            _partial(node).unlink(missing_ok=True)  # it may be truncated
+            partial.unlink(missing_ok=True)  # it may be truncated
         return _failed(node, runs.explain(type(error).__name__, str(error)), started)
     finally:
-        _status(node).unlink(missing_ok=True)
+        node.status.unlink(missing_ok=True)
 
 
 @functools.cache
@@ -119,32 +120,9 @@ def _kernels() -> str:
     return folder
 
 
-def _environment(node: Node, threads: int | None, gpu: str | None) -> dict[str, str]:
-    """What the kernel inherits."""
-    variables = {"CHESTXAI_BATCH": "1", "CHESTXAI_STATUS": str(_status(node)), "TOKENIZERS_PARALLELISM": "false"}
-    # glibc returns large freed blocks to the system at once, and a training step then faults all of its memory in
-    # again: 28,000 page faults, against 2,000 with these limits.
-    variables |= {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
-    # The kernel of this interpreter, whatever Python is registered as "python3" on the machine.
-    variables["JUPYTER_PATH"] = _kernels()
-    if gpu is not None:
-        variables["CUDA_VISIBLE_DEVICES"] = gpu
-    if threads:  # workers that share a machine must not each take all of its cores
-        variables |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-    return variables
-
-
-def _partial(node: Node) -> Path:
-    return node.executed.with_suffix(".part.ipynb")
-
-
-def _status(node: Node) -> Path:
-    return node.folder / f".{node.notebook.stem}.status"
-
-
 def _failed(node: Node, reason: str, started: float) -> Outcome:
     with suppress(OSError):  # there may be no notebook, or no way to write
-        _partial(node).replace(node.failed)
+        node.beside(".part.ipynb").replace(node.failed)
     return Outcome(node, "failed", time.perf_counter() - started, reason)
 
 
@@ -190,6 +168,8 @@ def run(
         InputError: a node needs one that is not before it in ``nodes``; another batch is running in the same folder.
         OSError: a folder that cannot be written; the scheduler does not answer.
     """
+    import pandas as pd  # here, as workers have no need of it
+
     before = _before(nodes)
     with _exclusive(nodes), closing(_Progress(nodes, quiet)) as progress:
         waiting = []
@@ -206,19 +186,13 @@ def run(
                 _run(waiting, before, place, progress)
         outcomes = [progress.outcomes[node.name] for node in nodes]
         for root in dict.fromkeys(node.root for node in nodes):
-            _write_table([outcome for outcome in outcomes if outcome.node.root == root], root)
+            rows = [
+                {"notebook": o.node.name, "status": o.status, "seconds": round(o.seconds, 1), "reason": o.reason,
+                 "executed": os.path.relpath(o.notebook, root) if o.notebook else ""}
+                for o in outcomes if o.node.root == root
+            ]  # fmt: skip
+            runs.write_atomic(root / "batch.csv", pd.DataFrame(rows).to_csv(index=False))
     return outcomes
-
-
-def _write_table(outcomes: Sequence[Outcome], root: Path) -> None:
-    import pandas as pd  # here, as workers have no need of it
-
-    rows = [
-        (o.node.name, o.status, round(o.seconds, 1), o.reason, os.path.relpath(o.notebook, root) if o.notebook else "")
-        for o in outcomes
-    ]
-    table = pd.DataFrame(rows, columns=["notebook", "status", "seconds", "reason", "executed"])
-    runs.write_atomic(root / "batch.csv", table.to_csv(index=False))
 
 
 def _before(nodes: Sequence[Node]) -> dict[str, set[str]]:
@@ -253,8 +227,8 @@ def _exclusive(nodes: Sequence[Node]) -> Iterator[None]:
                 root.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(FileLock(root / ".lock", timeout=0))
             except Timeout as error:
-                message = f"another batch is at work in {_short(root)}: wait for it, or choose another --out"
-                raise InputError(message) from error
+                what = f"another batch is at work in {_short(root)}"
+                raise InputError(f"{what}: wait for it, or choose another --out") from error
             except OSError as error:
                 raise OSError(
                     f"cannot write in {_short(root)}: {error.strerror or error}. Remedy: check the folder's "
@@ -267,11 +241,13 @@ def _exclusive(nodes: Sequence[Node]) -> Iterator[None]:
 
 
 class _Place(NamedTuple):
-    """Where nodes run."""
+    """Where nodes run.
+
+    A node is handed over when a worker is free: dask would bind it early to the worker that ran what it needs, busy or
+    not. A running cluster gets all that can run, for it may grow by what waits.
+    """
 
     client: Any  #: of dask
-    # A node is handed over when a worker is free: dask would bind it early to the worker that ran what it needs, busy
-    # or not. A running cluster gets all that can run, for it may grow by what waits.
     most: float = math.inf  #: nodes at once
     threads: int | None = None  #: for each node
     gpus: Sequence[str] = ()  #: GPUs to hand out, one to each node that runs a model
@@ -307,14 +283,10 @@ def _run(nodes: Sequence[Node], before: dict[str, set[str]], place: _Place, prog
         else:
             node, gpu = running.pop(future.key)
             free += [gpu] if gpu else []
-            progress.end(_result(future, node))
-
-
-def _result(future: Any, node: Node) -> Outcome:
-    try:
-        return future.result()
-    except Exception as error:  # the worker itself was lost
-        return _failed(node, runs.explain(type(error).__name__, str(error)), time.perf_counter())
+            try:
+                progress.end(future.result())
+            except Exception as error:  # the worker itself was lost
+                progress.end(_failed(node, runs.explain(type(error).__name__, str(error)), time.perf_counter()))
 
 
 @contextmanager
@@ -409,7 +381,7 @@ class _Progress:
         value, texts = self.done, []
         for node in running:
             with suppress(OSError, ValueError):  # it has not started, or the file is just being written
-                share, text = _status(node).read_text().split("\n", 1)
+                share, text = node.status.read_text().split("\n", 1)
                 value += node.weight * min(float(share), 1.0)
                 texts.append(f"{node.name}: {text}")
         self.bar.set_description_str(f"{len(self.outcomes)}/{self.count} notebooks", refresh=False)

@@ -98,15 +98,13 @@ class Node:
         """Path of the executed notebook."""
         return self.folder / self.notebook.name
 
-    @property
-    def record(self) -> Path:
-        """The JSON file that marks the node as finished; written last."""
-        return self.executed.with_suffix(".json")
+    def beside(self, ending: str) -> Path:
+        """A file beside the executed notebook, with another ``ending``."""
+        return self.executed.with_suffix(ending)
 
-    @property
-    def failed(self) -> Path:
-        """Path of a failed execution, with its traceback."""
-        return self.executed.with_suffix(".failed.ipynb")
+    record = property(lambda self: self.beside(".json"))  #: marks the node as finished; written last
+    failed = property(lambda self: self.beside(".failed.ipynb"))  #: a failed execution, with its traceback
+    status = property(lambda self: self.folder / f".{self.notebook.stem}.status")  #: see `runs.progress`
 
     def finished(self) -> bool:
         """Whether this very node has run and its results are still there."""
@@ -146,18 +144,6 @@ class Cell:
 
 
 def plan(
-    profile: Profile, variants: Sequence[str], seeds: Sequence[int], *, profile_path: str = "", **options: Any
-) -> list[Node]:
-    """The nodes of one profile, in an order in which they can run.
-
-    Args:
-        profile, variants, seeds, profile_path: see `Cell`.
-        **options: of `plan_grid`, which also says what is raised.
-    """
-    return plan_grid([Cell(profile, variants, seeds, profile_path)], **options)
-
-
-def plan_grid(
     cells: Sequence[Cell],
     *,
     data: str = "",
@@ -165,14 +151,15 @@ def plan_grid(
     chapters: Sequence[Chapter] = CHAPTERS,
     notebooks: Path = NOTEBOOKS,
 ) -> list[Node]:
-    """One graph of several profiles; long computations that two of them have in common are done once.
+    """One graph of one or more profiles, in an order in which its nodes can run.
+
+    Long computations that two profiles have in common are done once.
 
     Args:
         cells: the profiles.
         data: folder with one sub-folder per source; phantoms need none.
         out: root of the runs; default: ``runs/``.
-        chapters: the notebooks and what they need.
-        notebooks: folder of the notebooks.
+        chapters, notebooks: the notebooks with what they need, and their folder.
 
     Raises:
         InputError: an unknown or repeated variant or seed; a notebook that is missing or cannot be parsed; a need that
@@ -279,7 +266,7 @@ def read_notebook(path: Path) -> dict[str, Any]:
 
 
 def read_source(path: Path) -> Source:
-    """The identity of a notebook and of the code it reaches.
+    """The identity of the notebook at ``path`` and of the code it reaches.
 
     Raises:
         MissingError: there is no such notebook.
@@ -288,19 +275,19 @@ def read_source(path: Path) -> Source:
     if not path.is_file():
         raise MissingError(f"{path} is missing: make it with 'make notebooks' (jupytext --sync)")
     cells = [(cell["cell_type"], cell["source"]) for cell in read_notebook(path)["cells"]]
+    texts = {number: source for number, (kind, source) in enumerate(cells, start=1) if kind == "code"}
     code = []
-    for number, (kind, source) in enumerate(cells, start=1):
+    for number, source in texts.items():
         try:
-            code += [_python(source)] if kind == "code" else []
-        except SyntaxError as error:
-            text = f"line {error.lineno or 1}: {error.msg}: {str(error.text or '').strip()[:80]!r}"
-            raise InputError(f"{path}, cell {number}, {text}; correct it and run again") from error
-        except (ValueError, RecursionError, MemoryError) as error:  # null bytes, nested too deep
-            raise InputError(f"{path}, cell {number}: no Python ({error}); correct it and run again") from error
+            code.append(_python(source))
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # null bytes, nested too deep
+            what = f": no Python ({error})"
+            if isinstance(error, SyntaxError):
+                what = f", line {error.lineno or 1}: {error.msg}: {str(error.text or '').strip()[:80]!r}"
+            raise InputError(f"{path}, cell {number}{what}; correct it and run again") from error
     files = runs.reached("\n".join(code))
     parts = frozenset(file.relative_to(runs.code.PACKAGE).with_suffix("").parts[0] for file in files)
-    texts = [source for kind, source in cells if kind == "code"]
-    return Source(runs.fingerprint(texts, runs.files_fingerprint(files)), runs.fingerprint(cells), parts)
+    return Source(runs.fingerprint(list(texts.values()), runs.files_fingerprint(files)), runs.fingerprint(cells), parts)
 
 
 def _python(source: str) -> str:

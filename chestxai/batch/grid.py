@@ -45,14 +45,11 @@ class Grid(BaseModel):
 
 
 def load(path: Path, out: Path | None = None) -> list[Cell]:
-    """The cells of a grid file, the first setting varying slowest.
+    """The cells of the grid file at ``path``, the first setting varying slowest.
 
     A combination that differs from the profile becomes a profile ``<profile>.<setting>-<value>``, named after all that
     differs, in ``<out>/<name>/profile.yaml``. One that does not differ is the profile itself, so its results are used.
-
-    Args:
-        path: the grid file.
-        out: root of the runs; default: ``runs/``.
+    ``out`` is the root of the runs, default ``runs/``.
 
     Raises:
         InputError: not a grid, an unknown setting, a value out of range or repeated; names the file and the key.
@@ -147,22 +144,21 @@ def table(cells: Sequence[Cell], done: Collection[Path], path: Path, out: Path |
     Args:
         cells: see `load`.
         done: folders of the profiles whose tables are up to date; the others are left out.
-        path: the csv to write; its first columns are the grid's settings.
-        out: root of the runs; default: ``runs/``.
+        path, out: the csv to write, whose first columns are the grid's settings, and the root of the runs.
 
     Returns:
         The main scores of the last checkpoints as text, and the names of the profiles left out.
     """
     import pandas as pd
 
-    folders = [profiles.profile_folder(cell.profile, out) for cell in cells]
-    missing = [cell.profile.name for cell, folder in zip(cells, folders, strict=True) if folder not in done]
-    parts = []
-    for cell, folder in zip(cells, folders, strict=True):
+    parts, missing, lines = [], [], []
+    for cell in cells:
+        folder = profiles.profile_folder(cell.profile, out)
         if folder in done:
             part = pd.read_csv(folder / "tradeoff.csv")
             parts.append(pd.concat([pd.DataFrame([cell.changes] * len(part), index=part.index), part], axis=1))
-    lines = []
+        else:
+            missing.append(cell.profile.name)
     if parts:
         whole = pd.concat(parts, ignore_index=True)
         runs.write_atomic(path, whole.to_csv(index=False))

@@ -51,8 +51,7 @@ def replay(record: Path, out: Path | None = None, data: str = "") -> int:
         0 if the losses of all steps and the weights are equal to the last bit, else 1.
 
     Raises:
-        MissingError: a file is missing.
-        InputError: the record is unfinished or incomplete; ``out`` is not empty; the replay fails.
+        MissingError, InputError: a file is missing; the record is incomplete; ``out`` is not empty; the replay fails.
     """
     run = Run(Path(record).parent)
     kept = run.folder / NOTEBOOK
@@ -63,10 +62,8 @@ def replay(record: Path, out: Path | None = None, data: str = "") -> int:
     try:
         before = _Record.model_validate(content)
     except ValidationError as error:
-        raise InputError(
-            f"{record}: cannot be repeated from its record ({profiles.describe_errors(error)}); run 'python -m "
-            "chestxai.batch' with its settings instead"
-        ) from error
+        what = f"{record}: cannot be repeated from its record ({profiles.describe_errors(error)})"
+        raise InputError(f"{what}; run 'python -m chestxai.batch' with its settings instead") from error
     profile, variant, seed = before.profile, before.variant, before.seed
     if out is None:
         out = profiles.RUNS / "replay" / f"{profile.name}-{variant}-seed-{seed}"
@@ -76,15 +73,12 @@ def replay(record: Path, out: Path | None = None, data: str = "") -> int:
     out = out.resolve()
     for line in _differences(content, runs.record()):
         print(f"  differs    {line}")
-    settings = str(out / "profile.yaml")
+    settings, root = str(out / "profile.yaml"), str(Path(data).resolve()) if data else before.data_root
     Cell(profile, [variant], [seed], settings, generated=True).write()
     for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            cell |= {"outputs": [], "execution_count": None}
-    source = runs.write_json(out / NOTEBOOK, notebook)
-    root = str(Path(data).resolve()) if data else before.data_root
+        cell |= {"outputs": [], "execution_count": None} if cell["cell_type"] == "code" else {}
+    source, folder = runs.write_json(out / NOTEBOOK, notebook), profiles.run(profile, variant, seed, out).folder
     parameters = {"profile": settings, "variant": variant, "seed": seed, "data": root, "out": str(out)}
-    folder = profiles.run(profile, variant, seed, out).folder
     node = Node(f"replay of {record}", source, folder, parameters, makes=("run.json", "train.csv"))
     print(f"  replaying  {profile.name} · {variant} · seed {seed} in {out}")
     print(f"  executing  the code of {kept.resolve()}", flush=True)
@@ -96,12 +90,7 @@ def replay(record: Path, out: Path | None = None, data: str = "") -> int:
 
 
 def equal(before: Path, after: Path) -> bool:
-    """Whether two finished runs have the same losses and weights, to the last bit; prints what differs.
-
-    Args:
-        before: folder of the first run.
-        after: folder of the second.
-    """
+    """Whether runs in the folders ``before`` and ``after`` have the same losses and weights; prints what differs."""
     records = [Run(folder).record() for folder in (before, after)]
     fingerprints = [record.get("data", {}).get("fingerprint") for record in records]
     if fingerprints[0] != fingerprints[1]:

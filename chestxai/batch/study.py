@@ -7,7 +7,6 @@ the same settings are kept, and column ``code`` says which code made them; delet
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import sys
@@ -23,21 +22,19 @@ import numpy as np
 import pandas as pd
 
 from chestxai import profiles, runs, tradeoff
+from chestxai.batch.execute import MEMORY
 from chestxai.batch.graph import Cell
 from chestxai.localization import COLUMNS, LOWER_IS_BETTER
 from chestxai.profiles import Profile
 from chestxai.runs import Run
-
-#: Decimals of the table.
-DIGITS = 5
 
 
 @dataclass(frozen=True)
 class Job:
     """One run of a study: a ``variant`` and ``seed`` of a ``profile``, scored on ``split``.
 
-    ``changes`` are the grid's settings with their values; ``data`` is the folder of the sources, ``out`` the root of
-    the runs.
+    ``changes`` are the grid's settings with their values; ``data`` is the folder that holds one sub-folder per source,
+    ``out`` the root of the runs.
     """
 
     profile: Profile
@@ -63,11 +60,7 @@ class Job:
 def jobs(cells: Sequence[Cell], split: str, data: str, out: Path) -> list[Job]:
     """The runs of a grid, seed by seed and variant by variant, so that a table which is not finished can be read.
 
-    Args:
-        cells: of `grid.load`.
-        split: "val" or "test".
-        data: folder that holds one sub-folder per source.
-        out: root of the study's runs.
+    ``cells`` are those of `grid.load`, ``split`` is "val" or "test", ``data`` and ``out`` are those of a `Job`.
     """
     seeds = dict.fromkeys(seed for cell in cells for seed in cell.seeds)
     variants = dict.fromkeys(variant for cell in cells for variant in cell.variants)
@@ -81,12 +74,9 @@ def jobs(cells: Sequence[Cell], split: str, data: str, out: Path) -> list[Job]:
 
 
 def run(todo: Sequence[Job], path: Path, workers: int = 2) -> pd.DataFrame:
-    """Run what is missing in the table at ``path``, which grows with every finished run.
+    """Run what is missing of the jobs ``todo`` in the table at ``path``, which grows with every finished run.
 
-    Args:
-        todo: of `jobs`.
-        path: the csv; ``path`` with ``.json`` says how it was made.
-        workers: processes, each with one thread.
+    ``path`` with ``.json`` says how it was made. ``workers`` is the number of processes, each with one thread.
 
     Returns:
         The table: the grid's settings, ``variant, seed, step, identity, seconds``, and the columns of `tradeoff.table`.
@@ -95,10 +85,9 @@ def run(todo: Sequence[Job], path: Path, workers: int = 2) -> pd.DataFrame:
     table = pd.read_csv(path) if path.is_file() else pd.DataFrame({"identity": []})
     missing = [job for job in todo if job.identity not in set(table["identity"])]
     print(f"{len(todo)} runs, {len(todo) - len(missing)} of them in {path}")
-    # glibc gives large blocks back at once, and a step would fault them in again; read when a process starts.
-    os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30), "OMP_NUM_THREADS": "1"}
+    os.environ |= MEMORY | {"OMP_NUM_THREADS": "1"}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, context) as pool:
         waiting = {pool.submit(rows_of, job): job for job in missing}
         for future in runs.progress(as_completed(waiting), "runs", len(waiting)):
             job = waiting[future]
@@ -109,7 +98,7 @@ def run(todo: Sequence[Job], path: Path, workers: int = 2) -> pd.DataFrame:
                 continue
             table = pd.concat([table[table["identity"] != job.identity], rows], ignore_index=True)
             table = table.sort_values(["identity", "step"], key=lambda c: c.map(wanted) if c.name == "identity" else c)
-            runs.write_atomic(path, table.round(DIGITS).to_csv(index=False))
+            runs.write_atomic(path, table.round(5).to_csv(index=False))
             runs.write_json(path.with_suffix(".json"), _provenance(path, todo))
     return table
 
@@ -119,8 +108,7 @@ def check(todo: Sequence[Job], path: Path, row: int, tolerance: float = 0.03) ->
 
     Args:
         todo: of `jobs`, whose ``out`` is an empty folder.
-        path: the csv.
-        row: its number, the first after the header is 0.
+        path, row: the csv, and the number of the row, the first after the header is 0.
         tolerance: largest difference of a score in [0, 1] between machines and versions of libraries: each rounds
             otherwise, and training amplifies that. FID and KID may differ by ten times that share.
 
@@ -158,20 +146,20 @@ def rows_of(job: Job) -> pd.DataFrame:
     rows = tradeoff.table([run.folder], n=job.profile.statistics.resamples)
     seconds = run.train_log().set_index("step")["seconds"].reindex(rows["step"]).to_numpy()
     about = {"variant": job.variant, "seed": job.seed, "step": rows.pop("step"), "identity": job.identity}
-    about["code"] = runs.code_fingerprint("chestxai.finetune.loop", "chestxai.faithfulness", "chestxai.fidelity")
+    code = runs.code_fingerprint("chestxai.finetune.loop", "chestxai.faithfulness", "chestxai.fidelity")
     rows = rows.drop(columns=["variant", "seed", "seconds"])
-    first = pd.DataFrame({**job.changes, **about, "seconds": seconds}, index=rows.index)
+    first = pd.DataFrame({**job.changes, **about, "code": code, "seconds": seconds}, index=rows.index)
     return pd.concat([first, rows], axis=1)
 
 
 def _trained(job: Job) -> Run:
     from chestxai import finetune, models
 
-    run = profiles.run(job.profile, job.variant, job.seed, job.out)
-    pipeline, train = models.load_base(job.profile), _studies(job.profile, "train", job.data)
-    options = {"recipe": job.profile.recipe(job.variant), "seed": job.seed, "fit": job.profile.data.fit}
-    about = profiles.about(job.profile, job.variant, job.data)
-    finetune.finetune(pipeline, train, job.profile.finetune, run.folder, cache=job.out / "latents", **options, **about)
+    profile, run = job.profile, profiles.run(job.profile, job.variant, job.seed, job.out)
+    options = {"recipe": profile.recipe(job.variant), "seed": job.seed, "fit": profile.data.fit}
+    options |= profiles.about(profile, job.variant, job.data) | {"cache": job.out / "latents"}
+    train = _studies(profile, "train", job.data)
+    finetune.finetune(models.load_base(profile), train, profile.finetune, run.folder, **options)
     return run
 
 
@@ -181,15 +169,15 @@ def _fidelity(job: Job, run: Run) -> dict[str, Any]:
 
     profile = job.profile
     real, kept, _ = to_images(_studies(profile, job.split, job.data), profile.data.size, profile.data.fit)
-    pipeline, out = models.load_base(profile), {}
+    pipeline, scores = models.load_base(profile), {}
     prompts, labels, _ = fidelity.requests(kept, profile.sampling, pipeline)
     classifier = fidelity.profile_classifier(profile, job.data, job.out)
     options = {"patients": [study.patient for study in kept], "spaces": fidelity.feature_spaces(profile.sampling)}
     for step in run.steps():
         finetune.load_checkpoint(pipeline, run, step)
         images = fidelity.sample(pipeline, prompts, profile.sampling, run.samples_file(step))
-        out[str(step)] = fidelity.evaluate(real, images, labels, prompts, classifier, **options)
-    return out
+        scores[str(step)] = fidelity.evaluate(real, images, labels, prompts, classifier, **options)
+    return scores
 
 
 @lru_cache(maxsize=1)
@@ -215,16 +203,9 @@ def _phrases(profile: Profile, split: str, data: str) -> tuple[list, list, list]
     return phrases(_studies(profile, split, data, boxes=True)), train or phrases(pool), pool
 
 
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
-
-
 def _provenance(path: Path, todo: Sequence[Job]) -> dict[str, Any]:
     record = runs.record()
     kept = {name: record[name] for name in record if name not in ("peak_memory_gb", "threads")}
     profile = todo[0].profile.model_dump(mode="json", exclude={"name", "description"})
-    return {"study": path.stem, "split": todo[0].split, "date": date.today().isoformat(), "runs": len(todo), **kept} | {
-        "profile": json.loads(json.dumps(profile))
-    }
+    about = {"study": path.stem, "split": todo[0].split, "date": date.today().isoformat(), "runs": len(todo)}
+    return about | kept | {"profile": profile}

@@ -181,7 +181,7 @@ def enlarged(values: np.ndarray, least: int) -> np.ndarray:
 
 
 def draw(picture: Picture, size: int = 400, marker: str = "R") -> Image.Image:
-    """A ``picture`` as pixels (RGB), ``size`` wide: image, overlay, outlines, labels, and a side ``marker`` ("" for none).
+    """A ``picture`` as pixels (RGB), ``size`` wide: image, overlay, outlines, labels, side ``marker`` ("" for none).
 
     A heatmap is normalised to ``v`` in [0, 1] and laid over the image with opacity ``OPACITY · v``: where the model
     does not look, the radiograph stays as it is.

@@ -26,8 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from chestxai.recipes.networks import add_adapters, add_projection, add_tokens, cosine_distance, learning_text
-from chestxai.recipes.networks import randomise, weight_distance
+from chestxai.recipes import networks
 from chestxai.runs import InputError
 from chestxai.studies import FINDINGS
 
@@ -97,7 +96,7 @@ class Recipe(Settings):
         mixing: which tokens a token sees inside the text encoder: ``all``, ``window:K`` (the K on each side of it) or
             ``none`` (itself alone).
         text_projection: ``linear``: a linear layer between a text encoder and a U-Net of different widths, which learns
-            with the U-Net (`add_projection`); ``none``: their widths are equal.
+            with the U-Net (`networks.add_projection`); ``none``: their widths are equal.
         unet: what of the U-Net learns: ``all``, or ``lora:R`` (adapters of rank R on its attention layers).
         ucg: which prompts may be dropped for classifier-free guidance: ``any``, or ``no finding`` (those that equal
             "No Finding", as in the paper's code; other prompts are then never dropped).
@@ -229,18 +228,18 @@ class Recipe(Settings):
                 f"keys, values: those of a {type(pipeline).__name__} are made of states that it has changed"
             )
         if self.prompts == "finding tokens":
-            add_tokens(pipeline, FINDINGS)
+            networks.add_tokens(pipeline, FINDINGS)
         if self.text_projection == "linear":
-            add_projection(pipeline)
+            networks.add_projection(pipeline)
         if self.unet != "all":
-            add_adapters(pipeline.unet, int(self.unet.split(":")[1]), seed, ADAPTED)
+            networks.add_adapters(pipeline.unet, int(self.unet.split(":")[1]), seed, ADAPTED)
         attach(pipeline, self)
         if self.kind == "random":
-            randomise(pipeline.text_encoder, seed)
+            networks.randomise(pipeline.text_encoder, seed)
         elif self.kind == "lora":
-            add_adapters(pipeline.text_encoder, int(self.text.split(":")[1]), seed)
+            networks.add_adapters(pipeline.text_encoder, int(self.text.split(":")[1]), seed)
         if self.anchor_weights:
-            learning = learning_text(pipeline.text_encoder, self.text)
+            learning = networks.learning_text(pipeline.text_encoder, self.text)
             pipeline.text_encoder.before = {name: p.detach().clone() for name, p in learning}
 
     def learning(
@@ -263,7 +262,7 @@ class Recipe(Settings):
                 continue
             yield f"unet.{name}", parameter, settings.learning_rate
         rate = self.text_learning_rate or settings.text_learning_rate
-        for name, parameter in learning_text(text_encoder, self.text):
+        for name, parameter in networks.learning_text(text_encoder, self.text):
             yield f"text_encoder.{name}", parameter, rate
 
     def droppable(self, prompt: str) -> bool:
@@ -314,9 +313,9 @@ class Recipe(Settings):
         """
         added = []
         if self.anchor:
-            added.append(self.anchor * cosine_distance(states, reference, mask))
+            added.append(self.anchor * networks.cosine_distance(states, reference, mask))
         if self.anchor_weights:
-            added.append(self.anchor_weights * weight_distance(encoder))
+            added.append(self.anchor_weights * networks.weight_distance(encoder))
         return sum(added) if added else None
 
 

@@ -19,9 +19,8 @@ INFRASTRUCTURE = ("chestxai.runs", "chestxai.profiles", "chestxai.sources")
 def code_fingerprint(*modules: str, without: Collection[str] = INFRASTRUCTURE) -> str:
     """A name of 16 hex digits for the code of ``modules`` and of everything they import inside the package.
 
-    Args:
-        modules: dotted names, such as ``"chestxai.finetune.loop"``; of a package, all that it re-exports.
-        without: dotted names of modules and packages that are left out, with all that only they reach.
+    ``modules`` are dotted names, such as ``"chestxai.finetune.loop"``; of a package, all that it re-exports counts.
+    Modules and packages ``without`` are left out, with all that only they reach.
     """
     starts = [(name, None) for name in modules]
     return files_fingerprint(_follow(starts, without))
@@ -105,12 +104,10 @@ def _imports(tree: ast.Module) -> set[tuple[str, str | None]]:
                     bound[alias.asname or alias.name] = f"{node.module}.{alias.name}"
                 else:
                     targets.add((node.module, alias.name))
-    used: dict[str, set[str]] = {name: set() for name in bound}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in bound:
-            used[node.value.id].add(node.attr)
+    attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    read = {(node.value.id, node.attr) for node in attributes if isinstance(node.value, ast.Name)}
     for name, module in bound.items():
-        targets |= {(module, attribute) for attribute in used[name]} or {(module, None)}
+        targets |= {(module, attribute) for of, attribute in read if of == name} or {(module, None)}
     return targets
 
 
@@ -128,9 +125,7 @@ def _tree(path: Path, changed: int) -> ast.Module:
 def _syntax(path: Path, changed: int) -> str:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            first = node.body[0] if node.body else None
-            value = getattr(first, "value", None)
-            if isinstance(first, ast.Expr) and isinstance(value, ast.Constant) and isinstance(value.value, str):
-                node.body = node.body[1:]
+        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        if documented and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
     return ast.unparse(tree)

@@ -92,13 +92,9 @@ class _Progress(tqdm):
 def progress(iterable: Iterable | None = None, description: str = "", total: int | None = None, **options: Any) -> tqdm:
     """A plain-text progress bar with time left, for terminals, logs and notebooks.
 
-    In a file or a pipe it is refreshed every ten seconds only, so that logs stay readable.
-
-    Args:
-        iterable: what to iterate over; None for a bar advanced by ``update``.
-        description: shown in front of the bar.
-        total: number of items, if ``iterable`` has no length.
-        options: of `tqdm.tqdm`.
+    In a file or a pipe it is refreshed every ten seconds only, so that logs stay readable. It counts the items of
+    ``iterable``, or what is given to ``update``, up to ``total``, behind a ``description``; ``options`` are those of
+    `tqdm.tqdm`.
     """
     interval = 0.2 if sys.stderr.isatty() else 2.0 if "CHESTXAI_STATUS" in os.environ else 10.0
     options = {"mininterval": interval, "dynamic_ncols": True, **options}

@@ -19,19 +19,20 @@ class DivergedError(InputError, FloatingPointError):
 # Words in an error → what to do about it.
 _REMEDIES = {
     ("No space left", "quota exceeded", "os error 28"): "free some disk space and run again; finished work is kept",
+    ("Permission denied", "not permitted", "Read-only"): "check the folder's permissions, or choose another folder",
     ("DeadKernelError",): "if it ran out of memory, use fewer --workers or smaller batches",
     ("OutOfMemoryError", "out of memory"): "in the profile, raise finetune.accumulate, lower grounding.batch or "
     "sampling.batch, set finetune.precision to bf16 or finetune.gradient_checkpointing to true; finished work is kept",
 }
 
 
-def explain(name: str, text: str) -> str:
-    """An error on one line, with a remedy where its message has none.
+def remedy(line: str) -> str:
+    """What to do about an error, to be put behind its message; "" where it says so itself or nothing is known."""
+    known = [remedy for words, remedy in _REMEDIES.items() if any(word in line for word in words)]
+    return f". Remedy: {known[0]}" if known and "Remedy" not in line and "in the profile" not in line else ""
 
-    Args:
-        name: class of the error.
-        text: its message.
-    """
+
+def explain(name: str, text: str) -> str:
+    """An error of the class ``name`` with the message ``text`` on one line, with a remedy where it has none."""
     line = " ".join(f"{name}: {text}".split())
-    remedies = [remedy for words, remedy in _REMEDIES.items() if any(word in line for word in words)]
-    return line if "Remedy" in line or "in the profile" in line or not remedies else f"{line}. Remedy: {remedies[0]}"
+    return line + remedy(line)

@@ -5,7 +5,6 @@ A file is either complete or absent: everything is written beside its destinatio
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -22,7 +21,7 @@ import numpy as np
 import yaml
 from safetensors import SafetensorError, safe_open
 
-from chestxai.runs.errors import InputError, MissingError
+from chestxai.runs.errors import InputError, MissingError, remedy
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +55,7 @@ def replacing(path: Path) -> Iterator[Path]:
         part.chmod(mode)
         part.replace(path)
     except (OSError, SafetensorError) as error:
-        raise OSError(f"cannot write {path}: {error}{_remedy(error)}") from error
+        raise OSError(f"cannot write {path}: {error}{remedy(str(error))}") from error
     finally:
         shutil.rmtree(private, ignore_errors=True)
 
@@ -72,32 +71,17 @@ def remove(path: Path) -> None:
 def tidy(folder: Path, name: str = "*") -> None:
     """Remove the temporary files that killed writers left in ``folder``. Call only while holding the folder's lock.
 
-    Args:
-        folder: where the files were to be written.
-        name: pattern of the files' final names; ``**/*`` includes subfolders.
+    ``name`` is a pattern of the files' final names; ``**/*`` includes subfolders.
     """
     where, _, last = name.rpartition("/")
     for stray in list(Path(folder).glob(f"{where or '.'}/.{last}.*.part")):
         remove(stray)
 
 
-def _remedy(error: OSError | SafetensorError) -> str:
-    # safetensors reports the operating system's error in words only: "… (os error 28)".
-    def is_any(*numbers: int) -> bool:
-        return getattr(error, "errno", None) in numbers or any(f"(os error {n})" in str(error) for n in numbers)
-
-    if is_any(errno.ENOSPC, errno.EDQUOT):
-        return ". Remedy: free some disk space and run again; finished work is kept"
-    if is_any(errno.EACCES, errno.EPERM, errno.EROFS):
-        return ". Remedy: check the folder's permissions, or choose another folder"
-    return ""
-
-
 def write_atomic(path: Path, content: str | bytes) -> Path:
     """Write ``content`` (text as UTF-8, or bytes) to ``path`` in one step; missing folders are made."""
-    data = content.encode() if isinstance(content, str) else content
     with replacing(path) as part:
-        part.write_bytes(data)
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
     return Path(path)
 
 
@@ -131,19 +115,16 @@ def read_bytes(path: Path, most: int = 2**30) -> bytes:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of json; of equal keys the last would win without a word."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)[:80]!r} occurs twice in an object")
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"the key {key[:80]!r} occurs twice in an object")
+        content[key] = value
     return content
 
 
 def read_json(path: Path, kind: type | None = None) -> Any:
-    """Read a JSON file.
-
-    Args:
-        path: of the file.
-        kind: type that the top level must have, dict or list; None accepts any.
+    """Content of the JSON file at ``path``, whose top level must be of ``kind`` (dict or list; None accepts any).
 
     Raises:
         InputError: the file is not valid JSON, or holds another type; names the file and the place.
@@ -204,11 +185,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> Path:
-    """Write named tensors as safetensors in one step, with a checksum of their content in the file's metadata.
+    """Write named ``tensors`` (any device, any layout) to the safetensors file ``path`` in one step.
 
-    Args:
-        path, tensors: file, and what it holds, on any device and in any layout.
-        metadata: further text entries.
+    A checksum of their content goes into the file's ``metadata``, beside further text entries.
     """
     # Imported here because torch takes a second to import and the workers of a batch do not need it.
     from safetensors.torch import save_file
@@ -219,23 +198,33 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[st
     return Path(path)
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise InputError(f"{path}: damaged or not a safetensors file ({error}); delete it and run again") from error
+
+
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read a safetensors file and verify the checksum that `save_tensors` stored.
 
     Raises:
         InputError: the file is damaged or not a safetensors file.
     """
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(path)
-        with safe_open(path, "pt") as file:
-            expected = (file.metadata() or {}).get(_CHECKSUM)
-    except SafetensorError as error:
-        raise InputError(f"{path}: damaged or not a safetensors file ({error}); delete it and run again") from error
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        expected = (file.metadata() or {}).get(_CHECKSUM)
     if expected not in (None, hash_tensors(tensors)):
         raise InputError(f"{path}: damaged (its content is not what was written); delete it and run again")
     return tensors
+
+
+def tensor_metadata(path: Path) -> dict[str, str]:
+    """The metadata given to `save_tensors`, without reading the tensors; raises as `load_tensors`."""
+    with _opened(path) as file:
+        return {k: v for k, v in (file.metadata() or {}).items() if k != _CHECKSUM}
 
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -248,19 +237,6 @@ def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def tensor_metadata(path: Path) -> dict[str, str]:
-    """The metadata given to `save_tensors`, without reading the tensors.
-
-    Raises:
-        InputError: the file is damaged or not a safetensors file.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            return {k: v for k, v in (file.metadata() or {}).items() if k != _CHECKSUM}
-    except SafetensorError as error:
-        raise InputError(f"{path}: damaged or not a safetensors file ({error}); delete it and run again") from error
 
 
 def sha256(path: Path) -> str:

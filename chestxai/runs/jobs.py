@@ -41,12 +41,10 @@ def resumable(
     with the same arguments and computes its share of the chunks; all return the same.
 
     Args:
-        path: the ``.safetensors`` file of the result.
+        path, metadata: the ``.safetensors`` file of the result, and further text entries of it.
         identity: names everything the result depends on, its code included.
-        count: number of items.
+        count, chunk: number of items, and of those that are computed and written together.
         compute: takes a range of item numbers, returns the tensors of their rows and the lines of items left out.
-        chunk: items computed and written together.
-        metadata: further text entries of the file.
         description: of the progress bar; none is shown without.
         bar: an open progress bar to advance by one for each item, instead of one of its own.
 

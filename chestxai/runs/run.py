@@ -73,6 +73,7 @@ class Run:
     grounding_file = _path("grounding.csv")  #: a row per checkpoint and phrase, every score
     fidelity_file = _path("fidelity.json")  #: scores of the generated images by step
     masks_file = _path("maps/masks.safetensors")  #: truth masks of the grounded phrases
+    sides_file = _path("sides.csv")  #: rows of `chestxai.sides`
 
     def checkpoint(self, step: int) -> Path:
         """Folder of a checkpoint."""
@@ -86,15 +87,9 @@ class Run:
         """Heatmaps of ``step`` on swapped images and for changed prompts; ``name`` "sides": of `chestxai.sides`."""
         return self.folder / "maps" / f"{name}-{step}.safetensors"
 
-    @property
-    def sides_file(self) -> Path:
-        """Rows of `chestxai.sides`."""
-        return self.folder / "sides.csv"
-
     def samples_file(self, name: int | str) -> Path:
         """Generated images of a checkpoint (by its step) or of an experiment (by its name)."""
-        stem = f"step-{name}" if isinstance(name, int) else name
-        return self.folder / "samples" / f"{stem}.safetensors"
+        return self.folder / "samples" / f"{f'step-{name}' if isinstance(name, int) else name}.safetensors"
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, rising."""
@@ -157,11 +152,12 @@ class Run:
             re.fullmatch("0|[1-9][0-9]*", s) and isinstance(v, dict) for s, v in steps.items()
         ):
             raise InputError(f"{path}: has no scores by step; delete it and {self.remedy()}")
-        for step, (name, value) in ((step, item) for step, scores in steps.items() for item in scores.items()):
-            number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isinf(value)
-            if not (number or value is None or isinstance(value, dict)):
-                what = f"{path}, step {step}: {name} is {str(value)[:40]!r}, not a number"
-                raise InputError(f"{what}; delete the file and {self.remedy()}")
+        for step, scores in steps.items():
+            for name, value in scores.items():
+                number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isinf(value)
+                if not (number or value is None or isinstance(value, dict)):
+                    what = f"{path}, step {step}: {name} is {str(value)[:40]!r}, not a number"
+                    raise InputError(f"{what}; delete the file and {self.remedy()}")
         return {
             int(step): {name: math.nan if value is None else value for name, value in scores.items()}
             for step, scores in steps.items()
@@ -223,9 +219,7 @@ class Run:
             gap = table[name].isin(["", "nan"]) & (name != "step")
             bad = np.flatnonzero(values.isna() & ~gap)
             if bad.size:
-                value = table[name].iloc[bad[0]]
-                raise InputError(
-                    f"{path}, line {bad[0] + 2}: {name} is {value!r}, not a number; delete the file and {self.remedy()}"
-                )
+                what = f"{path}, line {bad[0] + 2}: {name} is {table[name].iloc[bad[0]]!r}, not a number"
+                raise InputError(f"{what}; delete the file and {self.remedy()}")
             table[name] = values
         return table

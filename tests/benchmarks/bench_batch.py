@@ -37,7 +37,8 @@ from chestxai import batch, profiles
 if __name__ == "__main__":
     chapters = [batch.Chapter(path.stem) for path in sorted(Path(sys.argv[1]).glob("*.ipynb"))]
     profile = profiles.load("smoke")
-    nodes = batch.plan(profile, ["frozen"], [0], out=Path(sys.argv[2]), chapters=chapters, notebooks=Path(sys.argv[1]))
+    cells = [batch.Cell(profile, ["frozen"], [0])]
+    nodes = batch.plan(cells, out=Path(sys.argv[2]), chapters=chapters, notebooks=Path(sys.argv[1]))
     outcomes = batch.run(nodes, workers=int(sys.argv[3]), quiet=True)
     assert {o.status for o in outcomes} <= {"finished", "skipped"}, batch.summary(outcomes)
 """
@@ -45,7 +46,7 @@ PLAN = """
 import resource, time
 from chestxai import batch, profiles
 started = time.perf_counter()
-nodes = batch.plan(profiles.load("demo"), ["frozen", "learnable"], range(1667))
+nodes = batch.plan([batch.Cell(profiles.load("demo"), ["frozen", "learnable"], range(1667))])
 print(len(nodes), time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 """
 
