@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
 
-from chestxai import recipes, runs, sources
+from chestxai import runs, sources
 from chestxai.recipes import Recipe, Settings
 from chestxai.runs import InputError, MissingError, Run
 from chestxai.studies import Fit, Study, phrases
@@ -184,8 +184,8 @@ class Profile(Settings):
     grounding: GroundingSettings
     sampling: SamplingSettings
     statistics: StatisticsSettings = StatisticsSettings()
-    variants: Annotated[dict[Name, Annotated[Recipe, BeforeValidator(recipes.of_name)]], BeforeValidator(_by_name)] = (
-        Field({"frozen": Recipe(), "learnable": Recipe(text="learnable")}, min_length=1)
+    variants: Annotated[dict[Name, Recipe], BeforeValidator(_by_name)] = Field(
+        {"frozen": Recipe(), "learnable": Recipe(text="learnable")}, min_length=1
     )
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32, strict=True)], ...] = Field((0,), min_length=1, max_length=1000)
 
@@ -300,11 +300,10 @@ def chosen(options: Namespace) -> tuple[Profile, str, Run]:
 
 
 def studies(profile: Profile, split: str, data: str | Path = "", *, boxes: bool = False) -> sources.Studies:
-    """The profile's studies of one split.
+    """The studies of one ``split`` ("train", "val" or "test") of a ``profile``.
 
     Args:
-        profile: the settings.
-        split: "train", "val" or "test".
+        profile, split: the settings, and the split.
         data: folder that holds one sub-folder per source (``openi/``, ``nih/``); phantoms need none.
         boxes: read the source whose phrases are grounded instead of the training source.
 
@@ -382,13 +381,10 @@ def check_data(profile: Profile, data: str | Path = "", cache: dict[Any, Any] | 
 
 
 def base_folder(base: str | Path) -> Path | None:
-    """Folder of a base model; None for a hub id.
-
-    Args:
-        base: "tiny" or "tiny-code" (both of data/tiny), a folder in diffusers format, or a hub id.
+    """Folder of a ``base``: "tiny" or "tiny-code" (both of data/tiny), or one in diffusers format; None for a hub id.
 
     Raises:
-        MissingError: it is neither; says what a base may be.
+        MissingError: it is none of these; says what a base may be.
     """
     folder = DATA / "tiny" if str(base) in ("tiny", "tiny-code") else Path(base)
     remedy = "Give 'tiny', a folder in diffusers format (model_index.json, unet/, vae/, … as safetensors), or a hub id"

@@ -24,16 +24,14 @@ _LOOK = {"layout": ipywidgets.Layout(width="360px"), "style": {"description_widt
 def interactive() -> bool:
     """Whether widgets would work: a person sits at this kernel.
 
-    False outside a kernel, when ``CHESTXAI_BATCH`` or ``PAPERMILL`` is set (to anything but ``0`` or nothing), and
-    when the front end takes no input, as nbclient, papermill and jupyter-book declare.
+    Not so outside a kernel, when ``CHESTXAI_BATCH`` or ``PAPERMILL`` is set (to anything but ``0`` or nothing), or when
+    the front end takes no input, as nbclient, papermill and jupyter-book declare.
     """
     if any(os.environ.get(name, "0") not in ("", "0") for name in ("CHESTXAI_BATCH", "PAPERMILL")):
         return False
     kernel = getattr(get_ipython(), "kernel", None)
-    if kernel is None:
-        return False
-    request = kernel.get_parent("shell") or {}
-    return bool(request.get("content", {}).get("allow_stdin", True))
+    request = kernel and (kernel.get_parent("shell") or {})
+    return kernel is not None and bool(request.get("content", {}).get("allow_stdin", True))
 
 
 def show(widget: object | Callable[[], object], static: object | Callable[[], object]) -> None:
@@ -57,10 +55,7 @@ def attention_explorer(
     Args:
         images, heatmaps, phrases, layers, timesteps, masks: As in `plots.explored`.
         titles: Names of the studies; entries with equal titles are one study.
-        size: Width in pixels of the picture.
-
-    Returns:
-        The controls study, phrase, layer and timestep, with the picture below.
+        size: Width in pixels of the picture, which is below the controls.
     """
     pictures, heatmap, names, times = plots.explored(images, heatmaps, titles, phrases, layers, timesteps, masks)
 
@@ -85,21 +80,15 @@ def attention_explorer(
 
 
 def study_browser(studies: Sequence[Study], size: int = 400) -> ipywidgets.interactive:
-    """Choose a finding and a study; see its image with the findings outlined, and its report with their words marked.
+    """Choose one of ``studies`` by a finding; see its image, ``size`` pixels wide, and its report.
 
-    Args:
-        studies: Any number.
-        size: Width in pixels of the picture.
-
-    Returns:
-        The controls finding ("any" at first), study and marks (outlines and marked words), with the picture below.
+    A check box shows or hides the outlines of the findings and the marks of their words.
     """
     if not studies:
         raise InputError("there is no study to show")
-    findings = [{finding.name for finding in study.present()} for study in studies]
+    findings = [{finding.name for finding in study.present()} or {"no finding"} for study in studies]
     entries = {"any": list(range(len(studies)))}
-    entries |= {name: [i for i, present in enumerate(findings) if name in present] for name in FINDINGS}
-    entries["no finding"] = [i for i, present in enumerate(findings) if not present]
+    entries |= {n: [i for i, present in enumerate(findings) if n in present] for n in (*FINDINGS, "no finding")}
 
     def studies_of(name: str) -> list[tuple[str, int]]:
         return [(studies[i].id, i) for i in entries[name]]

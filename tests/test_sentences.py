@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from chestxai import profiles, stats
+from chestxai import profiles, runs, stats
 from chestxai import sentences as say
 from chestxai.profiles import StatisticsSettings
 from chestxai.sentences import answers, fidelity, images, knowledge, localization, tradeoff, words
@@ -39,6 +40,16 @@ class TestWords:
         assert words.direction(interval) == sign
         assert words.verb(interval) == verb
         assert words.verb(interval, "wins", "loses", "draws") == ("draws", "wins", "loses")[sign]
+
+    def test_data_choose_among_the_words_of_a_template(self):
+        text = "{n:# map}{few: of {names:&}|} {d:rise to {d.estimate:.1f}|fall|stay}"
+        assert words.filled(text, n=1, few=[], names=[], d=FLAT) == "1 map stay"
+        assert words.filled(text, n=2000, few=True, names=["a", "b"], d=UP) == "2,000 maps of a and b rise to 0.1"
+
+    def test_every_template_is_used(self):
+        for path in Path(words.__file__).parent.glob("*.yaml"):
+            code = path.with_suffix(".py").read_text(encoding="utf-8")
+            assert [name for name in runs.read_yaml(path) if f'"{name}"' not in code and f"'{name}'" not in code] == []
 
     def test_independent_by_hand(self):
         d = words.independent(Interval(5, 2, 9), Interval(3, 2, 7))

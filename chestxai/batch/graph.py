@@ -54,26 +54,10 @@ class Chapter:
 
 
 #: The notebooks of the book, in an order in which they can run.
-# fmt: off
-CHAPTERS = (
-    Chapter("01_reports_and_images", weight=40),
-    Chapter("02_finetuning", each_run=True, gpu=True, makes=("run.json", "train.csv"), reads=("train",), weight=480,
-            work=("base", "data", "finetune"), keeps=("checkpoints", "model", "train.csv", "identity.txt", "run.json")),
-    Chapter("03_attention", needs=("02_finetuning",), each_run=True, gpu=True, makes=("grounding.csv",), reads=BOXES,
-            work=("base", "data", "finetune", "grounding"), keeps=("maps",), weight=250),
-    Chapter("04_pointing", needs=("03_attention",), reads=("train", "test", *BOXES), weight=100),
-    Chapter("05_scores", needs=("03_attention",), reads=BOXES, weight=20),
-    Chapter("06_fidelity", needs=("02_finetuning",), each_run=True, gpu=True, makes=("fidelity.json",), reads=IMAGES,
-            work=("base", "data", "finetune", "sampling"), keeps=("samples",), weight=110),
-    Chapter("07_blind_spots", needs=("06_fidelity",), gpu=True, reads=IMAGES, weight=60),
-    Chapter("08_tradeoff", needs=("03_attention", "04_pointing", "06_fidelity"), makes=("tradeoff.csv",),
-            reads=IMAGES),
-    Chapter("09_why", needs=("03_attention",), gpu=True, reads=(*IMAGES, "boxes val"), weight=45),
-    Chapter("10_both", needs=("03_attention", "06_fidelity"), reads=("boxes test",), weight=15),
-    Chapter("11_knowledge", needs=("03_attention", "06_fidelity"), gpu=True, makes=("knowledge.csv",), reads=IMAGES,
-            weight=60),
+CHAPTERS = tuple(
+    Chapter(name, **{key: tuple(value) if isinstance(value, list) else value for key, value in about.items()})
+    for name, about in runs.read_yaml(Path(__file__).with_suffix(".yaml")).items()
 )
-# fmt: on
 
 
 @dataclass(frozen=True)

@@ -172,10 +172,8 @@ def weight_distance(encoder: nn.Module) -> Tensor:
 def between(before: nn.Module, after: nn.Module, share: float) -> nn.Module:
     """A copy of ``after`` on the line between two networks of one architecture (Wortsman et al. 2022, WiSE-FT).
 
-    Args:
-        before: network at ``share`` 0, such as the text encoder of the base.
-        after: network at ``share`` 1, such as that of a run.
-        share: of the way; beyond [0, 1] extrapolates.
+    ``share`` of the way lies behind it: 0 is ``before``, such as the text encoder of the base, and 1 is ``after``, such
+    as that of a run; beyond extrapolates.
 
     Raises:
         InputError: the networks have different parameters.

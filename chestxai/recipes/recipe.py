@@ -138,7 +138,9 @@ class Recipe(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _tokens_apart(cls, content: Any) -> Any:
+    def _filled_in(cls, content: Any) -> Any:
+        """A recipe may be written as its ``text`` alone, and finding tokens see no other words."""
+        content = {"text": content} if isinstance(content, str) else content
         apart = isinstance(content, dict) and content.get("prompts") == "finding tokens"
         return {"mixing": "none", **content} if apart else content
 
@@ -218,15 +220,12 @@ class Recipe(Settings):
         Raises:
             InputError: the pipeline has two text encoders, of which only the frozen states are read.
         """
+        kind = type(pipeline).__name__
         if hasattr(pipeline, "text_encoder_2") and (changed := self.treatment.keys() - {"unet"}):
-            raise InputError(
-                f"{', '.join(sorted(changed))}: a {type(pipeline).__name__} has two text encoders, which stay "
-                "as they are (text: frozen); unet may be lora:R"
-            )
+            what = f"{', '.join(sorted(changed))}: a {kind} has two text encoders, which stay as they are"
+            raise InputError(f"{what} (text: frozen); unet may be lora:R")
         if self.splits and "caption_channels" in pipeline.unet.config:
-            raise InputError(
-                f"keys, values: those of a {type(pipeline).__name__} are made of states that it has changed"
-            )
+            raise InputError(f"keys, values: those of a {kind} are made of states that it has changed")
         if self.prompts == "finding tokens":
             networks.add_tokens(pipeline, FINDINGS)
         if self.text_projection == "linear":
@@ -247,10 +246,7 @@ class Recipe(Settings):
     ) -> Iterator[tuple[str, nn.Parameter, float]]:
         """What learns: ``("unet.<name>" or "text_encoder.<name>", parameter, learning rate)``, the U-Net's first.
 
-        Args:
-            unet: of the prepared pipeline.
-            text_encoder: of the prepared pipeline.
-            settings: hold the learning rates.
+        ``unet`` and ``text_encoder`` are those of the prepared pipeline, ``settings`` hold the learning rates.
 
         Raises:
             InputError: the text encoder has no such part.
@@ -272,9 +268,7 @@ class Recipe(Settings):
     def sees(self, mask: Tensor, causal: bool) -> Tensor | None:
         """Which tokens see which inside the text encoder: bool ``(n, 1, length, length)``, or None for all.
 
-        Args:
-            mask: 1 for tokens, 0 for what nobody sees, ``(n, length)``.
-            causal: whether tokens see no later ones, as in CLIP.
+        ``mask`` ``(n, length)`` is 0 for what nobody sees; ``causal``: tokens see no later ones, as in CLIP.
         """
         if self.mixing == "all":
             return None
@@ -283,15 +277,12 @@ class Recipe(Settings):
         return (near & mask.bool()[:, None])[:, None]
 
     def context(self, states: Tensor, mask: Tensor, reference: Tensor | None) -> Tensor:
-        """What the U-Net reads.
+        """What the U-Net reads: ``(n, length, width)``, or ``(n, length, 2 * width)`` if it `splits`.
 
         Args:
             states: last hidden states of the text encoder, ``(n, length, width)``.
             mask: 1 for tokens, 0 for padding, ``(n, length)``.
             reference: states of the text encoder as it was; None unless `splits`.
-
-        Returns:
-            ``(n, length, width)``, or ``(n, length, 2 * width)`` if it `splits`.
         """
         import torch
 
@@ -308,8 +299,7 @@ class Recipe(Settings):
         Args:
             states: of the text encoder for a batch of prompts, ``(n, length, width)``, with a gradient.
             reference: the same of the text encoder as it was; None unless it is needed.
-            mask: 1 for tokens, 0 for padding, ``(n, length)``.
-            encoder: the text encoder.
+            mask, encoder: 1 for tokens, 0 for padding, ``(n, length)``; and the text encoder.
         """
         added = []
         if self.anchor:
@@ -329,10 +319,8 @@ def words(mask: Tensor) -> Tensor:
 def attach(pipeline: StableDiffusionPipeline, recipe: Recipe, reference: nn.Module | None = None) -> None:
     """Make ``pipeline`` read texts as ``recipe`` says, wherever it is used; see `models.text_states`.
 
-    Args:
-        pipeline: one to which no recipe is attached yet.
-        recipe: of its text encoder.
-        reference: the text encoder as it was; default: a copy of the pipeline's, where the recipe `splits`.
+    None is attached to it yet. ``reference``: the text encoder as it was; default: a copy of the pipeline's, where the
+    recipe `splits`.
     """
     encoder = pipeline.text_encoder
     if recipe.splits:
@@ -351,8 +339,3 @@ def attach(pipeline: StableDiffusionPipeline, recipe: Recipe, reference: nn.Modu
 def _half(part: slice, _: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     # States that are not doubled, as in a call of plain diffusers, are read by both.
     return (arguments[0][..., part], *arguments[1:])
-
-
-def of_name(value: Any) -> Any:
-    """Allow a recipe to be written as its ``text`` alone, as in ``learnable: learnable`` or ``[frozen, learnable]``."""
-    return {"text": value} if isinstance(value, str) else value

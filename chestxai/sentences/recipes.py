@@ -16,24 +16,16 @@ _say = Templates(__file__)
 def over_seeds(table: pd.DataFrame, column: str, reference: str) -> pd.Series:
     """Variant → `Interval` of ``column`` minus that of ``reference`` at the last step, paired by seed.
 
-    Student's t over the seeds that both have; with one seed the bounds are NaN, without a common one the variant is
-    left out.
-
-    Args:
-        table: of a study.
-        column: a score.
-        reference: the variant to subtract.
+    ``table`` is that of a study. Student's t over the seeds that both have; with one seed the bounds are NaN, without a
+    common one the variant is left out.
     """
     last = table.loc[table.groupby(["variant", "seed"])["step"].idxmax()]
     wide = last.pivot(index="seed", columns="variant", values=column)
-    out = {}
-    for name in wide.columns.drop(reference):
-        values = (wide[name] - wide[reference]).dropna().to_numpy()
-        if len(values):
-            n, mean = len(values), float(values.mean())
-            half = float(student.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan
-            out[name] = Interval(mean, mean - half, mean + half)
-    return pd.Series(out, dtype=object)
+    differences = wide.drop(columns=reference).sub(wide[reference], axis=0)
+    n, mean = differences.count(), differences.mean()
+    half = student.ppf(0.975, n - 1) * differences.std() / np.sqrt(n)
+    bounds = zip(n.index, mean, mean - half, mean + half, strict=True)
+    return pd.Series({name: Interval(*of) for name, *of in bounds if n[name]}, dtype=object)
 
 
 def verdicts(table: pd.DataFrame, endpoint: Sequence[str], margin: float = 0.01) -> pd.DataFrame:
@@ -74,9 +66,7 @@ def answer(found: pd.DataFrame) -> str:
 def principles(found: pd.DataFrame, groups: dict[str, Sequence[str]]) -> str:
     """Design principles as bullets: what each kind of recipe does to pointing and to fidelity, with its support.
 
-    Args:
-        found: of `verdicts`.
-        groups: principle → recipes that test it.
+    ``found`` is that of `verdicts`; ``groups``: principle → recipes that test it.
     """
     lines = []
     for text, names in groups.items():
