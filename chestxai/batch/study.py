@@ -134,33 +134,26 @@ def check(todo: Sequence[Job], path: Path, row: int, tolerance: float = 0.03) ->
 
 def rows_of(job: Job) -> pd.DataFrame:
     """Train, ground, generate and score one run: its rows of the table."""
-    from chestxai import faithfulness, fidelity
+    from chestxai import faithfulness, fidelity, finetune, models
 
-    fidelity.feature_spaces(job.profile.sampling)  # says what is missing before the training
-    run = _trained(job)
-    truths, training, pool = _phrases(job.profile, job.split, job.data)
-    steps = faithfulness.score_run(job.profile, run, truths, training, pool, run.steps())
+    profile, run = job.profile, profiles.run(job.profile, job.variant, job.seed, job.out)
+    fidelity.feature_spaces(profile.sampling)  # says what is missing before the training
+    options = {"recipe": profile.recipe(job.variant), "seed": job.seed, "fit": profile.data.fit}
+    options |= profiles.about(profile, job.variant, job.data) | {"cache": job.out / "latents"}
+    train = _studies(profile, "train", job.data)
+    finetune.finetune(models.load_base(profile), train, profile.finetune, run.folder, **options)
+    truths, training, pool = _phrases(profile, job.split, job.data)
+    steps = faithfulness.score_run(profile, run, truths, training, pool, run.steps())
     table = pd.concat([step.table for step in steps], ignore_index=True)
     runs.write_atomic(run.grounding_file, table.to_csv(index=False))
     runs.write_json(run.fidelity_file, {"steps": _fidelity(job, run)})
-    rows = tradeoff.table([run.folder], n=job.profile.statistics.resamples)
+    rows = tradeoff.table([run.folder], n=profile.statistics.resamples)
     seconds = run.train_log().set_index("step")["seconds"].reindex(rows["step"]).to_numpy()
     about = {"variant": job.variant, "seed": job.seed, "step": rows.pop("step"), "identity": job.identity}
     code = runs.code_fingerprint("chestxai.finetune.loop", "chestxai.faithfulness", "chestxai.fidelity")
     rows = rows.drop(columns=["variant", "seed", "seconds"])
     first = pd.DataFrame({**job.changes, **about, "code": code, "seconds": seconds}, index=rows.index)
     return pd.concat([first, rows], axis=1)
-
-
-def _trained(job: Job) -> Run:
-    from chestxai import finetune, models
-
-    profile, run = job.profile, profiles.run(job.profile, job.variant, job.seed, job.out)
-    options = {"recipe": profile.recipe(job.variant), "seed": job.seed, "fit": profile.data.fit}
-    options |= profiles.about(profile, job.variant, job.data) | {"cache": job.out / "latents"}
-    train = _studies(profile, "train", job.data)
-    finetune.finetune(models.load_base(profile), train, profile.finetune, run.folder, **options)
-    return run
 
 
 def _fidelity(job: Job, run: Run) -> dict[str, Any]:

@@ -19,7 +19,8 @@ class DivergedError(InputError, FloatingPointError):
 # Words in an error → what to do about it.
 _REMEDIES = {
     ("No space left", "quota exceeded", "os error 28"): "free some disk space and run again; finished work is kept",
-    ("Permission denied", "not permitted", "Read-only"): "check the folder's permissions, or choose another folder",
+    ("Permission denied", "Operation not permitted", "Read-only file system"): "check the folder's permissions, or "
+    "choose another folder",
     ("DeadKernelError",): "if it ran out of memory, use fewer --workers or smaller batches",
     ("OutOfMemoryError", "out of memory"): "in the profile, raise finetune.accumulate, lower grounding.batch or "
     "sampling.batch, set finetune.precision to bf16 or finetune.gradient_checkpointing to true; finished work is kept",
