@@ -122,7 +122,7 @@ def direction(column: str, up: str, down: str) -> str:
 
 
 def ranked(column: str, between: str = " · ") -> str:
-    """A score's name and which end of it is better, for an axis; ``between`` the two."""
+    """The name of the score in ``column`` and which end of it is better, for an axis; ``between`` the two."""
     return f"{score_name(column)}{between}{direction(column, 'higher is better ↑', 'lower is better ↓')}"
 
 
