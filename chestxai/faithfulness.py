@@ -30,7 +30,7 @@ import torch
 from accelerate import PartialState
 from diffusers import StableDiffusionPipeline
 
-from chestxai import grounding, localization, models, profiles, recipes, runs
+from chestxai import grounding, localization, models, profiles, recipes, reports, runs
 from chestxai.grounding.passes import image_key, paper_timesteps
 from chestxai.localization.references import place
 from chestxai.profiles import GroundingSettings, Profile
@@ -120,7 +120,7 @@ def probe_truths(
         fit: how an image becomes a square.
     """
     name = runs.fingerprint(
-        identity or models.fingerprint(pipeline),
+        identity or [models.fingerprint(pipeline), reports.text_length(pipeline.tokenizer)],
         settings.model_dump(),
         fit,
         [[t.key, t.study.change_token()] for t in truths],

@@ -10,9 +10,10 @@ import torch
 
 from chestxai import causes, fidelity, finetune, grounding, models, profiles, reports, sources
 from chestxai.finetune.loop import _Training
-from chestxai.profiles import FinetuneSettings, SamplingSettings
+from chestxai.profiles import FinetuneSettings, GroundingSettings, SamplingSettings
 from chestxai.recipes import Recipe
 from chestxai.runs import InputError
+from chestxai.studies import phrases
 from tests import tiny
 
 FILLER = "small left effusion and " * 40
@@ -116,6 +117,16 @@ def test_images_are_drawn_of_the_same_windows(clip, tmp_path):
     # In the same file: images that were drawn of cut prompts are not taken for these.
     c, d = (fidelity.sample(cut, [text], few, tmp_path / f"{len(text)}.safetensors") for text in (LONG, other))
     np.testing.assert_array_equal(c, d)
+
+
+def test_maps_of_cut_prompts_are_not_taken_for_those_of_windows(clip, tmp_path):
+    truths = phrases(sources.load("phantom", split="test", n=4, size=32))[:2]
+    settings = GroundingSettings(steps=4, last=2)
+    maps = [
+        grounding.ground_truths(pipeline, truths, settings, tmp_path / "maps.safetensors")[0]
+        for pipeline in (clip, tiny.random_pipeline("sd"))
+    ]
+    assert not np.allclose(*maps)
 
 
 def test_it_is_a_setting_of_the_profile_and_for_clip(tmp_path):

@@ -98,7 +98,7 @@ def ground_truths(
         DivergedError: the attention of a phrase is not finite.
     """
     name = runs.fingerprint(
-        identity or models.fingerprint(pipeline),
+        identity or [models.fingerprint(pipeline), reports.text_length(pipeline.tokenizer)],
         settings.model_dump(),
         seed,
         fit,
