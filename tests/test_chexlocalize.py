@@ -126,6 +126,30 @@ class TestRecord:
         assert found.boxes == (Box(0, 4, 20, 20),)
         assert to_images([study], 8)[0].shape == (1, 8, 8)
 
+    @pytest.mark.parametrize("kind", ["annotations", "segmentations"])
+    def test_outlines_of_the_original_fit_a_resized_copy(self, tmp_path, kind):
+        mask = np.zeros((4 * HEIGHT, 4 * WIDTH), bool)
+        mask[40:80, 20:60] = True
+        drawn = {"img_size": [*mask.shape], "Edema": [square(20, 40, 40)]}
+        root = collection(
+            tmp_path, [row(1, "Edema")], {key(1): drawn if kind[0] == "a" else {"Edema": packed(mask)}}, kind=kind
+        )
+        (study,) = loaded = sources.load("chexlocalize", root, truth="polygons" if kind[0] == "a" else "rle")
+        (found,) = study.present()
+        assert (study.size, loaded.skipped, found.boxes) == (mask.shape, [], (Box(20, 40, 40, 40),))
+        np.testing.assert_array_equal(found.mask, mask)
+        # The central 160 × 160 square starts at row 16.
+        assert Frame(*study.size, 8).mask(found)[1:3, 1:3].all()
+        assert to_images([study], 8)[0].shape == (1, 8, 8)
+
+    def test_outlines_of_another_frame_that_say_nothing_of_it_are_no_truth(self, tmp_path):
+        truth = {key(1): {"Edema": [square(30, 40, 90)], "Consolidation": [square(5, 5, 9)]}}
+        (study,) = loaded = sources.load(
+            "chexlocalize", collection(tmp_path, [row(1, "Edema", "Consolidation")], truth)
+        )
+        assert [len(f.boxes) for f in study.present()] == [1, 0]
+        assert "box mostly outside the image (outline, 48 × 40, " in loaded.skipped[0]
+
     def test_airspace_opacity_is_lung_opacity(self, tmp_path):
         truth = {key(1): outlines(Airspace_Opacity=[square(1, 2, 3)], Lung_Opacity=[square(9, 9, 5)])}
         (study,) = sources.load("chexlocalize", collection(tmp_path, [row(1, "Lung Opacity")], truth))
@@ -184,8 +208,9 @@ class TestBadRecords:
             (outlines(Edema=7), "not a polygon (it"),
             (
                 outlines(Edema=[square(1, 2, 3)]) | {"img_size": [9, 9]},
-                "outline in another frame than the image's 48 × 40 (Edema)",
+                "frame of another shape than the image (9 × 9, not 48 × 40)",
             ),
+            ({"Edema": {"size": [9, 9], "counts": "1"}}, "frame of another shape than the image (9 × 9, not 48 × 40)"),
             (outlines(Edema={"size": [9, 9], "counts": "1"}), "mask in another frame than the image's 48 × 40 (Edema)"),
             (outlines(Edema={"size": [48, 40], "counts": "ifdl3"}), "mask whose runs do not fill its frame (Edema)"),
             (outlines(Pneumothorax=[square(1, 2, 3)]), "outline of a finding that the labels deny (Pneumothorax)"),

@@ -130,6 +130,10 @@ class TestJson:
             {"segmentation": [[True, False, True, True, False, True]]},
             {"segmentation": {"size": 48, "counts": [1920]}},
             {"segmentation": {"size": [48, 40], "counts": [True, 1919]}},
+            {"segmentation": {"size": [48, 40], "counts": [1920]}},
+            {"segmentation": [[30, 30, 39, 30, 39, 39, 30, 39]]},
+            {"segmentation": [[0.03, 0.05, 0.1, 0.05, 0.1, 0.2]]},
+            {"segmentation": [[900, 900, 990, 900, 990, 990]]},
         ],
     )
     def test_an_object_of_coco_is_what_the_format_says_or_listed(self, tmp_path, change):

@@ -121,6 +121,36 @@ class TestSections:
         assert present(text) == {"Pneumothorax"}
         assert reports.sections("ADDENDUM  Small effusion.\nIMPRESSION: Clear.")["addendum"] == "Small effusion."
 
+    @pytest.mark.parametrize(
+        ("first", "addendum", "final"),
+        [
+            ("Right lower lobe pneumonia.", "On review there is no pneumonia.", set()),
+            ("Small left pneumothorax.", "The pneumothorax described above is a skin fold.", set()),
+            ("Small left pneumothorax.", "The apparent pneumothorax represents an overlying skin fold.", set()),
+            ("Moderate edema.", "Edema was reported in error.", set()),
+            ("Possible right pneumonia", "The pneumonia is now felt to represent atelectasis.", {"Atelectasis"}),
+            ("Pneumonia.", "What was described as pneumonia is more likely atelectasis.", {"Atelectasis"}),
+            (
+                "Pneumonia.",
+                "The opacity represents atelectasis rather than pneumonia.",
+                {"Atelectasis", "Lung Opacity"},
+            ),
+            ("Left effusion.", "No right effusion.", {"Pleural Effusion"}),
+            ("Left effusion.", "No left effusion. Small right effusion.", {"Pleural Effusion"}),
+            ("No pneumothorax.", "In retrospect, a tiny left apical pneumothorax is present.", {"Pneumothorax"}),
+            ("Edema.", "Discussed with the ward at 5 pm.", {"Edema"}),
+            ("Effusion.", "The effusion is now larger with new atelectasis.", {"Pleural Effusion", "Atelectasis"}),
+        ],
+    )
+    @pytest.mark.parametrize(
+        "form", ["IMPRESSION: {}\nADDENDUM: {}", "ADDENDUM:  {1}\nFINDINGS: Clear.\nIMPRESSION: {0}"]
+    )
+    def test_the_final_word_is_an_addendum_s(self, form, first, addendum, final):
+        report = form.format(first, addendum)
+        assert present(report) == present(reports.prompt(report)) == final
+        if "No " in first:  # nor is it both there and denied
+            assert {f.name for f in reports.find(report) if not f.present} == set()
+
     def test_an_addendum_is_read_an_indication_is_not(self):
         assert present("IMPRESSION: Normal.\nADDENDUM: There is a tiny left apical pneumothorax.") == {"Pneumothorax"}
         assert (
@@ -261,7 +291,7 @@ class TestPrompt:
             sections = reports.prompt_sections(text, mode)
             assert list(sections) == [mode, "addendum"] if part else [mode]
             assert ("addendum" in sections) == part
-            assert reports.prompt(text, mode) == " ".join(sections.values())
+            assert reports.prompt(text, mode) == " Addendum: ".join(sections.values())
         assert reports.prompt("IMPRESSION: As above.\nADDENDUM: Mild edema.") == "Mild edema."
 
 

@@ -11,8 +11,8 @@ from chestxai.reports.words import WORDS
 
 #: Letters that no report uses: in place of what is masked, and "no" in a form that writes N or 0.
 _HEDGE, _NEUTRAL, NIL = "\u01c0", "\u01c1", "\u01c2"
-_VERB, _ADVERB, _STATE, _GONE, _EXCLUDED, _CHANGE = (
-    f"(?:{WORDS[key]})" for key in ("verb", "adverb", "state", "gone", "excluded", "change")
+_VERB, _ADVERB, _STATE, _GONE, _EXCLUDED, _CHANGE, _MISTAKEN = (
+    f"(?:{WORDS[key]})" for key in ("verb", "adverb", "state", "gone", "excluded", "change", "mistaken")
 )
 _EXISTS, _BEFORE = f"(?:{WORDS['exists']})", f" (?:{WORDS['before']})"
 _NOT = r"(?:not|\w*n't|never|cannot)"
@@ -60,8 +60,8 @@ _PREDICATE = re.compile(
     rf"(?: {_STOP}[\w'/()-]+){{0,9}}?(?:, (?:previously|seen|noted|described|which|that|as|present|visible"
     rf"|identified)\b[^,;:.]{{0,60}},)?(?:(?: -|:|\?)?(?: (?:{_VERB}|{_ADVERB}|which|that|considered|thought|felt"
     rf"|deemed))*,?[ (]+(?:{_NOT}(?: {_ADVERB}| appear)* {_EXISTS}(?!{_BEFORE})"
-    rf"|no longer (?:{_ADVERB} )*(?:{_EXISTS}|any|an?)|{_GONE}|{_EXCLUDED}|denied|neg(?:ative)?(?! for)|none|nil"
-    r"|lacking|doubtful|improbable|no(?=\W*(?:$|[,;]))|not(?=\W*$)"
+    rf"|no longer (?:{_ADVERB} )*(?:{_EXISTS}|any|an?)|{_GONE}|{_EXCLUDED}|{_MISTAKEN}|denied|neg(?:ative)?(?! for)"
+    r"|none|nil|lacking|doubtful|improbable|no(?=\W*(?:$|[,;]))|not(?=\W*$)"
     r"|(?:unlikely|less likely)(?=\W*$|[.,;)]| (?:given|in|based|as|because|considering|here))"
     r"|within (?:the )?(?:normal (?:limits|range)|limits of normal))\b"
     rf"|\s?: (?:there (?:is|are) |is |are )?(?:no|not|none|without|absent|negative|never|{NIL})\b)"

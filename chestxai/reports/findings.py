@@ -3,11 +3,12 @@
 import bisect
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chestxai.reports import context, lexicon
 from chestxai.reports.language import is_english
 from chestxai.reports.sections import SILENT, spans
+from chestxai.reports.words import WORDS
 from chestxai.studies import Finding, Side
 
 # A sentence ends at . ! ? before white space (but not in "Dr." or "No. 2"), at a blank line, or before a list item.
@@ -42,6 +43,11 @@ _APART = re.compile(
     r",\s(?!(?:and )?(?:(?:small|moderate|large|tiny|trace|\w+er|less|more|on|the) )*(?:left"
     r"|right)(?:[ -]sided?)?(?: than (?:the )?(?:left|right))?\W*$)"
 )
+# In an addendum, between what was thought first and what is thought now.
+_INSTEAD = re.compile(
+    rf"(?i)[^.;,]{{0,60}}?\b(?:{WORDS['instead']})\b(?: (?:{WORDS['thought']})\b)*"
+    r"(?: (?!with\b|and\b|or\b|in\b)[\w-]+){0,3}\s*"
+)
 _Span = tuple[int, int]
 
 
@@ -70,17 +76,38 @@ def mentions(text: str) -> list[Mention]:
     """Every mention of a finding in ``text``, in the order of the text; none in another language than English.
 
     Sections that describe no image, such as the indication, are not read. Mentions that do not describe this image
-    ("history of pneumonia", "evaluate for effusion") are left out.
+    ("history of pneumonia", "evaluate for effusion") are left out, and so are those that an addendum takes back.
 
     Raises:
         InputError: ``text`` is longer than `sections.LONGEST` characters.
     """
-    return list(_mentions(text, lexicon.ANY))
+    return _mentions(text, lexicon.ANY)
 
 
-def _mentions(text: str, pattern: re.Pattern[str]) -> Iterator[Mention]:
+def _mentions(text: str, pattern: re.Pattern[str]) -> list[Mention]:
     described = [span for span in spans(text) if span[0] not in SILENT] if is_english(text) else ()
-    for _, start, end in described:
+    found = {span: list(_stated(text, span[1], span[2], pattern)) for span in described}
+    final = [m for (key, *_), some in found.items() if key == "addendum" for m in _corrected(text, some)]
+    earlier = [m for (key, *_), some in found.items() if key != "addendum" for m in some]
+    kept = [m for m in earlier if not any(_contradicts(text, later, m) for later in final)] + final
+    return sorted(kept, key=lambda m: (m.start, m.phrase_start)) if final else earlier
+
+
+def _corrected(text: str, addendum: Sequence[Mention]) -> list[Mention]:
+    """The mentions of an addendum; "pneumonia is now felt to be atelectasis" denies the first for the second."""
+    pairs = zip(addendum, [*addendum[1:], None], strict=False)
+    return [replace(m, present=False) if n and _INSTEAD.fullmatch(text, m.end, n.start) else m for m, n in pairs]
+
+
+def _contradicts(text: str, later: Mention, earlier: Mention) -> bool:
+    """Whether one denies what the other states, of the same finding and no other side."""
+    one, other = ((m.name or text[m.start : m.end].lower()) for m in (later, earlier))
+    sides = {later.side, earlier.side} - {None, "bilateral"}
+    return one == other and later.present != earlier.present and len(sides) < 2
+
+
+def _stated(text: str, start: int, end: int, pattern: re.Pattern[str]) -> Iterator[Mention]:
+    if start < end:
         low, back = fold(text[start:end])
         masked = context.mask(low)
         for sentence in (span for span in _sentences(low) if pattern.search(low, *span)):

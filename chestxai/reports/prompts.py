@@ -66,7 +66,7 @@ def prompt(report: str, mode: str = "impression") -> str:
     """The text given to the model.
 
     Sections that say nothing by themselves are left out (see `says_something`). An addendum is part of the prompt if it
-    states or denies something that the other sections do not.
+    states or denies something that the other sections do not; its header stays, for its word is the last.
 
     Args:
         report: a report in any format `sections` reads.
@@ -76,7 +76,10 @@ def prompt(report: str, mode: str = "impression") -> str:
     Raises:
         InputError: unknown mode, a report that is too long, or one without a section that says something.
     """
-    return " ".join(prompt_sections(report, mode).values())
+    chosen = prompt_sections(report, mode)
+    addendum = chosen.pop("addendum", "") if len(chosen) > 1 else ""
+    text = " ".join(chosen.values())
+    return f"{text if text[-1] in '.!?' else text + '.'} Addendum: {addendum}" if addendum else text
 
 
 def prompt_counts(reports: Iterable[str], mode: str = "impression") -> dict[str, int]:

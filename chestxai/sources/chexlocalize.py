@@ -21,13 +21,14 @@ from chestxai.sources.records import (
     Studies,
     ensure,
     fingerprint,
+    frame_of,
     image_size,
     labelled_report,
     valid,
 )
 from chestxai.sources.shapes import Number, boxes_of, decode_mask, smaller_mask
 from chestxai.sources.tables import csv_rows, read_json
-from chestxai.studies import FINDINGS, Finding, Study
+from chestxai.studies import FINDINGS, Box, Finding, Study
 
 CARD = Card.read("chexlocalize")
 
@@ -84,14 +85,17 @@ def load(
         if odd := [name for name, value in cells.items() if value not in _VALUES]:
             raise InputError(f"label is not 0 or 1 ({odd[0]}: {cells[odd[0]]!r})")
         labels = {name: _VALUES[value] for name, value in cells.items()}
-        size = image_size(file, key)
+        size, drawn = image_size(file, key), outlines.get(key)
         where = f"{path.name}[{key}]"
         masks: dict[str, np.ndarray] = {}
-        for name, mask in _masks(data, outlines.get(key), size, where):
-            if labels[name]:
-                masks[name] = masks[name] | mask if name in masks else mask
-            elif mask.any():
-                data.skip(where, f"outline of a finding that the labels deny ({name})")
+        with data.record(where):
+            ensure(isinstance(drawn, dict | None), "not the outlines of an image")
+            size = _frame(drawn or {}, size)
+            for name, mask in _masks(data, drawn or {}, size, where):
+                if labels[name]:
+                    masks[name] = masks[name] | mask if name in masks else mask
+                elif mask.any():
+                    data.skip(where, f"outline of a finding that the labels deny ({name})")
         report, phrases = labelled_report(
             [name for name in FINDINGS if labels[name]], [words for name, words in OTHERS.items() if labels[name]]
         )
@@ -118,29 +122,34 @@ def _key(path: str) -> tuple[str, str]:
     return "_".join(match.groups()), "/".join(match.groups()) + ".jpg"
 
 
-def _masks(data: Collector, outlines: object, size: tuple[int, int], where: str) -> Iterator[tuple[str, np.ndarray]]:
+def _frame(outlines: dict[str, Any], size: tuple[int, int]) -> tuple[int, int]:
+    """The frame (height, width) of an image's outlines: the image may be a resized copy. Without any, ``size``."""
+    sizes = (value.get("size") for value in outlines.values() if isinstance(value, dict))
+    frame = next(filter(None, (outlines.get("img_size"), *sizes)), size)
+    ensure(isinstance(frame, list | tuple) and len(frame) == 2, f"not the frame of an outline ({str(frame)[:40]})")
+    return frame_of(size, *map(str, frame))
+
+
+def _masks(
+    data: Collector, outlines: dict[str, Any], size: tuple[int, int], where: str
+) -> Iterator[tuple[str, np.ndarray]]:
     """The mask of each pathology of one image that is one of the eight, bool ``(height, width)``."""
-    if not isinstance(outlines, dict | None):
-        data.skip(where, "not the outlines of an image")
-    for name, value in outlines.items() if isinstance(outlines, dict) else ():
+    for name, value in outlines.items():
         if name not in PATHOLOGIES and name != "img_size":
             data.skip(where, f"unknown pathology ({name!r})")
         elif finding := PATHOLOGIES.get(name):
             try:
-                if isinstance(value, dict):
-                    yield finding, decode_mask(value, size)
-                else:
-                    yield finding, _drawn(value, outlines.get("img_size"), size)
+                rle = isinstance(value, dict)
+                yield finding, decode_mask(value, size) if rle else _drawn(data, value, size, where)
             except InputError as error:
                 data.skip(where, f"{error} ({name})")
 
 
-def _drawn(polygons: Any, frame: object, size: tuple[int, int]) -> np.ndarray:
+def _drawn(data: Collector, polygons: Any, size: tuple[int, int], where: str) -> np.ndarray:
     """Bool mask of filled polygons [[[x, y], …], …] in a frame of (height, width)."""
-    ensure(frame in (None, [*size]), f"outline in another frame than the image's {size[0]} × {size[1]}")
     canvas = Image.new("1", (size[1], size[0]))
     for polygon in valid(_POLYGONS, polygons, "not a polygon"):
+        (x0, y0), (x1, y1) = np.min(polygon, axis=0), np.max(polygon, axis=0)
+        data.clip(Box(x0, y0, max(x1 - x0, 1.0), max(y1 - y0, 1.0)), size, where, "outline")
         ImageDraw.Draw(canvas).polygon(polygon, fill=1, outline=1)
-    mask = np.array(canvas)
-    ensure(mask.any() or not polygons, "outline outside the image")
-    return mask
+    return np.array(canvas)

@@ -4,6 +4,7 @@ control outside medicine, where a text-to-image model is at home.
 The layout of the folder and the rules for captions and findings are in ``data/cards/coco.md``.
 """
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -86,7 +87,7 @@ def load(root: Path, split: str = "test", *, masks: bool = False, longest: int =
                 ensure(name, f"unknown category ({entry.category_id!r})")
                 ensure(not entry.iscrowd, f"region of a crowd ({name})")
                 box = data.clip(parse_box(entry.bbox), size, record.where, name)
-                mask = _mask(entry.segmentation, size) if masks else None
+                mask = _mask(entry.segmentation, box, size) if masks else None
                 places.setdefault(name, []).append((box, mask))
         findings = []
         for name, pairs in places.items():
@@ -146,16 +147,20 @@ def _named(caption: str, name: str) -> str:
     return match[0] if match else ""
 
 
-def _mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-    """Bool ``(height, width)`` of polygons [[x, y, x, y, …], …] or of a run-length mask."""
+def _mask(segmentation: Any, box: Box, size: tuple[int, int]) -> np.ndarray:
+    """Bool ``(height, width)`` of polygons [[x, y, x, y, …], …] or of a run-length mask, most of it in its ``box``."""
     if isinstance(segmentation, dict):
-        return decode_mask(segmentation, size)
-    polygons = [np.array(polygon) for polygon in valid(_POLYGONS, segmentation, "not a mask")]
-    ensure(all(p.size % 2 == 0 for p in polygons), "not a mask (a coordinate without its pair)")
-    # pycocotools writes outside of its memory what is far outside of the image.
-    inside = [np.clip(p.reshape(-1, 2), 0, size[::-1]).ravel().tolist() for p in polygons]
-    coco = _pycocotools()
-    return coco.decode(coco.merge(coco.frPyObjects(inside, *size))).astype(bool)
+        mask = decode_mask(segmentation, size)
+    else:
+        polygons = [np.array(polygon) for polygon in valid(_POLYGONS, segmentation, "not a mask")]
+        ensure(all(p.size % 2 == 0 for p in polygons), "not a mask (a coordinate without its pair)")
+        # pycocotools writes outside of its memory what is far outside of the image.
+        inside = [np.clip(p.reshape(-1, 2), 0, size[::-1]).ravel().tolist() for p in polygons]
+        coco = _pycocotools()
+        mask = coco.decode(coco.merge(coco.frPyObjects(inside, *size))).astype(bool)
+    ends = slice(int(box.y), math.ceil(box.y + box.h)), slice(int(box.x), math.ceil(box.x + box.w))
+    ensure(mask[ends].sum() > mask.sum() / 2, "mask elsewhere than its box, as of an image of another size")
+    return mask
 
 
 def _pycocotools() -> ModuleType:
