@@ -270,9 +270,10 @@ def read_dicom(path: Path, *, header: bool = False) -> Any:
         advice = "reading those needs pydicom; install it with 'python -m pip install pydicom'"
         raise ModuleNotFoundError(f"{path} is a DICOM file: {advice}") from error
     try:
-        tags = ["Rows", "Columns", "BitsStored", *_WINDOW] if header else None
+        tags = ["Rows", "Columns", "BitsStored", "PixelAspectRatio", *_WINDOW] if header else None
         elements = dcmread(path, stop_before_pixels=header, specific_tags=tags, force=True)
-        height, width = int(elements.Rows), int(elements.Columns)
+        height, width = int(elements.get("Rows") or 0), int(elements.get("Columns") or 0)
+        down, right = map(int, elements.get("PixelAspectRatio") or (1, 1))
         if "TransferSyntaxUID" not in elements.file_meta:
             implicit, little = elements.original_encoding
             explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
@@ -288,7 +289,9 @@ def read_dicom(path: Path, *, header: bool = False) -> Any:
     if not decodes:
         raise InputError(f"{path}: not a readable image (packed as {syntax.name}; {UNPACK})")
     if not 0 < height * width <= 2 * (Image.MAX_IMAGE_PIXELS or height * width):
-        raise InputError(f"{path}: not a readable DICOM file ({height} × {width} pixels)")
+        raise InputError(f"{path}: not a readable DICOM file ({height} × {width} pixels: no image, cut off, or a bomb)")
+    if down != right:
+        raise InputError(f"{path}: pixels that are not square ({down}:{right}); resample them and save as PNG")
     return elements
 
 

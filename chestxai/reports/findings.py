@@ -48,6 +48,8 @@ _INSTEAD = re.compile(
     rf"(?i)[^.;,]{{0,60}}?\b(?:{WORDS['instead']})\b(?: (?:{WORDS['thought']})\b)*"
     r"(?: (?!with\b|and\b|or\b|in\b)[\w-]+){0,3}\s*"
 )
+# Quotes and hyphens of print, as the rules write them.
+_PLAIN = str.maketrans(dict.fromkeys("‘’ʼ", "'") | dict.fromkeys("‐‑", "-"))
 _Span = tuple[int, int]
 
 
@@ -179,6 +181,7 @@ def fold(text: str) -> tuple[str, Callable[[int], int]]:
     Line breaks mean nothing: MIMIC-CXR wraps every report at a margin. Only what ends a sentence is kept: a blank
     line, and a line that begins a list item.
     """
+    text = text.translate(_PLAIN)
     for pattern, plain in _FORMS:
         text = re.sub(pattern, plain, text)
     ends, shifts = [0], [0]

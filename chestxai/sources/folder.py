@@ -6,10 +6,13 @@ The columns of the csv and the rules for findings are in ``data/cards/folder.md`
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from html import unescape
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from unicodedata import normalize
 
 from chestxai import reports
+from chestxai.reports.sections import LONGEST
 from chestxai.runs import InputError, MissingError
 from chestxai.sources.cards import Card
 from chestxai.sources.records import Collector, Record, Studies, ensure, frame_of, stated
@@ -20,11 +23,13 @@ from chestxai.studies import FINDINGS, Box, Finding, Study
 
 CARD = Card.read("folder")
 
-# What people and programs write where there is no box, in each of the four cells.
-_NO_BOX = re.compile(
-    r"|<?na[nt]?>?|#?n[./]?/?a\.?|none|null|nil|no(?: box)?|missing|absent|unknown|false|[-–—.?]+|\[\s*\]|\(\s*\)"
-    r"|[+-]?(?:0+\.?0*|\.0+)|-1(?:\.0*)?"
-)
+# What people and programs write where there is nothing, no box (in each of its four cells) and no finding.
+_NOTHING = r"|<?na[nt]?>?|#?n[./]?/?a\.?|none|null|nil|missing|absent|unknown|false|[-–—.?]+|\[\s*\]|\(\s*\)"
+_NO_BOX = re.compile(rf"{_NOTHING}|no(?: box)?|[+-]?(?:0+\.?0*|\.0+)|-1(?:\.0*)?")
+_NO_FINDING = re.compile(rf"{_NOTHING}|no(?:[ _-]?findings?)?|normal|healthy|negative")
+_FINDING = re.compile(r"[^\W\d_][\w /()&'’+-]{0,79}")
+# Markup and escapes of exported texts.
+_TAG = re.compile(r"</?[A-Za-z][^<>]{0,200}>")
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ def load(root: Path, split: str = "test", *, seed: int = 0) -> Studies:
         ensure(len(frames) <= 1, f"two frames of one image ({name})")
         size = frame_of(data.size(path, record.where, name), *(frames.pop() if frames else ("", "")))
         report = "\n".join(dict.fromkeys(row.text for row in rows))
+        ensure(len(report) <= LONGEST, f"report of more than {LONGEST:,} characters ({name})")
         findings = _findings(data, name, rows, size, english)
         return Study(name, record.patient, "folder", split, report, size, findings, path)
 
@@ -125,7 +131,8 @@ def _images(data: Collector) -> dict[str, list[_Row]]:
             with data.record(where):
                 name = _path(image)
                 with data.record(where, name):
-                    images.setdefault(name, []).append(_row(data, where, name, *cells))
+                    row = _row(data, where, name, *cells)
+                    images.setdefault(name, []).append(row)
     data.require(images, data.root)
     return images
 
@@ -141,10 +148,10 @@ def _path(text: str) -> str:
 
 def _row(data: Collector, where: str, image: str, text: str, *cells: str) -> _Row:
     finding, side, patient, split, height, width, *box = cells
-    finding = " ".join(finding.split())
-    finding = next((name for name in FINDINGS if name.lower() == finding.lower().replace("_", " ")), finding)
+    text = unescape(_TAG.sub(" ", text.replace("\\r", "").replace("\\n", "\n"))).strip()
+    patient = "" if re.fullmatch(_NOTHING, patient.lower()) else patient
     side, split = side.lower(), split.lower()
-    ensure(text, f"row without a text ({image})")
+    ensure(any(map(str.isalpha, text)) and not re.fullmatch(_NOTHING, text.lower()), f"row without a text ({image})")
     ensure(side in ("", "left", "right", "bilateral"), f"unknown side ({side!r}: left, right or bilateral)")
     ensure(not split or split in NAMES, f"unknown split ({split!r}: train, val or test)")
     place = None
@@ -152,8 +159,25 @@ def _row(data: Collector, where: str, image: str, text: str, *cells: str) -> _Ro
         # A broken box says nothing against the text of its row.
         with data.record(where, image):
             place = parse_box(box)
+    finding = _finding(finding, place)
     ensure(not side or finding or place, f"side without a finding ({image})")
     return _Row(where, text, finding, side, place, patient, NAMES.get(split, ""), (height, width))
+
+
+def _finding(text: str, box: Box | None) -> str:
+    """Name of the finding that a cell states: one of the eight as the book writes it, one of your own, or ""."""
+    name = " ".join(text.replace("_", " ").split())
+    if _NO_FINDING.fullmatch(text.lower()):
+        ensure(not text or box is None, f"box of a row without a finding ({text})")
+        return ""
+    known = {known.lower(): known for known in FINDINGS}
+    if name.lower() in known:
+        return known[name.lower()]
+    ensure(_FINDING.fullmatch(name), f"not the name of a finding ({text[:80]!r}: letters, one finding a row)")
+    # A slip of the pen would be a finding of its own.
+    meant = get_close_matches(name.lower(), known, 1, 0.88)
+    ensure(not meant, f"unknown finding ({name!r}: {known[meant[0]] if meant else ''!r}, or a name less like it)")
+    return name
 
 
 def _patient(image: str, rows: Sequence[_Row]) -> str:
@@ -172,5 +196,11 @@ def _splits(images: dict[str, list[_Row]], patients: dict[str, str], seed: int) 
         both = f"{first.split} in {first.where} and in {row.split} in {row.where}"
         rule = "all images of a patient must be in one split"
         ensure(first.split == row.split, f"patient {patient!r} is in {both}: {rule}")
+    spelled: dict[str, str] = {}
+    for patient in patients.values():
+        # A program that takes identifiers for numbers writes some of them otherwise.
+        number = re.sub(r"\.0+$", "", patient).lstrip("0") if re.fullmatch(r"\d+(?:\.0+)?", patient) else patient
+        other = spelled.setdefault(number, patient)
+        ensure(other == patient, f"patients {other!r} and {patient!r} may be one person: write each in one way")
     others = (patient for patient in patients.values() if patient not in assigned)
     return split_patients(others, FRACTIONS, seed) | {patient: row.split for patient, row in assigned.items()}

@@ -14,6 +14,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from chestxai import reports, runs
+from chestxai.reports.sections import LONGEST
 from chestxai.runs import InputError, MissingError
 from chestxai.sources.cards import Card
 from chestxai.studies import FINDINGS, FORMATS, UNPACK, Box, Finding, Study, is_dicom, orientation, read_dicom, windows
@@ -187,9 +188,9 @@ def ensure(condition: object, reason: str) -> None:
 
 
 class Item(BaseModel):
-    """An object of json whose fields have their very types: text is no number."""
+    """An object of json whose fields have their very types: text is no number, of Unicode and not endless."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, str_max_length=LONGEST)
 
 
 def valid(schema: TypeAdapter, value: Any, problem: str) -> Any:

@@ -23,6 +23,9 @@ LINES = 4_000_000
 
 Names = Sequence[str]
 
+# Characters without a width hide words from whoever looks for them; letters of print and of other widths do, too.
+_HIDDEN, _PRINT = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]"), re.compile("[\ufb00-\ufb06\uff01-\uff5e]")
+
 
 def csv_rows(
     path: Path, columns: Names, advice: str, optional: Names = (), *, together: Names = (), fold: bool = True
@@ -94,7 +97,9 @@ def _unpacked(path: Path, advice: str) -> bytes:
 
 
 def decode(content: bytes, name: str) -> str:
-    """Text of a table or report: UTF-8, or else Windows-1252, with a warning; accents composed, so that names compare.
+    """Text of a table or report: UTF-8, or else Windows-1252, with a warning; in one form, so that words compare.
+
+    Accents are composed, ligatures and wide letters are plain ones, and characters without a width are left out.
 
     Args:
         content: Of the file.
@@ -113,7 +118,8 @@ def decode(content: bytes, name: str) -> str:
         if (place := content.find(b"\0")) < 0:
             if encoding == "cp1252":
                 warnings.warn(f"{name}: not UTF-8, read as Windows-1252; save it as UTF-8 to be sure", stacklevel=2)
-            return unicodedata.normalize("NFC", text)
+            plain = _PRINT.sub(lambda match: unicodedata.normalize("NFKC", match[0]), _HIDDEN.sub("", text))
+            return unicodedata.normalize("NFC", plain)
     line = content.count(b"\n", 0, place) + 1
     raise InputError(f"{name}, line {line}: neither UTF-8 nor Windows-1252 text; save it as UTF-8")
 
