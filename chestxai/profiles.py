@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from chestxai import runs, sources
 from chestxai.recipes import Recipe, Settings
@@ -152,6 +152,13 @@ class StatisticsSettings(Settings):
     #: Columns of ``grounding.csv`` that decide the verdict, declared before any map is scored: a variant points if it
     #: passes all of them (what the image adds, and what the word adds). All others are secondary.
     endpoint: tuple[str, ...] = Field(("gain_auc_roc", "word"), min_length=1)
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_scored(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := {*names} - {*runs.read_yaml(DATA / "words" / "scores.yaml")}:
+            raise ValueError(f"no score is called {', '.join(sorted(unknown))}; data/words/scores.yaml lists them")
+        return names
 
 
 def _by_name(value: Any) -> Any:

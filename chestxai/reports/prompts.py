@@ -13,7 +13,7 @@ from chestxai.runs import InputError
 
 _ORDERS = {"impression": ("impression", "findings")} | dict.fromkeys(("findings", "report"), ("findings", "impression"))
 _IDLE = re.compile(rf"(?:\W|\d+|\b(?:{WORDS['idle']})\b)*+")
-_NO_FINDING = re.compile(r"\b(?:no|without) (?:(?!changes?\b|new\b|interval\b)[\w-]+ )*findings?\b")
+_NO_FINDING = re.compile(r"\b(?:no|without) (?:(?!changes?\b|new\b|interval\b)[\w-]+ ){0,12}findings?\b")
 _ABOUT = re.compile(rf"\b(?:{WORDS['about']})\b")
 _SENTENCE = re.compile(r"(?<=[.!?;])(?<!\bdr\.)(?<!\bcf\.)\s+|\n")
 
