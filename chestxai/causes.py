@@ -29,7 +29,7 @@ from torch import Tensor
 from chestxai import attention, faithfulness, grounding, localization, models, recipes, reports
 from chestxai.grounding.passes import image_key
 from chestxai.runs import InputError
-from chestxai.studies import Finding, Fit, Frame, GroundTruth, Study
+from chestxai.studies import FINDINGS, Finding, Fit, Frame, GroundTruth, Study
 
 #: Kinds of tokens of a phrase; the first three are words, all but the last are real.
 KINDS = ("finding", "side", "other words", "begin", "end", "padding")
@@ -276,14 +276,23 @@ def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def statements(tokenizer: object, studies: Sequence[Study]) -> list[Finding]:
-    """Each distinct phrase in the reports of ``studies`` that states or denies a finding and fits the ``tokenizer``."""
-    found = {finding.phrase.lower(): finding for study in studies for finding in reports.find(study.report)}
+    """Each distinct phrase in the reports of ``studies`` that states or denies a finding and fits the ``tokenizer``.
+
+    Findings that are none of the eight are those that their source names.
+    """
+    stated = (
+        (*reports.find(s.report), *(f for f in s.findings if f.name not in FINDINGS and reports.name_in(f.phrase, f.name)))
+        for s in studies
+    )
+    found = {finding.phrase.lower(): finding for some in stated for finding in some}
     fits = models.readable(tokenizer, list(found))
     return [finding for (phrase, finding), left in zip(found.items(), fits, strict=True) if left == phrase]
 
 
 def position_states(pipeline: StableDiffusionPipeline, findings: Sequence[Finding]) -> dict[str, np.ndarray]:
     """States that ``pipeline`` gives the phrases of ``findings``, at begin, finding and end: ``(n, width)`` each."""
+    if not findings:
+        return {}
     prompts = [finding.phrase for finding in findings]
     states = models.encode_text(pipeline, prompts, read=models.encoder_states).cpu().numpy()
     kinds = [token_kinds(pipeline.tokenizer, finding) for finding in findings]

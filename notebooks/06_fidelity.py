@@ -293,7 +293,7 @@ table = pd.DataFrame(
     for name, found in named.items()
     for finding, v in found.items()
     if v["estimate"] is not None
-).astype({"low": float, "high": float})
+)
 plots.scores_by_finding(
     table,
     "classifier AUC",
@@ -401,12 +401,13 @@ count = dict(zip((*FINDINGS, "all"), [*real_labels.sum(0), len(real)], strict=Tr
 table = pd.DataFrame(
     {"finding": "all" if finding == "macro" else finding, "variant": f"trained on {name}"}
     | {"mean": v.estimate, "low": v.low, "high": v.high, "chance": 0.5}
+    | {"n": count["all" if finding == "macro" else finding]}
     for name, found in transfer.items()
     for finding, v in found.items()
     if np.isfinite(v.estimate)
 )
 plots.scores_by_finding(
-    table.assign(n=table["finding"].map(count)),
+    table,
     "AUC on real images",
     "What generated images teach (n: real images that show it)",
 )

@@ -157,8 +157,9 @@ judged = {
 fair = judged["other patients"]
 values = pd.DataFrame(
     {name: {m: row[m].estimate for m in MEASURES} for name, row in judged.items()}
-).T
-half = pd.Series({m: max((fair[m].high - fair[m].low) / 2, 1e-9) for m in MEASURES})
+).T.astype(float)
+ends = pd.DataFrame({m: vars(fair[m]) for m in MEASURES}).T.astype(float)
+half = ((ends["high"] - ends["low"]) / 2).clip(lower=1e-9)
 better = pd.Series({m: 1 if label.endswith("↑") else -1 for m, label in MEASURES.items()})
 # In half-widths of the interval: below −1, the score says "worse than real images of other patients".
 change = (values - values.loc["other patients"]) / half * better

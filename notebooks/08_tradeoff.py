@@ -142,7 +142,10 @@ print("\n" + "\n".join(stats.format_table(estimates, "latex").splitlines()[:6]))
 # line the first variant points better; an interval that excludes zero shows a difference.
 
 # %% tags=["aggregate"]
-primary = [c for m in endpoint for c in tradeoff.compare_all(every, m, n=resamples)]
+scored = [m for m in endpoint if table[m].notna().any()]
+primary = [c for m in scored for c in tradeoff.compare_all(every, m, n=resamples)]
+if missing := {*endpoint} - {*scored}:
+    print(f"No phrase has {', '.join(sorted(missing))}: the verdict goes without.")
 if primary:
     display(
         plots.paired(primary, title="Primary endpoint, same phrases", variants=variants)
@@ -323,6 +326,7 @@ else:
 
 # %% tags=["remove-input", "aggregate"]
 reported = {tradeoff.NAMES[column]: column for column in ("fid", "classifier_auc")}
+reported = {name: column for name, column in reported.items() if name in estimates.index}
 base = {
     name: table.loc[table["step"] == 0, column].mean() for name, column in reported.items()
 }

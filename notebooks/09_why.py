@@ -421,7 +421,9 @@ read_off, right, frequent = {}, {}, {}
 for name in runs.progress(names, "probes"):
     at = {s: causes.position_states(pipelines[name], some) for s, some in stated.items()}
     for question, ask in questions.items():
-        asked = {s: np.array([ask(f) or "" for f in some]) for s, some in stated.items()}
+        asked = {
+            s: np.array([ask(f) or "" for f in some], str) for s, some in stated.items()
+        }
         known = {s: answers != "" for s, answers in asked.items()}
         truth = asked["test"][known["test"]]
         if len(set(asked["train"][known["train"]])) < 2 or not len(truth):
@@ -482,7 +484,11 @@ for v in variants[1:]:
     gathered["alike"] = difference(alike[v], alike[first])
     words = {w: [masses[w, s]["words"].to_numpy() for s in seeds] for w in (v, first)}
     gathered["words"] = difference(words[v], words[first])
-    named = {w: [right[(w, s), "finding", "finding"] for s in seeds] for w in (v, first)}
+    none = np.full(1, np.nan)  # a single finding cannot be told from others
+    named = {
+        w: [right.get(((w, s), "finding", "finding"), none) for s in seeds]
+        for w in (v, first)
+    }
     lost = np.mean(named[v], axis=0) - np.mean(named[first], axis=0)
     gathered["named"] = stats.bootstrap_ci(lost, n=settings.statistics.resamples)
     evidence[v] = gathered

@@ -93,7 +93,8 @@ for split, limit in limits.items():
 
 # %% tags=["aggregate"]
 least = max(1, len(texts["test"]) // 50)
-findings = knowledge.judgeable(list(report_truth.values()), least)
+judged = knowledge.judgeable(list(report_truth.values()), least)
+findings = judged or list(FINDINGS)
 columns = knowledge.columns(findings)
 labels = {split: truth[:, columns] for split, truth in report_truth.items()}
 with_finding = {
@@ -104,10 +105,11 @@ counts.loc["all reports"] = [len(texts[split]) for split in limits]
 counts
 
 # %% tags=["remove-input", "aggregate"]
-rare = [name for name in FINDINGS if name not in findings]
+rare = [name for name in FINDINGS if name not in judged]
 Markdown(
-    f"{len(findings)} of {len(FINDINGS)} findings are evaluated. Too rare, with fewer than {least} reports with or without "
+    f"{len(judged)} of {len(FINDINGS)} findings are evaluated. Too rare, with fewer than {least} reports with or without "
     f"them in one of the splits: {', '.join(rare) or 'none'}."
+    + ("" if judged else " **No score of this chapter says anything on these data.**")
 )
 
 # %% [markdown]
@@ -391,7 +393,7 @@ scores = {**evidence, "classifier": fidelity.predict(classifier, images)}
 # %%
 from chestxai.stats import bootstrap_statistic
 
-seen = knowledge.judgeable([image_labels], max(1, len(images) // 50))
+seen = knowledge.judgeable([image_labels], max(1, len(images) // 50)) or list(FINDINGS)
 at = knowledge.columns(seen)
 groups = {name: [column] for name, column in zip(seen, at, strict=True)} | {"all": at}
 image_auc = {

@@ -58,13 +58,16 @@ def scores_by_finding(
         metric, title: Name of the score or its column, such as ``auc_roc``, and title of the figure.
         variants: The variants to draw, the reference one first; see `variant_style`.
     """
+    if table.empty:
+        few = {"text": "no finding is in enough images to be scored", "showarrow": False}
+        return go.Figure(layout={"title": {"text": title}, "annotations": [few], "template": style.TEMPLATE})
     style.require(table, ["finding", "variant", "mean"], "scores_by_finding")
     styles = style.styles_of(table["variant"], variants)
     findings = sorted(table["finding"].unique(), key=lambda name: name == "all")
     place = {name: i + 0.35 * (name == "all") for i, name in enumerate(findings)}
     points = table[table["variant"].isin(styles)].assign(series=table["variant"], x=table["mean"])
     points["y"] = points["finding"].map(place) + points["variant"].map(_offsets(list(styles)))
-    points = points.assign(**{end: points.get(end, points["x"]) for end in ("low", "high")})
+    points = points.assign(**{end: points.get(end, points["x"]).astype(float) for end in ("low", "high")})
     for prefix, (label, _) in style.REFERENCES.items():
         if prefix in table:
             x = table.groupby("finding", sort=False)[prefix].mean().dropna().rename("x").reset_index()

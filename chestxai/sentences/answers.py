@@ -47,7 +47,9 @@ def fidelity(name: str, fid: tuple[Interval, Interval], floor: Interval, auc: In
 
 def blind_spots(change: pd.DataFrame, names: Mapping[str, str]) -> str:
     """Chapter 7: which measures overlook most: ``change`` and ``names`` of `chestxai.sentences.fidelity.unnoticed`."""
-    missed = (change[list(names)] > -1).sum().rename(names)
+    missed = (change[[m for m in names if change[m].notna().any()]] > -1).sum().rename(names)
+    if missed.empty:
+        return "Too few images for any score."
     least, most = missed.idxmin(), missed.idxmax()
     counts = {"lowest": missed[least], "highest": missed[most], "failings": len(change)}
     return _say("blind spots", every=missed[least], least=least, most=most, **counts)

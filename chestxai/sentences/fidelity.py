@@ -56,5 +56,5 @@ def unnoticed(change: pd.DataFrame, names: Mapping[str, str]) -> str:
     ``change`` (spoiled sets × measures, in half-widths of the interval) above −1 is not worse than real images;
     ``names``: measure → printed name.
     """
-    missed = {name: "; ".join(change.index[change[m] > -1]) for m, name in names.items()}
+    missed = {n: "; ".join(change.index[change[m] > -1]) for m, n in names.items() if change[m].notna().any()}
     return bullets(f"**{name}** does not notice: {sets or 'nothing'}." for name, sets in missed.items())
