@@ -294,7 +294,7 @@ def add_options(parser: ArgumentParser) -> None:
     """Add the options of a command that concerns one run: profile, variant, seed, data and out."""
     parser.add_argument("--profile", default="demo", help="a name in data/profiles or a .yaml file (default: demo)")
     parser.add_argument("--variant", help="a variant of the profile (default: its first)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    parser.add_argument("--seed", type=runs.whole(0, 2**32 - 1), default=0, help="(default: 0)")
     parser.add_argument("--data", default="", help="folder that holds one sub-folder per source (openi/, nih/)")
     parser.add_argument("--out", type=Path, help="root of the runs (default: runs/)")
 

@@ -72,6 +72,70 @@ class TestTables:
             with pytest.raises(InputError, match="a folder, a pipe or a device"):
                 list(csv_rows(path, ("a",), "Do this."))
 
+    @pytest.mark.parametrize(
+        ("row", "reason"),
+        [
+            ("Edema and effusion.,Edema; Pleural Effusion,1,2,9,9,test", "not the name of a finding"),
+            ("Edema and effusion.,Edema|Pleural Effusion,1,2,9,9,test", "not the name of a finding"),
+            ("Edema.,<img src=x onerror=alert(1)>,1,2,9,9,test", "not the name of a finding"),
+            ("Edema.,../../etc,1,2,9,9,test", "not the name of a finding"),
+            ("Edema.,3,1,2,9,9,test", "not the name of a finding"),
+            (f"Edema.,{'x' * 3000},1,2,9,9,test", "not the name of a finding"),
+            ("Left effusion.,Pleural Efusion,1,2,9,9,test", "'Pleural Effusion', or a name less like it"),
+            ("Left effusion.,Pleural effusions,1,2,9,9,test", "'Pleural Effusion', or a name less like it"),
+            ("Normal.,No finding,1,2,9,9,test", "box of a row without a finding"),
+            ("nan,,,,,,test", "row without a text"),
+            ("3.5,,,,,,test", "row without a text"),
+            ("   ,,,,,,test", "row without a text"),
+        ],
+    )
+    @pytest.mark.parametrize("name", ["a.png", "4.png"])  # of which split the second would be, its row does not say
+    def test_a_row_of_no_use_is_listed(self, tmp_path, name, row, reason):
+        loaded = folder(tmp_path, f"{HEADER}{name},{row}\nb.png,Edema.,,,,,,test\n", (name, "b.png"))
+        assert [s.id for s in loaded] == ["b.png"]
+        assert reason in loaded.skipped[0]
+        assert loaded.skipped[0].startswith("t.csv:2: ")
+
+    @pytest.mark.parametrize("nothing", ["No Finding", "no_finding", "None", "normal", "nan", "n/a", "-"])
+    def test_no_finding_in_its_many_spellings(self, tmp_path, nothing):
+        (study,) = folder(tmp_path, f"{HEADER}a.png,Normal chest.,{nothing},,,,,test\n")
+        assert study.findings == ()
+
+    @pytest.mark.parametrize("nobody", ["nan", "None", "NULL", "n/a", "unknown", "-"])
+    def test_patients_without_a_name_are_not_one(self, tmp_path, nobody):
+        rows = f"image,text,patient,split\na.png,Edema.,{nobody},test\nb.png,Edema.,{nobody},test\n"
+        assert [s.patient for s in folder(tmp_path, rows, ("a.png", "b.png"))] == ["a.png", "b.png"]
+
+    @pytest.mark.parametrize("pair", [("1", "1.0"), ("7", "007"), ("12", "12.00")])
+    def test_a_patient_in_two_spellings_is_not_in_two_splits(self, tmp_path, pair):
+        rows = "image,text,patient,split\na.png,Edema.,{},test\nb.png,Edema.,{},train\n".format(*pair)
+        with pytest.raises(InputError, match=f"patients '{pair[0]}' and '{pair[1]}' may be one person"):
+            folder(tmp_path, rows, ("a.png", "b.png"))
+
+    @pytest.mark.parametrize(
+        ("text", "present", "denied"),
+        [
+            ("Left pleural effu\u00adsion.", {"Pleural Effusion"}, set()),
+            ("No pneumo\u200bthorax.", set(), {"Pneumothorax"}),
+            ("Pulmonary in\ufb01ltrate.", {"Lung Opacity"}, set()),
+            ("\uff2c\uff45\uff46\uff54 \uff45\uff46\uff46\uff55\uff53\uff49\uff4f\uff4e.", {"Pleural Effusion"}, set()),
+            ("There isn\u2019t a pneumothorax.", set(), {"Pneumothorax"}),
+            ("<p>Left <b>effusion</b>.</p>", {"Pleural Effusion"}, set()),
+            ("Edema &amp; left&nbsp;effusion.", {"Edema", "Pleural Effusion"}, set()),
+            (r"FINDINGS:\nLeft effusion.\nIMPRESSION:\nEdema.", {"Edema", "Pleural Effusion"}, set()),
+        ],
+    )  # fmt: skip
+    def test_print_markup_and_escapes_hide_no_word(self, tmp_path, text, present, denied):
+        (study,) = folder(tmp_path, f"{HEADER}a.png,{text},,,,,,test\n")
+        for there, names in ((True, present), (False, denied)):
+            assert {f.name for f in study.findings if f.present is there} == names
+
+    def test_a_report_of_many_rows_is_bounded(self, tmp_path):
+        rows = "".join(f'a.png,"{i} {"Left effusion. " * 5000}",,,,,,test\n' for i in range(3))
+        loaded = folder(tmp_path, f"{HEADER}{rows}b.png,Edema.,,,,,,test\n", ("a.png", "b.png"))
+        assert [s.id for s in loaded] == ["b.png"]
+        assert "t.csv:2: report of more than 200,000 characters (a.png)" in loaded.skipped
+
     def test_equal_keys_of_json_are_refused(self, tmp_path):
         (tmp_path / "a.json").write_text('{"a": {"b": 1, "b": 2}}')
         with pytest.raises(InputError, match=r"a\.json: .*the key 'b' occurs twice"):
@@ -164,6 +228,15 @@ class TestJson:
         assert [f.name for f in study.findings] == ["Pneumothorax"]
         assert "findings[1]: not a sentence" in skipped[0]
 
+    @pytest.mark.parametrize("caption", ["A \ud800 dog.", "dog " * 100_000, "  "])
+    def test_a_caption_is_text_of_unicode_and_not_endless(self, tmp_path, caption):
+        captions = {1: [caption], 2: ["A dog."]}
+        loaded = sources.load(
+            "coco", test_coco.collection(tmp_path, [test_coco.image(1), test_coco.image(2)], (), captions)
+        )
+        assert [s.id for s in loaded] == ["2"]
+        assert "captions_val2017.json:annotations[0]: not of COCO's format" in loaded.skipped[0] or caption.isspace()
+
 
 class TestImages:
     @pytest.mark.parametrize("orientation", range(1, 9))
@@ -202,6 +275,7 @@ class TestSettings:
             ("variants", {"a": "frozen", "A": "learnable"}), ("variants", {"cache": "frozen"}),
             ("variants", {"a": {"text": "learnable", "anchor": True}}), ("variants", {"a": {"denied": True}}),
             ("variants", {"a": {"schedule": {"start": False}}}), ("seeds", list(range(2000))),
+            ("statistics.endpoint", ["nope"]),
             ("variants", {"": "frozen"}), ("finetune.gradient_checkpointing", "maybe"), ("finetune.weights", "fp8"),
         ],
     )  # fmt: skip

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from chestxai import profiles
+from chestxai import profiles, runs
 from chestxai.batch import grid, study
 from chestxai.batch.execute import run, some, summary
 from chestxai.batch.graph import Cell, Node, plan
@@ -35,8 +35,8 @@ def planned(options: argparse.Namespace) -> tuple[Profile, list[Node]]:
     profile = profiles.load(name)
     variants = [name.strip() for name in options.variants.split(",")] if options.variants else list(profile.variants)
     try:
-        seeds = [int(seed) for seed in options.seeds.split(",")] if options.seeds else list(profile.seeds)
-    except ValueError as error:
+        seeds = list(map(runs.whole(0, 2**32 - 1), options.seeds.split(","))) if options.seeds else list(profile.seeds)
+    except argparse.ArgumentTypeError as error:
         raise InputError(f"--seeds takes comma-separated whole numbers, as in 0,1,2: got {options.seeds!r}") from error
     path = str(Path(name).resolve()) if name.endswith((".yaml", ".yml")) else ""
     return profile, plan([Cell(profile, variants, seeds, path)], data=options.data, out=options.out)
@@ -44,8 +44,10 @@ def planned(options: argparse.Namespace) -> tuple[Profile, list[Node]]:
 
 def _check(options: argparse.Namespace) -> None:
     """Refuse options that cannot be meant."""
-    if options.workers is not None and options.workers < 1:
-        raise InputError(f"--workers must be at least 1, got {options.workers}")
+    if options.workers is not None and not 1 <= options.workers <= 1024:
+        raise InputError(f"--workers must be at least 1 and at most 1024, got {options.workers}")
+    if options.out and options.out.exists() and not options.out.is_dir():
+        raise InputError(f"--out {options.out} is a file; give a folder, which is made if it is missing")
     if options.check is not None and not (options.grid and grid.read(options.grid).score):
         raise InputError("--check is of a study: give --grid with a file that has score: val or score: test")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from accelerate import PartialState
 
-from chestxai import models, profiles
+from chestxai import models, profiles, runs
 from chestxai.finetune import plan
 from chestxai.finetune.loop import finetune
 
@@ -25,7 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     profiles.add_options(parser)
     parser.add_argument("--plan", action="store_true", help="say what it takes, without weights or data, and stop")
     parser.add_argument("--gpu", type=float, metavar="GB", help="with --plan: memory of a GPU (default: that of yours)")
-    parser.add_argument("--gpus", type=int, default=1, help="with --plan: how many share a batch (default: 1)")
+    parser.add_argument(
+        "--gpus", type=runs.whole(1), default=1, help="with --plan: how many share a batch (default: 1)"
+    )
     options = parser.parse_args(arguments)
     profile, variant, run = profiles.chosen(options)
     if options.plan:

@@ -175,10 +175,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="folder of a run, or its grounding.csv")
     parser.add_argument("--protocol", default="book", help=f"{', '.join(PROTOCOLS)} (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="table to write (default: grounding-<protocol>.csv beside the first)")
-    parser.add_argument("--random", type=int, default=32, help="random maps for chance (default: %(default)s)")
+    parser.add_argument(
+        "--random", type=runs.whole(0, 100_000), default=32, help="random maps for chance (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
-    if options.random < 0:
-        raise InputError(f"--random must be at least 0, got {options.random}")
     run = Run(options.run.parent if options.run.name == "grounding.csv" else options.run)
     protocol = get_protocol(options.protocol)
     out = options.out or run.folder / f"grounding-{options.protocol}.csv"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -99,6 +101,22 @@ def progress(iterable: Iterable | None = None, description: str = "", total: int
     interval = 0.2 if sys.stderr.isatty() else 2.0 if "CHESTXAI_STATUS" in os.environ else 10.0
     options = {"mininterval": interval, "dynamic_ncols": True, **options}
     return _Progress(iterable, desc=description, total=total, **options)
+
+
+def whole(least: int, most: int = 10**6) -> Callable[[str], int]:
+    """The ``type`` of an option of argparse that takes a whole number.
+
+    Args:
+        least, most: bounds, both included.
+    """
+
+    def parse(text: str) -> int:
+        number = int(text) if re.fullmatch(r"[+-]?[0-9]{1,12}", text) else least - 1
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number from {least:,} to {most:,}")
+        return number
+
+    return parse
 
 
 def processes() -> PartialState:
