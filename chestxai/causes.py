@@ -281,7 +281,10 @@ def statements(tokenizer: object, studies: Sequence[Study]) -> list[Finding]:
     Findings that are none of the eight are those that their source names.
     """
     stated = (
-        (*reports.find(s.report), *(f for f in s.findings if f.name not in FINDINGS and reports.name_in(f.phrase, f.name)))
+        (
+            *reports.find(s.report),
+            *(f for f in s.findings if f.name not in FINDINGS and reports.name_in(f.phrase, f.name)),
+        )
         for s in studies
     )
     found = {finding.phrase.lower(): finding for some in stated for finding in some}

@@ -370,9 +370,11 @@ def check_data(profile: Profile, data: str | Path = "", cache: dict[Any, Any] | 
         for split in ("test", "train", "val"):
             if (source, split, boxes) not in cache:
                 loaded = studies(whole, split, data, boxes=boxes)
-                if not loaded and (split == "test" or not boxes):
+                # What is scored is one patient against another.
+                if len({study.patient for study in loaded}) < 2 - boxes and (split == "test" or not boxes):
                     reasons = "; ".join(f"{n} × {reason}" for reason, n in list(loaded.reasons().items())[:3])
-                    what = f"no study of the {split} split has a usable {'box' if boxes else 'image'}"
+                    number = "only one patient" if loaded else "no study"
+                    what = f"{number} of the {split} split has a usable {'box' if boxes else 'image'}"
                     lacking.append(f"{Path(data) / name}: {what} ({reasons or 'none is listed'})")
                 # Of one source, boxes are a further condition in the test split alone.
                 for kind in {boxes, boxes or split != "test"}:
@@ -383,7 +385,7 @@ def check_data(profile: Profile, data: str | Path = "", cache: dict[Any, Any] | 
             what = "no study of train or val has a box, of which location priors are made"
             lacking.append(f"{Path(data) / name}: {what}")
     if lacking:
-        raise InputError(f"{'; '.join(lacking)}. The chapters need train, val and test")
+        raise InputError(f"{'; '.join(lacking)}. The chapters need train, val and test, of two patients each at least")
     return prints
 
 

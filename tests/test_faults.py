@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from chestxai import profiles, runs, sources
@@ -372,6 +374,48 @@ class TestRuns:
         path.write_bytes(path.read_bytes()[:-cut])
         with pytest.raises(InputError, match=rf"{path.name}: cut off in its last line; delete it and make it with"):
             (run.grounding if name == "grounding_file" else run.train_log)()
+
+    @pytest.mark.parametrize(
+        ("old", "new", "problem"),
+        [
+            (",4,0.25", ",4.5,0.25", "line 3: step is '4.5', not a number of steps"),
+            (",4,0.25", ",-4,0.25", "line 3: step is '-4', not a number of steps"),
+            (",4,0.25", ",1e30,0.25", "line 3: step is '1e30', not a number of steps"),
+            (",4,0.25", ",,0.25", "line 3: step is '', not a number of steps"),
+            (",4,0.25", ",4,0.25,7", "not a readable table"),
+            ("0.25", "inf", "auc_roc is infinite"),
+            ("0.25", "high", "line 3: auc_roc is 'high', not a number"),
+            ("step,auc_roc", "step,step", "a column is there twice"),
+            ("edema", "ed\0ma", "bytes of no text"),
+            ("b,q", '"b,q', "not a readable table"),
+        ],
+    )
+    def test_a_damaged_cell_is_named(self, run, old, new, problem):
+        run.grounding_file.write_text(run.grounding_file.read_text().replace(old, new))
+        with pytest.raises(InputError, match=rf"grounding\.csv(?:, |: ){re.escape(problem)}"):
+            run.grounding()
+
+    @pytest.mark.parametrize(
+        "stored",
+        [
+            {"maps": torch.rand(2, 8, 8)},
+            {"rows": torch.arange(2)},
+            {"maps": torch.rand(3, 8, 8), "rows": torch.arange(2)},
+            {"maps": torch.rand(2, 64), "rows": torch.arange(2)},
+            {"maps": torch.full((2, 8, 8), float("nan")), "rows": torch.arange(2)},
+            {"maps": torch.rand(2, 8, 8), "rows": torch.tensor([0.0, 0.5])},
+            {"maps": torch.rand(2, 8, 8), "rows": torch.tensor([-1, 0])},
+            {"maps": torch.rand(2, 8, 8), "rows": torch.tensor([0, 0])},
+            {"maps": torch.rand(2, 8, 8), "rows": torch.arange(2)[None]},
+        ],
+        ids=range(9),
+    )
+    def test_maps_are_one_for_each_row(self, run, stored):
+        runs.save_tensors(run.maps_file(4), stored)
+        with pytest.raises(
+            InputError, match=r"step-4\.safetensors: does not hold a finite map for each of its rows; delete"
+        ):
+            run.last_maps()
 
     def test_a_table_that_lacks_a_column_is_named(self, run):
         run.log_file.write_text("step,loss\n1,0.5\n")

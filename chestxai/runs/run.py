@@ -138,6 +138,11 @@ class Run:
             MissingError, InputError: missing, damaged, a column is missing, a number is not one (names the line).
         """
         table = self._table(self.grounding_file, TEXT_COLUMNS)
+        wrong = np.isinf(table.select_dtypes("number")).any()
+        if wrong.any():
+            raise InputError(
+                f"{self.grounding_file}: {wrong.idxmax()} is infinite; delete the file and {self.remedy()}"
+            )
         return table.astype({"step": int})
 
     def fidelity(self) -> dict[int, dict[str, float]]:
@@ -165,7 +170,15 @@ class Run:
 
     def maps(self, step: int) -> dict[str, torch.Tensor]:
         """Stored heatmaps: ``maps`` float32 ``(n, h, w)`` and ``rows`` int64 ``(n,)``, the phrases they belong to."""
-        return load_tensors(self._existing(self.maps_file(step)))
+        path = self._existing(self.maps_file(step))
+        stored = load_tensors(path)
+        maps, rows = (stored.get(name, np.zeros(0)) for name in ("maps", "rows"))
+        numbers = set(rows.tolist()) if rows.ndim == 1 else set()
+        whole = all(isinstance(row, int) and row >= 0 for row in numbers)
+        if maps.ndim != 3 or not len(maps) == len(numbers) == len(rows) or not whole or not np.isfinite(maps).all():
+            problem = "does not hold a finite map for each of its rows"
+            raise InputError(f"{path}: {problem}; delete it and {self.remedy()}")
+        return stored
 
     def probes(self, step: int) -> dict[str, np.ndarray]:
         """Stored heatmaps of `chestxai.faithfulness.probe_truths`, in the order of the rows of `maps`."""
@@ -203,8 +216,14 @@ class Run:
         import pandas as pd
 
         raw = read_bytes(self._existing(path))
-        if raw and not raw.endswith(b"\n"):
-            raise InputError(f"{path}: cut off in its last line; delete it and {self.remedy()}")
+        names = raw.partition(b"\n")[0].decode(errors="replace").strip().split(",")
+        for problem, found in (
+            ("cut off in its last line", raw and not raw.endswith(b"\n")),
+            ("bytes of no text", b"\0" in raw),
+            ("a column is there twice", len({*names}) < len(names)),
+        ):
+            if found:
+                raise InputError(f"{path}: {problem}; delete it and {self.remedy()}")
         try:
             # Everything as text first: "NA" and "None" may be phrases; only in numbers do they mean a gap.
             table = pd.read_csv(io.BytesIO(raw), dtype=str, keep_default_na=False)
@@ -217,9 +236,11 @@ class Run:
         for name in table.columns.difference(text, sort=False):
             values = pd.to_numeric(table[name], errors="coerce")
             gap = table[name].isin(["", "nan"]) & (name != "step")
-            bad = np.flatnonzero(values.isna() & ~gap)
+            step = (name == "step") & ~(values.between(0, 2**53) & (values % 1 == 0))
+            bad = np.flatnonzero((values.isna() & ~gap) | step)
             if bad.size:
-                what = f"{path}, line {bad[0] + 2}: {name} is {table[name].iloc[bad[0]]!r}, not a number"
+                kind = f"not a number{' of steps' * (name == 'step')}"
+                what = f"{path}, line {bad[0] + 2}: {name} is {table[name].iloc[bad[0]]!r}, {kind}"
                 raise InputError(f"{what}; delete the file and {self.remedy()}")
             table[name] = values
         return table
