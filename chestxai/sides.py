@@ -90,6 +90,8 @@ def side_score(table: pd.DataFrame, column: str = "mirror", n: int = 2000) -> In
     Chance is 0.5, also of a map that always leans to one side. ``n`` resamples of the patients give the interval.
     """
     known = table.dropna(subset=column)
+    if known.empty:
+        return Interval(np.nan, np.nan, np.nan)
     share = known["side"].map(known["side"].value_counts())
     weights = len(known) / (known["side"].nunique() * share)
     return stats.bootstrap_ci(known[column] * weights, known["patient"], n=n)

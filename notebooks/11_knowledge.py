@@ -41,6 +41,7 @@ out = ""  # root of the runs; empty: the project's runs/
 
 # %%
 import pandas as pd
+from IPython import get_ipython
 from IPython.display import Markdown
 
 from chestxai import knowledge, models, plots, profiles, reports, runs, tradeoff
@@ -93,8 +94,7 @@ for split, limit in limits.items():
 
 # %% tags=["aggregate"]
 least = max(1, len(texts["test"]) // 50)
-judged = knowledge.judgeable(list(report_truth.values()), least)
-findings = judged or list(FINDINGS)
+findings = knowledge.judgeable(list(report_truth.values()), least)
 columns = knowledge.columns(findings)
 labels = {split: truth[:, columns] for split, truth in report_truth.items()}
 with_finding = {
@@ -105,11 +105,17 @@ counts.loc["all reports"] = [len(texts[split]) for split in limits]
 counts
 
 # %% tags=["remove-input", "aggregate"]
-rare = [name for name in FINDINGS if name not in judged]
+rare = [name for name in FINDINGS if name not in findings]
+names = "question reader change strength mean low high lost lost_low lost_high".split()
+stored = profiles.profile_folder(settings, out) / "knowledge.csv"
+if not findings:
+    runs.write_atomic(stored, ",".join(names) + "\n")
+    # Cells that follow are read as empty.
+    get_ipython().input_transformers_cleanup.append(lambda _: [])
 Markdown(
-    f"{len(judged)} of {len(FINDINGS)} findings are evaluated. Too rare, with fewer than {least} reports with or without "
+    f"{len(findings)} of {len(FINDINGS)} findings are evaluated. Too rare, with fewer than {least} reports with or without "
     f"them in one of the splits: {', '.join(rare) or 'none'}."
-    + ("" if judged else " **No score of this chapter says anything on these data.**")
+    + ("" if findings else " **So the rest of this chapter is left out.**")
 )
 
 # %% [markdown]
@@ -393,7 +399,7 @@ scores = {**evidence, "classifier": fidelity.predict(classifier, images)}
 # %%
 from chestxai.stats import bootstrap_statistic
 
-seen = knowledge.judgeable([image_labels], max(1, len(images) // 50)) or list(FINDINGS)
+seen = knowledge.judgeable([image_labels], max(1, len(images) // 50))
 at = knowledge.columns(seen)
 groups = {name: [column] for name, column in zip(seen, at, strict=True)} | {"all": at}
 image_auc = {
@@ -519,13 +525,9 @@ Markdown(
 in_images = auc_table[auc_table["finding"] != "all"].rename(columns={"variant": "reader"})
 in_images = in_images.assign(question="image: AUC of " + in_images["finding"])
 in_forms = curves.assign(question="report in another form: macro-F1")
-names = "question reader change strength mean low high lost lost_low lost_high".split()
-stored = pd.concat([answer, in_images, in_forms], ignore_index=True)[names]
-runs.write_atomic(
-    profiles.profile_folder(settings, out) / "knowledge.csv",
-    stored.to_csv(index=False, float_format="%.6g"),
-)
-print(f"{len(stored)} rows in knowledge.csv")
+rows = pd.concat([answer, in_images, in_forms], ignore_index=True)[names]
+runs.write_atomic(stored, rows.to_csv(index=False, float_format="%.6g"))
+print(f"{len(rows)} rows in knowledge.csv")
 
 # %% [markdown]
 # ## Exercises

@@ -141,10 +141,10 @@ class TestPlan:
         base, data = tmp_path / "base", tmp_path / "data"
         shutil.copytree(profiles.DATA / "tiny", base)
         rows = ["image,text,finding,x,y,w,h,patient,split"]
-        for split in ("train", "val", "test"):
-            rows.append(f"{split}.png,Marked cardiomegaly.,Cardiomegaly,4,4,9,9,{split},{split}")
-            (data / "folder").mkdir(parents=True, exist_ok=True)
-            Image.fromarray(ramp(64, 64)).save(data / "folder" / f"{split}.png")
+        (data / "folder").mkdir(parents=True)
+        for split, name in ((split, f"{split}{i}") for split in ("train", "val", "test") for i in ("", 2)):
+            rows.append(f"{name}.png,Marked cardiomegaly.,Cardiomegaly,4,4,9,9,{name},{split}")
+            Image.fromarray(ramp(64, 64)).save(data / "folder" / f"{name}.png")
         (data / "folder" / "mine.csv").write_text("\n".join(rows) + "\n")
         settings = SMOKE.data.model_copy(update={"source": "folder"})
         profile = SMOKE.model_copy(update={"base": str(base), "data": settings})
@@ -162,7 +162,7 @@ class TestPlan:
         shutil.copytree(data, tmp_path / "elsewhere")
         os.utime(data / "folder" / "train.png", (0, 0))
         assert identities(tmp_path / "elsewhere") == identities() == first
-        (data / "folder" / "mine.csv").write_text("\n".join(rows).replace("Marked", "Mild", 1) + "\n")
+        (data / "folder" / "mine.csv").write_text("\n".join(rows).replace("Marked", "Mild", 2) + "\n")
         assert changed(first) == {"a", "b"}
         second = identities()
         (data / "folder" / "mine.csv").write_text("\n".join(rows).replace("Marked", "Mild") + "\n")

@@ -13,6 +13,7 @@ from PIL import Image
 
 from chestxai import grounding, profiles, sources
 from chestxai.recipes import Recipe
+from chestxai.runs import InputError
 from chestxai.studies import phrases
 from tests import tiny
 
@@ -213,6 +214,18 @@ def test_boxes_that_are_not_there_are_missed_before_the_run(tmp_path):
     only = profile.model_copy(update={"data": profile.data.model_copy(update={"source": "nih"})})
     with pytest.raises(ValueError, match="no study of the test split has a usable box"):
         profiles.check_data(only, tmp_path)
+
+
+def test_one_patient_of_a_split_is_too_few_before_the_run(tmp_path):
+    (tmp_path / "folder").mkdir()
+    rows = ["image,text,finding,x,y,w,h,split"]
+    for i, split in enumerate(["train"] * 2 + ["val"] + ["test"] * 2):
+        Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "folder" / f"{i}.png")
+        rows.append(f"{i}.png,Small nodule.,Nodule,1,1,4,4,{split}")
+    (tmp_path / "folder" / "t.csv").write_text("\n".join(rows))
+    own = profiles.load(written(tmp_path, data__source="folder"))
+    with pytest.raises(InputError, match=r"only one patient of the val split has a usable image.*of two patients each"):
+        profiles.check_data(own, tmp_path)
 
 
 def test_a_sample_is_seeded_in_order_and_never_more_than_there_is():

@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--gpus", type=runs.whole(1), default=1, help="with --plan: how many share a batch (default: 1)"
     )
     options = parser.parse_args(arguments)
+    if options.gpu is not None and not 0 < options.gpu < 10_000:
+        raise runs.InputError(f"--gpu takes the GB of a GPU's memory, as in 24: got {options.gpu}")
     profile, variant, run = profiles.chosen(options)
     if options.plan:
         text, fits = plan.report(profile, variant, options.gpu, options.gpus)

@@ -1,5 +1,6 @@
 """Chapters 3 to 5: whether maps point at findings, and what a score can see."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -51,13 +52,17 @@ def looks(name: str, rows: pd.DataFrame, settings: StatisticsSettings) -> str:
 
 def sides(tables: Mapping[str, pd.DataFrame], resamples: int) -> str:
     """Whether maps lie on the side that the report names: ``tables`` of `chestxai.sides` by variant, ``resamples``."""
-    if not tables:
-        return _say("no sides")
     lines = []
     for name, table in tables.items():
         own, swapped = (side_score(table, column, resamples) for column in ("mirror", "swap_mirror"))
-        lines.append(_say("side", name=name, own=own, above=_above(own, 0.5), swapped=swapped))
-    return f"{_say('sides', findings=len(table), patients=table['patient'].nunique())}\n\n{bullets(lines)}"
+        if math.isfinite(own.estimate):
+            tested = swapped if math.isfinite(swapped.estimate) else "it cannot be tested"
+            lines.append(_say("side", name=name, own=own, above=_above(own, 0.5), swapped=tested))
+    if not lines:
+        return _say("no sides")
+    return f"{_say('sides', findings=len(table), patients=table['patient'].nunique())}
+
+{bullets(lines)}"
 
 
 def parts(targets: int, box_ious: Sequence[float], outside: int) -> str:
