@@ -106,6 +106,12 @@ spoiled = {
 # Smaller sets have too few neighbours, or no two images with the same findings.
 spoiled = {name: pair for name, pair in spoiled.items() if len(pair[0]) >= 8}
 
+# %% tags=["aggregate"]
+if not spoiled:
+    runs.leave_out_rest()
+few = f"A set needs eight images, here are {most}: the rest of this chapter is left out."
+Markdown("" if spoiled else few)
+
 # %%
 count = min(3, *(len(images) for images, _ in spoiled.values()))
 plots.images(

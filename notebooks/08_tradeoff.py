@@ -143,6 +143,7 @@ print("\n" + "\n".join(stats.format_table(estimates, "latex").splitlines()[:6]))
 
 # %% tags=["aggregate"]
 scored = [m for m in endpoint if table[m].notna().any()]
+leading = scored[0] if scored else "auc_roc"
 primary = [c for m in scored for c in tradeoff.compare_all(every, m, n=resamples)]
 if missing := {*endpoint} - {*scored}:
     print(f"No phrase has {', '.join(sorted(missing))}: the verdict goes without.")
@@ -252,8 +253,8 @@ curve.groupby("variant").diff().groupby("variant").tail(1).round(3)
 # ## Finding by finding
 
 # %% tags=["aggregate"]
-by_finding = tradeoff.by_finding(every, endpoint[0], n=resamples)
-plots.scores_by_finding(by_finding, localization.LABELS[endpoint[0]], variants=variants)
+by_finding = tradeoff.by_finding(every, leading, n=resamples)
+plots.scores_by_finding(by_finding, localization.LABELS[leading], variants=variants)
 
 # %% [markdown]
 # Now the differences for each finding. One that was not found may be one that so few patients cannot show. The *minimal
@@ -263,7 +264,7 @@ plots.scores_by_finding(by_finding, localization.LABELS[endpoint[0]], variants=v
 # %% tags=["aggregate"]
 first, others = every[: len(seeds)], every[len(seeds) :]
 if others:
-    each = tradeoff.compare_findings(first, others, endpoint[0], n=resamples)
+    each = tradeoff.compare_findings(first, others, leading, n=resamples)
     points = pd.DataFrame(map(vars, each["difference"])).assign(name=each.index)
     points = points.rename(columns={"patients": "n"})
     title = f"{variants[0]} minus each other variant (number of patients)"

@@ -490,7 +490,9 @@ for v in variants[1:]:
         for w in (v, first)
     }
     lost = np.mean(named[v], axis=0) - np.mean(named[first], axis=0)
-    gathered["named"] = stats.bootstrap_ci(lost, n=settings.statistics.resamples)
+    gathered["named"] = stats.Interval(*[np.nan] * 3)
+    if np.isfinite(lost).all():
+        gathered["named"] = stats.bootstrap_ci(lost, n=settings.statistics.resamples)
     evidence[v] = gathered
 
 # %% tags=["answer", "remove-input", "aggregate"]

@@ -41,7 +41,6 @@ out = ""  # root of the runs; empty: the project's runs/
 
 # %%
 import pandas as pd
-from IPython import get_ipython
 from IPython.display import Markdown
 
 from chestxai import knowledge, models, plots, profiles, reports, runs, tradeoff
@@ -110,8 +109,7 @@ names = "question reader change strength mean low high lost lost_low lost_high".
 stored = profiles.profile_folder(settings, out) / "knowledge.csv"
 if not findings:
     runs.write_atomic(stored, ",".join(names) + "\n")
-    # Cells that follow are read as empty.
-    get_ipython().input_transformers_cleanup.append(lambda _: [])
+    runs.leave_out_rest()
 Markdown(
     f"{len(findings)} of {len(FINDINGS)} findings are evaluated. Too rare, with fewer than {least} reports with or without "
     f"them in one of the splits: {', '.join(rare) or 'none'}."
