@@ -164,10 +164,9 @@ _BLANK = 3  # grey levels between the darkest and the brightest pixel, of which 
 def read_image(path: Path) -> np.ndarray:
     """Read a PNG, JPEG or DICOM file, recognised by its content, as grey uint8 ``(h, w)``.
 
-    It is turned and mirrored as its EXIF data say. More than 8 bits are scaled by the range of the image's own values,
-    the lowest black and the highest white, without a few far from all others (see `value_range`). In a DICOM file the
-    modality LUT and the first VOI LUT or window that shows anything are applied before that, and MONOCHROME1 is
-    inverted, so that bone is white in every image. Film loops and colour are refused.
+    It is turned as its EXIF data say. More than 8 bits are scaled by their `value_range`. In DICOM the modality LUT and
+    the first VOI LUT or window that shows anything come before that; MONOCHROME1 is inverted, so that bone is white in
+    every image; film loops and colour are refused.
 
     Raises:
         InputError: The file is not a readable image (truncated, empty, blank, another format).

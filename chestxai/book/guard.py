@@ -164,7 +164,9 @@ def private(items: Iterable[Study | str], names: Sequence[str] = (), folders: It
         heads.update(text[:_SHORT] for text in letters)
         return {hash(text) for text in letters if len(text) >= _SHORT}
 
-    windows, sentences = [], hashed((_words(p)[:_WINDOW] for p in phrases if not _is_name(p)), 2)
+    # The name of a finding alone is no report text.
+    named = {p for p in phrases for n in FINDINGS if _words(reports.name_in(" ".join(p.split()), n)) == _words(p)}
+    windows, sentences = [], hashed((_words(p)[:_WINDOW] for p in phrases - named), 2)
     for reported in texts.values():
         # A patient's passages count once.
         own: set[int] = set()
@@ -191,11 +193,6 @@ def private(items: Iterable[Study | str], names: Sequence[str] = (), folders: It
 
 def _words(text: str) -> list[str]:
     return _WORD.findall(decode(text).lower())
-
-
-def _is_name(phrase: str) -> bool:
-    line = " ".join(phrase.split())
-    return any(_words(reports.name_in(line, name)) == _words(line) for name in FINDINGS)
 
 
 def _bounded(pattern: str) -> re.Pattern[str]:
@@ -307,9 +304,6 @@ def leaks(shown: Any, known: Private, written: bool = False) -> list[Leak]:
         shown: a notebook of nbformat 4, or text.
         known: of `private` or `of`.
         written: whether a person wrote the text, who may use anyone's words.
-
-    Returns:
-        in the order of the cells, each thing once a place.
     """
     if isinstance(shown, str):
         (found,) = _check([(0, "source" if written else "output", read(shown, "page"))], known)

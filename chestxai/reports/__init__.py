@@ -9,8 +9,7 @@ macro-F1 of 0.891, negspaCy 1.1.0 0.818 and medspaCy 1.3.1 0.785. Both require s
 """
 
 from chestxai.reports.findings import Mention, find, mentions, name_in, name_span, normal
-from chestxai.reports.language import is_english
-from chestxai.reports.lexicon import SEVERITIES, SYNONYMS, ZONES
+from chestxai.reports.lexicon import SEVERITIES, SYNONYMS, ZONES, is_english
 from chestxai.reports.prompts import prompt, prompt_counts, prompt_sections, says_something
 from chestxai.reports.sections import clean, sections
 from chestxai.reports.tokens import encode, locate, text_length, token_groups, token_positions

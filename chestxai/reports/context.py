@@ -11,46 +11,22 @@ from chestxai.reports.words import WORDS
 
 #: Letters that no report uses: in place of what is masked, and "no" in a form that writes N or 0.
 _HEDGE, _NEUTRAL, NIL = "\u01c0", "\u01c1", "\u01c2"
-_VERB, _ADVERB, _STATE, _GONE, _EXCLUDED, _CHANGE, _MISTAKEN = (
-    f"(?:{WORDS[key]})" for key in ("verb", "adverb", "state", "gone", "excluded", "change", "mistaken")
+_VERB, _ADVERB, _STATE, _GONE, _EXCLUDED, _MISTAKEN = (
+    f"(?:{WORDS[key]})" for key in ("verb", "adverb", "state", "gone", "excluded", "mistaken")
 )
 _EXISTS, _BEFORE = f"(?:{WORDS['exists']})", f" (?:{WORDS['before']})"
-_NOT = r"(?:not|\w*n't|never|cannot)"
-_WORDS = r"(?: (?!(?:and|or|but|nor|with|which)\b)[\w'/-]+)"
+_NOT = f"(?:{WORDS['negator']})"
 # Negations of something else than the finding, and of other negations.
-_MASKED = re.compile(
-    # The finding remains possible.
-    rf"\b(?P<hedge>(?:{_NOT}|unable|difficult|hard|impossible|inability|fail(?:s|ed|ure)? to"
-    rf"|insufficient){_WORDS}{{0,5}}? {_EXCLUDED}|(?:{_NOT}|can not)(?: entirely)? (?:say"
-    r"|be (?:sure|certain))(?: that)?(?: there (?:is|are))?(?: no)?"
-    rf"|{_NOT}(?: \w+ly)? (?:certain|sure|unlikely|clear (?:if|whether)|known)"
-    rf"|(?:near(?:ly)?|almost|mostly|largely)(?: \w+ly| complete| total)? {_GONE}"
-    rf"|(?:should|must|(?:ought|needs?|is|are|remains?|yet|still) to) be (?:\w+ly )?{_EXCLUDED})"
-    # The finding exists.
-    rf"|\b(?:(?:{_NOT}|fail(?:s|ed|ure)? to|incomplete(?:ly)?|partial(?:ly)?){_WORDS}{{0,3}}? (?:{_GONE}|clear)"
-    rf"|no (?:evidence|sign|indication|proof)s?(?: that| of){_WORDS}{{1,6}}? {_GONE}"
-    r"|(?:no|without(?: any)?|nor) (?:(?:\w+-term|significant|interval|appreciable|substantial|definite|large"
-    r"|relevant|short|term|major|obvious|notable|marked|considerable|further|new|other|clear|visible"
-    rf"|evident)[ -])*+(?:{_CHANGE}|{_GONE}|enlargement(?! of (?:the )?(?:cardiac|heart"
-    r"|cardiomediastinal)))(?! (?:to suggest|suggesting))|no (?:more than|less|worse|doubt|question"
-    rf"|longer (?!{_ADVERB}*? ?(?:{_EXISTS}|any|an?|enlarged)\b))"
-    rf"|{_NOT} (?:only|just|merely|unexpected|without|insignificant|as|previously|{_EXISTS}{_BEFORE})"
-    rf"|{_NOT}{_WORDS}{{0,2}}? (?:{_CHANGE}|severe|new|well|large|{_EXISTS}{_BEFORE})|neither {_CHANGE} nor {_CHANGE}"
-    r"|nor (?:has|have))(?!\w)"
-)
+_MASKED = re.compile(rf"\b(?P<hedge>{WORDS['hedged']})|\b(?:{WORDS['affirmed']})(?!\w)")
 # Triggers in front of a mention. What is "unstated" reaches 40 characters, a negation to the end of the scope.
 _TRIGGER = re.compile(rf"\b(?:(?P<unstated>{WORDS['unstated']})|{WORDS['denied']})(?:(?<=\s)|(?!\w))")
 # What ends the scope of a trigger: a contrast, or a new affirmative statement.
 _NOUNS = rf"(?:(?!(?:and|or|nor|no|not|without|but|which|that|who|{_VERB}|{_STATE})\b)[\w'/()-]+ )"
 _END = re.compile(
-    rf":|{_HEDGE}+|\b(?:exception|beyond|there (?:is|are|has|have)|which|causing|due to|secondary to|status post"
-    r"|stable|unchanged|(?<!not )(?:(?:consistent|compatible) with|represent(?:ing|s)|demonstrat(?:es|ing)|shows?))\b"
-    r"|,\s(?:this|these|it|now|today|currently)\b|,\s(?:and )?with (?!no\b)|\band with (?!no\b)"
-    rf"|(?P<item>,\s(?:and )?(?={_NOUNS}{{1,5}}+{_STATE}\b)|(?:,\s(?:and )?(?:with )?|\bwith "
-    r"|\band (?=an?\b|the\b|mild|moderate|minimal|small|tiny|trace|persist|improv|worsen))(?:(?:the"
-    r"|an?) )?(?:again )?(?:mild(?:ly)?|moderate(?:ly)?|minimal|small|tiny|trace|bibasilar|resolving|left|right"
-    r"|(?:persist|improv|worsen|increas|decreas|slight)\w*|bilateral|low|calcified|borderline|chronic|known|residual|old"
-    r"|probabl[ey]|possibl[ey]|likely|suspected|questionable)\b)"
+    rf":|{_HEDGE}+|\b(?:{WORDS['restart']})\b|,\s(?:this|these|it|now|today|currently)\b|,\s(?:and )?with (?!no\b)"
+    rf"|\band with (?!no\b)|(?P<item>,\s(?:and )?(?={_NOUNS}{{1,5}}+{_STATE}\b)|(?:,\s(?:and )?(?:with )?|\bwith "
+    r"|\band (?=an?\b|the\b|mild|moderate|minimal|small|tiny|trace|persist|improv|worsen))(?:(?:the|an?) )?(?:again )?"
+    rf"(?:{WORDS['graded']})\b)"
 )
 # "No pneumonia, small effusion, or pneumothorax": an apparent new statement belongs to the list.
 _LIST = re.compile(rf"(?:[^;:{_HEDGE}]*,|(?: (?!(?:and|with|{_VERB})\b)[\w/-]+){{1,5}}) (?:or|nor)\b")
@@ -110,10 +86,8 @@ def judge(low: str, text: str, first: int, last: int, hits: Sequence[re.Match[st
     """Whether each mention of a clause is stated (True), negated (False) or no statement about this image (None).
 
     Args:
-        low: the masked text.
-        text: the same text before masking.
-        first: start of the clause in both.
-        last: end of the clause.
+        low, text: the masked text, and the same before masking.
+        first, last: start and end of the clause in both.
         hits: the mentions in it.
     """
     ends = [m.start() for m in _END.finditer(low, first, last) if not (m["item"] and _LIST.match(low, m.end(), last))]

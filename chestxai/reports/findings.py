@@ -4,9 +4,10 @@ import bisect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from chestxai.reports import context, lexicon
-from chestxai.reports.language import is_english
+from chestxai.reports.lexicon import is_english
 from chestxai.reports.sections import SILENT, spans
 from chestxai.reports.words import WORDS
 from chestxai.studies import Finding, Side
@@ -88,17 +89,16 @@ def mentions(text: str) -> list[Mention]:
 
 def _mentions(text: str, pattern: re.Pattern[str]) -> list[Mention]:
     described = [span for span in spans(text) if span[0] not in SILENT] if is_english(text) else ()
-    found = {span: list(_stated(text, span[1], span[2], pattern)) for span in described}
-    final = [m for (key, *_), some in found.items() if key == "addendum" for m in _corrected(text, some)]
-    earlier = [m for (key, *_), some in found.items() if key != "addendum" for m in some]
+    earlier, final = [], []
+    for key, start, end in described:
+        some = list(_stated(text, start, end, pattern)) if start < end else []
+        if key == "addendum":
+            # "Pneumonia is now felt to be atelectasis" denies the first for the second.
+            for i, (m, later) in enumerate(pairwise(some)):
+                some[i] = replace(m, present=m.present and not _INSTEAD.fullmatch(text, m.end, later.start))
+        (final if key == "addendum" else earlier).extend(some)
     kept = [m for m in earlier if not any(_contradicts(text, later, m) for later in final)] + final
     return sorted(kept, key=lambda m: (m.start, m.phrase_start)) if final else earlier
-
-
-def _corrected(text: str, addendum: Sequence[Mention]) -> list[Mention]:
-    """The mentions of an addendum; "pneumonia is now felt to be atelectasis" denies the first for the second."""
-    pairs = zip(addendum, [*addendum[1:], None], strict=False)
-    return [replace(m, present=False) if n and _INSTEAD.fullmatch(text, m.end, n.start) else m for m, n in pairs]
 
 
 def _contradicts(text: str, later: Mention, earlier: Mention) -> bool:
@@ -109,13 +109,12 @@ def _contradicts(text: str, later: Mention, earlier: Mention) -> bool:
 
 
 def _stated(text: str, start: int, end: int, pattern: re.Pattern[str]) -> Iterator[Mention]:
-    if start < end:
-        low, back = fold(text[start:end])
-        masked = context.mask(low)
-        for sentence in (span for span in _sentences(low) if pattern.search(low, *span)):
-            for name, hit, phrase, *details in _read(low, masked, *sentence, pattern):
-                places = [start + place for a, b in (hit, phrase) for place in (back(a), back(b - 1) + 1)]
-                yield Mention(name, *places, *details)
+    low, back = fold(text[start:end])
+    masked = context.mask(low)
+    for sentence in (span for span in _sentences(low) if pattern.search(low, *span)):
+        for name, hit, phrase, *details in _read(low, masked, *sentence, pattern):
+            places = [start + place for a, b in (hit, phrase) for place in (back(a), back(b - 1) + 1)]
+            yield Mention(name, *places, *details)
 
 
 def find(text: str) -> list[Finding]:
@@ -167,9 +166,7 @@ def name_in(phrase: str, finding_name: str, side: Side | None = None) -> str:
     """The words at `name_span`, verbatim ("Enlarged cardiac silhouette"); "" if nothing names the finding.
 
     Args:
-        phrase: any text.
-        finding_name: as in `name_span`.
-        side: as in `name_span`.
+        phrase, finding_name, side: as in `name_span`.
     """
     start, end = name_span(phrase, finding_name, side) or (0, 0)
     return phrase[start:end]

@@ -6,6 +6,9 @@ from functools import cache
 from chestxai.reports.words import WORDS
 from chestxai.studies import FINDINGS
 
+_WORD = re.compile(r"[^\W\d_]+")
+_FOREIGN, _ENGLISH = re.compile(WORDS["foreign"]), re.compile(WORDS["english"])
+
 #: The words that name each finding, as regular expressions over lower-case text.
 SYNONYMS: dict[str, str] = WORDS["synonyms"]
 #: Zones `find` distinguishes, with the words that name them.
@@ -46,3 +49,10 @@ def patterns(finding_name: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
         return re.compile(rf"\b(?:{SYNONYMS[finding_name]}{also})(?!\w)"), ANY
     own = rf"\b(?P<{OWN}>{re.escape(' '.join(finding_name.lower().split()))}(?:e?s)?)(?!\w)"
     return re.compile(own), re.compile(f"{own}|{ANY.pattern}")
+
+
+def is_english(text: str) -> bool:
+    """Whether ``text`` shows no more words of other languages than of English; a name or a number shows neither."""
+    words = _WORD.findall(text.lower())
+    foreign = sum(bool(_FOREIGN.fullmatch(word)) or any(c > "\u00bf" for c in word) for word in words)
+    return foreign <= sum(bool(_ENGLISH.fullmatch(word)) for word in words)

@@ -14,6 +14,7 @@ def alternatives(entry: Any) -> Any:
     if isinstance(entry, dict):
         return {key: alternatives(value) for key, value in entry.items()}
     text = entry if isinstance(entry, str) else "|".join(entry)
+    text = re.sub(r"\{([a-z]+)\}", lambda match: f"(?:{alternatives(_CONTENT[match[1]])})", text)
     return re.sub(r"\{([A-Z]+)\}", lambda match: alternatives(_CONTENT[match[1]]), text)
 
 

@@ -44,9 +44,8 @@ def load(name: str, root: str | Path | None = None, split: str = "test", **optio
         options: The source's own, see its card in ``data/cards``.
 
     Returns:
-        The studies in the order of the data set's table, each with the size of its original image. ``skipped`` has one
-        line, with file and line number, for every record of this split that was left out (``reasons()`` counts them); a
-        record of an unknown patient is listed in every split. A box beyond the image is cut; more than 0.1 % is listed.
+        The studies in the order of the data set's table. ``skipped`` has one line, with file and line number, for every
+        record of this split that was left out; that of an unknown patient is listed in every split.
 
     Raises:
         InputError: Unknown source, split or option; a table is damaged or lacks a column; no record is of use.

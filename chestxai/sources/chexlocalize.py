@@ -15,17 +15,7 @@ from pydantic import Field, TypeAdapter
 
 from chestxai.runs import InputError
 from chestxai.sources.cards import Card
-from chestxai.sources.records import (
-    Collector,
-    Record,
-    Studies,
-    ensure,
-    fingerprint,
-    frame_of,
-    image_size,
-    labelled_report,
-    valid,
-)
+from chestxai.sources.records import Collector, Record, Studies, ensure, frame_of, image_size, labelled_report, valid
 from chestxai.sources.shapes import Number, boxes_of, decode_mask, smaller_mask
 from chestxai.sources.tables import csv_rows, read_json
 from chestxai.studies import FINDINGS, Box, Finding, Study
@@ -57,7 +47,7 @@ def load(
     ensure(known, f"truth is 'polygons' or 'rle' and longest at least 0; got {truth!r}, {longest}")
     data = Collector(CARD, root, split)
     if split == "train":
-        return Studies(fingerprint=fingerprint("chexlocalize", []))
+        return data.studies([], Study)
     earlier = {"val": "valid"}.get(split, split)
     folder = data.file(f"CheXpert/{split}", f"CheXpert-v1.0/{earlier}")
     table = data.file(
@@ -70,8 +60,7 @@ def load(
     for where, (image, *values, view) in csv_rows(table, ("Path", *FINDINGS, *OTHERS), CARD.get, ("AP/PA",)):
         with data.record(where):
             key, file = _key(image)
-            if key in records:
-                raise InputError(f"duplicate row ({key}, first in {records[key].where})")
+            ensure(key not in records, f"duplicate row ({key}, first in {getattr(records.get(key), 'where', '')})")
             cells = dict(zip((*FINDINGS, *OTHERS), values, strict=True))
             records[key] = Record(where, key, cells=(folder / file, view, cells))
     data.require(records, table)
@@ -82,8 +71,8 @@ def load(
     def study(record: Record) -> Study:
         key, (file, view, cells) = record.name, record.cells
         ensure(key.endswith("_frontal"), f"not a frontal view ({key})")
-        if odd := [name for name, value in cells.items() if value not in _VALUES]:
-            raise InputError(f"label is not 0 or 1 ({odd[0]}: {cells[odd[0]]!r})")
+        odd = next((item for item in cells.items() if item[1] not in _VALUES), ("", ""))
+        ensure(not odd[0], f"label is not 0 or 1 ({odd[0]}: {odd[1]!r})")
         labels = {name: _VALUES[value] for name, value in cells.items()}
         size, drawn = image_size(file, key), outlines.get(key)
         where = f"{path.name}[{key}]"
@@ -99,18 +88,14 @@ def load(
         report, phrases = labelled_report(
             [name for name in FINDINGS if labels[name]], [words for name, words in OTHERS.items() if labels[name]]
         )
-        findings = tuple(
-            Finding(name, phrases.get(name, ""), labels[name], **_place(masks.get(name), longest)) for name in FINDINGS
-        )
+        drawn = {name: mask for name, mask in masks.items() if mask.any()}
+        places = {n: {"boxes": boxes_of(m), "mask": smaller_mask(m, longest)} for n, m in drawn.items()}
+        findings = tuple(Finding(n, phrases.get(n, ""), labels[n], **places.get(n, {})) for n in FINDINGS)
         about = {"view": view} if view else {}
         patient = key.partition("_")[0]
         return Study(key, patient, "chexlocalize", split, report, size, findings, file, attributes=about)
 
     return data.studies([*records.values()], study)
-
-
-def _place(mask: np.ndarray | None, longest: int) -> dict[str, Any]:
-    return {} if mask is None or not mask.any() else {"boxes": boxes_of(mask), "mask": smaller_mask(mask, longest)}
 
 
 def _key(path: str) -> tuple[str, str]:

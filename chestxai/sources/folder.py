@@ -56,11 +56,8 @@ def load(root: Path, split: str = "test", *, seed: int = 0) -> Studies:
     images = _images(data)
     english = data.english({row.text for rows in images.values() for row in rows})
     # Of a name with accents, some systems store the decomposed form.
-    paths = (
-        {}
-        if all(map(str.isascii, images))
-        else {normalize("NFC", path.relative_to(root).as_posix()): path for path in root.rglob("*")}
-    )
+    there = () if all(map(str.isascii, images)) else root.rglob("*")
+    paths = {normalize("NFC", path.relative_to(root).as_posix()): path for path in there}
     patients = {name: _patient(name, rows) for name, rows in images.items()}
     splits = _splits(images, patients, seed)
     # A row left out is known by its image, which may be all it tells.

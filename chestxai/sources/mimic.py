@@ -114,8 +114,8 @@ def load(
 @cache  # There are far fewer sets of labels than examinations: equal ones share their findings.
 def _stated(*labels: str) -> tuple[tuple[Finding, ...], str]:
     """The findings of an examination with these labels over `FINDINGS`, and the names of the uncertain ones."""
-    if odd := [label for label in labels if label not in _VALUES]:
-        raise InputError(f"label is not 1, 0, -1 or blank ({odd[0]!r})")
+    odd = next((label for label in labels if label not in _VALUES), None)
+    ensure(odd is None, f"label is not 1, 0, -1 or blank ({odd!r})")
     values = {name: _VALUES[label] for name, label in zip(FINDINGS, labels, strict=True)}
     findings = tuple(Finding(name, present=value != 0) for name, value in values.items() if value is not None)
     return findings, "|".join(name for name, value in values.items() if value == -1)
@@ -148,8 +148,7 @@ def _length(path: str) -> int | None:
 
 
 def _number(column: str, text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and text[0] != "0" and len(text) <= 10):
-        raise InputError(f"{column} is not a number ({text!r})")
+    ensure(re.fullmatch("[1-9][0-9]{0,9}", text), f"{column} is not a number ({text!r})")
     return int(text)
 
 
@@ -160,13 +159,10 @@ def _images(data: Collector, path: Path) -> dict[str, _Image]:
     for where, (name, patient, study, view, rows, width) in csv_rows(path, columns, CARD.get, fold=False):
         with data.record(where, patient):
             # These become a path: nothing but identifiers may pass.
-            if not _NAME.fullmatch(name):
-                raise InputError(f"not a dicom_id ({name[:100]!r})")
+            ensure(_NAME.fullmatch(name), f"not a dicom_id ({name[:100]!r})")
             _number("subject_id", patient), _number("study_id", study)
-            if view not in ("AP", "PA"):
-                raise InputError(f"not a frontal view ({view or 'unknown'}, {name})")
-            if name in images:
-                raise InputError(f"duplicate row ({name}, first in {images[name].where})")
+            ensure(view in ("AP", "PA"), f"not a frontal view ({view or 'unknown'}, {name})")
+            ensure(name not in images, f"duplicate row ({name}, first in {getattr(images.get(name), 'where', '')})")
             size = (_number("Rows", rows), _number("Columns", width))
             images[name] = _Image(where, name, patient, study=study, view=view, size=size)
     data.require(images, path)

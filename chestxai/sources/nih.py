@@ -44,17 +44,10 @@ class _Entry(Record):
 def load(root: Path, split: str = "test", *, boxes: Literal["auto", "test", "any"] = "auto", seed: int = 0) -> Studies:
     """Load one split, see `chestxai.sources.load`. The split of a patient depends only on its identifier and the seed.
 
-    - With ``train_val_list.txt`` and ``test_list.txt``, the official test list is the test split; patients of the
-      other list are divided 90 : 10 into train and val. All of NIH's own boxes are in the official test list.
-    - Without them, patients are divided 80 : 10 : 10 into train, val and test.
-    - ``boxes="test"`` (the meaning of "auto" without official lists) then moves every patient with a usable box out of
-      train, 20 : 80 into val and test: boxes are for scoring only, and few. ``boxes="any"`` (the meaning of "auto" with
-      the lists) leaves them where they are. "test" with the lists departs from the official split, but gives val boxes.
-
     Args:
         root: Folder with the layout of the card.
         split: "train", "val" or "test".
-        boxes: Where patients with a box may be: "test", "any" or "auto", see above.
+        boxes: Where patients with a box may be: "test", "any" or "auto", see the card.
         seed: Of the splits.
     """
     ensure(boxes in ("auto", "test", "any"), f"boxes must be 'auto', 'test' or 'any', not {boxes!r}")
@@ -77,20 +70,15 @@ def load(root: Path, split: str = "test", *, boxes: Literal["auto", "test", "any
         height, width = image_size(path)
         shape = f"{path.name}: {height} × {width}"
         ensure(height == width, f"image is not square, so that boxes do not fit ({shape})")
-        return _study(entry, split, path)
+        named = {LABELS[label] for label in entry.labels if label in LABELS} | entry.boxes.keys()
+        others = [OTHERS[label] for label in entry.labels if label in OTHERS]
+        report, phrases = labelled_report([name for name in FINDINGS if name in named], others)
+        findings = tuple(Finding(f, phrase, boxes=tuple(entry.boxes.get(f, ()))) for f, phrase in phrases.items())
+        about = {"labels": "|".join(entry.labels), **entry.attributes}
+        return Study(name, entry.patient, "nih", split, report, (FRAME, FRAME), findings, path, attributes=about)
 
     in_split = [entries[name] for name in sorted(entries) if data.splits[entries[name].patient] == split]
     return data.studies(in_split, study, allow_none=True)
-
-
-def _study(entry: _Entry, split: str, path: Path) -> Study:
-    named = {LABELS[label] for label in entry.labels if label in LABELS} | entry.boxes.keys()
-    others = [OTHERS[label] for label in entry.labels if label in OTHERS]
-    report, phrases = labelled_report([name for name in FINDINGS if name in named], others)
-    boxes = {name: tuple(entry.boxes.get(name, ())) for name in phrases}
-    findings = tuple(Finding(name, phrase, boxes=boxes[name]) for name, phrase in phrases.items())
-    about = {"labels": "|".join(entry.labels), **entry.attributes}
-    return Study(entry.name, entry.patient, "nih", split, report, (FRAME, FRAME), findings, path, attributes=about)
 
 
 def _stem(image: str) -> str:
@@ -114,13 +102,11 @@ def _entries(data: Collector) -> dict[str, _Entry]:
         labels = [_SPELLINGS.get(_folded(label)) for label in raw.split("|")]
         with data.record(where, patient or _patient(name)):
             ensure(name, "row without an image")
-            if name in entries:
-                raise InputError(f"duplicate row ({name}, first in {entries[name].where})")
+            ensure(name not in entries, f"duplicate row ({name}, first in {getattr(entries.get(name), 'where', '')})")
             ensure(patient, f"patient is not a number ({number!r})")
-            same = _patient(name) in ("", patient)
-            ensure(same, f"patient is not the one in the image's name ({name}, {number})")
-            if None in labels:
-                raise InputError(f"unknown label ({raw.split('|')[labels.index(None)]!r})")
+            ensure(_patient(name) in ("", patient), f"patient is not the one in the image's name ({name}, {number})")
+            unknown = [text for text, label in zip(raw.split("|"), labels, strict=True) if label is None]
+            ensure(not unknown, f"unknown label ({', '.join(unknown[:1])!r})")
             ensure(NORMAL not in labels or len(labels) == 1, f"No Finding beside a finding ({raw})")
             distinct = tuple(dict.fromkeys(labels))
             entries[name] = _Entry(where, name, patient, labels=distinct, attributes=_attributes(*about))

@@ -305,14 +305,11 @@ def fingerprint(source: str, studies: Sequence[Study], lengths: Iterable[int] | 
     ``lengths`` are the bytes of each study's file; they are looked up if they are not given.
     """
     lengths = (os.stat(s.path).st_size if s.path else 0 for s in studies) if lengths is None else lengths
-    return runs.fingerprint(source, _identities(studies, lengths))
-
-
-def _identities(studies: Iterable[Study], lengths: Iterable[int]) -> Iterator[tuple]:
     # Studies may share their findings, as most of MIMIC's do: each tuple of them is written out once.
-    written: dict[int, list[str]] = {}
-    for s, length in zip(studies, lengths, strict=True):
-        if id(s.findings) not in written:
-            written[id(s.findings)] = sorted(map(repr, s.findings))
-        file = (s.path.name, length) if s.path else ()
-        yield s.id, s.patient, s.split, s.report, s.size, written[id(s.findings)], s.attributes, *file
+    written = {key: sorted(map(repr, some)) for key, some in {id(s.findings): s.findings for s in studies}.items()}
+    identities = (
+        (s.id, s.patient, s.split, s.report, s.size, written[id(s.findings)], s.attributes)
+        + ((s.path.name, length) if s.path else ())
+        for s, length in zip(studies, lengths, strict=True)
+    )
+    return runs.fingerprint(source, identities)

@@ -120,8 +120,7 @@ def join(boxes: Sequence[tuple[str, Box]], agree: int, overlap: float) -> tuple[
         overlap: Mean IoU from which boxes are taken for one.
 
     Returns:
-        One box for each group with enough readers, in the order of their first boxes; and the indices of the boxes in
-        no such group. Except for ties, the order of the boxes does not matter.
+        One box for each group with enough readers; and the indices of the boxes in no such group.
     """
     # Takes a quarter of a second to import, which no other source needs.
     from scipy.cluster.hierarchy import fcluster, linkage

@@ -33,18 +33,7 @@ __all__ = [
     "load", "patient", "render", "write_report",
 ]  # fmt: skip
 
-CARD = Card(
-    name="phantom",
-    what="a digital chest phantom with exact truth (ships with the book)",
-    title="Digital chest phantom",
-    size="endless; the profile says how many",
-    reports="English, written with the image by rules",
-    findings="all eight, with exact masks; negations are written, too",
-    split="by patient, of one to three studies; drawn separately for each split",
-    licence="Apache-2.0",
-    url="https://www.apache.org/licenses/LICENSE-2.0",
-    conditions="made from no patient's data; free",
-)
+CARD = Card.read("phantom")
 
 
 def counterfactual(
@@ -59,9 +48,6 @@ def counterfactual(
 
     Returns:
         The image uint8 ``(size, size)``, and the bool mask of the lesion's new place (all false without it).
-
-    Raises:
-        InputError: not a phantom, or it has no such lesion.
     """
     match = re.fullmatch(r"phantom-(\d+)-(train|val|test)-(\d+)-(\d+)", study.id)
     if match is None:

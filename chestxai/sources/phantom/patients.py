@@ -64,13 +64,9 @@ class Patient:
     def attributes(self) -> dict[str, str | float]:
         """What a study says about the exposure."""
         habitus = "slim" if self.habitus < -0.6 else "large" if self.habitus > 0.6 else "average"
-        technique = {
-            "midline": round(self.midline, 4),
-            "rotation": round(self.rotation, 2),
-            "exposure": round(self.exposure, 2),
-        }
         person = {"view": self.view, "sex": self.sex, "age": self.age, "habitus": habitus}
-        return {**person, **technique, "scanner": "AB"[self.scanner], "device": self.device}
+        person |= {"midline": round(self.midline, 4), "rotation": round(self.rotation, 2)}
+        return person | {"exposure": round(self.exposure, 2), "scanner": "AB"[self.scanner], "device": self.device}
 
 
 def generator(seed: int, split: str, *key: int) -> np.random.Generator:
