@@ -287,6 +287,10 @@ class TestBaselines:
         asked = ["FINDINGS: LARGE EFFUSION", "INDICATION: Edema.\nIMPRESSION: No effusion."]
         assert (model.predict_proba(asked) > 0.5).tolist() == [[True, False], [False, False]]
 
+    def test_tfidf_of_a_single_finding(self):
+        model = knowledge.train_tfidf(["Large effusion.", "No effusion."] * 8, np.array([[1], [0]] * 8))
+        assert (model.predict_proba(["Large effusion.", "No effusion."]) > 0.5).tolist() == [[True], [False]]
+
     def test_a_column_of_one_class_is_refused(self):
         with pytest.raises(InputError, match="label column 1 has one class only"):
             knowledge.train_tfidf(["a b"] * 4, np.array([[0, 1], [1, 1], [0, 1], [1, 1]]))

@@ -188,6 +188,14 @@ def _padded(rows: Sequence[Tensor], value: float = 0) -> tuple[Tensor, Tensor]:
     return pad_sequence(list(rows), batch_first=True, padding_value=value), real
 
 
+class _OneVsRest(OneVsRestClassifier):
+    """scikit-learn's, with one column of probabilities for a single label, too."""
+
+    def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803 - its name there
+        probabilities = super().predict_proba(X)
+        return probabilities if self.multilabel_ else probabilities[:, 1:]
+
+
 def train_tfidf(texts: Sequence[str], labels: np.ndarray) -> Pipeline:
     """Baseline: a logistic regression per finding on the TF-IDF of words and pairs of words ("no effusion") of `read`.
 
@@ -200,7 +208,7 @@ def train_tfidf(texts: Sequence[str], labels: np.ndarray) -> Pipeline:
     regression = LogisticRegression(C=10.0, class_weight="balanced", max_iter=2000)
     clean = lambda report: " ".join(passages(report)).lower()  # noqa: E731
     words = TfidfVectorizer(preprocessor=clean, ngram_range=(1, 2), min_df=2, sublinear_tf=True)
-    return make_pipeline(words, OneVsRestClassifier(regression)).fit(list(texts), labels.astype(int))
+    return make_pipeline(words, _OneVsRest(regression)).fit(list(texts), labels.astype(int))
 
 
 def rules(texts: Sequence[str], findings: Sequence[str] = FINDINGS) -> np.ndarray:
