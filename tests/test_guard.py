@@ -42,11 +42,11 @@ PATIENTS = {P: "train", P + 1: "validate", P + 2: "test"}
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """A folder of sources with five patients in MIMIC's format."""
+    """A folder of sources with seven patients in MIMIC's format."""
     root = tmp_path_factory.mktemp("guard") / "data"
     boxes = [box(p, "Pleural Effusion", EFFUSION) for p in PATIENTS]
     # Patients with a box are never trained on.
-    everyone = PATIENTS | {P + 3: "train", P + 4: "validate"}
+    everyone = PATIENTS | {P + 3: "train", P + 4: "validate", P + 5: "train", P + 6: "test"}
     splits = [listed(p, split) for p, split in everyone.items()]
     collection(root / "mimic", [image(p) for p in everyone], splits, boxes, [stated(p, Edema="1.0") for p in everyone])
     return root
@@ -455,6 +455,8 @@ def picture_variants() -> dict[str, Any]:
         "percentages": printed("\n".join(" ".join(f"{v}%" for v in row) for row in values)),
         "signs": printed("\n".join("".join(" .:-=+*#%@"[v // 26] for v in row) for row in values)),
         "squares": printed("\n".join("".join("⬛⬜🟥"[v % 3] for v in row) for row in values)),
+        "parallel coordinates": drawn(go.Figure(go.Parcoords(dimensions=[{"values": row} for row in PIXELS]))),
+        "a matrix of scatters": embedded(go.Figure(go.Splom(dimensions=[{"values": row} for row in PIXELS]))),
         "a link to a file, in HTML": shown(text_html='<a href="scans/one.jpeg">x</a>'),
         "custom data of a scatter": drawn(go.Figure(go.Scatter(x=[1], y=[1], customdata=values))),
         "custom data, a value a point": drawn(go.Figure(go.Scatter(x=flat, y=flat, customdata=[[v] for v in flat]))),

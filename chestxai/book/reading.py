@@ -60,6 +60,7 @@ PICTURE_MARKDOWN = re.compile(
 # plotly's images; data URIs; the first bytes of a file in base64, hex or Python's notation.
 _PICTURE_DATA = re.compile(
     r'"type"\s*:\s*"image"|"source"\s*:\s*"|data:\s*(?:image|video|audio|application|font|text)/[\w.+-]+\s*[;,][^\s"\']{16}'
+    r'|(?:"values":\s*\[[^\]a-z]{48,}\][^\[\]]{0,80}){24}'  # many axes of one figure
     r"|ivborw0kggo|/9j/4aa|r0lgodlh|89504e470d0a1a0a|\\x89png|(?:\\x[0-9a-f]{2}[^\\]{0,8}){64}"
 )
 _ENCODED = re.compile(r"[a-z0-9+/=%_-]{200,}+|(?:[a-z0-9+/=_-]{56,}+\s++){3,}")

@@ -191,7 +191,7 @@ def _padded(rows: Sequence[Tensor], value: float = 0) -> tuple[Tensor, Tensor]:
 class _OneVsRest(OneVsRestClassifier):
     """scikit-learn's, with one column of probabilities for a single label, too."""
 
-    def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803 - its name there
+    def predict_proba(self, X: Any) -> np.ndarray:
         probabilities = super().predict_proba(X)
         return probabilities if self.multilabel_ else probabilities[:, 1:]
 
