@@ -276,18 +276,12 @@ def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def statements(tokenizer: object, studies: Sequence[Study]) -> list[Finding]:
-    """Each distinct phrase in the reports of ``studies`` that states or denies a finding and fits the ``tokenizer``.
+    """Each distinct phrase of ``studies`` that states or denies a finding and fits the ``tokenizer``.
 
-    Findings that are none of the eight are those that their source names.
+    Of the eight, those of the reports; others are those that their source names.
     """
-    stated = (
-        (
-            *reports.find(s.report),
-            *(f for f in s.findings if f.name not in FINDINGS and reports.name_in(f.phrase, f.name)),
-        )
-        for s in studies
-    )
-    found = {finding.phrase.lower(): finding for some in stated for finding in some}
+    own = (f for s in studies for f in s.findings if f.name not in FINDINGS and reports.name_in(f.phrase, f.name))
+    found = {f.phrase.lower(): f for f in (*(f for s in studies for f in reports.find(s.report)), *own)}
     fits = models.readable(tokenizer, list(found))
     return [finding for (phrase, finding), left in zip(found.items(), fits, strict=True) if left == phrase]
 

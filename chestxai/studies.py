@@ -256,10 +256,7 @@ def is_dicom(path: Path) -> bool:
 def read_dicom(path: Path, *, header: bool = False) -> Any:
     """Read the DICOM file ``path`` as a pydicom ``Dataset``; with ``header``, only its size, which is much faster.
 
-    Raises:
-        InputError: The file is damaged, its frame is empty or larger than Pillow allows an image to be, or no installed
-            package decodes its compressed pixels.
-        ModuleNotFoundError: pydicom is not installed.
+    Raises InputError if it is damaged, too large, without square pixels, or packed in a way no installed package reads.
     """
     try:
         from pydicom import dcmread

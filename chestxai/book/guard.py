@@ -116,11 +116,7 @@ def of(profile: Profile, data: str | Path) -> Private:
     """What a run may not show: every split of the profile's credentialed sources, uncapped; no image is read.
 
     Args:
-        profile: names the sources and their options.
-        data: folder that holds one sub-folder per source.
-
-    Raises:
-        InputError: ``data`` is empty, or a source is missing or cannot be read.
+        profile, data: name the sources and their options, and the folder that holds one sub-folder per source.
     """
     names = closed(profile)
     if names and not data:
@@ -354,8 +350,7 @@ def withhold(notebook: Any, known: Private) -> Any:
     ``injected-parameters`` the lines that name data. Other sources stay, see `leaks`.
 
     Args:
-        notebook: of nbformat 4.
-        known: of `private` or `of`.
+        notebook, known: of nbformat 4, and of `private` or `of`.
     """
     held = [f"{name}: {sources.terms(name).licence}" for name in known.names if sources.terms(name).credentialed]
     terms = f" ({'; '.join(held)})" if held else ""

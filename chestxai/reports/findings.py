@@ -103,9 +103,9 @@ def _mentions(text: str, pattern: re.Pattern[str]) -> list[Mention]:
 
 def _contradicts(text: str, later: Mention, earlier: Mention) -> bool:
     """Whether one denies what the other states, of the same finding and no other side."""
-    one, other = ((m.name or text[m.start : m.end].lower()) for m in (later, earlier))
+    names = {m.name or text[m.start : m.end].lower() for m in (later, earlier)}
     sides = {later.side, earlier.side} - {None, "bilateral"}
-    return one == other and later.present != earlier.present and len(sides) < 2
+    return len(names) == 1 and later.present != earlier.present and len(sides) < 2
 
 
 def _stated(text: str, start: int, end: int, pattern: re.Pattern[str]) -> Iterator[Mention]:

@@ -104,11 +104,7 @@ def progress(iterable: Iterable | None = None, description: str = "", total: int
 
 
 def whole(least: int, most: int = 10**6) -> Callable[[str], int]:
-    """The ``type`` of an option of argparse that takes a whole number.
-
-    Args:
-        least, most: bounds, both included.
-    """
+    """The ``type`` of an option of argparse: a whole number; ``least`` and ``most`` are included."""
 
     def parse(text: str) -> int:
         number = int(text) if re.fullmatch(r"[+-]?[0-9]{1,12}", text) else least - 1

@@ -60,9 +60,7 @@ def sides(tables: Mapping[str, pd.DataFrame], resamples: int) -> str:
             lines.append(_say("side", name=name, own=own, above=_above(own, 0.5), swapped=tested))
     if not lines:
         return _say("no sides")
-    return f"{_say('sides', findings=len(table), patients=table['patient'].nunique())}
-
-{bullets(lines)}"
+    return f"{_say('sides', findings=len(table), patients=table['patient'].nunique())}\n\n{bullets(lines)}"
 
 
 def parts(targets: int, box_ious: Sequence[float], outside: int) -> str:

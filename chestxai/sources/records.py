@@ -227,7 +227,6 @@ def image_size(path: Path, name: str = "", tell: Callable[[str], None] | None = 
 
     Raises:
         InputError: There is no file, or its header cannot be read.
-        ModuleNotFoundError: The file is DICOM and pydicom is not installed.
     """
     try:
         if is_dicom(path):
@@ -300,9 +299,7 @@ def fingerprint(source: str, studies: Sequence[Study], lengths: Iterable[int] | 
     """A name for exactly what was loaded from ``source``: all ``studies``, and name and length of each image file.
 
     It does not depend on where the folder is, on records left out, or on the order of a study's findings. Pixels are
-    not read: an image edited in place without a change of its length goes unnoticed.
-
-    ``lengths`` are the bytes of each study's file; they are looked up if they are not given.
+    not read. ``lengths`` are the bytes of each study's file; they are looked up if they are not given.
     """
     lengths = (os.stat(s.path).st_size if s.path else 0 for s in studies) if lengths is None else lengths
     # Studies may share their findings, as most of MIMIC's do: each tuple of them is written out once.

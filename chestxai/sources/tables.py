@@ -99,8 +99,6 @@ def _unpacked(path: Path, advice: str) -> bytes:
 def decode(content: bytes, name: str) -> str:
     """Text of a table or report: UTF-8, or else Windows-1252, with a warning; in one form, so that words compare.
 
-    Accents are composed, ligatures and wide letters are plain ones, and characters without a width are left out.
-
     Args:
         content: Of the file.
         name: Of the file or of its kind, for messages.

@@ -42,8 +42,7 @@ def counterfactual(
     """The same patient on the same day, with a lesion removed or on the other side; nothing else differs.
 
     Args:
-        study: of `load`.
-        finding: name of one of its lesions, on one side for "other side".
+        study, finding: Of `load`, and the name of one of its lesions, on one side for "other side".
         change: what happens to it.
 
     Returns:
