@@ -73,7 +73,8 @@ def assemble(nodes: Sequence[Node], folder: Path, private: guard.Private | None 
     for name in (*SOURCES, *PAGES):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
-    said = "\n".join(chapters.answer(notebooks[chapter]) for chapter in sorted(notebooks) if chapter in _TOLD)
+    # An answer may be withheld.
+    said = "\n".join(filter(None, (chapters.answer(notebooks[name]) for name in sorted(notebooks) if name in _TOLD)))
     box = f":::{{admonition}} The answer of the run that made these pages\n:class: tip\n{said}\n:::" if said else ""
     intro = folder / PAGES[0]
     intro.write_text(intro.read_text("utf-8").replace("<!-- answer -->", box), "utf-8")
