@@ -90,3 +90,18 @@ class TestStudy:
         assert found.index[~found["agrees"]].tolist() == ["auc_roc"]
         with pytest.raises(InputError, match="rows 0 to 1"):
             study.check(again, folder / "small.csv", 2)
+
+
+def test_the_readme_says_what_the_demo_found():
+    text = " ".join((profiles.ROOT / "README.md").read_text("utf-8").split())
+    table = pd.read_csv(profiles.DATA / "results" / "demo.csv")
+    last = table[table["step"] == table["step"].max()].groupby("variant")
+    for name in ("gain_auc_roc", "word", "classifier_auc"):
+        means, low, high = last[name].mean(), last[name].min(), last[name].max()
+        own, other = (f"{means[v]:.3f} ({{}}{low[v]:.3f} to {high[v]:.3f})" for v in ("learnable", "frozen"))
+        said = [f"{own.format(seeds)} against {other.format('')}" for seeds in ("seeds ", "")]
+        assert any(words in text for words in said), name
+        assert means["learnable"] >= means["frozen"], name
+    settings = profiles.load("demo").finetune
+    assert settings.text_learning_rate == pytest.approx(settings.learning_rate / 20)
+    assert last["seed"].nunique().tolist() == [3, 3]

@@ -1,18 +1,25 @@
-"""Draws data/overview.png, the picture of the README: where each variant looks, with the finding and without it.
+"""Draws data/overview.png, the picture of the README: where each variant looks, with the finding and without it, and
+how the runs of ``data/results/demo.csv`` generate and point.
 
     python tools/readme_picture.py --profile demo
 
-The options are those of a finished batch of phantoms. Nothing is picked by hand: of each finding it shows the first
-test phrase. The image without the finding is the same patient on the same day, and the noise is the same.
+The options are those of a finished batch of phantoms. Nothing is picked by hand: of every other finding it shows the
+first test phrase. The image without the finding is the same patient on the same day, and the noise is the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from PIL import Image
 
 from chestxai import batch, grounding, models, plots, profiles, runs
 from chestxai.batch import Node
@@ -74,7 +81,7 @@ def draw_runs(profile: Profile, chosen: dict[str, Run], path: Path, data: str = 
         path, data: as in `draw`.
     """
     every = phrases(profiles.studies(profile, "test", data, boxes=True))
-    truths = [next((t for t in every if t.finding.name == name), None) for name in FINDINGS]
+    truths = [next((t for t in every if t.finding.name == name), None) for name in FINDINGS[1::2]]
     truths = [truth for truth in truths if truth is not None]
     frames = [Frame(*t.study.size, profile.data.size, profile.data.fit) for t in truths]
     pairs = [
@@ -91,9 +98,41 @@ def draw_runs(profile: Profile, chosen: dict[str, Run], path: Path, data: str = 
             cells += [(images[i], heat[i], mask, name) for name, heat in zip(chosen, of, strict=True)]
     images, heatmaps, masks, titles = zip(*cells, strict=True)
     picture = plots.contact_sheet(list(images), 2 * (1 + len(chosen)), titles, heatmaps, masks, size=170)
+    below = planes(profile, picture.width)
+    whole = Image.new("RGB", (picture.width, picture.height + below.height), "white")
+    whole.paste(picture, (0, 0))
+    whole.paste(below, (0, picture.height))
     with runs.replacing(path) as part:
-        picture.quantize(256).save(part, "png", optimize=True)
+        # Median cut would lose the few pixels of the marks.
+        whole.quantize(256, Image.Quantize.FASTOCTREE).save(part, "png", optimize=True)
     return path
+
+
+def planes(profile: Profile, width: int) -> Image.Image:
+    """The planes of fidelity and each test of the primary endpoint, side by side, as Chromium draws them.
+
+    Args:
+        profile: whose endpoint it is.
+        width: in pixels.
+
+    Raises:
+        InputError: there is no Chromium.
+    """
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        raise InputError("the planes are drawn by Chromium, which is not installed (apt-get install chromium)")
+    table = pd.read_csv(profiles.DATA / "results" / "demo.csv")
+    size = {"width": width // len(profile.statistics.endpoint), "height": 340, "showlegend": False}
+    figures = [plots.recipes_plane(table, [name]).update_layout(**size) for name in profile.statistics.endpoint]
+    options = {"full_html": False, "config": {"displayModeBar": False}}
+    parts = [figure.to_html(include_plotlyjs=not i, **options) for i, figure in enumerate(figures)]
+    with tempfile.TemporaryDirectory() as folder:
+        page, shot = Path(folder, "page.html"), Path(folder, "shot.png")
+        page.write_text(f"<body style='margin:0;display:flex'>{''.join(parts)}</body>", "utf-8")
+        flags = ["--headless", "--no-sandbox", "--hide-scrollbars", "--virtual-time-budget=60000"]
+        options = [f"--window-size={width},{size['height']}", f"--screenshot={shot}", f"--user-data-dir={folder}/home"]
+        subprocess.run([program, *flags, *options, page.as_uri()], check=True, capture_output=True)
+        return Image.open(io.BytesIO(shot.read_bytes())).convert("RGB")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
