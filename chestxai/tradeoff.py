@@ -325,15 +325,11 @@ def _grounding(folder: Path) -> pd.DataFrame:
     run.record()
     table = run.check_finished().grounding()
     names = table[["study", "patient", "finding"]]
-    # A prior of a single box is flat inside it, and its contrast infinite; nothing drawn from an image is.
-    flat = [name for name in table if name.startswith(("prior_", "text_prior_"))]
-    table[flat] = table[flat].replace([np.inf, -np.inf], np.nan)
     for problem, bad in {
         "an empty study, patient or finding": (names.apply(lambda column: column.str.strip()) == "").any(axis=1),
         "another patient than the study's other lines": table.groupby("study")["patient"].transform("nunique") > 1,
         # A number may have been written with fewer digits.
         "the same content as another line": table.round(6).duplicated(),
-        "an infinite score": np.isinf(table.select_dtypes("number")).any(axis=1),
     }.items():
         if bad.any():
             line = int(np.flatnonzero(bad)[0]) + 2

@@ -671,9 +671,9 @@ def test_studies_that_cannot_be_used_are_left_out_and_listed(tmp_path):
 def test_latents_are_cached_by_what_they_are_made_of(tmp_path, monkeypatch):
     original, calls = models.encode_images, []
 
-    def counted(pipeline, images, batch=32):
+    def counted(pipeline, images):
         calls.append(len(images))
-        return original(pipeline, images, batch)
+        return original(pipeline, images)
 
     monkeypatch.setattr(models, "encode_images", counted)
     data = studies()

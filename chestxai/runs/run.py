@@ -138,6 +138,9 @@ class Run:
             MissingError, InputError: missing, damaged, a column is missing, a number is not one (names the line).
         """
         table = self._table(self.grounding_file, TEXT_COLUMNS)
+        # A prior of a single box is flat inside it, and its contrast infinite; nothing drawn from an image is.
+        flat = [name for name in table if name.startswith(("prior_", "text_prior_"))]
+        table[flat] = table[flat].replace([np.inf, -np.inf], np.nan)
         wrong = np.isinf(table.select_dtypes("number")).any()
         if wrong.any():
             raise InputError(
@@ -175,9 +178,8 @@ class Run:
         maps, rows = (stored.get(name, np.zeros(0)) for name in ("maps", "rows"))
         numbers = set(rows.tolist()) if rows.ndim == 1 else set()
         whole = all(isinstance(row, int) and row >= 0 for row in numbers)
-        if maps.ndim != 3 or not len(maps) == len(numbers) == len(rows) or not whole or not np.isfinite(maps).all():
-            problem = "does not hold a finite map for each of its rows"
-            raise InputError(f"{path}: {problem}; delete it and {self.remedy()}")
+        if maps.ndim != 3 or not len(maps) == len(numbers) == len(rows) or not whole:
+            raise InputError(f"{path}: does not hold a map for each of its rows; delete it and {self.remedy()}")
         return stored
 
     def probes(self, step: int) -> dict[str, np.ndarray]:
