@@ -318,6 +318,14 @@ prompts = {
 pd.Series(prompts, name="prompt").to_frame()
 
 # %% [markdown]
+# Where the impression says nothing by itself, such as “as above”, the next section that says something is taken, and an
+# addendum that adds or overrules a finding is kept. So many training prompts are made of these sections:
+
+# %% tags=["aggregate"]
+made_of = reports.prompt_counts(s.report for s in studies["train"])
+pd.Series(made_of, name="training prompts").rename_axis("made of").to_frame()
+
+# %% [markdown]
 # ## What reports say, and what they deny
 #
 # A report may name a disease to say that it is absent. `reports.find` reads reports by rules: it knows the words for
