@@ -36,4 +36,5 @@ def remedy(line: str) -> str:
 def explain(name: str, text: str) -> str:
     """An error of the class ``name`` with the message ``text`` on one line, with a remedy where it has none."""
     line = " ".join(f"{name}: {text}".split())
-    return line + remedy(line)
+    advice = remedy(line)
+    return line.rstrip(".") + advice if advice else line
