@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydicom import Dataset, dcmread
@@ -193,6 +193,7 @@ class TestFrameByHand:
 
 class TestFrameInvariants:
     @given(frames_and_boxes())
+    @example((Frame(22, 56, 8, "letterbox"), Box(0.0, 1.0, 40.0, 20.0)))
     @settings(deadline=None)
     def test_a_filled_box_lands_where_the_frame_says(self, drawn):
         """Different code moves the image, the box and the mask: they must agree to a fraction of a pixel."""
@@ -205,8 +206,9 @@ class TestFrameInvariants:
         coarse = max(1.0, frame.scale)
         centre = (image.sum(axis=0) @ pixel / image.sum(), image.sum(axis=1) @ pixel / image.sum())
         assert centre == pytest.approx((moved.x + moved.w / 2, moved.y + moved.h / 2), abs=0.25 * coarse)
-        # What blurring loses on one side of an edge it gains on the other: the area stays, to a tenth of a pixel.
-        assert image.sum() == pytest.approx(moved.area, abs=0.12 * coarse * 2 * (moved.w + moved.h))
+        # What blurring loses on one side of an edge it gains on the other, unless the other side is a letterbox bar: there
+        # the tail of a triangle filter is lost, 1/6 of a pixel for each edge.
+        assert image.sum() == pytest.approx(moved.area, abs=coarse * 2 * (moved.w + moved.h) / 6)
 
     @given(frames_and_boxes())
     @settings(deadline=None)
