@@ -119,8 +119,6 @@ pd.DataFrame(
 # `random` freezes random weights, a control in which words have no meaning.
 #
 # Training uses pairs of an image and a prompt, such as these:
-#
-# Training uses pairs of an image and a prompt, such as these:
 
 # %%
 studies = profiles.studies(settings, "train", data)
@@ -174,8 +172,6 @@ Markdown(
 # a clean latent is left, which the autoencoder turns into an image. *Classifier-free guidance* strengthens the prompt
 # {cite}`ho2022cfg`: each step predicts the noise with the prompt and with an empty one, and exaggerates the difference
 # by the factor `guidance`; 1 means none.
-#
-# We generate for four prompts now, and again after training, from the same noise.
 #
 # We generate for four prompts now, and again after training, from the same noise.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -119,6 +120,12 @@ def test_prose_types_no_result(chapter):
         if cell.cell_type == "markdown":
             prose = re.sub(r"\$\$.*?\$\$|\$[^$]*\$|`[^`]*`|^\$\$.*", "", cell.source, flags=re.S)
             assert not re.search(r"\d\.\d\d", prose), prose
+
+
+def test_no_paragraph_stands_twice(chapter):
+    prose = [cell.source for cell in cells(chapter) if cell.cell_type == "markdown"]
+    paragraphs = Counter(part for text in prose for part in text.split("\n\n") if len(part) > 40)
+    assert [part for part, times in paragraphs.items() if times > 1] == []
 
 
 def test_cells_are_small_enough_to_read(chapter):

@@ -14,21 +14,25 @@ print_book = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(print_book)
 NAV = "<div class='bd-sidebar-primary'><a class='reference internal' href='{}notebooks/b.html'>B</a></div>"
 
+FORMULAS = "<script>window.MathJax = {}</script><script defer src='../_static/mathjax/tex-chtml.js'></script>"
+TAB = "<input type='radio'/><label class='sd-tab-label'>{0}</label><div class='sd-tab-content'><p>of {0}</p></div>"
+TABS = f"<div class='sd-tab-set'>{TAB.format('frozen')}{TAB.format('learnable')}</div>"
+
 
 @pytest.fixture
 def book(tmp_path):
     (tmp_path / "notebooks").mkdir()
-    page = "<html data-content_root='{}'><head><title>x</title></head><body>{}<article>{}</article></body></html>"
+    page = "<html data-content_root='{}'><head><title>x</title>{}</head><body>{}<article>{}</article></body></html>"
     intro = "<h1 id='top'>Intro</h1><a href='notebooks/b.html#end'>on</a><a href='https://example.org/'>out</a>"
-    (tmp_path / "intro.html").write_text(page.format("", NAV.format(""), intro))
+    (tmp_path / "intro.html").write_text(page.format("", "", NAV.format(""), intro))
     body = (
         "<h1 id='top'>B</h1><a href='#end'>x</a><a href='../intro.html'>y</a><img src='../_images/p.png'>"
         "<details class='solution'><summary>Solution</summary><p id='end'>Solved</p></details>"
         "<details class='quiz'><summary>Four</summary>No.</details>"
         "<details class='quiz right'><summary>Five</summary>Right.</details>"
-        "<figure id='cx-1'><details><summary>Data</summary></details></figure>"
+        "<figure id='cx-1'><details><summary>Data</summary></details></figure>" + TABS
     )
-    (tmp_path / "notebooks" / "b.html").write_text(page.format("../", NAV.format("../"), body))
+    (tmp_path / "notebooks" / "b.html").write_text(page.format("../", FORMULAS, NAV.format("../"), body))
     return tmp_path
 
 
@@ -50,6 +54,21 @@ def test_answers_stand_at_the_end(book):
     assert [text for text in ("Solved", "Right.", "No.") if text in chapter.get_text()] == []
     assert "☐ Four" in chapter.get_text()
     assert [section.get_text() for section in end.find_all("section")] == ["1Solved", "2. FiveRight."]
+
+
+def test_tabs_stand_one_below_the_other(book):
+    chapter = BeautifulSoup(print_book.joined(book), "html.parser").find("article", id="b")
+    assert not chapter.select(".sd-tab-set, .sd-tab-content, input")
+    texts = [p.get_text() for p in chapter.find_all("p") if "frozen" in p.get_text() or "learnable" in p.get_text()]
+    assert texts == ["frozen", "of frozen", "learnable", "of learnable"]
+
+
+def test_formulas_are_set_though_the_first_page_has_none(book):
+    page = BeautifulSoup(print_book.joined(book), "html.parser")
+    assert [script.get("src", script.string) for script in page.head.find_all("script")] == [
+        "window.MathJax = {}",
+        "_static/mathjax/tex-chtml.js",
+    ]
 
 
 def test_without_chromium_or_pages_one_line_says_so(book, tmp_path, monkeypatch, capsys):

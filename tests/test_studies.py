@@ -206,8 +206,8 @@ class TestFrameInvariants:
         coarse = max(1.0, frame.scale)
         centre = (image.sum(axis=0) @ pixel / image.sum(), image.sum(axis=1) @ pixel / image.sum())
         assert centre == pytest.approx((moved.x + moved.w / 2, moved.y + moved.h / 2), abs=0.25 * coarse)
-        # What blurring loses on one side of an edge it gains on the other, unless the other side is a letterbox bar: there
-        # the tail of a triangle filter is lost, 1/6 of a pixel for each edge.
+        # What blurring loses on one side of an edge it gains on the other, unless there is a letterbox bar: then the
+        # tail of a triangle filter is lost, 1/6 of a pixel for each edge.
         assert image.sum() == pytest.approx(moved.area, abs=coarse * 2 * (moved.w + moved.h) / 6)
 
     @given(frames_and_boxes())

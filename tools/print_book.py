@@ -5,6 +5,7 @@ python tools/print_book.py [_build/html] [_build/book.pdf]
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -20,11 +21,13 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 #: Milliseconds of the page's own clock, which stands still while a script computes, for all figures to be drawn.
 PATIENCE = 120_000
+_FORMULAS = re.compile("mathjax/tex-")
 _STYLE = """
 .bd-sidebar, .bd-header, .bd-header-article, .prev-next-footer, .headerlink, .copybtn { display: none !important; }
+p.rubric { break-after: avoid; }
 article { break-before: page; max-width: 720px; margin: auto; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; }
-.cell_output .output, figure.cx details > div { overflow: visible; max-height: none; }
+.cell_output *, figure.cx details > div { overflow: visible !important; max-height: none !important; }
 """
 
 
@@ -48,8 +51,13 @@ def joined(folder: Path) -> str:
     articles: list[Tag] = []
     solved: list[Tag] = []
     for path in every:
-        name = path.stem
-        article = BeautifulSoup(path.read_text("utf-8"), "html.parser").find("article")
+        name, read = path.stem, BeautifulSoup(path.read_text("utf-8"), "html.parser")
+        article = read.find("article")
+        if not whole.find("script", src=_FORMULAS):  # only pages with formulas bring what sets them
+            whole.head.extend(read.find_all("script", string=re.compile("^window.MathJax")))
+            for script in read.find_all("script", src=_FORMULAS):
+                script["src"] = script["src"].replace("../", "")
+                whole.head.append(script)
         for tag in article.find_all(id=True):
             if not tag["id"].startswith("cx-"):  # a figure draws itself by its name, which no other has
                 tag["id"] = f"{name}-{tag['id']}"
@@ -64,6 +72,7 @@ def joined(folder: Path) -> str:
             elif target.is_relative_to(folder):
                 tag[key] = target.relative_to(folder).as_posix()
         solved += solutions(whole, article, name)
+        untabbed(whole, article)
         for fold in article.find_all("details"):
             if not fold.find_parent("figure"):
                 fold["open"] = ""
@@ -79,6 +88,19 @@ def joined(folder: Path) -> str:
     for article in articles:
         whole.body.append(article)
     return str(whole)
+
+
+def untabbed(page: BeautifulSoup, article: Tag) -> None:
+    """Set the panels of an ``article``'s tabs one below the other, each under its label; ``page`` makes new elements.
+
+    Paper has no tabs, and a figure in a closed panel is never drawn.
+    """
+    for tabs in article.select(".sd-tab-set"):
+        for label in tabs.select(":scope > .sd-tab-label"):
+            panel = label.find_next_sibling(class_="sd-tab-content")
+            head = page.new_tag("p", attrs={"class": "rubric"}, string=label.get_text(" ", strip=True))
+            tabs.insert_before(head, *[child.extract() for child in [*panel.children]])
+        tabs.decompose()
 
 
 def solutions(page: BeautifulSoup, article: Tag, name: str) -> list[Tag]:
