@@ -1,7 +1,7 @@
 """Settings for all tests: a busy machine must not fail a hypothesis test by its time, and one thread per process.
 
-Where ``CI`` is set the examples are the same each time: what is new and random is looked for while a change is made, not
-when it lands.
+Where ``CI`` is set the examples are the same each time: what is new and random is looked for while a change is made,
+not when it lands.
 """
 
 from __future__ import annotations
