@@ -74,6 +74,7 @@ class TestStudy:
         folder, _, todo = made
         table = pd.read_csv(folder / "small.csv")
         assert table["step"].tolist() == [4, 8]
+        assert table["seed"].dtype.kind == "i"
         assert table["identity"].unique().tolist() == [todo[0].identity]
         before = (folder / "small.csv").read_bytes()
         study.run(todo, folder / "small.csv", workers=1)

@@ -96,7 +96,8 @@ def run(todo: Sequence[Job], path: Path, workers: int = 2) -> pd.DataFrame:
             except (runs.InputError, OSError) as error:  # the other runs are worth finishing
                 print(f"{job.profile.name}, {job.variant}, seed {job.seed}: {error}", file=sys.stderr)
                 continue
-            table = pd.concat([table[table["identity"] != job.identity], rows], ignore_index=True)
+            kept = table[table["identity"] != job.identity]
+            table = pd.concat([kept, rows], ignore_index=True) if len(kept) else rows  # whole numbers stay whole
             table = table.sort_values(["identity", "step"], key=lambda c: c.map(wanted) if c.name == "identity" else c)
             runs.write_atomic(path, table.round(5).to_csv(index=False))
             runs.write_json(path.with_suffix(".json"), _provenance(path, todo))
