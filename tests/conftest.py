@@ -1,19 +1,14 @@
-"""Settings for all tests: a busy machine must not fail a hypothesis test by its time, and one thread per process.
-
-Where ``CI`` is set the examples are the same each time: what is new and random is looked for while a change is made,
-not when it lands.
-"""
+"""Settings for all tests: a busy machine must not fail a hypothesis test by its time, and one thread per process."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 
 import torch
 from hypothesis import settings
 
-settings.register_profile("book", deadline=None, derandomize="CI" in os.environ)
+settings.register_profile("book", deadline=None)
 settings.load_profile("book")
 # pytest runs a process for each core: each taking all cores would slow all of them down many times over.
 torch.set_num_threads(1)

@@ -27,7 +27,7 @@ _STYLE = """
 p.rubric { break-after: avoid; }
 article { break-before: page; max-width: 720px; margin: auto; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; }
-.cell_output *, figure.cx details > div { overflow: visible !important; max-height: none !important; }
+.cell_output .output, figure.cx, figure.cx details > div { overflow: visible !important; max-height: none !important; }
 """
 
 
