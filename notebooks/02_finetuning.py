@@ -20,8 +20,9 @@
 # **What is trained when a diffusion model learns chest X-rays, and what if the text encoder may learn too?**
 #
 # A *diffusion model* generates an image from pure noise, by removing a little of the noise at a time. A text, the
-# prompt, says what the image is to show. The book's own *base* model generates normal chests and knows no name of a
-# disease. It is *fine-tuned*, that is, trained further, on images and their reports.
+# prompt, says what the image is to show. The book's own *base* model was trained on chests with captions in everyday
+# words, such as "Small white pool at the lower left.": it knows sides, sizes and what things look like, but no name of a
+# finding. It is *fine-tuned*, that is, trained further, on images and their reports.
 #
 # How the text is treated meanwhile is a *recipe*; a *variant* is a recipe with a name. The two variants of the paper
 # {cite}`dombrowski2024tradeoffs` are

@@ -2,13 +2,16 @@
 
     python tools/make_base.py --out data/tiny
 
-An autoencoder of chest phantoms is trained first, then a U-Net that generates normal ones.
+An autoencoder of chest phantoms is trained first, then a U-Net that generates them from captions in everyday words, such
+as "Small white pool at the bottom left.". What Stable Diffusion is to radiographs, which the web shows with all sorts of
+captions, this base is to the reports: it knows what images look like, sides and sizes, but no name of a finding.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from chestxai import models, runs, sources
 from chestxai.finetune import finetune
 from chestxai.models import TINY
 from chestxai.profiles import FinetuneSettings
+from chestxai.studies import Study
 
 #: U-Net of the tiny base: 4.7 M parameters, cross-attention at 16², 8² and 4² latent positions.
 TINY_UNET = {
@@ -51,6 +55,45 @@ TINY_VAE = {
 }
 
 
+#: What somebody who never read a report might call a finding, its size and its place.
+WORDS = {
+    "Atelectasis": ("white streak", "pale band"),
+    "Cardiomegaly": ("wide middle", "bulging middle"),
+    "Consolidation": ("solid white patch", "dense white spot"),
+    "Edema": ("white mist", "white fog"),
+    "Lung Opacity": ("grey veil", "faint smudge"),
+    "Pleural Effusion": ("white pool", "filled corner"),
+    "Pneumonia": ("speckled patch", "mottled spot"),
+    "Pneumothorax": ("black gap", "dark rim"),
+}
+SIZES = {"small": ("small", "little", "tiny"), "moderate": ("medium",), "large": ("large", "big", "huge")}
+PLACES = {
+    "upper": ("upper", "top"), "apical": ("upper", "top"), "mid": ("middle",), "lower": ("lower", "bottom"),
+    "basal": ("lower", "bottom"),
+}  # fmt: skip
+
+
+def captioned(study: Study, rng: np.random.Generator) -> Study:
+    """A phantom with a caption for a report: everyday words, chosen by ``rng``, for what there is to see.
+
+    Two captions in five do not say where, so that it must be seen and not read; one in four denies something. Left is
+    the patient's left, as in reports.
+    """
+    sentences = []
+    for one in (study.present()[i] for i in rng.permutation(len(study.present()))):
+        size, name = (str(rng.choice(words)) for words in (SIZES[one.severity or "moderate"], WORDS[one.name]))
+        place = str(rng.choice(PLACES[one.zone])) if one.zone in PLACES and rng.random() < 0.8 else ""
+        side = one.side if one.side in ("left", "right") else ""
+        size = size if rng.random() < 0.8 else ""
+        text = rng.choice([f"{size} {side} {place} {name}", f"{size} {name} at the {place} {side}"])
+        where = bool(place or side) and rng.random() < 0.6
+        sentences.append(str(text) if where else f"{size} {name}")
+    absent = rng.permutation([name for name in WORDS if name not in {one.name for one in study.present()}])
+    denied = [f"no {rng.choice(WORDS[str(absent[0])])}"] if rng.random() < 0.25 else []
+    order = [" ".join(text.split()).capitalize() + "." for text in [*(sentences or ["nothing to see"]), *denied]]
+    return replace(study, id=f"{study.id}-captioned", report="IMPRESSION: " + " ".join(order), findings=())
+
+
 def noise_scheduler() -> DDIMScheduler:
     """Stable Diffusion's noise schedule."""
     return DDIMScheduler(
@@ -65,13 +108,11 @@ def noise_scheduler() -> DDIMScheduler:
 
 
 def pretrain(
-    out: Path, work: Path, *, images: int = 6000, autoencoder_steps: int = 1500, steps: int = 1200, seed: int = 0
+    out: Path, work: Path, *, images: int = 12000, autoencoder_steps: int = 1500, steps: int = 4000, seed: int = 0
 ) -> Path:
-    """Make the tiny base from nothing: an autoencoder of chest phantoms, then a U-Net that draws normal ones.
+    """Make the tiny base from nothing: an autoencoder of chest phantoms, then a U-Net that draws them from captions.
 
-    The autoencoder sees every finding, for it must be able to show one; the U-Net is trained (by
-    `chestxai.finetune.finetune`) on chests without any finding and without text: its cross-attention layers end as they
-    began, with an output of zero, and no word means anything before the fine-tuning that the book studies.
+    The U-Net is trained by `chestxai.finetune.finetune`, with the text encoder frozen, on images with `captioned`.
 
     Args:
         out: folder for the weights (float16 safetensors) with ``SHA256SUMS``.
@@ -93,16 +134,13 @@ def pretrain(
         _train_autoencoder(vae, pixels, autoencoder_steps, seed)
         runs.save_tensors(finished, vae.state_dict())
     vae.half().float()  # train the U-Net on the latents of the weights that ship
-    normal = sources.load("phantom", split="train", n=images, size=size, seed=2, normal=True)
+    studies = sources.load("phantom", split="train", n=images, size=size, seed=2)
+    pairs = [captioned(study, np.random.default_rng([seed, 4, i])) for i, study in enumerate(studies)]
     tokenizer, encoder = models.minilm()
-    # A mute text encoder says zero whatever it reads, so no weight of the cross-attention gets a gradient; and as their
-    # output starts at zero, text changes nothing until a fine-tuning makes it.
-    for value in (encoder.encoder.layer[-1].output.LayerNorm.weight, encoder.encoder.layer[-1].output.LayerNorm.bias):
-        value.data.zero_()
     unet = UNet2DConditionModel(**TINY_UNET)
     for name, part in unet.named_modules():
         if name.endswith("attn2.to_out.0"):
-            part.weight.data.zero_()
+            part.weight.data.zero_()  # text changes nothing until it is learned
     pipeline = StableDiffusionPipeline(
         vae=vae.eval().requires_grad_(False),
         unet=unet,
@@ -115,7 +153,7 @@ def pretrain(
     )
     # Latents of unit variance, as Stable Diffusion's noise schedule expects (Rombach et al. 2022, appendix G).
     vae.register_to_config(scaling_factor=1.0)
-    some = models.encode_images(pipeline, np.stack([s.pixels() for s in normal[:1000]]))
+    some = models.encode_images(pipeline, np.stack([s.pixels() for s in pairs[:1000]]))
     vae.register_to_config(scaling_factor=round(float(1 / some.std()), 5))
     settings = FinetuneSettings(
         steps=steps,
@@ -126,9 +164,9 @@ def pretrain(
         ucg=0.1,
         min_snr=5,
         ema_decay=0.999,
-        checkpoint_every=250,
+        checkpoint_every=500,
     )
-    finetune(pipeline, normal, settings, work / "unet", seed=seed)
+    finetune(pipeline, pairs, settings, work / "unet", seed=seed)
     out.mkdir(parents=True, exist_ok=True)
     for name in ("SHA256SUMS", "model_index.json"):
         (out / name).unlink(missing_ok=True)
@@ -201,9 +239,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=TINY, help="folder for the weights (default: data/tiny)")
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="folder for unfinished work")
-    parser.add_argument("--images", type=int, default=6000, help="phantoms (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=12000, help="phantoms (default: %(default)s)")
     parser.add_argument("--autoencoder-steps", type=int, default=1500, help="(default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=1200, help="steps of the U-Net (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=4000, help="steps of the U-Net (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     options = parser.parse_args(arguments)
     folder = pretrain(
