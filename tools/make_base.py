@@ -119,7 +119,7 @@ def pretrain(
         work: folder for unfinished work; the same call goes on from there.
         images: phantoms for each of the two stages.
         autoencoder_steps: of batch 16.
-        steps: of the U-Net, batch 24.
+        steps: of the U-Net, batch 24, in each of two rounds; the second is slower and starts from the first's averages.
         seed: of the weights and of everything drawn.
     """
     out, work = Path(out), Path(work)
@@ -155,18 +155,19 @@ def pretrain(
     vae.register_to_config(scaling_factor=1.0)
     some = models.encode_images(pipeline, np.stack([s.pixels() for s in pairs[:1000]]))
     vae.register_to_config(scaling_factor=round(float(1 / some.std()), 5))
-    settings = FinetuneSettings(
-        steps=steps,
-        batch_size=24,
-        learning_rate=1e-3,
-        text_learning_rate=1e-6,
-        warmup=200,
-        ucg=0.1,
-        min_snr=5,
-        ema_decay=0.999,
-        checkpoint_every=500,
-    )
-    finetune(pipeline, pairs, settings, work / "unet", seed=seed)
+    for n, rate in enumerate((1e-3, 4e-4)):
+        settings = FinetuneSettings(
+            steps=steps,
+            batch_size=24,
+            learning_rate=rate,
+            text_learning_rate=1e-6,
+            warmup=200,
+            ucg=0.1,
+            min_snr=5,
+            ema_decay=0.999,
+            checkpoint_every=500,
+        )
+        finetune(pipeline, pairs, settings, work / f"unet-{n}", seed=seed + n)
     out.mkdir(parents=True, exist_ok=True)
     for name in ("SHA256SUMS", "model_index.json"):
         (out / name).unlink(missing_ok=True)
@@ -241,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="folder for unfinished work")
     parser.add_argument("--images", type=int, default=12000, help="phantoms (default: %(default)s)")
     parser.add_argument("--autoencoder-steps", type=int, default=1500, help="(default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=4000, help="steps of the U-Net (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=4000, help="steps of the U-Net, twice (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     options = parser.parse_args(arguments)
     folder = pretrain(
