@@ -93,6 +93,19 @@ class TestStudy:
             study.check(again, folder / "small.csv", 2)
 
 
+def test_a_base_made_again_makes_other_rows(tmp_path):
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "model_index.json").write_text("{}")
+    profile = profiles.load("smoke").model_copy(update={"base": str(folder)})
+
+    def identity(sums):
+        (folder / "SHA256SUMS").write_text(sums)
+        return study.Job(profile, "frozen", 0, "val", {}, "", tmp_path).identity
+
+    assert identity("one") == identity("one") != identity("other")
+
+
 def test_the_readme_says_what_the_demo_found():
     text = " ".join((profiles.ROOT / "README.md").read_text("utf-8").split())
     table = pd.read_csv(profiles.DATA / "results" / "demo.csv")

@@ -54,7 +54,10 @@ class Job:
         options = {"exclude": {"variants", "seeds", "name", "description"}, "exclude_defaults": True}
         about = [self.profile.model_dump(mode="json", **options)]
         recipe = self.profile.recipe(self.variant).model_dump(mode="json", exclude_defaults=True)
-        return runs.fingerprint(*about, recipe, self.variant, self.seed, self.split)
+        folder = profiles.base_folder(self.profile.base)  # weights of another content are another base
+        sums = folder / "SHA256SUMS" if folder else None
+        weights = [runs.sha256(sums)] if sums and sums.is_file() else []
+        return runs.fingerprint(*about, recipe, *weights, self.variant, self.seed, self.split)
 
 
 def jobs(cells: Sequence[Cell], split: str, data: str, out: Path) -> list[Job]:
