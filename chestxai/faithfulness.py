@@ -115,7 +115,7 @@ def probe_truths(
     Args:
         pipeline, identity: with the checkpoint's weights, and what names these, else their fingerprint.
         truths, pool: phrases that `grounding.ground_truths` could ground, and studies of the val split (`swap_images`).
-        settings: every ``swap_every``-th of its timesteps is read, on ``swaps`` swapped images.
+        settings: every ``swap_every``-th of its timesteps is read, from the least noisy on, on ``swaps`` swapped images.
         path, description: the ``.safetensors`` file of the maps, resumed as by `runs.resumable`, and its progress bar.
         fit: how an image becomes a square.
     """
@@ -129,7 +129,8 @@ def probe_truths(
     )
     size = models.image_size(pipeline)
     timesteps = paper_timesteps(pipeline.scheduler, settings.steps, settings.last, settings.stride)
-    options = {"timesteps": timesteps[:: settings.swap_every], "draws": settings.draws, "batch": settings.batch}
+    timesteps = timesteps[:: -settings.swap_every]  # the image shows in the least noisy ones
+    options = {"timesteps": timesteps, "draws": settings.draws, "batch": settings.batch}
 
     def compute(rows: range) -> tuple[dict[str, torch.Tensor], list[str]]:
         some = truths[rows.start : rows.stop]

@@ -118,7 +118,7 @@ class GroundingSettings(Settings):
     target: Literal["finding", "phrase"] = "finding"  #: tokens that are read: those naming the finding, or all
     batch: _Batch = 64  #: rows of one pass through the U-Net
     swaps: _Thousand = 4  #: images of other patients on which each phrase is read again (`chestxai.faithfulness`)
-    swap_every: Count = 3  #: … at every so-manieth of the timesteps
+    swap_every: Count = 4  #: … at every so-manieth of the timesteps, from the least noisy on
 
     @model_validator(mode="after")
     def _fits(self) -> GroundingSettings:
