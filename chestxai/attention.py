@@ -11,8 +11,6 @@ attend to both in one sequence: read is what image positions give to tokens, a s
 have part in.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from bisect import bisect

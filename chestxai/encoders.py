@@ -1,7 +1,5 @@
 """Text encoders: the one that ships with the book's packages, others by name, and what makes them alike."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 from collections.abc import Collection

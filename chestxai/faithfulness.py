@@ -115,7 +115,7 @@ def probe_truths(
     Args:
         pipeline, identity: with the checkpoint's weights, and what names these, else their fingerprint.
         truths, pool: phrases that `grounding.ground_truths` could ground, and studies of the val split (`swap_images`).
-        settings: every ``swap_every``-th of its timesteps is read, from the least noisy on, on ``swaps`` swapped images.
+        settings: its timesteps, every ``swap_every``-th from the least noisy on, and the number of ``swaps``.
         path, description: the ``.safetensors`` file of the maps, resumed as by `runs.resumable`, and its progress bar.
         fit: how an image becomes a square.
     """
@@ -184,7 +184,7 @@ def score_run(
     text_prior = localization.text_priors(train, size, fit)
     pipeline = models.load_base(profile, device=PartialState().device)
     for step, maps, rows, skipped in grounding.ground_run(profile, run, truths, pipeline, steps):
-        about = {"fit": fit, "identity": f"{identity}-{step}", "description": f"step {step}, swapped"}
+        about = {"fit": fit, "identity": f"{identity}-{step}" if step else "", "description": f"step {step}, swapped"}
         probes = probe_truths(pipeline, rows, pool, profile.grounding, run.probes_file(step), **about)
         references = {
             "prior_": [priors[t.finding.name] for t in rows],

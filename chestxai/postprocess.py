@@ -3,8 +3,6 @@
 None is applied by default. Each changes what a score means, so scores are reported with and without it.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from scipy import ndimage

@@ -520,3 +520,25 @@ class TestResumable:
         tensors, lines = runs.resumable(tmp_path / "a.safetensors", "me", 3, lambda rows: ({}, ["no"] * len(rows)))
         assert (tensors, lines) == ({}, ["no"] * 3)
         assert list(tmp_path.iterdir()) == []
+
+    def test_what_another_run_of_the_profile_has_is_copied_and_not_computed_again(self, tmp_path):
+        """The base before fine-tuning is the same for all variants and seeds."""
+
+        def result(run, identity, value, name="step-0"):
+            path = tmp_path / run / "maps" / f"{name}.safetensors"
+            tensors, lines = runs.resumable(path, identity, 1, lambda rows: ({"x": torch.tensor([value])}, ["a line"]))
+            assert lines == ["a line"]
+            return int(tensors["x"])
+
+        assert result("demo/frozen/seed-0", "base", 1) == 1
+        assert result("demo/learnable/seed-1", "base", 2) == 1
+        assert result("demo/learnable/seed-0", "another base", 3) == 3
+        assert result("demo/learnable/seed-0", "base", 4, "step-8") == 4
+        assert result("open/frozen/seed-0", "base", 5) == 5
+
+    def test_a_damaged_file_of_another_run_is_no_reason_to_stop(self, tmp_path):
+        for variant, value in (("frozen", 1), ("learnable", 2)):
+            path = tmp_path / "demo" / variant / "seed-0" / "maps" / "step-0.safetensors"
+            tensors, _ = runs.resumable(path, "base", 1, lambda rows, v=value: ({"x": torch.tensor([v])}, []))
+            assert tensors["x"].tolist() == [value]
+            path.write_bytes(b"no tensors")

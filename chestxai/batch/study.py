@@ -5,8 +5,6 @@ A grid file with ``score: val`` or ``score: test`` is a study. Its table goes to
 the same settings are kept, and column ``code`` says which code made them; delete a row to make it again.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import sys

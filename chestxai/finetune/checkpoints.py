@@ -4,8 +4,6 @@ A checkpoint holds the parameters that learn, and nothing else: ``unet.safetenso
 ``text_encoder.safetensors`` with the names that the modules give them.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import warnings

@@ -1,7 +1,5 @@
 """Latents of the training images: encoded once, kept in a file, shared by all processes and runs on the same data."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path

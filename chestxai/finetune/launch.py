@@ -1,7 +1,5 @@
 """Starting on one process or many: the accelerator, sharded tensors, disk space, the lock of a run's folder."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence

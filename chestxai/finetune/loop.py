@@ -1,7 +1,5 @@
 """The training loop. It knows no field of a recipe; it asks what learns, what the U-Net reads, what the loss adds."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 import time

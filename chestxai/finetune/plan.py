@@ -6,8 +6,6 @@ workspaces of kernels, of fragmentation, nor of what autocast keeps in float32 (
 tenth of the memory free.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -10,8 +10,6 @@ for each image of the batch, summed over its findings:
 - ``distilled``: the Kullback-Leibler divergence of the map, as a distribution over places, from that of a finished run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace

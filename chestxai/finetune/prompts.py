@@ -1,7 +1,5 @@
 """From a study to the prompt it is trained with."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """``python -m chestxai.grounding``: the maps of one run of a profile."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Heatmaps of a whole data set, kept in a file, and of every checkpoint of a run."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -193,7 +191,7 @@ def ground_run(
             profile.grounding,
             run.maps_file(step),
             fit=profile.data.fit,
-            identity=f"{identity}-{step}",
+            identity=f"{identity}-{step}" if step else "",  # the base is the same for all variants
             description=f"step {step}",
         )
         yield step, maps, rows, skipped

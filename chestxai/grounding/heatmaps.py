@@ -1,7 +1,5 @@
 """Heatmaps of one image or of many, from the passes of `chestxai.grounding.passes`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The passes of the U-Net in which its attention is read: noised, along DDIM inversion, or while it generates."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ needs besides (SDXL's pooled text) is carried in rows behind those of the tokens
 padding is known by their states, which are zero.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

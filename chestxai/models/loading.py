@@ -1,7 +1,5 @@
 """Loading and saving: what a base is, is asked here, so that nothing later meets a part that does not fit."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Sequence

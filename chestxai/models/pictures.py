@@ -1,7 +1,5 @@
 """From pixels to latents and back."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline

@@ -6,8 +6,6 @@ The book takes the first from the folder and has one answer to the second: DDIM 
 uses it. So the same weights give the same maps and images under any scheduler's name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any

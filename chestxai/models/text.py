@@ -1,7 +1,5 @@
 """From prompts to what the denoiser reads of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

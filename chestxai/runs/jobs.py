@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chestxai.runs.commands import progress
-from chestxai.runs.files import load_tensors, save_tensors, tensor_metadata, tidy
+from chestxai.runs.errors import InputError
+from chestxai.runs.files import load_tensors, save_tensors, tensor_metadata, tidy, write_atomic
 
 if TYPE_CHECKING:
     import torch
@@ -36,9 +38,10 @@ def resumable(
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Compute tensors for ``count`` items in chunks and keep them in ``path``.
 
-    A finished file of the same ``identity`` is read; otherwise missing chunks are computed, each written in one step to
-    ``<path>.parts/``, so that a killed process loses at most one. Under ``accelerate launch`` every process calls this
-    with the same arguments and computes its share of the chunks; all return the same.
+    A finished file of the same ``identity`` is read, or copied from another run of the profile, as that of the base
+    before fine-tuning; otherwise missing chunks are computed, each written in one step to ``<path>.parts/``, so that a
+    killed process loses at most one. Under ``accelerate launch`` every process calls this with the same arguments and
+    computes its share of the chunks; all return the same.
 
     Args:
         path, metadata: the ``.safetensors`` file of the result, and further text entries of it.
@@ -60,6 +63,9 @@ def resumable(
 
     path, state = Path(path), PartialState()
     folder = path.with_suffix(".parts")
+    if state.is_main_process and not is_current(path, identity):
+        _copy_twin(path, identity)
+    state.wait_for_everyone()  # all see the copy
     if is_current(path, identity):
         shutil.rmtree(folder, ignore_errors=True)  # left by a kill after the last write
         if bar is not None:
@@ -94,6 +100,17 @@ def resumable(
         # Also where nothing could be computed: once the inputs are mended, the next call must start afresh.
         shutil.rmtree(folder, ignore_errors=True)
     return tensors, lines
+
+
+def _copy_twin(path: Path, identity: str) -> None:
+    """Copy the file of this name and ``identity`` that another run has; runs lie in ``<variant>/seed-<n>/``."""
+    run = path.absolute().parent.parent
+    twins = run.parent.parent.glob(f"*/seed-*/{path.parent.name}/{path.name}")
+    for twin in twins if run.name.startswith("seed-") else ():
+        with suppress(InputError, OSError):  # damaged, or gone: it is computed
+            if is_current(twin, identity):
+                write_atomic(path, twin.read_bytes())
+                return
 
 
 def _lines(path: Path) -> list[str]:

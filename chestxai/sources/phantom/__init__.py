@@ -10,8 +10,6 @@ Lengths are centimetres; x runs to the image's right (the patient's left), y dow
 of the field of view differs from patient to patient, and so does the place of the chest in it.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from typing import Literal

@@ -1,7 +1,5 @@
 """The healthy chest in closed form: how many centimetres of each tissue a ray passes through."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

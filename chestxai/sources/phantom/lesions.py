@@ -4,8 +4,6 @@ Each drawing function takes a lesion and its place and returns what the lesion a
 the strength of that without texture (vessels, septal lines, air bronchograms), in any unit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Who stands in front of the detector: habitus, technique, and findings, drawn at random from a seed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

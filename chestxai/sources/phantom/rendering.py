@@ -1,7 +1,5 @@
 """From patients to radiographs: line integrals of attenuation, the X-ray beam, and the scanner's display."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """What the radiologist writes: a report of the lesions that were drawn, and the findings that it states or negates."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
