@@ -9,6 +9,8 @@ LAB ?=
 GRID ?= data/grids/text_rate.yaml
 BIN := .venv/bin
 CHROMIUM = $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
+# What looks at built pages, where there is a browser to look with.
+PAGES = $(if $(CHROMIUM),$(BIN)/python -c 'import playwright; import axe_playwright_python' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pages]')
 # An option whose value may hold spaces and quotes; none where there is no value.
 option = $(if $(2),--$(1) '$(subst ','\'',$(2))')
 DATA_OPTION = $(call option,data,$(DATA))
@@ -28,10 +30,11 @@ check-result: .venv/installed  ## make one row of a study's table again and comp
 	@$(BIN)/python -m chestxai.batch $(call option,grid,$(GRID)) $(call option,check,$(ROW)) $(DATA_OPTION)
 
 test: .venv/installed  ## run the tests
+	-@$(PAGES)
 	@$(BIN)/python -m pytest -n auto
 
 check-pages: .venv/installed  ## look at the built pages as readers do: phone, dark, keyboard (needs Chromium)
-	@$(if $(CHROMIUM),$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pages]')
+	@$(PAGES)
 	@$(BIN)/python tools/check_pages.py _build/html --screenshots _build/screenshots
 
 pdf: .venv/installed  ## print the built pages as _build/book.pdf (needs Chromium)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -118,6 +120,17 @@ def test_the_pages_show_the_executions(html, nodes):
         assert "application/vnd.jupyter.widget-view" not in text, name
         # Nothing is loaded from another machine but the theme's and MathJax's own files.
         assert str(Path.home()) not in text, name
+
+
+def test_two_chapters_have_no_fault_that_a_reader_sees(html):
+    """What ``make check-pages`` finds: phone and desk, light and dark, by keyboard; where there is a Chromium."""
+    for name in ("playwright", "axe_playwright_python"):
+        pytest.importorskip(name, reason="the extra 'pages' is not installed")
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        pytest.skip("there is no Chromium")
+    tool = [sys.executable, ROOT / "tools" / "check_pages.py", html, "--pages", "04_pointing,08_tradeoff"]
+    found = subprocess.run(tool, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
 
 
 def test_every_source_has_its_card_on_the_page(html):

@@ -171,7 +171,7 @@ class TestProbes:
         probes = faithfulness.probe_truths(pipeline, truths, pool, settings, tmp_path / "p.safetensors")
         assert probes["own"].shape == (5, 8, 8)
         assert probes["swap"].shape == (5, 2, 8, 8)
-        times = grounding.paper_timesteps(pipeline.scheduler, 10, 4)[::2]
+        times = grounding.paper_timesteps(pipeline.scheduler, 10, 4)[::-2]  # from the least noisy on
         t = truths[0]
         key = [grounding.passes.image_key(t.study.pixels())]
         words = [grounding.target_words(t)]
