@@ -115,10 +115,7 @@ def test_the_readme_says_what_the_demo_found():
         own, other = (f"{means[v]:.3f} ({{}}{low[v]:.3f} to {high[v]:.3f})" for v in ("learnable", "frozen"))
         said = [f"{own.format(seeds)} against {other.format('')}" for seeds in ("seeds ", "")]
         assert any(words in text for words in said), name
-        assert means["learnable"] >= means["frozen"], name
-        assert low["learnable"] <= high["frozen"], name
-    auc = last["auc_roc"].mean()
-    assert f"{auc['learnable']:.3f} against {auc['frozen']:.3f}" in text
+        assert low["learnable"] > high["frozen"], name
     settings = profiles.load("demo").finetune
-    assert settings.text_learning_rate == pytest.approx(settings.learning_rate / 20)
+    assert settings.text_learning_rate == pytest.approx(settings.learning_rate / 5)
     assert last["seed"].nunique().tolist() == [3, 3]
