@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from chestxai import profiles, runs, tradeoff
+from chestxai import profiles, runs
 from chestxai.batch.execute import MEMORY
 from chestxai.batch.graph import Cell
-from chestxai.localization import COLUMNS, LOWER_IS_BETTER
 from chestxai.profiles import Profile
 from chestxai.runs import Run
 
@@ -120,6 +119,8 @@ def check(todo: Sequence[Job], path: Path, row: int, tolerance: float = 0.03) ->
     Raises:
         InputError: the table has no such row, or the grid does not make it.
     """
+    from chestxai.localization import COLUMNS, LOWER_IS_BETTER
+
     table = pd.read_csv(path)
     if not 0 <= row < len(table):
         raise runs.InputError(f"{path} has rows 0 to {len(table) - 1}, not {row}")
@@ -136,7 +137,7 @@ def check(todo: Sequence[Job], path: Path, row: int, tolerance: float = 0.03) ->
 
 def rows_of(job: Job) -> pd.DataFrame:
     """Train, ground, generate and score one run: its rows of the table."""
-    from chestxai import faithfulness, fidelity, finetune, models
+    from chestxai import faithfulness, fidelity, finetune, models, tradeoff
 
     profile, run = job.profile, profiles.run(job.profile, job.variant, job.seed, job.out)
     fidelity.feature_spaces(profile.sampling)  # says what is missing before the training
