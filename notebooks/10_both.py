@@ -109,7 +109,8 @@ Markdown(
 
 # %% tags=["remove-input", "aggregate"]
 for base, verdicts in found.items():
-    display(verdicts.map(str).rename_axis(f"base {base}"))
+    if len(verdicts):
+        display(verdicts.map(str).rename_axis(f"base {base}"))
 
 # %% [markdown]
 # ## Your own run in the plane

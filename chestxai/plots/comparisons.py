@@ -308,8 +308,9 @@ def recipes_plane(table: pd.DataFrame, metrics: Sequence[str], title: str = "") 
         table: Of a study: variant, seed, step, classifier_auc, the metrics and, optionally, base.
         metrics, title: Columns of the y-axis, and title of the figure.
     """
-    style.require(table, ["variant", "seed", "step", "classifier_auc", *metrics], "recipes_plane")
-    table = table.assign(base=table["base"] if "base" in table else "")
+    columns = ["variant", "seed", "step", "classifier_auc", *metrics]
+    style.require(table, columns, "recipes_plane")
+    table = table[columns].assign(base=table["base"] if "base" in table else "")
     looks, planes = style.variant_style(table["variant"].unique()), []
     for base, rows in table.groupby("base", sort=False):
         for column in metrics:
