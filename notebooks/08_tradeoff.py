@@ -302,7 +302,8 @@ if others:
 # ## How fast may the text encoder learn?
 #
 # Between frozen and learnable lies the text encoder's learning rate. The study `text_rate` trains the learnable variant
-# at several rates, over three seeds (`make grid GRID=data/grids/text_rate.yaml`, hours).
+# at several rates and over several seeds (`make grid GRID=data/grids/text_rate.yaml`, hours); a mark without a bar is a
+# single seed.
 
 # %%
 study = profiles.DATA / "results" / "text_rate.csv"

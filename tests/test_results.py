@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+from scipy.stats import ttest_1samp
 
 from chestxai import batch, localization, profiles, runs
 from chestxai.batch import grid, study
@@ -109,13 +110,20 @@ def test_a_base_made_again_makes_other_rows(tmp_path):
 def test_the_readme_says_what_the_demo_found():
     text = " ".join((profiles.ROOT / "README.md").read_text("utf-8").split())
     table = pd.read_csv(profiles.DATA / "results" / "demo.csv")
-    last = table[table["step"] == table["step"].max()].groupby("variant")
+    last = table[table["step"] == table["step"].max()]
+    by_variant, shown = last.groupby("variant"), []
     for name in ("gain_auc_roc", "word", "classifier_auc"):
-        means, low, high = last[name].mean(), last[name].min(), last[name].max()
+        means, low, high = by_variant[name].mean(), by_variant[name].min(), by_variant[name].max()
         own, other = (f"{means[v]:.3f} ({{}}{low[v]:.3f} to {high[v]:.3f})" for v in ("learnable", "frozen"))
         said = [f"{own.format(seeds)} against {other.format('')}" for seeds in ("seeds ", "")]
         assert any(words in text for words in said), name
-        assert low["learnable"] > high["frozen"], name
+        seeds = last.pivot(index="seed", columns="variant", values=name)
+        difference = seeds["learnable"] - seeds["frozen"]
+        assert len(difference) == 3
+        assert (difference > 0).all(), name
+        below, above = ttest_1samp(difference, 0).confidence_interval()
+        assert f"{difference.mean():+.3f} [{below:+.3f}, {above:+.3f}]" in text, name
+        shown.append(below > 0)
+    assert shown == [True, False, False]
     settings = profiles.load("demo").finetune
     assert settings.text_learning_rate == pytest.approx(settings.learning_rate / 5)
-    assert last["seed"].nunique().tolist() == [3, 3]

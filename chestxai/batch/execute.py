@@ -299,9 +299,14 @@ def _local(workers: int | None, most: int) -> Iterator[_Place]:
     count = workers or len(gpus) or max(1, min(2, cores), cores // 2)
     # A nanny notices at once when its worker ends; watching the clock would restart busy workers when it is set. Dask's
     # own observation of itself would take a fifth of a core.
-    settings = {"scheduler.worker-ttl": None, "worker.profile.enabled": False, "admin.tick.interval": "1s"}
-    settings["admin.system-monitor.interval"] = "5s"
-    dask.config.set({f"distributed.{name}": value for name, value in settings.items()})
+    dask.config.set(
+        {
+            "distributed.scheduler.worker-ttl": None,
+            "distributed.worker.profile.enabled": False,
+            "distributed.admin.tick.interval": "1s",
+            "distributed.admin.system-monitor.interval": "5s",
+        }
+    )
     options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": ":0", "silence_logs": "ERROR"}
     with ExitStack() as stack:
         with _uninterrupted():
