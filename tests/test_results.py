@@ -34,18 +34,19 @@ def test_a_changed_default_is_noticed():
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
 def test_table_grid_and_provenance_agree(path, tmp_path):
-    table, about = pd.read_csv(path), runs.read_json(path.with_suffix(".json"), dict)
+    table, made = pd.read_csv(path), runs.read_json(path.with_suffix(".json"), dict)
     wanted = {job.identity: job for job in jobs_of(path, tmp_path)}
     assert set(table["identity"]) <= set(wanted)
-    for row in table.itertuples():
-        job = wanted[row.identity]
-        assert (row.variant, row.seed) == (job.variant, job.seed)
-        assert row.step in range(0, job.profile.finetune.steps + 1, job.profile.finetune.checkpoint_every)
+    for _, row in table.iterrows():
+        job = wanted[row["identity"]]
+        about = {"variant": job.variant, "seed": job.seed} | job.changes
+        assert {name: row[name] for name in about} == about
+        assert row["step"] in range(0, job.profile.finetune.steps + 1, job.profile.finetune.checkpoint_every)
     assert not table.duplicated(["identity", "step"]).any()
-    assert about["split"] == next(iter(wanted.values())).split
-    assert {"versions", "device", "commit", "date", "profile"} <= set(about)
+    assert made["split"] == next(iter(wanted.values())).split
+    assert {"versions", "device", "commit", "date", "profile"} <= set(made)
     # The identity leaves defaults out: one that has changed since would keep rows that are no longer true.
-    assert changed_since(about["profile"], wanted[table["identity"][0]].profile.model_dump(mode="json")) == []
+    assert changed_since(made["profile"], wanted[table["identity"][0]].profile.model_dump(mode="json")) == []
     for name in localization.FAITHFULNESS:
         low, high = table[f"{name}_low"], table[f"{name}_high"]
         assert ((low <= table[name]) & (table[name] <= high) | table[name].isna()).all(), name

@@ -99,7 +99,7 @@ def run(todo: Sequence[Job], path: Path, workers: int = 2) -> pd.DataFrame:
             kept = table[table["identity"] != job.identity]
             table = pd.concat([kept, rows], ignore_index=True) if len(kept) else rows  # whole numbers stay whole
             table = table.sort_values(["identity", "step"], key=lambda c: c.map(wanted) if c.name == "identity" else c)
-            runs.write_atomic(path, table.round(5).to_csv(index=False))
+            runs.write_atomic(path, table.to_csv(index=False))
             runs.write_json(path.with_suffix(".json"), _provenance(path, todo))
     return table
 
@@ -155,8 +155,8 @@ def rows_of(job: Job) -> pd.DataFrame:
     about = {"variant": job.variant, "seed": job.seed, "step": rows.pop("step"), "identity": job.identity}
     code = runs.code_fingerprint("chestxai.finetune.loop", "chestxai.faithfulness", "chestxai.fidelity")
     rows = rows.drop(columns=["variant", "seed", "seconds"])
-    first = pd.DataFrame({**job.changes, **about, "code": code, "seconds": seconds}, index=rows.index)
-    return pd.concat([first, rows], axis=1)
+    first = pd.DataFrame({**job.changes, **about, "code": code, "seconds": seconds.round(3)}, index=rows.index)
+    return pd.concat([first, rows.round(5)], axis=1)  # settings as they are: a rate may be 5e-6
 
 
 def _fidelity(job: Job, run: Run) -> dict[str, Any]:
