@@ -319,7 +319,8 @@ pd.Series(prompts, name="prompt").to_frame()
 
 # %% [markdown]
 # Where the impression says nothing by itself, such as “as above”, the next section that says something is taken, and an
-# addendum that adds or overrules a finding is kept. So many training prompts are made of these sections:
+# addendum that adds or overrules a finding is kept. The table counts the training prompts by the section they are made
+# of:
 
 # %% tags=["aggregate"]
 made_of = reports.prompt_counts(s.report for s in studies["train"])
@@ -360,6 +361,9 @@ pd.DataFrame(
 #
 # Such rules are never perfect, and ours were written on training reports. So we check them on test reports, against
 # labels from elsewhere: for phantoms the truth is known, and people indexed Open-i's reports {cite}`demner2016openi`.
+# Reports of phantoms are composed from fixed words, so a perfect score there says little about real reports.
+# *Precision* is the share of findings read that are there, *recall* the share of findings there that are read, *F1*
+# their harmonic mean, *macro-F1* the mean of F1 over findings.
 
 # %% tags=["aggregate"]
 has_truth = is_phantom or settings.data.source == "openi"
@@ -436,7 +440,8 @@ Markdown(
 )
 
 # %% [markdown]
-# Rare words are split into several pieces. From chapter 3 on, the map of a word is the mean over its pieces.
+# `[CLS]` and `[SEP]` are the begin and the end token; `##` marks a piece that continues a word. Rare words are split
+# into several pieces. From chapter 3 on, the map of a word is the mean over its pieces.
 
 # %%
 pd.DataFrame(
@@ -544,8 +549,9 @@ read = {
 pd.DataFrame({name: {**card, **read[name]} for name, card in cards.items()}).drop("where")
 
 # %% [markdown]
-# Findings often occur together. Where two usually do, a model that confuses them may still look right. Read the matrix
-# by rows: of the studies with the row's finding, the share that also have the column's.
+# A study may have several findings. Where two usually occur together, a model that confuses them may still look right.
+# Read the matrix by rows: of the studies with the row's finding, the share that also have the column's. Compare it with
+# the share of all studies in the table above: if both are about equal, the two findings do not tend to occur together.
 
 # %% tags=["aggregate"]
 plots.cooccurrence(labels["train"], title="Findings that come together, training studies")
@@ -605,8 +611,8 @@ plots.overlays(
 
 # %% [markdown]
 # A high peak means that the finding is nearly always in that place, a low one that it may be in many. The prior depends
-# neither on the image that is scored nor on the side that its report names, so a model that grounds words ought to beat
-# it.
+# neither on the image that is scored nor on the side that its report names, so a model that finds the place in the
+# image can beat it.
 #
 # We score the prior on the test studies in two ways, of which chapter 4 says more. *AUC-ROC* is the probability that a
 # random pixel of the finding has a higher value than a random pixel outside it; 0.5 is chance. *Top-1* is the share of
@@ -654,14 +660,19 @@ Markdown(
 # between the word and its place, unless the model learns what “no” does to the words that follow.
 
 # %% tags=["solution"]
-denials = [(s, f) for s in studies["test"] for f in reports.find(s.report) if not f.present]
-for s, f in denials[:1]:
+_, read, _ = finetune.study_prompts(studies["test"])
+denials = [(text, f) for text in read for f in reports.find(text) if not f.present]
+for text, f in denials[:1]:
     print(
-        f"{len(denials)} denials in {len(studies['test'])} test reports, e.g. {f.name} in study {s.id}:\n\n{s.report}"
+        f"{len(denials)} denials in {len(read)} test prompts, e.g. of {f.name}:\n\n{text}"
     )
 
 # %% [markdown]
 # **2.** Which finding is the smallest? Which would you expect to be the hardest to point at?
+
+# %% [markdown] tags=["solution"]
+# The column *50%* is the median share of the image. A small finding that may be in many places should be the hardest:
+# its chance is low, and so is the peak of its location prior.
 
 # %% tags=["solution"]
 area = pd.DataFrame({"finding": t.finding.name, "area": mask_of(t).mean()} for t in others)

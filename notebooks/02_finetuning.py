@@ -117,7 +117,7 @@ pd.DataFrame(
 # %% [markdown]
 # `count` is the number of tensors, `sum` that of the parameters in them. Other recipes train a part of the text
 # encoder: `text: last:2` its last two layers, `embeddings` its embeddings, `lora:8` small adapters beside its weights.
-# `random` freezes random weights, a control in which words have no meaning.
+# `random` freezes random weights: a control whose text encoder has learned nothing about words.
 #
 # Training uses pairs of an image and a prompt, such as these:
 
@@ -229,7 +229,8 @@ Markdown(
     f"{len(trace)} steps of {settings.finetune.batch_size} images, {len(trace) * settings.finetune.batch_size / used:.1f} "
     f"passes over {used} of {len(studies)} studies, took {trace['seconds'].max() / 60:.1f} minutes. The loss of the first tenth was "
     f"{trace['loss'].head(max(1, len(trace) // 10)).mean():.4f}, of the last {trace['loss'].tail(max(1, len(trace) // 10)).mean():.4f}. "
-    "The loss says little: most of it is noise that no model can predict. What was learned shows in images and maps. "
+    "The loss says little, and it may even rise: it varies with the timesteps and the noise that each step draws. It is also "
+    "weighted by `min_snr`, so it cannot be compared with the error above. What was learned shows in images and maps. "
     f"Prompts that were cut off because the text encoder cannot read more: {run.record()['data']['prompts_cut']}."
 )
 
@@ -284,7 +285,7 @@ pd.Series(alike, name="mean cosine between tokens of a prompt").round(3).to_fram
 # %% tags=["remove-input"]
 moved = 1 - drift["cosine"].mean()
 Markdown(
-    f"On average a token's state moved by {moved:.3f} (1 − cosine)."
+    f"On average a token's state moved by {max(moved, 0):.3f} (1 − cosine)."
     + (
         " A frozen text encoder does not change."
         if moved < 1e-6
@@ -320,7 +321,8 @@ plots.images(
 )
 
 # %% [markdown]
-# **2.** How many weights of the text encoder could change at all, and which share of all trained weights is that?
+# **2.** How many weights of the text encoder can change under `learnable`, and which share of all trained weights is
+# that?
 
 # %% tags=["solution"]
 encoder, unet = counts["text_encoder"], counts["unet"]
@@ -341,7 +343,7 @@ print(
 #
 # **Two variants end with the same training loss. Have they learned the same?**
 #
-# <details class="quiz right" name="question-2"><summary>not necessarily</summary>Right. Most of the loss is noise that nobody can predict. Where a model looks and what it generates have to be measured.</details>
+# <details class="quiz right" name="question-2"><summary>not necessarily</summary>Right. Much of the loss depends on the timesteps and the noise that are drawn. Where a model looks and what it generates have to be measured.</details>
 # <details class="quiz" name="question-2"><summary>yes</summary>No. The loss hardly tells variants apart.</details>
 #
 # **Why do all variants get the same images in the same order, and the same noise?**

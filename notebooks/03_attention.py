@@ -105,7 +105,8 @@ pd.DataFrame(
 # *query* of each position (a row of $Q$) with a *key* of each token (a row of $K$, of width $d$) and turns the
 # comparisons into probabilities, $\mathrm{softmax}(QK^\top/\sqrt d)$. A layer does this several times side by side, in
 # its *heads*. `capture` records what each position gives to the marked tokens; the mean over heads and marked tokens is
-# one map per layer, at the layer's own resolution.
+# one map per layer, at the layer's own resolution. Layers are named by their place in the U-Net: *down* goes from fine
+# to coarse, *mid* is the coarsest, *up* goes back. The first number is the block, the second the layer in it.
 
 # %%
 timestep = 200
@@ -124,6 +125,8 @@ with torch.no_grad(), attention.capture(pipeline.unet, [positions]) as seen:
 def short(name):
     """Short name of a layer, such as "up 0.1"."""
     part, number, *rest = name.split(".")
+    if part == "mid_block":
+        return "mid"
     return " ".join([part.split("_")[0], ".".join([number, *rest[1:2]])])
 
 
@@ -145,7 +148,8 @@ plots.overlays(
 # %% [markdown]
 # The white outline is the finding's true place. A single pass is noisy and the layers disagree. The paper therefore
 # averages over all layers and over 40 of 50 timesteps, with fresh noise at each; the ten with the most noise are left
-# out.
+# out. A profile may read fewer of them. Is the mean map highest inside the outline? A single phrase may fail; all test
+# phrases follow below.
 
 # %%
 timesteps = grounding.paper_timesteps(
@@ -159,14 +163,16 @@ plots.overlay(
     image,
     heatmap.values,
     mask,
-    title=f"mean over {len(timesteps)} timesteps and {len(heatmap.layers)} layers",
+    title=f"mean over {len(timesteps)} timesteps and {len(heatmap.layers)} layers: AUC-ROC "
+    f"{localization.auc_roc(heatmap.values, mask):.2f}",
 )
 
 # %% [markdown]
 # ## Which layer, and when?
 #
 # Does the mean hide a layer or timestep that points better? Here each is scored alone, on validation phrases, by
-# AUC-ROC (chapter 1). White is chance: the map of a white cell says nothing about where the finding is.
+# AUC-ROC (chapter 1). White is chance: on average over the phrases, the map is no higher inside the finding than
+# outside.
 
 
 # %%
@@ -218,8 +224,9 @@ names = list(layers)
 best, worst = (np.unravel_index(at, auc.shape) for at in (auc.argmax(), auc.argmin()))
 Markdown(
     f"The best cell is {names[best[0]]} at t = {few[best[1]]} with {auc.max():.3f}, the worst {names[worst[0]]} at "
-    f"t = {few[worst[1]]} with {auc.min():.3f}. A map below chance is higher *outside* the finding. We keep the paper's "
-    "mean over layers and timesteps, which needs no such choice."
+    f"t = {few[worst[1]]} with {auc.min():.3f}. A map below chance is higher *outside* the finding. The best of many cells "
+    "on few phrases is partly luck. We keep the paper's mean over layers and timesteps, which needs no such choice; the next "
+    "figure shows what it reaches."
 )
 
 # %% [markdown]
@@ -260,7 +267,12 @@ px.line(
 # %% tags=["remove-input", "aggregate"]
 Markdown(
     f"Reading {say.words.counted(enough, 'timestep')} instead of the paper's {whole} costs at most 0.005 of AUC-ROC on these "
-    f"phrases. This profile reads {len(timesteps)} on the test phrases below."
+    f"phrases. This profile reads {len(timesteps)} on the test phrases below"
+    + (
+        f", which costs {cost[whole] - cost[len(timesteps)]:.3f}."
+        if len(timesteps) in cost
+        else "."
+    )
 )
 
 # %% [markdown]
@@ -325,14 +337,16 @@ plots.overlay_grid(
 )
 
 # %% [markdown]
-# What do the maps of `generation` get right without an image? That much is known from the words alone.
+# The maps of `generation` use no held-out image. What they get right comes from the prompt, and from what the model has
+# learned about where findings usually are. The book uses `noised`, as the paper does.
 #
 # ## May a map be improved afterwards?
 #
 # Papers also process their maps: they smooth them, subtract the begin token's map (what attracts attention whatever the
 # words), or use *Bimodal Bias Merging* {cite}`nuetzel2025generate`, which adds the product of two maps, the begin
 # token's on this image and the phrase's during generation, weighted by how alike they are. Each step changes what is
-# scored, so the book scores maps as measured. Here is what the steps would change:
+# scored, so the book scores maps as measured. Here is what the steps would change (with fewer timesteps than above, so
+# the first row differs from `noised`). A step that raises one score may lower the other: compare both columns.
 
 # %% tags=["aggregate"]
 groups = grounding.ground_groups(
@@ -358,7 +372,8 @@ compared(
 # Now all test phrases are grounded at all checkpoints; step 0 is the base before fine-tuning. Every map is scored
 # against the finding's mask. Beside it stand three references that do not depend on the image: *chance*, the *location
 # prior* of chapter 1, and the *prior of the text*, the mean mask of the same finding on the side and in the zone that
-# the prompt names.
+# the prompt names. The row *swapped image* holds the scores of the last checkpoint on images of other patients, as
+# explained next.
 #
 # A high score does not prove that the model looked at the image: a map of where findings usually are scores high on
 # every image. Two tests ask more:
@@ -396,7 +411,9 @@ columns = [
 ]
 overview = table.groupby("step")[columns].mean()
 for name, prefix in tradeoff.REFERENCES.items():
-    beside = table.reindex(columns=[f"{prefix}{c}" for c in columns])
+    beside = table[table["step"] == steps[-1]].reindex(
+        columns=[f"{prefix}{c}" for c in columns]
+    )
     overview.loc[name] = beside.mean().to_numpy()
 overview.rename(columns=localization.LABELS).round(3).astype(object).fillna("–")
 
@@ -409,8 +426,8 @@ differences = {
     for name, values in references.items()
 }
 Markdown(
-    f"{len(rows)} phrases per checkpoint, {len(left_out)} left out. Longer than the text encoder takes, so that their "
-    f"beginning alone is read: {models.cut_prompts(pipeline.tokenizer, [t.finding.phrase for t in rows])}. "
+    f"{len(rows)} phrases per checkpoint, {len(left_out)} left out. Phrases cut off because the text encoder cannot "
+    f"read more: {models.cut_prompts(pipeline.tokenizer, [t.finding.phrase for t in rows])}. "
     f"At step {steps[-1]}:\n\n"
     + say.localization.against(variant, differences)
     + "\n"
@@ -424,7 +441,8 @@ Markdown(say.answers.maps(variant, prior_difference, last, settings.statistics))
 # %% [markdown]
 # ## The answer: from the base to the last checkpoint
 #
-# One phrase of each finding. Watch whether the bright region moves into the outline, and stays there.
+# One phrase for each of six findings. Does the bright region move into the outline, and does it stay there? AUC-ROC is
+# above each map: it need not rise for every phrase.
 
 # %%
 examples = first_of_each(rows, 6)
@@ -471,6 +489,10 @@ widgets.show(
 #
 # **1.** Make the map of a word that does not name the finding, such as the side. Where is it high?
 
+# %% [markdown] tags=["solution"]
+# Compare the AUC-ROC above the maps. The text encoder mixes the words of a prompt: the state of *moderate* also carries
+# what the other words say. Its map may therefore be higher at the finding than the map of the name.
+
 # %% tags=["solution"]
 others = [w for w in (*prompt.split()[:3], words) if w]
 heatmaps = [
@@ -492,8 +514,11 @@ plots.overlays(
 # express it?
 
 # %% [markdown] tags=["solution"]
-# The probabilities of all tokens sum to 1 at every position, whatever the image shows: a map says where a word matters
-# *relative* to the other words and positions, not whether the finding is there. Scores on absent findings are undefined.
+# A model with understanding would give the name little attention everywhere. Attention can express this in part: at
+# each position the probabilities of all tokens sum to 1, but the other tokens may take nearly all of it. The figure
+# cannot show this, because a map is coloured from its own minimum to its own maximum. AUC-ROC cannot show it either,
+# because it reads only the order of the pixels. Chapter 4 compares the peaks of maps on images with and without the
+# finding.
 
 # %% tags=["solution"]
 absent = next(
@@ -521,7 +546,7 @@ plots.overlay(image, ghost.values, title=f"“{absent}”, which this image does
 #
 # **At one position, the probabilities of all tokens …**
 #
-# <details class="quiz right" name="question-3"><summary>sum to 1, whatever the image shows</summary>Right. So a map says where a word matters relative to others, not whether the finding is there.</details>
+# <details class="quiz right" name="question-3"><summary>sum to 1, whatever the image shows</summary>Right. So the value of a word also depends on the other words. By itself it does not say that the finding is there.</details>
 # <details class="quiz" name="question-3"><summary>are 0 if the finding is absent</summary>No. They always sum to 1.</details>
 
 # %% [markdown]
@@ -530,4 +555,5 @@ plots.overlay(image, ghost.values, title=f"“{absent}”, which this image does
 # - A heatmap is a mean of attention probabilities over heads, layers, timesteps and the tokens of a phrase, on a
 #   held-out image.
 # - Layers and timesteps differ; the mean over all of them needs no tuning.
-# - Every score stands beside chance and the location prior: a map that only reflects anatomy is not yet understanding.
+# - Every score stands beside chance and the location prior: a map of where findings usually are also scores well, so a
+#   high score alone does not show understanding.

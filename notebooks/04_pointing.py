@@ -262,7 +262,11 @@ comparisons = tradeoff.compare_all(every, n=resamples) if len(variants) > 1 else
 Markdown(
     "Differences on the same phrases, at the last checkpoint (from chance and prior: first seed only), with 95 % intervals:\n\n"
     + "\n".join(lines)
-    + "\n\n"
+    + (
+        "\n\nThe paper's claim is that the first variant localizes better. By AUC-ROC, in these runs:\n\n"
+        if comparisons
+        else ""
+    )
     + "\n\n".join(map(tradeoff.verdict, comparisons))
 )
 
@@ -320,10 +324,11 @@ estimated(
 
 # %% [markdown]
 # A gain of 0 means that the map would be as good on anyone's image. The *prior of the text* is the mean mask of the
-# same finding, side and zone: all that the words can tell. A map above it has used more, and so has one above *another
-# patient's map* for the same finding, side and zone. The *shuffled* AUC compares the target only with places where
-# other patients have the finding, which leaves the location prior little advantage. The last row is the share of
-# swapped images on which the map's peak is lower; chance is 0.5.
+# same finding, side and zone: most of what the words can tell (it ignores words for size). A map above it has used
+# more, and so has one above *another patient's map* for the same finding, side and zone. The gain uses fewer timesteps,
+# the same for own and swapped images, so it differs a little from the difference of the two rows below it. The
+# *shuffled* AUC compares the target only with places where other patients have the finding, which leaves the location
+# prior little advantage. The last row is the share of swapped images on which the map's peak is lower; chance is 0.5.
 #
 # ## Does it know the side? The mirror test
 #
@@ -341,9 +346,10 @@ estimated(
 )
 
 # %% [markdown]
-# Few studies have a target, but most reports name a side. The same test with half of the image as its target therefore
-# covers many more studies. No prompt names the side, and left and right count equally, so a map that always leans to
-# one side scores 0.5.
+# In data sets of real patients few studies have a target, but most reports name a side. Half of the image can then be
+# the target, which covers more studies. This test is coarser than the one above: the mean over half of the image
+# contains little of a small finding, so values are closer to 0.5. No prompt names the side, and left and right count
+# equally, so a map that always leans to one side scores 0.5.
 
 # %% tags=["aggregate"]
 studies = profiles.studies(settings, "test", data)
@@ -360,8 +366,10 @@ Markdown(say.localization.sides(halves, resamples))
 #
 # A map can follow the image and ignore the word, if it lights up whatever is conspicuous. In images with two findings
 # apart from each other, is each word's map, against the other word's, higher in its own target? A map that ignores the
-# word scores 0.5. The location priors of the two findings get many right without looking. On swapped images the model
-# has nothing else to go by, so what it gains on the right image comes from there.
+# word scores 0.5. A map can pass this test without the image: the location priors of the two findings get many right.
+# On swapped images the model sees neither finding, so its score there comes from the words alone. The row *gain* is
+# what the image adds. If its interval includes 0, the word test does not show that the model tells the two findings
+# apart in this image.
 
 # %% tags=["aggregate"]
 estimated(
@@ -394,11 +402,16 @@ Markdown(
 # %% [markdown]
 # ## A scale to read these scores on
 #
+# A model can pass both tests and still score below the location prior. The prior is made from true masks; the maps are
+# coarse, and the model was never told where findings are. A score below the prior therefore does not mean that the
+# model ignores the image: the gain tests that.
+#
 # Is such a gain large? Two other models put it in proportion. The *contrastive* one learns from the same images and
 # prompts to place image patches and sentences that belong together close to each other; its map is the similarity of
 # each patch with the phrase {cite}`boecking2022mscxr`. The *supervised* one is a small U-Net
-# {cite}`ronneberger2015unet` that learned from the targets themselves. A model that has only read reports is not
-# expected to reach it: it is a ceiling, where there are many targets to learn from.
+# {cite}`ronneberger2015unet` that learned from the targets themselves. A model that learned from images and reports,
+# without targets, is not expected to reach its AUC-ROC. For AUC-ROC, Top-1 and IoU it is a ceiling where there are many
+# targets to learn from. For the gain it is not: a model whose map is worse on swapped images can have a larger gain.
 
 # %%
 same = settings.boxes == settings.data.source
@@ -463,9 +476,11 @@ Markdown("Differences on the same phrases:\n\n" + "\n".join(lines))
 #
 # ## Would it also point if nothing had been learned?
 #
-# Two checks on a sample of phrases. With *random weights* the maps must break {cite}`adebayo2018sanity`: AUC-ROC near
-# 0.5 and no correlation with the map as trained. What remains comes from the architecture. With *other noise* they must
-# stay: what changes is chance.
+# Two checks of the first variant, on a sample of phrases and at three timesteps, so the numbers differ from those
+# above. With *both networks random*, AUC-ROC must be near 0.5, without correlation with the map as trained
+# {cite}`adebayo2018sanity`. If only the text encoder is random, the trained U-Net still reacts to the image. Its maps
+# may then be far from 0.5, even below it, but they must not resemble the map as trained. With *other noise* the maps
+# must stay nearly the same.
 
 # %%
 sampled = profiles.sample([test[i] for i in rows], 32, seeds[0])
@@ -519,7 +534,9 @@ pd.DataFrame(
 # ## The experiment that only a phantom allows
 #
 # A phantom can be X-rayed again without its finding, or with the finding on the other side, and nothing else changed.
-# The prompt names no side. The map should lose its peak, or move with the finding.
+# The prompt names no side. If the map follows the finding, the first and the last row of the table are high and the two
+# between are lower. Unlike on swapped images, the anatomy stays the same, so the difference between the first two rows
+# is due to the finding alone. The first variant is tested, on the sample above.
 
 # %%
 lateral = [t for t in sampled if t.finding.side in ("left", "right")]
@@ -583,7 +600,8 @@ if settings.boxes == "phantom":
 # %% [markdown]
 # ## The best and the worst maps
 #
-# A mean hides what maps look like. Here are the three phrases with the best and the three with the worst maps.
+# A mean hides what maps look like. Here are the three phrases with the highest and the three with the lowest AUC-ROC,
+# averaged over the variants. Does Top-1 agree?
 
 # %%
 order = list(ranked.index)
@@ -647,6 +665,10 @@ pd.DataFrame(
 # ## Exercises
 #
 # **1.** Which variant is better? Ask every score, and count how often they agree.
+
+# %% [markdown] tags=["solution"]
+# The count is not a vote. IoU and Dice order single maps alike, and mIoU and box IoU are closely related, so one
+# property is counted several times. Chapter 5 explains these scores.
 
 # %% tags=["solution", "aggregate"]
 means = pd.DataFrame({v: t.loc[rows, SCORES].mean() for v, t in tables.items()})

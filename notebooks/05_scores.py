@@ -125,9 +125,9 @@ plots.overlays(
 # %%
 labels = {
     "auc_roc": "AUC-ROC", "average_precision": "average precision", "pointing_game": "Top-1",
-    "pointing_game_15": "Top-1, 15 pixels", "energy": "energy", "cnr": "CNR", "cnr_absolute": "CNR, absolute",
-    "iou": "IoU, mixture", "iou_otsu": "IoU, Otsu", "iou_area": "IoU, hottest tenth", "iou_oracle": "IoU, oracle",
-    "dice": "Dice", "miou": "mIoU, classes", "miou_thresholds": "mIoU, thresholds", "bbox_iou": "box IoU",
+    "pointing_game_15": "Top-1 (15 pixels)", "energy": "energy", "cnr": "CNR", "cnr_absolute": "CNR (absolute)",
+    "iou": "IoU (mixture)", "iou_otsu": "IoU (Otsu)", "iou_area": "IoU (hottest tenth)", "iou_oracle": "IoU (oracle)",
+    "dice": "Dice", "miou": "mIoU (classes)", "miou_thresholds": "mIoU (thresholds)", "bbox_iou": "box IoU",
     "centre_distance": "centre distance",
 }  # fmt: skip
 scores = pd.DataFrame(
@@ -162,8 +162,8 @@ Markdown(say.answers.scores(skill[wrong].rename(index=labels)))
 
 
 # %% [markdown]
-# Look for a column that every score rejects, and for a score that rejects every wrong column. There rarely is one,
-# which is why we report several.
+# Look for a column that every score rejects, and for a score that rejects every wrong column. No score rejects every
+# possible wrong map: exercise 2 also fools box IoU. So we report several.
 #
 # ## More maps of known quality
 #
@@ -208,10 +208,10 @@ def mean_score(score, maps_by_row, *arguments):
 # %% [markdown]
 # ## The hot end of the order: average precision
 #
-# Average precision looks at the order, too, but from the hottest pixel down. As more pixels are taken, *recall* is the
-# share of the target that is covered, and *precision* the share of the taken pixels that belong to the target. Average
-# precision is the area under this curve, on which the easy background has little influence. Chance is the target's
-# share of the image.
+# Like AUC-ROC (chapter 4), average precision looks at the order of the pixels, but from the hottest pixel down. As more
+# pixels are taken, *recall* is the share of the target that is covered, and *precision* the share of the taken pixels
+# that belong to the target. Average precision is the area under this curve, on which the easy background has little
+# influence. Chance is the target's share of the image.
 
 # %%
 curves = {
@@ -238,8 +238,8 @@ precise = pd.Series(
     {i: localization.average_precision(maps[variants[0]][i], masks[i]) for i in rows}
 )
 Markdown(
-    "**What it misses.** Targets differ in size, and chance is the size, so a small target scores low under any map. Here "
-    f"targets fill {target_area.min():.1%} to {target_area.max():.0%} of the image; the average precision of "
+    "**What it misses.** Targets differ in size, and chance is the size, so a small target scores low unless the map is "
+    f"nearly perfect. Here targets fill {target_area.min():.1%} to {target_area.max():.0%} of the image; the average precision of "
     f"`{variants[0]}` has a rank correlation of {precise.corr(target_area, 'spearman'):+.2f} with that."
 )
 
@@ -247,9 +247,9 @@ Markdown(
 # ## How much of it? Energy
 #
 # The energy-based pointing game {cite}`wang2020scorecam` is the share of a map's mass, the sum of its values, that lies
-# in the target. But attention is never 0, and most of a nearly even map's mass is what all pixels have in common. So
-# the book counts only what is above the map's minimum. Here is one map both ways, as a share of its maximum; what has a
-# colour is counted.
+# in the target. But attention is never 0, and in a nearly even map most of the mass is a constant part that all pixels
+# share. So the book counts only what is above the map's minimum. Here is one map both ways, as a share of its maximum;
+# what has a colour is counted.
 
 # %%
 counted = {"as it is": "zero", "above its minimum": "min"}
@@ -308,8 +308,9 @@ pd.DataFrame(
 
 # %% [markdown]
 # **What it misses.** The absolute CNR gives full marks to a map that is cold exactly where the disease is, and more
-# than zero to pure noise. We report the signed one. Both depend on the map's scale: if the contrast changes but the
-# order of the pixels does not, CNR changes, and so do thresholds and IoU. AUC-ROC and Top-1 stay the same.
+# than zero to pure noise. We report the signed one. Neither depends on the map's scale or offset. But where a curve
+# changes the values and not the order of the pixels, CNR changes, and so do thresholds and IoU. AUC-ROC, average
+# precision and Top-1 stay the same.
 
 # %% tags=["aggregate"]
 powers = {"√ map": 0.5, "map": 1.0, "map³": 3.0}
@@ -324,8 +325,9 @@ pd.DataFrame(bent).T[["auc_roc", "pointing_game", "cnr", "iou"]].rename(
 # %% [markdown]
 # ## A shape: threshold, IoU, Dice, mIoU
 #
-# To compare shapes, each pixel of a map must become a yes or a no. The paper fits a mixture of two Gaussians to the
-# map's values and cuts half-way between their means; the mask plays no part in it.
+# To compare shapes, each pixel of a map must become a yes or a no. The *intersection over union* (IoU) then divides the
+# area that map and target share by the area that either covers. Dombrowski et al. fit a mixture of two Gaussians to the
+# map's values and cut half-way between their means; the mask plays no part in it.
 
 # %%
 threshold = localization.gmm_threshold(raw)
@@ -401,9 +403,8 @@ Markdown(
 )
 
 # %% [markdown]
-# The *intersection over union* (IoU) divides the area that map and target share by the area that either covers. *Dice*
-# is a function of it, $2\,\mathrm{IoU}/(1+\mathrm{IoU})$. **What they miss:** a map without two kinds of pixels is cut
-# all the same, and an error of one pixel all around costs a small target much more than a large one.
+# *Dice* is a function of IoU, $2\,\mathrm{IoU}/(1+\mathrm{IoU})$. **What they miss:** even noise, in which no region
+# stands out, is cut in two, and an error of one pixel all around costs a small target much more than a large one.
 #
 # *mIoU* means two things. Over **classes** it is the mean of the IoU of the foreground and that of the background, at
 # the mixture threshold {cite}`dombrowski2024tradeoffs`. Over **thresholds** it is the mean IoU at 0.1 to 0.5 of the
@@ -430,7 +431,9 @@ pd.DataFrame(
 # ## A place: box IoU and the distance of the centres
 #
 # Often the truth is only a box. Then one compares it with the box around the largest part of the thresholded map, or
-# compares the two centres. A finding of several parts shows what goes wrong.
+# compares the centre of the thresholded map with that of the target's box. The second finding below has several parts:
+# its box, and often the box's centre, also cover what lies between them, so a map may score well for pointing between
+# the parts.
 
 
 # %%
@@ -479,9 +482,10 @@ Markdown(
 # %% [markdown]
 # ## Definition or skill?
 #
-# All maps under all scores, as means over the test phrases. Where *perfect* falls short of 1, the score or the map's
-# resolution is the reason. What *constant*, *random* and *inverted* get is free. What the *location prior* gets is
-# anatomy. Only what a variant has beyond these is skill.
+# All maps under all scores, as means over the test phrases. Where *perfect* is not at the best value (1; 0 for the
+# distance), the score or the map's resolution is the reason. What *constant*, *random* and *inverted* get is free. What
+# the *location prior* gets is anatomy. What a variant has beyond these may be skill, or may come from the side and zone
+# that the prompt names: chapter 4 tests that.
 
 # %% tags=["aggregate"]
 made = [
@@ -546,8 +550,11 @@ means.unstack("map")[list(dict.fromkeys(under["map"]))].round(3)
 
 # %% [markdown]
 # Read each row from left to right: a score that gives *random* much gives it to everyone, one that gives *inverted*
-# much has no sign, and one that gives *perfect* little cannot reward a good map. Differences down a column are due to
-# definition: the maps are the same.
+# much has no sign, and one that gives *perfect* little cannot reward a good map. Read `centre_distance_pixels` the
+# other way round: less is better. Then compare one score between protocols, in one column: the maps are the same, so
+# the difference is due to the definition. In `nuetzel2025`, for example, a map whose foreground is empty gets 0 in
+# every score. `bbox_iou` fills a box around all of the foreground and compares it with the mask itself; `bbox_miou`
+# averages that with the IoU of the two backgrounds.
 #
 # ## Exercises
 #
@@ -591,7 +598,7 @@ pd.DataFrame(
     {
         "its map gets": localization.score(values, mask, "full")[name],
         "the perfect one": scores.loc[name, "perfect"],
-        "its IoU, mixture": localization.iou(values, mask),
+        "its IoU (mixture)": localization.iou(values, mask),
     }
     for name, values in traps.items()
 ).set_axis([labels[name] for name in traps]).round(3)
@@ -601,8 +608,9 @@ pd.DataFrame(
 # scores without a threshold?
 
 # %% [markdown] tags=["solution"]
-# Scores that depend on the values' range or squares are lost, and so is the maximum. Energy loses the share of the
-# pixel's mass. Scores that depend on the order hardly change, and neither does the cut of a fixed area.
+# Thresholds that depend on the values (mixture, Otsu, a share of the range) fail or get worse, CNR falls, and Top-1 is
+# lost. Energy loses the share of the pixel's mass. Scores that depend on the order hardly change, and neither do the
+# oracle's cut and the cut of a fixed area.
 
 # %% tags=["solution"]
 broken = handmade["perfect"].copy()
@@ -658,7 +666,8 @@ pd.DataFrame({"mean IoU": two.mean(), "mean Dice": bent.mean()}).round(3)
 # %% [markdown]
 # ## Takeaways
 #
-# - Average precision and CNR look at the hot end, and CNR needs its sign; IoU and mIoU compare shapes and depend on a
-#   threshold; boxes and centres fail on findings of several parts.
+# - Average precision looks at the hot end; CNR compares means and needs its sign; energy ignores how much of the target
+#   is covered; IoU and mIoU compare shapes and depend on a threshold; boxes and centres fail on findings of several
+#   parts.
 # - Say which convention you use: the same name hides different scores, and saying nothing can score well.
 # - Try a new score on maps of known quality before you trust it.

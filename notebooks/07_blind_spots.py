@@ -80,8 +80,8 @@ features |= {v: fidelity.features(classifier, images) for v, images in generated
 # %% [markdown]
 # ## Which score notices what?
 #
-# Each set below is a set of real images, spoiled in one way. As these images have no prompt, their findings take its
-# place.
+# Each set below consists of real images. *Other patients* and *fewer of them* are not spoiled and serve for comparison;
+# each of the others is spoiled in one way. As these images have no prompt, their findings take its place.
 
 # %%
 sampled, kept_sampled, _ = to_images(profiles.sample(train, len(prompts)), size, fit)
@@ -181,25 +181,25 @@ figure.update_traces(
 figure.update_xaxes(side="top", title="").update_yaxes(title="")
 
 # %% tags=["remove-input", "aggregate"]
-Markdown(
-    say.fidelity.unnoticed(
-        change.iloc[1:], {m: label[:-2] for m, label in MEASURES.items()}
-    )
-)
+failings = change.drop(["other patients", "fewer of them"], errors="ignore")
+names = {m: label[:-2] for m, label in MEASURES.items()}
+Markdown(say.fidelity.unnoticed(failings, names))
 
 # %% tags=["answer", "remove-input", "aggregate"]
-Markdown(
-    say.answers.blind_spots(
-        change.iloc[1:], {m: label[:-2] for m, label in MEASURES.items()}
-    )
-)
+Markdown(say.answers.blind_spots(failings, names))
 
 # %% [markdown]
-# Read the figure by rows. *Fewer of them* are as real as all; what turns red there depends on the number of images.
-# *Only without a finding* is a real set, but a different one. *Copies* are what the comparison with the training images
-# (*near training*) is for. In *one image a finding* every image shows what it should, so the scores of variety must
-# notice. *Noise* misleads MS-SSIM, which takes grain for variety. Then read by columns: is a score red only where
-# something is wrong?
+# The numbers in the figure are the scores. Its colour is the difference from *other patients*, in half-widths of that
+# score's interval: beyond −1 the score notices. *Near training* is the share of images that are nearer to a training
+# image than 95 % of unseen real images are. MS-SSIM counts as worse when it is higher, as mode collapse makes it. A
+# dash means that the score is not defined.
+#
+# Read the figure by rows. *Fewer of them* are as real as all; what turns red there depends on the number of images, or
+# on which ones were taken. *Only without a finding* is a real set, but a different one. *Copies* are what the
+# comparison with the training images is for. In *one image a finding* every image shows the first finding that it
+# should, but not always the others. The scores of variety must notice the repetition. MS-SSIM cannot notice *noise*:
+# grain makes images less alike, and so does variety. Then read by columns: is a score red only where something is
+# wrong?
 #
 # ## How many images?
 #
@@ -241,7 +241,7 @@ Markdown(say.fidelity.sample_size(ends, fids, kids))
 # %% [markdown]
 # Plotted against one over the number of images, FID is nearly a straight line, which meets the axis at the FID of
 # infinitely many images, *FID∞* {cite}`chong2020unbiased`. With fewer images than features the line bends: read it as a
-# correction, not as a result.
+# correction, not as a result. It may even end below 0, which no FID can.
 
 # %% tags=["aggregate"]
 trend = {
@@ -290,6 +290,10 @@ Markdown(
     )
 )
 
+# %% [markdown]
+# A share below 5 % means that generated images are farther from the training images than unseen real ones are. That is
+# no merit: poor images are, too. Exercise 4 shows how little a copy must change to be missed.
+
 # %%
 shown, titles = [], []
 for v, memory in memories.items():
@@ -310,8 +314,8 @@ plots.images(
 # **1.** How much blur does FID see? Blur the *other real* images more and more, and compare them with the real ones.
 
 # %% [markdown] tags=["solution"]
-# Every patient and finding is still there; only texture is lost. A feature space that was trained to name findings may
-# overlook a little blur: FID sees what its features see.
+# A little blur removes texture and leaves the findings; strong blur can also remove small findings. A feature space
+# that was trained to name findings may overlook a little blur: FID sees what its features see.
 
 # %% tags=["solution"]
 blurred = {
@@ -330,11 +334,13 @@ pd.DataFrame(
 
 
 # %% [markdown]
-# **2.** *One image a finding* shows what it should. Could a classifier learn from it? Train one.
+# **2.** *One image a finding* shows at least the first finding that it should. Can a classifier learn from it? Train
+# one.
 
 
 # %% [markdown] tags=["solution"]
-# The classifier of chapter 6 finds each finding in it. But having seen one effusion does not prepare for the next.
+# Compare the two AUCs. The classifier of chapter 6 recognises findings in these images, but a classifier that has seen
+# a single effusion learns that image and not what effusions have in common.
 
 
 # %% tags=["solution"]
@@ -367,9 +373,10 @@ pd.Series(
 # noisy set? Then show each of a few good images four times: what do recall and coverage say?
 
 # %% [markdown] tags=["solution"]
-# The outlier's neighbours are far away, so its ball is huge, and images in it count as precise; density counts over all
-# balls. An image and its three copies have tiny balls that hold nothing else, so recall falls although there are as
-# many different images as before. Coverage has its balls around the real images.
+# The outlier's neighbours are far away, so its ball is huge, and images in it count as precise. Density rises much
+# less, as the huge ball is only one of those that it counts. An image and its three copies have tiny balls that hold
+# nothing else, so recall falls although there are as many different images as before. Coverage has its balls around the
+# real images.
 
 # %% tags=["solution"]
 static = np.random.default_rng(0).integers(0, 256, (1, size, size)).astype(np.uint8)
@@ -392,8 +399,8 @@ pd.DataFrame(
 # **4.** The search for copies found the planted ones. Would it find a copy that is noisier, shifted by two pixels, or mirrored?
 
 # %% [markdown] tags=["solution"]
-# A copy that the feature space takes for something else is not found. No search can say that nothing was copied, only that
-# nothing was copied in a way that it would have found.
+# Compare each share with 5 %, which is chance. A copy that the feature space takes for something else is not found. No
+# search can say that nothing was copied, only that nothing was copied in a way that it would have found.
 
 # %% tags=["solution"]
 changed = {
@@ -434,6 +441,7 @@ pd.Series(shares, name="share of copies found").to_frame()
 # %% [markdown]
 # ## Takeaways
 #
-# - Each score can be fooled: by grain, by one image a finding, by a copy that the feature space does not recognise.
+# - Each score can be fooled, for example by a little blur, by grain, or by a copy that the feature space does not
+#   recognise.
 # - FID depends on the number of images; compare equal numbers, or use KID.
 # - A search for copies can only find the copies that its feature space recognises: plant some and count.

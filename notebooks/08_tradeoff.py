@@ -86,7 +86,8 @@ table.set_index(["variant", "seed", "step"])[columns].round(3)
 # ## The figure
 #
 # Left is more real, up is more interpretable. Each line follows one variant from the base over its checkpoints. Ringed
-# points are *Pareto-optimal*: no other checkpoint is better in both. The buttons change the score.
+# points are *Pareto-optimal*: no other checkpoint is better in both. This ignores the intervals: a tiny lead is enough.
+# The buttons change the score.
 
 # %% tags=["aggregate"]
 endpoint = settings.statistics.endpoint
@@ -117,10 +118,14 @@ summary.fillna("–")
 Markdown(say.tradeoff.seeds(len(seeds)))
 
 # %% [markdown]
+# First compare each variant's AUC-ROC and word test with the location prior: a variant that does not exceed it may only
+# know where findings usually are. The gain removes this doubt.
+#
 # The *location prior* never looks at the image; *chance* is a random map. *Real images* is what held-out images score
-# themselves: the ceiling of the classifier's AUC, of precision, recall, density and coverage, and the similarity
-# (MS-SSIM) to aim at. *Contrastive* and *supervised* are the models of chapter 4 that point without diffusion; the
-# second has learned from masks.
+# themselves: the level to aim at for the classifier's AUC, precision, recall, density, coverage and similarity
+# (MS-SSIM). *Swapped image* is the mean over all variants; the *prior of the text* is the mean training mask of the
+# same finding, side and zone. *Contrastive* and *supervised* are the models of chapter 4 that point without diffusion;
+# the second has learned from masks.
 #
 # The next cell writes the table for programs (CSV, where an interval is three columns at full precision), papers
 # (LaTeX) and pages (Markdown), into the profile's folder.
@@ -139,7 +144,9 @@ print("\n" + "\n".join(stats.format_table(estimates, "latex").splitlines()[:6]))
 # Does a variant point because of the image **and** because of the word? The profile declares the two tests before any
 # map is made: the gain, which the image adds to the AUC-ROC (own minus swapped image), and the word test (chapter 4).
 # Some phrases are hard for every model, so each variant is compared with the first on the *same* phrases. Right of the
-# line the first variant points better; an interval that excludes zero shows a difference.
+# line the first variant points better; an interval that excludes zero shows a difference. A variant counts as better if
+# one of the two tests shows it and the other does not show the opposite. The two tests are not adjusted, so such a
+# verdict errs more often than once in twenty.
 
 # %% tags=["aggregate"]
 scored = [m for m in endpoint if table[m].notna().any()]
@@ -181,7 +188,7 @@ Markdown(
 )
 
 # %% [markdown]
-# Under which conditions was this found? The paper's are those of profile `paper`.
+# The table compares the conditions of this run with the paper's (profile `paper`).
 
 # %% tags=["remove-input", "aggregate"]
 paper = profiles.load("paper")
@@ -242,8 +249,9 @@ pd.concat(
 ).round(3)
 
 # %% [markdown]
-# If the endpoint still rises at the end, training has not converged. This is its change from the last checkpoint but
-# one to the last:
+# This is the change of the endpoint from the last checkpoint but one to the last. If a score still rises by more than
+# its interval is wide, training has not converged. If it does not rise, two checkpoints are too few to show that it
+# has.
 
 # %% tags=["remove-input", "aggregate"]
 curve = table[table["step"] > 0].groupby(["variant", "step"])[list(endpoint)].mean()
@@ -318,13 +326,13 @@ else:
     print("The study has not been run: make grid GRID=data/grids/text_rate.yaml")
 
 # %% [markdown]
-# Where the endpoint falls, the text encoder learns too fast for words to keep their places. The dotted line is the rate
-# at which the U-Net learns.
+# Which scores rise or fall as the text encoder learns faster? Compare the endpoint with the classifier AUC. A
+# difference between single seeds may be chance. The dotted line is the rate at which the U-Net learns.
 
 # %% [markdown]
 # ## What does it buy?
 #
-# Each variant's fidelity at its last checkpoint beside the base's, and its FID beside the first variant's:
+# Each variant's fidelity at its last checkpoint beside the base's, and the paired difference of the FIDs:
 
 # %% tags=["remove-input", "aggregate"]
 reported = {tradeoff.NAMES[column]: column for column in ("fid", "classifier_auc")}
@@ -332,7 +340,7 @@ reported = {name: column for name, column in reported.items() if name in estimat
 base = {
     name: table.loc[table["step"] == 0, column].mean() for name, column in reported.items()
 }
-Markdown(say.tradeoff.gains(estimates.loc[list(base), variants], base, variants[0]))
+Markdown(say.tradeoff.gains(estimates.loc[list(base), variants], base, variants[0], fids))
 
 # %% [markdown]
 # ## Can these intervals be trusted?
@@ -379,8 +387,9 @@ methods = ["textbook bootstrap", "as used here", "as used here, three seeds"]
 pd.Series(covered).map("{:.3f}".format).unstack().rename_axis("patients")[methods]
 
 # %% [markdown]
-# Read down a column: where does it reach 95 %? With few patients the textbook percentile interval is too narrow. The
-# interval over seeds is cautious, because three seeds say little about how much seeds differ.
+# Read down a column: where does it reach 95 %? The textbook percentile interval is too narrow, most of all with few
+# patients. With enough patients the interval over seeds is cautious, because three seeds say little about how much
+# seeds differ.
 
 # %% tags=["remove-input", "aggregate"]
 patients = each["patients"] if others else table["patients"].dropna().astype(int)
@@ -416,8 +425,9 @@ final.groupby("variant")["auc_roc"].agg(["mean", "std", "count"]).round(3)
 
 
 # %% [markdown] tags=["solution"]
-# If the detectable difference stops falling, more patients do not help. With one seed, the spread between seeds is
-# unknown, and “one more seed” is too optimistic.
+# Find the first row whose detectable difference is at most one hundredth. With one seed, the spread between seeds is
+# unknown and left out, so “standard error now” is too small and the last row cannot fall. To learn what another seed
+# gains, run several seeds.
 
 
 # %% tags=["solution", "aggregate"]
@@ -468,6 +478,6 @@ pd.DataFrame(planned).round(4)
 # %% [markdown]
 # ## Takeaways
 #
-# - Fidelity and interpretability are two axes; a single number hides the trade-off.
+# - Fidelity and interpretability are two axes; a single number hides whether one is bought with the other.
 # - A paired interval over patients decides what may be claimed; chance and the location prior put it into proportion.
 # - One seed is one sample of the training: claims about variants need several.

@@ -20,7 +20,7 @@
 # **Why does a model whose text encoder learned point differently?**
 #
 # Chapter 8 measures *whether* variants point differently. Several explanations of how a learnable text encoder could
-# cost localization contradict each other. For each we first say what it would show, and then look.
+# cost localization compete. For each we first say what would show it, and then look.
 #
 # *You will be able to* run a U-Net with other states than the prompt's own, exchange encoders, keys and values between
 # models, and compare states without being misled by a high similarity.
@@ -107,8 +107,9 @@ px.line(
 )  # fmt: skip
 
 # %% [markdown]
-# Each of these maps may only show where findings usually are. The gain (chapter 4) says what the image contributes: the
-# score minus that on another patient's image without the finding.
+# Each of these maps may only show where findings usually are. Attention sums to 1 over the tokens, so padding loses at
+# the finding what words gain there: its AUC-ROC can lie far below 0.5. The gain (chapter 4) says what the image
+# contributes: the score minus that on another patient's image without the finding.
 
 
 # %%
@@ -238,13 +239,14 @@ Markdown(say.causes.begin(begin.loc["begin's state with it"].to_dict()))
 
 # %% [markdown]
 # The first three rows are the AUC-ROC of the finding's map, the last two the begin token's correlation (maps) and
-# cosine (states) with that of the empty prompt.
+# cosine (states) with that of the empty prompt. If a subtraction lowers the AUC-ROC, it removes what points.
 #
 # ## Exchange the encoders
 #
-# If only the U-Net has become worse, the reference's encoder does not help it; if only the encoder has, it does.
-# Attention forms both its *keys* (where a token is found) and its *values* (what is taken in there) from the states, so
-# keys and values can even come from different encoders. Loss is the error of the predicted noise.
+# If only the U-Net has become worse, the reference's encoder does not help it; if only the encoder has, it does. If a
+# U-Net points worse with the other encoder's keys, it has adapted to its own. If it points better, the other keys are
+# better for it. Attention forms both its *keys* (where a token is found) and its *values* (what is taken in there) from
+# the states, so keys and values can even come from different encoders. Loss is the error of the predicted noise.
 
 # %%
 exchanged = []
@@ -323,7 +325,9 @@ ablated = pd.DataFrame(ablated, columns=["variant", "empty", *measures])
 ablated.groupby(["variant", "empty"], sort=False).mean().round(3)
 
 # %% [markdown]
-# A map that stays when the words are emptied does not come from the word.
+# A map that stays when the words are emptied does not come from the word. An emptied word behaves like padding, and
+# padding is attended to where words are not, so the AUC-ROC can fall below 0.5: compare it with the padding's row in
+# the table above. If the loss falls, the model denoises better without those states.
 #
 # ## Where does the attention go?
 #
@@ -360,7 +364,7 @@ moved = {
     for kind in causes.KINDS[:5]
 }
 moved = pd.DataFrame(moved).T
-moved.round(3)
+moved.rename(columns={"cka_null": "CKA by chance, 95 %", "drift": "1 − cosine"}).round(3)
 
 # %% tags=["remove-input", "aggregate"]
 Markdown(say.causes.drifted(moved))
@@ -391,9 +395,11 @@ pd.concat([pd.DataFrame(within), pd.DataFrame(across).map("{:.3f}".format)])
 # ## What can be read off a token?
 #
 # A *probe* {cite}`alain2016probes` is a linear classifier on states. Ours are trained on phrases of the train split, on
-# the states at begin, at the finding's words, or at end. On the test split they answer which finding the phrase names,
+# the states at begin, at the finding's words, or at end. On the val split they answer which finding the phrase names,
 # on which side, and whether it is denied. What the encoder has forgotten, no probe can read; what has moved to begin
-# can be read there. Brackets hold the share of the most frequent answer.
+# can be read there. Brackets hold the share of the most frequent answer. Where every share is near 1, the probe shows
+# that nothing it asks for is lost. It says nothing of relocation: in a BERT, begin and end have read the words from the
+# start. An interval without width means that no answer differed, not that the truth is certain.
 
 # %%
 questions = {
@@ -401,10 +407,10 @@ questions = {
     "side": lambda finding: finding.side if finding.present else None,
     "negation": lambda finding: "present" if finding.present else "denied",
 }
-limits = {"train": 300, "test": 120}
+limits = {"train": 300, "val": 120}
 fewer = {
     "train": min(settings.data.train or 300, 300),
-    "test": min(settings.data.test or 120, 120),
+    "val": min(settings.data.val or 120, 120),
 }
 source = settings
 if settings.data.source == "phantom":  # render only as many as are read
@@ -425,13 +431,13 @@ for name in runs.progress(names, "probes"):
             s: np.array([ask(f) or "" for f in some], str) for s, some in stated.items()
         }
         known = {s: answers != "" for s, answers in asked.items()}
-        truth = asked["test"][known["test"]]
+        truth = asked["val"][known["val"]]
         if len(set(asked["train"][known["train"]])) < 2 or not len(truth):
             continue
         frequent[question] = max(np.mean(truth == answer) for answer in set(truth))
         for place in at["train"]:
             x = {s: at[s][place][known[s]] for s in at}
-            found = causes.probe(x["train"], asked["train"][known["train"]], x["test"])
+            found = causes.probe(x["train"], asked["train"][known["train"]], x["val"])
             right[name, question, place] = found == truth
 
 # %% tags=["aggregate"]
@@ -441,11 +447,11 @@ for question, share in frequent.items():
             v: np.mean([right[(v, s), question, place].mean() for s in seeds if ((v, s), question, place) in right])
             for v in variants
         }  # fmt: skip
-new = {f.phrase.lower() for f in stated["test"]} - {
+new = {f.phrase.lower() for f in stated["val"]} - {
     f.phrase.lower() for f in stated["train"]
 }
 print(
-    f"{len(stated['train'])} phrases to learn from, {len(stated['test'])} to answer, {len(new)} of them new"
+    f"{len(stated['train'])} phrases to learn from, {len(stated['val'])} to answer, {len(new)} of them new"
 )
 pd.DataFrame(read_off).T.round(3)
 
@@ -466,13 +472,15 @@ for variant in variants:
     display(plots.images(list(images), titles, columns=len(images), title=title))
 
 # %% [markdown]
-# If the finding is there from the first image on, the word alone suffices. If it appears late, it takes the context.
+# If the finding is there from the first image on, the word alone suffices. If it appears late, the model needs the
+# context.
 #
 # ## The answer: hypothesis, test, result
 #
 # The tests were set before the results were seen. “Shown” means that the interval excludes zero on the side that the
 # explanation needs. Each interval errs once in twenty and there are five explanations, so one that is barely shown must
-# be repeated with other seeds.
+# be repeated with other seeds. Homogenisation and dilution are tested by what they presuppose: if that is shown and
+# pointing is not lost, it is not enough to cause a loss.
 
 # %%
 evidence = {}
@@ -508,6 +516,9 @@ for v, seen in evidence.items():
         display(say.causes.table(seen))
 
 # %% [markdown]
+# Chapter 8 may decide what this chapter cannot: it reads more phrases, on the test split and at more timesteps. Compare
+# the estimates as well as the verdicts.
+#
 # Several explanations may hold at once, and a test that shows nothing with so few phrases does not prove absence. A
 # variant with a *random* frozen encoder, where the profile has one, separates constancy from meaning: if it points as
 # well as the reference, it suffices that states stay the same.
@@ -531,6 +542,10 @@ pd.Series(
 # %% [markdown]
 # **2.** Take only the side's states away. Does the finding's map still know where to look?
 
+# %% [markdown] tags=["solution"]
+# If the score hardly changes, the finding's map does not need the side's own tokens. This does not show that the side is
+# unused: in a BERT the finding's states have read it. To test that, remove the word from the prompt.
+
 # %% tags=["solution", "aggregate"]
 has_side = np.array(["side" in groups for groups in sample.kinds])
 blank = causes.empty_states(pipelines[names[0]])
@@ -552,7 +567,7 @@ pd.Series(
 # **When is an explanation worth something?**
 #
 # <details class="quiz" name="question-1"><summary>when it fits the result</summary>No. After the fact, many do.</details>
-# <details class="quiz right" name="question-1"><summary>when it says beforehand what would show it, and another would show something else</summary>Right. Then looking can decide between them.</details>
+# <details class="quiz right" name="question-1"><summary>when it predicts, before you look, a result that the others do not predict</summary>Right. Then looking can decide between them.</details>
 #
 # **Keys come from one model and values from another. The map changes with …**
 #

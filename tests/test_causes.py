@@ -333,7 +333,7 @@ class TestSentences:
     def test_tokens_are_compared_with_the_words_of_the_finding(self):
         text = say.tokens({"a": {"begin": DOWN, "end": FLAT}})
         assert "*begin* worse (-0.150" in text
-        assert "*end* not clearly otherwise" in text
+        assert "*end* not clearly better or worse" in text
 
     def test_the_begin_token_of_clip_has_read_nothing(self):
         assert "has read no text" in say.begin({"a": 1.0})

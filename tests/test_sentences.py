@@ -116,8 +116,9 @@ class TestImages:
             index=["Edema", "Pneumonia"],
         )
         assert images.rules(scores, 1234.0) == (
-            "Macro-F1 over 2 findings is **0.950** on test reports; 3 of 4 sides are read correctly (**75%**). "
-            "One core reads 1,200 reports a second. No finding is below 0.85."
+            "Macro-F1 over 2 findings is **0.950** on test reports; 3 of 4 true sides are read (**75%**); a side "
+            "that the report does not name, often that of edema, counts as missed. One core reads 1,200 reports "
+            "a second. No finding has an F1 below 0.85."
         )
         poor = images.rules(scores, 1234.0, least=0.95)
         assert "Below 0.95: Edema 0.900 (4 reports; falsely in 1, 1 in doubt)." in poor
@@ -125,7 +126,7 @@ class TestImages:
         assert "doubt as present" not in images.rules(scores.assign(hedged=0), 1234.0, least=0.95)
         # No side is recorded: nothing is divided by zero.
         nowhere = scores.assign(sided=0, side_right=np.nan)
-        assert "0 of 0 sides are read correctly (**0%**)" in images.rules(nowhere, 1.0)
+        assert "0 of 0 true sides are read (**0%**)" in images.rules(nowhere, 1.0)
 
     def test_splits(self):
         assert images.splits({"train and val": 0, "val and test": 0}, []) == (
@@ -218,10 +219,13 @@ class TestAnswers:
             return answers.fidelity("a", (Interval(20, 18, 22), fid), Interval(4.5, 4, 5), auc)
 
         better = text(Interval(5, 4, 6), Interval(0.8, 0.75, 0.85))
-        assert "are more real than the base's (FID 5.00 against 20.00; of held-out images 4.50) and show the" in better
-        assert "are less real than" in text(Interval(40, 38, 42), UP)
+        assert (
+            "are closer to the real ones than the base's (FID 5.00 against 20.00; of held-out images 4.50) and show the"
+            in better
+        )
+        assert "are farther from the real ones than" in text(Interval(40, 38, 42), UP)
         unclear = text(Interval(20, 17, 23), Interval(0.5, 0.4, 0.6))
-        assert "not clearly more or less real than" in unclear
+        assert "not clearly closer to the real ones than" in unclear
         assert "and do not clearly show the findings that prompts name (AUC 0.50)" in unclear
 
     def test_blind_spots(self):
@@ -267,29 +271,37 @@ class TestFidelity:
         def lines(last=None, similar=None, auc=None):
             last, similar = last or Interval(5, 4, 6), similar or Interval(0.4, 0.38, 0.42)
             fid, clf = (Interval(20, 18, 22), last), (Interval(0.5, 0.45, 0.55), auc or Interval(0.8, 0.75, 0.85))
-            return fidelity.answer(fid, Interval(4.5, 3.5, 5.5), (similar, Interval(0.4, 0.37, 0.43)), clf).split("\n")
+            pairs = (
+                (similar, Interval(0.4, 0.37, 0.43)),
+                clf,
+                (NONE, Interval(0.65, 0.55, 0.75), Interval(0.9, 0.85, 0.95)),
+            )
+            return fidelity.answer(fid, Interval(4.5, 3.5, 5.5), *pairs).split("\n")
 
         better = lines()
-        assert (
-            better[0]
-            == "- The images have become more real: FID 5.00 [4.00, 6.00], against 20.00 [18.00, 22.00] of the base."
+        assert better[0].startswith(
+            "- As a set, the images have moved towards the real ones: FID 5.00 [4.00, 6.00], against"
         )
-        assert better[1].startswith("- They are not clearly less real than other real images")
-        assert "not clearly less varied than" in better[2]
-        assert better[3].startswith("- They show its findings, better than the base's")
-        assert "less real:" in lines(Interval(40, 38, 42))[0]
-        assert lines(Interval(40, 38, 42))[1].startswith("- They are less real than other real images")
-        assert "neither clearly more nor less real" in lines(Interval(20, 17, 23))[0]
-        assert lines(Interval(1, 0.9, 1.1))[1].startswith("- They are closer than other real images")
-        assert " less varied than" in lines(similar=Interval(0.9, 0.88, 0.92))[2]
-        assert "more varied (or noisier) than" in lines(similar=Interval(0.1, 0.08, 0.12))[2]
-        assert lines(auc=Interval(0.5, 0.4, 0.6))[3].startswith("- They do not clearly show its findings")
-        assert "not clearly better than the base's" in lines(auc=Interval(0.55, 0.51, 0.59))[3]
+        assert better[0].endswith(" 20.00 [18.00, 22.00] of the base.")
+        assert better[1].startswith("- By FID they are not clearly farther from the real ones than other real images")
+        assert better[2].endswith(
+            ": 0.650 [0.550, 0.750], of the base 0.100, of other real images 0.900 [0.850, 0.950]."
+        )
+        assert "not clearly less varied than" in better[3]
+        assert better[4].startswith("- They show its findings, better than the base's")
+        assert "away from the real ones:" in lines(Interval(40, 38, 42))[0]
+        assert lines(Interval(40, 38, 42))[1].startswith("- By FID they are farther from the real ones than other")
+        assert "neither clearly towards the real ones nor away" in lines(Interval(20, 17, 23))[0]
+        assert lines(Interval(1, 0.9, 1.1))[1].startswith("- By FID they are closer to the real ones than other")
+        assert " less varied than" in lines(similar=Interval(0.9, 0.88, 0.92))[3]
+        assert "more varied (or noisier) than" in lines(similar=Interval(0.1, 0.08, 0.12))[3]
+        assert lines(auc=Interval(0.5, 0.4, 0.6))[4].startswith("- They do not clearly show its findings")
+        assert "not clearly better than the base's" in lines(auc=Interval(0.55, 0.51, 0.59))[4]
 
     def test_a_checkpoint_may_obey_less_than_its_base(self):
         fid, same = Interval(20, 18, 22), Interval(0.4, 0.38, 0.42)
         auc = Interval(0.8, 0.75, 0.85), Interval(0.6, 0.55, 0.65)
-        assert "worse than the base's" in fidelity.answer((fid, fid), fid, (same, same), auc)
+        assert "worse than the base's" in fidelity.answer((fid, fid), fid, (same, same), auc, (same, same, same))
 
     def test_memory(self):
         assert "no sign of copying" in fidelity.memory(Interval(0.06, 0.02, 0.1), 1.0)
@@ -340,8 +352,8 @@ class TestTradeoff:
             "adjusted p = 0.030\n"
             "- Pneumonia: `frozen` is better than `learnable`; frozen minus learnable is -0.100 [-0.150, -0.050], "
             "adjusted p = 0.030\n\n"
-            "No difference after Holm's adjustment in 1 of 4 comparisons; in 1 of them it is smaller than is "
-            "detectable, which proves no absence."
+            "No difference after Holm's adjustment in 1 of 4 comparisons; in 1 of them it is smaller than this "
+            "design can reliably detect, so a real difference may have been missed."
         )
         assert tradeoff.findings(table(("Edema", comparison(0.1, -0.05, 0.25), 0.2))) == (
             "No difference after Holm's adjustment in 1 of 1 comparison."
@@ -361,7 +373,7 @@ class TestTradeoff:
         assert tradeoff.coverage(held(0.90, 0.94, 0.95), 1000, [12]).endswith("have 12 patients.")
         # 92.5 % might be 93 %: not called fewer.
         close = tradeoff.coverage(held(0.925, 0.94, 0.95), 1000, [12])
-        assert "With 10 patients the simulation cannot tell." in close
+        assert "With 10 patients the simulation cannot tell whether 93 % did." in close
         assert "fewer did" not in close
         assert "cannot tell" not in text
         never = tradeoff.coverage(held(0.90, 0.91, 0.90), 1000, [12])
@@ -383,16 +395,18 @@ class TestTradeoff:
             },
             index=["FID ↓", "classifier AUC ↑"],
         )
-        assert tradeoff.gains(scores, {"FID ↓": 57.2, "classifier AUC ↑": 0.5}, "frozen").split("\n") == [
+        fids = {"learnable": Difference(5.0, 3.59, 6.41, 0.01), "last:2": Difference(0.0, -2.24, 2.24, 1.0)}
+        assert tradeoff.gains(scores, {"FID ↓": 57.2, "classifier AUC ↑": 0.5}, "frozen", fids).split("\n") == [
             "- `frozen`: FID from 57.200 (base) to 10.000 [9.000, 11.000], classifier AUC from 0.500 (base) to "
             "0.700 [0.600, 0.800]",
             "- `learnable`: FID from 57.200 (base) to 5.000 [4.000, 6.000], classifier AUC from 0.500 (base) to "
             "0.800 [0.700, 0.900]",
             "- `last:2`: FID from 57.200 (base) to 10.000 [8.000, 12.000], classifier AUC from 0.500 (base) to 0.750",
-            "- The FID of `learnable` is clearly lower than that of `frozen`: difference -5.00 [-6.41, -3.59].",
-            "- The FID of `last:2` does not clearly differ from that of `frozen`: difference +0.00 [-2.24, +2.24].",
+            "- The FID of `learnable` is lower than that of `frozen`: frozen minus learnable +5.00 "
+            "[+3.59, +6.41], p = 0.010.",
+            "- The FID of `last:2` does not clearly differ from that of `frozen`: frozen minus last:2 "
+            "+0.00 [-2.24, +2.24], p = 1.000.",
         ]
-        assert "The FID of `frozen` is clearly higher than" in tradeoff.gains(scores, {"FID ↓": 57.2}, "learnable")
 
 
 class TestKnowledge:
@@ -483,7 +497,7 @@ class TestPointing:
 
     def test_conditions_name_the_two_rates(self):
         found = say.tradeoff.conditions(profiles.load("paper"))
-        assert found["learning rate of the text encoder"].endswith("(1 of the U-Net's)")
+        assert found["learning rate of the text encoder"].endswith("(1 × the U-Net's)")
         assert found["timesteps read"] == "40 of 50"
 
 
@@ -501,7 +515,7 @@ class TestRecipes:
     def test_success_is_no_worse_than_frozen_and_than_learnable(self):
         table = self.table(good=(0.0, 0.1), mute=(-0.2, 0.1), dull=(0.0, 0.0))
         found = say.recipes.verdicts(table, ["word"])
-        assert found["both"].to_dict() == {"good": "yes", "mute": "no", "dull": "no"}
+        assert found["both"].to_dict() == {"learnable": "no", "good": "yes", "mute": "no", "dull": "no"}
         assert say.recipes.answer(found).startswith("**Yes**: `good`")
         text = say.recipes.principles(found, {"A": ["good"], "B": ["mute", "dull"], "C": ["absent"]})
         assert "**A**: supported" in text
@@ -510,11 +524,17 @@ class TestRecipes:
 
     def test_one_seed_gives_no_interval_and_a_wide_one_decides_nothing(self):
         table = self.table(other=(0.0, 0.1))
-        assert say.recipes.verdicts(table[table["seed"] == 0], ["word"])["both"].tolist() == ["too few seeds"]
+        assert say.recipes.verdicts(table[table["seed"] == 0], ["word"])["both"]["other"] == "too few seeds"
         table.loc[(table["variant"] == "other") & (table["seed"] == 1), "word"] += 0.3
         found = say.recipes.verdicts(table, ["word"])
-        assert found["both"].tolist() == ["open"]
+        assert found["both"]["other"] == "open"
         assert "comes nearest" in say.recipes.answer(found)
 
     def test_without_another_recipe_there_is_no_answer(self):
-        assert "no answer" in say.recipes.answer(say.recipes.verdicts(self.table(), ["word"]))
+        found = say.recipes.verdicts(self.table(), ["word"])
+        assert say.recipes.answer(found) == "No recipe beside frozen and learnable has been run on the same seeds yet."
+
+    def test_learnable_itself_may_have_both(self):
+        found = say.recipes.verdicts(self.table(learnable=(0.02, 0.1)), ["word"])
+        assert found["both"].to_dict() == {"learnable": "yes"}
+        assert say.recipes.answer(found).startswith("`learnable` itself points no worse than frozen")

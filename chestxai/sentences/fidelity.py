@@ -21,18 +21,25 @@ def teaching(generated: Interval, real: Interval) -> str:
     return _say("teaching", some=some, gap=gap, generated=generated, real=real)
 
 
-def answer(fid: Sequence[Interval], floor: Interval, similar: Sequence[Interval], auc: Sequence[Interval]) -> str:
+def answer(
+    fid: Sequence[Interval],
+    floor: Interval,
+    similar: Sequence[Interval],
+    auc: Sequence[Interval],
+    precise: Sequence[Interval],
+) -> str:
     """What fine-tuning did to the images, as bullets.
 
     Args:
         fid, auc: FID and classifier AUC, each of the base and of the last checkpoint.
         floor: FID of real images.
         similar: MS-SSIM within a prompt at the last checkpoint, and of real images with equal findings.
+        precise: precision of the base, of the last checkpoint, and of other real images.
     """
     base, own = fid
     gaps = {"real": independent(own, base), "left": independent(own, floor), "vary": independent(*similar)}
     gaps |= {"than": independent(auc[1], auc[0]), "obey": auc[1].low > 0.5}
-    return _say("answer", fid=own, base=base, floor=floor, similar=similar, auc=auc, **gaps)
+    return _say("answer", fid=own, base=base, floor=floor, similar=similar, auc=auc, precise=precise, **gaps)
 
 
 def as_asked(generated: Mapping[str, Interval], real: Mapping[str, Interval], chance: Mapping[str, float]) -> str:

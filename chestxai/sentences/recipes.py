@@ -37,13 +37,14 @@ def verdicts(table: pd.DataFrame, endpoint: Sequence[str], margin: float = 0.01)
         margin: how far below zero the lower bound of a paired difference may lie, stated beforehand.
 
     Returns:
-        A row for each other recipe: ``<column> − frozen``, ``classifier AUC − learnable``, and ``both``: "yes", "no"
-        where an interval lies below the margin, "open" where the seeds do not decide, "too few seeds" where an interval
-        is missing.
+        A row for each recipe but frozen: ``<column> − frozen``, ``classifier AUC − learnable``, and ``both``: "yes",
+        "no" where an interval lies below the margin, "open" where the seeds do not decide, "too few seeds" where an
+        interval is missing.
     """
     columns = {f"{LABELS[c]} − frozen": over_seeds(table, c, "frozen") for c in endpoint}
-    columns["classifier AUC − learnable"] = over_seeds(table, "classifier_auc", "learnable")
-    frame = pd.DataFrame(columns).drop(index=["frozen", "learnable"], errors="ignore").dropna()
+    itself = pd.Series({"learnable": Interval(0.0, 0.0, 0.0)}, dtype=object)
+    columns["classifier AUC − learnable"] = pd.concat([over_seeds(table, "classifier_auc", "learnable"), itself])
+    frame = pd.DataFrame(columns).drop(index="frozen", errors="ignore").dropna()
     lows, highs = (frame.map(lambda i, end=end: getattr(i, end)).astype(float) for end in ("low", "high"))
     cases = [lows.isna().any(axis=1), (lows > -margin).all(axis=1), (highs < -margin).any(axis=1)]
     both = np.select(cases, ["too few seeds", "yes", "no"], "open")
@@ -52,15 +53,17 @@ def verdicts(table: pd.DataFrame, endpoint: Sequence[str], margin: float = 0.01)
 
 def answer(found: pd.DataFrame) -> str:
     """The answer of chapter 10 from `verdicts`, and which recipe comes nearest where none has both."""
+    already = _say("already") if "learnable" in found.index[found["both"] == "yes"] else ""
+    found = found.drop(index="learnable", errors="ignore")
     if found.empty:
-        return _say("none")
+        return already + _say("none")
     winners, few = list(found.index[found["both"] == "yes"]), sum(found["both"] == "too few seeds")
     if winners:
         text = _say("winners", names=[f"`{name}`" for name in winners])
     else:
         worst = found.drop(columns="both").map(lambda interval: interval.estimate).astype(float).min(axis=1)
         text = _say("nearest", name=worst.idxmax(), difference=worst.max())
-    return text + (_say("open", n=few) if few else "")
+    return already + text + (_say("open", n=few) if few else "")
 
 
 def principles(found: pd.DataFrame, groups: dict[str, Sequence[str]]) -> str:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from chestxai.localization import LABELS, LOWER_IS_BETTER
 from chestxai.profiles import Profile
-from chestxai.sentences.words import Templates, bullets, direction, escaped, filled, independent, verb
+from chestxai.sentences.words import Templates, bullets, direction, escaped, filled
 from chestxai.stats import Difference, Interval
 from chestxai.tradeoff import Comparison
 
@@ -79,21 +79,19 @@ def coverage(covered: Mapping[int, Interval], trials: int, used: Sequence[int]) 
     return _say("coverage", trials=trials, error=error, held=held, few=few, unclear=unclear, size=size)
 
 
-def gains(scores: pd.DataFrame, base: Mapping[str, float], reference: str, fid: str = "FID ↓") -> str:
+def gains(scores: pd.DataFrame, base: Mapping[str, float], reference: str, fids: Mapping[str, Difference]) -> str:
     """What fine-tuning buys: fidelity of every variant, and its FID against the reference's.
 
     Args:
         scores: measures × variants of `tradeoff.estimates`.
         base: measure → score of the base, for the measures to report.
-        reference, fid: the reference variant, and the row of the FID.
+        reference, fids: the reference variant, and other variant → FID of the reference minus its own.
     """
     lines = []
     for v in scores:
         parts = [_say("score", name=m.rstrip(" ↑↓"), base=base[m], value=scores.loc[m, v]) for m in base]
         lines.append(f"`{v}`: {', '.join(parts)}")
-    for name in scores.columns.drop(reference):
-        d = independent(scores.loc[fid, name], scores.loc[fid, reference])
-        lines.append(_say("gain", name=name, verb=verb(d), reference=reference, d=d))
+    lines += [_say("gain", name=name, reference=reference, d=d) for name, d in fids.items()]
     return bullets(lines)
 
 
