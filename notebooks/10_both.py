@@ -40,10 +40,13 @@ data = ""  # folder that holds one sub-folder per source (openi/, nih/); phantom
 out = ""  # root of the runs; empty: the project's runs/
 
 # %%
+import copy
+
+import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 
-from chestxai import plots, profiles, runs, tradeoff
+from chestxai import causes, finetune, models, plots, profiles, recipes, runs, tradeoff
 from chestxai import sentences as say
 from chestxai.studies import Frame, phrases
 
@@ -125,6 +128,43 @@ own = own.loc[own.groupby(["variant", "seed"])["step"].idxmax()]
 own[["variant", "seed", "step", *endpoint, "classifier_auc", "fid"]].round(3)
 
 # %% [markdown]
+# ## A recipe without training: the line between two encoders
+#
+# Between the base's text encoder and a learned one lies a line of weights, and each point on it is a text encoder, too
+# (WiSE-FT {cite}`wortsman2022wiseft`). We walk along it with the U-Net of the last variant that learns the whole
+# encoder, on validation phrases: 0 is the base's encoder, 1 the learned one, and beyond 1 the line is prolonged.
+
+# %%
+whole = [v for v in variants if settings.recipe(v).text == "learnable"]
+pipeline, val = (
+    models.load_base(settings),
+    [*profiles.studies(settings, "val", data, boxes=True)],
+)
+before, line = copy.deepcopy(pipeline.text_encoder), {}
+if whole:
+    run = profiles.run(settings, whole[-1], seeds[0], out)
+    finetune.load_checkpoint(pipeline, run, run.steps()[-1])
+    learned, chosen = pipeline.text_encoder, profiles.sample(phrases(val), 48)
+    sample = causes.prepare(pipeline, chosen, val, settings.data.fit)
+    for share in runs.progress((0.0, 0.25, 0.5, 0.75, 1.0, 1.25), "points on the line"):
+        pipeline.text_encoder = recipes.between(before, learned, share)
+        states = models.encode_text(pipeline, sample.prompts)
+        own, other = (
+            causes.read(pipeline, sample, states, [200, 500], latents)
+            for latents in (sample.latents, sample.swapped)
+        )
+        auc, swapped = (causes.auc(r.of("finding", sample), sample) for r in (own, other))
+        line[share] = np.nanmean(auc), np.nanmean(auc - swapped), own.loss.mean()
+
+# %% tags=["aggregate"]
+columns = ["AUC-ROC", "gain in AUC-ROC", "denoising loss"]
+pd.DataFrame(line, index=columns).T.rename_axis("share of the way").round(4)
+
+# %% [markdown]
+# If the scores stay between those of the ends, the line trades one for the other; if they are higher in the middle, a
+# mean of two encoders points better than both. The U-Net was trained with the learned encoder, so the base's end tests
+# how far it can do without.
+#
 # ## The same images, side by side
 #
 # Where each variant looks, on the first test phrases of different findings:
