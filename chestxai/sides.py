@@ -97,6 +97,21 @@ def side_score(table: pd.DataFrame, column: str = "mirror", n: int = 2000) -> In
     return stats.bootstrap_ci(known[column] * weights, known["patient"], n=n)
 
 
+def scores_by_step(profile: Profile, run: Run, studies: Iterable[Study], pool: Iterable[Study]) -> pd.DataFrame:
+    """`side_score` of every checkpoint of a finished ``run`` of ``profile``, as columns of a study (`batch.study`).
+
+    ``studies`` and ``pool`` are those of `score_run`. Columns: ``step``; ``side``, ``side_low``, ``side_high``, the
+    share of findings whose map prefers the side that the report names; ``swap_side``, the same on swapped images.
+    """
+    studies, pool, rows = list(studies), list(pool), []
+    for step in run.steps():
+        table = score_run(profile, run, studies, pool, step)
+        own, swap = (side_score(table, name, profile.statistics.resamples) for name in ("mirror", "swap_mirror"))
+        bounds = {"side": own.estimate, "side_low": own.low, "side_high": own.high}
+        rows.append({"step": step} | bounds | {"swap_side": swap.estimate})
+    return pd.DataFrame(rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m chestxai.sides``: ``sides.csv`` of every checkpoint of a run."""
     parser = argparse.ArgumentParser(

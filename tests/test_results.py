@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_1samp
 
-from chestxai import batch, localization, profiles, runs
+from chestxai import batch, localization, profiles, runs, sides
 from chestxai.batch import grid, study
 from chestxai.runs import InputError
 
@@ -93,6 +93,15 @@ class TestStudy:
         assert found.index[~found["agrees"]].tolist() == ["auc_roc"]
         with pytest.raises(InputError, match="rows 0 to 1"):
             study.check(again, folder / "small.csv", 2)
+
+    def test_real_images_are_scored_on_the_sides_that_reports_name_too(self, made):
+        job = made[2][0]
+        run = profiles.run(job.profile, job.variant, job.seed, job.out)
+        studies = {split: profiles.studies(job.profile, split) for split in ("val", "test")}
+        found = sides.scores_by_step(job.profile, run, studies["val"], studies["test"])
+        assert found["step"].tolist() == run.steps()
+        assert found[["side_low", "side", "side_high"]].apply(lambda row: row.is_monotonic_increasing, axis=1).all()
+        assert found["swap_side"].between(0, 1).all()
 
 
 def test_a_base_made_again_makes_other_rows(tmp_path):

@@ -129,7 +129,7 @@ def check(todo: Sequence[Job], path: Path, row: int, tolerance: float = 0.03) ->
     if job is None:
         raise runs.InputError(f"{path}, row {row}: the grid has no run with these settings")
     again = rows_of(job).set_index("step").loc[stored["step"]]
-    names = [c for c in (*LOWER_IS_BETTER, *COLUMNS, "classifier_auc") if pd.notna(stored.get(c))]
+    names = [c for c in (*LOWER_IS_BETTER, *COLUMNS, "classifier_auc", "side") if pd.notna(stored.get(c))]
     both = pd.DataFrame({"stored": stored[names], "again": again[names]}).astype(float)
     allowed = np.where(both.index.str.startswith(("fid", "kid")), 10 * tolerance * both["stored"].abs(), tolerance)
     return both.assign(agrees=(both["stored"] - both["again"]).abs() <= allowed)
@@ -137,7 +137,7 @@ def check(todo: Sequence[Job], path: Path, row: int, tolerance: float = 0.03) ->
 
 def rows_of(job: Job) -> pd.DataFrame:
     """Train, ground, generate and score one run: its rows of the table."""
-    from chestxai import faithfulness, fidelity, finetune, models, tradeoff
+    from chestxai import faithfulness, fidelity, finetune, models, sides, tradeoff
 
     profile, run = job.profile, profiles.run(job.profile, job.variant, job.seed, job.out)
     fidelity.feature_spaces(profile.sampling)  # says what is missing before the training
@@ -151,6 +151,9 @@ def rows_of(job: Job) -> pd.DataFrame:
     runs.write_atomic(run.grounding_file, table.to_csv(index=False))
     runs.write_json(run.fidelity_file, {"steps": _fidelity(job, run)})
     rows = tradeoff.table([run.folder], n=profile.statistics.resamples)
+    if profile.boxes != profile.data.source:  # X-rays have few boxes, and many reports that name a side
+        studies = _studies(profile, job.split, job.data), _studies(profile, _other(job.split), job.data)
+        rows = rows.merge(sides.scores_by_step(profile, run, *studies), on="step")
     seconds = run.train_log().set_index("step")["seconds"].reindex(rows["step"]).to_numpy()
     about = {"variant": job.variant, "seed": job.seed, "step": rows.pop("step"), "identity": job.identity}
     code = runs.code_fingerprint("chestxai.finetune.loop", "chestxai.faithfulness", "chestxai.fidelity")
@@ -189,12 +192,15 @@ def _studies(profile: Profile, split: str, data: str, boxes: bool = False) -> An
     return kept[split, boxes]
 
 
+def _other(split: str) -> str:
+    return "val" if split == "test" else "test"
+
+
 def _phrases(profile: Profile, split: str, data: str) -> tuple[list, list, list]:
     """Phrases to score, those of the priors, and studies to swap in: never of the split that is scored."""
     from chestxai.studies import phrases
 
-    other = "val" if split == "test" else "test"
-    pool = list(_studies(profile, other, data, boxes=True))
+    pool = list(_studies(profile, _other(split), data, boxes=True))
     train = phrases(_studies(profile, "train", data, boxes=True))
     return phrases(_studies(profile, split, data, boxes=True)), train or phrases(pool), pool
 
