@@ -330,6 +330,32 @@ else:
 # difference between single seeds may be chance. The dotted line is the rate at which the U-Net learns.
 
 # %% [markdown]
+# ## On real X-rays
+#
+# A phantom's findings are clear, and every one has a mask. Do the maps of models trained on real X-rays depend on the
+# image? The study `open` trains both variants on a quarter and on all of Open-i's images
+# (`make grid GRID=data/grids/open.yaml DATA=…`, hours). Two tests: the gain on the few phrases with a box (NIH), and
+# *side*, the share of findings whose map prefers the half of the image that the report names (Open-i).
+
+# %%
+study = profiles.DATA / "results" / "open.csv"
+tests = {"gain_auc_roc": (0.0, 0.1), "side": (0.5, 0.85)}  # chance, and what phantoms reach
+if study.is_file():
+    real = pd.read_csv(study)
+    title = "Real X-rays: the last checkpoints over the number of training images"
+    display(
+        plots.setting_curves(real, "data.train", [*tests, "classifier_auc", "fid"], title)
+    )
+    whole = real[real["data.train"] == real["data.train"].max()]
+    title = "Real X-rays: all training images, over the steps"
+    display(plots.setting_curves(whole, "step", [*tests, "classifier_auc", "fid"], title))
+else:
+    print("The study has not been run: make grid GRID=data/grids/open.yaml DATA=…")
+
+# %% tags=["remove-input"]
+Markdown(say.tradeoff.extrapolation(real, "data.train", tests) if study.is_file() else "")
+
+# %% [markdown]
 # ## What does it buy?
 #
 # Each variant's fidelity at its last checkpoint beside the base's, and the paired difference of the FIDs:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from chestxai.localization import LABELS, LOWER_IS_BETTER
@@ -92,6 +93,37 @@ def gains(scores: pd.DataFrame, base: Mapping[str, float], reference: str, fids:
         parts = [_say("score", name=m.rstrip(" ↑↓"), base=base[m], value=scores.loc[m, v]) for m in base]
         lines.append(f"`{v}`: {', '.join(parts)}")
     lines += [_say("gain", name=name, reference=reference, d=d) for name, d in fids.items()]
+    return bullets(lines)
+
+
+def extrapolation(table: pd.DataFrame, images: str, tests: Mapping[str, tuple[float, float]]) -> str:
+    """What a study on real X-rays shows at its end, and how far more steps or images would have to go, as bullets.
+
+    A test grows by a straight line in the logarithms of steps and images, by least squares over all rows of a variant.
+
+    Args:
+        table: a study with columns ``variant``, ``step``, ``images`` (its name), and each test with its bounds.
+        tests: column → (chance, the value to reach).
+    """
+    lines = []
+    for variant, rows in table.groupby("variant", sort=False):
+        logs = np.log2(rows[["step", images]].astype(float))
+        last = rows.sort_values([images, "step"]).iloc[-1]
+        for test, (chance, reach) in tests.items():
+            found = Interval(*(last[test + end] for end in ("", "_low", "_high")))
+            slopes = np.linalg.lstsq(np.column_stack([logs - logs.mean(), np.ones(len(logs))]), rows[test], rcond=None)[
+                0
+            ]
+            more = (reach - found.estimate) / slopes[1] if slopes[1] > 0 else 0.0
+            about = {
+                "name": variant,
+                "label": LABELS.get(test, test),
+                "found": found,
+                "steps": slopes[0],
+                "reach": reach,
+            }
+            about |= {"above": found.low > chance, "chance": chance, "images": slopes[1], "more": more}
+            lines.append(_say("extrapolation", grows=more > 0, **about))
     return bullets(lines)
 
 
