@@ -15,9 +15,9 @@ import pytest
 import yaml
 from bs4 import BeautifulSoup
 
-from chestxai import batch, book, guard, profiles, runs, sources
+from chestxai import batch, book, profiles, runs, sources
 from chestxai.batch import Node
-from chestxai.book import chapters
+from chestxai.book import chapters, guard
 from chestxai.localization import SCORES
 from chestxai.profiles import ROOT
 from chestxai.runs import InputError

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from chestxai import reports, runs
 from chestxai.reports.sections import LONGEST
@@ -191,6 +191,13 @@ class Item(BaseModel):
     """An object of json whose fields have their very types: text is no number, of Unicode and not endless."""
 
     model_config = ConfigDict(strict=True, str_max_length=LONGEST)
+
+
+class Category(Item):
+    """What annotations of COCO's format refer to by its ``id``."""
+
+    id: int
+    name: str = Field(min_length=1)
 
 
 def valid(schema: TypeAdapter, value: Any, problem: str) -> Any:
