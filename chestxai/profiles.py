@@ -215,11 +215,7 @@ class Profile(Settings):
         return self
 
     def recipe(self, variant: str) -> Recipe:
-        """The recipe of a variant.
-
-        Raises:
-            InputError: the profile has no variant of that name; lists those it has.
-        """
+        """The recipe of a variant; InputError lists those that the profile has if there is none of that name."""
         if variant not in self.variants:
             names = ", ".join(self.variants)
             raise InputError(f"profile {self.name!r} has no variant {variant!r}: choose one of {names}")

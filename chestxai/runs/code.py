@@ -27,11 +27,7 @@ def code_fingerprint(*modules: str, without: Collection[str] = INFRASTRUCTURE) -
 
 
 def reached(code: str) -> set[Path]:
-    """Files of the package that Python source ``code`` imports, directly or not.
-
-    Raises:
-        SyntaxError: ``code`` is not Python.
-    """
+    """Files of the package that Python source ``code`` imports, directly or not; SyntaxError if it is not Python."""
     return _follow(_imports(ast.parse(code)), ())
 
 

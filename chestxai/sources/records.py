@@ -227,13 +227,8 @@ def read_items(
 def image_size(path: Path, name: str = "", tell: Callable[[str], None] | None = None) -> tuple[int, int]:
     """``(height, width)`` of a PNG, JPEG or DICOM file at ``path`` as `read_image` gives it, from its header.
 
-    Args:
-        path: Of the file.
-        name: What messages call it.
-        tell: Called with a reason if the windows of a DICOM file have no width and are left out.
-
-    Raises:
-        InputError: There is no file, or its header cannot be read.
+    InputError, which calls the file ``name``, where there is none or its header cannot be read. ``tell`` is called with
+    a reason if the windows of a DICOM file have no width and are left out.
     """
     try:
         if is_dicom(path):
