@@ -51,21 +51,18 @@ class DataSettings(Settings):
     size: int = Field(64, ge=32, le=2048, multiple_of=8)  #: side of the images in pixels
     fit: Fit = "crop"  #: how an image becomes a square
     options: dict[str, dict[str, Any]] = Field({})  #: of each source's ``load``, by its name: ``{vindr: {agree: 3}}``
-    #: Whether pages are guarded (`chestxai.guard`); default: the terms of the sources decide (`sources.terms`). Only
-    #: ``folder``, the user's own data, can be set to false.
+    #: Whether pages are guarded (`chestxai.book.guard`); default: the terms of the sources decide (`sources.terms`).
+    #: Only ``folder``, the user's own data, can be set to false.
     credentialed: bool | None = None
 
     @model_validator(mode="after")
     def _known(self) -> DataSettings:
         used = [*dict.fromkeys((self.source, self.boxes or self.source))]
-        unknown = [name for name in used if name not in sources.SOURCES]
-        if unknown:
-            raise ValueError(f"unknown source {unknown[0][:80]!r}: choose one of {', '.join(sources.SOURCES)}")
+        closed = [name for name in used if sources.terms(name).credentialed and name != "folder"]
         for name, options in self.options.items():
             if name not in used:
                 raise ValueError(f"options of {name!r}, which is not read here: the sources are {', '.join(used)}")
             sources.check_options(name, options)
-        closed = [name for name in used if sources.terms(name).credentialed and name != "folder"]
         if closed and self.credentialed is False:
             raise ValueError(f"credentialed cannot be false: the terms of {', '.join(closed)} bind each user")
         return self
@@ -218,11 +215,7 @@ class Profile(Settings):
         return self
 
     def recipe(self, variant: str) -> Recipe:
-        """The recipe of a variant.
-
-        Raises:
-            InputError: the profile has no variant of that name; lists those it has.
-        """
+        """The recipe of a variant; InputError lists those that the profile has if there is none of that name."""
         if variant not in self.variants:
             names = ", ".join(self.variants)
             raise InputError(f"profile {self.name!r} has no variant {variant!r}: choose one of {names}")

@@ -35,11 +35,7 @@ def sided(studies: Iterable[Study]) -> list[GroundTruth]:
             found.setdefault(finding.name, []).append(finding)
         for mentions in found.values():
             first, sides = mentions[0], {finding.side for finding in mentions}
-            if (
-                len(sides) == 1
-                and first.side in ("left", "right")
-                and study.attributes.get("side", first.side) == first.side
-            ):
+            if sides in ({"left"}, {"right"}) and study.attributes.get("side", first.side) == first.side:
                 phrase = faithfulness.without_side(first.phrase)
                 # A phrase whose words for the finding went with the side's ("left-sided opacity") would be read whole.
                 if phrase and reports.name_span(phrase, first.name):

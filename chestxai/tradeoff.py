@@ -74,9 +74,9 @@ def at_equal_seconds(table: pd.DataFrame) -> pd.DataFrame:
     return last_step(trained[trained["seconds"] <= 1.05 * budget])
 
 
-def last_step(table: pd.DataFrame) -> pd.DataFrame:
-    """The row of the last step in ``table`` of each variant and seed."""
-    return table.loc[table.groupby(["variant", "seed"])["step"].idxmax()]
+def last_step(table: pd.DataFrame, keys: Sequence[str] = ("variant", "seed")) -> pd.DataFrame:
+    """The row in ``table`` of each run's last step; a run is what has equal ``keys``."""
+    return table.loc[table.groupby(list(keys))["step"].idxmax()]
 
 
 def pareto_front(table: pd.DataFrame, x: str = "fid", y: str = "auc_roc") -> np.ndarray:
@@ -279,24 +279,6 @@ def _over_seeds(rows: pd.DataFrame, column: str) -> Interval | float:
     below, above = (np.sqrt(np.mean(np.square(rows[column] - rows[f"{column}_{end}"]))) for end in ("low", "high"))
     halves = float(np.hypot(below, seeds)), float(np.hypot(above, seeds))
     return Interval(mean.estimate, mean.estimate - halves[0], mean.estimate + halves[1])
-
-
-def verdict(difference: Comparison) -> str:
-    """One sentence on the claim that ``a`` of a comparison localizes better than ``b``: undecided if it may be zero."""
-    d, low, high = difference, difference.low, difference.high
-    if d.metric in LOWER_IS_BETTER:
-        low, high = -high, -low
-    claim = f"Undecided: {d.a} and {d.b} do not clearly differ"
-    if low > 0:
-        claim = f"Supported: {d.a} localizes better than {d.b}"
-    elif high < 0:
-        claim = f"Contradicted: {d.b} localizes better than {d.a}"
-    seeds = f"{d.seeds} seeds: the interval covers other seeds and other patients"
-    seeds = seeds if d.seeds > 1 else "the interval covers other patients, not other seeds"
-    return (
-        f"{claim}: the {NAMES.get(d.metric, d.metric).rstrip(' ↑↓')} of {d.a} minus that of {d.b} is {d} "
-        f"({d.phrases} phrases of {d.patients} patients, step {d.step}; {seeds})."
-    )
 
 
 def _seed(run: Path) -> int:

@@ -267,7 +267,7 @@ Markdown(
         if comparisons
         else ""
     )
-    + "\n\n".join(map(tradeoff.verdict, comparisons))
+    + "\n\n".join(map(say.localization.verdict, comparisons))
 )
 
 # %% [markdown]

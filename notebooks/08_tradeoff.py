@@ -241,7 +241,7 @@ pd.DataFrame(
 # run had reached when the fastest one ended:
 
 # %% tags=["remove-input", "aggregate"]
-ends = {"equal steps": table.loc[table.groupby(["variant", "seed"])["step"].idxmax()]}
+ends = {"equal steps": tradeoff.last_step(table)}
 ends["equal time"] = tradeoff.at_equal_seconds(table)
 columns = ["step", "seconds", *endpoint, "auc_roc", "fid", "classifier_auc"]
 pd.concat(

@@ -124,7 +124,7 @@ for base, verdicts in found.items():
 # %% tags=["aggregate"]
 trained = [profiles.run(settings, v, s, out) for v in variants for s in seeds]
 own = tradeoff.table([run.check_finished().folder for run in trained], n=100)
-own = own.loc[own.groupby(["variant", "seed"])["step"].idxmax()]
+own = tradeoff.last_step(own)
 own[["variant", "seed", "step", *endpoint, "classifier_auc", "fid"]].round(3)
 
 # %% [markdown]

@@ -17,7 +17,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from chestxai import sources
-from chestxai.sources import boxes_of, chexlocalize, decode_mask, smaller_mask
+from chestxai.sources import chexlocalize
+from chestxai.sources.shapes import boxes_of, decode_mask, smaller_mask
 from chestxai.studies import FINDINGS, Box, Frame, phrases, to_images
 from tests.pictures import ramp
 
@@ -175,7 +176,7 @@ class TestRecord:
 
     def test_all_pathologies_are_known(self):
         assert {*TASKS} <= {*chexlocalize.PATHOLOGIES}
-        assert {"chexlocalize"} <= sources.CREDENTIALED
+        assert sources.terms("chexlocalize").credentialed
 
 
 class TestBadRecords:

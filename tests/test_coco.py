@@ -245,4 +245,4 @@ class TestFatal:
 
 def test_it_needs_no_credentials():
     assert "coco" in sources.SOURCES
-    assert "coco" not in sources.CREDENTIALED
+    assert not sources.terms("coco").credentialed

@@ -15,8 +15,7 @@ from PIL import Image
 
 from chestxai import profiles, runs, sources
 from chestxai.runs import InputError
-from chestxai.sources import image_size
-from chestxai.sources.records import MOST
+from chestxai.sources.records import MOST, image_size
 from chestxai.sources.shapes import parse_box
 from chestxai.sources.tables import csv_rows, read_json
 from chestxai.studies import read_image

@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOW = (
     "runs stats studies reports sources recipes profiles encoders models attention finetune grounding "
     "postprocess localization faithfulness sides causes baselines fidelity tradeoff sentences knowledge plots "
-    "widgets batch book guard"
+    "widgets batch book"
 ).split()
 
 

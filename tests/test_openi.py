@@ -22,6 +22,8 @@ from PIL import Image, ImageFile
 
 from chestxai import reports, sources
 from chestxai.sources import openi
+from chestxai.sources.records import fingerprint
+from chestxai.sources.splits import split_patients
 from chestxai.studies import FINDINGS, Study, to_images
 
 # The official file with its odd blank lines, without the fields that are not read.
@@ -128,7 +130,7 @@ def everything(root: Path, **options) -> tuple[list[Study], list[str]]:
 
 
 def split_of(number: int) -> str:
-    return sources.split_patients([f"CXR{number}"], openi.FRACTIONS)[f"CXR{number}"]
+    return split_patients([f"CXR{number}"], openi.FRACTIONS)[f"CXR{number}"]
 
 
 @pytest.mark.parametrize(
@@ -239,7 +241,7 @@ class TestSplits:
         assert {s.id: s.split for s in few}.items() <= {s.id: s.split for s in studies}.items()
 
     def test_eight_in_ten_are_trained_on(self):
-        counts = Counter(sources.split_patients([f"CXR{n}" for n in range(1, 4000)], openi.FRACTIONS).values())
+        counts = Counter(split_patients([f"CXR{n}" for n in range(1, 4000)], openi.FRACTIONS).values())
         shares = {split: counts[split] / 3999 for split in counts}
         assert shares == pytest.approx({"train": 0.8, "val": 0.1, "test": 0.1}, abs=0.02)
 
@@ -541,9 +543,9 @@ class TestFingerprint:
     def test_the_order_of_findings_is_no_content(self, tmp_path):
         studies = sources.load("openi", collection(tmp_path), "train")
         turned = [replace(s, findings=s.findings[::-1]) for s in studies]
-        assert sources.fingerprint("openi", turned) == studies.fingerprint
+        assert fingerprint("openi", turned) == studies.fingerprint
         fewer = [replace(s, findings=s.findings[1:]) for s in studies]
-        assert sources.fingerprint("openi", fewer) != studies.fingerprint
+        assert fingerprint("openi", fewer) != studies.fingerprint
 
     @pytest.mark.parametrize("change", ["image", "report", "gone"])
     def test_any_change_of_what_is_loaded_shows(self, tmp_path, change):

@@ -161,7 +161,7 @@ class TestRecord:
 
     def test_labels_are_of_the_book_and_it_is_known_to_be_credentialed(self):
         assert {*padchest.LABELS.values()} == {*FINDINGS}
-        assert "padchest" in sources.CREDENTIALED
+        assert sources.terms("padchest").credentialed
 
 
 class TestSplits:

@@ -281,11 +281,11 @@ def test_histogram_shows_both_sides_of_the_mask_at_one_scale():
     mask[:2, :5] = True
     heatmap[mask] = 1
     heatmap[9, 9] = 1  # one of the 90 outside is as hot
-    fig = plots.histogram(heatmap, mask, threshold=0.25, bins=4)
+    fig = plots.histogram(heatmap, mask, threshold=0.25)
     outside, inside = fig.data
     assert (outside.name, inside.name) == ("outside the target", "inside the target")
-    np.testing.assert_allclose(outside.y, [89 / 90, 0, 0, 1 / 90])
-    np.testing.assert_allclose(inside.y, [0, 0, 0, 1])
+    np.testing.assert_allclose(outside.y, [89 / 90, *[0] * 38, 1 / 90])
+    np.testing.assert_allclose(inside.y, [*[0] * 39, 1])
     assert sorted(shape.x0 for shape in fig.layout.shapes) == pytest.approx([1 / 90, 0.25, 1])
     assert fig.layout.annotations[0].text == "threshold 0.25"
     assert sum(plots.histogram(np.full((10, 10), 3.0), mask).data[0].y) == pytest.approx(1)

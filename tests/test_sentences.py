@@ -553,3 +553,29 @@ class TestRecipes:
         found = say.recipes.verdicts(self.table(learnable=(0.02, 0.1)), ["word"])
         assert found["both"].to_dict() == {"learnable": "yes"}
         assert say.recipes.answer(found).startswith("`learnable` itself points no worse than frozen")
+
+
+class TestVerdict:
+    @staticmethod
+    def comparison(estimate, low, high, a="frozen", b="learnable", metric="auc_roc", seeds=2):
+        return Comparison(estimate, low, high, 0.004, metric, a, b, step=200, phrases=24, patients=12, seeds=seeds)
+
+    def test_supported(self):
+        assert localization.verdict(self.comparison(0.1, 0.05, 0.15)) == (
+            "Supported: frozen localizes better than learnable: the AUC-ROC of frozen minus that of learnable is "
+            "+0.100 [+0.050, +0.150], p = 0.004 (24 phrases of 12 patients, step 200; 2 seeds: the interval "
+            "covers other seeds and other patients)."
+        )
+
+    def test_contradicted_and_undecided(self):
+        said = localization.verdict(self.comparison(-0.1, -0.15, -0.05, seeds=1))
+        assert said.startswith("Contradicted: learnable localizes better than frozen")
+        assert "other patients, not other seeds" in said
+        assert localization.verdict(self.comparison(0.1, -0.05, 0.25)).startswith("Undecided")
+        # One patient: no interval, no verdict.
+        assert localization.verdict(self.comparison(0.1, np.nan, np.nan)).startswith("Undecided")
+
+    def test_a_smaller_distance_is_better(self):
+        said = localization.verdict(self.comparison(-0.1, -0.15, -0.05, metric="centre_distance"))
+        assert said.startswith("Supported")
+        assert "-0.100" in said

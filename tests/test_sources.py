@@ -37,7 +37,7 @@ def test_every_source_has_a_complete_card(name):
     # Each is one cell of a table.
     assert not [value for value in rows.values() if "|" in value or "\n" in value]
     assert sources.terms(name).licence in rows["licence"]
-    assert ("aggregates only" in rows["pages show"]) is (name in sources.CREDENTIALED)
+    assert ("aggregates only" in rows["pages show"]) is sources.terms(name).credentialed
     assert all(f"`{option}`" in rows["options"] for option in sources.options_of(name))
 
 
@@ -55,7 +55,7 @@ def test_credentialed_sources_say_what_their_identifiers_look_like():
     for name in sources.SOURCES:
         identifiers = sources.terms(name).identifiers
         # Nobody knows what those of your own data look like.
-        assert bool(identifiers) is (name in sources.CREDENTIALED - {"folder"})
+        assert bool(identifiers) is (sources.terms(name).credentialed and name != "folder")
         for pattern in identifiers.values():
             assert not re.fullmatch(pattern, "")
             # The page of data cards would be refused.

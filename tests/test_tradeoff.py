@@ -16,7 +16,6 @@ from scipy import stats
 from chestxai import tradeoff
 from chestxai.runs import InputError
 from chestxai.stats import format_table, holm, minimal_detectable_difference, seeds_ci
-from chestxai.tradeoff import Comparison
 
 # Known answers need few patients.
 pytestmark = pytest.mark.filterwarnings("ignore::chestxai.stats.FewGroupsWarning")
@@ -345,36 +344,9 @@ class TestCompareFindings:
         found = tradeoff.compare(one, other)
         assert found.p == 1
         assert np.isnan(found.low)
-        assert tradeoff.verdict(found).startswith("Undecided")
 
     def test_nothing_in_common(self, frozen, learnable):
         path = learnable[0] / "grounding.csv"
         pd.read_csv(path, keep_default_na=False).assign(auc_roc="").to_csv(path, index=False)
         with pytest.raises(InputError, match="no phrase has auc_roc"):
             tradeoff.compare_findings(frozen[:1], learnable[:1])
-
-
-class TestVerdict:
-    @staticmethod
-    def comparison(estimate, low, high, a="frozen", b="learnable", metric="auc_roc", seeds=2):
-        return Comparison(estimate, low, high, 0.004, metric, a, b, step=200, phrases=24, patients=12, seeds=seeds)
-
-    def test_supported(self):
-        assert tradeoff.verdict(self.comparison(0.1, 0.05, 0.15)) == (
-            "Supported: frozen localizes better than learnable: the AUC-ROC of frozen minus that of learnable is "
-            "+0.100 [+0.050, +0.150], p = 0.004 (24 phrases of 12 patients, step 200; 2 seeds: the interval "
-            "covers other seeds and other patients)."
-        )
-
-    def test_contradicted_and_undecided(self):
-        said = tradeoff.verdict(self.comparison(-0.1, -0.15, -0.05, seeds=1))
-        assert said.startswith("Contradicted: learnable localizes better than frozen")
-        assert "other patients, not other seeds" in said
-        assert tradeoff.verdict(self.comparison(0.1, -0.05, 0.25)).startswith("Undecided")
-        # One patient: no interval, no verdict.
-        assert tradeoff.verdict(self.comparison(0.1, np.nan, np.nan)).startswith("Undecided")
-
-    def test_a_smaller_distance_is_better(self):
-        said = tradeoff.verdict(self.comparison(-0.1, -0.15, -0.05, metric="centre_distance"))
-        assert said.startswith("Supported")
-        assert "-0.100" in said

@@ -118,7 +118,7 @@ class TestRecord:
     def test_every_class_is_known_and_every_finding_reached(self):
         assert {*CLASSES} <= {*vindr.LABELS, *vindr.OTHERS, vindr.NORMAL}
         assert {*vindr.LABELS.values()} == {*FINDINGS}
-        assert "vindr" in sources.CREDENTIALED
+        assert sources.terms("vindr").credentialed
 
     def test_pneumonia_comes_from_the_labels_of_whole_images(self, tmp_path):
         rows = [box(1, "Edema", 1, 2, 9, 9), box(2, "No finding")]

@@ -237,8 +237,7 @@ class Source(NamedTuple):
 def read_notebook(path: Path) -> dict[str, Any]:
     """A notebook as JSON, the source of each cell as one text; importing nbformat would take a second.
 
-    Raises:
-        InputError: the file is damaged or not a notebook.
+    InputError where the file is damaged or not a notebook.
     """
     notebook = runs.read_json(path, dict)
     try:

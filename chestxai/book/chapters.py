@@ -37,11 +37,8 @@ _DIV = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 def published(notebook: Any, node: Node) -> Any:
     """Prepare an executed notebook for its page: no progress bars, widget state, or folders of this machine.
 
-    The cell tagged ``parameters`` shows what was run, and papermill's second one is left out.
-
-    Args:
-        notebook: of nbformat 4; is changed.
-        node: whose execution it is.
+    The cell tagged ``parameters`` shows what was run, and papermill's second one is left out. ``notebook``, of nbformat
+    4, is the execution of ``node``, and is changed.
     """
     notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     for cell in notebook.cells:
@@ -63,11 +60,9 @@ def published(notebook: Any, node: Node) -> Any:
 
 
 def page(executions: Mapping[str, Any], badges: Sequence[str]) -> Any:
-    """The notebook of a chapter's page.
+    """The notebook of a chapter's page, with ``badges``, short texts, under the title.
 
-    Args:
-        executions: what to call it ("frozen, seed 0") → notebook of nbformat 4, all of one chapter.
-        badges: short texts that stand under the title.
+    ``executions``: what to call it ("frozen, seed 0") → notebook of nbformat 4, all of one chapter.
     """
     parts = [list(twins) for twins in zip(*(one.cells for one in executions.values()), strict=True)]
     prose = [first for first, *_ in parts if first.cell_type == "markdown"]
@@ -142,9 +137,7 @@ def glossary() -> dict[str, str]:
 def linked(text: str, terms: dict[str, str]) -> str:
     """``text`` in Markdown whose first mention of each of ``terms`` leads to the glossary and shows its definition.
 
-    Args:
-        text: of a cell.
-        terms: of `glossary`; those found are removed.
+    The terms are of `glossary`; those found are removed.
     """
     spellings = {spelling: term for term in terms for spelling in (term, term[0].upper() + term[1:])}
     words = re.compile(

@@ -113,10 +113,9 @@ def closed(profile: Profile) -> tuple[str, ...]:
 
 
 def of(profile: Profile, data: str | Path) -> Private:
-    """What a run may not show: every split of the profile's credentialed sources, uncapped; no image is read.
+    """What a run may not show: every split of the ``profile``'s credentialed sources, uncapped; no image is read.
 
-    Args:
-        profile, data: name the sources and their options, and the folder that holds one sub-folder per source.
+    ``data`` is the folder that holds one sub-folder per source.
     """
     names = closed(profile)
     if names and not data:
@@ -294,12 +293,9 @@ def _places(notebook: Any) -> list[tuple[int, str, Reading]]:
 
 
 def leaks(shown: Any, known: Private, written: bool = False) -> list[Leak]:
-    """What a notebook, or the HTML or text of a page, still shows.
+    """What ``shown``, a notebook of nbformat 4 or the HTML or text of a page, still shows.
 
-    Args:
-        shown: a notebook of nbformat 4, or text.
-        known: of `private` or `of`.
-        written: whether a person wrote the text, who may use anyone's words.
+    ``known`` is of `private` or `of`; ``written``: whether a person wrote the text, who may use anyone's words.
     """
     if isinstance(shown, str):
         (found,) = _check([(0, "source" if written else "output", read(shown, "page"))], known)
@@ -312,12 +308,9 @@ def leaks(shown: Any, known: Private, written: bool = False) -> list[Leak]:
 
 
 def site_leaks(folder: Path, known: Private, pictures: Iterable[str] = ()) -> list[str]:
-    """What built pages still show: outputs are checked as in a notebook, all else as written by a person.
+    """What the HTML in ``folder`` still shows: outputs are checked as in a notebook, all else as written by a person.
 
-    Args:
-        folder: of the HTML.
-        known: of `private` or `of`.
-        pictures: names of the files that ship with the book.
+    ``known`` is of `private` or `of`; ``pictures`` are names of the files that ship with the book.
     """
     found = []
     for path in sorted(folder.rglob("*")):
@@ -347,10 +340,8 @@ def withhold(notebook: Any, known: Private) -> Any:
     """A copy of an executed notebook in which notices stand for what may not be shown.
 
     Outputs, attachments, pictures in Markdown and metadata are withheld, and of cells tagged ``parameters`` or
-    ``injected-parameters`` the lines that name data. Other sources stay, see `leaks`.
-
-    Args:
-        notebook, known: of nbformat 4, and of `private` or `of`.
+    ``injected-parameters`` the lines that name data. Other sources stay, see `leaks`. ``notebook`` is of
+    nbformat 4, ``known`` of `private` or `of`.
     """
     held = [f"{name}: {sources.terms(name).licence}" for name in known.names if sources.terms(name).credentialed]
     terms = f" ({'; '.join(held)})" if held else ""

@@ -113,11 +113,7 @@ def data_cards(folder: Path) -> str:
 
 
 def refuse(places: Sequence[str]) -> None:
-    """Stop if ``places`` that show something private are left.
-
-    Raises:
-        InputError: lists them.
-    """
+    """Stop if ``places`` that show something private are left: InputError lists them."""
     if places:
         raise InputError(
             f"nothing is built: {len(places)} places still show credentialed data, which may not be passed on: "

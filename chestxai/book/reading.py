@@ -200,7 +200,7 @@ def read_outputs(outputs: Iterable[Any]) -> Reading:
 
 def _read_output(output: Any) -> Reading:
     if output.output_type == "stream":
-        return read(_text(output.text))
+        return read(output.text)
     if output.output_type == "error":
         return read("\n".join([output.ename, output.evalue, *output.traceback]))
     metadata = output.get("metadata")
@@ -211,7 +211,7 @@ def _read_output(output: Any) -> Reading:
             readings.append(read(json.dumps(value, ensure_ascii=False)))
         elif kind in ("text/plain", "text/html", "text/markdown", "text/latex"):
             markup = {"text/plain": "text", "text/html": "html"}.get(kind, "markdown")
-            readings.append(read(_text(value), markup))
+            readings.append(read(value, markup))
         else:
             picture = kind.startswith(("image/", "audio/", "video/", "application/pdf"))
             refused = "picture" if picture else "widget" if kind.startswith(_WIDGET) else "output of unknown kind"
@@ -225,8 +225,3 @@ def _joined(readings: Iterable[Reading]) -> Reading:
     others = (text for reading in readings for text in reading.texts[1:])
     found = tuple(what for reading in readings for what in reading.found)
     return Reading(("\n".join(running), "".join(running), *others), found)
-
-
-def _text(value: Any) -> str:
-    """Text that nbformat may store as a list of lines."""
-    return "".join(value) if isinstance(value, list) else str(value)

@@ -15,14 +15,7 @@ def drop_scripts(app: Sphinx, name: str, template: str, context: dict[str, Any],
     """Drop scripts from a page: thebe's, which declare a constant twice (an error in every console), and plotly.js.
 
     Live code is off, and a chart loads plotly.js itself (`chestxai.plots.page`). A page without formulas needs no
-    MathJax.
-
-    Args:
-        app: Of Sphinx.
-        name: Of the page.
-        template: Of the page.
-        context: What the template is filled with; is changed.
-        doctree: The page.
+    MathJax. Of what Sphinx gives (``app``, ``name``, ``template``, ``context``, ``doctree``) the context is changed.
     """
     unused = _UNUSED if 'class="math' in str(context.get("body")) else (*_UNUSED, "mathjax")
     # docutils calls the bibliography a list of no items, which a screen reader announces as empty.
@@ -33,11 +26,9 @@ def drop_scripts(app: Sphinx, name: str, template: str, context: dict[str, Any],
 
 
 def drop_icons(app: Sphinx, exception: Exception | None) -> None:
-    """Keep, of the theme's 2,000 icons (1.5 MB on each page), those that a page or a script names.
+    """Keep, of the theme's 2,000 icons (1.5 MB on each page), those that a page or a script of ``app`` names.
 
-    Args:
-        app: Of Sphinx.
-        exception: Of the build; with one, nothing is done.
+    After an ``exception`` in the build nothing is done.
     """
     icons = Path(app.outdir) / "_static" / "scripts" / "fontawesome.js"
     if exception or not icons.is_file():

@@ -134,10 +134,7 @@ def feature_space(source: str = "phantom", folder: Path | None = None) -> nn.Mod
 def feature_spaces(settings: SamplingSettings) -> dict[str, nn.Module]:
     """The feature spaces of ``settings.spaces`` besides the findings classifier, by name, on a GPU if there is one.
 
-    Call it before a long run: what is missing is said here.
-
-    Raises:
-        InputError, MissingError: as `feature_space`.
+    Call it before a long run: what is missing is said here, by the errors of `feature_space`.
     """
     names = [name for name in dict.fromkeys(settings.spaces) if name != "findings"]
     files = {name: settings.weights.get(name.removesuffix("-cd")) for name in names}
@@ -208,17 +205,11 @@ def features(space: nn.Module, images: Array, batch: int = 256) -> Array:
 
 @dataclass(frozen=True)
 class Features:
-    """The result of `extract`.
+    """The result of `extract`."""
 
-    Attributes:
-        values: float32 ``(n, d)``, for `fid`, `kid`, `precision_recall`, …
-        names: the file of each row, relative to the folder.
-        skipped: one line for each image that cannot be read.
-    """
-
-    values: Array
-    names: tuple[str, ...]
-    skipped: tuple[str, ...]
+    values: Array  #: float32 ``(n, d)``, for `fid`, `kid`, `precision_recall`, …
+    names: tuple[str, ...]  #: the file of each row, relative to the folder
+    skipped: tuple[str, ...]  #: one line for each image that cannot be read
 
 
 def extract(
@@ -232,18 +223,11 @@ def extract(
 ) -> Features:
     """Features of the images in a folder, in bounded memory: only one batch of 64 images and all features are held.
 
-    Each is brought to ``size`` pixels with antialiasing, without which FID measures aliasing (Parmar et al. 2022).
-
-    Args:
-        space: the feature space.
-        folder: searched for PNG and JPEG files at any depth; hidden ones are left out.
-        size, fit: pixels, and "crop" or "letterbox" for images that are not square.
-        cache: folder for the features, in a file for each space, framing and content of the images (read in full).
-        progress: wraps the loop over images, e.g. `chestxai.runs.progress`.
-
-    Raises:
-        MissingError: no such folder.
-        InputError: no image that can be read, or features that are not finite.
+    ``folder`` is searched for PNG and JPEG files at any depth; hidden ones are left out. Each is brought to ``size``
+    pixels as ``fit`` says, with antialiasing, without which FID measures aliasing (Parmar et al. 2022). ``cache`` is a
+    folder for the features, in a file for each ``space``, framing and content of the images (read in full);
+    ``progress`` wraps the loop over images, e.g. `chestxai.runs.progress`. MissingError where there is no such folder;
+    InputError for no image that can be read, or features that are not finite.
     """
     files = _image_files(folder)
     if cache is None:

@@ -96,11 +96,7 @@ def prepare(pipeline: StableDiffusionPipeline, recipe: Recipe, seed: int) -> Non
 
 
 def check_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Check that all ``tensors`` of the file ``path`` are ``expected`` parameters, by name and shape.
-
-    Raises:
-        InputError: naming the first that is not.
-    """
+    """Raise InputError unless all ``tensors`` of the file ``path`` are ``expected`` parameters, by name and shape."""
     for name, tensor in sorted(tensors.items()):
         here = tuple(expected[name].shape) if name in expected else "missing"
         if here != tuple(tensor.shape):

@@ -11,11 +11,7 @@ from chestxai.finetune.loop import finetune
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Fine-tune one variant of a profile.
-
-    Args:
-        arguments: of the command line; default: ``sys.argv``.
-    """
+    """``python -m chestxai.finetune``: one run of a profile."""
     parser = argparse.ArgumentParser(
         prog="python -m chestxai.finetune",
         description="Fine-tune one variant of a profile. A finished run is left alone, an unfinished one is resumed.",

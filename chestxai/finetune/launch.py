@@ -91,11 +91,7 @@ def make_accelerator(settings: FinetuneSettings, unused: bool = False) -> Accele
 
 @contextmanager
 def memory_errors(settings: FinetuneSettings) -> Iterator[None]:
-    """Turn CUDA's "out of memory" inside the block into one line that names the ``settings`` to change.
-
-    Raises:
-        InputError: instead of `torch.OutOfMemoryError`.
-    """
+    """Turn CUDA's "out of memory" inside the block into an InputError of one line, with the ``settings`` to change."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -139,12 +135,9 @@ def shard_like(value: Tensor, other: Tensor) -> Tensor:
 def check_space(
     out: Path, learning: Sequence[torch.nn.Parameter], pipeline: StableDiffusionPipeline, settings: FinetuneSettings
 ) -> None:
-    """Check before the first step that the disk has room for the run in ``out``.
+    """Check before the first step that the disk has room for the run in ``out``; OSError if not.
 
     That is for the ``learning`` parameters, as often as the ``settings`` say, and for ``pipeline``.
-
-    Raises:
-        OSError: too little space.
     """
 
     def size(*parts: Iterable[torch.nn.Parameter]) -> int:
@@ -175,8 +168,7 @@ def space(learning: int, whole: int, settings: FinetuneSettings) -> int:
 def only_writer(out: Path, main: bool) -> Iterator[None]:
     """Hold the lock of a run's folder ``out`` while it is being made; all processes rely on the ``main`` one.
 
-    Raises:
-        InputError: another training holds it.
+    InputError where another training holds it.
     """
     if not main:
         yield

@@ -11,11 +11,7 @@ from chestxai.studies import phrases
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Ground all test phrases with every checkpoint of a run.
-
-    Args:
-        arguments: of the command line; default: ``sys.argv``.
-    """
+    """``python -m chestxai.grounding``: all test phrases with every checkpoint of a run."""
     parser = argparse.ArgumentParser(
         prog="python -m chestxai.grounding",
         description="Ground all test phrases with every checkpoint of a fine-tuned run. Finished maps are left alone.",

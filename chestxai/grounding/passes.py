@@ -238,11 +238,7 @@ def image_key(image: np.ndarray) -> int:
 
 
 def make_passes(options: dict[str, Any]) -> Passes:
-    """`Passes` of keyword arguments.
-
-    Raises:
-        InputError: one that does not exist.
-    """
+    """`Passes` of keyword arguments; InputError for one that does not exist."""
     try:
         return Passes(**options)
     except TypeError as error:

@@ -32,9 +32,7 @@ def denoising_errors(
     Li et al. 2023, section 3.2, for the target the model was trained on (noise or velocity), without guidance. All
     ``prompts`` of ``images``, uint8 ``(n, s, s)``, see the same noise (section 3.3), which depends only on the image's
     number and the timestep, from 0 (no noise) to ``num_train_timesteps - 1``. ``progress`` wraps the passes.
-
-    Raises:
-        InputError, DivergedError: what ``pipeline`` cannot take, or ``timesteps`` outside; output that is not finite.
+    InputError for what ``pipeline`` cannot take, or ``timesteps`` outside; DivergedError for output that is not finite.
     """
     size, images = models.image_size(pipeline), np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1:] != (size, size):

@@ -50,11 +50,7 @@ JOINT = ("StableDiffusion3Pipeline", "FluxPipeline")
 
 
 def kind_of(pipeline: DiffusionPipeline | str) -> Kind:
-    """The kind of a pipeline, or of a class's name.
-
-    Raises:
-        InputError: one that is not read; names it, and what is.
-    """
+    """The kind of a pipeline, or of a class's name; InputError names one that is not read, and what is."""
     name = pipeline if isinstance(pipeline, str) else type(pipeline).__name__
     if name not in KINDS:
         only = "; of its joint attention attention.capture can read the transformer alone" if name in JOINT else ""

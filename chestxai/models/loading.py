@@ -133,11 +133,7 @@ def _read(base: str, folder: Path | None, text_encoder: str | Path | None) -> tu
 def adopt_pipeline(pipeline: DiffusionPipeline) -> DiffusionPipeline:
     """Make a pipeline of any kind what the book expects: its denoiser is ``unet``, its tokenizer reads as it does.
 
-    Args:
-        pipeline: changed in place.
-
-    Raises:
-        InputError: of a class that is not read.
+    It is changed in place. InputError for a class that is not read.
     """
     kind = kind_of(pipeline)
     pipeline.unet = getattr(pipeline, kind.denoiser)
@@ -188,11 +184,7 @@ def _weights(folder: Path, variant: str = "") -> list[Path]:
 
 
 def _variant(folder: Path, parts: Sequence[str]) -> str | None:
-    """ "fp16" where a part has its weights in half precision alone, which become float32.
-
-    Raises:
-        InputError: a part has its weights as pickles alone.
-    """
+    """ "fp16" where a part has its weights in half precision alone, which become float32; InputError for pickles."""
     without = [part for part in parts if (folder / part).is_dir() and not _weights(folder / part)]
     for part in without:
         if not _weights(folder / part, ".fp16") and any((folder / part).glob("*.bin")):

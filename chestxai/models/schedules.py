@@ -100,12 +100,7 @@ def ddim(scheduler: SchedulerMixin | Flow) -> DDIMScheduler | Flow:
 
     Steps are evenly spaced from timestep 1 ("leading"), from the last timestep ("trailing") where the schedule ends in
     pure noise (Lin et al. 2024). Nothing is clipped: latents are not confined to [-1, 1].
-
-    Args:
-        scheduler: of the base, of any class with betas or a flow.
-
-    Raises:
-        InputError: as `trained_with`.
+    The base's ``scheduler`` is of any class with betas, or a flow. InputError as `trained_with`.
     """
     trained = trained_with(scheduler)
     if "shift" in trained:
@@ -120,13 +115,8 @@ def ddim(scheduler: SchedulerMixin | Flow) -> DDIMScheduler | Flow:
 def plms(scheduler: SchedulerMixin | Flow) -> PNDMScheduler:
     """Pseudo linear multistep (Liu et al. 2022), with DDIM's timesteps and without Runge–Kutta steps at the start.
 
-    As in latent diffusion's own code.
-
-    Args:
-        scheduler: of the base.
-
-    Raises:
-        InputError: as `trained_with`; or the base is no diffusion that starts short of pure noise.
+    As in latent diffusion's own code. InputError as `trained_with` of the base's ``scheduler``; or the base is no
+    diffusion that starts short of pure noise.
     """
     trained = trained_with(scheduler)
     if trained.pop("rescale_betas_zero_snr", True):

@@ -70,12 +70,7 @@ def _matrix(z: np.ndarray, rows: list[str], columns: list[str], title: str, **op
 
 
 def histogram(
-    heatmap: np.ndarray,
-    mask: np.ndarray,
-    threshold: float | None = None,
-    bins: int = 40,
-    title: str = "",
-    label: str = "threshold",
+    heatmap: np.ndarray, mask: np.ndarray, threshold: float | None = None, title: str = "", label: str = "threshold"
 ) -> go.Figure:
     """The values of a heatmap inside and outside its target: what every score is made of.
 
@@ -85,14 +80,14 @@ def histogram(
         heatmap: Float ``(H, W)``, already of the mask's size (`localization.resize`).
         mask: bool ``(H, W)``, neither empty nor full.
         threshold: In the heatmap's units; a dashed line, foreground to its right. None for no line.
-        bins, title, label: Number of bins, title of the figure, and name of the threshold.
+        title, label: Title of the figure, and name of the threshold.
     """
     heatmap, mask = np.asarray(heatmap, dtype=float), np.asarray(mask)
     if heatmap.shape != mask.shape:
         raise InputError(f"the heatmap is {heatmap.shape} and the mask {mask.shape}: resize the heatmap first")
     if mask.dtype != bool or not mask.any() or mask.all():
         raise InputError("the mask must be bool, neither empty nor full")
-    edges = np.histogram_bin_edges(heatmap, bins)
+    edges = np.histogram_bin_edges(heatmap, 40)
     fig = go.Figure()
     for color, name, part, hatch in (("#888888", "outside", ~mask, ""), (style.INK, "inside", mask, "/")):
         values = heatmap[part]

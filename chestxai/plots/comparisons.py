@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from chestxai.plots import style
 from chestxai.runs import InputError
 from chestxai.stats import Interval, format_interval
-from chestxai.tradeoff import Comparison, pareto_front
+from chestxai.tradeoff import Comparison, last_step, pareto_front
 
 #: Localization scores of the trade-off plane.
 METRICS = ("auc_roc", "pointing_game", "cnr", "miou")
@@ -292,11 +292,6 @@ def _add_references(plane: go.Figure, table: pd.DataFrame, y: str) -> None:
     )  # fmt: skip
 
 
-def _last(table: pd.DataFrame, *keys: str) -> pd.DataFrame:
-    """The rows of each run's last step; a run is what has equal ``keys``."""
-    return table.loc[table.groupby(list(keys))["step"].idxmax()]
-
-
 def recipes_plane(table: pd.DataFrame, metrics: Sequence[str], title: str = "") -> go.Figure:
     """Recipes in the plane of fidelity and an endpoint, with a menu of the bases and the tests of the endpoint.
 
@@ -315,7 +310,7 @@ def recipes_plane(table: pd.DataFrame, metrics: Sequence[str], title: str = "") 
     for base, rows in table.groupby("base", sort=False):
         for column in metrics:
             name = style.score_name(column, short=True)
-            plane = _recipes(_last(rows, "variant", "seed"), column, looks, title)
+            plane = _recipes(last_step(rows), column, looks, title)
             planes.append((f"{name}, base {base}" if base else name, plane))
     return style.chooser(planes, name="Score")
 
@@ -358,7 +353,7 @@ def setting_curves(
         rate: A value to mark, such as the U-Net's own rate; None for none.
     """
     style.require(table, [setting, "variant", "seed", "step", *metrics], "setting_curves")
-    last = _last(table, setting, "variant", "seed")
+    last = last_step(table, (setting, "variant", "seed"))
     looks, charts = style.styles_of(last["variant"]), []
     ticks = sorted(last[setting].unique())
     axis = {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}

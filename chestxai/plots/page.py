@@ -75,13 +75,7 @@ def values(array: Any) -> np.ndarray:
 
 
 def table_of(data: Sequence[dict], layout: dict[str, Any], meta: dict[str, Any]) -> pd.DataFrame:
-    """The data of a figure as a table: a row per picture, or per point.
-
-    Args:
-        data: The traces.
-        layout: The layout.
-        meta: As in `to_html`.
-    """
+    """The ``data`` of a figure as a table: a row per picture, or per point; ``layout`` and ``meta`` as in `to_html`."""
     if "cells" in meta:
         return pd.DataFrame([{k: v for k, v in cell["about"].items() if v} for cell in meta["cells"]]).fillna("")
     for trace in data:

@@ -157,8 +157,7 @@ def cosine_distance(states: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
 def weight_distance(encoder: nn.Module) -> Tensor:
     """Squared distance of the learning parameters of ``encoder`` to what they were (`Recipe.prepare`), a scalar.
 
-    Raises:
-        InputError: FSDP has sharded the parameters.
+    InputError where FSDP has sharded the parameters.
     """
     own, before, total = dict(encoder.named_parameters()), encoder.before, 0.0
     for name, value in before.items():

@@ -85,10 +85,8 @@ def clauses(low: str, start: int, end: int) -> list[tuple[int, int]]:
 def judge(low: str, text: str, first: int, last: int, hits: Sequence[re.Match[str]]) -> list[bool | None]:
     """Whether each mention of a clause is stated (True), negated (False) or no statement about this image (None).
 
-    Args:
-        low, text: the masked text, and the same before masking.
-        first, last: start and end of the clause in both.
-        hits: the mentions in it.
+    ``low`` is the masked text, ``text`` the same before masking. The clause is from ``first`` to ``last``, and ``hits``
+    are the mentions in it.
     """
     ends = [m.start() for m in _END.finditer(low, first, last) if not (m["item"] and _LIST.match(low, m.end(), last))]
     scopes = []

@@ -163,11 +163,7 @@ def name_span(phrase: str, finding_name: str, side: Side | None = None) -> tuple
 
 
 def name_in(phrase: str, finding_name: str, side: Side | None = None) -> str:
-    """The words at `name_span`, verbatim ("Enlarged cardiac silhouette"); "" if nothing names the finding.
-
-    Args:
-        phrase, finding_name, side: as in `name_span`.
-    """
+    """The words at `name_span` of ``phrase, finding_name, side``, verbatim ("Enlarged cardiac silhouette"), or ""."""
     start, end = name_span(phrase, finding_name, side) or (0, 0)
     return phrase[start:end]
 

@@ -41,8 +41,7 @@ def names(hit: re.Match[str]) -> tuple[str, ...]:
 def patterns(finding_name: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
     """Patterns of the words of one finding, and of anything `ANY` matches or that finding.
 
-    Args:
-        finding_name: one of the eight, or any other, whose name and plural are its words.
+    The words of a finding that is none of the eight are its name and plural.
     """
     if finding_name in SYNONYMS:
         also = f"|{WORDS['air_and_fluid']}" if finding_name == "Pleural Effusion" else ""

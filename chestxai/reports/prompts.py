@@ -32,8 +32,7 @@ def _describes(sentence: str) -> bool:
 def prompt_sections(report: str, mode: str = "impression") -> dict[str, str]:
     """The sections that make the prompt, in its order: section → text. Their names tell what was replaced or added.
 
-    Args:
-        report, mode: as in `prompt`, which also says what is raised.
+    ``report`` and ``mode`` are as in `prompt`, which also says what is raised.
     """
     if mode not in _ORDERS:
         raise InputError(f"unknown prompt mode {mode!r}: expected impression, findings or report")

@@ -27,11 +27,7 @@ def code_fingerprint(*modules: str, without: Collection[str] = INFRASTRUCTURE) -
 
 
 def reached(code: str) -> set[Path]:
-    """Files of the package that Python source ``code`` imports, directly or not.
-
-    Raises:
-        SyntaxError: ``code`` is not Python.
-    """
+    """Files of the package that Python source ``code`` imports, directly or not; SyntaxError if it is not Python."""
     return _follow(_imports(ast.parse(code)), ())
 
 
@@ -58,7 +54,7 @@ def _follow(starts: Collection[tuple[str, str | None]], without: Collection[str]
                 waiting.append(found)
             elif found not in files:
                 files.add(found)
-                waiting.extend(_file_imports(found, found.stat().st_mtime_ns))
+                waiting.extend(_imports(_tree(found, found.stat().st_mtime_ns)))
     return files
 
 
@@ -91,6 +87,7 @@ def _resolve(module: str, name: str | None) -> Iterator[Path | tuple[str, str | 
         yield from exports.values()
 
 
+@cache
 def _imports(tree: ast.Module) -> set[tuple[str, str | None]]:
     """``(module, name)`` of everything that a module imports or reads as an attribute of an imported package."""
     targets: set[tuple[str, str | None]] = set()
@@ -109,11 +106,6 @@ def _imports(tree: ast.Module) -> set[tuple[str, str | None]]:
     for name, module in bound.items():
         targets |= {(module, attribute) for of, attribute in read if of == name} or {(module, None)}
     return targets
-
-
-@cache
-def _file_imports(path: Path, changed: int) -> frozenset[tuple[str, str | None]]:
-    return frozenset(_imports(_tree(path, changed)))
 
 
 @cache

@@ -118,11 +118,7 @@ class Run:
         return bool(record.get("finished")) and identity in (None, record.get("identity"))
 
     def check_finished(self) -> Run:
-        """This run, if its fine-tuning is complete.
-
-        Raises:
-            MissingError: it is not; names the command that makes it.
-        """
+        """This run, if its fine-tuning is complete; else MissingError names the command that makes it."""
         if not self.is_finished():
             raise MissingError(f"{self.folder}: not a finished run; {self.remedy()}")
         return self

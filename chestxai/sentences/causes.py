@@ -16,7 +16,8 @@ def _examined(evidence: Mapping[str, Interval]) -> Iterable[tuple[str, str, list
     """Each hypothesis, what would show it, the evidence it is judged by, and whether it is shown."""
     for name, rule in _say["hypotheses"].items():
         used = list(dict.fromkeys(key for signs in rule["signs"] for key in signs))
-        seen = signs(evidence, used)
+        # 1, −1 or 0, by whether the interval excludes zero.
+        seen = {key: direction(evidence[key]) for key in used}
         yield name, rule["test"], used, any(expected.items() <= seen.items() for expected in rule["signs"])
 
 
@@ -28,11 +29,6 @@ def table(evidence: Mapping[str, Interval]) -> pd.DataFrame:
         seen = f"{'shown' if shown else 'not shown'}: {seen}"
         rows.append({"hypothesis": name, "what would have shown it": test, "what was seen": seen})
     return pd.DataFrame(rows).set_index("hypothesis")
-
-
-def signs(evidence: Mapping[str, Interval], used: Iterable[str]) -> dict[str, int]:
-    """1, −1 or 0 for each piece ``used`` of the ``evidence``, by whether its interval excludes zero."""
-    return {key: direction(evidence[key]) for key in used}
 
 
 def answer(name: str, reference: str, evidence: Mapping[str, Interval]) -> str:

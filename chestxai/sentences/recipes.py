@@ -9,6 +9,7 @@ from scipy.stats import t as student
 from chestxai.localization import LABELS
 from chestxai.sentences.words import Templates, bullets
 from chestxai.stats import Interval
+from chestxai.tradeoff import last_step
 
 _say = Templates(__file__)
 
@@ -19,8 +20,7 @@ def over_seeds(table: pd.DataFrame, column: str, reference: str) -> pd.Series:
     ``table`` is that of a study. Student's t over the seeds that both have; with one seed the bounds are NaN, without a
     common one the variant is left out.
     """
-    last = table.loc[table.groupby(["variant", "seed"])["step"].idxmax()]
-    wide = last.pivot(index="seed", columns="variant", values=column)
+    wide = last_step(table).pivot(index="seed", columns="variant", values=column)
     differences = wide.drop(columns=reference).sub(wide[reference], axis=0)
     n, mean = differences.count(), differences.mean()
     half = student.ppf(0.975, n - 1) * differences.std() / np.sqrt(n)

@@ -15,23 +15,12 @@ from pydantic import TypeAdapter, ValidationError
 from chestxai.runs import InputError, MissingError
 from chestxai.sources import chexlocalize, coco, folder, mimic, nih, openi, padchest, phantom, vindr
 from chestxai.sources.cards import Card
-from chestxai.sources.records import Studies, ensure, fingerprint, image_size
-from chestxai.sources.shapes import boxes_of, decode_mask, smaller_mask
-from chestxai.sources.splits import split_patients
-
-__all__ = [
-    "CREDENTIALED", "SOURCES", "Card", "Studies", "boxes_of", "card", "cards", "check_options", "decode_mask",
-    "fingerprint", "image_size", "load", "options_of", "smaller_mask", "split_patients", "terms",
-]  # fmt: skip
+from chestxai.sources.records import Studies, ensure
 
 _MODULES = {m.CARD.name: m for m in (phantom, openi, nih, folder, mimic, padchest, chexlocalize, coco, vindr)}
 
 #: Names that `load` accepts, and what each is.
 SOURCES = {name: module.CARD.what for name, module in _MODULES.items()}
-
-#: Sources whose images and reports must not be shown to others, be it on a published page. Your own data are among
-#: them until a profile says otherwise: what has been published cannot be taken back.
-CREDENTIALED = frozenset(name for name, module in _MODULES.items() if module.CARD.credentialed)
 
 
 def load(name: str, root: str | Path | None = None, split: str = "test", **options: object) -> Studies:
@@ -52,11 +41,10 @@ def load(name: str, root: str | Path | None = None, split: str = "test", **optio
         MissingError: ``root`` lacks a file; the message says how to get it, and on which terms.
         ModuleNotFoundError: The files need a package that is not installed (pydicom, pycocotools).
     """
-    ensure(name in SOURCES, f"unknown source {name!r}: choose one of {', '.join(SOURCES)}")
+    known = terms(name)
     ensure(split in ("train", "val", "test"), f"unknown split {split!r}: choose one of train, val, test")
     if root is None and name != "phantom":
-        title, get = _MODULES[name].CARD.title, _MODULES[name].CARD.get
-        raise MissingError(f"{title} is read from disk: give root, the folder of your data. {get}")
+        raise MissingError(f"{known.title} is read from disk: give root, the folder of your data. {known.get}")
     return _MODULES[name].load(None if root is None else Path(root), split, **options)
 
 
@@ -81,7 +69,7 @@ def check_options(name: str, options: Mapping[str, object]) -> None:
 
 def terms(name: str) -> Card:
     """The card of a source, which holds its terms: ``licence``, ``url``, ``conditions`` and ``credentialed``."""
-    ensure(name in SOURCES, f"no terms are known for source {name!r}: there are those of {', '.join(SOURCES)}")
+    ensure(name in SOURCES, f"unknown source {name[:80]!r}: choose one of {', '.join(SOURCES)}")
     return _MODULES[name].CARD
 
 

@@ -24,7 +24,7 @@ class Card(BaseModel):
         get: How to get the data. Messages about missing or damaged files end with it.
         cite: Keys of references.bib.
         credentialed: Whether images, reports and identifiers must not be shown to others, be it on a published page;
-            pages made from such data go through `chestxai.guard`.
+            pages made from such data go through `chestxai.book.guard`.
         identifiers: Regular expressions of identifiers that pages must not show, by what they identify.
         labels: Finding of the book → labels of the data set that mean it, as the lexicon of `reports` draws the line.
         others: Labels that are none of the eight findings → the words that stand for them in a report, in this order.

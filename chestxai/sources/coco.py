@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field, TypeAdapter
 
 from chestxai.sources.cards import Card
-from chestxai.sources.records import MOST, Collector, Item, Record, Studies, ensure, read_items, valid
+from chestxai.sources.records import MOST, Category, Collector, Item, Record, Studies, ensure, read_items, valid
 from chestxai.sources.shapes import Number, decode_mask, parse_box, smaller_mask
 from chestxai.sources.splits import TRAIN_VAL, split_patients
 from chestxai.sources.tables import read_json
@@ -50,7 +50,7 @@ def load(root: Path, split: str = "test", *, masks: bool = False, longest: int =
     instances = read_json(path, dict, CARD.get, ("images", "annotations", "categories"))
     words = data.file(f"annotations/captions_{folder.name}.json")
     texts = read_json(words, dict, CARD.get, ("annotations",))
-    names = {category.id: category.name for _, category in read_items(data, path, instances, "categories", _Category)}
+    names = {category.id: category.name for _, category in read_items(data, path, instances, "categories", Category)}
     listed = [image for _, image in read_items(data, path, instances, "images", _Image)]
     known = {item.get("id") for item in instances["images"] if isinstance(item, dict) and type(item.get("id")) is int}
     captions, objects = (
@@ -105,11 +105,6 @@ class _Image(Item):
     file_name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,99}\.jpg$")
     height: int = Field(gt=0, le=20_000)
     width: int = Field(gt=0, le=20_000)
-
-
-class _Category(Item):
-    id: int
-    name: str = Field(min_length=1)
 
 
 class _Caption(Item):

@@ -10,7 +10,6 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -21,11 +20,11 @@ from pydantic import Field
 from chestxai import reports, runs
 from chestxai.runs import InputError
 from chestxai.sources.cards import Card
-from chestxai.sources.records import MOST, Collector, Item, Record, Studies, ensure, read_items, stated
+from chestxai.sources.records import MOST, Category, Collector, Item, Record, Studies, ensure, read_items, stated
 from chestxai.sources.shapes import Number, parse_box
 from chestxai.sources.splits import BOXED, NAMES, later_split, split_patients
 from chestxai.sources.tables import csv_rows, decode, read_json
-from chestxai.studies import FINDINGS, Box, Finding, Study
+from chestxai.studies import FINDINGS, Finding, Study
 
 CARD = Card.read("mimic")
 
@@ -41,15 +40,7 @@ class _Image(Record):
     study: str = ""
     view: str = ""
     size: tuple[int, int] = (0, 0)
-    boxes: tuple[_Phrase, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Phrase:
-    where: str
-    name: str
-    phrase: str
-    box: Box
+    boxes: tuple[Finding, ...] = ()  #: one for each box, with its phrase and the row that lists it
 
 
 def load(
@@ -94,7 +85,12 @@ def load(
         folder = f"p{image.patient[:2]}/p{image.patient}/s{image.study}"
         # Joined as text: for 240,000 images, a Path for each folder would take longer than all else.
         path = f"{files}{folder}/{image.name}.jpg"
-        ensure((length := _length(path)) is not None, f"no image file ({image.name})")
+        try:
+            # One call to the disk for the existence check and the fingerprint.
+            file = os.stat(path)
+        except OSError as error:
+            raise InputError(f"no image file ({image.name})") from error
+        ensure(stat.S_ISREG(file.st_mode), f"no image file ({image.name})")
         if image.study not in texts:
             texts[image.study] = _report(root, f"{folder}.txt")
         ensure(image.study in stated or image.boxes, f"no labels (s{image.study})")
@@ -104,7 +100,7 @@ def load(
             names = {finding.name for finding in located}
             findings = located + tuple(finding for finding in findings if finding.name not in names)
         about = {"view": image.view, "study": image.study} | ({"uncertain": uncertain} if uncertain else {})
-        data.lengths.append(length)
+        data.lengths.append(file.st_size)
         here = (split, report, image.size, findings, Path(path))
         return Study(image.name, image.patient, "mimic", *here, attributes=about)
 
@@ -124,7 +120,7 @@ def _stated(*labels: str) -> tuple[tuple[Finding, ...], str]:
 def _located(data: Collector, image: _Image, report: str, mode: str, named: bool) -> tuple[Finding, ...]:
     """The findings with boxes of one image, in the order of the boxes."""
     width = image.size[1]
-    groups: dict[tuple[str, str], list[_Phrase]] = {}
+    groups: dict[tuple[str, str], list[Finding]] = {}
     for box in image.boxes:
         with data.record(box.where):
             phrase = box.phrase if mode == "phrase" else reports.prompt(report)
@@ -133,18 +129,10 @@ def _located(data: Collector, image: _Image, report: str, mode: str, named: bool
             groups.setdefault((box.name, phrase), []).append(box)
     findings = []
     for (name, phrase), members in groups.items():
-        places = tuple(dict.fromkeys(box.box for box in members))
+        places = tuple(dict.fromkeys(box for one in members for box in one.boxes))
         base = stated(reports.find(members[0].phrase), name, places, width)
         findings.append(replace(base, phrase=phrase, present=True, boxes=places, where=members[0].where))
     return tuple(findings)
-
-
-def _length(path: str) -> int | None:
-    """Bytes of a file, None if there is none; one call to the disk for the existence check and the fingerprint."""
-    with suppress(OSError):
-        about = os.stat(path)
-        return about.st_size if stat.S_ISREG(about.st_mode) else None
-    return None
 
 
 def _number(column: str, text: str) -> int:
@@ -190,10 +178,10 @@ def _add_boxes(data: Collector, path: Path, images: dict[str, _Image]) -> dict[s
             frame = f"{image.size[0]} × {image.size[1]}"
             ensure(shape == tuple(map(str, image.size)), f"box in another frame than the image's {frame} ({name})")
             ensure(len(image.parts) < MOST, f"more than {MOST} boxes of one image ({name})")
-            others = [(other.name, other.phrase, other.box) for other in image.boxes]
-            ensure((label, phrase, box.clipped(*image.size)) not in others, f"duplicate box ({name}, {label})")
-            inside = data.clip(box, image.size, where, f"{name}, {label}", patient)
-            image.boxes += (_Phrase(where, label, phrase, inside),)
+            boxed = Finding(label, phrase, boxes=(box.clipped(*image.size),), where=where)
+            ensure(boxed not in image.boxes, f"duplicate box ({name}, {label})")
+            data.clip(box, image.size, where, f"{name}, {label}", patient)
+            image.boxes += (boxed,)
             image.parts += (where,)
     return patients
 
@@ -205,11 +193,6 @@ class _Shown(Item):
     width: int | None = None
     height: int | None = None
     split: str | None = None
-
-
-class _Category(Item):
-    id: int
-    name: str
 
 
 class _Aligned(Item):
@@ -227,7 +210,7 @@ def _annotations(data: Collector, path: Path) -> Iterator[tuple[str, list[str]]]
     """
     content = read_json(path, dict, CARD.get, ("images", "categories", "annotations"))
     images = {item.id: item for _, item in read_items(data, path, content, "images", _Shown)}
-    categories = {item.id: item.name for _, item in read_items(data, path, content, "categories", _Category)}
+    categories = {item.id: item.name for _, item in read_items(data, path, content, "categories", Category)}
     for where, item in read_items(data, path, content, "annotations", _Aligned):
         image = images.get(item.image_id, _Shown(id=0))
         shown = (image.path, *item.bbox, image.width, image.height, item.split or image.split)

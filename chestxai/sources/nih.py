@@ -70,19 +70,15 @@ def load(root: Path, split: str = "test", *, boxes: Literal["auto", "test", "any
         height, width = image_size(path)
         shape = f"{path.name}: {height} × {width}"
         ensure(height == width, f"image is not square, so that boxes do not fit ({shape})")
-        return _study(entry, split, path)
+        named = {LABELS[label] for label in entry.labels if label in LABELS} | entry.boxes.keys()
+        others = [OTHERS[label] for label in entry.labels if label in OTHERS]
+        report, phrases = labelled_report([name for name in FINDINGS if name in named], others)
+        findings = tuple(Finding(f, phrase, boxes=tuple(entry.boxes.get(f, ()))) for f, phrase in phrases.items())
+        about = {"labels": "|".join(entry.labels), **entry.attributes}
+        return Study(name, entry.patient, "nih", split, report, (FRAME, FRAME), findings, path, attributes=about)
 
     in_split = [entries[name] for name in sorted(entries) if data.splits[entries[name].patient] == split]
     return data.studies(in_split, study, allow_none=True)
-
-
-def _study(entry: _Entry, split: str, path: Path) -> Study:
-    named = {LABELS[label] for label in entry.labels if label in LABELS} | entry.boxes.keys()
-    others = [OTHERS[label] for label in entry.labels if label in OTHERS]
-    report, phrases = labelled_report([name for name in FINDINGS if name in named], others)
-    findings = tuple(Finding(f, phrase, boxes=tuple(entry.boxes.get(f, ()))) for f, phrase in phrases.items())
-    about = {"labels": "|".join(entry.labels), **entry.attributes}
-    return Study(entry.name, entry.patient, "nih", split, report, (FRAME, FRAME), findings, path, attributes=about)
 
 
 def _stem(image: str) -> str:

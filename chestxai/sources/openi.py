@@ -59,7 +59,11 @@ def load(root: Path, split: str = "test", *, seed: int = 0) -> Studies:
     data = Collector(CARD, root, split)
     if (root / "annotation.json").is_file():
         return _r2gen(data, root / "annotation.json")
-    images = _by_key(data, data.images("NLMCXR_png", "images", "images/images_normalized"))
+    images: dict[_Key, Path] = {}
+    for stem, path in data.images("NLMCXR_png", "images", "images/images_normalized").items():
+        with data.record(path.name):
+            first = images.setdefault(_key(stem), path)
+            ensure(first is path, f"same image again (as {first.name})")
     views = _views(data)
     documents = _reports(data, {*images, *(views or ())})
     data.splits = split_patients((*(r.uid for r in documents), *(f"CXR{key[0]}" for key in images)), FRACTIONS, seed)
@@ -144,21 +148,12 @@ def _key(name: str, details: str = "") -> _Key:
     return match[1].lstrip("0"), match[2]
 
 
-def _by_key(data: Collector, files: dict[str, Path]) -> dict[_Key, Path]:
-    images: dict[_Key, Path] = {}
-    for stem, path in files.items():
-        with data.record(path.name):
-            first = images.setdefault(_key(stem), path)
-            ensure(first is path, f"same image again (as {first.name})")
-    return images
-
-
 def _reports(data: Collector, images: Iterable[_Key]) -> list[_Report]:
     """All reports in the order of their numbers; those of Kaggle's table have the ``images`` of their number."""
     documents: dict[str, _Report] = {}
     table = data.root / "indiana_reports.csv"
     official = (data.root / "ecgen-radiology").is_dir() or (data.root / "NLMCXR_reports.tgz").is_file()
-    rows = _table(table, images) if table.is_file() and not official else _documents(data.root)
+    rows = _table(data, table, images) if table.is_file() and not official else _documents(data)
     for name, content in sorted(rows, key=lambda item: (len(item[0]), item[0])):
         with data.record(name):
             report = content if isinstance(content, _Report) else _parse(content)
@@ -167,7 +162,7 @@ def _reports(data: Collector, images: Iterable[_Key]) -> list[_Report]:
     return list(documents.values())
 
 
-def _table(path: Path, images: Iterable[_Key]) -> Iterator[tuple[str, _Report | InputError]]:
+def _table(data: Collector, path: Path, images: Iterable[_Key]) -> Iterator[tuple[str, _Report]]:
     """Line and report of every row of Kaggle's table."""
     names: dict[str, list[str]] = {}
     for number, image in sorted(images):
@@ -176,24 +171,24 @@ def _table(path: Path, images: Iterable[_Key]) -> Iterator[tuple[str, _Report | 
     for where, (uid, *parts, mesh) in csv_rows(path, ("uid", *labels), CARD.get, ("MeSH",)):
         number = uid.removeprefix("CXR").removesuffix(".0").lstrip("0")
         if not re.fullmatch(r"[0-9]{1,9}", number):
-            yield where, InputError(f"uid {uid[:40]!r} is no number")
+            data.skip(where, f"unreadable file (uid {uid[:40]!r} is no number)")
             continue
         text = "\n".join(f"{label.upper()}: {part}" for label, part in zip(labels, parts, strict=True) if part)
         yield where, _Report(f"CXR{number}", text, tuple(names.get(number, ())), {"mesh_major": mesh} if mesh else {})
 
 
-def _documents(root: Path) -> Iterator[tuple[str, bytes | OSError | InputError]]:
+def _documents(data: Collector) -> Iterator[tuple[str, bytes]]:
     """Name and content of every XML file, from the folder or straight from the archive: nothing is written to disk."""
-    folder, archive = root / "ecgen-radiology", root / "NLMCXR_reports.tgz"
+    folder, archive = data.root / "ecgen-radiology", data.root / "NLMCXR_reports.tgz"
     if folder.is_dir():
-        for path in folder.glob("[!.]*.xml"):
+        for path in sorted(folder.glob("[!.]*.xml")):
             try:
                 yield path.name, runs.read_bytes(path, _LARGEST_REPORT)
             except (OSError, InputError) as error:
-                yield path.name, error
+                data.skip(path.name, f"unreadable file ({getattr(error, 'strerror', error)})")
         return
     if not archive.is_file():
-        raise MissingError(f"{root} has no reports: neither NLMCXR_reports.tgz nor ecgen-radiology. {CARD.get}")
+        raise MissingError(f"{data.root} has no reports: neither NLMCXR_reports.tgz nor ecgen-radiology. {CARD.get}")
     try:
         with gzip.open(archive) as file:
             content = file.read(_LARGEST_ARCHIVE + 1)
@@ -210,9 +205,7 @@ def _documents(root: Path) -> Iterator[tuple[str, bytes | OSError | InputError]]
         raise InputError(message) from error
 
 
-def _parse(content: bytes | OSError | InputError) -> _Report:
-    if isinstance(content, Exception):
-        raise InputError(f"unreadable file ({getattr(content, 'strerror', content)})")
+def _parse(content: bytes) -> _Report:
     ensure(len(content) <= _LARGEST_REPORT, f"larger than {_LARGEST_REPORT / 1e6:.0f} MB, not an Open-i report")
     try:
         # Document types are refused altogether: they bring in entities that grow without bound or read other files.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from chestxai import reports, runs
 from chestxai.reports.sections import LONGEST
@@ -193,6 +193,13 @@ class Item(BaseModel):
     model_config = ConfigDict(strict=True, str_max_length=LONGEST)
 
 
+class Category(Item):
+    """What annotations of COCO's format refer to by its ``id``."""
+
+    id: int
+    name: str = Field(min_length=1)
+
+
 def valid(schema: TypeAdapter, value: Any, problem: str) -> Any:
     """``value`` of json as ``schema`` has it; InputError with ``problem``, where it is and what it is, if it is not."""
     try:
@@ -220,13 +227,8 @@ def read_items(
 def image_size(path: Path, name: str = "", tell: Callable[[str], None] | None = None) -> tuple[int, int]:
     """``(height, width)`` of a PNG, JPEG or DICOM file at ``path`` as `read_image` gives it, from its header.
 
-    Args:
-        path: Of the file.
-        name: What messages call it.
-        tell: Called with a reason if the windows of a DICOM file have no width and are left out.
-
-    Raises:
-        InputError: There is no file, or its header cannot be read.
+    InputError, which calls the file ``name``, where there is none or its header cannot be read. ``tell`` is called with
+    a reason if the windows of a DICOM file have no width and are left out.
     """
     try:
         if is_dicom(path):

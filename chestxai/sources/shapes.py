@@ -19,15 +19,10 @@ _DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
 def parse_box(values: Any, *, corners: bool = False) -> Box:
-    """A box from four numbers, or from their text in a csv.
+    """A box from four numbers, or from their text in a csv; InputError for anything else, or without an area.
 
-    Args:
-        values: x, y, w, h, or with ``corners`` x0, y0, x1, y1. A tuple or list; text is a decimal number of ASCII
-            digits: ``float`` would also read 1_0 and full-width digits.
-        corners: Whether they are those of two corners.
-
-    Raises:
-        InputError: They are anything else, or a box without an area.
+    ``values``, a tuple or list, are x, y, w, h, or with ``corners`` x0, y0, x1, y1. Text is a decimal number of ASCII
+    digits: ``float`` would also read 1_0 and full-width digits.
     """
     try:
         texts = values if isinstance(values, list | tuple) and all(isinstance(v, str) for v in values) else ()

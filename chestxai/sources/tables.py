@@ -99,12 +99,7 @@ def _unpacked(path: Path, advice: str) -> bytes:
 def decode(content: bytes, name: str) -> str:
     """Text of a table or report: UTF-8, or else Windows-1252, with a warning; in one form, so that words compare.
 
-    Args:
-        content: Of the file.
-        name: Of the file or of its kind, for messages.
-
-    Raises:
-        InputError: It is neither, or holds zero bytes; names the line.
+    InputError, with the line and the ``name`` of the file or its kind, if ``content`` is neither or holds zero bytes.
     """
     content = content.removeprefix(codecs.BOM_UTF8)
     for encoding in ("utf-8", "cp1252"):
@@ -123,13 +118,9 @@ def decode(content: bytes, name: str) -> str:
 
 
 def read_json(path: Path, kind: type, advice: str, lists: Names = ()) -> Any:
-    """Read a json file that holds a ``kind`` of object, a dict or list.
+    """Read the json file ``path`` that holds a ``kind`` of object, a dict or list, or raise InputError with ``advice``.
 
-    Args:
-        path: The file.
-        kind: dict or list.
-        advice: What to do about an error, which is an InputError.
-        lists: Keys under which there must be lists, as in COCO's format.
+    ``lists`` are keys under which there must be lists, as in COCO's format.
     """
     try:
         content = runs.read_json(path, kind)

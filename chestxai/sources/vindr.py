@@ -112,15 +112,9 @@ def _joined(
 
 
 def join(boxes: Sequence[tuple[str, Box]], agree: int, overlap: float) -> tuple[list[Box], list[int]]:
-    """Join the boxes of one finding, given with their readers, by the rule of the card.
+    """Join ``boxes`` of one finding, each with its reader, by the rule of the card; ``agree, overlap`` as in `load`.
 
-    Args:
-        boxes: Reader and box of each.
-        agree: Number of readers that a group needs.
-        overlap: Mean IoU from which boxes are taken for one.
-
-    Returns:
-        One box for each group with enough readers; and the indices of the boxes in no such group.
+    One box for each group with enough readers; and the indices of the boxes in no such group.
     """
     # Takes a quarter of a second to import, which no other source needs.
     from scipy.cluster.hierarchy import fcluster, linkage

@@ -47,6 +47,18 @@ SCORES: dict[str, tuple[Callable, float]] = {
 }
 
 
+def covered(draw: Callable, truth: float, interval: Callable[..., Interval], runs: int) -> tuple[Interval, float]:
+    """`coverage`, and the mean width of the intervals."""
+    widths = []
+
+    def measured(*data: np.ndarray) -> Interval:
+        found = interval(*data)
+        widths.append(found.high - found.low)
+        return found
+
+    return coverage(draw, truth, measured, runs), float(np.mean(widths))
+
+
 def bootstrap_table(score: str, runs: int, resamples: int) -> pd.DataFrame:
     draw, truth = SCORES[score]
     rows = []
@@ -54,9 +66,9 @@ def bootstrap_table(score: str, runs: int, resamples: int) -> pd.DataFrame:
         row: dict[str, object] = {"score": score, "patients": patients}
         for method, options in METHODS.items():
             interval = partial(bootstrap_ci, n=resamples, **options)
-            result = coverage(partial(draw, patients=patients), truth, interval, runs)
+            result, width = covered(partial(draw, patients=patients), truth, interval, runs)
             mark = "" if 0.93 <= result.estimate <= 0.97 else "*"
-            row[method] = f"{100 * result.estimate:.1f}{mark} ({result.width:.3f})"
+            row[method] = f"{100 * result.estimate:.1f}{mark} ({width:.3f})"
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -101,8 +113,8 @@ def seeds_table(runs: int, resamples: int) -> pd.DataFrame:
 
                 row = {"patients": patients, "seeds": seeds, "sd of seeds": by_seed, "sd of both": by_both}
                 for name, interval in methods.items():
-                    result = coverage(draw, 0.85, interval, runs)
-                    row[name] = f"{100 * result.estimate:.1f} ({result.width:.3f})"
+                    result, width = covered(draw, 0.85, interval, runs)
+                    row[name] = f"{100 * result.estimate:.1f} ({width:.3f})"
                 rows.append(row)
     return pd.DataFrame(rows)
 
