@@ -417,8 +417,8 @@ class TestTradeoff:
         table = pd.DataFrame(rows)
         table = table.assign(side_low=table["side"] - 0.03, side_high=table["side"] + 0.03)
         assert tradeoff.extrapolation(table, "n", {"side": (0.5, 0.65)}) == (
-            "- `a`, side that the report names: 0.550 [0.520, 0.580], above chance (0.5). A doubling of the steps changes "
-            "it by +0.010, of the images by +0.020; at this pace 0.65 takes 5.0 doublings of the images."
+            "- `a`, side that the report names: 0.550 [0.520, 0.580], above chance (0.5). A doubling of the steps "
+            "changes it by +0.010, of the images by +0.020; at this pace 0.65 takes 5.0 doublings of the images."
         )
         fallen = tradeoff.extrapolation(table.assign(n=1000 / table["n"]), "n", {"side": (0.5, 0.65)})
         assert fallen.endswith("of the images by -0.020.")
