@@ -317,18 +317,18 @@ class TestPlan:
 class TestRun:
     def test_run_skip_and_rerun_what_changed(self, notebooks):
         root = notebooks.parent / "runs/smoke"
-        outcomes = batch.run(planned(notebooks), workers=2)
+        outcomes = batch.run(planned(notebooks), workers=2, quiet=True)
         assert set(states(outcomes).values()) == {"finished"}
         assert (root / "learnable/seed-0/b.txt").read_text() == "LEARNABLE 0"
         shown = nbformat.read(root / "c.ipynb", as_version=4).cells[-1].outputs[0].text
         assert shown == "['FROZEN 0', 'LEARNABLE 0']\n"
-        again = batch.run(planned(notebooks), workers=2)
+        again = batch.run(planned(notebooks), workers=2, quiet=True)
         assert set(states(again).values()) == {"skipped"}
 
         # A result that is gone is made again, with what follows only if that is gone or changed too.
         (root / "frozen/seed-0/b.txt").unlink()
         write(notebooks, "d", "print('new')")
-        third = states(batch.run(planned(notebooks), workers=2))
+        third = states(batch.run(planned(notebooks), workers=2, quiet=True))
         assert {name for name, state in third.items() if state == "finished"} == {"b · frozen · seed 0", "d"}
 
     def test_no_notebook_waits_behind_a_long_one_while_a_worker_is_free(self, notebooks):
@@ -344,12 +344,12 @@ while missing := [name for name in {made} if not (Path(out) / name).exists()]:
     time.sleep(0.05)
 """)  # fmt: skip
         chapters = (Chapter("long", weight=100), Chapter("d"), *(Chapter(name, needs=("d",)) for name in made))
-        outcomes = batch.run(planned(notebooks, chapters=chapters), workers=2)
+        outcomes = batch.run(planned(notebooks, chapters=chapters), workers=2, quiet=True)
         assert set(states(outcomes).values()) == {"finished"}, outcomes[0].reason
 
     def test_a_failure_stops_only_what_needs_it_and_keeps_its_notebook(self, notebooks):
         write(notebooks, "a", "if variant == 'frozen':\n    raise RuntimeError('no light')\n" + SOURCES["a"])
-        outcomes = batch.run(planned(notebooks), workers=2)
+        outcomes = batch.run(planned(notebooks), workers=2, quiet=True)
         assert states(outcomes) == {
             "a · frozen · seed 0": "failed", "a · learnable · seed 0": "finished",
             "b · frozen · seed 0": "blocked", "b · learnable · seed 0": "finished",
@@ -369,7 +369,7 @@ while missing := [name for name in {made} if not (Path(out) / name).exists()]:
         assert rows["b · frozen · seed 0"]["executed"] == ""
         assert (root / rows["d"]["executed"]).is_file()
         write(notebooks, "a", SOURCES["a"])
-        assert "failed" not in states(batch.run(planned(notebooks), workers=2)).values()
+        assert "failed" not in states(batch.run(planned(notebooks), workers=2, quiet=True)).values()
         assert not failed.node.failed.exists()
 
     def test_a_notebook_that_makes_nothing_has_failed(self, notebooks):
@@ -414,17 +414,17 @@ while missing := [name for name in {made} if not (Path(out) / name).exists()]:
     def test_a_need_that_is_not_among_the_nodes_is_refused(self, notebooks):
         a, b, *_ = planned(notebooks, variants=("frozen",))
         with pytest.raises(InputError, match="needs a · frozen · seed 0, which does not come before it"):
-            batch.run([b], workers=1)
+            batch.run([b], workers=1, quiet=True)
         with pytest.raises(InputError, match="b · frozen · seed 0 needs a · frozen · seed 0"):
-            batch.run([b, a], workers=1)
+            batch.run([b, a], workers=1, quiet=True)
         with pytest.raises(InputError, match="a · frozen · seed 0 is there twice"):
-            batch.run([a, a], workers=1)
+            batch.run([a, a], workers=1, quiet=True)
 
     def test_who_wants_a_gpu_gets_one_of_its_own(self, notebooks, monkeypatch):
         write(notebooks, "g", RUN + "import os\n(folder / 'g.txt').write_text(os.environ['CUDA_VISIBLE_DEVICES'])")
         monkeypatch.setattr(execution, "_gpus", lambda: ["5"])
         nodes = planned(notebooks, chapters=(Chapter("g", each_run=True, gpu=True), Chapter("d")))
-        assert set(states(batch.run(nodes, workers=2)).values()) == {"finished"}
+        assert set(states(batch.run(nodes, workers=2, quiet=True)).values()) == {"finished"}
         # The second worker, which has no GPU, was free all the time.
         assert [path.read_text() for path in notebooks.parent.rglob("g.txt")] == ["5", "5"]
 
@@ -522,7 +522,8 @@ class TestGrid:
         assert len({job.identity for job in todo}) == len(todo)
         assert [job.seed for job in todo] == sorted(job.seed for job in todo)
         assert len(todo) == sum(len(cell.variants) * len(cell.seeds) for cell in cells)
-        assert len(batch.plan(cells[:1], out=tmp_path)) >= len(batch.CHAPTERS)
+        if cells[0].profile.data.source == "phantom":  # others are planned where their files are
+            assert len(batch.plan(cells[:1], out=tmp_path)) >= len(batch.CHAPTERS)
         assert not list(tmp_path.iterdir())
 
     def test_a_recipe_is_a_setting_like_any_other(self, tmp_path):
@@ -565,7 +566,7 @@ table.write_text('{scores}' + str(settings.sampling.images) + '\\n')
         for cell in cells:
             cell.write()
         nodes = batch.plan(cells, out=out, **more)
-        outcomes = batch.run(nodes, workers=2)
+        outcomes = batch.run(nodes, workers=2, quiet=True)
         assert set(states(outcomes).values()) == {"finished"}, batch.summary(outcomes)
         assert (out / "log.txt").read_text() == "smoke\n"
         names = ["smoke", "smoke.images-8"]
@@ -690,7 +691,7 @@ if __name__ == "__main__":
     from chestxai import batch
     notebooks = Path({notebooks!r})
     def start(**options):
-        outcomes = batch.run(test_batch.planned(notebooks, **options), workers=2)
+        outcomes = batch.run(test_batch.planned(notebooks, **options), workers=2, quiet=True)
         return {{o.node.name: (o.status, o.reason) for o in outcomes}}
 """
 LOG = "with open(Path(out) / 'log.txt', 'a') as log:\n    log.write('{}\\n')\n"
@@ -748,7 +749,7 @@ def test_killed_at_any_moment_nothing_is_lost_repeated_or_left_running(notebooks
     elif chosen:
         chance.choice(chosen).kill()
     process.wait(timeout=60)
-    outcomes = batch.run(planned(notebooks), workers=2)
+    outcomes = batch.run(planned(notebooks), workers=2, quiet=True)
     assert set(states(outcomes).values()) <= {"finished", "skipped"}
     assert ended <= {name for name, state in states(outcomes).items() if state == "skipped"}
     if whom == "batch":

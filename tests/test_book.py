@@ -33,7 +33,7 @@ def out(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def nodes(out) -> list[Node]:
     planned = batch.plan([batch.Cell(SMOKE, SMOKE.variants, SMOKE.seeds)], out=out)
-    outcomes = batch.run(planned, workers=2)
+    outcomes = batch.run(planned, workers=2, quiet=True)
     assert {o.node.name: o.reason for o in outcomes if o.status != "finished"} == {}
     return planned
 
@@ -86,7 +86,7 @@ def test_a_run_is_repeated_from_what_it_left(nodes, out, tmp_path, monkeypatch, 
 
 
 def test_running_again_runs_nothing(nodes):
-    assert {o.status for o in batch.run(nodes, workers=2)} == {"skipped"}
+    assert {o.status for o in batch.run(nodes, workers=2, quiet=True)} == {"skipped"}
 
 
 def test_the_pages_are_where_they_should_be(html, out):

@@ -145,7 +145,9 @@ def _link(source: str | Path, target: str | Path) -> None:
         shutil.copy2(source, target)
 
 
-def run(nodes: Sequence[Node], *, workers: int | None = None, scheduler: str | None = None) -> list[Outcome]:
+def run(
+    nodes: Sequence[Node], *, workers: int | None = None, scheduler: str | None = None, quiet: bool = False
+) -> list[Outcome]:
     """Run a planned graph; nodes that do not need each other run at the same time.
 
     ``batch.csv`` in each profile's folder gets a row for each of its nodes: notebook, status, seconds, reason, and the
@@ -157,6 +159,7 @@ def run(nodes: Sequence[Node], *, workers: int | None = None, scheduler: str | N
             where there are two cores. They share the cores equally.
         scheduler: address of a running dask scheduler (``tcp://…``) to use instead; its workers must see the same
             paths. If any declares the resource ``GPU``, notebooks that run a model go to those only, one to each.
+        quiet: print nothing.
 
     Returns:
         Outcomes in the order of ``nodes``.
@@ -168,7 +171,7 @@ def run(nodes: Sequence[Node], *, workers: int | None = None, scheduler: str | N
     import pandas as pd  # here, as workers have no need of it
 
     before = _before(nodes)
-    with _exclusive(nodes), closing(_Progress(nodes)) as progress:
+    with _exclusive(nodes), closing(_Progress(nodes, quiet)) as progress:
         waiting = []
         for node in nodes:
             if all(need in progress.outcomes for need in node.needs) and node.finished():
@@ -360,26 +363,27 @@ def _gpus() -> list[str]:
 class _Progress:
     """The outcomes so far, and one line for the whole batch: share of the work done, time left, what is running."""
 
-    def __init__(self, nodes: Sequence[Node]) -> None:
+    def __init__(self, nodes: Sequence[Node], quiet: bool) -> None:
         self.outcomes: dict[str, Outcome] = {}
-        self.count, self.done = len(nodes), 0.0
+        self.count, self.done, self.quiet = len(nodes), 0.0, quiet
         layout = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"
         total = sum(node.weight for node in nodes)
         # Without smoothing, tqdm takes the mean speed, from which skipped notebooks (``initial``) are left out.
-        self.bar = runs.progress(total=total, bar_format=layout, smoothing=0, miniters=0)
+        self.bar = runs.progress(total=total, bar_format=layout, smoothing=0, miniters=0, disable=quiet)
         self.close = self.bar.close
 
     def end(self, outcome: Outcome) -> None:
         self.outcomes[outcome.node.name] = outcome
         self.done += outcome.node.weight
-        if outcome.status == "skipped":
+        if outcome.status == "skipped" and not self.quiet:
             self.bar.initial += outcome.node.weight
         self.say(str(outcome))
         self.show([])
 
     def say(self, text: str) -> None:
-        self.bar.write(f"  {text}", file=sys.stdout)
-        sys.stdout.flush()
+        if not self.quiet:
+            self.bar.write(f"  {text}", file=sys.stdout)
+            sys.stdout.flush()
 
     def show(self, running: Sequence[Node]) -> None:
         value, texts = self.done, []

@@ -39,7 +39,7 @@ if __name__ == "__main__":
     profile = profiles.load("smoke")
     cells = [batch.Cell(profile, ["frozen"], [0])]
     nodes = batch.plan(cells, out=Path(sys.argv[2]), chapters=chapters, notebooks=Path(sys.argv[1]))
-    outcomes = batch.run(nodes, workers=int(sys.argv[3]))
+    outcomes = batch.run(nodes, workers=int(sys.argv[3]), quiet=True)
     assert {o.status for o in outcomes} <= {"finished", "skipped"}, batch.summary(outcomes)
 """
 PLAN = """
