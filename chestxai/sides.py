@@ -97,9 +97,12 @@ def scores_by_step(profile: Profile, run: Run, studies: Iterable[Study], pool: I
     """`side_score` of every checkpoint of a finished ``run`` of ``profile``, as columns of a study (`batch.study`).
 
     ``studies`` and ``pool`` are those of `score_run`. Columns: ``step``; ``side``, ``side_low``, ``side_high``, the
-    share of findings whose map prefers the side that the report names; ``swap_side``, the same on swapped images.
+    share of findings whose map prefers the side that the report names; ``swap_side``, the same on swapped images. Where
+    no report names a side there is ``step`` alone.
     """
     studies, pool, rows = list(studies), list(pool), []
+    if not sided(studies):
+        return pd.DataFrame({"step": run.steps()})
     for step in run.steps():
         table = score_run(profile, run, studies, pool, step)
         own, swap = (side_score(table, name, profile.statistics.resamples) for name in ("mirror", "swap_mirror"))

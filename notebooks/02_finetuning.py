@@ -229,8 +229,13 @@ Markdown(
     f"{len(trace)} steps of {settings.finetune.batch_size} images, {len(trace) * settings.finetune.batch_size / used:.1f} "
     f"passes over {used} of {len(studies)} studies, took {trace['seconds'].max() / 60:.1f} minutes. The loss of the first tenth was "
     f"{trace['loss'].head(max(1, len(trace) // 10)).mean():.4f}, of the last {trace['loss'].tail(max(1, len(trace) // 10)).mean():.4f}. "
-    "The loss says little, and it may even rise: it varies with the timesteps and the noise that each step draws. It is also "
-    "weighted by `min_snr`, so it cannot be compared with the error above. What was learned shows in images and maps. "
+    "The loss says little, and it may even rise: it varies with the timesteps and the noise that each step draws. "
+    + (
+        "Weighted by `min_snr`, it cannot be compared with the error above. "
+        if settings.finetune.min_snr
+        else ""
+    )
+    + "What was learned shows in images and maps. "
     f"Prompts that were cut off because the text encoder cannot read more: {run.record()['data']['prompts_cut']}."
 )
 

@@ -431,9 +431,9 @@ pd.DataFrame(
 # ## A place: box IoU and the distance of the centres
 #
 # Often the truth is only a box. Then one compares it with the box around the largest part of the thresholded map, or
-# compares the centre of the thresholded map with that of the target's box. The second finding below has several parts:
-# its box, and often the box's centre, also cover what lies between them, so a map may score well for pointing between
-# the parts.
+# compares the centre of the thresholded map with that of the target's box. The second picture, where the data have such
+# a finding, shows one of several parts: its box, and often the box's centre, also cover what lies between them, so a
+# map may score well for pointing between the parts.
 
 
 # %%

@@ -339,7 +339,10 @@ else:
 
 # %%
 study = profiles.DATA / "results" / "open.csv"
-tests = {"gain_auc_roc": (0.0, 0.1), "side": (0.5, 0.85)}  # chance, and what phantoms reach
+tests = {
+    "gain_auc_roc": (0.0, 0.1),
+    "side": (0.5, 0.85),
+}  # chance, and a value worth reaching
 if study.is_file():
     real = pd.read_csv(study)
     title = "Real X-rays: the last checkpoints over the number of training images"

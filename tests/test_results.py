@@ -102,6 +102,8 @@ class TestStudy:
         assert found["step"].tolist() == run.steps()
         assert found[["side_low", "side", "side_high"]].apply(lambda row: row.is_monotonic_increasing, axis=1).all()
         assert found["swap_side"].between(0, 1).all()
+        # Reports that name no side lose no row.
+        assert sides.scores_by_step(job.profile, run, [], studies["test"]).to_dict("list") == {"step": run.steps()}
 
 
 def test_a_base_made_again_makes_other_rows(tmp_path):

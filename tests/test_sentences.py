@@ -422,6 +422,7 @@ class TestTradeoff:
         )
         fallen = tradeoff.extrapolation(table.assign(n=1000 / table["n"]), "n", {"side": (0.5, 0.65)})
         assert fallen.endswith("of the images by -0.020.")
+        assert tradeoff.extrapolation(table[table["n"] == 100], "n", {"side": (0.5, 0.65)}) == ""
 
 
 class TestKnowledge:

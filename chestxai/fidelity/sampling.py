@@ -26,14 +26,20 @@ def requests(
     With ``settings.prompts`` "reports": the report prompts of held-out studies, drawn without replacement (starting
     over if there are too few). Studies, not texts, so that prompts are as frequent as among the real images. With
     "evenly", as Dombrowski et al. 2023: image i is asked for finding i modulo 8 by a phrase of the studies' that states
-    it, or by its name where there is none. Either way ``settings.per_prompt`` images share a text. ``studies`` without
-    a report are left out; InputError if none has one. The tokenizer of ``pipeline`` cuts long prompts; without it
-    nothing counts as cut.
+    it, or by its name where there is none. Either way ``settings.per_prompt`` images share a text.
+
+    Args:
+        studies: held out from training; those without a report are left out.
+        settings: ``images``, ``per_prompt`` and ``prompts``.
+        pipeline: whose tokenizer cuts long prompts; without it nothing counts as cut.
 
     Returns:
         The prompts; their labels: what the text that the model reads names (see `asked` and `models.readable`), and the
         finding that is asked for evenly; and the position int ``(images,)`` in ``studies`` of the study that the text
         is of, -1 where it is of none.
+
+    Raises:
+        InputError: no study has a report.
     """
     rng, numbers = np.random.default_rng(0), np.arange(settings.images)
     named = np.zeros((settings.images, len(FINDINGS)), np.float32)
@@ -93,10 +99,18 @@ def sample(
     prompt. The noise that image ``i`` starts from depends on ``seed`` and ``i`` alone, not on the batch, the other
     prompts or the weights: two models are compared from the same noise.
 
-    ``pipeline`` has a checkpoint's weights; its scheduler is not changed. ``settings`` give guidance, steps, sampler
-    and batch. The metadata of the ``.safetensors`` file ``path`` hold the ``prompts``. The U-Net computes in
-    ``precision`` ("no", "fp16" or "bf16") on a GPU; a CPU always uses float32. ``bar``, of `runs.progress`, advances by
-    one for each image. InputError without prompts, DivergedError where the model's output is not finite.
+    Args:
+        pipeline: of `models.load_pipeline`, with a checkpoint's weights; its own scheduler is not changed.
+        prompts: a text for each image.
+        settings: ``guidance``, ``steps``, ``sampler`` and ``batch``.
+        path: the ``.safetensors`` file of the images, whose metadata hold the prompts.
+        seed: of the noise.
+        precision: "no", "fp16" or "bf16", in which the U-Net computes on a GPU; a CPU always uses float32.
+        bar: of `runs.progress`, advanced by one for each image.
+
+    Raises:
+        InputError: no prompts.
+        DivergedError: the model's output is not finite.
     """
     prompts = list(prompts)
     if not prompts:

@@ -223,11 +223,18 @@ def extract(
 ) -> Features:
     """Features of the images in a folder, in bounded memory: only one batch of 64 images and all features are held.
 
-    ``folder`` is searched for PNG and JPEG files at any depth; hidden ones are left out. Each is brought to ``size``
-    pixels as ``fit`` says, with antialiasing, without which FID measures aliasing (Parmar et al. 2022). ``cache`` is a
-    folder for the features, in a file for each ``space``, framing and content of the images (read in full);
-    ``progress`` wraps the loop over images, e.g. `chestxai.runs.progress`. MissingError where there is no such folder;
-    InputError for no image that can be read, or features that are not finite.
+    Each is brought to ``size`` pixels with antialiasing, without which FID measures aliasing (Parmar et al. 2022).
+
+    Args:
+        space: the feature space.
+        folder: searched for PNG and JPEG files at any depth; hidden ones are left out.
+        size, fit: pixels, and "crop" or "letterbox" for images that are not square.
+        cache: folder for the features, in a file for each space, framing and content of the images (read in full).
+        progress: wraps the loop over images, e.g. `chestxai.runs.progress`.
+
+    Raises:
+        MissingError: no such folder.
+        InputError: no image that can be read, or features that are not finite.
     """
     files = _image_files(folder)
     if cache is None:

@@ -99,7 +99,8 @@ def gains(scores: pd.DataFrame, base: Mapping[str, float], reference: str, fids:
 def extrapolation(table: pd.DataFrame, images: str, tests: Mapping[str, tuple[float, float]]) -> str:
     """What a study on real X-rays shows at its end, and how far more steps or images would have to go, as bullets.
 
-    A test grows by a straight line in the logarithms of steps and images, by least squares over all rows of a variant.
+    A test grows by a straight line in the logarithms of steps and images, by least squares over all rows of a variant;
+    one without two numbers of each is left out.
 
     Args:
         table: a study with columns ``variant``, ``step``, ``images`` (its name), and each test with its bounds.
@@ -107,6 +108,8 @@ def extrapolation(table: pd.DataFrame, images: str, tests: Mapping[str, tuple[fl
     """
     lines = []
     for variant, rows in table.groupby("variant", sort=False):
+        if rows[["step", images]].nunique().min() < 2:
+            continue
         logs = np.log2(rows[["step", images]].astype(float))
         last = rows.sort_values([images, "step"]).iloc[-1]
         for test, (chance, reach) in tests.items():

@@ -28,7 +28,11 @@ def render(patients: Sequence[Patient], size: int) -> tuple[np.ndarray, list[lis
 
 
 def attenuation(patients: Sequence[Patient], size: int) -> tuple[np.ndarray, list[list[np.ndarray]], np.ndarray]:
-    """Line integrals of attenuation of ``patients``, ``n`` exposures, in images of ``size`` pixels.
+    """Line integrals of attenuation of ``patients``.
+
+    Args:
+        patients: ``n`` exposures.
+        size: Side of the images in pixels.
 
     Returns:
         The integrals, dimensionless float32 ``(n, size, size)``; for each patient the body of each lesion, float
@@ -84,8 +88,13 @@ def expose(integral: np.ndarray, patients: Sequence[Patient], size: int, healthy
 
     Scatter and exposure are those of the chest without its lesions, and the noise of a pixel is the same deviate
     whatever the lesions: with and without a lesion a patient's images are equal outside it. Otherwise a disease could
-    be read from the brightness of the whole image. ``integral`` and ``healthy``, without lesions, are of `attenuation`
-    of these ``patients`` and ``size``.
+    be read from the brightness of the whole image.
+
+    Args:
+        integral: Of `attenuation`, float32 ``(n, size, size)``.
+        patients: The ``n`` exposures.
+        size: Side of the images in pixels.
+        healthy: The integrals without lesions, see `attenuation`.
     """
     scanner, field, error = (
         np.array([getattr(p, name) for p in patients], dtype=np.float32)[:, None, None]
