@@ -1,8 +1,8 @@
 """A study: the runs of a grid without notebooks, scored on one split, a row for each run and checkpoint.
 
 A grid file with ``score: val`` or ``score: test`` is a study. Its table goes to ``data/results/<name>.csv`` beside
-``<name>.json``, which says how it was made. Runs are kept in ``runs/study-<name>``. A study is resumed: rows of
-the same settings are kept, and column ``code`` says which code made them; delete a row to make it again.
+``<name>.json``, which says how the last of it was made. Runs are kept in ``runs/study-<name>``. A study is resumed: rows
+of the same settings are kept, and ``code`` and ``device`` say what made them; delete a row to make it again.
 """
 
 import multiprocessing
@@ -60,17 +60,25 @@ class Job:
 def jobs(cells: Sequence[Cell], split: str, data: str, out: Path) -> list[Job]:
     """The runs of a grid, seed by seed and variant by variant, so that a table which is not finished can be read.
 
-    ``cells`` are those of `grid.load`, ``split`` is "val" or "test", ``data`` and ``out`` are those of a `Job`.
+    ``cells`` are those of `grid.load`, ``split`` is "val" or "test", ``data`` and ``out`` are those of a `Job`. A text
+    encoder that does not learn has no rate: one run, under the first of the grid's rates, stands for all of them.
     """
     seeds = dict.fromkeys(seed for cell in cells for seed in cell.seeds)
     variants = dict.fromkeys(variant for cell in cells for variant in cell.variants)
-    return [
+    todo = [
         Job(cell.profile, variant, seed, split, cell.changes, data, out)
         for seed in seeds
         for variant in variants
         for cell in cells
         if seed in cell.seeds and variant in cell.variants
     ]
+    return list({_without_idle_rate(job): job for job in reversed(todo)}.values())[::-1]
+
+
+def _without_idle_rate(job: Job) -> tuple[str, str, int]:
+    idle = set() if job.profile.recipe(job.variant).text_learns else {"text_learning_rate"}
+    about = {"name": True, "description": True, "variants": True, "seeds": True, "finetune": idle}
+    return job.profile.model_dump_json(exclude=about), job.variant, job.seed
 
 
 def run(todo: Sequence[Job], path: Path, workers: int = 2) -> pd.DataFrame:
@@ -79,7 +87,8 @@ def run(todo: Sequence[Job], path: Path, workers: int = 2) -> pd.DataFrame:
     ``path`` with ``.json`` says how it was made. ``workers`` is the number of processes, each with one thread.
 
     Returns:
-        The table: the grid's settings, ``variant, seed, step, identity, seconds``, and the columns of `tradeoff.table`.
+        The table: the grid's settings, ``variant, seed, step, identity, code, device, seconds``, and the columns of
+        `tradeoff.table`.
     """
     wanted = {job.identity: i for i, job in enumerate(todo)}
     table = pd.read_csv(path) if path.is_file() else pd.DataFrame({"identity": []})
@@ -110,8 +119,9 @@ def check(todo: Sequence[Job], path: Path, row: int, tolerance: float = 0.03) ->
     Args:
         todo: of `jobs`, whose ``out`` is an empty folder.
         path, row: the csv, and the number of the row, the first after the header is 0.
-        tolerance: largest difference of a score in [0, 1] between machines and versions of libraries: each rounds
-            otherwise, and training amplifies that. FID and KID may differ by ten times that share.
+        tolerance: largest difference of a score in [0, 1] between versions of libraries: each rounds otherwise, and
+            training amplifies that. FID and KID may differ by ten times that share. On another device than the row's
+            ``device``, a score may also differ by half the width of its interval.
 
     Returns:
         Columns ``stored, again, agrees``, a row for each score with a value.
@@ -132,6 +142,10 @@ def check(todo: Sequence[Job], path: Path, row: int, tolerance: float = 0.03) ->
     names = [c for c in (*LOWER_IS_BETTER, *COLUMNS, "classifier_auc", "side") if pd.notna(stored.get(c))]
     both = pd.DataFrame({"stored": stored[names], "again": again[names]}).astype(float)
     allowed = np.where(both.index.str.startswith(("fid", "kid")), 10 * tolerance * both["stored"].abs(), tolerance)
+    if again["device"] != stored["device"]:
+        bounds = stored.reindex([f"{name}_{end}" for end in ("low", "high") for name in names]).astype(float)
+        low, high = bounds.to_numpy().reshape(2, -1)
+        allowed = np.fmax(allowed, (high - low) / 2)
     return both.assign(agrees=(both["stored"] - both["again"]).abs() <= allowed)
 
 
@@ -158,7 +172,8 @@ def rows_of(job: Job) -> pd.DataFrame:
     about = {"variant": job.variant, "seed": job.seed, "step": rows.pop("step"), "identity": job.identity}
     code = runs.code_fingerprint("chestxai.finetune.loop", "chestxai.faithfulness", "chestxai.fidelity")
     rows = rows.drop(columns=["variant", "seed", "seconds"])
-    first = pd.DataFrame({**job.changes, **about, "code": code, "seconds": seconds.round(3)}, index=rows.index)
+    about |= {"code": code, "device": runs.record()["device"], "seconds": seconds.round(3)}
+    first = pd.DataFrame({**job.changes, **about}, index=rows.index)
     return pd.concat([first, rows.round(5)], axis=1)  # settings as they are: a rate may be 5e-6
 
 
