@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
-from scipy.stats import ttest_1samp
 
-from chestxai import batch, localization, profiles, runs, sides
+from chestxai import batch, localization, profiles, runs, sentences, sides
 from chestxai.batch import grid, study
 from chestxai.runs import InputError
 
@@ -119,23 +118,27 @@ def test_a_base_made_again_makes_other_rows(tmp_path):
     assert identity("one") == identity("one") != identity("other")
 
 
-def test_the_readme_says_what_the_demo_found():
+def test_the_readme_says_what_the_recipes_found():
     text = " ".join((profiles.ROOT / "README.md").read_text("utf-8").split())
-    table = pd.read_csv(profiles.DATA / "results" / "demo.csv")
-    last = table[table["step"] == table["step"].max()]
-    by_variant, shown = last.groupby("variant"), []
-    for name in ("gain_auc_roc", "word", "classifier_auc"):
-        means, low, high = by_variant[name].mean(), by_variant[name].min(), by_variant[name].max()
-        own, other = (f"{means[v]:.3f} ({{}}{low[v]:.3f} to {high[v]:.3f})" for v in ("learnable", "frozen"))
-        said = [f"{own.format(seeds)} against {other.format('')}" for seeds in ("seeds ", "")]
-        assert any(words in text for words in said), name
-        seeds = last.pivot(index="seed", columns="variant", values=name)
-        difference = seeds["learnable"] - seeds["frozen"]
-        assert len(difference) == 3
-        assert (difference > 0).all(), name
-        below, above = ttest_1samp(difference, 0).confidence_interval()
-        assert f"{difference.mean():+.3f} [{below:+.3f}, {above:+.3f}]" in text, name
-        shown.append(below > 0)
-    assert shown == [True, False, False]
-    settings = profiles.load("demo").finetune
-    assert settings.text_learning_rate == pytest.approx(settings.learning_rate / 5)
+    table = pd.read_csv(profiles.DATA / "results" / "recipes-final.csv")
+    by_base = dict([*table.groupby("base")])
+    for base, variant, score, digits in (
+        *((base, "fifth", c, 3) for base in by_base for c in ("gain_auc_roc", "word", "classifier_auc")),
+        ("tiny", "learnable", "gain_auc_roc", 3),
+        ("tiny", "learnable", "classifier_auc", 3),
+        ("tiny", "fifth", "fid", 2),
+    ):
+        d = sentences.recipes.over_seeds(by_base[base], score, "frozen")[variant]
+        assert f"{d.estimate:+.{digits}f} [{d.low:+.{digits}f}, {d.high:+.{digits}f}]" in text, (base, variant, score)
+        assert (d.low > 0) == (score != "fid" and d.estimate > 0)
+    words = by_base["tiny"].pivot(index="seed", columns="variant", values="word")
+    assert len(words) == 5
+    for variant in ("learnable", "frozen"):
+        assert f"{words[variant].mean():.3f}" in text
+    assert (words["learnable"] < 0.6).sum() == 3
+    assert words["frozen"].min() > 0.6
+    for base, part in by_base.items():
+        assert sentences.recipes.verdicts(part, ["gain_auc_roc", "word"])["both"]["fifth"] == "yes", base
+    recipes = profiles.load("recipes")
+    assert recipes.finetune.text_learning_rate == recipes.finetune.learning_rate
+    assert recipes.recipe("fifth").text_learning_rate == pytest.approx(recipes.finetune.learning_rate / 5)

@@ -1,10 +1,11 @@
 """Draws data/overview.png, the picture of the README: where each variant looks, with the finding and without it, and
-how the runs of ``data/results/demo.csv`` generate and point.
+how the runs of ``data/results/recipes-final.csv`` generate and point.
 
-    python tools/readme_picture.py --profile demo
+    for variant in frozen learnable fifth; do python -m chestxai.finetune --profile recipes --variant $variant; done
+    python tools/readme_picture.py --profile recipes --variants frozen,learnable,fifth --seeds 0
 
-The options are those of a finished batch of phantoms. Nothing is picked by hand: of every other finding it shows the
-first test phrase. The image without the finding is the same patient on the same day, and the noise is the same.
+The options are those of finished runs on phantoms. Nothing is picked by hand: of every other finding it shows the first
+test phrase. The image without the finding is the same patient on the same day, and the noise is the same.
 """
 
 from __future__ import annotations
@@ -68,8 +69,10 @@ def draw(profile: Profile, nodes: Sequence[Node], path: Path, data: str = "") ->
     if closed:
         raise InputError(f"the README's picture may not show {', '.join(closed)}: its images are passed on to no one")
     folders = list(dict.fromkeys(node.folder for node in nodes if "grounding.csv" in node.makes))
-    first = {folder.parent.name: Run(folder) for folder in reversed(folders)}
-    return draw_runs(profile, {variant: first[variant] for variant in profile.variants}, path, data)
+    first: dict[str, Run] = {}
+    for folder in folders:
+        first.setdefault(folder.parent.name, Run(folder))
+    return draw_runs(profile, first, path, data)
 
 
 def draw_runs(profile: Profile, chosen: dict[str, Run], path: Path, data: str = "") -> Path:
@@ -121,7 +124,8 @@ def planes(profile: Profile, width: int) -> Image.Image:
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
         raise InputError("the planes are drawn by Chromium, which is not installed (apt-get install chromium)")
-    table = pd.read_csv(profiles.DATA / "results" / "demo.csv")
+    table = pd.read_csv(profiles.DATA / "results" / "recipes-final.csv").query("base == @profile.base")
+    table = table.drop(columns="base")
     size = {"width": width // len(profile.statistics.endpoint), "height": 340, "showlegend": False}
     figures = [plots.recipes_plane(table, [name]).update_layout(**size) for name in profile.statistics.endpoint]
     options = {"full_html": False, "config": {"displayModeBar": False}}

@@ -1,8 +1,8 @@
 """A study: the runs of a grid without notebooks, scored on one split, a row for each run and checkpoint.
 
 A grid file with ``score: val`` or ``score: test`` is a study. Its table goes to ``data/results/<name>.csv`` beside
-``<name>.json``, which says how the last of it was made. Runs are kept in ``runs/study-<name>``. A study is resumed: rows
-of the same settings are kept, and ``code`` and ``device`` say what made them; delete a row to make it again.
+``<name>.json``, which says how the last of it was made. Runs are kept in ``runs/study-<name>``. A study is resumed:
+rows of the same settings are kept, and ``code`` and ``device`` say what made them; delete a row to make it again.
 """
 
 import multiprocessing

@@ -124,9 +124,8 @@ def _profile(run: Path) -> Profile:
     try:
         return Profile.model_validate(Run(run).record()["profile"])
     except (KeyError, ValueError) as error:
-        raise InputError(
-            f"{Run(run).record_file}: holds no profile of this version; give --real and --features"
-        ) from error
+        what = f"{Run(run).record_file}: holds no profile of this version; give --real and --features"
+        raise InputError(what) from error
 
 
 def _space(options: argparse.Namespace, profile: Profile | None) -> nn.Module:

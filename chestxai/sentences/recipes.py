@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
+from scipy.stats import ttest_1samp
 
 from chestxai.localization import LABELS
 from chestxai.sentences.words import Templates, bullets
-from chestxai.stats import Interval
+from chestxai.stats import Interval, holm
 from chestxai.tradeoff import last_step
 
 _say = Templates(__file__)
@@ -20,16 +20,22 @@ def over_seeds(table: pd.DataFrame, column: str, reference: str) -> pd.Series:
     ``table`` is that of a study. Student's t over the seeds that both have; with one seed the bounds are NaN, without a
     common one the variant is left out.
     """
+    return _compared(table, column, reference)["interval"].drop(reference)
+
+
+def _compared(table: pd.DataFrame, column: str, reference: str, margin: float = 0.0) -> pd.DataFrame:
     wide = last_step(table).pivot(index="seed", columns="variant", values=column)
-    differences = wide.drop(columns=reference).sub(wide[reference], axis=0)
-    n, mean = differences.count(), differences.mean()
-    half = student.ppf(0.975, n - 1) * differences.std() / np.sqrt(n)
-    bounds = zip(n.index, mean, mean - half, mean + half, strict=True)
-    return pd.Series({name: Interval(*of) for name, *of in bounds if n[name]}, dtype=object)
+    found = {reference: (Interval(0.0, 0.0, 0.0), 0.0)}
+    for name, each in wide.sub(wide[reference], axis=0).drop(columns=reference).items():
+        seeds, few = each.dropna(), each.count() < 2
+        bounds = (np.nan, np.nan) if few else ttest_1samp(seeds, 0).confidence_interval()
+        p = np.nan if few else ttest_1samp(seeds, -margin, alternative="greater").pvalue
+        found |= {name: (Interval(seeds.mean(), *bounds), p)} if len(seeds) else {}
+    return pd.DataFrame(found, index=["interval", "p"]).T
 
 
 def verdicts(table: pd.DataFrame, endpoint: Sequence[str], margin: float = 0.01) -> pd.DataFrame:
-    """Which recipes have both: they point no worse than frozen, and generate no worse than learnable.
+    """Which recipes have both: they point no worse than frozen, and generate no worse than frozen and learnable.
 
     Args:
         table: of a study with the variants ``frozen`` and ``learnable``.
@@ -37,18 +43,22 @@ def verdicts(table: pd.DataFrame, endpoint: Sequence[str], margin: float = 0.01)
         margin: how far below zero the lower bound of a paired difference may lie, stated beforehand.
 
     Returns:
-        A row for each recipe but frozen: ``<column> − frozen``, ``classifier AUC − learnable``, and ``both``: "yes",
-        "no" where an interval lies below the margin, "open" where the seeds do not decide, "too few seeds" where an
-        interval is missing.
+        A row for each recipe but frozen: ``<column> − frozen``, ``classifier AUC − <the better of frozen and learnable
+        in the mean>``, and ``both``: "yes", "no" where an interval lies below the margin, "open" where the seeds do not
+        decide, "too few seeds" where an interval is missing. Column ``p`` is that of all differences being above the
+        margin: the largest of the one-sided t tests, adjusted over the recipes (Holm).
     """
-    columns = {f"{LABELS[c]} − frozen": over_seeds(table, c, "frozen") for c in endpoint}
-    itself = pd.Series({"learnable": Interval(0.0, 0.0, 0.0)}, dtype=object)
-    columns["classifier AUC − learnable"] = pd.concat([over_seeds(table, "classifier_auc", "learnable"), itself])
-    frame = pd.DataFrame(columns).drop(index="frozen", errors="ignore").dropna()
+    better = last_step(table).groupby("variant")["classifier_auc"].mean()[["frozen", "learnable"]].idxmax()
+    axes = {f"{LABELS[c]} − frozen": (c, "frozen") for c in endpoint}
+    axes[f"classifier AUC − {better}"] = "classifier_auc", better
+    parts = {name: _compared(table, *axis, margin) for name, axis in axes.items()}
+    frame = pd.DataFrame({name: part["interval"] for name, part in parts.items()}).drop(index="frozen").dropna()
+    p = pd.DataFrame({name: part["p"] for name, part in parts.items()}).loc[frame.index].astype(float)
+    p = p.max(axis=1, skipna=False).dropna()
     lows, highs = (frame.map(lambda i, end=end: getattr(i, end)).astype(float) for end in ("low", "high"))
     cases = [lows.isna().any(axis=1), (lows > -margin).all(axis=1), (highs < -margin).any(axis=1)]
     both = np.select(cases, ["too few seeds", "yes", "no"], "open")
-    return frame.assign(both=both)
+    return frame.assign(p=pd.Series(holm(p), p.index) if len(p) else np.nan, both=both)
 
 
 def answer(found: pd.DataFrame) -> str:
@@ -61,7 +71,7 @@ def answer(found: pd.DataFrame) -> str:
     if winners:
         text = _say("winners", names=[f"`{name}`" for name in winners])
     else:
-        worst = found.drop(columns="both").map(lambda interval: interval.estimate).astype(float).min(axis=1)
+        worst = found.drop(columns=["p", "both"]).map(lambda interval: interval.estimate).astype(float).min(axis=1)
         text = _say("nearest", name=worst.idxmax(), difference=worst.max())
     return already + text + (_say("open", n=few) if few else "")
 
@@ -78,7 +88,7 @@ def principles(found: pd.DataFrame, groups: dict[str, Sequence[str]]) -> str:
             continue
         shown = "; ".join(
             f"`{name}`: " + ", ".join(f"{column} {difference:+.3f}" for column, difference in row.items())
-            for name, row in own.drop(columns="both").iterrows()
+            for name, row in own.drop(columns=["p", "both"]).iterrows()
         )
         state = "supported" if (own["both"] == "yes").all() else "refuted" if "no" in set(own["both"]) else "open"
         lines.append(_say("principle", text=text, state=state, shown=shown))

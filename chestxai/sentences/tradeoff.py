@@ -114,18 +114,11 @@ def extrapolation(table: pd.DataFrame, images: str, tests: Mapping[str, tuple[fl
         last = rows.sort_values([images, "step"]).iloc[-1]
         for test, (chance, reach) in tests.items():
             found = Interval(*(last[test + end] for end in ("", "_low", "_high")))
-            slopes = np.linalg.lstsq(np.column_stack([logs - logs.mean(), np.ones(len(logs))]), rows[test], rcond=None)[
-                0
-            ]
-            more = (reach - found.estimate) / slopes[1] if slopes[1] > 0 else 0.0
-            about = {
-                "name": variant,
-                "label": LABELS.get(test, test),
-                "found": found,
-                "steps": slopes[0],
-                "reach": reach,
-            }
-            about |= {"above": found.low > chance, "chance": chance, "images": slopes[1], "more": more}
+            design = np.column_stack([logs - logs.mean(), np.ones(len(logs))])
+            steps, more_images, _ = np.linalg.lstsq(design, rows[test], rcond=None)[0]
+            more = (reach - found.estimate) / more_images if more_images > 0 else 0.0
+            about = {"name": variant, "label": LABELS.get(test, test), "found": found, "steps": steps, "reach": reach}
+            about |= {"above": found.low > chance, "chance": chance, "images": more_images, "more": more}
             lines.append(_say("extrapolation", grows=more > 0, **about))
     return bullets(lines)
 

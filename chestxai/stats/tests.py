@@ -57,10 +57,7 @@ def holm(p: ArrayLike) -> np.ndarray:
 
 
 def minimal_detectable_difference(
-    differences: ArrayLike,
-    groups: ArrayLike | None = None,
-    alpha: float = 0.05,
-    patients: int | None = None,
+    differences: ArrayLike, groups: ArrayLike | None = None, alpha: float = 0.05, patients: int | None = None
 ) -> float:
     """The true mean difference that a two-sided paired test of this design detects with a power of 80 %.
 
