@@ -93,6 +93,19 @@ class TestStudy:
         with pytest.raises(InputError, match="rows 0 to 1"):
             study.check(again, folder / "small.csv", 2)
 
+    def test_on_another_device_a_row_may_differ_by_half_the_width_of_its_interval(self, made, tmp_path):
+        folder, file, _ = made
+        table = pd.read_csv(folder / "small.csv")
+        half = (table.loc[1, "auc_roc_high"] - table.loc[1, "auc_roc_low"]) / 2
+        assert half > 0.04
+        table.loc[1, "auc_roc"] += half - 0.005
+        agrees = {}
+        for device in (table.loc[1, "device"], "another"):
+            table.assign(device=device).to_csv(tmp_path / "moved.csv", index=False)
+            again = study.jobs(grid.load(file, folder), "val", "", tmp_path / device)
+            agrees[device] = study.check(again, tmp_path / "moved.csv", 1)["agrees"]["auc_roc"]
+        assert [*agrees.values()] == [False, True]
+
     def test_real_images_are_scored_on_the_sides_that_reports_name_too(self, made):
         job = made[2][0]
         run = profiles.run(job.profile, job.variant, job.seed, job.out)
@@ -103,6 +116,19 @@ class TestStudy:
         assert found["swap_side"].between(0, 1).all()
         # Reports that name no side lose no row.
         assert sides.scores_by_step(job.profile, run, [], studies["test"]).to_dict("list") == {"step": run.steps()}
+
+
+def test_a_text_encoder_that_does_not_learn_is_run_once_for_all_rates(tmp_path):
+    file = tmp_path / "rates.yaml"
+    rates = "finetune.text_learning_rate: [1.0e-3, 2.0e-4], finetune.steps: [8, 12]"
+    file.write_text(f"{{profile: smoke, seeds: [0], score: val, settings: {{{rates}}}}}")
+    todo = study.jobs(grid.load(file, tmp_path), "val", "", tmp_path)
+    made = [(job.variant, job.profile.finetune.steps, job.profile.finetune.text_learning_rate) for job in todo]
+    assert made == [
+        ("frozen", 8, 1e-3),
+        ("frozen", 12, 1e-3),
+        *[("learnable", steps, rate) for rate in (1e-3, 2e-4) for steps in (8, 12)],
+    ]
 
 
 def test_a_base_made_again_makes_other_rows(tmp_path):

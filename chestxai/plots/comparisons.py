@@ -310,7 +310,7 @@ def recipes_plane(table: pd.DataFrame, metrics: Sequence[str], title: str = "") 
     for base, rows in table.groupby("base", sort=False):
         for column in metrics:
             name = style.score_name(column, short=True)
-            plane = _recipes(last_step(rows), column, looks, title)
+            plane = _recipes(last_step(rows).sort_index(), column, looks, title)
             planes.append((f"{name}, base {base}" if base else name, plane))
     return style.chooser(planes, name="Score")
 
