@@ -309,9 +309,8 @@ if others:
 # %% [markdown]
 # ## How fast may the text encoder learn?
 #
-# Between frozen and learnable lies the text encoder's learning rate. The study `text_rate` trains the learnable variant
-# at several rates and over several seeds (`make grid GRID=data/grids/text_rate.yaml`, hours); a mark without a bar is a
-# single seed.
+# A frozen text encoder has a learning rate of zero. The study `text_rate` trains the learnable variant at other rates
+# (`make grid GRID=data/grids/text_rate.yaml`, hours); a mark without a bar is a single seed.
 
 # %%
 study = profiles.DATA / "results" / "text_rate.csv"
@@ -334,7 +333,7 @@ else:
 # In the paper both networks learn at one rate, and for much longer than here. The study `length` goes on to 960 steps,
 # at three rates and in two languages: with the base `tiny` the text encoder knows the language of the reports, with
 # `tiny-code` it does not (chapter 10). It is scored on validation images, because it chose the settings of chapter 10.
-# Means over seeds:
+# Means over its few seeds:
 
 # %% tags=["aggregate"]
 study = profiles.DATA / "results" / "length.csv"
@@ -366,13 +365,15 @@ if study.is_file():
     display(above.drop("frozen", level="encoder"))
 
 # %% [markdown]
-# A text encoder that learns slowly adapts to the reports, and words and images gain. One that learns faster, or for
-# longer, can lose its words: the word test falls to about chance (0.5), as if all words said the same, and so does the
-# classifier AUC, because the images show no longer what the prompt asks for. The U-Net still recognises what is in an
-# image, and the map of any word shows that. So the gain and the mirror test stay high, AUC-ROC falls by little, and FID,
-# which compares sets of images without their prompts, may go either way. That is why the primary endpoint has two tests
-# and is not AUC-ROC. It is also the form in which the paper's finding appears here: less a matter of whether the text
-# encoder learns than of how fast and for how long.
+# A text encoder that learns slowly adapts to the reports: word test and classifier AUC rise. One that learns faster can
+# lose its words, in some runs only after longer training: the word test falls to chance (0.5) or below, because a word's
+# map no longer prefers the word's own finding, and the classifier AUC falls as well, because the images no longer show
+# what the prompt asks for. The U-Net still recognises what is in an image, and the map of any word shows that. So the
+# gain and the mirror test stay high, AUC-ROC falls less, and FID, which compares sets of images without their prompts,
+# may go either way. That is why the primary endpoint has two tests and is not AUC-ROC.
+#
+# In this setting the loss depends less on whether the text encoder learns than on how fast and for how long. And unlike
+# in the paper, what loses its words gains little in exchange: the images lose, too.
 
 # %% [markdown]
 # ## On real X-rays

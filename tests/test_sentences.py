@@ -532,7 +532,7 @@ class TestRecipes:
         table = self.table(good=(0.0, 0.1), mute=(-0.2, 0.1), dull=(0.0, 0.0))
         found = say.recipes.verdicts(table, ["word"])
         assert found["both"].to_dict() == {"learnable": "no", "good": "yes", "mute": "no", "dull": "no"}
-        assert say.recipes.answer(found).startswith("**Yes**: `good`")
+        assert say.recipes.answer(found).startswith("**Yes**, by the stated margin: `good`.")
         text = say.recipes.principles(found, {"A": ["good"], "B": ["mute", "dull"], "C": ["absent"]})
         assert "**A**: supported" in text
         assert "**B**: refuted" in text
@@ -553,7 +553,7 @@ class TestRecipes:
     def test_learnable_itself_may_have_both(self):
         found = say.recipes.verdicts(self.table(learnable=(0.02, 0.1)), ["word"])
         assert found["both"].to_dict() == {"learnable": "yes"}
-        assert say.recipes.answer(found).startswith("`learnable` itself points no worse than frozen")
+        assert say.recipes.answer(found).startswith("`learnable` itself points and generates no worse than frozen")
 
 
 class TestVerdict:

@@ -45,8 +45,8 @@ def verdicts(table: pd.DataFrame, endpoint: Sequence[str], margin: float = 0.01)
     Returns:
         A row for each recipe but frozen: ``<column> − frozen``, ``classifier AUC − <the better of frozen and learnable
         in the mean>``, and ``both``: "yes", "no" where an interval lies below the margin, "open" where the seeds do not
-        decide, "too few seeds" where an interval is missing. Column ``p`` is that of all differences being above the
-        margin: the largest of the one-sided t tests, adjusted over the recipes (Holm).
+        decide, "too few seeds" where an interval is missing. Column ``p`` is the largest of the one-sided t tests whose
+        null is a difference of minus the margin, adjusted over the recipes that have one (Holm).
     """
     better = last_step(table).groupby("variant")["classifier_auc"].mean()[["frozen", "learnable"]].idxmax()
     axes = {f"{LABELS[c]} − frozen": (c, "frozen") for c in endpoint}
