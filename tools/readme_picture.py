@@ -101,7 +101,7 @@ def draw_runs(profile: Profile, chosen: dict[str, Run], path: Path, data: str = 
             cells += [(images[i], heat[i], mask, name) for name, heat in zip(chosen, of, strict=True)]
     images, heatmaps, masks, titles = zip(*cells, strict=True)
     picture = plots.contact_sheet(list(images), 2 * (1 + len(chosen)), titles, heatmaps, masks, size=170)
-    below = planes(profile, picture.width)
+    below = planes(profile, list(chosen), picture.width)
     whole = Image.new("RGB", (picture.width, picture.height + below.height), "white")
     whole.paste(picture, (0, 0))
     whole.paste(below, (0, picture.height))
@@ -111,11 +111,12 @@ def draw_runs(profile: Profile, chosen: dict[str, Run], path: Path, data: str = 
     return path
 
 
-def planes(profile: Profile, width: int) -> Image.Image:
+def planes(profile: Profile, variants: Sequence[str], width: int) -> Image.Image:
     """The planes of fidelity and each test of the primary endpoint, side by side, as Chromium draws them.
 
     Args:
         profile: whose endpoint it is.
+        variants: those that are shown.
         width: in pixels.
 
     Raises:
@@ -124,8 +125,8 @@ def planes(profile: Profile, width: int) -> Image.Image:
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
         raise InputError("the planes are drawn by Chromium, which is not installed (apt-get install chromium)")
-    table = pd.read_csv(profiles.DATA / "results" / "recipes-final.csv").query("base == @profile.base")
-    table = table.drop(columns="base")
+    table = pd.read_csv(profiles.DATA / "results" / "recipes-final.csv")
+    table = table.query("base == @profile.base and variant in @variants").drop(columns="base")
     size = {"width": width // len(profile.statistics.endpoint), "height": 340, "showlegend": False}
     figures = [plots.recipes_plane(table, [name]).update_layout(**size) for name in profile.statistics.endpoint]
     options = {"full_html": False, "config": {"displayModeBar": False}}
