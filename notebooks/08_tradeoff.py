@@ -405,6 +405,11 @@ else:
 Markdown(say.tradeoff.extrapolation(real, "data.train", tests) if study.is_file() else "")
 
 # %% [markdown]
+# A slope comes from the scores of one seed at a few checkpoints, which depend on each other. Take the doublings as an
+# order of magnitude, and only where the score rises with images at all. A test that does not exceed chance on this many
+# phrases may still be true of the model, but nothing here shows that it looks.
+
+# %% [markdown]
 # ## What does it buy?
 #
 # Each variant's fidelity at its last checkpoint beside the base's, and the paired difference of the FIDs:
