@@ -521,11 +521,10 @@ class TestGrid:
         todo = study.jobs(cells, grid.read(path).score, "", tmp_path)
         assert len({job.identity for job in todo}) == len(todo)
         assert [job.seed for job in todo] == sorted(job.seed for job in todo)
-        # A text encoder that does not learn is run once for all its rates.
-        once = {(cell.profile.base, cell.profile.data.train): cell for cell in cells}.values()
-        idle = sum(not cell.profile.recipe(v).text_learns for cell in once for v in cell.variants)
-        learning = sum(cell.profile.recipe(v).text_learns for cell in cells for v in cell.variants)
-        assert len(todo) == (idle + learning) * len(cells[0].seeds)
+        learning = [job for job in todo if job.profile.recipe(job.variant).text_learns]
+        each = [cell.profile.recipe(v).text_learns for cell in cells for v in cell.variants for _ in cell.seeds]
+        assert len(learning) == sum(each)
+        assert {(job.variant, job.seed) for job in todo} == {(v, s) for c in cells for v in c.variants for s in c.seeds}
         if cells[0].profile.data.source == "phantom":  # others are planned where their files are
             assert len(batch.plan(cells[:1], out=tmp_path)) >= len(batch.CHAPTERS)
         assert not list(tmp_path.iterdir())

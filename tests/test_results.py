@@ -43,7 +43,8 @@ def test_table_grid_and_provenance_agree(path, tmp_path):
         assert row["step"] in range(0, job.profile.finetune.steps + 1, job.profile.finetune.checkpoint_every)
     assert not table.duplicated(["identity", "step"]).any()
     assert made["split"] == next(iter(wanted.values())).split
-    assert {"versions", "device", "commit", "date", "profile"} <= set(made)
+    assert set(table["device"]) == set(made["made"])
+    assert all(set(about) == {"date", "versions", "python", "commit", "environment"} for about in made["made"].values())
     # The identity leaves defaults out: one that has changed since would keep rows that are no longer true.
     assert changed_since(made["profile"], wanted[table["identity"][0]].profile.model_dump(mode="json")) == []
     for name in localization.FAITHFULNESS:

@@ -532,7 +532,7 @@ class TestRecipes:
         table = self.table(good=(0.0, 0.1), mute=(-0.2, 0.1), dull=(0.0, 0.0))
         found = say.recipes.verdicts(table, ["word"])
         assert found["both"].to_dict() == {"learnable": "no", "good": "yes", "mute": "no", "dull": "no"}
-        assert say.recipes.answer(found).startswith("**Yes**, by the stated margin: `good`.")
+        assert say.recipes.answer(found).startswith("**Yes**, by the stated margin: `good` (p = 0.0")
         text = say.recipes.principles(found, {"A": ["good"], "B": ["mute", "dull"], "C": ["absent"]})
         assert "**A**: supported" in text
         assert "**B**: refuted" in text

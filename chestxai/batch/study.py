@@ -1,7 +1,7 @@
 """A study: the runs of a grid without notebooks, scored on one split, a row for each run and checkpoint.
 
 A grid file with ``score: val`` or ``score: test`` is a study. Its table goes to ``data/results/<name>.csv`` beside
-``<name>.json``, which says how the last of it was made. Runs are kept in ``runs/study-<name>``. A study is resumed:
+``<name>.json``, which says how it was made, by device. Runs are kept in ``runs/study-<name>``. A study is resumed:
 rows of the same settings are kept, and ``code`` and ``device`` say what made them; delete a row to make it again.
 """
 
@@ -221,8 +221,9 @@ def _phrases(profile: Profile, split: str, data: str) -> tuple[list, list, list]
 
 
 def _provenance(path: Path, todo: Sequence[Job]) -> dict[str, Any]:
-    record = runs.record()
-    kept = {name: record[name] for name in record if name not in ("peak_memory_gb", "threads")}
+    record, file = runs.record(), path.with_suffix(".json")
+    last = {name: record[name] for name in ("versions", "python", "commit", "environment")}
+    made = runs.read_json(file, dict)["made"] if file.is_file() else {}
+    made |= {record["device"]: {"date": date.today().isoformat(), **last}}  # the last on this device
     profile = todo[0].profile.model_dump(mode="json", exclude={"name", "description"})
-    about = {"study": path.stem, "split": todo[0].split, "date": date.today().isoformat(), "runs": len(todo)}
-    return about | kept | {"profile": profile}
+    return {"study": path.stem, "split": todo[0].split, "runs": len(todo), "made": made, "profile": profile}

@@ -51,10 +51,9 @@ def verdicts(table: pd.DataFrame, endpoint: Sequence[str], margin: float = 0.01)
     better = last_step(table).groupby("variant")["classifier_auc"].mean()[["frozen", "learnable"]].idxmax()
     axes = {f"{LABELS[c]} − frozen": (c, "frozen") for c in endpoint}
     axes[f"classifier AUC − {better}"] = "classifier_auc", better
-    parts = {name: _compared(table, *axis, margin) for name, axis in axes.items()}
-    frame = pd.DataFrame({name: part["interval"] for name, part in parts.items()}).drop(index="frozen").dropna()
-    p = pd.DataFrame({name: part["p"] for name, part in parts.items()}).loc[frame.index].astype(float)
-    p = p.max(axis=1, skipna=False).dropna()
+    parts = pd.concat({name: _compared(table, *axis, margin) for name, axis in axes.items()}, axis=1)
+    frame = parts.xs("interval", axis=1, level=1).drop(index="frozen").dropna()
+    p = parts.xs("p", axis=1, level=1).loc[frame.index].astype(float).max(axis=1, skipna=False).dropna()
     lows, highs = (frame.map(lambda i, end=end: getattr(i, end)).astype(float) for end in ("low", "high"))
     cases = [lows.isna().any(axis=1), (lows > -margin).all(axis=1), (highs < -margin).any(axis=1)]
     both = np.select(cases, ["too few seeds", "yes", "no"], "open")
@@ -69,7 +68,7 @@ def answer(found: pd.DataFrame) -> str:
         return already + _say("none")
     winners, few = list(found.index[found["both"] == "yes"]), sum(found["both"] == "too few seeds")
     if winners:
-        text = _say("winners", names=[f"`{name}`" for name in winners])
+        text = _say("winners", names=[f"`{name}` (p = {found['p'][name]:.3f})" for name in winners])
     else:
         worst = found.drop(columns=["p", "both"]).map(lambda interval: interval.estimate).astype(float).min(axis=1)
         text = _say("nearest", name=worst.idxmax(), difference=worst.max())
