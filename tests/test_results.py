@@ -156,11 +156,12 @@ def test_the_readme_says_what_the_recipes_found():
         ("tiny", "fifth", "fid", 2),
         ("tiny", "learnable", "word", 3),
         ("tiny", "learnable", "fid", 2),
+        ("tiny-code", "fifth", "gain_word", 3),
     ):
         d = sentences.recipes.over_seeds(by_base[base], score, "frozen")[variant]
         shown = f"{d.estimate:+.{digits}f} [{d.low:+.{digits}f}, {d.high:+.{digits}f}]"
         assert shown.removeprefix("+") in text, (base, variant, score)
-        clear = (variant, score) not in [("fifth", "fid"), ("learnable", "word")]
+        clear = (variant, score) not in [("fifth", "fid"), ("learnable", "word"), ("fifth", "gain_word")]
         assert (d.low > 0 or d.high < 0) == clear, (base, variant, score)
     words = by_base["tiny"].pivot(index="seed", columns="variant", values="word")
     assert len(words) == 5
