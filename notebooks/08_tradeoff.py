@@ -310,12 +310,13 @@ if others:
 # ## How fast may the text encoder learn?
 #
 # A frozen text encoder has a learning rate of zero. The study `text_rate` trains the learnable variant at other rates
-# (`make grid GRID=data/grids/text_rate.yaml`, hours); a mark without a bar is a single seed.
+# (`make grid GRID=data/grids/text_rate.yaml`, hours). Here and below, a mark is the mean over the seeds, and its bar covers
+# their intervals, each of which is over patients.
 
 # %%
 shipped = profiles.DATA / "results"
 rates, rate = pd.read_csv(shipped / "text_rate.csv"), "finetune.text_learning_rate"
-title = "The last checkpoints over the text encoder's rate (lowest and highest seed)"
+title = "The last checkpoints over the text encoder's rate"
 unet = settings.finetune.learning_rate
 plots.setting_curves(rates, rate, [*endpoint, "classifier_auc", "fid"], title, unet)
 

@@ -185,6 +185,11 @@ def test_a_setting_is_drawn_over_its_values():
     assert len(visible[0].x) == 8
     assert visible[0].line.color == plots.VARIANTS["learnable"]
     assert fig.layout.xaxis.type == "log"
+    assert visible[0].error_y.array.tolist() == pytest.approx([0.005] * 8)
+    bounded = study().assign(variant="learnable", word_low=0.5, word_high=0.9)
+    bar = plots.setting_curves(bounded, "rate", ["word"]).data[0]
+    assert (bar.y - bar.error_y.arrayminus).tolist() == pytest.approx([0.5] * 8)
+    assert (bar.y + bar.error_y.array).tolist() == pytest.approx([0.9] * 8)
     with pytest.raises(ValueError, match="lacks the columns rate"):
         plots.setting_curves(study().drop(columns="rate"), "rate", ["word"])
 

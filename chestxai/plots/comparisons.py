@@ -344,10 +344,10 @@ def _recipes(last: pd.DataFrame, column: str, looks: Mapping[str, style.Style], 
 def setting_curves(
     table: pd.DataFrame, setting: str, metrics: Sequence[str], title: str = "", rate: float | None = None
 ) -> go.Figure:
-    """Scores of the last checkpoints over the values of a setting: mean over seeds, lowest and highest seed.
+    """Scores of the last checkpoints over the values of a setting: mean over seeds; a bar covers all seeds' intervals.
 
     Args:
-        table: Of a study (a row per run and checkpoint): the setting, variant, seed, step and the metrics.
+        table: Of a study (a row per run and checkpoint): the setting, variant, seed, step, metrics and their bounds.
         setting: Column of a setting with positive values, such as ``finetune.text_learning_rate``.
         metrics, title: Columns of scores, of which a menu chooses, and title of the figure.
         rate: A value to mark, such as the U-Net's own rate; None for none.
@@ -361,10 +361,11 @@ def setting_curves(
     axis["range"] = list(reach + np.array([-0.07, 0.07]) * max(np.ptp(reach), 1))
     mark = {"text": "the U-Net’s", "font": {"color": style.MUTED}}
     for column in metrics:
-        chart = go.Figure()
+        chart, bounds = go.Figure(), {end: last.get(f"{column}_{end}", last[column]) for end in ("low", "high")}
         for variant, look in looks.items():
-            rows = last[last["variant"] == variant].groupby(setting)[column].agg(["mean", "min", "max"])
-            bar = {"array": rows["max"] - rows["mean"], "arrayminus": rows["mean"] - rows["min"], "thickness": 1.2}
+            groups = last[["variant", setting, column]].assign(**bounds).query("variant == @variant").groupby(setting)
+            rows = groups.agg(mean=(column, "mean"), low=("low", "min"), high=("high", "max"))
+            bar = {"array": rows["high"] - rows["mean"], "arrayminus": rows["mean"] - rows["low"], "thickness": 1.2}
             chart.add_scatter(
                 x=rows.index, y=rows["mean"], error_y=bar, name=html.escape(variant), mode="lines+markers",
                 line={"color": look.color, "dash": look.dash}, marker={"symbol": look.symbol, "size": 10},
