@@ -376,4 +376,4 @@ def setting_curves(
         style.dressed(chart, title, 400, [trace.name for trace in chart.data])
         chart.update_yaxes(title_text=style.ranked(column, "<br>")).update_xaxes(title_text=setting, **axis)
         charts.append((style.score_name(column, short=True), chart))
-    return style.chooser(charts, name="Score")
+    return style.chooser(charts, name="Score").update_layout(scattermode="group", scattergap=0.9)  # bars side by side
