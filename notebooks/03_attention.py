@@ -342,11 +342,13 @@ plots.overlay_grid(
 #
 # ## May a map be improved afterwards?
 #
-# Papers also process their maps: they smooth them, subtract the begin token's map (what attracts attention whatever the
-# words), or use *Bimodal Bias Merging* {cite}`nuetzel2025generate`, which adds the product of two maps, the begin
-# token's on this image and the phrase's during generation, weighted by how alike they are. Each step changes what is
-# scored, so the book scores maps as measured. Here is what the steps would change (with fewer timesteps than above, so
-# the first row differs from `noised`). A step that raises one score may lower the other: compare both columns.
+# Papers also process their maps: they smooth them, subtract the begin token's map, or use *Bimodal Bias Merging*
+# {cite}`nuetzel2025generate`, which adds the product of two maps, the begin token's on this image and the phrase's during
+# generation, weighted by how alike they are. The last two were made for CLIP, whose begin token has read no word. The begin
+# token of a BERT such as the base's has read the prompt, so here they use more than what attracts attention whatever the
+# words (chapter 9). Each step changes what is scored, so the book scores maps as measured. Here is what the steps would
+# change (with fewer timesteps than above, so the first row differs from `noised`). A step that raises one score may lower
+# the other: compare both columns.
 
 # %% tags=["aggregate"]
 groups = grounding.ground_groups(
@@ -518,7 +520,7 @@ plots.overlays(
 # each position the probabilities of all tokens sum to 1, but the other tokens may take nearly all of it. The figure
 # cannot show this, because a map is coloured from its own minimum to its own maximum. AUC-ROC cannot show it either,
 # because it reads only the order of the pixels. Chapter 4 compares the peaks of maps on images with and without the
-# finding.
+# finding, and of words that are denied.
 
 # %% tags=["solution"]
 absent = next(

@@ -20,15 +20,22 @@
 # **Why does a model whose text encoder learned point differently?**
 #
 # Chapter 8 measures *whether* variants point differently. Several explanations of how a learnable text encoder could
-# cost localization compete. For each we first say what would show it, and then look.
+# cost localization compete. For each we first say what would show it, and then look. Whether there is a loss says the
+# endpoint of chapter 8. The explanations are judged by the AUC-ROC of single maps, which can be high without the image; so
+# its gain stands beside it.
 #
 # *You will be able to* run a U-Net with other states than the prompt's own, exchange encoders, keys and values between
 # models, and compare states without being misled by a high similarity.
 # *Before:* chapters 3 (attention) and 4 (its scores).
 #
+# In the profile `demo` the text encoder learns slowly, and little or nothing is lost: there you see only whether what an
+# explanation presupposes occurs. In the profile `recipes` it learns at the U-Net's rate and loses words:
+# `make book PROFILE=recipes VARIANTS=frozen,learnable`.
+#
 # | explanation | in words |
 # |---|---|
 # | moving target | the states, and so the keys, change while the U-Net learns to use them; it lags behind |
+# | worse keys | the keys that the encoder has learned lead attention to wrong places |
 # | relocation | what a word says moves to the begin or end token |
 # | homogenisation | all states of a prompt become alike |
 # | forgetting | the encoder loses the word |
@@ -49,7 +56,17 @@ import pandas as pd
 import plotly.express as px
 from IPython.display import Markdown, display
 
-from chestxai import causes, finetune, localization, models, plots, profiles, runs, stats
+from chestxai import (
+    causes,
+    finetune,
+    localization,
+    models,
+    plots,
+    profiles,
+    runs,
+    stats,
+    tradeoff,
+)
 from chestxai import sentences as say
 from chestxai.studies import phrases
 
@@ -200,7 +217,8 @@ for variant in variants:
 #
 # ## Is the begin token free of text?
 #
-# Some methods subtract the begin token's map, as what attracts attention whatever the text {cite}`nuetzel2025generate`.
+# Some methods subtract the begin token's map, because it attracts attention whatever the text says
+# {cite}`nuetzel2025generate`.
 # That is right for CLIP's text encoder, in which a token reads only those before it: its begin token has read no word.
 # In a BERT such as MiniLM, the encoder of the book's base, every token reads all others, the begin token too. The begin
 # token of the **empty prompt** is free of text in both.
@@ -244,8 +262,7 @@ Markdown(say.causes.begin(begin.loc["begin's state with it"].to_dict()))
 # ## Exchange the encoders
 #
 # If only the U-Net has become worse, the reference's encoder does not help it; if only the encoder has, it does. If a
-# U-Net points worse with the other encoder's keys, it has adapted to its own. If it points better, the other keys are
-# better for it. Attention forms both its *keys* (where a token is found) and its *values* (what is taken in there) from
+# U-Net points worse with the other encoder's keys, it has adapted to its own. If it points better, its own keys are worse. Attention forms both its *keys* (where a token is found) and its *values* (what is taken in there) from
 # the states, so keys and values can even come from different encoders. Loss is the error of the predicted noise.
 
 # %%
@@ -325,15 +342,17 @@ ablated = pd.DataFrame(ablated, columns=["variant", "empty", *measures])
 ablated.groupby(["variant", "empty"], sort=False).mean().round(3)
 
 # %% [markdown]
-# A map that stays when the words are emptied does not come from the word. An emptied word behaves like padding, and
+# A value above 1 in the second column means that the map turns into its opposite. A map that stays when the words are
+# emptied does not come from the word. An emptied word behaves like padding, and
 # padding is attended to where words are not, so the AUC-ROC can fall below 0.5: compare it with the padding's row in
 # the table above. If the loss falls, the model denoises better without those states.
 #
 # ## Where does the attention go?
 #
-# At every position, the attention to all tokens sums to 1, so what padding takes is lost to words. The padding of a
-# BERT is zero here and takes more the longer it is, so shares are compared on the same phrases and given for a phrase
-# of median length. *Entropy* says how evenly attention is spread over the real tokens, as a share of its maximum.
+# At every position, the attention to all tokens sums to 1, so what padding takes is lost to words. For a BERT the U-Net
+# gets zeros as padding here, and the more of them there are, the more attention they take. So shares are compared on the
+# same phrases and given for a phrase of median length. A smaller share alone lowers neither AUC-ROC nor gain nor the word
+# test, which do not change if a map is multiplied by a constant: it would have to change the map's shape. *Entropy* says how evenly attention is spread over the real tokens, as a share of its maximum.
 
 # %%
 masses = {name: causes.attention_mass(readings[name], sample) for name in names}
@@ -353,7 +372,7 @@ pd.DataFrame(at_median).rename_axis(f"share, phrase of {length} tokens").round(3
 # Three measures compare each variant's states with the reference's, phrase by phrase. *CKA* {cite}`kornblith2019cka` is
 # 1 for states that agree up to rotation and scale; with few texts it is far from 0 even for unrelated ones, so what a
 # random pairing reaches stands beside it. The *Procrustes* distance {cite}`ding2021grounding` is what is left after the
-# best rotation. The *cosine* notices the rotation, too, as does a U-Net that has not followed it.
+# best rotation. The *cosine* also changes under a rotation, and so does the output of a U-Net that was not trained with it.
 
 # %% tags=["aggregate"]
 moved = {
@@ -399,7 +418,8 @@ pd.concat([pd.DataFrame(within), pd.DataFrame(across).map("{:.3f}".format)])
 # on which side, and whether it is denied. What the encoder has forgotten, no probe can read; what has moved to begin
 # can be read there. Brackets hold the share of the most frequent answer. Where every share is near 1, the probe shows
 # that nothing it asks for is lost. It says nothing of relocation: in a BERT, begin and end have read the words from the
-# start. An interval without width means that no answer differed, not that the truth is certain.
+# start. A random encoder might be read as well (chapter 11): that words can be told apart does not mean that the U-Net can
+# use them. An interval without width means that no answer differed, not that the truth is certain.
 
 # %%
 questions = {
@@ -478,9 +498,21 @@ for variant in variants:
 # ## The answer: hypothesis, test, result
 #
 # The tests were set before the results were seen. “Shown” means that the interval excludes zero on the side that the
-# explanation needs. Each interval errs once in twenty and there are five explanations, so one that is barely shown must
-# be repeated with other seeds. Homogenisation and dilution are tested by what they presuppose: if that is shown and
-# pointing is not lost, it is not enough to cause a loss.
+# explanation needs. Each interval errs once in twenty and there are six explanations, so one that is barely shown must
+# be repeated with other seeds. Homogenisation and dilution are tested only by what they presuppose. Where that is seen
+# without a loss, it does not suffice to cause one.
+
+# %%
+of = {v: [trained[v, s].folder for s in seeds] for v in variants}
+scored = tradeoff.table(of[first], n=100)
+points = {
+    v: {
+        m: tradeoff.compare(of[v], of[first], m, n=settings.statistics.resamples)
+        for m in settings.statistics.endpoint
+        if scored[m].notna().any()
+    }
+    for v in variants[1:]
+}
 
 # %%
 evidence = {}
@@ -505,7 +537,9 @@ for v in variants[1:]:
 
 # %% tags=["answer", "remove-input", "aggregate"]
 Markdown(
-    say.words.bullets(say.causes.answer(v, first, seen) for v, seen in evidence.items())
+    say.words.bullets(
+        say.causes.answer(v, first, seen, points[v]) for v, seen in evidence.items()
+    )
     or "There is only one variant, so nothing is compared."
 )
 
@@ -516,12 +550,25 @@ for v, seen in evidence.items():
         display(say.causes.table(seen))
 
 # %% [markdown]
-# Chapter 8 may decide what this chapter cannot: it reads more phrases, on the test split and at more timesteps. Compare
-# the estimates as well as the verdicts.
+# Several explanations may hold at once, and a test that shows nothing with so few phrases does not prove absence.
 #
-# Several explanations may hold at once, and a test that shows nothing with so few phrases does not prove absence. A
-# variant with a *random* frozen encoder, where the profile has one, separates constancy from meaning: if it points as
-# well as the reference, it suffices that states stay the same.
+# ## Constancy, or meaning?
+#
+# A *random* text encoder that stays as it is has no meaning, but it is constant. If it points as well as a frozen one, it
+# suffices for pointing that states stay the same. The study `recipes-final` has such runs; here are the means over the
+# seeds that both have.
+
+# %% tags=["aggregate"]
+final = pd.read_csv(profiles.DATA / "results" / "recipes-final.csv")
+final = final[(final["base"] == "tiny") & final["variant"].isin(["frozen", "random"])]
+final = final[final.groupby("seed")["variant"].transform("nunique") == 2]
+wanted = [*settings.statistics.endpoint, "auc_roc", "classifier_auc"]
+arms = final.groupby("variant")[wanted].mean().round(3)
+arms.assign(seeds=final["seed"].nunique()).rename(columns=localization.LABELS)
+
+# %% [markdown]
+# The maps show what a constant encoder without meaning can reach, the classifier AUC whether the images that it generates
+# show what the prompt asks for.
 #
 # ## Exercises
 #
@@ -582,8 +629,9 @@ pd.Series(
 # %% [markdown]
 # ## Takeaways
 #
-# - An explanation is worth something if it says beforehand what would show it, and another would show something else.
+# - A good explanation predicts, before you look, a result that the others do not.
 # - Exchanging states between models separates the encoder's part from the U-Net's. Keys say where, values say what.
-# - A BERT's begin token has read the text: subtract the empty prompt's map instead.
+# - A BERT's begin token has read the text, so subtracting its map may remove what points. The empty prompt's map is free
+#   of text, but subtracting it may lower the scores as well: check before you subtract.
 # - A similarity of states means nothing without that of unrelated states, and one measure is not enough: CKA ignores a
 #   rotation that misleads a U-Net which has not followed it.

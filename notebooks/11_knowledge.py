@@ -43,9 +43,19 @@ out = ""  # root of the runs; empty: the project's runs/
 import pandas as pd
 from IPython.display import Markdown
 
-from chestxai import knowledge, models, plots, profiles, reports, runs, tradeoff
+from chestxai import (
+    knowledge,
+    localization,
+    models,
+    plots,
+    profiles,
+    reports,
+    runs,
+    tradeoff,
+)
 from chestxai import sentences as say
 
+# %%
 settings = profiles.load(profile)
 trained = [profiles.run(settings, v, s, out) for v in variants for s in seeds]
 every = [run.check_finished().folder for run in trained]
@@ -332,7 +342,7 @@ Markdown(say.knowledge.robust(strongest[strongest["change"] == "all formatting"]
 # $$ e_f = \lVert \varepsilon - \varepsilon_\theta(x_t, t, \text{normal}) \rVert^2
 # - \lVert \varepsilon - \varepsilon_\theta(x_t, t, f) \rVert^2 $$
 #
-# averaged over the values of the latent and a few timesteps: how much smaller is the error if the prompt names the
+# averaged over the values of the latent and two timesteps: how much smaller is the error if the prompt names the
 # finding? Noise and image are the same in both terms, so most of the variation that they cause cancels.
 
 # %% tags=["aggregate"]
@@ -453,14 +463,20 @@ Markdown(
 # %% [markdown]
 # ## The answer: does it know more, and point worse?
 #
-# How well a variant points is the AUC-ROC of its maps at the last checkpoint (chapter 3). A map can reach the location
-# prior's AUC-ROC without the image; chapter 8's endpoint asks whether image and word decide.
+# How well a variant points is judged by chapter 8's endpoint, at the last checkpoint: what the image adds (the gain), and
+# whether the word decides (the word test).
 
 # %%
-pointing = tradeoff.by_finding(every, "auc_roc", n=resamples)
-pointing = pointing[pointing["finding"] == "all"].rename(columns={"variant": "reader"})
-prior = pd.DataFrame({"reader": ["location prior"], "mean": [pointing["prior"].mean()]})
-pointing = pd.concat([pointing[["reader", "mean", "low", "high"]], prior])
+endpoint = [
+    m for m in settings.statistics.endpoint if tradeoff.table(every, n=100)[m].notna().any()
+]
+pointing = []
+for metric in endpoint:
+    score = tradeoff.by_finding(every, metric, n=resamples).query("finding == 'all'")
+    score = score.rename(columns={"variant": "reader"})
+    prior = pd.DataFrame({"reader": ["location prior"], "mean": [score["prior"].mean()]})
+    score = pd.concat([score[["reader", "mean", "low", "high"]], prior.dropna()])
+    pointing.append(score.assign(question=f"points: {localization.LABELS[metric]}"))
 levels = [("knows, from the report: macro-F1", name, i) for name, i in report_f1.items()]
 levels += [
     ("knows, from the image: macro AUC", n, by["all"]) for n, by in image_auc.items()
@@ -469,8 +485,7 @@ answer = pd.DataFrame(
     {"question": question, "reader": name, "mean": i.estimate, "low": i.low, "high": i.high}
     for question, name, i in levels
 )
-pointing = pointing.assign(question="points: AUC-ROC of the map")
-answer = pd.concat([answer, pointing], ignore_index=True)
+answer = pd.concat([answer, *pointing], ignore_index=True)
 
 # %% tags=["remove-input", "aggregate"]
 styles |= {
@@ -491,7 +506,7 @@ answer_chart.update_traces(marker_size=11).update_xaxes(matches=None)
 answer_chart.update_layout(showlegend=False, margin={"t": 110})
 
 # %% [markdown]
-# Is the variant that knows most (left two panels) the one that points best (right)? Paired differences, each variant
+# Is the variant that knows most (left two panels) the one that points best (the others)? Paired differences, each variant
 # minus the first, with 95 % intervals:
 
 # %% tags=["answer", "remove-input", "aggregate"]
@@ -511,7 +526,10 @@ for v in variants[1:]:
     more["from the image"][v] = differ(
         evidence[v][:, at], evidence[reference][:, at], **auc
     )
-    pointed[v] = tradeoff.compare(runs_of[v], runs_of[reference], n=resamples)
+    pointed[v] = {
+        m: tradeoff.compare(runs_of[v], runs_of[reference], m, n=resamples)
+        for m in endpoint
+    }
 Markdown(
     (say.knowledge.answer(more, pointed, reference) or "There is only one variant.")
     + f"\n\nThe examinations are of seed {seeds[0]}: their intervals cover other patients, not other seeds."
@@ -609,7 +627,7 @@ for variant in variants:
 # %% [markdown]
 # ## Takeaways
 #
-# - Knowing and pointing are different things and are measured separately: a result for one says nothing about the
+# - Knowing and pointing are different things and are measured separately: a result for one does not replace a
 #   other.
 # - What a head can read is in the states; a head on an untrained encoder might read it, too. What this head cannot read
 #   may still be there. Where all readers score near 1, a difference in knowledge cannot show.

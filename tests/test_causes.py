@@ -307,7 +307,7 @@ class TestSentences:
         [
             ({}, []),
             ({"lag": UP}, ["moving target"]),
-            ({"keys": UP, "lag": DOWN}, ["moving target"]),
+            ({"keys": UP, "lag": DOWN}, ["worse keys"]),
             ({"finding": DOWN, "end": UP}, ["relocation"]),
             ({"finding": DOWN}, []),  # nothing gained elsewhere
             ({"begin": UP, "end": UP}, []),  # nothing lost where it was
@@ -320,14 +320,16 @@ class TestSentences:
         table = say.table(NOTHING | changed)
         assert [name.split(":")[0] for name in table.index[table["what was seen"].str.startswith("shown")]] == shown
         assert list(table) == ["what would have shown it", "what was seen"]
-        assert len(table) == 5
+        assert len(table) == 6
 
     def test_where_nothing_is_lost_there_is_nothing_to_explain(self):
-        assert "no loss to explain." in say.answer("b", "a", NOTHING)
-        assert "although dilution can be seen" in say.answer("b", "a", NOTHING | {"finding": UP, "words": DOWN})
-        assert "No explanation is seen" in say.answer("b", "a", NOTHING | {"finding": DOWN})
-        text = say.answer("b", "a", NOTHING | {"finding": DOWN, "end": UP, "alike": UP})
-        assert "points worse than `a` (-0.150" in text
+        kept, lost = {"gain_auc_roc": UP, "word": FLAT}, {"gain_auc_roc": UP, "word": DOWN}
+        assert "no loss to explain." in say.answer("b", "a", NOTHING, kept)
+        assert "although dilution can be seen" in say.answer("b", "a", NOTHING | {"words": DOWN}, kept)
+        assert "No explanation is seen" in say.answer("b", "a", NOTHING, lost)
+        text = say.answer("b", "a", NOTHING | {"finding": DOWN, "end": UP, "alike": UP}, lost)
+        assert "`b` against `a`: gain in AUC-ROC higher (+0.150" in text
+        assert "word test lower (-0.150" in text
         assert "relocation and homogenisation can be seen" in text
 
     def test_tokens_are_compared_with_the_words_of_the_finding(self):

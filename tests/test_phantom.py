@@ -462,6 +462,10 @@ class TestShortcuts:
         sides = [np.nonzero(m)[1].mean() - middle for m in (lesion.mask, mask)]
         assert sides[0] * sides[1] < 0
         assert np.abs(moved.astype(int) - without)[mask].mean() > 5
+        other, mask = phantom.counterfactual(study, "Pneumothorax", "Pleural Effusion")
+        assert (np.nonzero(mask)[1].mean() - middle) * sides[0] > 0  # on the same side
+        assert np.nonzero(mask)[0].mean() > np.nonzero(lesion.mask)[0].mean()  # at the base, not at the apex
+        assert np.abs(other.astype(int) - without)[mask].mean() > 5
         with pytest.raises(InputError, match="no phantom"):
             phantom.counterfactual(replace(study, id="openi-3"), "Pneumothorax", "without")
         with pytest.raises(InputError, match="no Edema"):

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
+from chestxai.localization import LABELS
 from chestxai.sentences.words import Templates, bullets, direction
 from chestxai.stats import Interval
 
@@ -31,12 +32,15 @@ def table(evidence: Mapping[str, Interval]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("hypothesis")
 
 
-def answer(name: str, reference: str, evidence: Mapping[str, Interval]) -> str:
-    """Whether variant ``name`` loses against ``reference``, and which hypotheses its ``evidence`` shows."""
-    finding = evidence["finding"]
+def answer(name: str, reference: str, evidence: Mapping[str, Interval], points: Mapping[str, Interval]) -> str:
+    """Whether variant ``name`` loses against ``reference``, and which hypotheses its ``evidence`` shows.
+
+    ``points``: column of the endpoint → variant minus reference. A loss in one of them is a loss.
+    """
     shown = [hypothesis.split(":")[0] for hypothesis, _, _, seen in _examined(evidence) if seen]
-    ending = _say("loss" if direction(finding) < 0 else "no loss", shown=shown)
-    return _say("answer", name=name, reference=reference, finding=finding) + ending
+    said = [_say("point", label=LABELS[column], d=d) for column, d in points.items()]
+    ending = _say("loss" if -1 in map(direction, points.values()) else "no loss", shown=shown)
+    return _say("answer", name=name, reference=reference, points=said) + ending
 
 
 def tokens(gaps: Mapping[str, Mapping[str, Interval]]) -> str:

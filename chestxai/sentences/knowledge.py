@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from chestxai.localization import LABELS
 from chestxai.sentences.words import Templates, bullets, direction
 from chestxai.stats import Interval
 
@@ -26,19 +27,22 @@ def images(levels: Mapping[str, Interval], gaps: Mapping[str, Interval]) -> str:
     )
 
 
-def answer(knows: Mapping[str, Mapping[str, Interval]], points: Mapping[str, Interval], reference: str) -> str:
+def answer(
+    knows: Mapping[str, Mapping[str, Interval]], points: Mapping[str, Mapping[str, Interval]], reference: str
+) -> str:
     """Whether variants know more than the ``reference`` variant, and point worse; differences are variant − reference.
 
     Args:
         knows: examination ("from the report") → variant → paired difference.
-        points: variant → paired difference of a score of the maps, of which more is better.
+        points: variant → column of the endpoint → paired difference.
         reference: variant.
     """
     lines = []
     for name, pointed in points.items():
         about = {"name": name, "reference": reference}
         lines += [_say("knows", where=where, d=differences[name], **about) for where, differences in knows.items()]
+        lines += [_say("points", label=LABELS[column], d=d, **about) for column, d in pointed.items()]
         signs = {direction(differences[name]) for differences in knows.values()}
         why = "lost" if -1 in signs else "gained" if 1 in signs else "neither"
-        lines.append(_say("points", d=pointed, **about) + (_say(why) if direction(pointed) < 0 else ""))
+        lines += [_say(why)] if -1 in map(direction, pointed.values()) else []
     return bullets(lines)

@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from chestxai.localization import LABELS, LOWER_IS_BETTER
+from chestxai.localization import LABELS
 from chestxai.profiles import StatisticsSettings
 from chestxai.sentences.words import Templates, bullets, verb
 from chestxai.sides import side_score
 from chestxai.stats import Interval, bootstrap_ci
-from chestxai.tradeoff import Comparison
 
 _say = Templates(__file__)
 
@@ -18,14 +17,6 @@ _say = Templates(__file__)
 def against(name: str, differences: Mapping[str, Interval], score: str = "AUC-ROC") -> str:
     """The ``score`` of variant ``name`` minus that of chance, the location prior …: ``differences`` by reference."""
     return bullets(f"The {score} of `{name}` {verb(d)} that of {ref}: {d:+.3f}." for ref, d in differences.items())
-
-
-def verdict(difference: Comparison) -> str:
-    """One sentence on the claim that ``a`` of a comparison localizes better than ``b``: undecided if it may be zero."""
-    d, gain = difference, difference
-    if d.metric in LOWER_IS_BETTER:
-        gain = Interval(-d.estimate, -d.high, -d.low)
-    return _say("verdict", d=d, gain=gain, label=LABELS.get(d.metric, d.metric), several=d.seeds > 1)
 
 
 def _above(interval: Interval, chance: float) -> str:

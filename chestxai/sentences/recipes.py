@@ -68,7 +68,9 @@ def answer(found: pd.DataFrame) -> str:
         return already + _say("none")
     winners, few = list(found.index[found["both"] == "yes"]), sum(found["both"] == "too few seeds")
     if winners:
-        text = _say("winners", names=[f"`{name}` (p = {found['p'][name]:.3f})" for name in winners])
+        firm = found["p"][winners] < 0.025
+        names = [_say("winner", name=name, p=found["p"][name], firm=firm[name]) for name in winners]
+        text = _say("winners", names=names, any=firm.any())
     else:
         worst = found.drop(columns=["p", "both"]).map(lambda interval: interval.estimate).astype(float).min(axis=1)
         text = _say("nearest", name=worst.idxmax(), difference=worst.max())
@@ -90,5 +92,6 @@ def principles(found: pd.DataFrame, groups: dict[str, Sequence[str]]) -> str:
             for name, row in own.drop(columns=["p", "both"]).iterrows()
         )
         state = "supported" if (own["both"] == "yes").all() else "refuted" if "no" in set(own["both"]) else "open"
+        state += " by one recipe" if state == "supported" and len(own) == 1 else ""
         lines.append(_say("principle", text=text, state=state, shown=shown))
     return bullets(lines) or _say("no principle")

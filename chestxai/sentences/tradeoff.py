@@ -24,8 +24,8 @@ def answer(points: Sequence[Comparison], fid: Mapping[str, Difference]) -> str:
     """The book's one answer: is the trade-off of the paper reproduced in this setting?
 
     The claim has two parts, reference against other variant: the other one generates more real images (lower FID), and
-    it points worse. Pointing is judged by the declared endpoint alone: worse if any of its columns clearly falls and
-    none clearly rises.
+    it points worse. Pointing needs every column of the declared endpoint: it is worse if any of them clearly falls and
+    none clearly rises, and better only if all clearly rise.
 
     Args:
         points: reference minus variant for every column of the endpoint and every other variant.
@@ -36,14 +36,9 @@ def answer(points: Sequence[Comparison], fid: Mapping[str, Difference]) -> str:
         own = [c for c in points if c.b == name]
         signs = {direction(c) for c in own}
         shown = "; ".join(f"{LABELS.get(c.metric, c.metric)} {c.a} minus {c.b}: {c:+.3f}" for c in own)
-        verdict = "neither reproduced nor contradicted"
-        if signs == {0}:
-            verdict = "not reproduced"
-        elif signs <= {0, 1}:
-            verdict = "reproduced" if direction(fid[name]) > 0 else "half reproduced"
-        elif signs <= {0, -1}:
-            verdict = "contradicted"
-        about = {"verdict": verdict.capitalize(), "pointing": _say["pointing"][verdict], "reference": own[0].a}
+        case = "mixed" if signs >= {1, -1} else "worse" if 1 in signs else "better" if signs == {-1} else "partly"
+        verdict, pointing = _say["cases"]["same" if signs == {0} else case]
+        about = {"verdict": filled(verdict, fid=fid[name]), "pointing": pointing, "reference": own[0].a}
         lines.append(_say("answer", name=name, shown=shown, fid=fid[name], **about))
     return bullets(lines)
 
@@ -56,9 +51,7 @@ def findings(each: pd.DataFrame) -> str:
         best, other = (c.a, c.b) if (c.estimate > 0) != (c.metric in LOWER_IS_BETTER) else (c.b, c.a)
         shown = f"{Difference(c.estimate, c.low, c.high, row.holm):+.3f}".replace(", p", ", adjusted p")
         lines.append(_say("finding", finding=escaped(row.Index), best=best, other=other, c=c, shown=shown))
-    rest = each[each["holm"] > 0.05]
-    small = sum(not row.detectable <= abs(row.difference.estimate) for row in rest.itertuples())
-    text = _say("rest", rest=len(rest), n=len(each), small=small)
+    text = _say("rest", rest=sum(each["holm"] > 0.05), n=len(each))
     return "\n\n".join([_say("adjusted"), bullets(lines), text] if lines else [text])
 
 
@@ -116,10 +109,10 @@ def extrapolation(table: pd.DataFrame, images: str, tests: Mapping[str, tuple[fl
             found = Interval(*(last[test + end] for end in ("", "_low", "_high")))
             design = np.column_stack([logs - logs.mean(), np.ones(len(logs))])
             steps, more_images, _ = np.linalg.lstsq(design, rows[test], rcond=None)[0]
-            more = (reach - found.estimate) / more_images if more_images > 0 else 0.0
+            more = (reach - found.estimate) / more_images if more_images > 0 else np.inf
             about = {"name": variant, "label": LABELS.get(test, test), "found": found, "steps": steps, "reach": reach}
             about |= {"above": found.low > chance, "chance": chance, "images": more_images, "more": more}
-            lines.append(_say("extrapolation", grows=more > 0, **about))
+            lines.append(_say("extrapolation", near=more < 10, **about))
     return bullets(lines)
 
 
@@ -129,5 +122,8 @@ def conditions(profile: Profile) -> dict[str, str]:
     about = {"base": Path(profile.base).name, "boxes": profile.boxes, "other": profile.boxes != data.source}
     about |= {"ratio": train.text_learning_rate / train.learning_rate, "data": data, "train": train}
     about["snr"] = train.min_snr and f"{train.min_snr:g}"
+    small = profile.base in ("tiny", "tiny-code") and not profile.text_encoder
+    about["encoder"] = profile.text_encoder or ("all-MiniLM-L6-v2, padding is zero" if small else "the base's own")
+    about["images"] = f"{data.train:,}" if data.train else "all of the training split"
     about |= {"read": len(range(0, grounding.last, grounding.stride)), "grounding": grounding}
     return {name: filled(template, **about) for name, template in _say["conditions"].items()}

@@ -12,7 +12,6 @@ of the field of view differs from patient to patient, and so does the place of t
 
 import re
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from chestxai import runs
 from chestxai.runs import InputError
 from chestxai.sources.cards import Card
 from chestxai.sources.phantom.anatomy import MU, chord
-from chestxai.sources.phantom.patients import SPLITS, Lesion, Patient, generator, patient
+from chestxai.sources.phantom.patients import FIXED_ZONES, SPLITS, Lesion, Patient, generator, patient
 from chestxai.sources.phantom.rendering import MASK_FRACTION, PHOTONS, attenuation, expose, render
 from chestxai.sources.phantom.texts import write_report
 from chestxai.sources.records import Studies, ensure
@@ -34,14 +33,12 @@ __all__ = [
 CARD = Card.read("phantom")
 
 
-def counterfactual(
-    study: Study, finding: str, change: Literal["without", "other side"]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The same patient on the same day, with a lesion removed or on the other side; nothing else differs.
+def counterfactual(study: Study, finding: str, change: str) -> tuple[np.ndarray, np.ndarray]:
+    """The same patient on the same day, with a lesion removed, on the other side, or of another kind; else the same.
 
     Args:
         study, finding: Of `load`, and the name of one of its lesions, on one side for "other side".
-        change: what happens to it.
+        change: "without", "other side", or the finding that takes its place, on its side: one of `FIXED_ZONES`.
 
     Returns:
         The image uint8 ``(size, size)``, and the bool mask of the lesion's new place (all false without it).
@@ -56,8 +53,10 @@ def counterfactual(
     lesions, where = list(one.lesions), at[0]
     if change == "without":
         del lesions[where]
-    else:
+    elif change == "other side":
         lesions[where] = replace(lesions[where], side=-lesions[where].side)
+    else:
+        lesions[where] = replace(lesions[where], name=change, zone=FIXED_ZONES[change])
     images, masks = render([replace(one, lesions=tuple(lesions))], study.size[0])
     return images[0], np.zeros_like(images[0], dtype=bool) if change == "without" else masks[0][where]
 

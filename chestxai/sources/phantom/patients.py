@@ -9,7 +9,7 @@ from chestxai.studies import FINDINGS
 
 SPLITS = {"train": 0, "val": 1, "test": 2}
 _SEVERITY = ("small", "moderate", "large")
-_FIXED_ZONES = {"Cardiomegaly": "", "Edema": "perihilar", "Pleural Effusion": "basal", "Pneumothorax": "apical"}
+FIXED_ZONES = {"Cardiomegaly": "", "Edema": "perihilar", "Pleural Effusion": "basal", "Pneumothorax": "apical"}
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ def _lesions(rng: np.random.Generator, normal: bool) -> tuple[Lesion, ...]:
 
 def _lesion(name: str, rng: np.random.Generator, others: Sequence[Lesion | None]) -> Lesion | None:
     side = 0 if name in ("Cardiomegaly", "Edema") else int(rng.choice([-1, 1]))
-    if name in _FIXED_ZONES or name == "Atelectasis":
-        zone = _FIXED_ZONES.get(name, str(rng.choice(["basal", "mid"], p=[0.75, 0.25])))
+    if name in FIXED_ZONES or name == "Atelectasis":
+        zone = FIXED_ZONES.get(name, str(rng.choice(["basal", "mid"], p=[0.75, 0.25])))
     else:
         zone = str(rng.choice(["upper", "mid", "lower"]))
     lesion = Lesion(name, side, zone, float(rng.uniform(0.05, 1)), rng.random(48))
