@@ -20,9 +20,9 @@ from chestxai.recipes import Recipe, Settings
 from chestxai.runs import InputError, MissingError, Run
 from chestxai.studies import Fit, Study, phrases
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = runs.ROOT
 DATA = ROOT / "data"
-RUNS = ROOT / "runs"
+RUNS = (ROOT if runs.CHECKOUT else Path.cwd()) / "runs"
 
 #: Name of a profile or variant: it becomes the name of a folder.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]

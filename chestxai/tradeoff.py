@@ -213,7 +213,7 @@ def estimates(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000) -> 
     and new patients: `seeds_ci` for localization. Fidelity has no scores per patient, so there the half-widths of one
     seed (root mean square) and of Student's t over the seeds' estimates add as squares, which is cautious.
 
-    Rows are the measures in ``table`` by their printed name, columns the variants, the `REFERENCES` and ``real
+    Rows are the measures in ``table`` by their printed name, columns the variants, the `REFERENCES` and ``held-out
     images``; cells are `Interval`, a number where there is no interval (KID), or NaN. ``n`` is as of `table`; ``runs``
     are its folders, needed where a variant has several seeds (else InputError).
     """
@@ -233,7 +233,8 @@ def estimates(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000) -> 
                 row[variant] = _interval(scores, n) if len(scores) else math.nan
             else:
                 row[variant] = _over_seeds(rows, column)
-        sources = {name: f"{prefix}{column}" for name, prefix in REFERENCES.items()} | {"real images": f"{column}_real"}
+        sources = {name: f"{prefix}{column}" for name, prefix in REFERENCES.items()}
+        sources["held-out images"] = f"{column}_real"
         out[name] = row | {reference: _whole(overall, source) for reference, source in sources.items()}
     frame = pd.DataFrame.from_dict(out, orient="index", dtype=object)
     return frame.loc[:, frame.notna().any()]
@@ -243,11 +244,11 @@ def summary(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000) -> pd
     """`estimates` of ``table, runs, n`` as text, ``0.842 [0.811, 0.869]``; KID ± its deviation over subsets."""
     frame, last = estimates(table, runs, n), last_step(table)
     numbers = {variant: rows.mean(numeric_only=True) for variant, rows in last.groupby("variant")}
-    numbers["real images"] = last.mean(numeric_only=True)
+    numbers["held-out images"] = last.mean(numeric_only=True)
     columns = {name: column for column, name in NAMES.items()}
 
     def cell(measure: str, who: str) -> str:
-        value, suffix = frame.loc[measure, who], "_real_std" if who == "real images" else "_std"
+        value, suffix = frame.loc[measure, who], "_real_std" if who == "held-out images" else "_std"
         text, std = stats.format_interval(value, "auto"), numbers.get(who, {}).get(columns[measure] + suffix, math.nan)
         if isinstance(value, Interval) or math.isnan(std):
             return text

@@ -38,7 +38,7 @@ seeds = [0]
 # %%
 from dataclasses import replace
 from itertools import combinations
-from textwrap import fill, shorten
+from textwrap import fill
 from time import process_time
 
 import numpy as np
@@ -128,7 +128,7 @@ _, sheet, unreadable = to_images(profiles.sample(located, 8), 64)
 sheet, concluded, _ = finetune.study_prompts(sheet)
 plots.study_sheet(
     sheet,
-    titles=[shorten(text, 90, placeholder=" …") for text in concluded],
+    titles=concluded,
     title="Studies, their findings outlined, and what their reports conclude",
 )
 

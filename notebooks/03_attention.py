@@ -400,7 +400,7 @@ rows, left_out = found[steps[-1]].truths, found[steps[-1]].skipped
 # %%
 table = pd.concat([one.table for one in found.values()], ignore_index=True)
 localization.save_masks(run.masks_file, test, size, settings.data.fit)
-runs.write_atomic(run.grounding_file, table.to_csv(index=False))
+_ = runs.write_atomic(run.grounding_file, table.to_csv(index=False))
 
 # %% tags=["aggregate"]
 columns = [

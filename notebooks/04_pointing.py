@@ -339,8 +339,8 @@ estimated(
 )
 
 # %% [markdown]
-# In data sets of real patients few studies have a target, but most reports name a side. Half of the image can then be
-# the target, which covers more studies. This test is coarser than the one above: the mean over half of the image
+# Data sets of patients outline few findings, but most reports name a side. So the target can be the half of the image on
+# that side, which lets more studies be tested. This test is coarser than the one above: the mean over half of the image
 # contains little of a small finding, so values are closer to 0.5. No prompt names the side, and left and right count
 # equally, so a map that always leans to one side scores 0.5.
 

@@ -21,15 +21,15 @@
 #
 # No single number answers these questions, so we ask one by one:
 #
-# - *Real?* Do the generated images, as a set, resemble real ones? FID and KID compare the two sets; precision and
+# - *Like held-out images?* Do the generated images, as a set, resemble images that no model has seen? FID and KID compare the two sets; precision and
 #   recall ask whether each image has neighbours in the other set.
 # - *Varied?* Does one prompt give one image again and again? MS-SSIM compares images of the same prompt.
-# - *Faithful to the prompt?* Does a classifier of real images find the finding that the prompt names?
-# - *Of use?* Does a classifier trained only on generated images work on real ones (train on synthetic, test on real:
+# - *Faithful to the prompt?* Does a classifier find the finding that the prompt names?
+# - *Of use?* Does a classifier trained only on generated images work on held-out ones (train on synthetic, test on real:
 #   TSTR)?
 #
-# The last table shows every score beside that of real images, with a 95 % interval; KID has its standard deviation over
-# subsets (±). “Real” means the held-out images of this profile, also where they are phantoms.
+# The last table shows every score beside that of held-out images, with a 95 % interval; KID has its standard deviation over
+# subsets (±).
 #
 # *You will be able to* compute and read these scores. *Before:* chapter 2.
 
@@ -67,12 +67,12 @@ last = steps[-1]
 pd.Series(settings.sampling.model_dump(), name=f"profile {settings.name}").to_frame()
 
 # %% [markdown]
-# ## Real images, and the prompts
+# ## Held-out images, and the prompts
 #
 # The prompts come from the reports of *held-out* studies, on which the model was never trained. A prompt is used as
-# often as it occurs among the real images (or, with `sampling: {prompts: evenly}`, as many for each finding). Several
+# often as it occurs among the held-out images (or, with `sampling: {prompts: evenly}`, as many for each finding). Several
 # images are generated for each. What is cut off because the text encoder cannot read it counts as not asked for.
-# `others` are real images of yet other patients, and their scores are what a perfect model would get.
+# `others` are held-out images of yet other patients, and their scores are what a perfect model would get.
 
 # %%
 train = profiles.studies(settings, "train", data)
@@ -85,7 +85,7 @@ prompts_cut = models.cut_prompts(pipeline.tokenizer, prompts)
 
 # %% tags=["remove-input", "aggregate"]
 Markdown(
-    f"{len(real)} real test images of {len(set(patients))} patients (`{len(unreadable)}` could not be read) and {len(others)} "
+    f"{len(real)} held-out images of {len(set(patients))} patients (`{len(unreadable)}` could not be read) and {len(others)} "
     f"others. {len(prompts)} images are generated for {len(set(prompts))} different prompts at each of {len(steps)} "
     "checkpoints, the base included. Studies whose reports have the same words share a prompt. "
     f"{prompts_cut} of the {len(prompts)} prompts are cut off."
@@ -117,7 +117,7 @@ reference = fidelity.reference(
     real, real_labels, classifier, others=others, patients=patients, resamples=resamples, spaces=spaces
 )  # fmt: skip
 Markdown(
-    f"Here: {classifier.description}. On real test images its AUC, averaged over findings, is "
+    f"Here: {classifier.description}. On held-out images its AUC, averaged over findings, is "
     f"**{interval(reference, 'classifier_auc_real')}**: no more than this can be expected of generated images."
 )
 
@@ -151,38 +151,40 @@ shown = sorted(firsts.values())[:4]
 plots.images(
     np.concatenate([real[origins[shown]], generated[0][shown], generated[last][shown]]),
     titles=[
-        f"{name}: {prompts[i]}" for name in ("real", "base", f"step {last}") for i in shown
+        f"{name}: {prompts[i]}"
+        for name in ("held-out", "base", f"step {last}")
+        for i in shown
     ],
     columns=len(shown),
-    title=f"The real image, what the base and {variant} generate for its report",
+    title=f"The held-out image, what the base and {variant} generate for its report",
 )
 
 # %% [markdown]
 # The middle row, the base, is where fine-tuning started. In the last row, look for the finding and for its side: “R”
 # marks the patient's right.
 #
-# ## Real?
+# ## Like held-out images?
 #
-# Each image is a point in the feature space. The figure shows the two directions in which the real points spread most.
+# Each image is a point in the feature space. The figure shows the two directions in which the held-out points spread most.
 
 # %%
 now = f"step {last}"
 image_sets = {
-    "real": real,
+    "held-out": real,
     "base": generated[0],
     now: generated[last],
-    "other real": others,
+    "other held-out": others,
 }
 features = {
     name: fidelity.features(classifier, images) for name, images in image_sets.items()
 }
-plane = PCA(2).fit(features["real"])
+plane = PCA(2).fit(features["held-out"])
 points = pd.concat(
     pd.DataFrame(
         plane.transform(values), columns=["first component", "second component"]
     ).assign(images=name)
     for name, values in features.items()
-    if name != "other real"
+    if name != "other held-out"
 )
 px.scatter(
     points, x="first component", y="second component", color="images", symbol="images", opacity=0.6,
@@ -191,7 +193,7 @@ px.scatter(
 
 
 # %% [markdown]
-# A good model covers the real cloud: it is not elsewhere, nor only in a part of it. The Fréchet inception distance
+# A good model covers the held-out cloud: it is not elsewhere, nor only in a part of it. The Fréchet inception distance
 # (FID) {cite}`heusel2017fid` approximates each cloud by a normal distribution and compares means $\mu$ and covariances
 # $\Sigma$:
 #
@@ -212,36 +214,40 @@ flat = {name: plane.transform(values) for name, values in features.items()}
 pd.DataFrame(
     {
         name: {
-            "by hand, in the plane above": frechet(flat["real"], flat[name]),
-            "fidelity.fid, in the plane above": fidelity.fid(flat["real"], flat[name]),
+            "by hand, in the plane above": frechet(flat["held-out"], flat[name]),
+            "fidelity.fid, in the plane above": fidelity.fid(flat["held-out"], flat[name]),
             f"fidelity.fid, all {classifier.num_features} features": fidelity.fid(
-                features["real"], features[name]
+                features["held-out"], features[name]
             ),
         }
-        for name in ("base", now, "other real")
+        for name in ("base", now, "other held-out")
     }
 ).round(3)
 
 # %% [markdown]
-# *Other real* is the floor: even real images of other patients are not at zero. Part of that is sampling error, which
+# *Other held-out* is the floor: even held-out images of other patients are not at zero. Part of that is sampling error, which
 # FID counts as distance; chapter 7 shows how much. KID {cite}`binkowski2018kid`, a kernel distance, is free of that
 # error on average.
 #
-# FID is one number for two failings. *Precision*, the share of generated images near a real one, shows how real they
-# are; *recall*, the share of real images near a generated one, how varied {cite}`kynkaanniemi2019precision`. *Density*
+# FID is one number for two failings. *Precision*, the share of generated images near a held-out one, shows how like those they
+# are; *recall*, the share of held-out images near a generated one, how varied {cite}`kynkaanniemi2019precision`. *Density*
 # and *coverage* {cite}`naeem2020reliable` are less sensitive to single outliers. Density counts in how many
-# neighbourhoods of real images a generated image lies, divided by the number of neighbours, and may exceed 1. Coverage
-# is the share of real images with a generated image in their neighbourhood. Compare each row with *other real*:
+# neighbourhoods of held-out images a generated image lies, divided by the number of neighbours, and may exceed 1. Coverage
+# is the share of held-out images with a generated image in their neighbourhood. Compare each row with *other held-out*:
 
 # %% tags=["aggregate"]
 rows = {}
-for name in ("base", now, "other real"):
-    groups = None if name == "other real" else prompts
+for name in ("base", now, "other held-out"):
+    groups = None if name == "other held-out" else prompts
     values = fidelity.scores(
-        features["real"], features[name], groups=groups, real_groups=patients, resamples=0
+        features["held-out"],
+        features[name],
+        groups=groups,
+        real_groups=patients,
+        resamples=0,
     )
     rows[name] = {k: f"{v:.2f}" for k, v in values.items() if k != "fid"}
-    rows[name]["KID"] = f"{fidelity.kid(features['real'], features[name])[0]:.3f}"
+    rows[name]["KID"] = f"{fidelity.kid(features['held-out'], features[name])[0]:.3f}"
 pd.DataFrame(rows).T
 
 # %% [markdown]
@@ -249,7 +255,7 @@ pd.DataFrame(rows).T
 #
 # A model that generates one good image for a prompt again and again (*mode collapse*) may still score well with the
 # classifier. MS-SSIM {cite}`wang2003msssim` measures how similar two images are in structure; 1 means equal. We compare
-# images of the *same prompt*. The aim is not 0, but the similarity of two real images with the same findings. A low
+# images of the *same prompt*. The aim is not 0, but the similarity of two held-out images with the same findings. A low
 # value may also mean noise. In the figure, each number is a mean over the few pairs of one prompt.
 
 # %%
@@ -280,7 +286,7 @@ plots.images(
 
 # %% tags=["aggregate"]
 named = {
-    "real images": reference["classifier_auc_real_by_finding"],
+    "held-out images": reference["classifier_auc_real_by_finding"],
     "base": scores[0]["classifier_auc_by_finding"],
     now: scores[last]["classifier_auc_by_finding"],
 }
@@ -308,16 +314,16 @@ plots.scores_by_finding(
 # %% [markdown]
 # A finding that no prompt names has no AUC, and one that few name has a wide interval, because the images of one prompt
 # are resampled together. Where a prompt names one finding alone, does the classifier find that one most probable
-# (*top-1*; chance is one in eight)? And how close are the images asked for a finding to real images of it?
+# (*top-1*; chance is one in eight)? And how close are the images asked for a finding to held-out images of it?
 
 # %% tags=["aggregate"]
 with warnings.catch_warnings(category=FewGroupsWarning, action="ignore"):
     scores[last]["by_finding"] = fidelity.by_finding(
-        features["real"], features[now], real_labels, labels
+        features["held-out"], features[now], real_labels, labels
     )
 display(pd.DataFrame(scores[last]["by_finding"]).T.astype(float).round(3))
 Markdown(
-    f"Top-1 at step {last}: {interval(scores[last], 'top1')}, of real images {interval(reference, 'top1_real')}."
+    f"Top-1 at step {last}: {interval(scores[last], 'top1')}, of held-out images {interval(reference, 'top1_real')}."
 )
 
 # %% [markdown]
@@ -327,7 +333,7 @@ Markdown(
 # ### On the side, in the zone, and as severe as asked?
 #
 # A prompt also says on which side, in which zone and how severe a finding is. The supervised model of chapter 4,
-# trained on the exact masks of phantoms, reads these off an image. It makes errors, too; real images with their own
+# trained on the exact masks of phantoms, reads these off an image. It makes errors, too; held-out images with their own
 # prompts show how many. The zone is judged only for findings that occur in several zones.
 
 # %%
@@ -350,7 +356,9 @@ def as_asked(images, texts, groups):
 # %% tags=["aggregate"]
 if exact:
     shares = {
-        "real images": as_asked(real, [reports.prompt(s.report) for s in kept], patients)
+        "held-out images": as_asked(
+            real, [reports.prompt(s.report) for s in kept], patients
+        )
     }
     shares |= {
         name: as_asked(generated[step], prompts, prompts)
@@ -361,7 +369,7 @@ if exact:
 
 # %% tags=["remove-input", "aggregate"]
 Markdown(
-    say.fidelity.as_asked(shares[now], shares["real images"], chance)
+    say.fidelity.as_asked(shares[now], shares["held-out images"], chance)
     if exact
     else "Only phantoms have exact truth, so this is not measured here."
 )
@@ -370,8 +378,8 @@ Markdown(
 # ## Of use?
 #
 # The classifier's test does not ask for variety. A harder one turns it round {cite}`ravuri2019cas`: a new classifier is
-# trained on the generated images alone and tested on *real* ones. Compare it with one trained on as many real images;
-# chance is 0.5.
+# trained on the generated images alone and tested on *held-out* ones. Compare it with one trained on as many training
+# images; chance is 0.5.
 
 
 # %%
@@ -384,7 +392,7 @@ def small(images):
 sampled, kept_sampled, _ = to_images(profiles.sample(train, len(prompts)), size, fit)
 sampled_labels = np.stack([s.labels() for s in kept_sampled])
 lessons = {
-    "real images": (sampled, sampled_labels, profiles.profile_folder(settings, out)),
+    "training images": (sampled, sampled_labels, profiles.profile_folder(settings, out)),
     now: (generated[last], labels, run.folder),
 }
 transfer = {
@@ -399,7 +407,7 @@ transfer = {
 }
 
 # %% tags=["aggregate"]
-for name, suffix in ((now, ""), ("real images", "_real")):
+for name, suffix in ((now, ""), ("training images", "_real")):
     for end, value in vars(transfer[name]["macro"]).items():
         key = f"transfer_auc{suffix}" + ("" if end == "estimate" else f"_{end}")
         scores[last][key] = float(value) if np.isfinite(value) else None
@@ -414,19 +422,19 @@ table = pd.DataFrame(
 )
 plots.scores_by_finding(
     table,
-    "AUC on real images",
-    "What generated images teach (n: real images that show it)",
+    "AUC on held-out images",
+    "What generated images teach (n: held-out images that show it)",
 )
 
 # %% tags=["remove-input", "aggregate"]
 Markdown(
-    f"{len(prompts)} generated and {len(sampled)} real images, averaged over findings. "
-    + say.fidelity.teaching(transfer[now]["macro"], transfer["real images"]["macro"])
+    f"{len(prompts)} generated and {len(sampled)} training images, averaged over findings. "
+    + say.fidelity.teaching(transfer[now]["macro"], transfer["training images"]["macro"])
     + " Both intervals are over test patients; they do not cover another training."
 )
 
 # %% [markdown]
-# The classifier above was trained on many more real images; compare only with as many.
+# The classifier above was trained on many more images; compare only with as many.
 #
 # ## The answer: over the checkpoints
 
@@ -441,11 +449,11 @@ curves = pd.DataFrame(
     | vars(interval(numbers, column + suffix))
     for step, numbers in scores.items()
     for column, name in names.items()
-    for images, suffix in ((variant, ""), ("real", "_real"))
+    for images, suffix in ((variant, ""), ("held-out", "_real"))
 )
 curves["up"] = curves["high"] - curves["estimate"]
 curves["down"] = curves["estimate"] - curves["low"]
-styles = plots.variant_style([variant]) | {"real": plots.Style("#555555", "x", "dot")}
+styles = plots.variant_style([variant]) | {"held-out": plots.Style("#555555", "x", "dot")}
 figure = px.line(
     curves, x="step", y="estimate", error_y="up", error_y_minus="down", facet_col="score", facet_col_spacing=0.08,
     height=420, labels={"estimate": "", "step": "training step"},
@@ -546,18 +554,18 @@ mistakes = {
 pd.DataFrame(
     {
         "mistake": name,
-        "FID": fidelity.fid(features["real"], fidelity.features(classifier, x)),
+        "FID": fidelity.fid(features["held-out"], fidelity.features(classifier, x)),
     }
     for name, x in mistakes.items()
 ).round(2)
 
 # %% [markdown]
 # **3.** The classifier knows “effusion”, but not left from right. Find a score of an image that does, and try it on
-# real and on generated images.
+# held-out and on generated images.
 
 # %% [markdown] tags=["solution"]
 # Most findings are brighter than air. The patient's left is the image's right half: is it the brighter one? First look
-# at the real images: if their interval includes 0.5, this score does not tell the side, and its value on generated
+# at the held-out images: if their interval includes 0.5, this score does not tell the side, and its value on generated
 # images means nothing. Heart and anatomy also differ between the halves. The supervised model above is the better
 # judge.
 
@@ -588,7 +596,7 @@ def side_auc(images, sides, groups):
 
 # %% tags=["solution"]
 prompt_sides = [side_of(reports.find(p)) for p in prompts]
-print("real images:", side_auc(real, [side_of(s.findings) for s in kept], patients))
+print("held-out images:", side_auc(real, [side_of(s.findings) for s in kept], patients))
 for step, images in generated.items():
     print(f"step {step}:", side_auc(images, prompt_sides, prompts))
 
@@ -597,7 +605,7 @@ for step, images in generated.items():
 #
 # Choose an answer to see what speaks for or against it.
 #
-# **An FID of 12 with 200 images, and one of 9 with 2,000. Which images are more real?**
+# **An FID of 12 with 200 images, and one of 9 with 2,000. Which images are better?**
 #
 # <details class="quiz" name="question-1"><summary>the second</summary>No. FID falls with the number of images.</details>
 # <details class="quiz" name="question-1"><summary>the first</summary>No. Nothing says so.</details>
@@ -607,7 +615,7 @@ for step, images in generated.items():
 #
 # <details class="quiz" name="question-2"><summary>the images follow the prompt</summary>No. The classifier's AUC asks whether the named finding appears.</details>
 # <details class="quiz right" name="question-2"><summary>the model generates one image again and again</summary>Right. High similarity within a prompt is little variety.</details>
-# <details class="quiz" name="question-2"><summary>the images are real</summary>No. Similar images may all be poor.</details>
+# <details class="quiz" name="question-2"><summary>the images are like held-out ones</summary>No. Similar images may all be poor.</details>
 #
 # **What does TSTR test?**
 #
@@ -617,9 +625,9 @@ for step, images in generated.items():
 # %% [markdown]
 # ## Takeaways
 #
-# - FID and KID compare sets of images and depend on the feature space. The floor is not zero: real images of other
+# - FID and KID compare sets of images and depend on the feature space. The floor is not zero: held-out images of other
 #   patients set it.
 # - MS-SSIM within a prompt shows mode collapse; the classifier's AUC shows whether the named findings appear, not
 #   whether side, zone and severity are as asked.
-# - Whether images are of use is best tested by using them: train on generated, test on real.
+# - Whether images are of use is best tested by using them: train on generated images, test on held-out ones.
 # - None of these scores says *where* the model looks when it reads a word. Chapter 8 puts both together.

@@ -19,7 +19,7 @@
 #
 # **Which failings does each score of fidelity overlook, and would we notice a copied training image?**
 #
-# To find out what a score misses, we spoil real images on purpose, in ways in which models fail, and score them as if
+# To find out what a score misses, we spoil held-out images on purpose, in ways in which models fail, and score them as if
 # they had been generated.
 #
 # *You will be able to* say what a good score does not prove. *Before:* chapter 6.
@@ -73,14 +73,14 @@ generated = {
 # %%
 classifier = fidelity.profile_classifier(settings, data, out)
 
-features = {"real": fidelity.features(classifier, real)}
-features["other real"] = fidelity.features(classifier, others)
+features = {"held-out": fidelity.features(classifier, real)}
+features["other held-out"] = fidelity.features(classifier, others)
 features |= {v: fidelity.features(classifier, images) for v, images in generated.items()}
 
 # %% [markdown]
 # ## Which score notices what?
 #
-# Each set below consists of real images. *Other patients* and *fewer of them* are not spoiled and serve for comparison;
+# Each set below consists of held-out images. *Other patients* and *fewer of them* are not spoiled and serve for comparison;
 # each of the others is spoiled in one way. As these images have no prompt, their findings take its place.
 
 # %%
@@ -138,14 +138,16 @@ bounds = [reference[f"ms_ssim_real{end}"] for end in ("_low", "_high")]
 def judge(images, shows, n):
     """Every score of one set; intervals from n resamples."""
     values = fidelity.features(classifier, images)
-    judged = fidelity.scores(features["real"], values, real_groups=patients, resamples=n)
-    kid, std = fidelity.kid(features["real"], values, subsets=50)
+    judged = fidelity.scores(
+        features["held-out"], values, real_groups=patients, resamples=n
+    )
+    kid, std = fidelity.kid(features["held-out"], values, subsets=50)
     auc = fidelity.classifier_auc(fidelity.predict(classifier, images), shows, n=max(n, 2))
     alike = [str(row) for row in shows.astype(int).tolist()]
     if len(set(alike)) == len(alike):
         alike = None  # no two have the same findings: any two are compared
     similar = fidelity.ms_ssim(images, alike, pairs=20)
-    memory = fidelity.memorisation(train_features, values, features["real"], n=n)
+    memory = fidelity.memorisation(train_features, values, features["held-out"], n=n)
     return judged | {
         "kid": Interval(kid, kid - 2 * std, kid + 2 * std),
         "ms_ssim": Interval(similar, *bounds),
@@ -167,12 +169,12 @@ values = pd.DataFrame(
 ends = pd.DataFrame({m: vars(fair[m]) for m in MEASURES}).T.astype(float)
 half = ((ends["high"] - ends["low"]) / 2).clip(lower=1e-9)
 better = pd.Series({m: 1 if label.endswith("↑") else -1 for m, label in MEASURES.items()})
-# In half-widths of the interval: below −1, the score says "worse than real images of other patients".
+# In half-widths of the interval: below −1, the score says "worse than held-out images of other patients".
 change = (values - values.loc["other patients"]) / half * better
 figure = px.imshow(
     change.rename(columns=MEASURES), zmin=-4, zmax=4, color_continuous_scale="RdBu", aspect="auto", height=440,
     template=plots.TEMPLATE, labels={"color": "change,<br>in half-widths<br>of the interval"},
-    title="Spoiled real images: red is worse, blue better, pale chance",
+    title="Spoiled held-out images: red is worse, blue better, pale chance",
 )  # fmt: skip
 figure.update_traces(
     text=[["–" if np.isnan(v) else f"{v:.2f}" for v in row] for row in values.to_numpy()],
@@ -191,11 +193,11 @@ Markdown(say.answers.blind_spots(failings, names))
 # %% [markdown]
 # The numbers in the figure are the scores. Its colour is the difference from *other patients*, in half-widths of that
 # score's interval: beyond −1 the score notices. *Near training* is the share of images that are nearer to a training
-# image than 95 % of unseen real images are. MS-SSIM counts as worse when it is higher, as mode collapse makes it. A
+# image than 95 % of unseen images are. MS-SSIM counts as worse when it is higher, as mode collapse makes it. A
 # dash means that the score is not defined.
 #
-# Read the figure by rows. *Fewer of them* are as real as all; what turns red there depends on the number of images, or
-# on which ones were taken. *Only without a finding* is a real set, but a different one. *Copies* are what the
+# Read the figure by rows. *Fewer of them* are as good as all; what turns red there depends on the number of images, or
+# on which ones were taken. *Only without a finding* is an unspoiled set, but a different one. *Copies* are what the
 # comparison with the training images is for. In *one image a finding* every image shows the first finding that it
 # should, but not always the others. The scores of variety must notice the repetition. MS-SSIM cannot notice *noise*:
 # grain makes images less alike, and so does variety. Then read by columns: is a score red only where something is
@@ -206,7 +208,7 @@ Markdown(say.answers.blind_spots(failings, names))
 # FID counts sampling error as distance, and the fewer images, the more. KID {cite}`binkowski2018kid` does not:
 
 # %%
-compared = ["other real", *variants]
+compared = ["other held-out", *variants]
 rng, most = np.random.default_rng(0), min(len(others), len(prompts))
 sizes = sorted({max(4, round(most * share)) for share in (0.125, 0.25, 0.5, 1)})
 trials = []
@@ -214,18 +216,18 @@ for n in sizes:
     for name in compared:
         for _ in range(10):
             subset = features[name][rng.permutation(len(features[name]))[:n]]
-            kid = fidelity.kid(features["real"], subset, subsets=20)[0]
-            fid = fidelity.fid(features["real"], subset)
+            kid = fidelity.kid(features["held-out"], subset, subsets=20)[0]
+            fid = fidelity.fid(features["held-out"], subset)
             trials += [(n, name, "FID", fid), (n, name, "KID", kid)]
-columns = ["images", "compared with real", "score", "value"]
+columns = ["images", "compared with held-out", "score", "value"]
 by_score = pd.DataFrame(trials, columns=columns).groupby(
-    ["score", "compared with real", "images"], sort=False
+    ["score", "compared with held-out", "images"], sort=False
 )
 means = by_score["value"].mean()
 
 # %% tags=["aggregate"]
 figure = px.line(
-    means.reset_index(), x="images", y="value", color="compared with real", symbol="compared with real",
+    means.reset_index(), x="images", y="value", color="compared with held-out", symbol="compared with held-out",
     facet_col="score", facet_col_spacing=0.1, template=plots.TEMPLATE, height=380, labels={"value": ""},
     title="The same images, but fewer of them (mean of ten subsets)",
 )  # fmt: skip
@@ -235,7 +237,7 @@ figure.update_yaxes(matches=None, showticklabels=True).update_layout(
 
 # %% tags=["remove-input", "aggregate"]
 ends = sizes[0], sizes[-1]
-fids, kids = ([means[score, "other real", n] for n in ends] for score in ("FID", "KID"))
+fids, kids = ([means[score, "other held-out", n] for n in ends] for score in ("FID", "KID"))
 Markdown(say.fidelity.sample_size(ends, fids, kids))
 
 # %% [markdown]
@@ -246,16 +248,16 @@ Markdown(say.fidelity.sample_size(ends, fids, kids))
 # %% tags=["aggregate"]
 trend = {
     name: fidelity.fid_infinity(
-        features["real"], features[name], smallest=most // 4, draws=10
+        features["held-out"], features[name], smallest=most // 4, draws=10
     )
     for name in compared
 }
 points = pd.concat(
-    pd.DataFrame({"1 / images": 1 / t.sizes, "FID": t.fids, "compared with real": name})
+    pd.DataFrame({"1 / images": 1 / t.sizes, "FID": t.fids, "compared with held-out": name})
     for name, t in trend.items()
 )
 figure = px.scatter(
-    points, x="1 / images", y="FID", color="compared with real", symbol="compared with real", template=plots.TEMPLATE,
+    points, x="1 / images", y="FID", color="compared with held-out", symbol="compared with held-out", template=plots.TEMPLATE,
     height=380, range_x=[0, None], title="FID with ever more images",
 )  # fmt: skip
 for t, trace in zip(trend.values(), tuple(figure.data), strict=True):
@@ -270,11 +272,11 @@ figure
 # ## Is it memory?
 #
 # A model that copies its training images has an excellent FID. So we look up the training image nearest to each
-# generated one in the feature space (nearest-neighbour copy detection) and compare the distance with that of *unseen
-# real* images. We also plant copies, to see whether they would be found.
+# generated one in the feature space (nearest-neighbour copy detection) and compare the distance with that of *unseen*
+# images. We also plant copies, to see whether they would be found.
 
 # %% tags=["aggregate"]
-unseen = np.concatenate([features["real"], features["other real"]])
+unseen = np.concatenate([features["held-out"], features["other held-out"]])
 # Would a copy be found? Plant some: training images with a little noise.
 planted = fidelity.features(classifier, fidelity.copies(training))
 memories = {
@@ -291,7 +293,7 @@ Markdown(
 )
 
 # %% [markdown]
-# A share below 5 % means that generated images are farther from the training images than unseen real ones are. That is
+# A share below 5 % means that generated images are farther from the training images than unseen ones are. That is
 # no merit: poor images are, too. Exercise 4 shows how little a copy must change to be missed.
 
 # %%
@@ -311,7 +313,7 @@ plots.images(
 # %% [markdown]
 # ## Exercises
 #
-# **1.** How much blur does FID see? Blur the *other real* images more and more, and compare them with the real ones.
+# **1.** How much blur does FID see? Blur the *other held-out* images more and more, and compare them with the held-out ones.
 
 # %% [markdown] tags=["solution"]
 # A little blur removes texture and leaves the findings; strong blur can also remove small findings. A feature space
@@ -325,8 +327,8 @@ blurred = {
 pd.DataFrame(
     {
         "blur (pixels of 64)": sigma,
-        "FID": fidelity.fid(features["real"], fidelity.features(classifier, x)),
-        "KID": fidelity.kid(features["real"], fidelity.features(classifier, x))[0],
+        "FID": fidelity.fid(features["held-out"], fidelity.features(classifier, x)),
+        "KID": fidelity.kid(features["held-out"], fidelity.features(classifier, x))[0],
         "MS-SSIM of any two": fidelity.ms_ssim(x),
     }
     for sigma, x in blurred.items()
@@ -362,33 +364,36 @@ seen = fidelity.classifier_auc(fidelity.predict(classifier, images), shows_one)
 pd.Series(
     {
         "classifier AUC": str(seen["macro"]),
-        "trained on it: AUC on real images": str(textbook["macro"]),
+        "trained on it: AUC on held-out images": str(textbook["macro"]),
     },
     name="one image a finding",
 ).to_frame()
 
 # %% [markdown]
 # **3.** Precision, recall, density and coverage count images within *balls*, which reach from each image to one of its
-# nearest neighbours. Put one picture of pure noise among the *real* images: what do precision and density say of the
+# nearest neighbours. Put one picture of pure noise among the *held-out* images: what do precision and density say of the
 # noisy set? Then show each of a few good images four times: what do recall and coverage say?
 
 # %% [markdown] tags=["solution"]
 # The outlier's neighbours are far away, so its ball is huge, and images in it count as precise. Density rises much
 # less, as the huge ball is only one of those that it counts. An image and its three copies have tiny balls that hold
 # nothing else, so recall falls although there are as many different images as before. Coverage has its balls around the
-# real images.
+# held-out images.
 
 # %% tags=["solution"]
 static = np.random.default_rng(0).integers(0, 256, (1, size, size)).astype(np.uint8)
-polluted = np.concatenate([features["real"], fidelity.features(classifier, static)])
+polluted = np.concatenate([features["held-out"], fidelity.features(classifier, static)])
 noisy = fidelity.features(classifier, spoiled["noise"][0])
 few = whole[: max(4, len(whole) // 4)]
 fours = fidelity.copies(np.repeat(few, 4, axis=0), 4 * len(few))
 pairs = {
-    "noise": (features["real"], noisy),
-    "noise, an outlier among the real": (polluted, noisy),
-    "a few good images": (features["real"], fidelity.features(classifier, few)),
-    "the same, each four times": (features["real"], fidelity.features(classifier, fours)),
+    "noise": (features["held-out"], noisy),
+    "noise, an outlier among the held-out": (polluted, noisy),
+    "a few good images": (features["held-out"], fidelity.features(classifier, few)),
+    "the same, each four times": (
+        features["held-out"],
+        fidelity.features(classifier, fours),
+    ),
 }
 scored = {name: fidelity.scores(*pair, resamples=0) for name, pair in pairs.items()}
 pd.DataFrame(
@@ -412,7 +417,7 @@ shares = {}
 for name, images in changed.items():
     hidden = fidelity.features(classifier, images)
     search = fidelity.memorisation(
-        train_features, features[variants[0]], features["real"], planted=hidden, n=0
+        train_features, features[variants[0]], features["held-out"], planted=hidden, n=0
     )
     shares[name] = search.detected
 pd.Series(shares, name="share of copies found").to_frame()
@@ -433,7 +438,7 @@ pd.Series(shares, name="share of copies found").to_frame()
 # <details class="quiz right" name="question-2"><summary>MS-SSIM, as a score of variety</summary>Right. It takes grain for variety.</details>
 # <details class="quiz" name="question-2"><summary>classifier AUC</summary>No. Noise hides findings.</details>
 #
-# **Why are *real* images spoiled on purpose?**
+# **Why are *held-out* images spoiled on purpose?**
 #
 # <details class="quiz" name="question-3"><summary>to train a better model</summary>No. Nothing is trained on them.</details>
 # <details class="quiz right" name="question-3"><summary>so that we know what is wrong, and see which score notices</summary>Right. A score is tested on failings that are known.</details>

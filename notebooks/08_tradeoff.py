@@ -80,12 +80,12 @@ columns = "patients fid kid classifier_auc auc_roc pointing_game cnr miou".split
 table.set_index(["variant", "seed", "step"])[columns].round(3)
 
 # %% [markdown]
-# Follow one variant from step 0 on: if the images become more real, FID and KID fall. What do the localization scores
+# Follow one variant from step 0 on: if the images become more like held-out ones, FID and KID fall. What do the localization scores
 # do meanwhile?
 #
 # ## The figure
 #
-# Left is more real, up is more interpretable. Each line follows one variant from the base over its checkpoints. Ringed
+# Left is more like held-out images, up is more interpretable. Each line follows one variant from the base over its checkpoints. Ringed
 # points are *Pareto-optimal*: no other checkpoint is better in both. This ignores the intervals: a tiny lead is enough.
 # The buttons change the score.
 
@@ -123,7 +123,7 @@ Markdown(say.tradeoff.seeds(len(seeds)))
 # word test. If such an interval includes 0, the doubt remains. No score of this table sees whether the images have their
 # findings on the *side* that the prompt names: chapter 6 tests that.
 #
-# The *location prior* never looks at the image; *chance* is a random map. *Real images* is what held-out images score
+# The *location prior* never looks at the image; *chance* is a random map. *Held-out images* is what such images score
 # themselves: the level to aim at for the classifier's AUC, precision, recall, density, coverage and similarity
 # (MS-SSIM). *Swapped image* is the mean over all variants; the *prior of the text* is the mean training mask of the
 # same finding, side and zone. *Contrastive* and *supervised* are the models of chapter 4 that point without diffusion;
@@ -350,7 +350,8 @@ plots.setting_curves(
 # %% tags=["aggregate"]
 rated = tradeoff.last_step(rates, (rate, "seed"))
 rated = rated.assign(variant=rated[rate].map("{:g}".format))
-both = pd.concat([rated, tradeoff.last_step(short).query("variant == 'frozen'")])
+frozen = tradeoff.last_step(short).query("variant == 'frozen'")
+both = pd.concat([rated, frozen], ignore_index=True)
 pd.DataFrame(
     {
         localization.LABELS.get(c, c): say.recipes.over_seeds(both, c, "frozen")

@@ -110,7 +110,8 @@ def test_the_pages_show_the_executions(html, nodes):
         assert "Traceback" not in text, name
         # The head: data, question, answer, what one learns, what must be known. No plumbing.
         assert "digital phantoms, no patients" in text, name
-        assert "The answer of this run" in text, name
+        assert "The answer</p>" in text, name
+        assert "PosixPath" not in text, name
         assert "You will be able to" in text, name
         assert "Show code cell" not in text, name
         assert "# Parameters" not in text, name

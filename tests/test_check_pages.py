@@ -59,6 +59,12 @@ PAGES = {
     "tableless": (drawn(line(), "<figure aria-label='x'>{}</figure>"), "has no table of its data"),
     "blank": ("<div class='js-plotly-plot' style='height:9px'></div>", "plot 1 is not drawn"),
     "bright": (drawn(line()) + DARK, "light on a dark page"),
+    "term": (
+        "<style>.term:focus-within::after{content:'x';position:absolute;width:3000px}</style>"
+        "<span class='term'><a href='#term'>word</a></span><i id='term'></i>",
+        "the definition of “word” runs off the page",
+    ),
+    "quiz": ("<details class='quiz'><summary>yes</summary></details>", "the quiz does not answer “yes”"),
     "axe": ("<input type='text'>", "axe, label"),
     "link": ("<a href='nowhere.html'>x</a>", "a link leads nowhere: nowhere.html"),
     "place": ("<a href='good.html#gone'>x</a>", "a link leads to no place on its page: good.html#gone"),

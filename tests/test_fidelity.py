@@ -1086,7 +1086,7 @@ class TestEvaluate:
         for name in (*near, "kid", "ms_ssim", "classifier_auc"):
             row = printed.loc[tradeoff.NAMES[name]]
             assert float(row["frozen"].split()[0]) == pytest.approx(result[name], abs=0.06)
-            assert row["real images"] != "–"
+            assert row["held-out images"] != "–"
 
     def test_further_spaces_have_their_own_columns(self, trained):
         model = fidelity.load_classifier(trained)

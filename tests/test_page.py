@@ -194,6 +194,17 @@ def test_a_setting_is_drawn_over_its_values():
         plots.setting_curves(study().drop(columns="rate"), "rate", ["word"])
 
 
+def test_the_data_of_rows_are_their_words_not_their_places():
+    rows = pd.DataFrame([
+        {"name": "AUC", "a": "frozen", "b": "learnable", "estimate": 0.2, "low": 0.1, "high": 0.3},
+        {"name": "FID", "a": "frozen", "b": "learnable", "estimate": 5.0, "low": 2.0, "high": 10.0, "better": "lower"},
+    ])  # fmt: skip
+    html, said = shown(plots.paired(rows)), "FID frozen − learnable: +5.0 [+2.0, +10.0]"
+    assert "x" not in cells(html)[0]
+    assert any(said in row for row in cells(html)[1:])
+    assert said in html.figure["aria-label"]
+
+
 def test_paired_rows_of_different_scores_write_their_scales():
     table = pd.DataFrame([
         {"name": "AUC", "estimate": 0.2, "low": 0.1, "high": 0.3},

@@ -221,12 +221,12 @@ class TestAnswers:
 
         better = text(Interval(5, 4, 6), Interval(0.8, 0.75, 0.85))
         assert (
-            "are closer to the real ones than the base's (FID 5.00 against 20.00; of held-out images 4.50) and show the"
-            in better
+            "are closer to the held-out ones than the base's (FID 5.00 against 20.00; of held-out images 4.50) and "
+            "show the" in better
         )
-        assert "are farther from the real ones than" in text(Interval(40, 38, 42), UP)
+        assert "are farther from the held-out ones than" in text(Interval(40, 38, 42), UP)
         unclear = text(Interval(20, 17, 23), Interval(0.5, 0.4, 0.6))
-        assert "not clearly closer to the real ones than" in unclear
+        assert "not clearly closer to the held-out ones than" in unclear
         assert "and do not clearly show the findings that prompts name (AUC 0.50)" in unclear
 
     def test_blind_spots(self):
@@ -238,7 +238,9 @@ class TestAnswers:
 
 class TestFidelity:
     def test_sample_size(self):
-        assert "50 of 2.00: they did not become more real" in fidelity.sample_size((8, 50), (9.0, 2.0), (0.01, 0.01))
+        assert "50 of 2.00: they did not become better" in fidelity.sample_size(
+            (8, 50), (9.0, 2.0), (0.01, 0.01)
+        )
         assert "more numerous" not in fidelity.sample_size((8, 50), (2.0, 9.0), (0.01, 0.01))
 
     @pytest.mark.parametrize(
@@ -246,9 +248,9 @@ class TestFidelity:
         [
             (Interval(0.55, 0.45, 0.65), "do not clearly teach anything"),
             (NONE, "do not clearly teach anything"),
-            (Interval(0.6, 0.55, 0.65), "teach less than real ones"),
-            (Interval(0.8, 0.75, 0.85), "teach not clearly less than real ones"),
-            (Interval(0.95, 0.92, 0.98), "teach more than real ones"),
+            (Interval(0.6, 0.55, 0.65), "teach less than training images"),
+            (Interval(0.8, 0.75, 0.85), "teach not clearly less than training images"),
+            (Interval(0.95, 0.92, 0.98), "teach more than training images"),
         ],
     )
     def test_teaching(self, generated, expected):
@@ -281,19 +283,21 @@ class TestFidelity:
 
         better = lines()
         assert better[0].startswith(
-            "- As a set, the images have moved towards the real ones: FID 5.00 [4.00, 6.00], against"
+            "- As a set, the images have moved towards the held-out ones: FID 5.00 [4.00, 6.00], against"
         )
         assert better[0].endswith(" 20.00 [18.00, 22.00] of the base.")
-        assert better[1].startswith("- By FID they are not clearly farther from the real ones than other real images")
+        assert better[1].startswith(
+            "- By FID they are not clearly farther from the held-out ones than other held-out images"
+        )
         assert better[2].endswith(
-            ": 0.650 [0.550, 0.750], of the base 0.100, of other real images 0.900 [0.850, 0.950]."
+            ": 0.650 [0.550, 0.750], of the base 0.100, of other held-out images 0.900 [0.850, 0.950]."
         )
         assert "not clearly less varied than" in better[3]
         assert better[4].startswith("- They show its findings, better than the base's")
-        assert "away from the real ones:" in lines(Interval(40, 38, 42))[0]
-        assert lines(Interval(40, 38, 42))[1].startswith("- By FID they are farther from the real ones than other")
-        assert "neither clearly towards the real ones nor away" in lines(Interval(20, 17, 23))[0]
-        assert lines(Interval(1, 0.9, 1.1))[1].startswith("- By FID they are closer to the real ones than other")
+        assert "away from the held-out ones:" in lines(Interval(40, 38, 42))[0]
+        assert lines(Interval(40, 38, 42))[1].startswith("- By FID they are farther from the held-out ones than other")
+        assert "neither clearly towards the held-out ones nor away" in lines(Interval(20, 17, 23))[0]
+        assert lines(Interval(1, 0.9, 1.1))[1].startswith("- By FID they are closer to the held-out ones than other")
         assert " less varied than" in lines(similar=Interval(0.9, 0.88, 0.92))[3]
         assert "more varied (or noisier) than" in lines(similar=Interval(0.1, 0.08, 0.12))[3]
         assert lines(auc=Interval(0.5, 0.4, 0.6))[4].startswith("- They do not clearly show its findings")
@@ -559,5 +563,3 @@ class TestRecipes:
         found = say.recipes.verdicts(self.table(learnable=(0.02, 0.1)), ["word"])
         assert found["both"].to_dict() == {"learnable": "yes"}
         assert say.recipes.answer(found).startswith("`learnable` itself points and generates no worse than frozen")
-
-

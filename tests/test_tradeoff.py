@@ -251,13 +251,17 @@ class TestSummary:
         runs = [frozen[0], learnable[0]]
         table = tradeoff.table(runs, n=200)
         printed = tradeoff.summary(table)
-        assert list(printed.columns) == ["frozen", "learnable", "location prior", "chance", "real images"]
+        assert list(printed.columns) == ["frozen", "learnable", "location prior", "chance", "held-out images"]
         assert list(printed.index) == ["FID ↓", "KID ↓", "MS-SSIM within a prompt", "AUC-ROC ↑", "centre distance ↓"]
         assert printed.loc["FID ↓", "frozen"] == "19.0 [1.0, 40.0]"
         assert printed.loc["KID ↓", "frozen"] == "0.012 ± 0.003"
         assert printed.loc["KID ↓", "chance"] == "–"
-        assert printed.loc["MS-SSIM within a prompt", "real images"] == "0.350"
-        assert printed.loc["AUC-ROC ↑", ["location prior", "chance", "real images"]].tolist() == ["0.700", "0.500", "–"]
+        assert printed.loc["MS-SSIM within a prompt", "held-out images"] == "0.350"
+        assert printed.loc["AUC-ROC ↑", ["location prior", "chance", "held-out images"]].tolist() == [
+            "0.700",
+            "0.500",
+            "–",
+        ]
         # One seed: the interval over patients, as the table has it.
         row = table.query("variant == 'frozen' and step == 200").iloc[0]
         assert (

@@ -97,6 +97,15 @@ _CONTROLS = """() => {
     }); }).flat(); }"""
 
 
+# Terms whose definition, when the term has the focus, makes the page wider than the screen.
+_TERMS = """() => {
+  const page = document.scrollingElement;
+  return [...document.querySelectorAll(".term a")].filter(term => {
+    term.focus();
+    return page.scrollWidth > page.clientWidth + 1;
+  }).map(term => `the definition of “${term.textContent}” runs off the page`); }"""
+
+
 @dataclass
 class Faults:
     """Faults of all pages: what -> where it was seen, in the order they were found."""
@@ -248,6 +257,17 @@ class Visit:
             screenshot.parent.mkdir(parents=True, exist_ok=True)
             self.page.screenshot(path=screenshot, full_page=True, type="jpeg", quality=70)
 
+    def read(self) -> None:
+        """Open every definition and every answer of a quiz by keyboard."""
+        for what in self.page.evaluate(_TERMS):
+            self.fault(what)
+        for choice in self.page.locator("details.quiz > summary").all():
+            choice.press("Enter")
+            if not choice.evaluate(
+                "e => e.parentElement.open && e.parentElement.textContent.trim().length > e.textContent.trim().length"
+            ):
+                self.fault(f"the quiz does not answer “{choice.text_content().strip()[:30]}”")
+
     def operate(self) -> None:
         """Reach every control of a figure with Tab, use it with the keyboard, and see the figure change."""
         keys = {"select": ("ArrowDown", "ArrowUp"), "input": ("ArrowRight", "ArrowLeft", "Space")}
@@ -356,6 +376,7 @@ def check(folder: Path, names: Sequence[str] = (), screenshots: Path | None = No
                     # axe takes seconds on a long page: each width once, and each theme once.
                     rules = (width == WIDTHS[0]) == (theme == THEMES[1])
                     visit.look(theme, axe if rules else None, picture)
+                visit.read()
                 if width == WIDTHS[-1]:
                     visit.operate()
                     plots = page.locator(".js-plotly-plot").count()

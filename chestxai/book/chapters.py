@@ -112,7 +112,7 @@ def _joined(twins: Sequence[Any], names: Sequence[str], number: int) -> list[Any
 def _answer(twins: Sequence[Any]) -> list[Any]:
     """The answer as it stands in the head: every execution's, equal ones once."""
     outputs = {json.dumps(o.get("data", o.get("text"))): o for twin in twins for o in twin.outputs}
-    title = '<p class="admonition-title">The answer of this run</p>'
+    title = '<p class="admonition-title">The answer</p>'
     start, end = new_markdown_cell(f'<div class="admonition tip answer">\n{title}'), new_markdown_cell("</div>")
     return [start, _output(twins[0], outputs.values()), end] if outputs else []
 

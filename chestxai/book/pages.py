@@ -26,14 +26,13 @@ from chestxai.runs import InputError, MissingError
 from chestxai.stats import FewGroupsWarning
 from chestxai.studies import FINDINGS, phrases
 
-BUILD = ROOT / "_build"
+BUILD = profiles.RUNS.parent / "_build"
 #: What the book is made of besides the notebooks.
 _STATIC = sorted(f"_static/{path.name}" for path in (ROOT / "_static").iterdir())
 SOURCES = ("_toc.yml", "references.bib", "pages/peers.inv", "data/overview.png", *_STATIC)
 #: Pages that a person wrote.
 PAGES = ("intro.md", *sorted(f"pages/{path.name}" for path in (ROOT / "pages").glob("*.md")))
-#: Chapters whose answers stand on the first page.
-_TOLD = ("notebooks/04_pointing", "notebooks/08_tradeoff")
+_TOLD = "notebooks/08_tradeoff"  # its answer stands on the first page
 _SAMPLES = "_static/phantoms.png"
 
 
@@ -74,10 +73,10 @@ def assemble(nodes: Sequence[Node], folder: Path, private: guard.Private | None 
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
     # An answer may be withheld.
-    said = "\n".join(filter(None, (chapters.answer(notebooks[name]) for name in sorted(notebooks) if name in _TOLD)))
+    said = chapters.answer(notebooks[_TOLD])
     box = f":::{{admonition}} The answer of the run that made these pages\n:class: tip\n{said}\n:::" if said else ""
-    intro = folder / PAGES[0]
-    intro.write_text(intro.read_text("utf-8").replace("<!-- answer -->", box), "utf-8")
+    text = chapters.linked((ROOT / PAGES[0]).read_text("utf-8"), chapters.glossary())
+    (folder / PAGES[0]).write_text(text.replace("<!-- answer -->", box), "utf-8")
     (folder / "_config.yml").write_text(config((ROOT / "_config.yml").read_text("utf-8")), "utf-8")
     (folder / "notebooks").mkdir()
     for page, notebook in notebooks.items():

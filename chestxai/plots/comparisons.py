@@ -30,8 +30,8 @@ def _forest(
     express name. ``rows``: place on the y-axis → name. ``series``: number of points in a row.
     """
     points = points.assign(up=points["high"] - points["x"], down=points["x"] - points["low"])
-    fig = px.scatter(points, x="x", y="y", error_x="up", error_x_minus="down", custom_data=["text"], **options)
-    bars, hover = {"thickness": 2, "width": 4}, "%{customdata[0]}<extra></extra>"
+    fig = px.scatter(points, x="x", y="y", error_x="up", error_x_minus="down", hover_name="text", **options)
+    bars, hover = {"thickness": 2, "width": 4}, "%{hovertext}<extra></extra>"
     for trace in fig.data:
         edge = 2 if str(trace.marker.symbol).endswith("open") else 0
         trace.update(marker={"size": 10, "line": {"width": edge}}, error_x=bars, hovertemplate=hover)

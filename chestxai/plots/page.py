@@ -114,8 +114,10 @@ def _points(trace: dict[str, Any], layout: dict[str, Any]) -> pd.DataFrame | Non
             if len(reach) == n:
                 columns[f"{axis} {'high' if sign > 0 else 'low'}"] = columns[axis] + sign * reach.astype(float)
     hover = trace.get("hovertext")
-    if isinstance(hover, list | tuple) and len(hover) == n:
+    if np.ndim(hover) == 1 and len(hover) == n:
         columns["about"] = [plain(str(text)) for text in hover]
+    if trace.get("hovertemplate") == "%{hovertext}<extra></extra>":  # words say all: places in rows are no data
+        columns = {key: columns[key] for key in ("panel", "series", "about")}
     return pd.DataFrame(columns, index=range(n))
 
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from chestxai.recipes import networks
-from chestxai.runs import InputError
+from chestxai.runs import ROOT, InputError
 from chestxai.studies import FINDINGS
 
 if TYPE_CHECKING:
@@ -206,9 +206,8 @@ class Recipe(Settings):
         run = self.attention_from and f"{self.attention_from}/run.json"
         if re.fullmatch(r"[\w.-]+", self.attention_from):
             run = folder.parent.parent / self.attention_from / folder.name / "run.json"
-        root = Path(__file__).resolve().parents[2]
         named = {"paraphrases": self.paraphrases, "attention_from": run}
-        return {name: Path(p) if Path(p).exists() else root / p for name, p in named.items() if p}
+        return {name: Path(p) if Path(p).exists() else ROOT / p for name, p in named.items() if p}
 
     def text_active(self, step: int, steps: int) -> bool:
         """Whether the text encoder learns in this step (0 to ``steps`` - 1)."""

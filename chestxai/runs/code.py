@@ -12,6 +12,9 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
+CHECKOUT = (PACKAGE.parent / "_toc.yml").is_file()
+#: Where the book's files are; a wheel takes them along (``tools/wheel.py``).
+ROOT = PACKAGE.parent if CHECKOUT else PACKAGE / "_book"
 #: Code that moves results around, and settings and data sets, which have identities of their own.
 INFRASTRUCTURE = ("chestxai.runs", "chestxai.profiles", "chestxai.sources")
 

@@ -122,8 +122,7 @@ def conditions(profile: Profile) -> dict[str, str]:
     about = {"base": Path(profile.base).name, "boxes": profile.boxes, "other": profile.boxes != data.source}
     about |= {"ratio": train.text_learning_rate / train.learning_rate, "data": data, "train": train}
     about["snr"] = train.min_snr and f"{train.min_snr:g}"
-    small = profile.base in ("tiny", "tiny-code") and not profile.text_encoder
-    about["encoder"] = profile.text_encoder or ("all-MiniLM-L6-v2, padding is zero" if small else "the base's own")
-    about["images"] = f"{data.train:,}" if data.train else "all of the training split"
+    own = "all-MiniLM-L6-v2, padding is zero" if profile.base in ("tiny", "tiny-code") else "the base's own"
+    about |= {"encoder": profile.text_encoder or own, "images": f"{data.train:,}" if data.train else "all there are"}
     about |= {"read": len(range(0, grounding.last, grounding.stride)), "grounding": grounding}
     return {name: filled(template, **about) for name, template in _say["conditions"].items()}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-FOLDER = Path(__file__).resolve().parents[2] / "data" / "cards"
+from chestxai.runs import ROOT
+
+FOLDER = ROOT / "data" / "cards"
 
 
 class Card(BaseModel):
