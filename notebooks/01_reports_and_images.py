@@ -360,7 +360,8 @@ pd.DataFrame(
 # for is not stated.
 #
 # Such rules are never perfect, and ours were written on training reports. So we check them on test reports, against
-# labels from elsewhere: for phantoms the truth is known, and people indexed Open-i's reports {cite}`demner2016openi`.
+# labels from elsewhere: for phantoms the truth is known; for Open-i, a public collection of chest X-rays, people labelled
+# the reports {cite}`demner2016openi`.
 # Reports of phantoms are composed from fixed words, so a perfect score there says little about real reports.
 # *Precision* is the share of findings read that are there, *recall* the share of findings there that are read, *F1*
 # their harmonic mean, *macro-F1* the mean of F1 over findings.
@@ -375,8 +376,8 @@ examined = {split: knowledge.rule_scores(studies[split]) for split in ("train", 
 checked = examined["test"].assign(training=examined["train"]["f1"])
 columns = {
     "there": "test reports with it", "precision": "precision", "recall": "recall", "f1": "F1",
-    "training": "F1, training reports", "wrong": "found, not present", "hedged": "of these, only in doubt",
-    "sided": "found, side known", "side_right": "side right",
+    "training": "F1, training reports", "wrong": "false alarms", "hedged": "of these, hedged",
+    "sided": "found, with a true side", "side_right": "side right",
 }  # fmt: skip
 counts = ("there", "wrong", "hedged", "sided")
 pd.DataFrame(
@@ -684,6 +685,9 @@ area.groupby("finding")["area"].describe()[["count", "25%", "50%", "75%"]].sort_
 # **3.** A model could be given the whole report instead of the impression. How many training prompts would then be cut
 # off by the tokenizer?
 
+# %% [markdown] tags=["solution"]
+# Count the tokens of both: what lies beyond the encoder's length is cut off, and with it the findings that stand there.
+
 # %% tags=["solution"]
 whole = [reports.prompt(s.report, "report") for s in usable]
 for name, texts in (("impression", prompts), ("report", whole)):
@@ -721,3 +725,6 @@ for name, texts in (("impression", prompts), ("report", whole)):
 # - Radiographs vary for many reasons; a finding is a small change among them, and grey levels have no unit.
 # - Reports deny as well as state. Words that name a finding with a place can be grounded; “no” cannot.
 # - Where a finding usually is can be known without looking. This location prior is the baseline to beat.
+#
+# **Further reading.** {cite:t}`irvin2019chexpert` label reports by rules and keep doubt as an answer of its own;
+# {cite:t}`johnson2019mimiccxrjpg` describe the images of the paper's data.

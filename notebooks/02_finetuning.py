@@ -57,11 +57,18 @@ from chestxai import sentences as say
 settings = profiles.load(profile)
 recipe, run = settings.recipe(variant), profiles.run(settings, variant, seed, out)
 plots.setup(settings.variants)
-pd.Series(settings.finetune.model_dump(), name=f"profile {settings.name}").to_frame()
 
 # %% [markdown]
-# In the profile `paper` these settings are the paper's: 60,000 steps at 512 pixels with a learning rate of 5e-5.
-#
+# These are the settings of the training that this chapter explains. In the profile `paper` they are the paper's: 60,000
+# steps at 512 pixels with a learning rate of 5e-5.
+
+# %%
+shown = (
+    "steps batch_size learning_rate text_learning_rate ucg min_snr checkpoint_every".split()
+)
+pd.Series(settings.finetune.model_dump(), name=f"profile {settings.name}")[shown].to_frame()
+
+# %% [markdown]
 # ## The parts of the model
 #
 # A latent diffusion model {cite}`rombach2022ldm` has three networks:
@@ -72,7 +79,7 @@ pd.Series(settings.finetune.model_dump(), name=f"profile {settings.name}").to_fr
 # - The *text encoder* turns the prompt into one vector per token, the token's *state*.
 # - The *U-Net* is a convolutional network that goes from fine to coarse resolution and back. It gets a noisy latent and
 #   predicts the noise in it. It reads the states by *cross-attention*: each position of the latent gives every token a
-#   weight, and takes in what the tokens say by these weights. Chapter 3 makes maps of these weights.
+#   weight, and takes in the mean of what the tokens say, weighted by them. Chapter 3 makes maps of these weights.
 #
 # ![An image becomes a latent through the autoencoder and noise is added; a prompt becomes a state for each token through the text encoder; the U-Net reads both and predicts the noise](../_static/model.svg)
 #
@@ -117,7 +124,7 @@ pd.DataFrame(
 # %% [markdown]
 # `count` is the number of tensors, `sum` that of the parameters in them. Other recipes train a part of the text
 # encoder: `text: last:2` its last two layers, `embeddings` its embeddings, `lora:8` small adapters beside its weights.
-# `random` freezes random weights: a control whose text encoder has learned nothing about words.
+# `random` gives the text encoder random weights and never trains them: a control that knows nothing about words.
 #
 # Training uses pairs of an image and a prompt, such as these:
 
@@ -144,8 +151,23 @@ schedule = models.noising(pipeline.scheduler)
 generator = torch.Generator().manual_seed(seed)
 device = pipeline.unet.device
 x = models.encode_images(pipeline, images)
-states = models.encode_text(pipeline, prompts)
 noise = torch.randn(x.shape, generator=generator).to(device)
+some = [0, 100, 250, 500, 750, 999]
+noisy = [
+    schedule.add_noise(x[:1], noise[:1], torch.tensor([k], device=device)) for k in some
+]
+plots.images(
+    list(models.decode_latents(pipeline, torch.cat(noisy))),
+    titles=[f"t = {k}" for k in some],
+    title="One image with more and more noise",
+)
+
+# %% [markdown]
+# The U-Net gets one of these and must say what was added. Generating walks from right to left. (What is shown are the
+# latents after decoding.)
+
+# %%
+states = models.encode_text(pipeline, prompts)
 t = torch.randint(0, 1000, (len(x),), generator=generator).to(device)
 with torch.no_grad():
     predicted = models.denoise(pipeline.unet, schedule.add_noise(x, noise, t), t, states)
@@ -203,8 +225,8 @@ before = generate()
 # %% [markdown]
 # ## Training
 #
-# `finetune` takes that training step many times, each time improving the parameters that learn. Every few steps it
-# saves a *checkpoint*: an exponential moving average of these parameters, which varies less than they do. A share `ucg`
+# `finetune` takes that training step many times, each time improving the parameters that learn. Every
+# `checkpoint_every` steps it saves a *checkpoint*: an exponential moving average of these parameters, which varies less than they do. A share `ucg`
 # of the prompts is replaced by the empty one, so that guidance can work, and `min_snr` gives timesteps with little
 # noise less weight. An interrupted run resumes from its last checkpoint; a finished one is not trained again.
 
@@ -229,7 +251,7 @@ Markdown(
     f"{len(trace)} steps of {settings.finetune.batch_size} images, {len(trace) * settings.finetune.batch_size / used:.1f} "
     f"passes over {used} of {len(studies)} studies, took {trace['seconds'].max() / 60:.1f} minutes. The loss of the first tenth was "
     f"{trace['loss'].head(max(1, len(trace) // 10)).mean():.4f}, of the last {trace['loss'].tail(max(1, len(trace) // 10)).mean():.4f}. "
-    "The loss says little, and it may even rise: it varies with the timesteps and the noise that each step draws. "
+    "The loss says little, and it may even rise: it varies with the timesteps and the noise of each step. "
     + (
         "Weighted by `min_snr`, it cannot be compared with the error above. "
         if settings.finetune.min_snr
@@ -273,7 +295,8 @@ drift = pd.DataFrame(
 drift.groupby("prompt", sort=False)["cosine"].agg(["mean", "min"]).round(3)
 
 # %%
-# How alike are the states of different tokens of one prompt? At 1, no word could be told from another.
+# How alike are the states of different tokens of one prompt? If this rises, words are harder to tell apart; at 1, no
+# word could be told from another.
 alike = {
     name: np.mean(
         [
@@ -329,6 +352,9 @@ plots.images(
 # **2.** How many weights of the text encoder can change under `learnable`, and which share of all trained weights is
 # that?
 
+# %% [markdown] tags=["solution"]
+# All of them can change, and all weights of the U-Net as well.
+
 # %% tags=["solution"]
 encoder, unet = counts["text_encoder"], counts["unet"]
 print(
@@ -364,3 +390,6 @@ print(
 # - Variants differ only in their recipe: what of the text encoder learns, when, and what the loss adds.
 # - The training loss does not tell them apart. The next chapters look at where the model *looks* and what it
 #   *generates*.
+#
+# **Further reading.** {cite:t}`ho2020ddpm` derive the loss, {cite:t}`rombach2022ldm` describe latents and
+# cross-attention, and {cite:t}`chambon2022roentgen` fine-tune Stable Diffusion on chest X-rays.

@@ -20,10 +20,13 @@
 # **When the model reads the name of a disease, where in a radiograph does it look?**
 #
 # The U-Net reads the prompt by *cross-attention* (chapter 2): every position of the image gives each token of the
-# prompt a probability. The probabilities of one phrase's tokens, at all positions, are a *heatmap* of where the phrase
-# matters. We read it on *held-out* images, which the model has never seen, rather than on images that it generated:
+# prompt a probability. Averaged over the tokens of a phrase, these probabilities form a *heatmap*: at each position, how
+# much the phrase matters there. We read it on *held-out* images, which the model has never seen, rather than on images that it generated:
 # only for held-out images is it known where the finding is, from a radiologist or from the phantom
 # {cite}`dombrowski2024tradeoffs,vilouras2024zeroshot`.
+#
+# Two tests decide whether such maps point (chapter 4): they must be better on their own image than on other patients'
+# images, and the word must matter.
 #
 # *You will be able to* make a heatmap by hand, choose layers and timesteps, and compare three ways to run the model.
 # *Before:* chapters 1 and 2.
@@ -83,7 +86,8 @@ Markdown(
 # %% [markdown]
 # ## One phrase on one image, by hand
 #
-# The phrase is split into tokens. We will read the attention to those that name the finding:
+# Here the prompt is one phrase of a test report. It is split into tokens, and we read the attention to those that name the
+# finding:
 
 # %%
 readable, _ = grounding.groundable(pipeline, test, settings.grounding.target)
@@ -148,7 +152,7 @@ plots.overlays(
 # %% [markdown]
 # The white outline is the finding's true place. A single pass is noisy and the layers disagree. The paper therefore
 # averages over all layers and over 40 of 50 timesteps, with fresh noise at each; the ten with the most noise are left
-# out. A profile may read fewer of them. Is the mean map highest inside the outline? A single phrase may fail; all test
+# out. A profile may read fewer of the 40. Is the mean map highest inside the outline? A single phrase may fail; all test
 # phrases follow below.
 
 # %%
@@ -343,8 +347,8 @@ plots.overlay_grid(
 # ## May a map be improved afterwards?
 #
 # Papers also process their maps: they smooth them, subtract the begin token's map, or use *Bimodal Bias Merging*
-# {cite}`nuetzel2025generate`, which adds the product of two maps, the begin token's on this image and the phrase's during
-# generation, weighted by how alike they are. The last two were made for CLIP, whose begin token has read no word. The begin
+# {cite}`nuetzel2025generate`, which multiplies two maps, the begin token's on this image and the phrase's during generation,
+# weights the product by how alike they are, and adds it to the map. The last two were made for CLIP, whose begin token has read no word. The begin
 # token of a BERT such as the base's has read the prompt, so here they use more than what attracts attention whatever the
 # words (chapter 9). Each step changes what is scored, so the book scores maps as measured. Here is what the steps would
 # change (with fewer timesteps than above, so the first row differs from `noised`). A step that raises one score may lower
@@ -424,7 +428,9 @@ last = table[table["step"] == steps[-1]].reset_index(drop=True)
 base = table[table["step"] == 0].reset_index(drop=True)
 references = {"the base": base["auc_roc"], "the location prior": last["prior_auc_roc"]}
 differences = {
-    name: stats.paired_difference(last["auc_roc"], values, last["patient"])
+    name: stats.paired_difference(
+        last["auc_roc"], values, last["patient"], n=settings.statistics.resamples
+    )
     for name, values in references.items()
 }
 Markdown(
@@ -559,3 +565,6 @@ plots.overlay(image, ghost.values, title=f"“{absent}”, which this image does
 # - Layers and timesteps differ; the mean over all of them needs no tuning.
 # - Every score stands beside chance and the location prior: a map of where findings usually are also scores well, so a
 #   high score alone does not show understanding.
+#
+# **Further reading.** {cite:t}`tang2023daam` map the attention of images that the model generates itself,
+# {cite:t}`vilouras2024zeroshot` that of held-out radiographs.

@@ -311,7 +311,7 @@ estimated(
         "text_prior_auc_roc": "AUC-ROC of the prior of the text",
         "auc_roc_shuffled": "shuffled AUC (negatives where the finding usually is)",
         "prior_auc_roc_shuffled": "shuffled AUC of the location prior",
-        "presence": "peak lower on swapped images",
+        "presence": "the map's peak is lower on swapped images",
     }
 )
 
@@ -358,8 +358,8 @@ Markdown(say.localization.sides(halves, resamples))
 # ## Does it depend on the word? The word test
 #
 # A map can follow the image and ignore the word, if it lights up whatever is conspicuous. In images with two findings
-# apart from each other, is each word's map, against the other word's, higher in its own target? A map that ignores the
-# word scores 0.5. A map can pass this test without the image: the location priors of the two findings get many right.
+# apart from each other we ask at each of the two: is the map of its own name higher there than the map of the other name? A
+# map that ignores the word scores 0.5. A map can pass this test without the image: the location priors of the two findings get many right.
 # On swapped images the model sees neither finding, so its score there comes from the words alone. The row *gain* is
 # what the image adds. If its interval includes 0, the word test does not show that the model tells the two findings
 # apart in this image.
@@ -403,8 +403,8 @@ Markdown(
 # prompts to place image patches and sentences that belong together close to each other; its map is the similarity of
 # each patch with the phrase {cite}`boecking2022mscxr`. The *supervised* one is a small U-Net
 # {cite}`ronneberger2015unet` that learned from the targets themselves. A model that learned from images and reports,
-# without targets, is not expected to reach its AUC-ROC. For AUC-ROC, Top-1 and IoU it is a ceiling where there are many
-# targets to learn from. For the gain it is not: a model whose map is worse on swapped images can have a larger gain.
+# without targets, is not expected to reach its AUC-ROC. With many targets to learn from, its AUC-ROC, Top-1 and IoU are
+# a ceiling for the others. Its gain is not: a model whose map is worse on swapped images can have a larger gain.
 
 # %%
 same = settings.boxes == settings.data.source
@@ -469,8 +469,9 @@ Markdown("Differences on the same phrases:\n\n" + "\n".join(lines))
 #
 # ## Would it also point if nothing had been learned?
 #
-# Two checks of the first variant, on a sample of phrases and at three timesteps, so the numbers differ from those
-# above. With *both networks random*, AUC-ROC must be near 0.5, without correlation with the map as trained
+# We replace the trained weights of the first variant by random ones, in the U-Net, the text encoder or both, and apart from
+# that change the noise. This is done on a sample of phrases and at three timesteps, so the numbers differ from those above.
+# With *both networks random*, AUC-ROC must be near 0.5, without correlation with the map as trained
 # {cite}`adebayo2018sanity`. If only the text encoder is random, the trained U-Net still reacts to the image. Its maps
 # may then be far from 0.5, even below it, but they must not resemble the map as trained. With *other noise* the maps
 # must stay nearly the same.
@@ -754,6 +755,10 @@ pd.Series(localization.score(trap, mask)).rename(tradeoff.NAMES).round(3).to_fra
 # - AUC-ROC looks at the order of all pixels and is easy on the background; Top-1 looks at one pixel and needs many
 #   phrases.
 # - A map that has not seen the image can score high. The gain over swapped images is what the image contributes, the
-#   word test what the word does. A model points only if it passes both.
+#   word test what the word does. A model points only if it passes both, and a word test that swapped images pass as well
+#   leaves a doubt.
 # - Every score belongs beside chance and the location prior, on the same phrases, with an interval over patients.
 # - Look at the maps, the worst ones too.
+#
+# **Further reading.** {cite:t}`adebayo2018sanity` propose tests that a map must pass;
+# {cite:t}`saporta2022chexlocalize` compare maps of classifiers with radiologists.

@@ -671,3 +671,6 @@ pd.DataFrame({"mean IoU": two.mean(), "mean Dice": bent.mean()}).round(3)
 #   parts.
 # - Say which convention you use: the same name hides different scores, and saying nothing can score well.
 # - Try a new score on maps of known quality before you trust it.
+#
+# **Further reading.** {cite:t}`zhang2018excitation` introduce the pointing game; {cite:t}`boecking2022mscxr` score maps
+# of phrases by their contrast.

@@ -631,3 +631,6 @@ for step, images in generated.items():
 #   whether side, zone and severity are as asked.
 # - Whether images are of use is best tested by using them: train on generated images, test on held-out ones.
 # - None of these scores says *where* the model looks when it reads a word. Chapter 8 puts both together.
+#
+# **Further reading.** {cite:t}`heusel2017fid` introduce FID; {cite:t}`kynkaanniemi2019precision` and
+# {cite:t}`naeem2020reliable` separate fidelity from variety.

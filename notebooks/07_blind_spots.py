@@ -450,3 +450,6 @@ pd.Series(shares, name="share of copies found").to_frame()
 #   recognise.
 # - FID depends on the number of images; compare equal numbers, or use KID.
 # - A search for copies can only find the copies that its feature space recognises: plant some and count.
+#
+# **Further reading.** {cite:t}`chong2020unbiased` show how FID depends on the number of images,
+# {cite:t}`naeem2020reliable` what outliers do to precision and recall.

@@ -635,3 +635,6 @@ pd.Series(
 #   of text, but subtracting it may lower the scores as well: check before you subtract.
 # - A similarity of states means nothing without that of unrelated states, and one measure is not enough: CKA ignores a
 #   rotation that misleads a U-Net which has not followed it.
+#
+# **Further reading.** {cite:t}`toker2024lens` look into text encoders layer by layer; {cite:t}`kornblith2019cka` and
+# {cite:t}`ding2021grounding` discuss how to compare states.

@@ -371,3 +371,5 @@ Recipe.model_validate({"text": "last:1", "schedule": {"start": 0.5}})
 # - A claim that a recipe has both needs an endpoint, a margin and a number of seeds that are stated before the runs.
 # - Change one part of the recipe at a time; a difference can then be attributed to it.
 # - A recipe that wins on one base or data set has to be tried on another.
+#
+# **Further reading.** {cite:t}`wortsman2022wiseft` walk the line between original and fine-tuned weights.

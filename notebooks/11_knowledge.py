@@ -634,3 +634,6 @@ for variant in variants:
 # - A diffusion model is a classifier without training for it: compare, between images, how much a finding's prompt
 #   lowers its error.
 # - A reader must be tested on reports that say the same in another form.
+#
+# **Further reading.** {cite:t}`li2023diffusion` classify images by denoising errors; {cite:t}`alain2016probes`
+# introduce linear probes.

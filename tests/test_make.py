@@ -44,13 +44,13 @@ def test_an_option_without_a_value_is_left_out(folder):
     assert "--data" not in done.stdout
 
 
-@pytest.mark.parametrize("made", [True, False])
+@pytest.mark.parametrize("made", ["venv", "without-pip", ""])
 def test_an_environment_without_pip_is_made_anew_or_the_package_named(folder, made):
     """The one that makes it anew is a stand-in that notes its calls."""
     python = folder / "python"
     new = ".venv/bin/python"
     pip = f"mkdir -p .venv/bin && printf '#!/bin/sh\necho env \"$@\" >>calls\n' >{new} && chmod +x {new}"
-    python.write_text(f'#!/bin/sh\necho "$@" >>calls\ncase "$*" in *venv*) {pip if made else "exit 1"};; esac\n')
+    python.write_text(f'#!/bin/sh\necho "$@" >>calls\ncase "$*" in *{made or "no"}*) {pip};; *venv*) exit 1;; esac\n')
     python.chmod(0o755)
     half = folder / ".venv" / "bin" / "python"
     half.parent.mkdir(parents=True)

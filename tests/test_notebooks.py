@@ -76,6 +76,7 @@ def test_a_chapter_asks_and_answers(chapter):
     assert re.match(rf"# {number} [A-Z]", text[0])
     assert re.search(r"\*\*[^*]+\?\*\*", text[0]), "the first cell asks the chapter's question in bold"
     assert text[-1].startswith("## Takeaways")
+    assert re.search(r"\*\*Further reading\.\*\* .*\{cite:t\}", text[-1], re.DOTALL)
     headings = [line for t in text for line in t.splitlines() if line.startswith("## ")]
     assert "## Exercises" in headings
     assert "*You will be able to*" in text[0]

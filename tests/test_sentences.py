@@ -177,18 +177,18 @@ class TestAnswers:
 
     def test_images(self):
         assert answers.images(1, 2000, 0.61, 0.049) == (
-            "1 phrase of 2,000 test reports can be grounded, as the finding's place is known; without a look at the "
-            "image the location prior hits 61% of them (chance 5%)."
+            "1 phrase of 2,000 test reports can be grounded, as the finding's place is known. A map of where each finding "
+            "usually is (the location prior) has its highest pixel inside the finding in 61% of them (chance 5%)."
         )
 
     def test_finetuning(self):
         frozen = answers.finetuning("frozen", {"U-Net": 2000}, 1e-8)
         assert frozen.startswith(
-            "In `frozen` 2,000 parameters of the U-Net are trained, and the states of the words stay"
+            "In `frozen` 2,000 parameters of the U-Net are trained, and what the text encoder says"
         )
         text = answers.finetuning("a", {"U-Net": 2000, "text encoder": 1}, 0.1234)
         assert text.startswith("In `a` 2,000 parameters of the U-Net and 1 parameter of the text encoder are trained")
-        assert text.endswith("move by 0.123 (1 − cosine).")
+        assert text.endswith("changes by 0.123 (1 − cosine).")
 
     @pytest.mark.parametrize(("gains", "tests"), [([1.0] * 4, "`a` pass"), ([0.0, 1.0] * 2, "`a` do not pass")])
     def test_maps(self, gains, tests):
