@@ -50,7 +50,9 @@ def test_an_environment_without_pip_is_made_anew_or_the_package_named(folder, ma
     python = folder / "python"
     new = ".venv/bin/python"
     pip = f"mkdir -p .venv/bin && printf '#!/bin/sh\necho env \"$@\" >>calls\n' >{new} && chmod +x {new}"
-    python.write_text(f'#!/bin/sh\necho "$@" >>calls\ncase "$*" in *{made or "no"}*) {pip};; *venv*) exit 1;; esac\n')
+    python.write_text(
+        f'#!/bin/sh\necho "$@" >>calls\ncase "$*" in *{made or "no"}*) {pip};; *--clear*) exit 1;; esac\n'
+    )
     python.chmod(0o755)
     half = folder / ".venv" / "bin" / "python"
     half.parent.mkdir(parents=True)

@@ -177,8 +177,8 @@ class TestAnswers:
 
     def test_images(self):
         assert answers.images(1, 2000, 0.61, 0.049) == (
-            "1 phrase of 2,000 test reports can be grounded, as the finding's place is known. A map of where each finding "
-            "usually is (the location prior) has its highest pixel inside the finding in 61% of them (chance 5%)."
+            "1 phrase of 2,000 test reports can be grounded, as the finding's place is known. A map of where each "
+            "finding usually is (the location prior) has its highest pixel inside the finding in 61% of them (chance 5%)."
         )
 
     def test_finetuning(self):
@@ -238,9 +238,7 @@ class TestAnswers:
 
 class TestFidelity:
     def test_sample_size(self):
-        assert "50 of 2.00: they did not become better" in fidelity.sample_size(
-            (8, 50), (9.0, 2.0), (0.01, 0.01)
-        )
+        assert "50 of 2.00: they did not become better" in fidelity.sample_size((8, 50), (9.0, 2.0), (0.01, 0.01))
         assert "more numerous" not in fidelity.sample_size((8, 50), (2.0, 9.0), (0.01, 0.01))
 
     @pytest.mark.parametrize(
