@@ -178,7 +178,8 @@ class TestAnswers:
     def test_images(self):
         assert answers.images(1, 2000, 0.61, 0.049) == (
             "1 phrase of 2,000 test reports can be grounded, as the finding's place is known. A map of where each "
-            "finding usually is (the location prior) has its highest pixel inside the finding in 61% of them (chance 5%)."
+            "finding usually is (the location prior) has its highest pixel inside the finding in 61% of them (chance "
+            "5%)."
         )
 
     def test_finetuning(self):
