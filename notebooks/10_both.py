@@ -113,8 +113,8 @@ pd.Series(differences, dtype=object).unstack(0).reindex(shown).map(str).rename(n
 # Learnable minus frozen in the study `recipes-final`, with the interval over seeds. Read the scores together.
 # Where the word test and the classifier AUC fall while the gain and the mirror test do not, words no longer decide where
 # the model looks and what it draws: the map of any word shows what there is in the image. We call this a loss of words.
-# Whether the encoder or the U-Net is the cause, only the tests of chapter 9 on such runs can tell. The gain alone would not
-# show the loss, and AUC-ROC shows it less. Seeds differ: some lose words and some do not, so the interval of the word test
+# In the runs that chapter 9 could examine, the encoder had come to say the same whatever the prompt. The gain alone would
+# not show the loss, and AUC-ROC shows it less. Seeds differ: some lose words and some do not, so the interval of the word test
 # is wide.
 #
 # ## Every recipe once

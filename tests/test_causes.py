@@ -338,7 +338,7 @@ class TestSentences:
         assert "*end* not clearly better or worse" in text
 
     def test_the_begin_token_of_clip_has_read_nothing(self):
-        assert "has read no text" in say.begin({"a": 1.0})
+        assert "says what it says of the empty prompt" in say.begin({"a": 1.0})
         assert "has read the text" in say.begin({"a": 0.8})
 
     def test_exchanged_states(self):

@@ -145,6 +145,19 @@ def test_a_base_made_again_makes_other_rows(tmp_path):
     assert identity("one") == identity("one") != identity("other")
 
 
+def test_words_are_lost_where_all_states_are_the_same():
+    table = pd.read_csv(profiles.DATA / "states.csv")
+    same, steps = table["alike"] > 0.999, table.groupby(["base", "variant", "rate", "seed"], dropna=False)["step"]
+    assert (table.loc[same, "between"] > 0.999).all()
+    last = table["step"] == steps.transform("max")
+    assert sorted(table.loc[same, "rate"].unique()) == [1e-3]
+    assert table.loc[same, ["word", "classifier_auc"]].max().max() < 0.6
+    assert table.loc[last & ~same, ["word", "classifier_auc"]].min().min() > 0.7
+    assert table.loc[same, "gain_auc_roc"].min() > table.loc[table["variant"] == "frozen", "gain_auc_roc"].min()
+    learning = table[last & (table["variant"] == "learnable")]
+    assert learning.groupby("rate")["alike"].mean().is_monotonic_increasing
+
+
 def test_the_readme_says_what_the_recipes_found():
     text = " ".join((profiles.ROOT / "README.md").read_text("utf-8").split())
     table = pd.read_csv(profiles.DATA / "results" / "recipes-final.csv")
