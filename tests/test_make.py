@@ -15,9 +15,11 @@ pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="there is no ma
 
 @pytest.fixture
 def folder(tmp_path):
+    place = tmp_path / "a folder with spaces"
+    place.mkdir()
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
-        shutil.copy(ROOT / name, tmp_path)
-    return tmp_path
+        shutil.copy(ROOT / name, place)
+    return place
 
 
 @pytest.mark.parametrize("value", ["/a b/mine.yaml", "it's.yaml", 'say "x".yaml', "a;b&c.yaml", "*.yaml"])
