@@ -35,7 +35,7 @@ def answer(points: Sequence[Comparison], fid: Mapping[str, Difference]) -> str:
     for name in dict.fromkeys(c.b for c in points):
         own = [c for c in points if c.b == name]
         signs = {direction(c) for c in own}
-        shown = "; ".join(f"{LABELS.get(c.metric, c.metric)} {c.a} minus {c.b}: {c:+.3f}" for c in own)
+        shown = "; ".join(f"{LABELS.get(c.metric, c.metric)} {c:+.3f}" for c in own)
         case = "mixed" if signs >= {1, -1} else "worse" if 1 in signs else "better" if signs == {-1} else "partly"
         verdict, pointing = _say["cases"]["same" if signs == {0} else case]
         about = {"verdict": filled(verdict, fid=fid[name]), "pointing": pointing, "reference": own[0].a}
