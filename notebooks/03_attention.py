@@ -20,10 +20,10 @@
 # **When the model reads the name of a disease, where in a radiograph does it look?**
 #
 # The U-Net reads the prompt by *cross-attention* (chapter 2): every position of the image gives each token of the
-# prompt a probability. Averaged over the tokens of a phrase, these probabilities form a *heatmap*: at each position, how
-# much the phrase matters there. We read it on *held-out* images, which the model has never seen, rather than on images that it generated:
-# only for held-out images is it known where the finding is, from a radiologist or from the phantom
-# {cite}`dombrowski2024tradeoffs,vilouras2024zeroshot`.
+# prompt a probability. Averaged over the tokens of a phrase, these probabilities form a *heatmap*: at each position,
+# how much the phrase matters there. We read it on *held-out* images, which the model has never seen, rather than on
+# images that it generated: only for held-out images is it known where the finding is, from a radiologist or from the
+# phantom {cite}`dombrowski2024tradeoffs,vilouras2024zeroshot`.
 #
 # Two tests decide whether such maps point (chapter 4): they must be better on their own image than on other patients'
 # images, and the word must matter.
@@ -86,8 +86,8 @@ Markdown(
 # %% [markdown]
 # ## One phrase on one image, by hand
 #
-# Here the prompt is one phrase of a test report. It is split into tokens, and we read the attention to those that name the
-# finding:
+# Here the prompt is one phrase of a test report. It is split into tokens, and we read the attention to those that name
+# the finding:
 
 # %%
 readable, _ = grounding.groundable(pipeline, test, settings.grounding.target)
@@ -347,12 +347,12 @@ plots.overlay_grid(
 # ## May a map be improved afterwards?
 #
 # Papers also process their maps: they smooth them, subtract the begin token's map, or use *Bimodal Bias Merging*
-# {cite}`nuetzel2025generate`, which multiplies two maps, the begin token's on this image and the phrase's during generation,
-# weights the product by how alike they are, and adds it to the map. The last two were made for CLIP, whose begin token has read no word. The begin
-# token of a BERT such as the base's has read the prompt, so here they use more than what attracts attention whatever the
-# words (chapter 9). Each step changes what is scored, so the book scores maps as measured. Here is what the steps would
-# change (with fewer timesteps than above, so the first row differs from `noised`). A step that raises one score may lower
-# the other: compare both columns.
+# {cite}`nuetzel2025generate`, which multiplies two maps, the begin token's on this image and the phrase's during
+# generation, weights the product by how alike they are, and adds it to the map. The last two were made for CLIP, whose
+# begin token has read no word. The begin token of a BERT such as the base's has read the prompt, so here they use more
+# than what attracts attention whatever the words (chapter 9). Each step changes what is scored, so the book scores maps
+# as measured. Here is what the steps would change (with fewer timesteps than above, so the first row differs from
+# `noised`). A step that raises one score may lower the other: compare both columns.
 
 # %% tags=["aggregate"]
 groups = grounding.ground_groups(

@@ -358,11 +358,11 @@ Markdown(say.localization.sides(halves, resamples))
 # ## Does it depend on the word? The word test
 #
 # A map can follow the image and ignore the word, if it lights up whatever is conspicuous. In images with two findings
-# apart from each other we ask at each of the two: is the map of its own name higher there than the map of the other name? A
-# map that ignores the word scores 0.5. A map can pass this test without the image: the location priors of the two findings get many right.
-# On swapped images the model sees neither finding, so its score there comes from the words alone. The row *gain* is
-# what the image adds. If its interval includes 0, the word test does not show that the model tells the two findings
-# apart in this image.
+# apart from each other we ask at each of the two: is the map of its own name higher there than the map of the other
+# name? A map that ignores the word scores 0.5. A map can pass this test without the image: the location priors of the
+# two findings get many right. On swapped images the model sees neither finding, so its score there comes from the words
+# alone. The row *gain* is what the image adds. If its interval includes 0, the word test does not show that the model
+# tells the two findings apart in this image.
 
 # %% tags=["aggregate"]
 estimated(
@@ -469,9 +469,9 @@ Markdown("Differences on the same phrases:\n\n" + "\n".join(lines))
 #
 # ## Would it also point if nothing had been learned?
 #
-# We replace the trained weights of the first variant by random ones, in the U-Net, the text encoder or both, and apart from
-# that change the noise. This is done on a sample of phrases and at three timesteps, so the numbers differ from those above.
-# With *both networks random*, AUC-ROC must be near 0.5, without correlation with the map as trained
+# We replace the trained weights of the first variant by random ones, in the U-Net, the text encoder or both, and apart
+# from that change the noise. This is done on a sample of phrases and at three timesteps, so the numbers differ from
+# those above. With *both networks random*, AUC-ROC must be near 0.5, without correlation with the map as trained
 # {cite}`adebayo2018sanity`. If only the text encoder is random, the trained U-Net still reacts to the image. Its maps
 # may then be far from 0.5, even below it, but they must not resemble the map as trained. With *other noise* the maps
 # must stay nearly the same.
@@ -527,11 +527,11 @@ pd.DataFrame(
 # %% [markdown]
 # ## Words that should not point
 #
-# A model that understands should give a word little attention where its finding is absent, or where the prompt denies it.
-# Each image of the sample shows a finding; another finding, which it does not show, is named as well. All maps are scored
-# at the place of the finding that is there. *Peak* is the highest attention to the word, as a share of that to the finding
-# that is there when only this is named. An AUC-ROC near the first row's means that this word, too, points at what is
-# conspicuous; a peak near 1 that it lights up as much.
+# A model that understands should give a word little attention where its finding is absent, or where the prompt denies
+# it. Each image of the sample shows a finding; another finding, which it does not show, is named as well. All maps are
+# scored at the place of the finding that is there. *Peak* is the highest attention to the word, as a share of that to
+# the finding that is there when only this is named. An AUC-ROC near the first row's means that this word, too, points
+# at what is conspicuous; a peak near 1 that it lights up as much.
 
 # %%
 shown = [t.finding.name for t in sampled]

@@ -28,8 +28,8 @@
 # - *Of use?* Does a classifier trained only on generated images work on held-out ones (train on synthetic, test on real:
 #   TSTR)?
 #
-# The last table shows every score beside that of held-out images, with a 95 % interval; KID has its standard deviation over
-# subsets (±).
+# The last table shows every score beside that of held-out images, with a 95 % interval; KID has its standard deviation
+# over subsets (±).
 #
 # *You will be able to* compute and read these scores. *Before:* chapter 2.
 
@@ -165,7 +165,8 @@ plots.images(
 #
 # ## Like held-out images?
 #
-# Each image is a point in the feature space. The figure shows the two directions in which the held-out points spread most.
+# Each image is a point in the feature space. The figure shows the two directions in which the held-out points spread
+# most.
 
 # %%
 now = f"step {last}"
@@ -225,15 +226,16 @@ pd.DataFrame(
 ).round(3)
 
 # %% [markdown]
-# *Other held-out* is the floor: even held-out images of other patients are not at zero. Part of that is sampling error, which
-# FID counts as distance; chapter 7 shows how much. KID {cite}`binkowski2018kid`, a kernel distance, is free of that
-# error on average.
+# *Other held-out* is the floor: even held-out images of other patients are not at zero. Part of that is sampling error,
+# which FID counts as distance; chapter 7 shows how much. KID {cite}`binkowski2018kid`, a kernel distance, is free of
+# that error on average.
 #
-# FID is one number for two failings. *Precision*, the share of generated images near a held-out one, shows how like those they
-# are; *recall*, the share of held-out images near a generated one, how varied {cite}`kynkaanniemi2019precision`. *Density*
-# and *coverage* {cite}`naeem2020reliable` are less sensitive to single outliers. Density counts in how many
-# neighbourhoods of held-out images a generated image lies, divided by the number of neighbours, and may exceed 1. Coverage
-# is the share of held-out images with a generated image in their neighbourhood. Compare each row with *other held-out*:
+# FID is one number for two failings. *Precision*, the share of generated images near a held-out one, shows how like
+# those they are; *recall*, the share of held-out images near a generated one, how varied
+# {cite}`kynkaanniemi2019precision`. *Density* and *coverage* {cite}`naeem2020reliable` are less sensitive to single
+# outliers. Density counts in how many neighbourhoods of held-out images a generated image lies, divided by the number
+# of neighbours, and may exceed 1. Coverage is the share of held-out images with a generated image in their
+# neighbourhood. Compare each row with *other held-out*:
 
 # %% tags=["aggregate"]
 rows = {}

@@ -80,8 +80,8 @@ features |= {v: fidelity.features(classifier, images) for v, images in generated
 # %% [markdown]
 # ## Which score notices what?
 #
-# Each set below consists of held-out images. *Other patients* and *fewer of them* are not spoiled and serve for comparison;
-# each of the others is spoiled in one way. As these images have no prompt, their findings take its place.
+# Each set below consists of held-out images. *Other patients* and *fewer of them* are not spoiled and serve for
+# comparison; each of the others is spoiled in one way. As these images have no prompt, their findings take its place.
 
 # %%
 sampled, kept_sampled, _ = to_images(profiles.sample(train, len(prompts)), size, fit)

@@ -80,14 +80,14 @@ columns = "patients fid kid classifier_auc auc_roc pointing_game cnr miou".split
 table.set_index(["variant", "seed", "step"])[columns].round(3)
 
 # %% [markdown]
-# Follow one variant from step 0 on: if the images become more like held-out ones, FID and KID fall. What do the localization scores
-# do meanwhile?
+# Follow one variant from step 0 on: if the images become more like held-out ones, FID and KID fall. What do the
+# localization scores do meanwhile?
 #
 # ## The figure
 #
-# Left is more like held-out images, up is more interpretable. Each line follows one variant from the base over its checkpoints. Ringed
-# points are *Pareto-optimal*: no other checkpoint is better in both. This ignores the intervals: a tiny lead is enough.
-# The buttons change the score.
+# Left is more like held-out images, up is more interpretable. Each line follows one variant from the base over its
+# checkpoints. Ringed points are *Pareto-optimal*: no other checkpoint is better in both. This ignores the intervals: a
+# tiny lead is enough. The buttons change the score.
 
 # %% tags=["aggregate"]
 endpoint = settings.statistics.endpoint
@@ -147,8 +147,8 @@ print("\n" + "\n".join(stats.format_table(estimates, "latex").splitlines()[:6]))
 # map is made: the gain, which the image adds to the AUC-ROC (own minus swapped image), and the word test (chapter 4).
 # Some phrases are hard for every model, so each variant is compared with the first on the *same* phrases. Right of the
 # line the first variant points better; an interval that excludes zero shows a difference. To point takes both, so a
-# variant counts as worse if one of the two tests shows it (and the other not the opposite), and as better only if both do.
-# The two tests are not adjusted. The word test needs two separate findings in one image, so it has fewer patients.
+# variant counts as worse if one of the two tests shows it (and the other not the opposite), and as better only if both
+# do. The two tests are not adjusted. The word test needs two separate findings in one image, so it has fewer patients.
 
 # %% tags=["aggregate"]
 scored = [m for m in endpoint if table[m].notna().any()]
@@ -251,8 +251,8 @@ pd.concat(
 ).round(3)
 
 # %% [markdown]
-# This is the change of the endpoint from the last checkpoint but one to the last. Two checkpoints are too few to show that
-# a score has stopped rising.
+# This is the change of the endpoint from the last checkpoint but one to the last. Two checkpoints are too few to show
+# that a score has stopped rising.
 
 # %% tags=["remove-input", "aggregate"]
 curve = table[table["step"] > 0].groupby(["variant", "step"])[list(endpoint)].mean()
@@ -309,7 +309,8 @@ Markdown(say.tradeoff.findings(each) if others else "")
 
 # %% [markdown]
 # The pooled interval speaks of new patients with the *same eight findings*. To speak of other findings, too, we treat
-# the eight as a sample: the mean of their own differences, with a t-interval over findings, for each test of the endpoint:
+# the eight as a sample: the mean of their own differences, with a t-interval over findings, for each test of the
+# endpoint:
 
 # %% tags=["remove-input", "aggregate"]
 if others:
@@ -332,8 +333,8 @@ if others:
 # ## How fast may the text encoder learn?
 #
 # A frozen text encoder has a learning rate of zero. The study `text_rate` trains the learnable variant at other rates
-# (`make grid GRID=data/grids/text_rate.yaml`, hours). Here and below, a mark is the mean over the seeds, and its bar covers
-# their intervals, each of which is over patients.
+# (`make grid GRID=data/grids/text_rate.yaml`, hours). Here and below, a mark is the mean over the seeds, and its bar
+# covers their intervals, each of which is over patients.
 
 # %%
 rates, rate = pd.read_csv(shipped / "text_rate.csv"), "finetune.text_learning_rate"
@@ -397,12 +398,12 @@ above = (last > frozen.set_axis(last.index)).groupby(["base", "encoder"]).mean()
 above.drop("frozen", level="encoder")
 
 # %% [markdown]
-# At a fifth of the U-Net's rate the classifier AUC rises in both languages, the word test clearly only where the encoder
-# knows the language. A faster encoder can lose its words, in some runs only after longer training: the word test falls to
-# chance (0.5) or below, where a word's map prefers the *other* finding, which is not explained here. The classifier AUC
-# falls as well: the images hardly show what the prompt asks for. The gain and the mirror test stay high, because maps still
-# follow the image; AUC-ROC falls less; and FID, which compares sets of images without their prompts, may go either way.
-# That is why the primary endpoint has two tests and is not AUC-ROC.
+# At a fifth of the U-Net's rate the classifier AUC rises in both languages, the word test clearly only where the
+# encoder knows the language. A faster encoder can lose its words, in some runs only after longer training: the word
+# test falls to chance (0.5) or below, where a word's map prefers the *other* finding, which is not explained here. The
+# classifier AUC falls as well: the images hardly show what the prompt asks for. The gain and the mirror test stay high,
+# because maps still follow the image; AUC-ROC falls less; and FID, which compares sets of images without their prompts,
+# may go either way. That is why the primary endpoint has two tests and is not AUC-ROC.
 #
 # In this setting the loss depends less on whether the text encoder learns than on how fast and for how long. And unlike
 # in the paper, a model that loses its words gains little in exchange: the images lose, too.

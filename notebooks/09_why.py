@@ -21,8 +21,8 @@
 #
 # Chapter 8 measures *whether* variants point differently. Several explanations of how a learnable text encoder could
 # cost localization compete. For each we first say what would show it, and then look. Whether there is a loss says the
-# endpoint of chapter 8. The explanations are judged by the AUC-ROC of single maps, which can be high without the image; so
-# its gain stands beside it.
+# endpoint of chapter 8. The explanations are judged by the AUC-ROC of single maps, which can be high without the image;
+# so its gain stands beside it.
 #
 # *You will be able to* run a U-Net with other states than the prompt's own, exchange encoders, keys and values between
 # models, and compare states without being misled by a high similarity.
@@ -262,8 +262,9 @@ Markdown(say.causes.begin(begin.loc["begin's state with it"].to_dict()))
 # ## Exchange the encoders
 #
 # If only the U-Net has become worse, the reference's encoder does not help it; if only the encoder has, it does. If a
-# U-Net points worse with the other encoder's keys, it has adapted to its own. If it points better, its own keys are worse. Attention forms both its *keys* (where a token is found) and its *values* (what is taken in there) from
-# the states, so keys and values can even come from different encoders. Loss is the error of the predicted noise.
+# U-Net points worse with the other encoder's keys, it has adapted to its own. If it points better, its own keys are
+# worse. Attention forms both its *keys* (where a token is found) and its *values* (what is taken in there) from the
+# states, so keys and values can even come from different encoders. Loss is the error of the predicted noise.
 
 # %%
 exchanged = []
@@ -350,9 +351,10 @@ ablated.groupby(["variant", "empty"], sort=False).mean().round(3)
 # ## Where does the attention go?
 #
 # At every position, the attention to all tokens sums to 1, so what padding takes is lost to words. For a BERT the U-Net
-# gets zeros as padding here, and the more of them there are, the more attention they take. So shares are compared on the
-# same phrases and given for a phrase of median length. A smaller share alone lowers neither AUC-ROC nor gain nor the word
-# test, which do not change if a map is multiplied by a constant: it would have to change the map's shape. *Entropy* says how evenly attention is spread over the real tokens, as a share of its maximum.
+# gets zeros as padding here, and the more of them there are, the more attention they take. So shares are compared on
+# the same phrases and given for a phrase of median length. A smaller share alone lowers neither AUC-ROC nor gain nor
+# the word test, which do not change if a map is multiplied by a constant: it would have to change the map's shape.
+# *Entropy* says how evenly attention is spread over the real tokens, as a share of its maximum.
 
 # %%
 masses = {name: causes.attention_mass(readings[name], sample) for name in names}
@@ -372,7 +374,8 @@ pd.DataFrame(at_median).rename_axis(f"share, phrase of {length} tokens").round(3
 # Three measures compare each variant's states with the reference's, phrase by phrase. *CKA* {cite}`kornblith2019cka` is
 # 1 for states that agree up to rotation and scale; with few texts it is far from 0 even for unrelated ones, so what a
 # random pairing reaches stands beside it. The *Procrustes* distance {cite}`ding2021grounding` is what is left after the
-# best rotation. The *cosine* also changes under a rotation, and so does the output of a U-Net that was not trained with it.
+# best rotation. The *cosine* also changes under a rotation, and so does the output of a U-Net that was not trained with
+# it.
 
 # %% tags=["aggregate"]
 moved = {
@@ -418,8 +421,8 @@ pd.concat([pd.DataFrame(within), pd.DataFrame(across).map("{:.3f}".format)])
 # on which side, and whether it is denied. What the encoder has forgotten, no probe can read; what has moved to begin
 # can be read there. Brackets hold the share of the most frequent answer. Where every share is near 1, the probe shows
 # that nothing it asks for is lost. It says nothing of relocation: in a BERT, begin and end have read the words from the
-# start. A random encoder might be read as well (chapter 11): that words can be told apart does not mean that the U-Net can
-# use them. An interval without width means that no answer differed, not that the truth is certain.
+# start. A random encoder might be read as well (chapter 11): that words can be told apart does not mean that the U-Net
+# can use them. An interval without width means that no answer differed, not that the truth is certain.
 
 # %%
 questions = {
@@ -555,8 +558,8 @@ for v, seen in evidence.items():
 # ## Where words are lost
 #
 # In the demo the encoder learns at a fifth of the U-Net's rate. `data/states.csv` holds runs at other rates, one or two
-# seeds each (`python tools/measure_states.py` made it): how *alike* the states of a phrase's tokens are (mean cosine), beside
-# the scores on test phrases. Each mark is a checkpoint of a run.
+# seeds each (`python tools/measure_states.py` made it): how *alike* the states of a phrase's tokens are (mean cosine),
+# beside the scores on test phrases. Each mark is a checkpoint of a run.
 
 # %% tags=["aggregate"]
 titles = {"word": "word test", "gain_auc_roc": "gain", "classifier_auc": "classifier AUC"}
@@ -582,11 +585,12 @@ ends = tradeoff.last_step(measured, ("encoder", "seed")).set_index(["encoder", "
 ends[["step", *keys[3:], *titles]].rename(columns=titles).sort_values("alike").round(3)
 
 # %% [markdown]
-# The faster the encoder learns, the more alike its states become. In the runs at the end of this line, all tokens of all
-# phrases have one and the same state (`alike` and `between` are 1): the encoder says the same whatever the prompt. Every
-# token then has the same map. The word test is near chance, and the images hardly show what the prompt asks for. But the
-# gain is about as high as elsewhere, as this one map still follows the image. Where words are lost, then, it is the encoder
-# that has lost them, by homogenisation carried to its end; what lies before that end costs these scores nothing.
+# The faster the encoder learns, the more alike its states become. In the runs at the end of this line, all tokens of
+# all phrases have one and the same state (`alike` and `between` are 1): the encoder says the same whatever the prompt.
+# Every token then has the same map. The word test is near chance, and the images hardly show what the prompt asks for.
+# But the gain is about as high as elsewhere, as this one map still follows the image. Where words are lost, then, it is
+# the encoder that has lost them, by homogenisation carried to its end; what lies before that end costs these scores
+# nothing.
 #
 # ## Constancy, or meaning?
 #

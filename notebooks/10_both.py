@@ -26,9 +26,10 @@
 # - its gain, minus frozen's, and its word test, minus frozen's (chapter 4): it points no worse;
 # - the classifier AUC of its images (chapter 6), minus that of the better of frozen and learnable: it generates no worse.
 #
-# Learnable is judged by the same rule. The margin was set before any recipe was run; the third test asked for learnable's
-# AUC alone until learnable turned out worse than frozen, and then became stricter. FID is no part of the tests: with so few
-# images its interval is wider than a useful margin, and it compares sets of images without their prompts.
+# Learnable is judged by the same rule. The margin was set before any recipe was run; the third test asked for
+# learnable's AUC alone until learnable turned out worse than frozen, and then became stricter. FID is no part of the
+# tests: with so few images its interval is wider than a useful margin, and it compares sets of images without their
+# prompts.
 #
 # *You will be able to* read a plane of many recipes, tell a principle from a single success, and try a recipe of your
 # own.
@@ -64,8 +65,8 @@ endpoint = list(settings.statistics.endpoint)
 # have been run (listed below) and the grids that make all of them: `length` looks for settings in which there is
 # something to break, `recipes-screen` tries every recipe on val, and `recipes-final` tests what it chose. `make grid
 # GRID=data/grids/recipes-screen.yaml` runs one, and any row can be made again and compared: `make check-result
-# GRID=data/grids/demo.yaml ROW=0`. On a GPU, rounding changes from run to run and grows with the training, so a repetition
-# may differ as much as another seed does.
+# GRID=data/grids/demo.yaml ROW=0`. On a GPU, rounding changes from run to run and grows with the training, so a
+# repetition may differ as much as another seed does.
 
 # %%
 stages = ("demo", "text_rate", "length", "recipes-screen", "recipes-final")
@@ -110,32 +111,34 @@ names = {c: plots.style.score_name(c, short=True) for c in shown}
 pd.Series(differences, dtype=object).unstack(0).reindex(shown).map(str).rename(names)
 
 # %% [markdown]
-# Learnable minus frozen in the study `recipes-final`, with the interval over seeds. Read the scores together.
-# Where the word test and the classifier AUC fall while the gain and the mirror test do not, words no longer decide where
-# the model looks and what it draws: the map of any word shows what there is in the image. We call this a loss of words.
-# In the runs that chapter 9 could examine, the encoder had come to say the same whatever the prompt. The gain alone would
-# not show the loss, and AUC-ROC shows it less. Seeds differ: some lose words and some do not, so the interval of the word test
-# is wide.
+# Learnable minus frozen in the study `recipes-final`, with the interval over seeds. Read the scores together. Where the
+# word test and the classifier AUC fall while the gain and the mirror test do not, words no longer decide where the
+# model looks and what it draws: the map of any word shows what there is in the image. We call this a loss of words. In
+# the runs that chapter 9 could examine, the encoder had come to say the same whatever the prompt. The gain alone would
+# not show the loss, and AUC-ROC shows it less. Seeds differ: some lose words and some do not, so the interval of the
+# word test is wide.
 #
 # ## Every recipe once
 #
 # Further right, the images show more of what the prompt asked for (classifier AUC); further up, the maps score higher
-# on the endpoint. Each mark is a recipe at the last checkpoint: where it has several seeds, their mean, with the lowest and
-# the highest. Large marks are Pareto-optimal (chapter 8). The menu changes the base and the test of the endpoint.
+# on the endpoint. Each mark is a recipe at the last checkpoint: where it has several seeds, their mean, with the lowest
+# and the highest. Large marks are Pareto-optimal (chapter 8). The menu changes the base and the test of the endpoint.
 
 # %%
 plots.recipes_plane(screened, endpoint, title="Every recipe, on validation images")
 
 # %% [markdown]
-# These are validation images and mostly single runs: a coarse filter. How coarse? Eight of the runs repeat one of the study
+# These are validation images and mostly single runs: a coarse filter. How coarse? Eight of the runs repeat one of the
+# study
 # `length` with the same seed, on a GPU; the second table below shows how far such repetitions differ. The rule of choice is
-# recorded together with the results of the screening. A recipe qualified if, averaged over both languages with the first
-# seed, its gain was no more than two hundredths below frozen's and its word test no more than five hundredths. Of those, the
-# three with the highest classifier AUC were chosen; ranks that differ by less than a repetition does are luck. Not eligible
-# were the controls (`random`, `frozen-labels`), recipes that add a loss on the attention (`floor`, `supervised`,
+# recorded together with the results of the screening. A recipe qualified if, averaged over both languages with the
+# first seed, its gain was no more than two hundredths below frozen's and its word test no more than five hundredths. Of
+# those, the three with the highest classifier AUC were chosen; ranks that differ by less than a repetition does are
+# luck. Not eligible were the controls (`random`, `frozen-labels`), recipes that add a loss on the attention (`floor`,
+# `supervised`,
 # `distilled`), and those that only change the rate. Of these `fifth` went to the test all the same: it is the demo's rate,
-# and the studies `demo` and `text_rate` had already scored that rate, with half the steps, on the images of the test. So its
-# test is a confirmation with longer training, not one on unseen images.
+# and the studies `demo` and `text_rate` had already scored that rate, with half the steps, on the images of the test.
+# So its test is a confirmation with longer training, not one on unseen images.
 
 # %% tags=["aggregate"]
 barred = ["learnable", "random", "frozen-labels", "floor", "supervised", "distilled"]
@@ -165,8 +168,9 @@ pd.DataFrame(apart).agg(["count", "mean", "max"]).T.rename_axis("repetitions").r
 # %% [markdown]
 # ## The test
 #
-# What was chosen, on test images. The table counts the seeds of each recipe (`make grid` with the same file adds the missing
-# ones); one or two are too few for a verdict. `random` knows neither language, so its two arms are the same experiment.
+# What was chosen, on test images. The table counts the seeds of each recipe (`make grid` with the same file adds the
+# missing ones); one or two are too few for a verdict. `random` knows neither language, so its two arms are the same
+# experiment.
 
 # %% tags=["aggregate"]
 table.groupby(["base", "variant"], sort=False)["seed"].nunique().unstack("base")
@@ -211,8 +215,8 @@ pd.DataFrame(own_image).map(str).rename_axis("minus frozen")
 # %% [markdown]
 # ## Your own run beside them
 #
-# Here are the same scores of this profile's runs, at their last checkpoints. (In the demo `learnable` learns at a fifth of
-# the U-Net's rate.)
+# Here are the same scores of this profile's runs, at their last checkpoints. (In the demo `learnable` learns at a fifth
+# of the U-Net's rate.)
 
 # %% tags=["aggregate"]
 trained = [profiles.run(settings, v, s, out) for v in variants for s in seeds]
@@ -282,8 +286,8 @@ plots.overlay_grid(
 #
 # Each principle is a claim about a kind of recipe. It is *supported* if every recipe of the kind that was tested passes
 # all three tests, *refuted* if one is shown not to pass, and *open* if the seeds do not decide. The runs behind it are
-# named: a principle that rests on one recipe says little about its kind. (At half the U-Net's rate, words get lost in one of
-# the runs of `length`, chapter 8.) Kinds of which no recipe went on to the test are left out.
+# named: a principle that rests on one recipe says little about its kind. (At half the U-Net's rate, words get lost in
+# one of the runs of `length`, chapter 8.) Kinds of which no recipe went on to the test are left out.
 
 # %% tags=["remove-input", "aggregate"]
 kinds = {
@@ -322,7 +326,8 @@ spans.sort_values(("classifier_auc", "min"), ascending=False)
 
 # %% [markdown]
 # As far as single runs show: what limits how far the encoder moves (a lower rate, an anchor, few parameters, embeddings
-# alone) keeps word test and classifier AUC near frozen's. Other prompts, or learning for only a half of the steps, do not.
+# alone) keeps word test and classifier AUC near frozen's. Other prompts, or learning for only a half of the steps, do
+# not.
 #
 # ## Exercises
 #
