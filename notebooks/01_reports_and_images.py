@@ -360,11 +360,10 @@ pd.DataFrame(
 # for is not stated.
 #
 # Such rules are never perfect, and ours were written on training reports. So we check them on test reports, against
-# labels from elsewhere: for phantoms the truth is known; for Open-i, a public collection of chest X-rays, people labelled
-# the reports {cite}`demner2016openi`.
-# Reports of phantoms are composed from fixed words, so a perfect score there says little about real reports.
-# *Precision* is the share of findings read that are there, *recall* the share of findings there that are read, *F1*
-# their harmonic mean, *macro-F1* the mean of F1 over findings.
+# labels from elsewhere: for phantoms the truth is known; for Open-i, a public collection of chest X-rays, people
+# labelled the reports {cite}`demner2016openi`. Reports of phantoms are composed from fixed words, so a perfect score
+# there says little about real reports. *Precision* is the share of findings read that are there, *recall* the share of
+# findings there that are read, *F1* their harmonic mean, *macro-F1* the mean of F1 over findings.
 
 # %% tags=["aggregate"]
 has_truth = is_phantom or settings.data.source == "openi"

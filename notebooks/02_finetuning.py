@@ -226,9 +226,10 @@ before = generate()
 # ## Training
 #
 # `finetune` takes that training step many times, each time improving the parameters that learn. Every
-# `checkpoint_every` steps it saves a *checkpoint*: an exponential moving average of these parameters, which varies less than they do. A share `ucg`
-# of the prompts is replaced by the empty one, so that guidance can work, and `min_snr` gives timesteps with little
-# noise less weight. An interrupted run resumes from its last checkpoint; a finished one is not trained again.
+# `checkpoint_every` steps it saves a *checkpoint*: an exponential moving average of these parameters, which varies less
+# than they do. A share `ucg` of the prompts is replaced by the empty one, so that guidance can work, and `min_snr`
+# gives timesteps with little noise less weight. An interrupted run resumes from its last checkpoint; a finished one is
+# not trained again.
 
 # %%
 finetune.finetune(

@@ -572,10 +572,10 @@ pd.DataFrame(
 #
 # ## The experiment that only a phantom allows
 #
-# A phantom can be X-rayed again without its finding, with the finding on the other side, or with another finding instead,
-# and nothing else changed. The prompt names no side. If the map follows the finding, the first and the last two rows of
-# the table are high and the others lower. Unlike on swapped images, the anatomy stays the same, so the difference between
-# the first two rows is due to the finding alone. The first variant is tested, on the sample above.
+# A phantom can be X-rayed again without its finding, with the finding on the other side, or with another finding
+# instead, and nothing else changed. The prompt names no side. If the map follows the finding, the first and the last
+# two rows of the table are high and the others lower. Unlike on swapped images, the anatomy stays the same, so the
+# difference between the first two rows is due to the finding alone. The first variant is tested, on the sample above.
 
 # %%
 lateral = [t for t in sampled if t.finding.side in ("left", "right")]

@@ -70,9 +70,9 @@ pd.Series(settings.sampling.model_dump(), name=f"profile {settings.name}").to_fr
 # ## Held-out images, and the prompts
 #
 # The prompts come from the reports of *held-out* studies, on which the model was never trained. A prompt is used as
-# often as it occurs among the held-out images (or, with `sampling: {prompts: evenly}`, as many for each finding). Several
-# images are generated for each. What is cut off because the text encoder cannot read it counts as not asked for.
-# `others` are held-out images of yet other patients, and their scores are what a perfect model would get.
+# often as it occurs among the held-out images (or, with `sampling: {prompts: evenly}`, as many for each finding).
+# Several images are generated for each. What is cut off because the text encoder cannot read it counts as not asked
+# for. `others` are held-out images of yet other patients, and their scores are what a perfect model would get.
 
 # %%
 train = profiles.studies(settings, "train", data)

@@ -19,8 +19,8 @@
 #
 # **Which failings does each score of fidelity overlook, and would we notice a copied training image?**
 #
-# To find out what a score misses, we spoil held-out images on purpose, in ways in which models fail, and score them as if
-# they had been generated.
+# To find out what a score misses, we spoil held-out images on purpose, in ways in which models fail, and score them as
+# if they had been generated.
 #
 # *You will be able to* say what a good score does not prove. *Before:* chapter 6.
 

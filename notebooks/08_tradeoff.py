@@ -119,9 +119,9 @@ Markdown(say.tradeoff.seeds(len(seeds)))
 
 # %% [markdown]
 # First compare each variant's AUC-ROC and word test with the location prior: a variant that does not exceed it may only
-# know where findings usually are. The gain in AUC-ROC removes this doubt for AUC-ROC, the *gain in the word test* for the
-# word test. If such an interval includes 0, the doubt remains. No score of this table sees whether the images have their
-# findings on the *side* that the prompt names: chapter 6 tests that.
+# know where findings usually are. The gain in AUC-ROC removes this doubt for AUC-ROC, the *gain in the word test* for
+# the word test. If such an interval includes 0, the doubt remains. No score of this table sees whether the images have
+# their findings on the *side* that the prompt names: chapter 6 tests that.
 #
 # The *location prior* never looks at the image; *chance* is a random map. *Held-out images* is what such images score
 # themselves: the level to aim at for the classifier's AUC, precision, recall, density, coverage and similarity
@@ -237,9 +237,9 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# A small p-value over patients says nothing of other trainings. In the study `demo` (`make grid GRID=data/grids/demo.yaml`)
-# the same two recipes were trained with three seeds. Here is frozen minus learnable, seed by seed, for the endpoint and
-# these scores. Where the sign changes, one seed has shown nothing about the recipe:
+# A small p-value over patients says nothing of other trainings. In the study `demo` (`make grid
+# GRID=data/grids/demo.yaml`) the same two recipes were trained with three seeds. Here is frozen minus learnable, seed
+# by seed, for the endpoint and these scores. Where the sign changes, one seed has shown nothing about the recipe:
 
 # %% tags=["aggregate"]
 shipped = profiles.DATA / "results"
@@ -357,8 +357,8 @@ plots.setting_curves(
 
 # %% [markdown]
 # The dotted line is the rate at which the U-Net learns. The table compares each rate with frozen (of the study `demo`):
-# differences paired by seed, with Student's interval over the seeds. The last column counts the runs whose word test does
-# not clearly exceed chance.
+# differences paired by seed, with Student's interval over the seeds. The last column counts the runs whose word test
+# does not clearly exceed chance.
 
 # %% tags=["aggregate"]
 rated = tradeoff.last_step(rates, (rate, "seed"))
@@ -409,12 +409,13 @@ above = (last > frozen.set_axis(last.index)).groupby(["base", "encoder"]).mean()
 above.drop("frozen", level="encoder")
 
 # %% [markdown]
-# At a fifth of the U-Net's rate the classifier AUC rises in both languages, the word test clearly only where the
+# At a fifth of the U-Net's rate the classifier AUC rises in both languages, the word test noticeably only where the
 # encoder knows the language. A faster encoder can lose its words, in some runs only after longer training: the word
-# test falls to chance (0.5) or below, where a word's map prefers the *other* finding, which is not explained here. The
-# classifier AUC falls as well: the images hardly show what the prompt asks for. The gain and the mirror test stay high,
-# because maps still follow the image; AUC-ROC falls less; and FID, which compares sets of images without their prompts,
-# may go either way. That is why the primary endpoint has two tests and is not AUC-ROC.
+# test falls to chance (0.5) or below, where a word's map prefers the *other* finding, which is not explained here
+# (chapter 9 looks into such encoders). The classifier AUC falls as well: the images hardly show what the prompt asks
+# for. The gain and the mirror test stay high, because maps still follow the image; AUC-ROC falls less; and FID, which
+# compares sets of images without their prompts, may go either way. That is why the primary endpoint has two tests and
+# is not AUC-ROC.
 #
 # In this setting the loss depends less on whether the text encoder learns than on how fast and for how long. And unlike
 # in the paper, a model that loses its words gains little in exchange: the images lose, too.
@@ -458,9 +459,10 @@ pd.concat([keys, pd.DataFrame(told)], axis=1).set_index([*keys]).unstack("varian
 Markdown(say.tradeoff.extrapolation(real, "data.train", tests))
 
 # %% [markdown]
-# The gain exceeds zero clearly at some early checkpoints and at no last one, and the side nowhere exceeds chance clearly.
-# So these maps follow the image weakly at most, and no more after longer training. One seed and two numbers of images
-# do not carry an extrapolation: a slope only says in which direction to look. FIDs of different data cannot be compared.
+# The gain exceeds zero clearly at some early checkpoints and at no last one, and the side nowhere exceeds chance
+# clearly. So these maps follow the image weakly at most, and no more after longer training. One seed and two numbers of
+# images do not carry an extrapolation: a slope only says in which direction to look. FIDs of different data cannot be
+# compared.
 
 # %% [markdown]
 # ## What does it buy?

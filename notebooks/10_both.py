@@ -32,8 +32,7 @@
 # prompts.
 #
 # *You will be able to* read a plane of many recipes, tell a principle from a single success, and try a recipe of your
-# own.
-# *Before:* chapters 8 and 9.
+# own. *Before:* chapters 8 and 9.
 
 # %% tags=["parameters"]
 profile = "demo"  # a name in data/profiles, or the path of a .yaml file
@@ -89,10 +88,10 @@ pd.DataFrame(about).T.rename_axis("study")
 # %% [markdown]
 # ## Where there is something to break
 #
-# Before asking which recipe keeps both, we need settings in which something is lost. In the demo the text encoder learns
-# at a fifth of the U-Net's rate, so the demo's `learnable` is `fifth` in the studies below, whose `learnable` learns five
-# times as fast. In `recipes-screen` and `recipes-final` it learns at the U-Net's own rate unless the recipe says
-# otherwise, for 480 steps instead of 240: in `length` (chapter 8) this was enough for words to get lost.
+# Before asking which recipe keeps both, we need settings in which something is lost. In the demo the text encoder
+# learns at a fifth of the U-Net's rate, so the demo's `learnable` is `fifth` in the studies below, whose `learnable`
+# learns five times as fast. In `recipes-screen` and `recipes-final` it learns at the U-Net's own rate unless the recipe
+# says otherwise, for 480 steps instead of 240: in `length` (chapter 8) this was enough for words to get lost.
 #
 # And there are two arms. With the base `tiny` reports are in plain English, which the text encoder has read. With
 # `tiny-code` every word reaches the encoder as another word, always the same one. The encoder no longer knows the
@@ -129,16 +128,14 @@ plots.recipes_plane(screened, endpoint, title="Every recipe, on validation image
 
 # %% [markdown]
 # These are validation images and mostly single runs: a coarse filter. How coarse? Eight of the runs repeat one of the
-# study
-# `length` with the same seed, on a GPU; the second table below shows how far such repetitions differ. The rule of choice is
-# recorded together with the results of the screening. A recipe qualified if, averaged over both languages with the
-# first seed, its gain was no more than two hundredths below frozen's and its word test no more than five hundredths. Of
-# those, the three with the highest classifier AUC were chosen; ranks that differ by less than a repetition does are
-# luck. Not eligible were the controls (`random`, `frozen-labels`), recipes that add a loss on the attention (`floor`,
-# `supervised`,
-# `distilled`), and those that only change the rate. Of these `fifth` went to the test all the same: it is the demo's rate,
-# and the studies `demo` and `text_rate` had already scored that rate, with half the steps, on the images of the test.
-# So its test is a confirmation with longer training, not one on unseen images.
+# study `length` with the same seed, on a GPU; the second table below shows how far such repetitions differ. The rule of
+# choice is recorded together with the results of the screening. A recipe qualified if, averaged over both languages
+# with the first seed, its gain was no more than two hundredths below frozen's and its word test no more than five
+# hundredths. Of those, the three with the highest classifier AUC were chosen; ranks that differ by less than a
+# repetition does are luck. Not eligible were the controls (`random`, `frozen-labels`), recipes that add a loss on the
+# attention (`floor`, `supervised`, `distilled`), and those that only change the rate. Of these `fifth` went to the test
+# all the same: it is the demo's rate, and the studies `demo` and `text_rate` had already scored that rate, with half
+# the steps, on the images of the test. So its test is a confirmation with longer training, not one on unseen images.
 
 # %% tags=["aggregate"]
 barred = ["learnable", "random", "frozen-labels", "floor", "supervised", "distilled"]
@@ -259,8 +256,8 @@ pd.DataFrame(line, index=columns).T.rename_axis("share of the way").round(4)
 
 # %% [markdown]
 # If the scores stay between those of the ends, the line trades one for the other; if they are higher in the middle, a
-# mean of two encoders points better than both; if they still rise beyond 1, more of the same change would help. The U-Net
-# was trained with the learned encoder, so the base's end tests how far it can do without.
+# mean of two encoders points better than both; if they still rise beyond 1, more of the same change would help. The
+# U-Net was trained with the learned encoder, so the base's end tests how far it can do without.
 #
 # ## The same images, side by side
 #

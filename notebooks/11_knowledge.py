@@ -29,8 +29,7 @@
 # also point better.
 #
 # *You will be able to* measure what a text encoder and a diffusion model know about findings, and test a reader on
-# reports that say the same in another form.
-# *Before:* chapters 1 (reports and rules), 3 (maps) and 6 (the classifier).
+# reports that say the same in another form. *Before:* chapters 1 (reports and rules), 3 (maps) and 6 (the classifier).
 
 # %% tags=["parameters"]
 profile = "demo"  # a name in data/profiles, or the path of a .yaml file
@@ -463,8 +462,8 @@ Markdown(
 # %% [markdown]
 # ## The answer: does it know more, and point worse?
 #
-# How well a variant points is judged by chapter 8's endpoint, at the last checkpoint: what the image adds (the gain), and
-# whether the word decides (the word test).
+# How well a variant points is judged by chapter 8's endpoint, at the last checkpoint: what the image adds (the gain),
+# and whether the word decides (the word test).
 
 # %%
 endpoint = [
@@ -506,8 +505,8 @@ answer_chart.update_traces(marker_size=11).update_xaxes(matches=None)
 answer_chart.update_layout(showlegend=False, margin={"t": 110})
 
 # %% [markdown]
-# Is the variant that knows most (left two panels) the one that points best (the others)? Paired differences, each variant
-# minus the first, with 95 % intervals:
+# Is the variant that knows most (left two panels) the one that points best (the others)? Paired differences, each
+# variant minus the first, with 95 % intervals:
 
 # %% tags=["answer", "remove-input", "aggregate"]
 differ = partial(knowledge.difference, n=resamples)

@@ -32,7 +32,6 @@ _STATIC = sorted(f"_static/{path.name}" for path in (ROOT / "_static").iterdir()
 SOURCES = ("_toc.yml", "references.bib", "pages/peers.inv", "data/overview.png", *_STATIC)
 #: Pages that a person wrote.
 PAGES = ("intro.md", *sorted(f"pages/{path.name}" for path in (ROOT / "pages").glob("*.md")))
-_TOLD = "notebooks/08_tradeoff"  # its answer stands on the first page
 _SAMPLES = "_static/phantoms.png"
 
 
@@ -73,7 +72,7 @@ def assemble(nodes: Sequence[Node], folder: Path, private: guard.Private | None 
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
     # An answer may be withheld.
-    said = chapters.answer(notebooks[_TOLD])
+    said = chapters.answer(notebooks["notebooks/08_tradeoff"])
     box = f":::{{admonition}} The answer of the run that made these pages\n:class: tip\n{said}\n:::" if said else ""
     text = chapters.linked((ROOT / PAGES[0]).read_text("utf-8"), chapters.glossary())
     (folder / PAGES[0]).write_text(text.replace("<!-- answer -->", box), "utf-8")

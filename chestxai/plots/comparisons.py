@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
 
-from chestxai.plots import style
+from chestxai.plots import page, style
 from chestxai.runs import InputError
 from chestxai.stats import Interval, format_interval
 from chestxai.tradeoff import Comparison, last_step, pareto_front
@@ -31,10 +31,10 @@ def _forest(
     """
     points = points.assign(up=points["high"] - points["x"], down=points["x"] - points["low"])
     fig = px.scatter(points, x="x", y="y", error_x="up", error_x_minus="down", hover_name="text", **options)
-    bars, hover = {"thickness": 2, "width": 4}, "%{hovertext}<extra></extra>"
+    bars = {"thickness": 2, "width": 4}
     for trace in fig.data:
         edge = 2 if str(trace.marker.symbol).endswith("open") else 0
-        trace.update(marker={"size": 10, "line": {"width": edge}}, error_x=bars, hovertemplate=hover)
+        trace.update(marker={"size": 10, "line": {"width": edge}}, error_x=bars, hovertemplate=page.TOLD)
     axis = {"tickvals": list(rows), "ticktext": list(rows.values()), "range": [max(rows) + 0.6, -0.6], "ticks": ""}
     legend = [trace.name for trace in fig.data if trace.showlegend]
     height = 72 + max(44, 16 * series) * (max(rows) + 1.2)

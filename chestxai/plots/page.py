@@ -24,6 +24,7 @@ _STYLE, _SCRIPT = (Path(__file__).with_name(f"figure.{kind}").read_text("utf-8")
 _SCRIPT = _SCRIPT[_SCRIPT.index("(() =>") :]  # without its comment
 _ROWS = 200  # rows of a data table
 _NEXT = itertools.count()
+TOLD = "%{hovertext}<extra></extra>"  #: hover of a trace whose words say all: its places in rows are no data
 
 
 def to_html(figure: dict[str, Any]) -> str:
@@ -116,7 +117,7 @@ def _points(trace: dict[str, Any], layout: dict[str, Any]) -> pd.DataFrame | Non
     hover = trace.get("hovertext")
     if np.ndim(hover) == 1 and len(hover) == n:
         columns["about"] = [plain(str(text)) for text in hover]
-    if trace.get("hovertemplate") == "%{hovertext}<extra></extra>":  # words say all: places in rows are no data
+    if trace.get("hovertemplate") == TOLD:
         columns = {key: columns[key] for key in ("panel", "series", "about")}
     return pd.DataFrame(columns, index=range(n))
 

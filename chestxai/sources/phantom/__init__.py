@@ -38,7 +38,7 @@ def counterfactual(study: Study, finding: str, change: str) -> tuple[np.ndarray,
 
     Args:
         study, finding: Of `load`, and the name of one of its lesions, on one side for "other side".
-        change: "without", "other side", or the finding that takes its place, on its side: one of `FIXED_ZONES`.
+        change: "without", "other side", or what takes its place on its side: "Pleural Effusion" or "Pneumothorax".
 
     Returns:
         The image uint8 ``(size, size)``, and the bool mask of the lesion's new place (all false without it).
