@@ -475,7 +475,7 @@ plots.overlay_grid(
 # Choose a study, a phrase, a layer and a timestep.
 
 # %%
-picked = profiles.sample(validation, 6, seed)
+picked = profiles.sample(validation, 4, seed)
 index = [validation.index(t) for t in picked]
 explored = {
     "images": val_images[index],

@@ -102,7 +102,7 @@ def test_the_pages_show_the_executions(html, nodes):
     assert "_static/book.css" in pages["08_tradeoff"]
     for name in ("02_finetuning", "03_attention", "06_fidelity"):
         for variant in SMOKE.variants:
-            assert f'data-sync-id="{variant}"' in pages[name], name
+            assert f'<p class="rubric">{variant}</p>' in pages[name], name
     assert "eproduced in this setting" in pages["08_tradeoff"] or "ontradicted in this setting" in pages["08_tradeoff"]
     # The first page says what this run found.
     assert re.search("(eproduced|ontradicted) in this setting", (html / "intro.html").read_text())
@@ -302,12 +302,12 @@ def test_executions_are_laid_into_one_page():
     assert "the `gain`." in sources[0]
     assert ":::{figure} ../_static/model.svg\n:name: fig-model\n:alt: A model\n\nA caption.\n:::" in sources[0]
     assert [o.text for o in page.cells[2].outputs] == ["aa wins", "bb wins"]
-    # What is equal is there once, what differs in tabs, prose and code once.
+    # What is equal is there once, what differs side by side, prose and code once.
     shown = [cell for cell in page.cells if cell.cell_type == "code"]
     assert sum("equal" in str(cell.outputs) for cell in shown) == 1
     assert sum("only" in str(cell.outputs) for cell in shown) == 2
     assert sum("**Why?**" in source for source in sources) == sources.count("show(2)") == 1
-    assert sum("learnable &lt;b&gt;, seed 0</label>" in source for source in sources) == 2
+    assert sum("learnable &lt;b&gt;, seed 0</p>" in source for source in sources) == 2
     start = sources.index('<details class="solution">\n<summary>Solution</summary>')
     assert sources[start + 1 : start + 4] == ["Because {cite}`ho2020ddpm`.", "show(3)", "</details>"]
     assert sources[-1].startswith("## References\n\n- Jonathan Ho")
@@ -323,7 +323,7 @@ def test_every_reference_has_a_link():
 
 @pytest.mark.parametrize("url", ["", "https://github.com/someone/chestxai"])
 def test_launch_buttons_need_an_address(tmp_path, url):
-    """A page of tabs, terms, a diagram and a solution, built strictly, with and without a repository."""
+    """A page of two executions, terms, a diagram and a solution, built strictly, with and without a repository."""
     source = tmp_path / "source"
     for name in ("pages/glossary.md", *book.SOURCES):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -352,8 +352,9 @@ def test_launch_buttons_need_an_address(tmp_path, url):
         assert (f"{host}/" in text and f"{path}" in text) is bool(url)
     assert "glossary.html#term-gain" in text
     parsed = BeautifulSoup(text, "html.parser")
-    tabs = parsed.select(".sd-tab-set > .sd-tab-content")
-    assert [tab.get_text(strip=True) for tab in tabs] == ["onlyaa", "onlybb", "aa wins", "bb wins"]
+    names, words = ("frozen", "learnable"), ("onlyaa", "onlybb", "aa wins", "bb wins")
+    beside = parsed.select(".executions > .execution")
+    assert [one.get_text(strip=True) for one in beside] == [n + w for n, w in zip(names * 2, words, strict=True)]
     assert "show(3)" in parsed.select_one("details.solution").get_text()
     assert "aa wins" in parsed.select_one(".admonition.answer").get_text()
     assert parsed.select_one("figure img[alt='A model']")

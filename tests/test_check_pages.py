@@ -69,6 +69,7 @@ PAGES = {
     "link": ("<a href='nowhere.html'>x</a>", "a link leads nowhere: nowhere.html"),
     "place": ("<a href='good.html#gone'>x</a>", "a link leads to no place on its page: good.html#gone"),
     "plotly": ("<script src='_static/plotly.min.js'></script>", "loads plotly.js and has no plot"),
+    "heavy": ("<img alt='x' src='heavy.svg'>", "beside plotly.js, more than 1.5"),
     "intro": ("<img alt='x' src='_static/heavy.svg'>", "beside plotly.js, more than 1.5"),
 }
 
@@ -77,9 +78,9 @@ PAGES = {
 def book(tmp_path_factory):
     folder = tmp_path_factory.mktemp("book")
     plots.write_plotlyjs(folder / "_static")
-    (folder / "_static" / "heavy.svg").write_text(
-        f"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'><!--{'x' * 1_600_000}--></svg>"
-    )
+    heavy = f"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'><!--{'x' * 1_600_000}--></svg>"
+    for place in (folder, folder / "_static"):
+        (place / "heavy.svg").write_text(heavy)
     head = "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{}</title><link rel='icon' href='data:,'>"
     for name, (body, _) in PAGES.items():
         text = f"{head.format(name)}</head><body><main><h1>{name}</h1>{body}</main></body></html>"

@@ -29,7 +29,7 @@ def heatmaps() -> np.ndarray:
 
 
 def decoded(source: str) -> np.ndarray:
-    """The pixels of a data URI."""
+    """The pixels of a data URI: RGB, or RGBA of a heatmap."""
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))))
 
 
@@ -128,7 +128,7 @@ def test_images_keep_rows_on_top_and_pixels_where_they_are(radiographs: np.ndarr
     pictures = of_type(fig, "image")
     assert len(pictures) == 5
     for trace, image in zip(pictures, radiographs, strict=True):
-        assert (decoded(trace.source) == image).all()
+        assert (decoded(trace.source) == image[..., None]).all()
         assert (trace.x0, trace.dx, trace.y0, trace.dy) == (0.5, 1, 0.5, 1)
     for k in ("", "2", "5"):
         assert tuple(fig.layout[f"xaxis{k}"].range) == (0, 32)
@@ -507,14 +507,14 @@ def test_explorer_static_has_every_map_once():
     visible = studies.buttons[1].args[0]["visible"]
     shown = [t for t, v in zip(fig.data, visible, strict=True) if v and t.type == "image"]
     assert len(shown) == 2
-    atlas = decoded(shown[1].source)
+    atlas = decoded(shown[1].source)[..., 3] / plots.OPACITY  # grows with the value
     assert atlas.shape == (4 * 34, 5 * 34)
     bottom, top = layers.buttons[2].args[0]["yaxis2.range"]
     left, right = steps[3].args[0]["xaxis2.range"]
     window = atlas[int(top) : int(bottom), int(left) : int(right)]
-    assert (window == (plots.normalize(maps[1, 1, 2]) * 255).round()).all()
+    assert np.allclose(window, plots.normalize(maps[1, 1, 2]) * 255, atol=4)  # one of 64 colours
     everything = atlas[1:33, 1:33]
-    assert np.allclose(everything, plots.normalize(maps[1].mean(axis=(0, 1))) * 255, atol=1)
+    assert np.allclose(everything, plots.normalize(maps[1].mean(axis=(0, 1))) * 255, atol=4)
     assert tuple(fig.layout.xaxis2.range) == (1, 33)
     assert fig.layout.xaxis2.domain == fig.layout.xaxis.domain
     assert any("edema" in note.text for note in studies.buttons[1].args[1]["annotations"])

@@ -15,8 +15,6 @@ spec.loader.exec_module(print_book)
 NAV = "<div class='bd-sidebar-primary'><a class='reference internal' href='{}notebooks/b.html'>B</a></div>"
 
 FORMULAS = "<script>window.MathJax = {}</script><script defer src='../_static/mathjax/tex-chtml.js'></script>"
-TAB = "<input type='radio'/><label class='sd-tab-label'>{0}</label><div class='sd-tab-content'><p>of {0}</p></div>"
-TABS = f"<div class='sd-tab-set'>{TAB.format('frozen')}{TAB.format('learnable')}</div>"
 
 
 @pytest.fixture
@@ -30,7 +28,7 @@ def book(tmp_path):
         "<details class='solution'><summary>Solution</summary><p id='end'>Solved</p></details>"
         "<details class='quiz'><summary>Four</summary>No.</details>"
         "<details class='quiz right'><summary>Five</summary>Right.</details>"
-        "<figure id='cx-1'><details><summary>Data</summary></details></figure>" + TABS
+        "<figure id='cx-1'><details><summary>Data</summary></details></figure>"
     )
     (tmp_path / "notebooks" / "b.html").write_text(page.format("../", FORMULAS, NAV.format("../"), body))
     return tmp_path
@@ -54,13 +52,6 @@ def test_answers_stand_at_the_end(book):
     assert [text for text in ("Solved", "Right.", "No.") if text in chapter.get_text()] == []
     assert "☐ Four" in chapter.get_text()
     assert [section.get_text() for section in end.find_all("section")] == ["1Solved", "2. FiveRight."]
-
-
-def test_tabs_stand_one_below_the_other(book):
-    chapter = BeautifulSoup(print_book.joined(book), "html.parser").find("article", id="b")
-    assert not chapter.select(".sd-tab-set, .sd-tab-content, input")
-    texts = [p.get_text() for p in chapter.find_all("p") if "frozen" in p.get_text() or "learnable" in p.get_text()]
-    assert texts == ["frozen", "of frozen", "learnable", "of learnable"]
 
 
 def test_formulas_are_set_though_the_first_page_has_none(book):

@@ -25,7 +25,7 @@ from bs4 import BeautifulSoup
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTHS, THEMES = (390, 1400), ("light", "dark")
-#: Of the first page: its weight without plotly.js, and its first paint at 10 Mbit/s.
+#: Weight of a page, of the first one with the theme and of every other without; first paint of the first at 10 Mbit/s.
 MEGABYTES, SECONDS = 1.5, 2.0
 SEARCHED = "pneumothorax"
 #: Milliseconds for the plots of a page, or the search, on a slow machine.
@@ -193,7 +193,7 @@ class Visit:
             faults: where to note what is wrong.
         """
         self.page, self.address, self.name, self.where, self.faults = page, address, name, f"{width} px", faults
-        self.bytes, self.plotly = 0, False
+        self.bytes, self.plotly = [0, 0], False  # of the page and of the theme
         page.set_viewport_size({"width": width, "height": 900})
         page.emulate_media(color_scheme=THEMES[0])
         listeners = {
@@ -214,7 +214,8 @@ class Visit:
         if "plotly" in response.url:
             self.plotly = True
         elif response.url.startswith(self.address):
-            self.bytes += int(response.headers.get("content-length") or 0)
+            theme = "/_static/" in response.url
+            self.bytes[theme] += int(response.headers.get("content-length") or 0)
 
     def fault(self, what: str) -> None:
         """Note a fault of this page."""
@@ -382,9 +383,10 @@ def check(folder: Path, names: Sequence[str] = (), screenshots: Path | None = No
                     plots = page.locator(".js-plotly-plot").count()
                     if visit.plotly and not plots:
                         faults.add(name, "loads plotly.js and has no plot")
-                    if name == first and visit.bytes > MEGABYTES * 1e6:
-                        faults.add(name, f"weighs {visit.bytes / 1e6:.1f} MB beside plotly.js, more than {MEGABYTES}")
-                    say(f"{name}: {visit.bytes / 1e6:.2f} MB{' and plotly.js' if visit.plotly else ''}, {plots} plots")
+                    weight = (sum(visit.bytes) if name == first else visit.bytes[0]) / 1e6
+                    if weight > MEGABYTES:
+                        faults.add(name, f"weighs {weight:.1f} MB beside plotly.js, more than {MEGABYTES}")
+                    say(f"{name}: {weight:.2f} MB{' and plotly.js' if visit.plotly else ''}, {plots} plots")
                 visit.close()
         if "search.html" in os.listdir(folder):
             check_search(page, address, faults)

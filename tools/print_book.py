@@ -72,7 +72,6 @@ def joined(folder: Path) -> str:
             elif target.is_relative_to(folder):
                 tag[key] = target.relative_to(folder).as_posix()
         solved += solutions(whole, article, name)
-        untabbed(whole, article)
         for fold in article.find_all("details"):
             if not fold.find_parent("figure"):
                 fold["open"] = ""
@@ -88,19 +87,6 @@ def joined(folder: Path) -> str:
     for article in articles:
         whole.body.append(article)
     return str(whole)
-
-
-def untabbed(page: BeautifulSoup, article: Tag) -> None:
-    """Set the panels of an ``article``'s tabs one below the other, each under its label; ``page`` makes new elements.
-
-    Paper has no tabs, and a figure in a closed panel is never drawn.
-    """
-    for tabs in article.select(".sd-tab-set"):
-        for label in tabs.select(":scope > .sd-tab-label"):
-            panel = label.find_next_sibling(class_="sd-tab-content")
-            head = page.new_tag("p", attrs={"class": "rubric"}, string=label.get_text(" ", strip=True))
-            tabs.insert_before(head, *[child.extract() for child in [*panel.children]])
-        tabs.decompose()
 
 
 def solutions(page: BeautifulSoup, article: Tag, name: str) -> list[Tag]:

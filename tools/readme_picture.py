@@ -1,5 +1,6 @@
 """Draws data/overview.png, the picture of the README: where each variant looks, with the finding and without it, and
-how the runs of ``data/results/recipes-final.csv`` generate and point.
+how the runs of ``data/results/recipes-final.csv`` generate and point; and data/overview-dark.png, the same for dark
+pages.
 
     for variant in frozen learnable fifth; do python -m chestxai.finetune --profile recipes --variant $variant; done
     python tools/readme_picture.py --profile recipes --variants frozen,learnable,fifth --seeds 0
@@ -30,6 +31,8 @@ from chestxai.profiles import ROOT, Profile
 from chestxai.runs import InputError, Run
 from chestxai.sources import phantom
 from chestxai.studies import FINDINGS, Frame, GroundTruth, phrases
+
+_SIZE, _GAP = 170, 10  #: pixels of a radiograph, and between two
 
 
 def maps_of(profile: Profile, run: Run, truths: Sequence[GroundTruth], images: np.ndarray) -> np.ndarray:
@@ -100,7 +103,7 @@ def draw_runs(profile: Profile, chosen: dict[str, Run], path: Path, data: str = 
             cells.append((images[i], None, mask if of is maps[0] else None, title))
             cells += [(images[i], heat[i], mask, name) for name, heat in zip(chosen, of, strict=True)]
     images, heatmaps, masks, titles = zip(*cells, strict=True)
-    picture = plots.contact_sheet(list(images), 2 * (1 + len(chosen)), titles, heatmaps, masks, size=170)
+    picture = plots.contact_sheet(list(images), 2 * (1 + len(chosen)), titles, heatmaps, masks, size=_SIZE)
     below = planes(profile, list(chosen), picture.width)
     whole = Image.new("RGB", (picture.width, picture.height + below.height), "white")
     whole.paste(picture, (0, 0))
@@ -108,7 +111,30 @@ def draw_runs(profile: Profile, chosen: dict[str, Run], path: Path, data: str = 
     with runs.replacing(path) as part:
         # Median cut would lose the few pixels of the marks.
         whole.quantize(256, Image.Quantize.FASTOCTREE).save(part, "png", optimize=True)
+    with runs.replacing(path.with_stem(f"{path.stem}-dark")) as part:
+        dark = darkened(whole, picture.height, len(truths), 2 * (1 + len(chosen)))
+        dark.quantize(256, Image.Quantize.FASTOCTREE).save(part, "png", optimize=True)
     return path
+
+
+def darkened(whole: Image.Image, height: int, rows: int, columns: int) -> Image.Image:
+    """The picture for a dark page: light and dark changed, hues kept, radiographs and maps as they are.
+
+    Args:
+        whole: RGB; above the contact sheet, below the planes.
+        height: of the sheet in pixels.
+        rows, columns: of the sheet.
+    """
+    pixels = np.asarray(whole).astype(int)
+    ends = pixels.max(axis=2, keepdims=True) + pixels.min(axis=2, keepdims=True)
+    dark = (np.array([20, 24, 30]) + (pixels + 255 - ends) * 0.88).round().astype(np.uint8)
+    step, across = (height - _GAP) / rows, (whole.width - _GAP) // columns
+    for row in range(1, rows + 1):
+        bottom = round(row * step)
+        for left in range(_GAP, whole.width - _GAP, across):
+            cell = np.s_[bottom - _SIZE : bottom, left : left + _SIZE]
+            dark[cell] = pixels[cell]
+    return Image.fromarray(dark)
 
 
 def planes(profile: Profile, variants: Sequence[str], width: int) -> Image.Image:

@@ -1,8 +1,8 @@
 """One page a chapter: its executions for all variants and seeds laid into one another, under a head.
 
-Prose and equal outputs appear once, outputs that differ in tabs, which switch together. The head says which data a page
-shows and how long it ran, and repeats the output of the cell tagged ``answer``. What only serves the execution is not
-shown. Tabs, answers and folded solutions are HTML around cells, as a directive cannot hold the output of a cell.
+Prose and equal outputs appear once, outputs that differ side by side, each under its name. The head says which data a
+page shows and how long it ran, and repeats the output of the cell tagged ``answer``. What only serves the execution is
+not shown. Names, answers and folded solutions are HTML around cells, as a directive cannot hold the output of a cell.
 """
 
 import html
@@ -73,7 +73,7 @@ def page(executions: Mapping[str, Any], badges: Sequence[str]) -> Any:
         cell.source = _PICTURE.sub(r":::{figure} \2\n:name: fig-\3\n:alt: \1\n\n\4\n:::", text)
     cells: list[Any] = []
     for folded, group in itertools.groupby(parts, lambda twins: SOLUTION in twins[0].metadata.get("tags", [])):
-        inner = [cell for i, twins in enumerate(group, len(cells)) for cell in _joined(twins, list(executions), i)]
+        inner = [cell for twins in group for cell in _joined(twins, list(executions))]
         start, end = '<details class="solution">\n<summary>Solution</summary>', "</details>"
         cells += [new_markdown_cell(start), *inner, new_markdown_cell(end)] if folded else inner
     title, _, rest = cells[0].source.partition("\n")
@@ -91,19 +91,16 @@ def _output(cell: Any, outputs: Sequence[Any]) -> Any:
     return new_code_cell("# See above.", outputs=list(outputs), metadata={"tags": tags})
 
 
-def _joined(twins: Sequence[Any], names: Sequence[str], number: int) -> list[Any]:
-    """The same cell of several executions: once if its outputs are equal, else with a tab for each."""
+def _joined(twins: Sequence[Any], names: Sequence[str]) -> list[Any]:
+    """The same cell of several executions: once if its outputs are equal, else each output under its name."""
     cell = twins[0]
-    # plotly names each figure anew.
+    # Each figure has a name of its own.
     if cell.cell_type != "code" or len({_DIV.sub("", json.dumps(twin.outputs)) for twin in twins}) == 1:
         return [cell]
     out = [nbformat.from_dict({**cell, "outputs": []})]
-    start = '<div class="sd-tab-set docutils">'
-    for i, (twin, name) in enumerate(zip(twins, map(html.escape, names), strict=True)):
-        tab = f'id="tab-{number}-{i}" name="tab-{number}" type="radio"{"" if i else " checked"}'
-        sync = f'for="tab-{number}-{i}" data-sync-group="variant" data-sync-id="{name}"'
-        label = f'<input {tab}>\n<label class="sd-tab-label" {sync}>{name}</label>'
-        out.append(new_markdown_cell(f'{start}\n{label}\n<div class="sd-tab-content docutils">'))
+    start = '<div class="executions">'
+    for twin, name in zip(twins, map(html.escape, names), strict=True):
+        out.append(new_markdown_cell(f'{start}\n<div class="execution">\n<p class="rubric">{name}</p>'))
         out.append(_output(twin, twin.outputs))
         start = "</div>"
     return [*out, new_markdown_cell("</div>\n</div>")]

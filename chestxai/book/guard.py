@@ -66,7 +66,7 @@ _OPEN = {word for name in FINDINGS for word in name.lower().split()} | {"no", "a
 
 # A whole directive of MyST, and the pictures that ship with the book.
 _DIRECTIVE = re.compile(r"^([`:]{3,})\{(?:image|figure)\}(?s:.*?)^\1[ \t]*$", re.MULTILINE)
-_OWN = re.compile(r"(?:!\[[^\]]*\]\(|\{(?:image|figure)\} )(?:\.\./)*(?:_static/[\w-]+|data/overview)\.\w+")
+_OWN = re.compile(r"(?:!\[[^\]]*\]\(|\{(?:image|figure)\} )(?:\.\./)*(?:_static/[\w-]+|data/overview(?:-dark)?)\.\w+")
 
 
 class Leak(NamedTuple):

@@ -29,7 +29,7 @@ from chestxai.studies import FINDINGS, phrases
 BUILD = profiles.RUNS.parent / "_build"
 #: What the book is made of besides the notebooks.
 _STATIC = sorted(f"_static/{path.name}" for path in (ROOT / "_static").iterdir())
-SOURCES = ("_toc.yml", "references.bib", "pages/peers.inv", "data/overview.png", *_STATIC)
+SOURCES = ("_toc.yml", "references.bib", "pages/peers.inv", "data/overview.png", "data/overview-dark.png", *_STATIC)
 #: Pages that a person wrote.
 PAGES = ("intro.md", *sorted(f"pages/{path.name}" for path in (ROOT / "pages").glob("*.md")))
 _SAMPLES = "_static/phantoms.png"

@@ -170,8 +170,8 @@ def picture_html(picture: Picture, text: str, alt: str, size: int) -> str:
     Needs no script. ``alt`` is what it shows, in plain words.
     """
     buffer = io.BytesIO()
-    draw(picture, size).save(buffer, "jpeg", quality=88)
-    uri = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    draw(picture, size).save(buffer, "webp", quality=88)
+    uri = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     image = f"<img alt='{html.escape(alt)}' width={size} style='max-width:100%;height:auto' src='{uri}'>"
     row = "display:flex;flex-wrap:wrap;gap:20px;margin:8px 0;line-height:1.5"
     return f"<div style='{row}'>{image}<div style='flex:1 1 240px;max-width:420px'>{text}</div></div>"

@@ -6,11 +6,10 @@ one elsewhere (nbconvert, nbviewer, Colab); its menus are HTML controls, which a
 
 import base64
 import html
-import itertools
 import json
 import re
 import textwrap
-import zlib
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from plotly.offline import get_plotlyjs_version
 _STYLE, _SCRIPT = (Path(__file__).with_name(f"figure.{kind}").read_text("utf-8") for kind in ("css", "js"))
 _SCRIPT = _SCRIPT[_SCRIPT.index("(() =>") :]  # without its comment
 _ROWS = 200  # rows of a data table
-_NEXT = itertools.count()
 TOLD = "%{hovertext}<extra></extra>"  #: hover of a trace whose words say all: its places in rows are no data
 
 
@@ -45,8 +43,7 @@ def to_html(figure: dict[str, Any]) -> str:
     alt = meta.get("alt") or f"{caption.rstrip('.')}. {_summary(table)}"
     words = f"<b>{html.escape(title)}</b> {html.escape(more)}".strip() if title else html.escape(caption)
     head = f"<figcaption>{words}</figcaption>"
-    # Figures of several executions may come to stand on one page.
-    name = f"cx-{next(_NEXT)}-{zlib.crc32(f'{alt}{table}'.encode()):x}"
+    name = f"cx-{uuid.uuid4()}"  # figures of several executions may come to stand on one page
     body = _pictures(data, meta) if "cells" in meta else _chart(name, data, layout, meta, bool(title))
     rest = f"<p>The first {_ROWS:,} of {len(table):,} rows.</p>" if len(table) > _ROWS else ""
     numbers = table[:_ROWS].to_html(index=False, border=0, na_rep="", float_format="{:.4g}".format)
