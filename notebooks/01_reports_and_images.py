@@ -25,13 +25,13 @@
 # book. This chapter looks at the data, and at what can be known without any model.
 #
 # *You will be able to* read a study, say which words can be grounded, and compute the location prior, a map of where a
-# finding usually is. *Before:* nothing.
+# finding usually is. *Before:* nothing; start here.
 
 # %% tags=["parameters"]
 profile = "demo"  # a name in data/profiles, or the path of a .yaml file
 data = ""  # folder that holds one sub-folder per source (openi/, nih/); phantoms need none
 out = ""  # root of the runs; empty: the project's runs/
-# This chapter needs no model that was trained here; the batch gives every chapter these two.
+# Not used here: `make book` passes these two to every chapter.
 variants = ["frozen", "learnable"]
 seeds = [0]
 
@@ -83,7 +83,7 @@ Markdown(
 # ## A study
 #
 # A `Study` is one image with its report, the form into which the book brings every data set. It lists `Finding`s:
-# abnormalities that the report states or denies. A finding has a name, the words of the report about it (the *phrase*),
+# abnormalities that the report says are present or absent. A finding has a name, the words of the report about it (the *phrase*),
 # and a place: one or more `Box`es, and a *mask*, the set of its pixels, where the exact shape is known.
 
 # %%
@@ -483,7 +483,7 @@ usable, prompts, _ = finetune.study_prompts(studies["train"])
 lengths = np.array([len(ids) for ids in tokenizer(prompts)["input_ids"]])
 Markdown(
     f"**{counted.loc['all', 'can be grounded']} of {counted.loc['all', 'test findings']} test findings can be "
-    f"grounded**; they are the rows of every table of scores that follows. Of the {len(prompts):,} training prompts, "
+    f"grounded**; chapters 3 and 4 score these, and tables on a sample say so. Of the {len(prompts):,} training prompts, "
     f"{models.cut_prompts(tokenizer, prompts) / len(prompts):.1%} are longer than the {reports.text_length(tokenizer)} tokens that "
     f"the model can read (median {np.median(lengths):.0f}, longest {lengths.max()})."
 )
@@ -551,7 +551,7 @@ pd.DataFrame({name: {**card, **read[name]} for name, card in cards.items()}).dro
 # %% [markdown]
 # A study may have several findings. Where two usually occur together, a model that confuses them may still look right.
 # Read the matrix by rows: of the studies with the row's finding, the share that also have the column's. Compare it with
-# the share of all studies in the table above: if both are about equal, the two findings do not tend to occur together.
+# the share of all studies in the table of studies and findings: if both are about equal, the two findings do not tend to occur together.
 
 # %% tags=["aggregate"]
 plots.cooccurrence(labels["train"], title="Findings that come together, training studies")
@@ -688,6 +688,7 @@ area.groupby("finding")["area"].describe()[["count", "25%", "50%", "75%"]].sort_
 # Count the tokens of both: what lies beyond the encoder's length is cut off, and with it the findings that stand there.
 
 # %% tags=["solution"]
+usable, prompts, _ = finetune.study_prompts(studies["train"])
 whole = [reports.prompt(s.report, "report") for s in usable]
 for name, texts in (("impression", prompts), ("report", whole)):
     cut, tokens = models.cut_prompts(tokenizer, texts), tokenizer(texts)["input_ids"]

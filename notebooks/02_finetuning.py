@@ -28,7 +28,7 @@
 # {cite}`dombrowski2024tradeoffs` are
 #
 # - `frozen`: only the network that removes noise (the U-Net) learns. The network that reads the prompt (the text
-#   encoder) stays as it was, so words keep the meaning they had.
+#   encoder) stays as it was, so each word keeps its state. The U-Net may still learn to read that state in a new way.
 # - `learnable`: the text encoder is trained as well.
 #
 # All variants see the same images in the same order, with the same random numbers, so differences at the end are due to
@@ -60,7 +60,8 @@ plots.setup(settings.variants)
 
 # %% [markdown]
 # These are the settings of the training that this chapter explains. In the profile `paper` they are the paper's: 60,000
-# steps at 512 pixels with a learning rate of 5e-5.
+# steps at 512 pixels with a learning rate of 5e-5. The paper trains both networks at that one rate; a profile may give
+# the text encoder a rate of its own, `text_learning_rate`. Chapter 8 varies it.
 
 # %%
 shown = (
@@ -76,7 +77,9 @@ pd.Series(settings.finetune.model_dump(), name=f"profile {settings.name}")[shown
 # - The *autoencoder* (VAE) compresses an image into a *latent*, an array with a few channels and fewer rows and
 #   columns, and turns a latent back into an image. Noise is added and removed in latents, which is much cheaper than in
 #   images.
-# - The *text encoder* turns the prompt into one vector per token, the token's *state*.
+# - The *text encoder* turns the prompt into one vector per token, the token's *state*. The book's base has MiniLM, a
+#   small BERT, in which each token reads all others; the paper's model has CLIP's, in which a token reads only those
+#   before it.
 # - The *U-Net* is a convolutional network that goes from fine to coarse resolution and back. It gets a noisy latent and
 #   predicts the noise in it. It reads the states by *cross-attention*: each position of the latent gives every token a
 #   weight, and takes in the mean of what the tokens say, weighted by them. Chapter 3 makes maps of these weights.
@@ -252,7 +255,8 @@ Markdown(
     f"{len(trace)} steps of {settings.finetune.batch_size} images, {len(trace) * settings.finetune.batch_size / used:.1f} "
     f"passes over {used} of {len(studies)} studies, took {trace['seconds'].max() / 60:.1f} minutes. The loss of the first tenth was "
     f"{trace['loss'].head(max(1, len(trace) // 10)).mean():.4f}, of the last {trace['loss'].tail(max(1, len(trace) // 10)).mean():.4f}. "
-    "The loss says little, and it may even rise: it varies with the timesteps and the noise of each step. "
+    "The loss says little, and it may even rise. All variants draw the same timesteps and noise, so their losses rise and "
+    "fall together; and the base already predicts noise well, so these ups and downs hide what is learned. "
     + (
         "Weighted by `min_snr`, it cannot be compared with the error above. "
         if settings.finetune.min_snr
@@ -278,7 +282,7 @@ plots.images(
 # Compare the two rows. “R” marks the patient's right, on the image's left: is the fluid on the side that the prompt
 # names?
 #
-# ## Did the words keep their meaning?
+# ## Did the words keep their states?
 #
 # A text encoder that learns can move its states anywhere that lowers the loss. For each token of the prompts above we
 # compute the cosine between its state before and after training; 1 means unchanged.
@@ -295,9 +299,11 @@ drift = pd.DataFrame(
 )
 drift.groupby("prompt", sort=False)["cosine"].agg(["mean", "min"]).round(3)
 
+# %% [markdown]
+# The next table compares the tokens of one prompt with each other. The higher its value, the more alike they are; at 1,
+# no word could be told from another. Chapter 9 asks from where on this matters.
+
 # %%
-# How alike are the states of different tokens of one prompt? If this rises, words are harder to tell apart; at 1, no
-# word could be told from another.
 alike = {
     name: np.mean(
         [

@@ -28,7 +28,8 @@
 # Two tests decide whether such maps point (chapter 4): they must be better on their own image than on other patients'
 # images, and the word must matter.
 #
-# *You will be able to* make a heatmap by hand, choose layers and timesteps, and compare three ways to run the model.
+# *You will be able to* make a heatmap by hand, see how layers and timesteps differ, and compare three ways to run the
+# model.
 # *Before:* chapters 1 and 2.
 #
 # ![Noise of several timesteps is added to the latent of a held-out image; the U-Net reads each with the prompt; the attention probabilities of the phrase are averaged into a heatmap, which is compared with the mask](../_static/map.svg)
@@ -105,10 +106,12 @@ pd.DataFrame(
 ).T
 
 # %% [markdown]
-# The image becomes a latent, gets the noise of one timestep, and passes through the U-Net once. Attention compares a
-# *query* of each position (a row of $Q$) with a *key* of each token (a row of $K$, of width $d$) and turns the
-# comparisons into probabilities, $\mathrm{softmax}(QK^\top/\sqrt d)$. A layer does this several times side by side, in
-# its *heads*. `capture` records what each position gives to the marked tokens; the mean over heads and marked tokens is
+# The image becomes a latent, gets the noise of one timestep, and passes through the U-Net once. Each attention layer has
+# learned matrices: one turns the U-Net's features at a position into a *query* (a row of $Q$), another turns a token's
+# state into a *key* (a row of $K$, both of width $d$). The larger their product, the more the position attends to the
+# token. For each position, $\mathrm{softmax}(QK^\top/\sqrt d)$ turns the products into probabilities over all tokens,
+# padding included. (A third matrix makes the *values*, which the position takes in; a map does not use them.) A layer
+# does this several times side by side, in its *heads*. `capture` records what each position gives to the marked tokens; the mean over heads and marked tokens is
 # one map per layer, at the layer's own resolution. Layers are named by their place in the U-Net: *down* goes from fine
 # to coarse, *mid* is the coarsest, *up* goes back. The first number is the block, the second the layer in it.
 
@@ -150,9 +153,9 @@ plots.overlays(
 )
 
 # %% [markdown]
-# The white outline is the finding's true place. A single pass is noisy and the layers disagree. The paper therefore
-# averages over all layers and over 40 of 50 timesteps, with fresh noise at each; the ten with the most noise are left
-# out. A profile may read fewer of the 40. Is the mean map highest inside the outline? A single phrase may fail; all test
+# The white outline is the finding's true place. A single pass is noisy and the layers disagree. When a model generates,
+# it does not visit every timestep but some 50, evenly spaced. The paper averages over all layers and over the 40 of
+# these 50 with the least noise, with fresh noise at each. A profile may read fewer of the 40. Is the mean map highest inside the outline? A single phrase may fail; all test
 # phrases follow below.
 
 # %%
@@ -236,7 +239,7 @@ Markdown(
 # %% [markdown]
 # ## How many timesteps does it take?
 #
-# A heatmap costs a pass through the U-Net for each timestep. Can we do with fewer? On the same phrases, every second,
+# A heatmap costs a pass through the U-Net for each timestep. Are fewer enough? On the same phrases, every second,
 # fourth, … of the paper's timesteps is read. The last point adds the noisiest ones, which the paper leaves out.
 
 # %%
@@ -347,10 +350,10 @@ plots.overlay_grid(
 # ## May a map be improved afterwards?
 #
 # Papers also process their maps: they smooth them, subtract the begin token's map, or use *Bimodal Bias Merging*
-# {cite}`nuetzel2025generate`, which multiplies two maps, the begin token's on this image and the phrase's during
-# generation, weights the product by how alike they are, and adds it to the map. The last two were made for CLIP, whose
-# begin token has read no word. The begin token of a BERT such as the base's has read the prompt, so here they use more
-# than what attracts attention whatever the words (chapter 9). Each step changes what is scored, so the book scores maps
+# {cite}`nuetzel2025generate`, which combines two more maps, the begin token's on this image and the phrase's during
+# generation. The more alike these two are, the more their product replaces the map. The begin token of CLIP has read no
+# word, so its map shows what attracts attention whatever the words. That of a BERT such as the base's has read the
+# prompt, so here it holds more than that (chapter 9). Each step changes what is scored, so the book scores maps
 # as measured. Here is what the steps would change (with fewer timesteps than above, so the first row differs from
 # `noised`). A step that raises one score may lower the other: compare both columns.
 
@@ -379,7 +382,7 @@ compared(
 # against the finding's mask. Beside it stand three references that do not depend on the image: *chance*, the *location
 # prior* of chapter 1, and the *prior of the text*, the mean mask of the same finding on the side and in the zone that
 # the prompt names. The row *swapped image* holds the scores of the last checkpoint on images of other patients, as
-# explained next.
+# explained next. Compare numbers within a table: the validation phrases above were few, and other findings than these.
 #
 # A high score does not prove that the model looked at the image: a map of where findings usually are scores high on
 # every image. Two tests ask more:

@@ -101,8 +101,13 @@ kept = pd.Series({i: localization.kept(test[i].finding, frame_of(test[i])) for i
 Markdown(
     f"{len(rows)} phrases of {len({test[i].study.patient for i in rows})} patients, each with a heatmap of {grid[0]} × "
     f"{grid[1]} from each variant's first seed at its last checkpoint. Maps are enlarged bilinearly to the model's image of "
-    f"{size} × {size} pixels and scored there, without normalisation or smoothing. Fitting radiographs into that square cuts "
-    f"off a part of {(kept < 0.995).sum()} targets; of the worst, {kept.min():.0%} of the area is left."
+    f"{size} × {size} pixels and scored there, without normalisation or smoothing. "
+    + (
+        f"Fitting radiographs into that square cuts off a part of {say.words.counted((kept < 0.995).sum(), 'target')}; of the "
+        f"worst, {kept.min():.0%} of the area is left."
+        if kept.min() < 0.995
+        else "No target is cut off by fitting radiographs into that square."
+    )
 )
 
 # %% [markdown]
@@ -218,11 +223,11 @@ pd.DataFrame(
 
 # %% tags=["remove-input", "aggregate"]
 Markdown(
-    "**What it misses.** All pixels but one. A map may be right everywhere but at its maximum, or wrong everywhere else and "
-    f"lucky. A map of {grid[0]} × {grid[1]} also locates its maximum only to within {size / grid[0]:.0f} pixels, more than some "
-    f"targets are wide. A tolerance of 15 pixels is {15 / size:.0%} of the width here and {15 / 500:.0%} in a photograph, so it "
-    f"must be reported with the image's size. And a hit is 0 or 1, so Top-1 needs many phrases: with {len(rows)}, its "
-    f"standard error is up to {0.5 / np.sqrt(len(rows)):.2f}."
+    "**What it misses.** It sees one pixel and ignores all others. A map may be right everywhere but at its maximum, or "
+    f"wrong everywhere else and lucky. A map of {grid[0]} × {grid[1]} also locates its maximum only to within "
+    f"{size / grid[0]:.0f} pixels, more than some targets are wide. A tolerance of 15 pixels is {15 / size:.0%} of the width "
+    f"here and {15 / 500:.0%} in a photograph, so it must be reported with the image's size. And a hit is 0 or 1, so Top-1 "
+    f"needs many phrases: with {len(rows)}, its standard error is up to {0.5 / np.sqrt(len(rows)):.2f}."
 )
 
 # %% [markdown]
@@ -269,7 +274,17 @@ Markdown(
 # The location prior scores high without the image. Does the model's map need it? We give the model images of other
 # patients *without* the finding, with the same prompt and the same noise, and score these maps on the same target. What
 # the score loses, the *gain*, is what the image contributed. In the figure, a map that stays as it is on other images
-# does not come from this one.
+# does not come from this one. The rows of the table:
+#
+# - *gain*: what the image adds; 0 means that any image would do. It uses fewer timesteps, the same for own and swapped
+#   images, so it differs a little from the difference of the two rows below it.
+# - *another patient's map*: the model's map for the same finding, side and zone in another patient. A map that scores
+#   more has used more than these words.
+# - *prior of the text*: the mean mask of that finding, side and zone. It holds most of what the words can tell (it
+#   ignores words for size).
+# - *shuffled AUC*: the target is compared only with places where other patients have the finding, so knowing the usual
+#   place helps little.
+# - *the map's peak*: the share of swapped images on which it is lower; chance is 0.5.
 
 # %%
 step = int(tables[variants[0]]["step"].iloc[0])
@@ -316,13 +331,6 @@ estimated(
 )
 
 # %% [markdown]
-# A gain of 0 means that the map would be as good on anyone's image. The *prior of the text* is the mean mask of the
-# same finding, side and zone: most of what the words can tell (it ignores words for size). A map above it has used
-# more, and so has one above *another patient's map* for the same finding, side and zone. The gain uses fewer timesteps,
-# the same for own and swapped images, so it differs a little from the difference of the two rows below it. The
-# *shuffled* AUC compares the target only with places where other patients have the finding, which leaves the location
-# prior little advantage. The last row is the share of swapped images on which the map's peak is lower; chance is 0.5.
-#
 # ## Does it know the side? The mirror test
 #
 # For a finding on one side: is the mean attention inside the target higher than inside its mirror image? Chance is 0.5.
@@ -357,12 +365,15 @@ Markdown(say.localization.sides(halves, resamples))
 # %% [markdown]
 # ## Does it depend on the word? The word test
 #
-# A map can follow the image and ignore the word, if it lights up whatever is conspicuous. In images with two findings
-# apart from each other we ask at each of the two: is the map of its own name higher there than the map of the other
-# name? A map that ignores the word scores 0.5. A map can pass this test without the image: the location priors of the
-# two findings get many right. On swapped images the model sees neither finding, so its score there comes from the words
-# alone. The row *gain* is what the image adds. If its interval includes 0, the word test does not show that the model
-# tells the two findings apart in this image.
+# A map can follow the image and ignore the word, if it lights up whatever is conspicuous. So we take images with two
+# findings in different places, divide the map of each name by its mean, and subtract one from the other. The test is
+# passed if this difference is larger at the first finding than at the second. Both phrases of such a pair get the same
+# result. A map that ignores the word scores 0.5.
+#
+# A map can pass this test without the image: the priors, made from true masks of other patients, get many right. On
+# swapped images the model sees neither finding, so its score there comes from the words and from anatomy. The row *gain*
+# is what the image adds (a small part of it may come from the timesteps, of which swapped images use fewer). If its
+# interval includes 0, the words alone may explain that the test is passed.
 
 # %% tags=["aggregate"]
 estimated(
@@ -401,7 +412,7 @@ Markdown(
 #
 # Is such a gain large? Two other models put it in proportion. The *contrastive* one learns from the same images and
 # prompts to place image patches and sentences that belong together close to each other; its map is the similarity of
-# each patch with the phrase {cite}`boecking2022mscxr`. The *supervised* one is a small U-Net
+# each patch with the phrase {cite}`boecking2022mscxr`. The *supervised* one is a small segmentation network
 # {cite}`ronneberger2015unet` that learned from the targets themselves. A model that learned from images and reports,
 # without targets, is not expected to reach its AUC-ROC. With many targets to learn from, its AUC-ROC, Top-1 and IoU are
 # a ceiling for the others. Its gain is not: a model whose map is worse on swapped images can have a larger gain.
@@ -453,18 +464,25 @@ estimated(
 # %% tags=["remove-input", "aggregate"]
 lines = []
 for variant, table in tables.items():
-    own = table.loc[rows, ["auc_roc", "patient"]]
+    own = table.loc[rows]
     differences = {
-        f"the {name} model": stats.paired_difference(
-            own["auc_roc"], other["auc_roc"], own["patient"], n=resamples
-        )
-        for name, other in scale.items()
+        column: {
+            f"the {name} model": stats.paired_difference(
+                own[column], other[column], own["patient"], n=resamples
+            )
+            for name, other in scale.items()
+        }
+        for column in ("auc_roc", "gain_auc_roc")
     }
-    lines.append(say.localization.against(variant, differences))
+    lines += [
+        say.localization.against(variant, d, localization.LABELS[column])
+        for column, d in differences.items()
+    ]
 Markdown("Differences on the same phrases:\n\n" + "\n".join(lines))
 
 # %% [markdown]
-# Of the prompt, the supervised model reads only the finding's name, so a wrong side cannot mislead it. On swapped
+# The contrastive model has learned from the same images and prompts, so it says whether a gain is large. Of the prompt,
+# the supervised model reads only the finding's name, so a wrong side cannot mislead it. On swapped
 # images it falls back on where the finding usually is, so its gain is less than its AUC-ROC above chance.
 #
 # ## Would it also point if nothing had been learned?
@@ -566,16 +584,39 @@ pd.DataFrame(
     }
 ).T.round(3)
 
+# %% tags=["remove-input", "aggregate"]
+patients_of = [t.study.patient for t in sampled]
+there = peaks["a finding that is there"]
+lower = {
+    name: stats.paired_difference(
+        peaks[name] / there, 1 + 0 * there, patients_of, n=resamples
+    )
+    for name in ("the same, denied", "one that is not there")
+}
+Markdown(
+    "\n".join(
+        say.localization.against(name, {"a finding that is there": d}, "peak")
+        for name, d in lower.items()
+    )
+    + (
+        "\n\nSo a map is lower where its finding is absent or denied."
+        if all(d.high < 0 for d in lower.values())
+        else "\n\nSo the height of a map does not tell whether its finding is there; neither test of the endpoint asks this."
+    )
+)
+
 # %% [markdown]
 # At each place the attention to all tokens sums to 1, so a longer prompt leaves each word less: compare the second and
-# the last row with that in mind.
+# the last row with that in mind. Names also differ in how much attention they get on any image; only *denied* uses the
+# same name.
 #
 # ## The experiment that only a phantom allows
 #
 # A phantom can be X-rayed again without its finding, with the finding on the other side, or with another finding
 # instead, and nothing else changed. The prompt names no side. If the map follows the finding, the first and the last
 # two rows of the table are high and the others lower. Unlike on swapped images, the anatomy stays the same, so the
-# difference between the first two rows is due to the finding alone. The first variant is tested, on the sample above.
+# difference between the first two rows is due to the finding alone. The first variant is tested, on those findings of
+# the sample that lie on one side.
 
 # %%
 lateral = [t for t in sampled if t.finding.side in ("left", "right")]
@@ -632,6 +673,14 @@ if settings.boxes == "phantom":
     }
     of_each = {k: [*map(localization.auc_roc, *pair)] for k, pair in scored.items()}
     display(pd.Series(of_each).map(np.mean).round(3).to_frame(variants[0]))
+    places = ("at the finding's new place", "the same place, finding on the other side")
+    moves = stats.paired_difference(
+        *(of_each[p] for p in places), [t.study.patient for t in lateral], n=resamples
+    )
+    text = "When the finding changes sides, the AUC-ROC at its new place"
+    display(
+        Markdown(f"{text} {say.words.verb(moves)} that at its old place: {moves:+.3f}.")
+    )
 
 # %% [markdown]
 # ## The best and the worst maps
@@ -745,7 +794,7 @@ pd.Series(localization.score(trap, mask)).rename(tradeoff.NAMES).round(3).to_fra
 #
 # **The map of *effusion* and that of *pneumothorax* are the same and hit both findings. Which test fails?**
 #
-# <details class="quiz right" name="question-3"><summary>the word test</summary>Right. It asks whether each word's map is higher at its own finding than the other word's.</details>
+# <details class="quiz right" name="question-3"><summary>the word test</summary>Right. Two equal maps leave no difference, so neither name prefers its own finding.</details>
 # <details class="quiz" name="question-3"><summary>the image swap</summary>No. The map may well depend on the image.</details>
 # <details class="quiz" name="question-3"><summary>the mirror test</summary>No. It asks about sides, not about words.</details>
 
@@ -755,8 +804,9 @@ pd.Series(localization.score(trap, mask)).rename(tradeoff.NAMES).round(3).to_fra
 # - AUC-ROC looks at the order of all pixels and is easy on the background; Top-1 looks at one pixel and needs many
 #   phrases.
 # - A map that has not seen the image can score high. The gain over swapped images is what the image contributes, the
-#   word test what the word does. A model points only if it passes both, and a word test that swapped images pass as well
-#   leaves a doubt.
+#   word test what the word does. A model points only if it passes both. If the word test gains nothing over swapped
+#   images, the words alone may explain it.
+# - Passing both tests does not mean that a map stays dark where its finding is absent.
 # - Every score belongs beside chance and the location prior, on the same phrases, with an interval over patients.
 # - Look at the maps, the worst ones too.
 #

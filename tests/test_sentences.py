@@ -195,7 +195,7 @@ class TestAnswers:
     def test_maps(self, gains, tests):
         settings = StatisticsSettings(endpoint=("gain_auc_roc", "word"), resamples=100)
         frame = pd.DataFrame({"gain_auc_roc": [0.1, 0.2, 0.3, 0.2], "word": gains, "patient": list("abcd")})
-        rows = frame.assign(chance_gain_auc_roc=0.0, chance_word=0.5)
+        rows = frame.assign(chance_gain_auc_roc=0.0, chance_word=0.5, study=frame["patient"])
         for interval, fit in (
             (UP, "fit the findings better than"),
             (DOWN, "worse than"),
@@ -205,6 +205,9 @@ class TestAnswers:
             assert fit in text
             assert f"the location prior ({interval:+.3f})" in text
             assert f"{tests} the tests" in text
+            assert "swapped" not in text
+        for gain, said in ((0.2, "is clearly better than on swapped"), (0.0, "so the words alone may explain it")):
+            assert said in answers.maps("a", FLAT, rows.assign(gain_word=gain), settings)
 
     def test_scores(self):
         skill = pd.DataFrame({"shifted": [0.95, 0.2], "ring": [0.9, 0.3]}, index=["AUC-ROC", "IoU"])
@@ -484,13 +487,15 @@ class TestPointing:
 
     def rows(self, gain, word):
         n = len(gain)
-        patients = {"patient": [str(i) for i in range(n)], "chance_gain_auc_roc": 0.0, "chance_word": 0.5}
+        who = [str(i) for i in range(n)]
+        patients = {"study": who, "patient": who, "chance_gain_auc_roc": 0.0, "chance_word": 0.5}
         return pd.DataFrame({"gain_auc_roc": gain, "word": word} | patients)
 
     def test_a_model_points_only_if_image_and_word_count(self):
         settings = StatisticsSettings(resamples=200)
         both = say.localization.looks("a", self.rows([0.1, 0.2, 0.3, 0.2], [1.0, 1.0, 1.0, 1.0]), settings)
         assert "So `a` passes both tests" in both
+        assert "(4 phrases of 4 images)" in both
         one = say.localization.looks("a", self.rows([0.1, 0.2, 0.3, 0.2], [0.0, 1.0, 0.0, 1.0]), settings)
         assert "does not pass" in one
         none = say.localization.looks("a", self.rows([0.1, 0.2, 0.3, 0.2], [math.nan] * 4), settings)

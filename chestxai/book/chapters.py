@@ -100,8 +100,8 @@ def _joined(twins: Sequence[Any], names: Sequence[str]) -> list[Any]:
     out = [nbformat.from_dict({**cell, "outputs": []})]
     start = '<div class="executions">'
     for twin, name in zip(twins, map(html.escape, names), strict=True):
-        out.append(new_markdown_cell(f'{start}\n<div class="execution">\n<p class="rubric">{name}</p>'))
-        out.append(_output(twin, twin.outputs))
+        head = new_markdown_cell(f'{start}\n<div class="execution">\n<p class="rubric">{name}</p>')
+        out += [head, _output(twin, twin.outputs)]
         start = "</div>"
     return [*out, new_markdown_cell("</div>\n</div>")]
 

@@ -1,8 +1,6 @@
 """Figures with controls for pages without a kernel: choose a study, a layer, a timestep."""
 
-import base64
 import html
-import io
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,8 +10,9 @@ import numpy as np
 import plotly.graph_objects as go
 from IPython.display import HTML
 
+from chestxai.plots import pictures
 from chestxai.plots.grids import Layout, grid, note
-from chestxai.plots.pictures import Images, Masks, Picture, Scale, as_pictures, draw, enlarged, normalize, study_picture
+from chestxai.plots.pictures import Images, Masks, Picture, Scale, as_pictures, enlarged, normalize, study_picture
 from chestxai.plots.style import FINDING_COLORS, INK, MENU, MUTED, chooser, wrapped
 from chestxai.runs import InputError
 from chestxai.studies import Finding, Study
@@ -169,9 +168,7 @@ def picture_html(picture: Picture, text: str, alt: str, size: int) -> str:
 
     Needs no script. ``alt`` is what it shows, in plain words.
     """
-    buffer = io.BytesIO()
-    draw(picture, size).save(buffer, "webp", quality=88)
-    uri = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    uri = pictures.data_uri(pictures.draw(picture, size))
     image = f"<img alt='{html.escape(alt)}' width={size} style='max-width:100%;height:auto' src='{uri}'>"
     row = "display:flex;flex-wrap:wrap;gap:20px;margin:8px 0;line-height:1.5"
     return f"<div style='{row}'>{image}<div style='flex:1 1 240px;max-width:420px'>{text}</div></div>"

@@ -4,9 +4,7 @@ Images travel as base64 PNG (JPEG above 192 pixels, where a noisy radiograph wou
 one-byte palette PNGs with transparency: a grid of twenty overlays weighs some tens of kilobytes.
 """
 
-import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -147,9 +145,8 @@ def _traces(picture: Picture, axis: str, width: float, scale: Scale) -> list:
         values = pictures.enlarged(pictures.normalize(picture.heatmap, scale.limits), 64)
         # 64 colours look like 256, and take half the room.
         level = ((values * 63).round() * 255 / 63).round().astype(np.uint8)
-        alpha = (level * pictures.OPACITY).round().astype(np.uint8)
-        heat = Image.fromarray(np.dstack([pictures.PALETTE[level], alpha]))
-        traces.append(_image(heat, extent, axis, lossless=True))
+        heat = np.dstack([pictures.PALETTE[level], (level * pictures.OPACITY).round().astype(np.uint8)])
+        traces.append(_image(Image.fromarray(heat), extent, axis, lossless=True))
     for mark in picture.outlines:
         points = np.vstack([part for loop in mark.loops for part in (loop, [(np.nan, np.nan)])])[:-1]
         line = {"x": points[:, 0].tolist(), "y": points[:, 1].tolist(), "mode": "lines", "connectgaps": False,
@@ -162,12 +159,9 @@ def _traces(picture: Picture, axis: str, width: float, scale: Scale) -> list:
 
 def _image(picture: Image.Image, extent: tuple[int, int], axis: str, lossless: bool) -> go.Image:
     """A picture that fills ``[0, width) × [0, height)`` of its axes."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "webp", lossless=lossless, quality=88)
-    uri = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     dx, dy = extent[0] / picture.width, extent[1] / picture.height
     place = {"x0": dx / 2, "y0": dy / 2, "dx": dx, "dy": dy, "xaxis": f"x{axis}", "yaxis": f"y{axis}"}
-    return go.Image(source=uri, zsmooth="fast", hoverinfo="skip", **place)
+    return go.Image(source=pictures.data_uri(picture, lossless), zsmooth="fast", hoverinfo="skip", **place)
 
 
 def _color_bar(scale: Scale, length: float) -> go.Scatter:

@@ -6,6 +6,8 @@ pixels, for widgets, the README and other places where no script runs.
 Row 0 is on top; pixel ``(row, column)`` covers ``[column, column + 1) × [row, row + 1)``; the patient's right is left.
 """
 
+import base64
+import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -178,6 +180,13 @@ def enlarged(values: np.ndarray, least: int) -> np.ndarray:
     factor = max(1, -(-least // max(values.shape)))
     size = values.shape[1] * factor, values.shape[0] * factor
     return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
+
+
+def data_uri(image: Image.Image, lossless: bool = False) -> str:
+    """An ``image`` as a data URI, exact if ``lossless``."""
+    buffer = io.BytesIO()
+    image.save(buffer, "webp", lossless=lossless, quality=88)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def draw(picture: Picture, size: int = 400, marker: str = "R") -> Image.Image:

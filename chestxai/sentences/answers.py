@@ -7,7 +7,7 @@ import pandas as pd
 from chestxai.profiles import StatisticsSettings
 from chestxai.sentences.localization import tested
 from chestxai.sentences.words import Templates, counted, independent
-from chestxai.stats import Interval
+from chestxai.stats import Interval, bootstrap_ci
 
 _say = Templates(__file__)
 
@@ -24,11 +24,11 @@ def finetuning(name: str, parameters: Mapping[str, int], moved: float) -> str:
 
 
 def maps(name: str, prior: Interval, rows: pd.DataFrame, settings: StatisticsSettings) -> str:
-    """Chapters 3 and 4: variant ``name``: AUC-ROC minus that of the location ``prior``, and whether the maps point.
-
-    ``rows`` and ``settings`` are those of `localization.looks`.
-    """
-    return _say("maps", name=name, prior=prior, passed=all(tested(rows, settings).values()))
+    """Chapters 3, 4: ``name``, ``rows``, ``settings`` of `localization.looks`; ``prior``: AUC-ROC minus the prior's."""
+    text = _say("maps", name=name, prior=prior, passed=all(tested(rows, settings).values()))
+    part = rows.dropna(subset="gain_word") if "gain_word" in rows else rows[:0]
+    image = len(part) and bootstrap_ci(part["gain_word"], part["patient"], n=settings.resamples).low > 0
+    return f"{text} {_say('words', image=image)}" if len(part) else text
 
 
 def scores(skill: pd.DataFrame, share: float = 0.9) -> str:
