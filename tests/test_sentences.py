@@ -520,7 +520,7 @@ class TestPointing:
         ]
         text = say.tradeoff.answer(points, {"learnable": Difference(*fid, 0.01)})
         assert text.removeprefix("- ").startswith(start)
-        assert ("better by a part of the endpoint" in text) == (gain[0] < 0 == word[0])
+        assert ("better by one test of the endpoint" in text) == (gain[0] < 0 == word[0])
 
     def test_conditions_name_the_two_rates(self):
         found = say.tradeoff.conditions(profiles.load("paper"))

@@ -206,6 +206,7 @@ class Visit:
             page.on(event, listener)
         page.goto(f"{address}/{name}", wait_until="load")
         self.settle()
+        self.weight = tuple(self.bytes)  # what is shown later, such as a picture for dark pages, loads later
         self.close = lambda: [page.remove_listener(event, listener) for event, listener in listeners.items()]
 
     def _answered(self, response) -> None:
@@ -214,7 +215,7 @@ class Visit:
         if "plotly" in response.url:
             self.plotly = True
         elif response.url.startswith(self.address):
-            theme = "/_static/" in response.url
+            theme = "/_static/" in response.url or "searchindex" in response.url
             self.bytes[theme] += int(response.headers.get("content-length") or 0)
 
     def fault(self, what: str) -> None:
@@ -383,7 +384,7 @@ def check(folder: Path, names: Sequence[str] = (), screenshots: Path | None = No
                     plots = page.locator(".js-plotly-plot").count()
                     if visit.plotly and not plots:
                         faults.add(name, "loads plotly.js and has no plot")
-                    weight = (sum(visit.bytes) if name == first else visit.bytes[0]) / 1e6
+                    weight = (sum(visit.weight) if name == first else visit.weight[0]) / 1e6
                     if weight > MEGABYTES:
                         faults.add(name, f"weighs {weight:.1f} MB beside plotly.js, more than {MEGABYTES}")
                     say(f"{name}: {weight:.2f} MB{' and plotly.js' if visit.plotly else ''}, {plots} plots")
