@@ -489,7 +489,7 @@ Markdown(
 )
 
 # %% [markdown]
-# ## How many, and which together
+# ## Further: how many, and which together
 #
 # Models learn from the split *train*, choices are made on *val*, and results are reported on *test*. All images of a
 # patient are in one split; otherwise a model that remembers a patient's ribs would be tested on its memory.

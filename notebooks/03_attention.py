@@ -175,7 +175,7 @@ plots.overlay(
 )
 
 # %% [markdown]
-# ## Which layer, and when?
+# ## Further: which layer, and when?
 #
 # Does the mean hide a layer or timestep that points better? Here each is scored alone, on validation phrases, by
 # AUC-ROC (chapter 1). White is chance: on average over the phrases, the map is no higher inside the finding than
@@ -237,7 +237,7 @@ Markdown(
 )
 
 # %% [markdown]
-# ## How many timesteps does it take?
+# ## Further: how many timesteps does it take?
 #
 # A heatmap costs a pass through the U-Net for each timestep. Are fewer enough? On the same phrases, every second,
 # fourth, … of the paper's timesteps is read. The last point adds the noisiest ones, which the paper leaves out.
@@ -283,7 +283,7 @@ Markdown(
 )
 
 # %% [markdown]
-# ## Three ways to run the model
+# ## Further: three ways to run the model
 #
 # So far each pass saw the image with *fresh* noise (`noised`). There are two other ways. `inversion` runs DDIM
 # {cite}`song2021ddim`, a sampler without randomness, backwards: from the image to the noise from which it would be
@@ -347,7 +347,7 @@ plots.overlay_grid(
 # The maps of `generation` use no held-out image. What they get right comes from the prompt, and from what the model has
 # learned about where findings usually are. The book uses `noised`, as the paper does.
 #
-# ## May a map be improved afterwards?
+# ## Further: may a map be improved afterwards?
 #
 # Papers also process their maps: they smooth them, subtract the begin token's map, or use *Bimodal Bias Merging*
 # {cite}`nuetzel2025generate`, which combines two more maps, the begin token's on this image and the phrase's during

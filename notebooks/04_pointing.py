@@ -404,7 +404,7 @@ Markdown(
 )
 
 # %% [markdown]
-# ## A scale to read these scores on
+# ## Further: a scale to read these scores on
 #
 # A model can pass both tests and still score below the location prior. The prior is made from true masks; the maps are
 # coarse, and the model was never told where findings are. A score below the prior therefore does not mean that the
@@ -485,7 +485,7 @@ Markdown("Differences on the same phrases:\n\n" + "\n".join(lines))
 # the supervised model reads only the finding's name, so a wrong side cannot mislead it. On swapped
 # images it falls back on where the finding usually is, so its gain is less than its AUC-ROC above chance.
 #
-# ## Would it also point if nothing had been learned?
+# ## Further: would it also point if nothing had been learned?
 #
 # We replace the trained weights of the first variant by random ones, in the U-Net, the text encoder or both, and apart
 # from that change the noise. This is done on a sample of phrases and at three timesteps, so the numbers differ from
@@ -683,7 +683,7 @@ if settings.boxes == "phantom":
     )
 
 # %% [markdown]
-# ## The best and the worst maps
+# ## Further: the best and the worst maps
 #
 # A mean hides what maps look like. Here are the three phrases with the highest and the three with the lowest AUC-ROC,
 # averaged over the variants. Does Top-1 agree?
@@ -708,7 +708,7 @@ plots.overlay_grid(
 )
 
 # %% [markdown]
-# ## Does size decide?
+# ## Further: does size decide?
 #
 # A large target is easier to hit. Two data sets may therefore differ in score only because their targets differ in
 # size.
