@@ -187,9 +187,14 @@ points = pd.concat(
     for name, values in features.items()
     if name != "other held-out"
 )
+hues = {
+    "held-out": "#555555",
+    "base": "#888888",
+    now: plots.variant_style([variant])[variant].color,
+}
 px.scatter(
     points, x="first component", y="second component", color="images", symbol="images", opacity=0.6,
-    template=plots.TEMPLATE, height=440, title="Every point is an image",
+    color_discrete_map=hues, template=plots.TEMPLATE, height=440, title="Every point is an image",
 ).update_layout(legend_title_text="")  # fmt: skip
 
 

@@ -226,10 +226,12 @@ by_score = pd.DataFrame(trials, columns=columns).groupby(
 means = by_score["value"].mean()
 
 # %% tags=["aggregate"]
+look = plots.express_options(
+    plots.variant_style(compared), "compared with held-out", dash=False
+)
 figure = px.line(
-    means.reset_index(), x="images", y="value", color="compared with held-out", symbol="compared with held-out",
-    facet_col="score", facet_col_spacing=0.1, template=plots.TEMPLATE, height=380, labels={"value": ""},
-    title="The same images, but fewer of them (mean of ten subsets)",
+    means.reset_index(), x="images", y="value", facet_col="score", facet_col_spacing=0.1, height=380, labels={"value": ""},
+    title="The same images, but fewer of them (mean of ten subsets)", **look,
 )  # fmt: skip
 figure.update_yaxes(matches=None, showticklabels=True).update_layout(
     legend_title_text=""
@@ -257,9 +259,8 @@ points = pd.concat(
     for name, t in trend.items()
 )
 figure = px.scatter(
-    points, x="1 / images", y="FID", color="compared with held-out", symbol="compared with held-out", template=plots.TEMPLATE,
-    height=380, range_x=[0, None], title="FID with ever more images",
-)  # fmt: skip
+    points, x="1 / images", y="FID", height=380, range_x=[0, None], title="FID with ever more images", **look,
+).update_layout(legend_title_text="")  # fmt: skip
 for t, trace in zip(trend.values(), tuple(figure.data), strict=True):
     end = 1 / t.sizes.min()
     figure.add_scatter(
