@@ -24,7 +24,10 @@ PATIENCE = 120_000
 _FORMULAS = re.compile("mathjax/tex-")
 _STYLE = """
 .bd-sidebar, .bd-header, .bd-header-article, .prev-next-footer, .headerlink, .copybtn { display: none !important; }
-p.rubric { break-after: avoid; }
+h1, h2, h3, p.rubric { break-after: avoid; break-inside: avoid; }
+.cell_output table { max-width: 100%; }
+.cell_output table :is(td, th) { font-size: 12px; padding: 2px 4px; white-space: normal; }
+.cell_output table th { overflow-wrap: anywhere; }
 article { break-before: page; max-width: 720px; margin: auto; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 .cell_output .output, figure.cx, figure.cx details > div { overflow: visible !important; max-height: none !important; }
