@@ -179,6 +179,8 @@ image_sets = {
 features = {
     name: fidelity.features(classifier, images) for name, images in image_sets.items()
 }
+
+# %%
 plane = PCA(2).fit(features["held-out"])
 points = pd.concat(
     pd.DataFrame(
