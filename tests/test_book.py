@@ -186,7 +186,7 @@ def test_a_chapter_has_one_page_for_all_variants_and_seeds(tmp_path):
     assert {path.stem for path in source.glob("notebooks/*.ipynb")} == {chapter.name for chapter in batch.CHAPTERS}
     text = nbformat.read(source / "notebooks" / "02_finetuning.ipynb", 4)
     shown = "\n".join(cell.source for cell in text.cells)
-    assert all(shown.count(f">{variant}, seed {seed}</label>") == 1 for variant in recipes for seed in range(3))
+    assert all(shown.count(f">{variant}, seed {seed}</p>") == 1 for variant in recipes for seed in range(3))
     with pytest.raises(InputError, match=r"_toc\.yml and the batch differ in notebooks/11_knowledge"):
         book.assemble([node for node in planned if node.notebook.stem != "11_knowledge"], tmp_path / "less")
 

@@ -1178,7 +1178,7 @@ class TestBook:
             assert "Withheld (picture): not to be passed on (mimic: PhysioNet" in text
             assert "Plotly.newPlot" in text
             assert "Pleural Effusion" in text
-        assert guard.site_leaks(html, known, ["overview.png", "phantoms.png"]) == []
+        assert guard.site_leaks(html, known, ["overview.png", "overview-dark.png", "phantoms.png"]) == []
         # Nowhere in what is published: not in the pages, nor in the notebooks offered for download or the search index.
         for file in html.rglob("*"):
             if file.is_file() and "_static" not in file.parts:
