@@ -207,7 +207,8 @@ class TestAnswers:
             assert f"{tests} the tests" in text
             assert "swapped" not in text
         for gain, said in ((0.2, "is clearly better than on swapped"), (0.0, "so the words alone may explain it")):
-            assert said in answers.maps("a", FLAT, rows.assign(gain_word=gain), settings)
+            text = answers.maps("a", FLAT, rows.assign(gain_word=gain), settings)
+            assert (said in text) == (tests == "`a` pass")  # a test that is not passed needs no doubt
 
     def test_scores(self):
         skill = pd.DataFrame({"shifted": [0.95, 0.2], "ring": [0.9, 0.3]}, index=["AUC-ROC", "IoU"])

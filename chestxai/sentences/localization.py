@@ -33,13 +33,8 @@ def tested(rows: pd.DataFrame, settings: StatisticsSettings) -> dict[str, bool]:
             continue
         interval = bootstrap_ci(part[column], part["patient"], n=settings.resamples)
         chance = float(part[f"chance_{column}"].mean())
-        about = {
-            "label": label,
-            "interval": interval,
-            "phrases": len(part),
-            "images": part["study"].nunique(),
-            "chance": chance,
-        }
+        about = {"label": label, "interval": interval, "chance": chance}
+        about |= {"phrases": len(part), "images": part["study"].nunique()}
         found[_say("tested", above=_above(interval, chance), **about)] = interval.low > chance
     return found
 
