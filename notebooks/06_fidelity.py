@@ -160,8 +160,8 @@ plots.images(
 )
 
 # %% [markdown]
-# The middle row, the base, is where fine-tuning started. In the last row, look for the finding and for its side: “R”
-# marks the patient's right.
+# The images of the base show where fine-tuning started. In those of the last step, look for the finding and for its
+# side: “R” marks the patient's right.
 #
 # ## Like held-out images?
 #
