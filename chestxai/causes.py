@@ -338,15 +338,25 @@ def layer_states(pipeline: StableDiffusionPipeline, prompt: str) -> Tensor:
 
 
 @torch.inference_mode()
-def lens(pipeline: StableDiffusionPipeline, prompt: str, guidance: float = 2.0, steps: int = 20) -> np.ndarray:
-    """Diffusion Lens (Toker et al. 2024): an image drawn from each of `layer_states`, uint8 ``(layers + 1, s, s)``.
+def generate(
+    pipeline: StableDiffusionPipeline, states: Tensor, guidance: float = 2.0, steps: int = 20, keys: Sequence[int] = ()
+) -> np.ndarray:
+    """Images of ``pipeline``, uint8 ``(n, s, s)``, from ``states`` ``(n, length, width)`` in place of a prompt's.
 
-    ``pipeline, prompt`` as there; ``guidance`` away from the empty prompt; ``steps`` of DDIM from noise that all share.
+    ``guidance`` away from the empty prompt in ``steps`` of DDIM; the noise of each by its key, without ``keys`` equal.
     """
-    states, unet = layer_states(pipeline, prompt), pipeline.unet
-    empty, side = empty_states(pipeline)[0].to(unet.dtype), unet.config.sample_size
+    empty, config = empty_states(pipeline)[0].to(pipeline.unet.dtype), pipeline.unet.config
     # Twice as wide where keys and values differ.
     states = states.repeat(1, 1, empty.shape[-1] // states.shape[-1]).to(empty)
-    noise = models.seeded_noise((unet.config.in_channels, side, side), 0).to(states).expand(len(states), -1, -1, -1)
+    shape = (config.in_channels, config.sample_size, config.sample_size)
+    noise = torch.stack([models.seeded_noise(shape, 0, key) for key in keys or [0] * len(states)]).to(states)
     latents = models.draw(pipeline, noise, states, empty[None], steps=steps, guidance=guidance)
     return models.decode_latents(pipeline, latents.float())
+
+
+def lens(pipeline: StableDiffusionPipeline, prompt: str, guidance: float = 2.0, steps: int = 20) -> np.ndarray:
+    """Diffusion Lens (Toker et al. 2024): an image from each of `layer_states` by `generate`, ``(layers + 1, s, s)``.
+
+    ``pipeline, prompt`` as of the former, ``guidance, steps`` as of the latter.
+    """
+    return generate(pipeline, layer_states(pipeline, prompt), guidance, steps)

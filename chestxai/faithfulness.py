@@ -14,7 +14,6 @@ Chance is 0.5 for every test and 0 for every gain. From a shell, or on many proc
 leaves maps and probes of a run's checkpoints where chapter 3 finds them finished.
 """
 
-import argparse
 import hashlib
 import math
 import re
@@ -334,11 +333,9 @@ def random_weights(pipeline: StableDiffusionPipeline, parts: Sequence[str]) -> N
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m chestxai.faithfulness``: maps and probes of all checkpoints of a run."""
-    parser = argparse.ArgumentParser(
-        prog="python -m chestxai.faithfulness",
-        description="Ground all test phrases with every checkpoint of a run, also on swapped images and other prompts.",
+    parser = profiles.run_parser(
+        "faithfulness", "Ground all test phrases, also on swapped images and for other words."
     )
-    profiles.add_options(parser)
     options = parser.parse_args(arguments)
     profile, _, run = profiles.chosen(options)
     runs.processes()

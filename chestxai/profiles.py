@@ -292,6 +292,13 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="root of the runs (default: runs/)")
 
 
+def run_parser(name: str, description: str) -> ArgumentParser:
+    """The parser of ``python -m chestxai.<name>``, a command with a ``description`` that has `add_options`."""
+    parser = ArgumentParser(prog=f"python -m chestxai.{name}", description=description)
+    add_options(parser)
+    return parser
+
+
 def chosen(options: Namespace) -> tuple[Profile, str, Run]:
     """The profile, variant and run that the ``options`` of `add_options` name; raises as `load` and `run`."""
     profile = load(options.profile)

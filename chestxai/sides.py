@@ -8,7 +8,6 @@ Few X-rays have boxes, many have reports that name a side. The prompt of `sided`
 writes ``sides.csv`` of a finished run.
 """
 
-import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -113,12 +112,8 @@ def scores_by_step(profile: Profile, run: Run, studies: Iterable[Study], pool: I
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m chestxai.sides``: ``sides.csv`` of every checkpoint of a run."""
-    parser = argparse.ArgumentParser(
-        prog="python -m chestxai.sides",
-        description="Which side of an image do maps prefer, where reports name one? Of every checkpoint of a run.",
-    )
+    parser = profiles.run_parser("sides", "Which side of an image do maps prefer, where reports name one?")
     parser.add_argument("--split", default="test", choices=("val", "test"), help="the studies to score (test)")
-    profiles.add_options(parser)
     options = parser.parse_args(arguments)
     profile, _, run = profiles.chosen(options)
     runs.processes()

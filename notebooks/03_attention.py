@@ -291,11 +291,12 @@ Markdown(
 # generates one for the prompt, and its attention is read meanwhile. That map is scored against the finding in the
 # *held-out* image, so it can only reflect where such a finding usually is, and which side and zone the prompt names.
 #
-# In the table, brackets hold a 95 % confidence interval, and Top-1 is as in chapter 1.
+# The maps of `noised` are those of the last figure. In the table, brackets hold a 95 % confidence interval, and Top-1 is
+# as in chapter 1.
 
 # %%
 steps_of_path = settings.grounding.steps
-ways = {
+ways = {"noised": by_time[:, -whole:].mean(axis=1)} | {
     method: grounding.ground_many(
         pipeline,
         None if method == "generation" else val_images,
@@ -306,7 +307,7 @@ ways = {
         method=method,
         steps=steps_of_path,
     )
-    for method in ("noised", "inversion", "generation")
+    for method in ("inversion", "generation")
 }
 
 

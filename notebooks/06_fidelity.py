@@ -362,6 +362,14 @@ def as_asked(images, texts, groups):
     }
 
 
+def keep(name, value):
+    """Add a score with its bounds to the numbers of the last step."""
+    ends = {"": value.estimate, "_low": value.low, "_high": value.high}
+    scores[last] |= {
+        name + end: float(v) if np.isfinite(v) else None for end, v in ends.items()
+    }
+
+
 # %% tags=["aggregate"]
 if exact:
     shares = {
@@ -375,6 +383,10 @@ if exact:
     }
     chance = {name: 1 / len(values) for name, values in baselines.ATTRIBUTES.items()}
     display(pd.DataFrame({**shares, "chance": chance}).map("{:.2f}".format))
+    for name in shares[now]:
+        keep(f"asked_{name}", shares[now][name])
+        keep(f"asked_{name}_real", shares["held-out images"][name])
+        scores[last][f"chance_asked_{name}"] = chance[name]
 
 # %% tags=["remove-input", "aggregate"]
 Markdown(
@@ -417,9 +429,7 @@ transfer = {
 
 # %% tags=["aggregate"]
 for name, suffix in ((now, ""), ("training images", "_real")):
-    for end, value in vars(transfer[name]["macro"]).items():
-        key = f"transfer_auc{suffix}" + ("" if end == "estimate" else f"_{end}")
-        scores[last][key] = float(value) if np.isfinite(value) else None
+    keep(f"transfer_auc{suffix}", transfer[name]["macro"])
 count = dict(zip((*FINDINGS, "all"), [*real_labels.sum(0), len(real)], strict=True))
 table = pd.DataFrame(
     {"finding": "all" if finding == "macro" else finding, "variant": f"trained on {name}"}

@@ -120,8 +120,9 @@ Markdown(say.tradeoff.seeds(len(seeds)))
 # %% [markdown]
 # First compare each variant's AUC-ROC and word test with the location prior: a variant that does not exceed it may only
 # know where findings usually are. The gain in AUC-ROC removes this doubt for AUC-ROC, the *gain in the word test* for
-# the word test. If such an interval includes 0, the doubt remains. No score of this table sees whether the images have
-# their findings on the *side* that the prompt names: chapter 6 tests that.
+# the word test. If such an interval includes 0, the doubt remains. The rows *as asked* say whether generated findings
+# lie on the side and in the zone that the prompt names, and are as severe (chapter 6); no other score of fidelity sees
+# that.
 #
 # The *location prior* never looks at the image; *chance* is a random map. *Held-out images* is what such images score
 # themselves: the level to aim at for the classifier's AUC, precision, recall, density, coverage and similarity

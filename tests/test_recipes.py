@@ -292,7 +292,7 @@ def test_what_a_token_cannot_see_does_not_change_it(tmp_path, kind):
     """Two prompts that differ in their third word: which states differ says how far the difference travels."""
     pair = ["left lung base opacity edema pneumonia", "left lung effusion opacity edema pneumonia"]
     reached = {}
-    for mixing in ("all", "window:1", "none"):
+    for mixing in ("all", "causal", "window:1", "none"):
         pipeline = tiny.random_pipeline(kind)
         finetune_checkpoints.prepare(pipeline, Recipe(mixing=mixing), 0)
         one, two = text_of(pipeline, pair)
@@ -302,6 +302,7 @@ def test_what_a_token_cannot_see_does_not_change_it(tmp_path, kind):
     first = word if kind == "sd" else word - 2  # CLIP looks back only; two layers pass on by one each
     assert reached["window:1"] == list(range(first, word + 3))
     assert reached["all"] == list(range(0 if kind == "bert" else word, 8))
+    assert reached["causal"] == list(range(word, 8))  # nothing before the difference, as in CLIP
     train(Recipe(text="learnable", mixing="none"), tmp_path, kind)
     one, two = text_of(models.load_pipeline(tmp_path / "model", device="cpu"), pair)
     assert [i for i in range(8) if not torch.allclose(one[i], two[i], atol=1e-6)] == [word]

@@ -1,6 +1,5 @@
 """``python -m chestxai.finetune``: one run of a profile."""
 
-import argparse
 from collections.abc import Sequence
 
 from accelerate import PartialState
@@ -12,11 +11,7 @@ from chestxai.finetune.loop import finetune
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m chestxai.finetune``: one run of a profile."""
-    parser = argparse.ArgumentParser(
-        prog="python -m chestxai.finetune",
-        description="Fine-tune one variant of a profile. A finished run is left alone, an unfinished one is resumed.",
-    )
-    profiles.add_options(parser)
+    parser = profiles.run_parser("finetune", "Fine-tune one variant of a profile. An unfinished run is resumed.")
     parser.add_argument("--plan", action="store_true", help="say what it takes, without weights or data, and stop")
     parser.add_argument("--gpu", type=float, metavar="GB", help="with --plan: memory of a GPU (default: that of yours)")
     parser.add_argument(

@@ -1,6 +1,5 @@
 """``python -m chestxai.grounding``: the maps of one run of a profile."""
 
-import argparse
 from collections.abc import Sequence
 
 from accelerate import PartialState
@@ -12,11 +11,9 @@ from chestxai.studies import phrases
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m chestxai.grounding``: all test phrases with every checkpoint of a run."""
-    parser = argparse.ArgumentParser(
-        prog="python -m chestxai.grounding",
-        description="Ground all test phrases with every checkpoint of a fine-tuned run. Finished maps are left alone.",
+    parser = profiles.run_parser(
+        "grounding", "Ground all test phrases with every checkpoint of a run."
     )
-    profiles.add_options(parser)
     options = parser.parse_args(arguments)
     profile, _, run = profiles.chosen(options)
     runs.processes()

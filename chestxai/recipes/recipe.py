@@ -93,8 +93,8 @@ class Recipe(Settings):
         values: ``frozen``: likewise, the control.
         anchor_weights: weight of the squared distance of the text encoder's learning parameters to what they were
             (L2-SP; Li et al. 2018).
-        mixing: which tokens a token sees inside the text encoder: ``all``, ``window:K`` (the K on each side of it) or
-            ``none`` (itself alone).
+        mixing: which tokens a token sees inside the text encoder: ``all``, ``window:K`` (the K on each side of it),
+            ``causal`` (itself and those before it, as in CLIP) or ``none`` (itself alone).
         text_projection: ``linear``: a linear layer between a text encoder and a U-Net of different widths, which learns
             with the U-Net (`networks.add_projection`); ``none``: their widths are equal.
         unet: what of the U-Net learns: ``all``, or ``lora:R`` (adapters of rank R on its attention layers).
@@ -123,7 +123,7 @@ class Recipe(Settings):
     keys: Literal["learned", "frozen"] = "learned"
     values: Literal["learned", "frozen"] = "learned"
     anchor_weights: float = Field(0.0, ge=0, allow_inf_nan=False)
-    mixing: str = Field("all", pattern=r"^(?:all|none|window:[1-9]\d{0,2})$")
+    mixing: str = Field("all", pattern=r"^(?:all|none|causal|window:[1-9]\d{0,2})$")
     text_projection: Literal["none", "linear"] = "none"
     unet: str = Field("all", pattern=f"^(?:all|{_LORA})$")
     ucg: Literal["any", "no finding"] = "any"
@@ -271,7 +271,8 @@ class Recipe(Settings):
         """
         if self.mixing == "all":
             return None
-        reach, length = int(self.mixing.partition(":")[2] or 0), mask.shape[1]
+        length, causal = mask.shape[1], causal or self.mixing == "causal"
+        reach = length if self.mixing == "causal" else int(self.mixing.partition(":")[2] or 0)
         near = mask.new_ones(length, length).bool().triu(-reach).tril(0 if causal else reach)
         return (near & mask.bool()[:, None])[:, None]
 
