@@ -333,9 +333,7 @@ def random_weights(pipeline: StableDiffusionPipeline, parts: Sequence[str]) -> N
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m chestxai.faithfulness``: maps and probes of all checkpoints of a run."""
-    parser = profiles.run_parser(
-        "faithfulness", "Ground all test phrases, also on swapped images and for other words."
-    )
+    parser = profiles.run_parser("faithfulness", "Ground all test phrases, also on swapped images and for other words.")
     options = parser.parse_args(arguments)
     profile, _, run = profiles.chosen(options)
     runs.processes()

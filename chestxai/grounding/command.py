@@ -11,9 +11,7 @@ from chestxai.studies import phrases
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m chestxai.grounding``: all test phrases with every checkpoint of a run."""
-    parser = profiles.run_parser(
-        "grounding", "Ground all test phrases with every checkpoint of a run."
-    )
+    parser = profiles.run_parser("grounding", "Ground all test phrases with every checkpoint of a run.")
     options = parser.parse_args(arguments)
     profile, _, run = profiles.chosen(options)
     runs.processes()
