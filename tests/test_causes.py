@@ -292,6 +292,16 @@ class TestLens:
         assert images.dtype == np.uint8
         assert not np.array_equal(images[0], images[-1])
 
+    def test_images_from_states_are_those_of_the_prompt_and_its_noise(self, pipeline):
+        states, empty = (models.encode_text(pipeline, [text] * 2) for text in ("effusion", ""))
+        one, other = causes.generate(pipeline, states, steps=2, keys=[0, 1])
+        again, alike = causes.generate(pipeline, states, steps=2)
+        assert np.array_equal(one, again)
+        assert np.array_equal(again, alike)
+        assert not np.array_equal(one, other)
+        plain, guided = (causes.generate(pipeline, empty, guidance, steps=2).astype(int) for guidance in (1.0, 4.0))
+        assert abs(plain - guided).max() <= 1  # away from itself leads nowhere
+
 
 def at(low, high):
     return Interval((low + high) / 2, low, high)

@@ -78,6 +78,7 @@ class TestStudy:
         assert table["step"].tolist() == [4, 8]
         assert table["seed"].dtype.kind == "i"
         assert table["identity"].unique().tolist() == [todo[0].identity]
+        assert table[["asked_side", "asked_zone", "asked_severity"]].stack().between(0, 1).sum() == 6
         before = (folder / "small.csv").read_bytes()
         study.run(todo, folder / "small.csv", workers=1)
         assert (folder / "small.csv").read_bytes() == before

@@ -177,7 +177,7 @@ def rows_of(job: Job) -> pd.DataFrame:
 
 
 def _fidelity(job: Job, run: Run) -> dict[str, Any]:
-    from chestxai import fidelity, finetune, models
+    from chestxai import baselines, fidelity, finetune, models
     from chestxai.studies import to_images
 
     profile = job.profile
@@ -186,10 +186,14 @@ def _fidelity(job: Job, run: Run) -> dict[str, Any]:
     prompts, labels, _ = fidelity.requests(kept, profile.sampling, pipeline)
     classifier = fidelity.profile_classifier(profile, job.data, job.out)
     options = {"patients": [study.patient for study in kept], "spaces": fidelity.feature_spaces(profile.sampling)}
+    exact = profile.boxes == profile.data.source == "phantom"  # others have no exact truth
+    judge = baselines.ceiling(profile, _phrases(profile, job.split, job.data)[1], job.out) if exact else None
     for step in run.steps():
         finetune.load_checkpoint(pipeline, run, step)
         images = fidelity.sample(pipeline, prompts, profile.sampling, run.samples_file(step))
         scores[str(step)] = fidelity.evaluate(real, images, labels, prompts, classifier, **options)
+        shown = baselines.as_asked(images, prompts, judge)[[*baselines.ATTRIBUTES]].mean().dropna() if judge else {}
+        scores[str(step)] |= {f"asked_{name}": float(share) for name, share in shown.items()}
     return scores
 
 
