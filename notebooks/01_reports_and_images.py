@@ -83,8 +83,8 @@ Markdown(
 # ## A study
 #
 # A `Study` is one image with its report, the form into which the book brings every data set. It lists `Finding`s:
-# abnormalities that the report says are present or absent. A finding has a name, the words of the report about it (the *phrase*),
-# and a place: one or more `Box`es, and a *mask*, the set of its pixels, where the exact shape is known.
+# abnormalities that the report says are present or absent. A finding has a name, the words of the report about it (the
+# *phrase*), and a place: one or more `Box`es, and a *mask*, the set of its pixels, where the exact shape is known.
 
 # %%
 located = [s for s in boxed["test"] if phrases([s])]
@@ -551,7 +551,8 @@ pd.DataFrame({name: {**card, **read[name]} for name, card in cards.items()}).dro
 # %% [markdown]
 # A study may have several findings. Where two usually occur together, a model that confuses them may still look right.
 # Read the matrix by rows: of the studies with the row's finding, the share that also have the column's. Compare it with
-# the share of all studies in the table of studies and findings: if both are about equal, the two findings do not tend to occur together.
+# the share of all studies in the table of studies and findings: if both are about equal, the two findings do not tend
+# to occur together.
 
 # %% tags=["aggregate"]
 plots.cooccurrence(labels["train"], title="Findings that come together, training studies")
@@ -615,16 +616,16 @@ plots.overlays(
 # image can beat it.
 #
 # We score the prior on the test studies in two ways, of which chapter 4 says more. *AUC-ROC* is the probability that a
-# random pixel of the finding has a higher value than a random pixel outside it; 0.5 is chance. *Top-1* is the share of
-# maps whose highest pixel lies in the finding; chance is the share of the image that the finding fills.
+# random pixel of the finding has a higher value than a random pixel outside it; 0.5 is chance. The *pointing game* is
+# the share of maps whose highest pixel lies in the finding; chance is the share of the image that the finding fills.
 
 # %% tags=["aggregate"]
 scored = pd.DataFrame(
     {
         "finding": t.finding.name,
         "AUC-ROC": localization.auc_roc(priors[t.finding.name], mask),
-        "Top-1": localization.pointing_game(priors[t.finding.name], mask),
-        "Top-1 by chance": mask.mean(),
+        "pointing game": localization.pointing_game(priors[t.finding.name], mask),
+        "its chance": mask.mean(),
     }
     for t in truths
     if 0 < (mask := mask_of(t)).mean() < 1
@@ -638,7 +639,7 @@ baseline.round(3).astype({"test phrases": int})
 overall = baseline.loc["all"]
 Markdown(
     f"Without looking at the image, the prior has an AUC-ROC of **{overall['AUC-ROC']:.2f}** (chance 0.5), and its highest "
-    f"pixel hits the finding in **{overall['Top-1']:.0%}** of cases (chance {overall['Top-1 by chance']:.0%}). This baseline "
+    f"pixel hits the finding in **{overall['pointing game']:.0%}** of cases (chance {overall['its chance']:.0%}). This baseline "
     "stands beside every model of the later chapters: a model that does not beat it may have learned only where findings "
     "usually are."
 )
@@ -646,7 +647,7 @@ Markdown(
 # %% tags=["answer", "remove-input", "aggregate"]
 Markdown(
     say.answers.images(
-        len(truths), len(boxed["test"]), overall["Top-1"], overall["Top-1 by chance"]
+        len(truths), len(boxed["test"]), overall["pointing game"], overall["its chance"]
     )
 )
 

@@ -21,8 +21,8 @@
 #
 # A *diffusion model* generates an image from pure noise, by removing a little of the noise at a time. A text, the
 # prompt, says what the image is to show. The book's own *base* model was trained on chests with captions in everyday
-# words, such as "Small white pool at the lower left.": it knows sides, sizes and what things look like, but no name of a
-# finding. It is *fine-tuned*, that is, trained further, on images and their reports.
+# words, such as "Small white pool at the lower left.": it knows sides, sizes and what things look like, but no name of
+# a finding. It is *fine-tuned*, that is, trained further, on images and their reports.
 #
 # How the text is treated meanwhile is a *recipe*; a *variant* is a recipe with a name. The two variants of the paper
 # {cite}`dombrowski2024tradeoffs` are
@@ -255,7 +255,7 @@ Markdown(
     f"{len(trace)} steps of {settings.finetune.batch_size} images, {len(trace) * settings.finetune.batch_size / used:.1f} "
     f"passes over {used} of {len(studies)} studies, took {trace['seconds'].max() / 60:.1f} minutes. The loss of the first tenth was "
     f"{trace['loss'].head(max(1, len(trace) // 10)).mean():.4f}, of the last {trace['loss'].tail(max(1, len(trace) // 10)).mean():.4f}. "
-    "The loss says little, and it may even rise. All variants draw the same timesteps and noise, so their losses rise and "
+    "The loss says little, and it may even rise. All variants get the same timesteps and noise, so their losses rise and "
     "fall together; and the base already predicts noise well, so these ups and downs hide what is learned. "
     + (
         "Weighted by `min_snr`, it cannot be compared with the error above. "

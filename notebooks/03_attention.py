@@ -106,14 +106,15 @@ pd.DataFrame(
 ).T
 
 # %% [markdown]
-# The image becomes a latent, gets the noise of one timestep, and passes through the U-Net once. Each attention layer has
-# learned matrices: one turns the U-Net's features at a position into a *query* (a row of $Q$), another turns a token's
-# state into a *key* (a row of $K$, both of width $d$). The larger their product, the more the position attends to the
-# token. For each position, $\mathrm{softmax}(QK^\top/\sqrt d)$ turns the products into probabilities over all tokens,
-# padding included. (A third matrix makes the *values*, which the position takes in; a map does not use them.) A layer
-# does this several times side by side, in its *heads*. `capture` records what each position gives to the marked tokens; the mean over heads and marked tokens is
-# one map per layer, at the layer's own resolution. Layers are named by their place in the U-Net: *down* goes from fine
-# to coarse, *mid* is the coarsest, *up* goes back. The first number is the block, the second the layer in it.
+# The image becomes a latent, gets the noise of one timestep, and passes through the U-Net once. Each attention layer
+# has learned matrices: one turns the U-Net's features at a position into a *query* (a row of $Q$), another turns a
+# token's state into a *key* (a row of $K$, both of width $d$). The larger their product, the more the position attends
+# to the token. For each position, $\mathrm{softmax}(QK^\top/\sqrt d)$ turns the products into probabilities over all
+# tokens, padding included. (A third matrix makes the *values*, which the position takes in; a map does not use them.) A
+# layer does this several times side by side, in its *heads*. `capture` records what each position gives to the marked
+# tokens; the mean over heads and marked tokens is one map per layer, at the layer's own resolution. Layers are named by
+# their place in the U-Net: *down* goes from fine to coarse, *mid* is the coarsest, *up* goes back. The first number is
+# the block, the second the layer in it.
 
 # %%
 timestep = 200
@@ -155,8 +156,8 @@ plots.overlays(
 # %% [markdown]
 # The white outline is the finding's true place. A single pass is noisy and the layers disagree. When a model generates,
 # it does not visit every timestep but some 50, evenly spaced. The paper averages over all layers and over the 40 of
-# these 50 with the least noise, with fresh noise at each. A profile may read fewer of the 40. Is the mean map highest inside the outline? A single phrase may fail; all test
-# phrases follow below.
+# these 50 with the least noise, with fresh noise at each. A profile may read fewer of the 40. Is the mean map highest
+# inside the outline? A single phrase may fail; all test phrases follow below.
 
 # %%
 timesteps = grounding.paper_timesteps(
@@ -291,8 +292,8 @@ Markdown(
 # generates one for the prompt, and its attention is read meanwhile. That map is scored against the finding in the
 # *held-out* image, so it can only reflect where such a finding usually is, and which side and zone the prompt names.
 #
-# The maps of `noised` are those of the last figure. In the table, brackets hold a 95 % confidence interval, and Top-1 is
-# as in chapter 1.
+# The maps of `noised` are those of the last figure. In the table, brackets hold a 95 % confidence interval, and the
+# pointing game is as in chapter 1.
 
 # %%
 steps_of_path = settings.grounding.steps
@@ -313,8 +314,8 @@ ways = {"noised": by_time[:, -whole:].mean(axis=1)} | {
 
 # %% tags=["aggregate"]
 def compared(maps_by_name):
-    """AUC-ROC and Top-1 with their intervals, for each kind of map."""
-    scores = {"AUC-ROC": localization.auc_roc, "Top-1": localization.pointing_game}
+    """AUC-ROC and pointing game with their intervals, for each kind of map."""
+    scores = {"AUC-ROC": localization.auc_roc, "pointing game": localization.pointing_game}
     patients = [t.study.patient for t in validation]
     table = pd.DataFrame(index=list(maps_by_name), columns=list(scores))
     for name, maps in maps_by_name.items():

@@ -20,7 +20,7 @@
 # **Does the map of a disease's name point at the disease? Because of the image, and because of the word?**
 #
 # Chapter 3 made a heatmap for each phrase, and the finding's true place, the *target*, is known. Two scores say whether
-# they agree: AUC-ROC looks at the order of all pixels, the *pointing game* (Top-1 in tables) at the hottest one. Each
+# they agree: AUC-ROC looks at the order of all pixels, the *pointing game* at the hottest one. Each
 # stands beside chance and beside the location prior of chapter 1. But a map may fit without the model having looked. So
 # we also swap the image, mirror the side and exchange the word.
 #
@@ -176,11 +176,11 @@ Markdown(
 )
 
 # %% [markdown]
-# ## The hottest pixel: the pointing game (Top-1)
+# ## The hottest pixel: the pointing game
 #
 # The pointing game asks whether the hottest pixel is in the target {cite}`zhang2018excitation`, which is what a user
-# who is shown one spot wants to know. Top-1 is the share of maps that hit. Chance is the share of the image that the
-# target fills.
+# who is shown one spot wants to know. The score is the share of maps that hit. Chance is the share of the image that
+# the target fills.
 #
 # Some papers forgive a near miss. Zhang et al. accept a maximum up to 15 pixels from the target, in photographs some
 # 500 pixels wide; in a smaller image the same 15 pixels forgive far more. Compare no tolerance, the same *share* of the
@@ -226,7 +226,7 @@ Markdown(
     "**What it misses.** It sees one pixel and ignores all others. A map may be right everywhere but at its maximum, or "
     f"wrong everywhere else and lucky. A map of {grid[0]} × {grid[1]} also locates its maximum only to within "
     f"{size / grid[0]:.0f} pixels, more than some targets are wide. A tolerance of 15 pixels is {15 / size:.0%} of the width "
-    f"here and {15 / 500:.0%} in a photograph, so it must be reported with the image's size. And a hit is 0 or 1, so Top-1 "
+    f"here and {15 / 500:.0%} in a photograph, so it must be reported with the image's size. And a hit is 0 or 1, so the pointing game "
     f"needs many phrases: with {len(rows)}, its standard error is up to {0.5 / np.sqrt(len(rows)):.2f}."
 )
 
@@ -248,8 +248,8 @@ plots.scores_by_finding(
 # %% tags=["aggregate"]
 plots.scores_by_finding(
     tradeoff.by_finding(every, "pointing_game", n=resamples),
-    "Top-1",
-    title="Top-1 by finding (number of phrases)",
+    "pointing game",
+    title="Pointing game by finding (number of phrases)",
 )
 
 # %% tags=["remove-input", "aggregate"]
@@ -347,10 +347,10 @@ estimated(
 )
 
 # %% [markdown]
-# Data sets of patients outline few findings, but most reports name a side. So the target can be the half of the image on
-# that side, which lets more studies be tested. This test is coarser than the one above: the mean over half of the image
-# contains little of a small finding, so values are closer to 0.5. No prompt names the side, and left and right count
-# equally, so a map that always leans to one side scores 0.5.
+# Data sets of patients outline few findings, but most reports name a side. So the target can be the half of the image
+# on that side, which lets more studies be tested. This test is coarser than the one above: the mean over half of the
+# image contains little of a small finding, so values are closer to 0.5. No prompt names the side, and left and right
+# count equally, so a map that always leans to one side scores 0.5.
 
 # %% tags=["aggregate"]
 studies = profiles.studies(settings, "test", data)
@@ -371,9 +371,9 @@ Markdown(say.localization.sides(halves, resamples))
 # result. A map that ignores the word scores 0.5.
 #
 # A map can pass this test without the image: the priors, made from true masks of other patients, get many right. On
-# swapped images the model sees neither finding, so its score there comes from the words and from anatomy. The row *gain*
-# is what the image adds (a small part of it may come from the timesteps, of which swapped images use fewer). If its
-# interval includes 0, the words alone may explain that the test is passed.
+# swapped images the model sees neither finding, so its score there comes from the words and from anatomy. The row
+# *gain* is what the image adds (a small part of it may come from the timesteps, of which swapped images use fewer). If
+# its interval includes 0, the words alone may explain that the test is passed.
 
 # %% tags=["aggregate"]
 estimated(
@@ -414,8 +414,9 @@ Markdown(
 # prompts to place image patches and sentences that belong together close to each other; its map is the similarity of
 # each patch with the phrase {cite}`boecking2022mscxr`. The *supervised* one is a small segmentation network
 # {cite}`ronneberger2015unet` that learned from the targets themselves. A model that learned from images and reports,
-# without targets, is not expected to reach its AUC-ROC. With many targets to learn from, its AUC-ROC, Top-1 and IoU are
-# a ceiling for the others. Its gain is not: a model whose map is worse on swapped images can have a larger gain.
+# without targets, is not expected to reach its AUC-ROC. With many targets to learn from, its AUC-ROC, pointing game and
+# IoU are a ceiling for the others. Its gain is not: a model whose map is worse on swapped images can have a larger
+# gain.
 
 # %%
 same = settings.boxes == settings.data.source
@@ -451,7 +452,7 @@ plots.overlays(
 estimated(
     {
         "auc_roc": "AUC-ROC",
-        "pointing_game": "Top-1",
+        "pointing_game": "pointing game",
         "iou": "IoU",
         "gain_auc_roc": "gain in AUC-ROC",
         "mirror": "mirror test, no side in the prompt",
@@ -686,7 +687,7 @@ if settings.boxes == "phantom":
 # ## Further: the best and the worst maps
 #
 # A mean hides what maps look like. Here are the three phrases with the highest and the three with the lowest AUC-ROC,
-# averaged over the variants. Does Top-1 agree?
+# averaged over the variants. Does the pointing game agree?
 
 # %%
 order = list(ranked.index)
@@ -701,7 +702,7 @@ plots.overlay_grid(
         for k, i in enumerate(picked)
     ],
     captions={
-        v: [f"AUC {auc.loc[i, v]:.2f}, Top-1 {hit[v][i]:.0f}" for i in picked]
+        v: [f"AUC {auc.loc[i, v]:.2f}, pointing game {hit[v][i]:.0f}" for i in picked]
         for v in variants
     },
     title="The phrases that are grounded best, and those grounded worst",
@@ -764,7 +765,7 @@ print(best.value_counts().to_string())
 means.assign(better=best).rename(index=tradeoff.NAMES).round(3)
 
 # %% [markdown]
-# **2.** Make a map whose AUC-ROC rounds to 1 and whose Top-1 is 0.
+# **2.** Make a map whose AUC-ROC rounds to 1 and whose pointing game is 0.
 
 # %% [markdown] tags=["solution"]
 # The target itself, and a single hotter pixel in a corner: nearly all pairs of pixels are in order, but the maximum is
@@ -801,7 +802,7 @@ pd.Series(localization.score(trap, mask)).rename(tradeoff.NAMES).round(3).to_fra
 # %% [markdown]
 # ## Takeaways
 #
-# - AUC-ROC looks at the order of all pixels and is easy on the background; Top-1 looks at one pixel and needs many
+# - AUC-ROC looks at the order of all pixels and is easy on the background; the pointing game looks at one pixel and needs many
 #   phrases.
 # - A map that has not seen the image can score high. The gain over swapped images is what the image contributes, the
 #   word test what the word does. A model points only if it passes both. If the word test gains nothing over swapped

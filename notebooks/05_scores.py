@@ -124,8 +124,8 @@ plots.overlays(
 
 # %%
 labels = {
-    "auc_roc": "AUC-ROC", "average_precision": "average precision", "pointing_game": "Top-1",
-    "pointing_game_15": "Top-1 (15 pixels)", "energy": "energy", "cnr": "CNR", "cnr_absolute": "CNR (absolute)",
+    "auc_roc": "AUC-ROC", "average_precision": "average precision", "pointing_game": "pointing game",
+    "pointing_game_15": "pointing game (15 pixels)", "energy": "energy", "cnr": "CNR", "cnr_absolute": "CNR (absolute)",
     "iou": "IoU (mixture)", "iou_otsu": "IoU (Otsu)", "iou_area": "IoU (hottest tenth)", "iou_oracle": "IoU (oracle)",
     "dice": "Dice", "miou": "mIoU (classes)", "miou_thresholds": "mIoU (thresholds)", "bbox_iou": "box IoU",
     "centre_distance": "centre distance",
@@ -210,27 +210,28 @@ def mean_score(score, maps_by_row, *arguments):
 #
 # Like AUC-ROC (chapter 4), average precision looks at the order of the pixels, but from the hottest pixel down. As more
 # pixels are taken, *recall* is the share of the target that is covered, and *precision* the share of the taken pixels
-# that belong to the target. Average precision is the area under this curve, on which the easy background has little
-# influence. Chance is the target's share of the image.
+# that belong to the target. Plotted against each other, they form a curve. Average precision is the area under it. The
+# easy background has little influence on it. Chance is the target's share of the image.
 
 # %%
 curves = {
     "location prior": prior[finding.name],
     **{v: localization.resize(maps[v][example], mask.shape) for v in variants},
 }
-points = []
+points, looks = [], {}
+styles = plots.variant_style(variants) | {"location prior": plots.REFERENCES["prior"][1]}
 for name, values in curves.items():
     precision, recall, _ = precision_recall_curve(mask.ravel(), values.ravel())
-    ap = localization.average_precision(values, mask)
-    points.append(
-        pd.DataFrame(
-            {"recall": recall, "precision": precision, "map": f"{name} ({ap:.2f})"}
-        )
-    )
+    label = f"{name} ({localization.average_precision(values, mask):.2f})"
+    looks[label] = styles[name]
+    points.append(pd.DataFrame({"recall": recall, "precision": precision, "map": label}))
+options = plots.express_options(looks, "map") | {"symbol": None}
 px.line(
-    pd.concat(points), x="recall", y="precision", color="map", template=plots.TEMPLATE, height=360, render_mode="svg",
-    range_y=[0, 1.02], title="<b>Precision from the hottest pixel down</b> (in brackets: average precision)",
-).update_layout(legend_title_text="").add_hline(mask.mean(), line_dash="dot", annotation_text="chance")  # fmt: skip
+    pd.concat(points), x="recall", y="precision", height=360, range_y=[0, 1.02], **options,
+    title="<b>Precision from the hottest pixel down</b> (in brackets: average precision)",
+).update_layout(legend_title_text="").add_hline(
+    mask.mean(), line_dash="dot", annotation_text="chance", annotation_position="top right"
+)  # fmt: skip
 
 # %% tags=["remove-input", "aggregate"]
 target_area = pd.Series({i: masks[i].mean() for i in rows})
@@ -248,8 +249,9 @@ Markdown(
 #
 # The energy-based pointing game {cite}`wang2020scorecam` is the share of a map's mass, the sum of its values, that lies
 # in the target. But attention is never 0, and in a nearly even map most of the mass is a constant part that all pixels
-# share. So the book counts only what is above the map's minimum. Here is one map both ways, as a share of its maximum;
-# what has a colour is counted.
+# share. So the book counts only what is above the map's minimum. The left picture shows
+# a map divided by its maximum, the right one the same map scaled from its minimum to its maximum. The colour shows what
+# each way counts.
 
 # %%
 counted = {"as it is": "zero", "above its minimum": "min"}
@@ -308,9 +310,9 @@ pd.DataFrame(
 
 # %% [markdown]
 # **What it misses.** The absolute CNR gives full marks to a map that is cold exactly where the disease is, and more
-# than zero to pure noise. We report the signed one. Neither depends on the map's scale or offset. But where a curve
+# than zero to pure noise. We report the signed one. Neither depends on the map's scale or offset. But where a monotonic
 # changes the values and not the order of the pixels, CNR changes, and so do thresholds and IoU. AUC-ROC, average
-# precision and Top-1 stay the same.
+# precision and the pointing game stay the same.
 
 # %% tags=["aggregate"]
 powers = {"√ map": 0.5, "map": 1.0, "map³": 3.0}
@@ -356,8 +358,8 @@ plots.overlays(
 
 # %% [markdown]
 # There are other ways to cut. *Otsu's* threshold splits the histogram where the two parts differ most; others take a
-# fraction of the map's range, or the hottest tenth of the image. The *oracle* takes the cut that overlaps best with the
-# mask: no score, but what a map could reach.
+# fraction of the map's range, or the hottest tenth of the image. The *oracle* takes the threshold with the highest IoU.
+# It uses the mask, so it is an upper bound, not a score.
 
 # %%
 ways = {
@@ -397,8 +399,9 @@ pd.DataFrame(by_way).T.rename_axis("mean IoU").round(3)
 gap = {v: by_way[v]["oracle"] - by_way[v]["mixture"] for v in variants}
 Markdown(
     "**What they miss.** A threshold decides without knowing the target's size. "
-    + ", ".join(f"`{v}` loses {loss:.3f}" for v, loss in gap.items())
-    + " of IoU to the mixture's cut, compared with the oracle's. And the oracle knows the truth: even noise gets "
+    + "With the mixture's threshold, the mean IoU of "
+    + " and of ".join(f"`{v}` is {loss:.3f} lower" for v, loss in gap.items())
+    + " than with the oracle's. And the oracle knows the truth: even noise gets "
     f"{by_way['random']['oracle']:.3f} from it."
 )
 
@@ -482,10 +485,10 @@ Markdown(
 # %% [markdown]
 # ## Definition or skill?
 #
-# All maps under all scores, as means over the test phrases. Where *perfect* is not at the best value (1; 0 for the
-# distance), the score or the map's resolution is the reason. What *constant*, *random* and *inverted* get is free. What
-# the *location prior* gets is anatomy. What a variant has beyond these may be skill, or may come from the side and zone
-# that the prompt names: chapter 4 tests that.
+# All maps under the book's eight main scores, as means over the test phrases. Where *perfect* is not at the best value
+# (1; 0 for the distance), the score or the map's resolution is the reason. What *constant*, *random* and *inverted* get
+# is free. What the *location prior* gets is anatomy. What a variant has beyond these may be skill, or may come from the
+# side and zone that the prompt names: chapter 4 tests that.
 
 # %% tags=["aggregate"]
 made = [
@@ -507,8 +510,9 @@ compared.rename(columns=tradeoff.NAMES).round(2)
 #
 # ## The same maps under the protocols of three papers
 #
-# The same maps are scored once more as three papers score theirs
-# {cite}`dombrowski2024tradeoffs,nuetzel2025generate,vilouras2024zeroshot`, as far as their code and text tell;
+# The maps of a sample of at most 60 phrases are scored once more, as three papers
+# {cite}`dombrowski2024tradeoffs,nuetzel2025generate,vilouras2024zeroshot` score theirs, as far as their code and text
+# tell. The target is now the box of the finding, not its mask, so compare within this table only.
 # `localization.PROTOCOLS` lists the steps, and what could not be found out.
 
 # %%
@@ -553,8 +557,9 @@ means.unstack("map")[list(dict.fromkeys(under["map"]))].round(3)
 # much has no sign, and one that gives *perfect* little cannot reward a good map. Read `centre_distance_pixels` the
 # other way round: less is better. Then compare one score between protocols, in one column: the maps are the same, so
 # the difference is due to the definition. In `nuetzel2025`, for example, a map whose foreground is empty gets 0 in
-# every score. `bbox_iou` fills a box around all of the foreground and compares it with the mask itself; `bbox_miou`
-# averages that with the IoU of the two backgrounds.
+# every score. This lowers AUC-ROC, but it improves the distance, for which 0 is best: compare *perfect*. `bbox_iou`
+# fills a box around all of the foreground and compares it with the mask itself; `bbox_miou` averages that with the IoU
+# of the two backgrounds.
 #
 # ## Exercises
 #
@@ -580,6 +585,10 @@ for variant, table in tables.items():
 # %% [markdown]
 # **2.** Energy, average precision, the oracle's IoU, the absolute CNR, box IoU, and the distance of the centres can all
 # be fooled. For each, make a map that scores as high as the perfect one and that you would not show to anyone.
+
+# %% [markdown] tags=["solution"]
+# Each score ignores something: energy the pixels that stay at the minimum, average precision and the oracle the size of
+# the difference, the absolute CNR its sign, box IoU everything inside the box, and the distance all but the centre.
 
 # %% tags=["solution"]
 box, random = box_of(mask), np.random.default_rng(0)
@@ -608,9 +617,9 @@ pd.DataFrame(
 # scores without a threshold?
 
 # %% [markdown] tags=["solution"]
-# Thresholds that depend on the values (mixture, Otsu, a share of the range) fail or get worse, CNR falls, and Top-1 is
-# lost. Energy loses the share of the pixel's mass. Scores that depend on the order hardly change, and neither do the
-# oracle's cut and the cut of a fixed area.
+# Thresholds that depend on the values (mixture, Otsu, a share of the range) fail or get worse, CNR falls, and the
+# pointing game is lost. Energy loses the share of the pixel's mass. AUC-ROC and average precision, which use the order
+# of all pixels, change little, and so do the oracle's cut and the cut of a fixed area.
 
 # %% tags=["solution"]
 broken = handmade["perfect"].copy()

@@ -17,7 +17,7 @@
 # %% [markdown]
 # # 6 Fidelity
 #
-# **How real and how varied are the generated images, and do they show what the prompt names?**
+# **How like held-out images and how varied are the generated ones, and do they show what the prompt names?**
 #
 # No single number answers these questions, so we ask one by one:
 #
@@ -72,7 +72,8 @@ pd.Series(settings.sampling.model_dump(), name=f"profile {settings.name}").to_fr
 # The prompts come from the reports of *held-out* studies, on which the model was never trained. A prompt is used as
 # often as it occurs among the held-out images (or, with `sampling: {prompts: evenly}`, as many for each finding).
 # Several images are generated for each. What is cut off because the text encoder cannot read it counts as not asked
-# for. `others` are held-out images of yet other patients, and their scores are what a perfect model would get.
+# for. `others` are held-out images of yet other patients. Their FID, KID, precision, recall, density and coverage are
+# about what a perfect model would get. The other scores are compared with those of the test images.
 
 # %%
 train = profiles.studies(settings, "train", data)
@@ -118,7 +119,7 @@ reference = fidelity.reference(
 )  # fmt: skip
 Markdown(
     f"Here: {classifier.description}. On held-out images its AUC, averaged over findings, is "
-    f"**{interval(reference, 'classifier_auc_real')}**: no more than this can be expected of generated images."
+    f"**{interval(reference, 'classifier_auc_real')}**. Generated images with a similar AUC show the findings as clearly."
 )
 
 # %% [markdown]
@@ -169,11 +170,10 @@ plots.images(
 # most.
 
 # %%
-now = f"step {last}"
 image_sets = {
     "held-out": real,
     "base": generated[0],
-    now: generated[last],
+    variant: generated[last],
     "other held-out": others,
 }
 features = {
@@ -189,14 +189,10 @@ points = pd.concat(
     for name, values in features.items()
     if name != "other held-out"
 )
-hues = {
-    "held-out": "#555555",
-    "base": "#888888",
-    now: plots.variant_style([variant])[variant].color,
-}
+looks = plots.variant_style(points["images"].unique())
 px.scatter(
-    points, x="first component", y="second component", color="images", symbol="images", opacity=0.6,
-    color_discrete_map=hues, template=plots.TEMPLATE, height=440, title="Every point is an image",
+    points, x="first component", y="second component", opacity=0.6, height=440, title="Every point is an image",
+    **plots.express_options(looks, "images", dash=False),
 ).update_layout(legend_title_text="")  # fmt: skip
 
 
@@ -228,7 +224,7 @@ pd.DataFrame(
                 features["held-out"], features[name]
             ),
         }
-        for name in ("base", now, "other held-out")
+        for name in ("base", variant, "other held-out")
     }
 ).round(3)
 
@@ -246,7 +242,7 @@ pd.DataFrame(
 
 # %% tags=["aggregate"]
 rows = {}
-for name in ("base", now, "other held-out"):
+for name in ("base", variant, "other held-out"):
     groups = None if name == "other held-out" else prompts
     values = fidelity.scores(
         features["held-out"],
@@ -297,7 +293,7 @@ plots.images(
 named = {
     "held-out images": reference["classifier_auc_real_by_finding"],
     "base": scores[0]["classifier_auc_by_finding"],
-    now: scores[last]["classifier_auc_by_finding"],
+    variant: scores[last]["classifier_auc_by_finding"],
 }
 count = dict(zip(FINDINGS, labels.sum(0), strict=True))
 table = pd.DataFrame(
@@ -323,16 +319,17 @@ plots.scores_by_finding(
 # %% [markdown]
 # A finding that no prompt names has no AUC, and one that few name has a wide interval, because the images of one prompt
 # are resampled together. Where a prompt names one finding alone, does the classifier find that one most probable
-# (*top-1*; chance is one in eight)? And how close are the images asked for a finding to held-out images of it?
+# (*classifier top-1*; chance is one in eight)? And how close are the images asked for a finding
+# to held-out images of it?
 
 # %% tags=["aggregate"]
 with warnings.catch_warnings(category=FewGroupsWarning, action="ignore"):
     scores[last]["by_finding"] = fidelity.by_finding(
-        features["held-out"], features[now], real_labels, labels
+        features["held-out"], features[variant], real_labels, labels
     )
 display(pd.DataFrame(scores[last]["by_finding"]).T.astype(float).round(3))
 Markdown(
-    f"Top-1 at step {last}: {interval(scores[last], 'top1')}, of held-out images {interval(reference, 'top1_real')}."
+    f"Classifier top-1 at step {last}: {interval(scores[last], 'top1')}, of held-out images {interval(reference, 'top1_real')}."
 )
 
 # %% [markdown]
@@ -342,8 +339,9 @@ Markdown(
 # ### On the side, in the zone, and as severe as asked?
 #
 # A prompt also says on which side, in which zone and how severe a finding is. The supervised model of chapter 4,
-# trained on the exact masks of phantoms, reads these off an image. It makes errors, too; held-out images with their own
-# prompts show how many. The zone is judged only for findings that occur in several zones.
+# trained on the exact masks of phantoms, reads these off an image. This model makes errors, too. Held-out images with
+# their own prompts show how many. Where they are close to chance, the measurement says little about generated images.
+# The zone is judged only for findings that occur in several zones.
 
 # %%
 exact = settings.boxes == settings.data.source == "phantom"  # others have no exact truth
@@ -379,18 +377,18 @@ if exact:
     }
     shares |= {
         name: as_asked(generated[step], prompts, prompts)
-        for name, step in (("base", 0), (now, last))
+        for name, step in (("base", 0), (variant, last))
     }
     chance = {name: 1 / len(values) for name, values in baselines.ATTRIBUTES.items()}
     display(pd.DataFrame({**shares, "chance": chance}).map("{:.2f}".format))
-    for name in shares[now]:
-        keep(f"asked_{name}", shares[now][name])
+    for name in shares[variant]:
+        keep(f"asked_{name}", shares[variant][name])
         keep(f"asked_{name}_real", shares["held-out images"][name])
         scores[last][f"chance_asked_{name}"] = chance[name]
 
 # %% tags=["remove-input", "aggregate"]
 Markdown(
-    say.fidelity.as_asked(shares[now], shares["held-out images"], chance)
+    say.fidelity.as_asked(shares[variant], shares["held-out images"], chance)
     if exact
     else "Only phantoms have exact truth, so this is not measured here."
 )
@@ -398,9 +396,9 @@ Markdown(
 # %% [markdown]
 # ## Of use?
 #
-# The classifier's test does not ask for variety. A harder one turns it round {cite}`ravuri2019cas`: a new classifier is
-# trained on the generated images alone and tested on *held-out* ones. Compare it with one trained on as many training
-# images; chance is 0.5.
+# The classifier AUC does not test variety. *TSTR* (train on synthetic, test on real) {cite}`ravuri2019cas` does: a new
+# classifier is trained on the generated images alone and tested on *held-out* ones. Compare it with one trained on as
+# many training images; chance is 0.5.
 
 
 # %%
@@ -414,7 +412,7 @@ sampled, kept_sampled, _ = to_images(profiles.sample(train, len(prompts)), size,
 sampled_labels = np.stack([s.labels() for s in kept_sampled])
 lessons = {
     "training images": (sampled, sampled_labels, profiles.profile_folder(settings, out)),
-    now: (generated[last], labels, run.folder),
+    variant: (generated[last], labels, run.folder),
 }
 transfer = {
     name: fidelity.transfer_auc(
@@ -428,11 +426,11 @@ transfer = {
 }
 
 # %% tags=["aggregate"]
-for name, suffix in ((now, ""), ("training images", "_real")):
+for name, suffix in ((variant, ""), ("training images", "_real")):
     keep(f"transfer_auc{suffix}", transfer[name]["macro"])
 count = dict(zip((*FINDINGS, "all"), [*real_labels.sum(0), len(real)], strict=True))
 table = pd.DataFrame(
-    {"finding": "all" if finding == "macro" else finding, "variant": f"trained on {name}"}
+    {"finding": "all" if finding == "macro" else finding, "variant": name}
     | {"mean": v.estimate, "low": v.low, "high": v.high, "chance": 0.5}
     | {"n": count["all" if finding == "macro" else finding]}
     for name, found in transfer.items()
@@ -442,13 +440,15 @@ table = pd.DataFrame(
 plots.scores_by_finding(
     table,
     "AUC on held-out images",
-    "What generated images teach (n: held-out images that show it)",
+    "Trained on generated or on training images (n: held-out images that show it)",
 )
 
 # %% tags=["remove-input", "aggregate"]
 Markdown(
     f"{len(prompts)} generated and {len(sampled)} training images, averaged over findings. "
-    + say.fidelity.teaching(transfer[now]["macro"], transfer["training images"]["macro"])
+    + say.fidelity.teaching(
+        transfer[variant]["macro"], transfer["training images"]["macro"]
+    )
     + " Both intervals are over test patients; they do not cover another training."
 )
 
@@ -472,7 +472,7 @@ curves = pd.DataFrame(
 )
 curves["up"] = curves["high"] - curves["estimate"]
 curves["down"] = curves["estimate"] - curves["low"]
-styles = plots.variant_style([variant]) | {"held-out": plots.Style("#555555", "x", "dot")}
+styles = plots.variant_style([variant, "held-out"])
 figure = px.line(
     curves, x="step", y="estimate", error_y="up", error_y_minus="down", facet_col="score", facet_col_spacing=0.08,
     height=420, labels={"estimate": "", "step": "training step"},
@@ -505,7 +505,7 @@ runs.write_json(
 tradeoff.summary(
     pd.DataFrame(
         {"variant": name, "seed": seed, "step": k} | scores[k]
-        for k, name in ((0, "base"), (last, now))
+        for k, name in ((0, "base"), (last, variant))
     )
 )
 
@@ -533,6 +533,10 @@ Markdown(say.answers.fidelity(variant, fid, interval(reference, "fid_real"), auc
 # **1.** Generate images of two prompts with no guidance (1) and with a lot (8). What happens to MS-SSIM, and to the
 # images?
 
+# %% [markdown] tags=["solution"]
+# Guidance pushes every image towards what is typical for its prompt. Often, more of it makes images more alike and
+# MS-SSIM higher; with two prompts MS-SSIM may also fall. Too much of it exaggerates contrast.
+
 # %% tags=["solution"]
 some = slice(0, 2 * settings.sampling.per_prompt)
 by_guidance = {settings.sampling.guidance: generated[last][some]}
@@ -540,7 +544,6 @@ for guidance in (1.0, 8.0):
     changed = settings.sampling.model_copy(update={"guidance": guidance})
     path = run.samples_file(f"guidance-{guidance:g}")
     by_guidance[guidance] = fidelity.sample(pipeline, prompts[some], changed, path)
-# Often, more guidance makes images more alike; with two prompts MS-SSIM may also fall.
 by_guidance = dict(sorted(by_guidance.items()))
 similarity = {g: fidelity.ms_ssim(x, prompts[some]) for g, x in by_guidance.items()}
 display(pd.DataFrame({"MS-SSIM": similarity}).round(3))
@@ -558,6 +561,11 @@ plots.images(
 # **2.** Networks expect scaled pixels, and scaling is easily done twice, or for one of the two sets only. What does
 # `fidelity.features` say to images in [0, 1]? What would the FID be if it accepted them? And if one set is inverted, as
 # files marked MONOCHROME1 are?
+
+# %% [markdown] tags=["solution"]
+# `fidelity.features` takes whole numbers from 0 to 255 and refuses others. Forced through, such images would all be
+# black: FID would measure the mistake, not the images. Inverted images pass the check, so compare the mean brightness
+# of the two sets before you compare them.
 
 # %% tags=["solution"]
 try:
@@ -646,8 +654,8 @@ for step, images in generated.items():
 #
 # - FID and KID compare sets of images and depend on the feature space. The floor is not zero: held-out images of other
 #   patients set it.
-# - MS-SSIM within a prompt shows mode collapse; the classifier's AUC shows whether the named findings appear, not
-#   whether side, zone and severity are as asked.
+# - MS-SSIM within a prompt shows mode collapse. The classifier's AUC shows whether the named findings appear. It does not
+#   show whether side, zone and severity are as asked; measure these separately.
 # - Whether images are of use is best tested by using them: train on generated images, test on held-out ones.
 # - None of these scores says *where* the model looks when it reads a word. Chapter 8 puts both together.
 #

@@ -80,8 +80,8 @@ features |= {v: fidelity.features(classifier, images) for v, images in generated
 # %% [markdown]
 # ## Which score notices what?
 #
-# Each set below consists of held-out images. *Other patients* and *fewer of them* are not spoiled and serve for
-# comparison; each of the others is spoiled in one way. As these images have no prompt, their findings take its place.
+# Each set below consists of held-out images. *Other patients* and *fewer of them* serve for comparison; each of the
+# other sets has one fault. As these images have no prompt, their findings take its place.
 
 # %%
 sampled, kept_sampled, _ = to_images(profiles.sample(train, len(prompts)), size, fit)
@@ -100,7 +100,7 @@ spoiled = {
     "copies of training images": (fidelity.copies(sampled, most), sampled_labels[:most]),
     "one image a finding": (fidelity.copies(whole[first], most), shows),
     "four images": (fidelity.copies(whole[np.arange(most) % 4], most), shows),
-    "blur": (blurry, shows),
+    "slight blur": (blurry, shows),
     "noise": ((whole + grain).clip(0, 255).astype(np.uint8), shows),
 }
 # Smaller sets have too few neighbours, or no two images with the same findings.
@@ -110,7 +110,7 @@ spoiled = {name: pair for name, pair in spoiled.items() if len(pair[0]) >= 8}
 if not spoiled:
     runs.leave_out_rest()
 few = f"A set needs eight images, here are {most}: the rest of this chapter is left out."
-Markdown("" if spoiled else few)
+None if spoiled else Markdown(few)
 
 # %%
 count = min(3, *(len(images) for images, _ in spoiled.values()))
@@ -174,7 +174,7 @@ change = (values - values.loc["other patients"]) / half * better
 figure = px.imshow(
     change.rename(columns=MEASURES), zmin=-4, zmax=4, color_continuous_scale="RdBu", aspect="auto", height=440,
     template=plots.TEMPLATE, labels={"color": "change,<br>in half-widths<br>of the interval"},
-    title="Spoiled held-out images: red is worse, blue better, pale chance",
+    title="Spoiled held-out images: red is worse, blue better, pale about the same",
 )  # fmt: skip
 figure.update_traces(
     text=[["–" if np.isnan(v) else f"{v:.2f}" for v in row] for row in values.to_numpy()],
@@ -191,13 +191,15 @@ Markdown(say.fidelity.unnoticed(failings, names))
 Markdown(say.answers.blind_spots(failings, names))
 
 # %% [markdown]
-# The numbers in the figure are the scores. Its colour is the difference from *other patients*, in half-widths of that
-# score's interval: beyond −1 the score notices. *Near training* is the share of images that are nearer to a training
-# image than 95 % of unseen images are. MS-SSIM counts as worse when it is higher, as mode collapse makes it. A
-# dash means that the score is not defined.
+# The numbers in the figure are the scores. Its colour is the difference from *other patients*, in half-widths of the
+# interval of *other patients* (for MS-SSIM: of held-out images; for KID: two standard deviations over subsets). Below
+# −1, we say that the score notices. This is a rule of thumb, not a test: values near −1 may be due to which images were
+# drawn. *Near training* is the share of images that are nearer to a training image than 95 % of unseen images are.
+# MS-SSIM counts as worse when it is higher, as mode collapse makes it. A dash means that the score is not defined.
 #
-# Read the figure by rows. *Fewer of them* are as good as all; what turns red there depends on the number of images, or
-# on which ones were taken. *Only without a finding* is an unspoiled set, but a different one. *Copies* are what the
+# Read the figure by rows. *Fewer of them* are as good as all. A score that turns red there depends on the number of
+# images, or on which ones were taken. *Only without a finding* lacks variety, but each of its images is good. It also
+# has fewer images, so compare it with *fewer of them*. *Copies* are what the
 # comparison with the training images is for. In *one image a finding* every image shows the first finding that it
 # should, but not always the others. The scores of variety must notice the repetition. MS-SSIM cannot notice *noise*:
 # grain makes images less alike, and so does variety. Then read by columns: is a score red only where something is
@@ -244,8 +246,8 @@ Markdown(say.fidelity.sample_size(ends, fids, kids))
 
 # %% [markdown]
 # Plotted against one over the number of images, FID is nearly a straight line, which meets the axis at the FID of
-# infinitely many images, *FID∞* {cite}`chong2020unbiased`. With fewer images than features the line bends: read it as a
-# correction, not as a result. It may even end below 0, which no FID can.
+# infinitely many images, *FID∞* {cite}`chong2020unbiased`. With fewer images than features the line bends, and FID∞ is
+# only a rough estimate. It may even be below 0, which no FID can.
 
 # %% tags=["aggregate"]
 trend = {
@@ -314,7 +316,8 @@ plots.images(
 # %% [markdown]
 # ## Exercises
 #
-# **1.** How much blur does FID see? Blur the *other held-out* images more and more, and compare them with the held-out ones.
+# **1.** How much blur does FID see? Blur the *other held-out* images more and more, and compare them with the held-out
+# ones.
 
 # %% [markdown] tags=["solution"]
 # A little blur removes texture and leaves the findings; strong blur can also remove small findings. A feature space
@@ -372,8 +375,8 @@ pd.Series(
 
 # %% [markdown]
 # **3.** Precision, recall, density and coverage count images within *balls*, which reach from each image to one of its
-# nearest neighbours. Put one picture of pure noise among the *held-out* images: what do precision and density say of the
-# noisy set? Then show each of a few good images four times: what do recall and coverage say?
+# nearest neighbours. Put one picture of pure noise among the *held-out* images: what do precision and density say of
+# the noisy set? Then show each of a few good images four times: what do recall and coverage say?
 
 # %% [markdown] tags=["solution"]
 # The outlier's neighbours are far away, so its ball is huge, and images in it count as precise. Density rises much
@@ -402,7 +405,8 @@ pd.DataFrame(
 ).T.drop(columns="fid").round(2)
 
 # %% [markdown]
-# **4.** The search for copies found the planted ones. Would it find a copy that is noisier, shifted by two pixels, or mirrored?
+# **4.** The search for copies found the planted ones. Would it find a copy that is noisier, shifted by two pixels, or
+# mirrored?
 
 # %% [markdown] tags=["solution"]
 # Compare each share with 5 %, which is chance. A copy that the feature space takes for something else is not found. No

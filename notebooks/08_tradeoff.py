@@ -274,7 +274,8 @@ curve.groupby("variant").diff().groupby("variant").tail(1).round(3)
 # %% [markdown]
 # Would twice as many steps change the result? In the study `recipes-final` (chapter 10) `frozen` and `fifth` are the
 # demo's two variants, trained for 480 steps. Its scores minus those of the study `demo`, means over the same three
-# seeds on the same test images:
+# seeds on the same test images. The two studies ran on different devices, and a mere repetition may change the word
+# test by more than this (chapter 10).
 
 # %% tags=["aggregate"]
 long = pd.read_csv(shipped / "recipes-final.csv")
@@ -372,8 +373,8 @@ of_rate = of_rate.map("{:+.3f}".format).assign(lost=lost).loc[rated["variant"].u
 of_rate.rename(columns=localization.LABELS | {"lost": "runs without words"})
 
 # %% [markdown]
-# In no row do the images get clearly better while the maps get clearly worse, which would be the paper's trade-off. Slow
-# encoders gain on some scores and clearly lose on none; at the U-Net's rate some runs lose their words, and then their
+# In no row do the images get clearly better while the maps get clearly worse, which would be the paper's trade-off.
+# Slow encoders gain on some scores and clearly lose on none; at the U-Net's rate one run loses its words, and its
 # images get worse, too.
 #
 # ## And for how long?
@@ -410,8 +411,9 @@ above = (last > frozen.set_axis(last.index)).groupby(["base", "encoder"]).mean()
 above.drop("frozen", level="encoder")
 
 # %% [markdown]
-# At a fifth of the U-Net's rate the classifier AUC rises in both languages, the word test noticeably only where the
-# encoder knows the language. A faster encoder can lose its words, in some runs only after longer training: the word
+# At a fifth of the U-Net's rate the classifier AUC rises in both languages. At the last checkpoint the word test rises
+# noticeably only where the encoder knows the language; after half the steps, in the study `recipes-final` (chapter 10),
+# it rises in both. A faster encoder can lose its words, in some runs only after longer training: the word
 # test falls to chance (0.5) or below, where a word's map prefers the *other* finding, which is not explained here
 # (chapter 9 looks into such encoders). The classifier AUC falls as well: the images hardly show what the prompt asks
 # for. The gain and the mirror test stay high, because maps still follow the image; AUC-ROC falls less; and FID, which
@@ -460,10 +462,10 @@ pd.concat([keys, pd.DataFrame(told)], axis=1).set_index([*keys]).unstack("varian
 Markdown(say.tradeoff.extrapolation(real, "data.train", tests))
 
 # %% [markdown]
-# The gain exceeds zero clearly at some early checkpoints and at no last one, and the side nowhere exceeds chance
-# clearly. So these maps follow the image weakly at most, and no more after longer training. One seed and two numbers of
-# images do not carry an extrapolation: a slope only says in which direction to look. FIDs of different data cannot be
-# compared.
+# The gain exceeds zero clearly at some earlier checkpoints and at no last one, and the side nowhere exceeds chance
+# clearly. So some of these maps follow the image for a while; whether they still do at the end is open. One seed and
+# two numbers of images do not carry an extrapolation: a slope only says in which direction to look. FIDs of different
+# data cannot be compared.
 
 # %% [markdown]
 # ## What does it buy?
@@ -537,9 +539,13 @@ Markdown(say.tradeoff.coverage(shares, trials, list(patients)))
 #
 # **1.** Does the answer depend on the score? Compare `pointing_game` at every checkpoint.
 
+# %% [markdown] tags=["solution"]
+# A difference whose interval includes zero at one checkpoint and not at another is no clear answer. Compare its sign
+# with that of the endpoint: where they differ, chapters 4 and 5 say what each score can see.
+
 # %% tags=["solution", "aggregate"]
 pd.DataFrame(
-    {"step": c.step, "difference": f"{c.a} minus {c.b}", "Top-1": f"{c:+.3f}"}
+    {"step": c.step, "difference": f"{c.a} minus {c.b}", "pointing game": f"{c:+.3f}"}
     for step in sorted(set(table["step"]))
     for c in tradeoff.compare_all(every, "pointing_game", step=int(step), n=resamples)
 )
@@ -556,8 +562,8 @@ final = table[table["step"] == table["step"].max()]
 final.groupby("variant")["auc_roc"].agg(["mean", "std", "count"]).round(3)
 
 # %% [markdown]
-# **3.** How many patients would it take to see a difference of one hundredth in AUC-ROC? And which would help more: another
-# seed, or another hundred patients?
+# **3.** How many patients would it take to see a difference of one hundredth in AUC-ROC? And which would help more:
+# another seed, or another hundred patients?
 
 
 # %% [markdown] tags=["solution"]

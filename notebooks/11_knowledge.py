@@ -23,7 +23,7 @@
 # effusion is and still not point at it. So each model is examined twice in naming findings,
 #
 # - from a **report**: what do the states of its text encoder say about the findings?
-# - from an **image**: does naming a finding in the prompt help the model more on images that show it?
+# - from an **image**: does naming a finding in the prompt improve the predicted noise more on images that show it?
 #
 # Each examination includes baselines that know nothing of diffusion. The last section asks whether those that know more
 # also point better.
@@ -241,19 +241,21 @@ remark = (
 )
 Markdown(
     f"`{best}` reads best: macro-F1 {report_f1[best]}. {remark}What matters here are the text encoders, which are compared "
-    "below, and how each reader copes with reports that are written differently."
+    "below, and how each reader copes with reports that are written differently. Where all readers are near 1, this "
+    "examination cannot show a difference between the text encoders."
 )
 
 # %% [markdown]
 # ## The same report in another form
 #
 # A reader that has understood a report does not mind how it is written. We perturb each test report more and more,
-# without changing what it says: by *formatting* (upper and lower case, no headers, sentences in another order, numbered
-# lists and labels, blanks in place of words that say nothing about the findings, lines broken at a margin, all at
-# once), by *typing errors*, and by the *abbreviations* that radiologists use. Negations are left alone. Headers, blanks
-# and list labels (“2.”, “Finding 2:”) are removed before a report is read, because an encoder would take them for
-# words. So a loss of 0 under headers or template says that the cleaning works. We call a reader robust if it loses less
-# than 3 points. For phantoms only a part of the test reports is read, to save time.
+# without changing what it says: by *formatting*, by *typing errors*, and by the *abbreviations* that radiologists use.
+# Formatting means six changes: *case* (upper and lower case), *headers* (removed), *order* (of sentences), *template*
+# (numbered lists and labels), *blanks* (in place of words that say nothing about the findings) and *lines* (broken at a
+# margin). Negations are left alone. Headers, blanks and list labels (“2.”, “Finding 2:”) are removed before a report is
+# read, because an encoder would take them for words. So a loss of 0 under headers or template says that the cleaning
+# works. We call a reader robust if its macro-F1 falls by less than 3 points (hundredths). For phantoms only a part of
+# the test reports is read, to save time.
 #
 # Here is the example from above in other forms.
 
@@ -505,8 +507,9 @@ answer_chart.update_traces(marker_size=11).update_xaxes(matches=None)
 answer_chart.update_layout(showlegend=False, margin={"t": 110})
 
 # %% [markdown]
-# Is the variant that knows most (left two panels) the one that points best (the others)? Paired differences, each
-# variant minus the first, with 95 % intervals:
+# Is the variant that knows most (left two panels) the one that points best (the others)? The location prior can pass
+# the word test without the image: it has another map for each name. Paired differences, each variant minus the first,
+# with 95 % intervals:
 
 # %% tags=["answer", "remove-input", "aggregate"]
 differ = partial(knowledge.difference, n=resamples)
@@ -551,8 +554,8 @@ print(f"{len(rows)} rows in knowledge.csv")
 # **1.** At which timestep does the image reveal the finding?
 
 # %% [markdown] tags=["solution"]
-# With little noise the finding is visible whatever the prompt says; with much noise only what is large can be guessed.
-# Add timesteps above to see the whole curve.
+# With little noise, the finding is visible whatever the prompt says. With much noise, only what is large can be
+# guessed. So we expect the highest AUC in between. Two timesteps cannot show this: add more above.
 
 # %% tags=["solution", "aggregate"]
 pd.DataFrame(
@@ -572,9 +575,9 @@ pd.DataFrame(
 # says little else.
 
 # %% [markdown] tags=["solution"]
-# A reader that only counts words cannot tell these sentences apart. A head can read “no”, because the finding's state
-# has read its sentence. It may still fail on “evaluate for”, if such sentences are rare in its training reports. The
-# rules know this form.
+# TF-IDF adds up the weights of words and pairs of words, so the name of the finding may outweigh “no”. In the text
+# encoder, the state of that name also depends on the other words of the sentence. A head can use this. It may still
+# fail on “evaluate for”, if such sentences are rare in its training reports. The rules know this form.
 
 # %% tags=["solution", "aggregate"]
 name = "Pleural Effusion" if "Pleural Effusion" in findings else findings[0]
@@ -626,12 +629,11 @@ for variant in variants:
 # %% [markdown]
 # ## Takeaways
 #
-# - Knowing and pointing are different things and are measured separately: a result for one does not replace a
-#   other.
+# - Knowing and pointing are different things and are measured separately. A result for one says nothing about the other.
 # - What a head can read is in the states; a head on an untrained encoder might read it, too. What this head cannot read
 #   may still be there. Where all readers score near 1, a difference in knowledge cannot show.
-# - A diffusion model is a classifier without training for it: compare, between images, how much a finding's prompt
-#   lowers its error.
+# - A diffusion model can classify without being trained to: compare, between images, how much a finding's prompt lowers
+#   its error.
 # - A reader must be tested on reports that say the same in another form.
 #
 # **Further reading.** {cite:t}`li2023diffusion` classify images by denoising errors; {cite:t}`alain2016probes`

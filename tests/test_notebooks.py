@@ -93,7 +93,9 @@ def test_every_exercise_has_a_folded_solution(chapter):
     folded = ["solution" in c.metadata.get("tags", []) for c in every]
     assert not any(folded[:first])
     # Cells of one solution follow one another.
-    assert asked == sum(here and not before for before, here in pairwise(folded)) >= 2
+    starts = [cell for cell, (before, here) in zip(every[1:], pairwise(folded), strict=True) if here and not before]
+    assert asked == len(starts) >= 2
+    assert {cell.cell_type for cell in starts} == {"markdown"}  # words before code
 
 
 def test_a_quiz_has_one_right_answer_a_question(chapter):

@@ -11,6 +11,8 @@ import plotly.express as px
 import plotly.graph_objects as go
 import pytest
 from bs4 import BeautifulSoup
+from nbconvert import HTMLExporter
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from chestxai import plots
 from chestxai.plots import page, style
@@ -148,6 +150,9 @@ def test_a_variant_looks_the_same_in_every_chapter(monkeypatch):
     assert plots.variant_style(["anchored"])["anchored"] == together["anchored"] != alone["anchored"]
     table = pd.DataFrame({"step": [1, 2], "loss": [0.3, 0.2], "lr": 1e-3})
     assert plots.training_curves({"anchored": table}).data[1].line.color == together["anchored"].color
+    plots.setup(["frozen", "learnable"])  # another profile, whose studies show the same recipe
+    assert plots.variant_style(["anchored"])["anchored"] == together["anchored"]
+    assert plots.variant_style(["base"])["base"].color not in {look.color for look in together.values()}
 
 
 def test_logarithmic_axes_write_whole_numbers():
@@ -214,3 +219,15 @@ def test_paired_rows_of_different_scores_write_their_scales():
     assert {"+0.30", "−0.30", "+10.0", "−10.0"} <= set(texts)
     right = next(n for n in plots.paired(table).layout.annotations if n.text == "−10.0")
     assert right.x == 1  # less of FID is better, and better is to the right
+
+
+def test_a_figure_is_drawn_where_a_notebook_is_converted():
+    """As nbconvert, nbviewer and Colab show it: they take the HTML, which loads plotly.js itself."""
+    figure = charts()["px"]
+    data = {"text/html": page.to_html(figure.to_dict()), "application/vnd.plotly.v1+json": json.loads(figure.to_json())}
+    cell = new_code_cell("figure", outputs=[new_output("display_data", data)])
+    text, _ = HTMLExporter().from_notebook_node(new_notebook(cells=[cell]))
+    converted = BeautifulSoup(text, "html.parser").find("figure", class_="cx")
+    assert converted.figcaption.get_text() == "Shares"
+    assert "cdn.plot.ly/plotly-" in converted.script.string
+    assert converted.details.table

@@ -225,14 +225,17 @@ class TestAnswers:
             return answers.fidelity("a", (Interval(20, 18, 22), fid), Interval(4.5, 4, 5), auc)
 
         better = text(Interval(5, 4, 6), Interval(0.8, 0.75, 0.85))
-        assert (
-            "are closer to the held-out ones than the base's (FID 5.00 against 20.00; of held-out images 4.50) and "
-            "show the" in better
+        assert better.startswith(
+            "By FID, the images of `a` are closer to the held-out ones than the base's (FID 5.00 against 20.00; of "
+            "held-out images 4.50). A classifier finds the prompted findings in them better than by chance (AUC 0.80)"
         )
         assert "are farther from the held-out ones than" in text(Interval(40, 38, 42), UP)
         unclear = text(Interval(20, 17, 23), Interval(0.5, 0.4, 0.6))
         assert "not clearly closer to the held-out ones than" in unclear
-        assert "and do not clearly show the findings that prompts name (AUC 0.50)" in unclear
+        assert (
+            "A classifier does not clearly find the prompted findings in them better than by chance (AUC 0.50)"
+            in unclear
+        )
 
     def test_blind_spots(self):
         change = pd.DataFrame({"fid": [0.0, -5.0], "kid": [-3.0, -2.0], "cov": [np.nan, -0.5]}, index=["noise", "blur"])
@@ -249,11 +252,11 @@ class TestFidelity:
     @pytest.mark.parametrize(
         ("generated", "expected"),
         [
-            (Interval(0.55, 0.45, 0.65), "do not clearly teach anything"),
-            (NONE, "do not clearly teach anything"),
-            (Interval(0.6, 0.55, 0.65), "teach less than training images"),
-            (Interval(0.8, 0.75, 0.85), "teach not clearly less than training images"),
-            (Interval(0.95, 0.92, 0.98), "teach more than training images"),
+            (Interval(0.55, 0.45, 0.65), "is not clearly better than chance"),
+            (NONE, "is not clearly better than chance"),
+            (Interval(0.6, 0.55, 0.65), "is worse than one trained on training images"),
+            (Interval(0.8, 0.75, 0.85), "is not clearly worse than one trained on training images"),
+            (Interval(0.95, 0.92, 0.98), "is better than one trained on training images"),
         ],
     )
     def test_teaching(self, generated, expected):
@@ -268,9 +271,11 @@ class TestFidelity:
         )
         generated = {"side": Interval(0.57, 0.48, 0.65), "zone": Interval(0.7, 0.6, 0.8)}
         side, zone = fidelity.as_asked(generated, real, chance).split("\n")
-        assert side.startswith("- The side is as asked in 57% [48%, 65%], not clearly more often than by chance (50%)")
+        assert side.startswith(
+            "- For 57% [48%, 65%] of the findings, the side is as asked, not clearly more often than by chance (50%)"
+        )
         assert "the same measurement finds 97% [95%, 99%]: the difference is -0.40 [" in side
-        assert "70% [60%, 80%], more often than by chance (33%)" in zone
+        assert "70% [60%, 80%] of the findings, the zone is as asked, more often than by chance (33%)" in zone
         assert "No prompt asks" in fidelity.as_asked({}, {}, {})
 
     def test_answer(self):
@@ -292,18 +297,19 @@ class TestFidelity:
         assert better[1].startswith(
             "- By FID they are not clearly farther from the held-out ones than other held-out images"
         )
-        assert better[2].endswith(
-            ": 0.650 [0.550, 0.750], of the base 0.100, of other held-out images 0.900 [0.850, 0.950]."
-        )
+        assert better[2].startswith("- Fewer of them lie near a held-out image than of other held-out images")
+        assert better[2].endswith(": precision 0.650 [0.550, 0.750], against 0.900 [0.850, 0.950] (base: 0.100).")
         assert "not clearly less varied than" in better[3]
-        assert better[4].startswith("- They show its findings, better than the base's")
+        assert better[4].startswith("- They show the findings that the prompt names, better than the base's")
         assert "away from the held-out ones:" in lines(Interval(40, 38, 42))[0]
         assert lines(Interval(40, 38, 42))[1].startswith("- By FID they are farther from the held-out ones than other")
         assert "neither clearly towards the held-out ones nor away" in lines(Interval(20, 17, 23))[0]
         assert lines(Interval(1, 0.9, 1.1))[1].startswith("- By FID they are closer to the held-out ones than other")
         assert " less varied than" in lines(similar=Interval(0.9, 0.88, 0.92))[3]
         assert "more varied (or noisier) than" in lines(similar=Interval(0.1, 0.08, 0.12))[3]
-        assert lines(auc=Interval(0.5, 0.4, 0.6))[4].startswith("- They do not clearly show its findings")
+        assert lines(auc=Interval(0.5, 0.4, 0.6))[4].startswith(
+            "- They do not clearly show the findings that the prompt names"
+        )
         assert "not clearly better than the base's" in lines(auc=Interval(0.55, 0.51, 0.59))[4]
 
     def test_a_checkpoint_may_obey_less_than_its_base(self):
@@ -438,8 +444,8 @@ class TestKnowledge:
             columns=["reader", "lost", "lost_low", "lost_high"],
         )
         assert knowledge.robust(losses) == (
-            "Under all formatting changes at once, `rules` stays within 3 points (0.5 [0.0, 1.0]); `TF-IDF` loses more "
-            "than 3 points (9.0 [5.0, 12.0]); `frozen` does not clearly stay within 3 points (2.5 [1.0, 4.0])."
+            "Under all formatting changes at once, `rules` loses less than 3 points (0.5 [0.0, 1.0]); `TF-IDF` loses "
+            "more than 3 points (9.0 [5.0, 12.0]); `frozen` may lose more or less than 3 points (2.5 [1.0, 4.0])."
         )
 
     def test_images(self):
@@ -521,7 +527,7 @@ class TestPointing:
         ]
         text = say.tradeoff.answer(points, {"learnable": Difference(*fid, 0.01)})
         assert text.removeprefix("- ").startswith(start)
-        assert ("better by one test of the endpoint" in text) == (gain[0] < 0 == word[0])
+        assert ("by one test of the endpoint, not clearly" in text) == (gain[0] < 0 == word[0])
 
     def test_conditions_name_the_two_rates(self):
         found = say.tradeoff.conditions(profiles.load("paper"))

@@ -71,10 +71,10 @@ def assemble(nodes: Sequence[Node], folder: Path, private: guard.Private | None 
     for name in (*SOURCES, *PAGES):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
-    # An answer may be withheld.
-    said = chapters.answer(notebooks["notebooks/08_tradeoff"])
+    terms = chapters.glossary()  # each is linked once; an answer may be withheld
+    said = chapters.linked(chapters.answer(notebooks["notebooks/08_tradeoff"]), terms)
     box = f":::{{admonition}} The answer of the run that made these pages\n:class: tip\n{said}\n:::" if said else ""
-    text = chapters.linked((ROOT / PAGES[0]).read_text("utf-8"), chapters.glossary())
+    text = chapters.linked((ROOT / PAGES[0]).read_text("utf-8"), terms)
     (folder / PAGES[0]).write_text(text.replace("<!-- answer -->", box), "utf-8")
     (folder / "_config.yml").write_text(config((ROOT / "_config.yml").read_text("utf-8")), "utf-8")
     (folder / "notebooks").mkdir()

@@ -22,12 +22,6 @@ class Memory:
     closer: Interval  #: share of the generated images below the threshold; chance is ``quantile``
     detected: float | None  #: share of the planted copies below the threshold, if there are any
 
-    @property
-    def suspects(self) -> Array:
-        """Rows of the generated images below the threshold, the closest first."""
-        order = np.argsort(self.distance, kind="stable")
-        return order[self.distance[order] < self.threshold]
-
 
 def memorisation(
     train: Array,

@@ -322,6 +322,7 @@ def _recipes(last: pd.DataFrame, column: str, looks: Mapping[str, style.Style], 
     means = groups.mean()
     up, down = groups.max() - means, means - groups.min()
     best = pareto_front(means.assign(miss=-means[x]).reset_index(), "miss", column)
+    places = means[x].rank(method="first").astype(int) % 2  # neighbours are named above and below
     for i, (variant, mean) in enumerate(means.iterrows()):
         look, name = looks[variant], html.escape(variant)
         bar = {"thickness": 1, "color": style.faint(look.color, 0.55)}
@@ -334,7 +335,7 @@ def _recipes(last: pd.DataFrame, column: str, looks: Mapping[str, style.Style], 
             x=[mean[x]], y=[mean[column]], mode="markers+text" if named else "markers", text=[name], name=name,
             marker={"size": 16 if best[i] else 9, "color": look.color, "symbol": look.symbol}, showlegend=True,
             hovertemplate=f"<b>{name}</b><br>classifier AUC %{{x:.3f}}<br>score %{{y:.3f}}<extra></extra>",
-            textposition="top center", cliponaxis=False, **bars,
+            textposition=("top center", "bottom center")[places[variant]], cliponaxis=False, **bars,
         )  # fmt: skip
     style.dressed(plane, title, 480, [trace.name for trace in plane.data])
     plane.update_yaxes(title_text=style.ranked(column))

@@ -18,6 +18,7 @@ from PIL import ImageFont
 from plotly.colors import hex_to_rgb
 from plotly.offline import get_plotlyjs
 
+from chestxai import profiles
 from chestxai.localization import LABELS, LOWER_IS_BETTER
 from chestxai.plots import page
 from chestxai.runs import InputError, read_yaml
@@ -50,17 +51,17 @@ REFERENCES = {
     "chance": ("chance", Style("#555555", "line-ns-open", "dot")),
     "prior": ("location prior", Style(INK, "diamond-open", "dash")),
 }
-_FIXED = {"frozen": Style(COLORS[0], "circle", "solid"), "learnable": Style(COLORS[1], "square", "dash")}
+_FIXED = {name: Style(*look) for name, look in _LOOK["fixed"].items()}
 #: Colours reserved for the two variants of the paper; `variant_style` gives every other variant its own.
-VARIANTS = {name: look.color for name, look in _FIXED.items()}
-_ORDER: list[str] = []  # the variants of the notebook's profile, see `setup`
+VARIANTS = {name: _FIXED[name].color for name in ("frozen", "learnable")}
+_ORDER: list[str] = []  # the variants of the book and of the notebook's profile, see `setup`
 
 
 def variant_style(names: Iterable[str]) -> dict[str, Style]:
     """One colour, marker and dash for each of the variants ``names``.
 
-    ``frozen`` and ``learnable`` always look the same; the others are styled in the order of the profile (`setup`), then
-    of ``names``, by their whole names (``learnable-anchored`` does not look like ``learnable``).
+    ``frozen``, ``learnable``, the base and held-out images always look the same; the others are styled in the order of
+    `setup`, then of ``names``, by their whole names (``learnable-anchored`` does not look like ``learnable``).
     """
     unique, styles = list(dict.fromkeys(names)), dict(_FIXED)
     symbols, dashes = _LOOK["symbols"], _LOOK["dashes"]
@@ -208,10 +209,10 @@ def setup(variants: Iterable[str] = ()) -> None:
     """Choose how notebooks show figures, and the look of the variants; call it once at the top of a notebook.
 
     JupyterLab draws the plotly mime type. Pages, and executed notebooks shown elsewhere, get HTML (`page.to_html`) that
-    loads plotly.js where a chart needs it, instead of 5 MB in each notebook. ``variants``: all of the profile, by which
-    `variant_style` counts, so that a variant looks the same in every chapter.
+    loads plotly.js where a chart needs it, instead of 5 MB in each notebook. ``variants``: all of the profile. By them,
+    after those of the profile ``recipes``, `variant_style` counts: a variant looks the same in every chapter.
     """
-    _ORDER[:] = variants
+    _ORDER[:] = [*profiles.load("recipes").variants, *variants]
 
     class PageRenderer(pio.base_renderers.MimetypeRenderer):
         def to_mimebundle(self, fig_dict: dict) -> dict[str, str]:

@@ -13,7 +13,7 @@ _say = Templates(__file__)
 
 
 def images(phrases: int, studies: int, prior: float, chance: float) -> str:
-    """Chapter 1: ``phrases`` of test ``studies`` have a place; Top-1 of the location ``prior``, and by ``chance``."""
+    """Chapter 1: ``phrases`` of test ``studies`` have a place; pointing game of the ``prior``, and by ``chance``."""
     return _say("images", phrases=phrases, studies=studies, prior=prior, chance=chance)
 
 

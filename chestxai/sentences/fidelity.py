@@ -38,7 +38,7 @@ def answer(
     """
     base, own = fid
     gaps = {"real": independent(own, base), "left": independent(own, floor), "vary": independent(*similar)}
-    gaps |= {"than": independent(auc[1], auc[0]), "obey": auc[1].low > 0.5}
+    gaps |= {"than": independent(*auc[::-1]), "obey": auc[1].low > 0.5, "near": independent(*precise[1:])}
     return _say("answer", fid=own, base=base, floor=floor, similar=similar, auc=auc, precise=precise, **gaps)
 
 

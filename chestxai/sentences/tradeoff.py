@@ -37,8 +37,8 @@ def answer(points: Sequence[Comparison], fid: Mapping[str, Difference]) -> str:
         signs = {direction(c) for c in own}
         shown = "; ".join(f"{LABELS.get(c.metric, c.metric)} {c:+.3f}" for c in own)
         case = "mixed" if signs >= {1, -1} else "worse" if 1 in signs else "better" if signs == {-1} else "partly"
-        verdict, pointing = _say["cases"]["same" if signs == {0} else case]
-        about = {"verdict": filled(verdict, fid=fid[name]), "pointing": pointing, "reference": own[0].a}
+        verdict, pointing, tests = _say["cases"]["same" if signs == {0} else case]
+        about = {"verdict": filled(verdict, fid=fid[name]), "pointing": pointing, "tests": tests, "reference": own[0].a}
         lines.append(_say("answer", name=name, shown=shown, fid=fid[name], **about))
     return bullets(lines)
 
