@@ -21,7 +21,7 @@ LEARNABLE = Recipe(text="learnable")
 
 
 def test_every_profile_that_ships_loads_under_its_own_name():
-    names = "cxrbert demo open open-quick paper paper-12gb paper-24gb recipes recipes-open smoke"
+    names = "causes cxrbert demo open open-quick paper paper-12gb paper-24gb recipes recipes-open smoke"
     assert profiles.names() == names.split()
     for name in profiles.names():
         profile = profiles.load(name)
@@ -56,7 +56,7 @@ def test_the_two_variants_differ_in_nothing_a_profile_says():
     for name in sorted({*profiles.names()} - {"cxrbert"}):  # whose paper has one
         variants = profiles.load(name).variants
         assert {v: variants[v] for v in ("frozen", "learnable")} == {"frozen": Recipe(), "learnable": LEARNABLE}
-        assert name.startswith("recipes") or len(variants) == 2
+        assert name.startswith(("causes", "recipes")) or len(variants) == 2
 
 
 def test_the_quick_profile_of_real_images_differs_in_steps_alone():

@@ -194,3 +194,16 @@ def test_readme_and_intro_say_what_the_recipes_found():
     recipes = profiles.load("recipes")
     assert recipes.finetune.text_learning_rate == recipes.finetune.learning_rate
     assert recipes.recipe("fifth").text_learning_rate == pytest.approx(recipes.finetune.learning_rate / 5)
+
+
+def test_over_three_seeds_states_become_alike_where_words_are_lost():
+    """What chapter 9 says of the encoder that learns at the U-Net's rate, and README in a sentence."""
+    table = pd.read_csv(profiles.DATA / "causes.csv")
+    own = table[table["variant"] == "learnable"].set_index("evidence")
+    assert set(table["reference"]) == {"frozen"}
+    assert table["seeds"].min() >= 3
+    assert own.loc["word", "high"] < 0 < own.loc["gain_auc_roc", "low"]
+    assert own.loc["alike", "low"] > 0.5
+    assert own.loc["keys", "high"] < 0  # the frozen encoder's keys do not help it
+    wanted = {*sentences.causes.EVIDENCE, "gain_auc_roc", "word"}
+    assert all(set(rows["evidence"]) == wanted for _, rows in table.groupby("variant"))
