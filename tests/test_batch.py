@@ -653,7 +653,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["--profile", "nothing"], "unknown profile 'nothing': choose one of cxrbert, demo"),
+            (["--profile", "nothing"], "unknown profile 'nothing': choose one of causes, cxrbert, demo"),
             (["--variants", "thawed"], "has no variant 'thawed'"),
             (["--seeds", "one"], "--seeds takes comma-separated whole numbers"),
             (["--workers", "0"], "--workers must be at least 1"),
