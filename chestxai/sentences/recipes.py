@@ -15,7 +15,7 @@ _say = Templates(__file__)
 
 
 def over_seeds(table: pd.DataFrame, column: str, reference: str) -> pd.Series:
-    """Variant → `Interval` of ``column`` minus that of ``reference`` at the last step, paired by seed.
+    """Variant → `Interval` of ``column`` minus that of ``reference`` at the last step, paired by seed and device.
 
     ``table`` is that of a study. Student's t over the seeds that both have; with one seed the bounds are NaN, without a
     common one the variant is left out.
@@ -24,7 +24,8 @@ def over_seeds(table: pd.DataFrame, column: str, reference: str) -> pd.Series:
 
 
 def _compared(table: pd.DataFrame, column: str, reference: str, margin: float = 0.0) -> pd.DataFrame:
-    wide = last_step(table).pivot(index="seed", columns="variant", values=column)
+    pair = [name for name in ("seed", "device") if name in table]
+    wide = last_step(table, ["variant", *pair]).pivot(index=pair, columns="variant", values=column)
     found = {reference: (Interval(0.0, 0.0, 0.0), 0.0)}
     for name, each in wide.sub(wide[reference], axis=0).drop(columns=reference).items():
         seeds, few = each.dropna(), each.count() < 2
