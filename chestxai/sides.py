@@ -105,8 +105,8 @@ def scores_by_step(profile: Profile, run: Run, studies: Iterable[Study], pool: I
     for step in run.steps():
         table = score_run(profile, run, studies, pool, step)
         own, swap = (side_score(table, name, profile.statistics.resamples) for name in ("mirror", "swap_mirror"))
-        bounds = {"side_low": own.low, "side_high": own.high}
-        rows.append({"step": step, "side": own.estimate, **bounds, "swap_side": swap.estimate})
+        bounds = {"side": own.estimate, "side_low": own.low, "side_high": own.high}
+        rows.append({"step": step} | bounds | {"swap_side": swap.estimate})
     return pd.DataFrame(rows)
 
 

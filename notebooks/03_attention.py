@@ -292,7 +292,7 @@ Markdown(
 # generates one for the prompt, and its attention is read meanwhile. That map is scored against the finding in the
 # *held-out* image, so it can only reflect where such a finding usually is, and which side and zone the prompt names.
 #
-# The maps of `noised` are those of the last figure. In the table, brackets hold a 95 % confidence interval, and the
+# The maps of `noised` are those behind the last figure, with all of the paper's timesteps. In the table, brackets hold a 95 % confidence interval, and the
 # pointing game is as in chapter 1.
 
 # %%

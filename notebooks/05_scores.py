@@ -249,9 +249,8 @@ Markdown(
 #
 # The energy-based pointing game {cite}`wang2020scorecam` is the share of a map's mass, the sum of its values, that lies
 # in the target. But attention is never 0, and in a nearly even map most of the mass is a constant part that all pixels
-# share. So the book counts only what is above the map's minimum. The left picture shows
-# a map divided by its maximum, the right one the same map scaled from its minimum to its maximum. The colour shows what
-# each way counts.
+# share. So the book counts only what is above the map's minimum. The left picture shows a map divided by its maximum, the
+# right one the same map scaled from its minimum to its maximum. The colour shows what each way counts.
 
 # %%
 counted = {"as it is": "zero", "above its minimum": "min"}
@@ -310,8 +309,8 @@ pd.DataFrame(
 
 # %% [markdown]
 # **What it misses.** The absolute CNR gives full marks to a map that is cold exactly where the disease is, and more
-# than zero to pure noise. We report the signed one. Neither depends on the map's scale or offset. But where a monotonic
-# changes the values and not the order of the pixels, CNR changes, and so do thresholds and IoU. AUC-ROC, average
+# than zero to pure noise. We report the signed one. Neither depends on the map's scale or offset. A monotonic function,
+# such as a square root, changes the values but not their order. It changes CNR, thresholds and IoU; AUC-ROC, average
 # precision and the pointing game stay the same.
 
 # %% tags=["aggregate"]

@@ -319,8 +319,8 @@ plots.scores_by_finding(
 # %% [markdown]
 # A finding that no prompt names has no AUC, and one that few name has a wide interval, because the images of one prompt
 # are resampled together. Where a prompt names one finding alone, does the classifier find that one most probable
-# (*classifier top-1*; chance is one in eight)? And how close are the images asked for a finding
-# to held-out images of it?
+# (*classifier top-1*; chance is one in eight)? And how close are the images asked for a finding to
+# held-out images of it?
 
 # %% tags=["aggregate"]
 with warnings.catch_warnings(category=FewGroupsWarning, action="ignore"):

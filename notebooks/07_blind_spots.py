@@ -199,11 +199,10 @@ Markdown(say.answers.blind_spots(failings, names))
 #
 # Read the figure by rows. *Fewer of them* are as good as all. A score that turns red there depends on the number of
 # images, or on which ones were taken. *Only without a finding* lacks variety, but each of its images is good. It also
-# has fewer images, so compare it with *fewer of them*. *Copies* are what the
-# comparison with the training images is for. In *one image a finding* every image shows the first finding that it
-# should, but not always the others. The scores of variety must notice the repetition. MS-SSIM cannot notice *noise*:
-# grain makes images less alike, and so does variety. Then read by columns: is a score red only where something is
-# wrong?
+# has fewer images, so compare it with *fewer of them*. *Copies* are what the comparison with the training images is
+# for. In *one image a finding* every image shows the first finding that it should, but not always the others. The
+# scores of variety must notice the repetition. MS-SSIM cannot notice *noise*: grain makes images less alike, and so
+# does variety. Then read by columns: is a score red only where something is wrong?
 #
 # ## How many images?
 #

@@ -26,8 +26,8 @@
 # encoder, attention stops pointing at the disease that a word names, and with a *frozen* one it keeps pointing.
 #
 # *You will be able to* read fidelity and localization (how well maps point) side by side, compare variants on the same
-# phrases, and say how much a given number of patients and seeds lets you conclude.
-# *Before:* chapters 3 and 4 (maps and their scores) and 6 (fidelity).
+# phrases, and say how much a given number of patients and seeds lets you conclude. *Before:* chapters 3 and 4 (maps and
+# their scores) and 6 (fidelity).
 
 # %% tags=["parameters"]
 profile = "demo"  # a name in data/profiles, or the path of a .yaml file
@@ -427,9 +427,9 @@ above.drop("frozen", level="encoder")
 # ## On real X-rays
 #
 # A phantom's findings are clear, and every one has a mask. Do the maps of models trained on real X-rays depend on the
-# image? The study `open` trains both variants on a quarter and on all of Open-i's images
-# (`make grid GRID=data/grids/open.yaml DATA=…`, hours). Two tests: the gain on the few phrases with a box (NIH), and
-# *side*, the share of findings whose map prefers the half of the image that the report names (Open-i).
+# image? The study `open` trains both variants on a quarter and on all of Open-i's images (`make grid
+# GRID=data/grids/open.yaml DATA=…`, hours). Two tests: the gain on the few phrases with a box (NIH), and *side*, the
+# share of findings whose map prefers the half of the image that the report names (Open-i).
 
 # %%
 tests = {

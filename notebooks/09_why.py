@@ -328,14 +328,14 @@ pd.Series({v: f"{d:+.3f}" for v, d in lags.items()}, name="AUC-ROC, older − ow
 # %%
 classifier = fidelity.profile_classifier(settings, data, out)
 some = range(min(32, len(sample.truths)))
-columns = [FINDINGS.index(sample.truths[i].finding.name) for i in some]
+asked_for = [FINDINGS.index(sample.truths[i].finding.name) for i in some]
 
 
 def generated_finding(name, given):
     """Mean probability of the finding that the phrase names in images generated from states."""
     guidance = settings.sampling.guidance
     images = causes.generate(pipelines[name], given[: len(some)], guidance, 10, some)
-    return fidelity.predict(classifier, images)[some, columns].mean()
+    return fidelity.predict(classifier, images)[some, asked_for].mean()
 
 
 # %%
@@ -368,7 +368,8 @@ ablated.groupby(["variant", "empty"], sort=False).mean().round(3)
 # emptied does not come from the word. An emptied word behaves like padding, and
 # padding is attended to where words are not, so the AUC-ROC can fall below 0.5: compare it with the padding's row in
 # the table above. If the loss falls, the model denoises better without those states. If the last column falls, the
-# finding was generated because of those states.
+# finding was generated because of those states. It is a mean over few images and has no interval, so only a large fall
+# counts.
 #
 # ## Where does the attention go?
 #
@@ -587,7 +588,7 @@ _ = runs.write_atomic(left, pd.DataFrame(rows).round(5).to_csv(index=False))
 #
 # ## Over three seeds
 #
-# One seed has shown nothing about a recipe. The profile `causes` trains three seeds of each variant, twice as long as
+# One seed cannot speak for a recipe. The profile `causes` trains three seeds of each variant, twice as long as
 # the demo. `learnable` learns at the U-Net's rate, `fifth` at a fifth of it, as in the demo. `causal` is frozen, but
 # each token sees only those before it, as in CLIP, so that its begin token has read no word. (MiniLM was not trained
 # that way.) These are the same tests on its runs; the file is what this chapter leaves of them (`make book

@@ -176,7 +176,8 @@ pd.DataFrame(apart).agg(["count", "mean", "max"]).T.rename_axis("repetitions").r
 # ## The test
 #
 # What was chosen, on test images. `random` knows neither language, so its two arms are the same experiment. The table
-# says how many seeds each recipe has, and on which device.
+# says how many seeds each recipe has, and on which device. (The first seed of `random` has no frozen run of its own
+# device and does not count.)
 
 # %% tags=["aggregate"]
 table.groupby(["base", "device", "variant"], sort=False)["seed"].nunique().unstack(
@@ -236,7 +237,7 @@ verdict_of = {
     for base in by_base
     for how, tables in (("seed and device", by_base), ("seed alone", by_seed))
 }
-pd.DataFrame(verdict_of).rename_axis("paired by", axis=0)
+pd.DataFrame(verdict_of).rename_axis(columns=["base", "paired by"])
 
 # %% [markdown]
 # The word test can also rise because words learn where findings *usually* are. What it gains over swapped images shows

@@ -566,6 +566,18 @@ class TestRecipes:
         assert found["both"]["other"] == "open"
         assert "comes nearest" in say.recipes.answer(found)
 
+    def test_a_run_is_compared_with_the_frozen_run_of_its_own_device(self):
+        """On the CPU every word test is higher by 0.2, of frozen too: that is no effect of the recipe."""
+        gpu, cpu = self.table(there=(0.0, 0.1)), self.table(here=(0.0, 0.1)).query("variant != 'learnable'")
+        table = pd.concat(
+            [gpu.assign(device="GPU"), cpu.assign(device="CPU", word=cpu["word"] + 0.2)], ignore_index=True
+        )
+        moved = say.recipes.over_seeds(table, "word", "frozen")
+        assert moved.map(lambda d: round(d.estimate, 6)).to_dict() == {"learnable": -0.1, "there": 0.0, "here": 0.0}
+        alone = table[~((table["variant"] == "frozen") & (table["device"] == "CPU"))]
+        assert "here" not in say.recipes.over_seeds(alone, "word", "frozen")  # nothing to compare it with
+        assert say.recipes.over_seeds(alone.drop(columns="device"), "word", "frozen")["here"].estimate > 0.19
+
     def test_without_another_recipe_there_is_no_answer(self):
         found = say.recipes.verdicts(self.table(), ["word"])
         assert say.recipes.answer(found) == "No recipe beside frozen and learnable has been run on the same seeds yet."

@@ -78,7 +78,8 @@ def page(executions: Mapping[str, Any], badges: Sequence[str]) -> Any:
         cells += [new_markdown_cell(start), *inner, new_markdown_cell(end)] if folded else inner
     title, _, rest = cells[0].source.partition("\n")
     shown = " ".join(f"{{bdg-{'light' if i else 'primary'}}}`{text.replace('`', '')}`" for i, text in enumerate(badges))
-    number = f'<style>:root {{ --chapter: "{title.split()[1]}."; }}</style>'  # of figures
+    n = title.split()[1]  # captions carry it; in print all chapters are one page
+    number = f'<style data-chapter="{n}">article:has([data-chapter="{n}"]) {{ --chapter: "{n}."; }}</style>'
     cells[0] = new_markdown_cell(f"{title}\n\n{shown}\n\n{number}\n\n{rest}")
     answers = [twins for twins in parts if ANSWER in twins[0].metadata.get("tags", [])]
     cells[1:1] = [cell for twins in answers for cell in _answer(twins)]

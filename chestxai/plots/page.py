@@ -123,10 +123,7 @@ def _summary(table: pd.DataFrame) -> str:
     """What a table holds, in words: for each series the number of rows and the range of its values."""
     numbers = table.select_dtypes("number")
     if numbers.empty:
-        return (
-            f"{len(table)} entr{'y' if len(table) == 1 else 'ies'}: "
-            + "; ".join(" ".join(map(str, row)) for row in table.to_numpy())[:700]
-        )
+        return f"{len(table)} in all: " + "; ".join(" ".join(map(str, row)) for row in table.to_numpy())[:700]
     if "series" not in table:
         low, high = np.nanmin(numbers), np.nanmax(numbers)
         return f"{len(table)} rows with values from {low:.3g} to {high:.3g}."
