@@ -586,7 +586,7 @@ widgets.show(lambda: widgets.study_browser(every), lambda: plots.study_static(br
 # mean is the *location prior*: at each pixel, the share of patients with the finding who have it there.
 
 
-# %%
+# %% name="fig-prior"
 def mask_of(truth) -> np.ndarray:
     """The finding's mask in the model's frame."""
     return Frame(*truth.study.size, size, settings.data.fit).mask(truth.finding)

@@ -269,7 +269,7 @@ Markdown(
 # %% [markdown]
 # ## After: the same prompts, the same noise
 
-# %%
+# %% name="fig-before-after"
 after = generate()
 plots.images(
     np.concatenate([before, after]),
@@ -284,8 +284,8 @@ plots.images(
 #
 # ## Did the words keep their states?
 #
-# A text encoder that learns can move its states anywhere that lowers the loss. For each token of the prompts above we
-# compute the cosine between its state before and after training; 1 means unchanged.
+# A text encoder that learns can move its states anywhere that lowers the loss. For each token of the prompts of
+# {numref}`fig-before-after` we compute the cosine between its state before and after training; 1 means unchanged.
 
 # %%
 pristine = models.load_base(settings)

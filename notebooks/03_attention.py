@@ -144,7 +144,7 @@ pd.DataFrame(
     index=list(layers),
 )
 
-# %%
+# %% name="fig-layers"
 plots.overlays(
     [image] * len(layers),
     [m[0, 0].cpu().numpy() for m in layers.values()],
@@ -154,10 +154,10 @@ plots.overlays(
 )
 
 # %% [markdown]
-# The white outline is the finding's true place. A single pass is noisy and the layers disagree. When a model generates,
-# it does not visit every timestep but some 50, evenly spaced. The paper averages over all layers and over the 40 of
-# these 50 with the least noise, with fresh noise at each. A profile may read fewer of the 40. Is the mean map highest
-# inside the outline? A single phrase may fail; all test phrases follow below.
+# The white outline is the finding's true place. A single pass is noisy and the layers disagree ({numref}`fig-layers`).
+# When a model generates, it does not visit every timestep but some 50, evenly spaced. The paper averages over all
+# layers and over the 40 of these 50 with the least noise, with fresh noise at each. A profile may read fewer of the 40.
+# Is the mean map highest inside the outline? A single phrase may fail; {numref}`fig-where-it-looks` shows more of them.
 
 # %%
 timesteps = grounding.paper_timesteps(
@@ -203,7 +203,7 @@ val_words = [
 val_masks = [mask_of(t) for t in validation]
 
 
-# %% tags=["aggregate"]
+# %% tags=["aggregate"] name="fig-layer-time"
 def mean_auc(maps):
     """Mean AUC-ROC over the validation phrases of one map (h, w) each."""
     return np.mean(
@@ -233,8 +233,8 @@ best, worst = (np.unravel_index(at, auc.shape) for at in (auc.argmax(), auc.argm
 Markdown(
     f"The best cell is {names[best[0]]} at t = {few[best[1]]} with {auc.max():.3f}, the worst {names[worst[0]]} at "
     f"t = {few[worst[1]]} with {auc.min():.3f}. A map below chance is higher *outside* the finding. The best of many cells "
-    "on few phrases is partly luck. We keep the paper's mean over layers and timesteps, which needs no such choice; the next "
-    "figure shows what it reaches."
+    "on few phrases is partly luck. We keep the paper's mean over layers and timesteps, which needs no such choice; all test "
+    "phrases below show what it reaches."
 )
 
 # %% [markdown]
@@ -292,8 +292,8 @@ Markdown(
 # generates one for the prompt, and its attention is read meanwhile. That map is scored against the finding in the
 # *held-out* image, so it can only reflect where such a finding usually is, and which side and zone the prompt names.
 #
-# The maps of `noised` are those behind the last figure, with all of the paper's timesteps. In the table, brackets hold a 95 % confidence interval, and the
-# pointing game is as in chapter 1.
+# The maps of `noised` are those behind {numref}`fig-layer-time`, with all of the paper's timesteps. In the table,
+# brackets hold a 95 % confidence interval, and the pointing game is as in chapter 1.
 
 # %%
 steps_of_path = settings.grounding.steps
@@ -382,9 +382,10 @@ compared(
 #
 # Now all test phrases are grounded at all checkpoints; step 0 is the base before fine-tuning. Every map is scored
 # against the finding's mask. Beside it stand three references that do not depend on the image: *chance*, the *location
-# prior* of chapter 1, and the *prior of the text*, the mean mask of the same finding on the side and in the zone that
-# the prompt names. The row *swapped image* holds the scores of the last checkpoint on images of other patients, as
-# explained next. Compare numbers within a table: the validation phrases above were few, and other findings than these.
+# prior* ({numref}`fig-prior`), and the *prior of the text*, the mean mask of the same finding on the side and in the
+# zone that the prompt names. The row *swapped image* holds the scores of the last checkpoint on images of other
+# patients, as explained next. Compare numbers within a table: the validation phrases above were few, and other findings
+# than these.
 #
 # A high score does not prove that the model looked at the image: a map of where findings usually are scores high on
 # every image. Two tests ask more:
@@ -457,7 +458,7 @@ Markdown(say.answers.maps(variant, prior_difference, last, settings.statistics))
 # One phrase for each of six findings. Does the bright region move into the outline, and does it stay there? AUC-ROC is
 # above each map: it need not rise for every phrase.
 
-# %%
+# %% name="fig-where-it-looks"
 examples = first_of_each(rows, 6)
 frames = [Frame(*rows[i].study.size, size, settings.data.fit) for i in examples]
 every = max(1, -(-len(steps) // 3))
@@ -528,12 +529,12 @@ plots.overlays(
 
 # %% [markdown] tags=["solution"]
 # A model with understanding would give the name little attention everywhere. Attention can express this in part: at
-# each position the probabilities of all tokens sum to 1, but the other tokens may take nearly all of it. The figure
-# cannot show this, because a map is coloured from its own minimum to its own maximum. AUC-ROC cannot show it either,
-# because it reads only the order of the pixels. Chapter 4 compares the peaks of maps on images with and without the
-# finding, and of words that are denied.
+# each position the probabilities of all tokens sum to 1, but the other tokens may take nearly all of it.
+# {numref}`fig-absent` cannot show this, because a map is coloured from its own minimum to its own maximum. AUC-ROC
+# cannot show it either, because it reads only the order of the pixels. Chapter 4 compares the peaks of maps on images
+# with and without the finding, and of words that are denied.
 
-# %% tags=["solution"]
+# %% tags=["solution"] name="fig-absent"
 absent = next(
     name for name in FINDINGS if name not in {f.name for f in example.study.present()}
 )

@@ -20,9 +20,9 @@
 # **Does the map of a disease's name point at the disease? Because of the image, and because of the word?**
 #
 # Chapter 3 made a heatmap for each phrase, and the finding's true place, the *target*, is known. Two scores say whether
-# they agree: AUC-ROC looks at the order of all pixels, the *pointing game* at the hottest one. Each
-# stands beside chance and beside the location prior of chapter 1. But a map may fit without the model having looked. So
-# we also swap the image, mirror the side and exchange the word.
+# they agree: AUC-ROC looks at the order of all pixels, the *pointing game* at the hottest one. Each stands beside
+# chance and beside the location prior ({numref}`fig-prior`). But a map may fit without the model having looked. So we
+# also swap the image, mirror the side and exchange the word.
 #
 # *You will be able to* read AUC-ROC and the pointing game, compare them with what needs no image, and tell whether a
 # map comes from the image, from the word, or from where findings usually are.
@@ -233,11 +233,12 @@ Markdown(
 # %% [markdown]
 # ## The answer: where findings are, and where they usually are
 #
-# The figures show the mean score of each finding with its 95 % confidence interval. It covers what other *patients*
-# might have given: patients are resampled, each with all of their phrases (a bootstrap, which chapter 8 checks). With
-# several seeds it covers other seeds, too. The diamond is the location prior, the bar chance.
+# {numref}`fig-auc-by-finding` and {numref}`fig-pointing-game-by-finding` show the mean score of each finding with its
+# 95 % confidence interval. It covers what other *patients* might have given: patients are resampled, each with all of
+# their phrases (a bootstrap, which chapter 8 checks). With several seeds it covers other seeds, too. The diamond is the
+# location prior, the bar chance.
 
-# %% tags=["aggregate"]
+# %% tags=["aggregate"] name="fig-auc-by-finding"
 every = [folder for several in folders.values() for folder in several]
 plots.scores_by_finding(
     tradeoff.by_finding(every, "auc_roc", n=resamples),
@@ -245,7 +246,7 @@ plots.scores_by_finding(
     title="AUC-ROC by finding (number of phrases)",
 )
 
-# %% tags=["aggregate"]
+# %% tags=["aggregate"] name="fig-pointing-game-by-finding"
 plots.scores_by_finding(
     tradeoff.by_finding(every, "pointing_game", n=resamples),
     "pointing game",
@@ -273,8 +274,8 @@ Markdown(
 #
 # The location prior scores high without the image. Does the model's map need it? We give the model images of other
 # patients *without* the finding, with the same prompt and the same noise, and score these maps on the same target. What
-# the score loses, the *gain*, is what the image contributed. In the figure, a map that stays as it is on other images
-# does not come from this one. The rows of the table:
+# the score loses, the *gain*, is what the image contributed. In {numref}`fig-swap`, a map that stays as it is on other
+# images does not come from this one. The rows of the table:
 #
 # - *gain*: what the image adds; 0 means that any image would do. It uses fewer timesteps, the same for own and swapped
 #   images, so it differs a little from the difference of the two rows below it.
@@ -286,7 +287,7 @@ Markdown(
 #   place helps little.
 # - *the map's peak*: the share of swapped images on which it is lower; chance is 0.5.
 
-# %%
+# %% name="fig-swap"
 step = int(tables[variants[0]]["step"].iloc[0])
 run = profiles.run(settings, variants[0], seeds[0], out)
 probes = run.probes(step)

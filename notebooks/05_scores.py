@@ -249,10 +249,11 @@ Markdown(
 #
 # The energy-based pointing game {cite}`wang2020scorecam` is the share of a map's mass, the sum of its values, that lies
 # in the target. But attention is never 0, and in a nearly even map most of the mass is a constant part that all pixels
-# share. So the book counts only what is above the map's minimum. The left picture shows a map divided by its maximum, the
-# right one the same map scaled from its minimum to its maximum. The colour shows what each way counts.
+# share. So the book counts only what is above the map's minimum. The left picture of {numref}`fig-energy` shows a map
+# divided by its maximum, the right one the same map scaled from its minimum to its maximum. The colour shows what each
+# way counts.
 
-# %%
+# %% name="fig-energy"
 counted = {"as it is": "zero", "above its minimum": "min"}
 plots.overlays(
     [picture] * 2,

@@ -166,8 +166,8 @@ plots.images(
 #
 # ## Like held-out images?
 #
-# Each image is a point in the feature space. The figure shows the two directions in which the held-out points spread
-# most.
+# Each image is a point in the feature space. {numref}`fig-features` shows the two directions in which the held-out
+# points spread most.
 
 # %%
 image_sets = {
@@ -180,7 +180,7 @@ features = {
     name: fidelity.features(classifier, images) for name, images in image_sets.items()
 }
 
-# %%
+# %% name="fig-features"
 plane = PCA(2).fit(features["held-out"])
 points = pd.concat(
     pd.DataFrame(
@@ -230,8 +230,8 @@ pd.DataFrame(
 
 # %% [markdown]
 # *Other held-out* is the floor: even held-out images of other patients are not at zero. Part of that is sampling error,
-# which FID counts as distance; chapter 7 shows how much. KID {cite}`binkowski2018kid`, a kernel distance, is free of
-# that error on average.
+# which FID counts as distance; {numref}`fig-spoiled` shows how much. KID {cite}`binkowski2018kid`, a kernel distance,
+# is free of that error on average.
 #
 # FID is one number for two failings. *Precision*, the share of generated images near a held-out one, shows how like
 # those they are; *recall*, the share of held-out images near a generated one, how varied
@@ -261,9 +261,9 @@ pd.DataFrame(rows).T
 # A model that generates one good image for a prompt again and again (*mode collapse*) may still score well with the
 # classifier. MS-SSIM {cite}`wang2003msssim` measures how similar two images are in structure; 1 means equal. We compare
 # images of the *same prompt*. The aim is not 0, but the similarity of two held-out images with the same findings. A low
-# value may also mean noise. In the figure, each number is a mean over the few pairs of one prompt.
+# value may also mean noise. In {numref}`fig-varied`, each number is a mean over the few pairs of one prompt.
 
-# %%
+# %% name="fig-varied"
 alike = fidelity.ms_ssim_by_group(generated[last], prompts)
 ranked = sorted(alike, key=alike.get)
 extremes = list(dict.fromkeys([ranked[0], ranked[-1]]))

@@ -161,7 +161,7 @@ judged = {
     for name, pair in spoiled.items()
 }
 
-# %% tags=["aggregate"]
+# %% tags=["aggregate"] name="fig-spoiled"
 fair = judged["other patients"]
 values = pd.DataFrame(
     {name: {m: row[m].estimate for m in MEASURES} for name, row in judged.items()}
@@ -191,11 +191,12 @@ Markdown(say.fidelity.unnoticed(failings, names))
 Markdown(say.answers.blind_spots(failings, names))
 
 # %% [markdown]
-# The numbers in the figure are the scores. Its colour is the difference from *other patients*, in half-widths of the
-# interval of *other patients* (for MS-SSIM: of held-out images; for KID: two standard deviations over subsets). Below
-# −1, we say that the score notices. This is a rule of thumb, not a test: values near −1 may be due to which images were
-# drawn. *Near training* is the share of images that are nearer to a training image than 95 % of unseen images are.
-# MS-SSIM counts as worse when it is higher, as mode collapse makes it. A dash means that the score is not defined.
+# The numbers in {numref}`fig-spoiled` are the scores. Its colour is the difference from *other patients*, in
+# half-widths of the interval of *other patients* (for MS-SSIM: of held-out images; for KID: two standard deviations
+# over subsets). Below −1, we say that the score notices. This is a rule of thumb, not a test: values near −1 may be due
+# to which images were drawn. *Near training* is the share of images that are nearer to a training image than 95 % of
+# unseen images are. MS-SSIM counts as worse when it is higher, as mode collapse makes it. A dash means that the score
+# is not defined.
 #
 # Read the figure by rows. *Fewer of them* are as good as all. A score that turns red there depends on the number of
 # images, or on which ones were taken. *Only without a finding* lacks variety, but each of its images is good. It also

@@ -85,11 +85,11 @@ table.set_index(["variant", "seed", "step"])[columns].round(3)
 #
 # ## The figure
 #
-# Left is more like held-out images, up is more interpretable. Each line follows one variant from the base over its
-# checkpoints. Ringed points are *Pareto-optimal*: no other checkpoint is better in both. This ignores the intervals: a
-# tiny lead is enough. The buttons change the score.
+# In {numref}`fig-tradeoff`, left is more like held-out images, up is more interpretable. Each line follows one variant
+# from the base over its checkpoints. Ringed points are *Pareto-optimal*: no other checkpoint is better in both. This
+# ignores the intervals: a tiny lead is enough. The buttons change the score.
 
-# %% tags=["aggregate"]
+# %% tags=["aggregate"] name="fig-tradeoff"
 endpoint = settings.statistics.endpoint
 shown = [*endpoint, "mirror", "auc_roc"]
 plots.tradeoff(table, shown, variants=variants)
@@ -145,11 +145,12 @@ print("\n" + "\n".join(stats.format_table(estimates, "latex").splitlines()[:6]))
 # ## The endpoint
 #
 # Does a variant point because of the image **and** because of the word? The profile declares the two tests before any
-# map is made: the gain, which the image adds to the AUC-ROC (own minus swapped image), and the word test (chapter 4).
-# Some phrases are hard for every model, so each variant is compared with the first on the *same* phrases. Right of the
-# line the first variant points better; an interval that excludes zero shows a difference. To point takes both, so a
-# variant counts as worse if one of the two tests shows it (and the other not the opposite), and as better only if both
-# do. The two tests are not adjusted. The word test needs two separate findings in one image, so it has fewer patients.
+# map is made: the gain, which the image adds to the AUC-ROC (own minus swapped image, {numref}`fig-swap`), and the word
+# test (chapter 4). Some phrases are hard for every model, so each variant is compared with the first on the *same*
+# phrases. Right of the line the first variant points better; an interval that excludes zero shows a difference. To
+# point takes both, so a variant counts as worse if one of the two tests shows it (and the other not the opposite), and
+# as better only if both do. The two tests are not adjusted. The word test needs two separate findings in one image, so
+# it has fewer patients.
 
 # %% tags=["aggregate"]
 scored = [m for m in endpoint if table[m].notna().any()]
@@ -297,7 +298,7 @@ plots.scores_by_finding(by_finding, localization.LABELS[leading], variants=varia
 # detectable difference* is the true difference that this design finds four times in five, after the strictest
 # adjustment. Where it exceeds the score's range, no difference could be found.
 
-# %% tags=["aggregate"]
+# %% tags=["aggregate"] name="fig-by-finding"
 first, others = every[: len(seeds)], every[len(seeds) :]
 if others:
     each = tradeoff.compare_findings(first, others, leading, n=resamples)
@@ -307,7 +308,7 @@ if others:
     display(plots.paired(points, shared=True, title=title, variants=variants))
 
 # %% [markdown]
-# The intervals in the figure are not adjusted; the column "p, Holm" of the table is.
+# The intervals in {numref}`fig-by-finding` are not adjusted; the column "p, Holm" of the table is.
 
 # %% tags=["aggregate"]
 if others:

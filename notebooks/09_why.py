@@ -126,8 +126,8 @@ px.line(
 
 # %% [markdown]
 # Each of these maps may only show where findings usually are. Attention sums to 1 over the tokens, so padding loses at
-# the finding what words gain there: its AUC-ROC can lie far below 0.5. The gain (chapter 4) says what the image
-# contributes: the score minus that on another patient's image without the finding.
+# the finding what words gain there: its AUC-ROC can lie far below 0.5. The gain ({numref}`fig-swap`) says what the
+# image contributes: the score minus that on another patient's image without the finding.
 
 
 # %%

@@ -133,7 +133,7 @@ pd.Series(differences, dtype=object).unstack(0).reindex(shown).map(str).rename(n
 # on the endpoint. Each mark is a recipe at the last checkpoint: where it has several seeds, their mean, with the lowest
 # and the highest. Large marks are Pareto-optimal (chapter 8). The menu changes the base and the test of the endpoint.
 
-# %%
+# %% name="fig-screened"
 plots.recipes_plane(screened, endpoint, title="Every recipe, on validation images")
 
 # %% [markdown]
@@ -199,7 +199,7 @@ moved = {
 pd.DataFrame(moved).T.map(str)
 
 
-# %%
+# %% name="fig-tested"
 plots.recipes_plane(table, endpoint, title="The recipes of the test")
 
 # %% [markdown]
@@ -218,7 +218,8 @@ for base, verdicts in found.items():
     display(verdicts.round({"p": 3}).map(str).rename_axis(f"base {base}"))
 
 # %% [markdown]
-# Differences are paired by seed and device, and their intervals are Student's over seeds: they say what other seeds
+# {numref}`fig-tested` shows the recipes' own scores; the table shows differences. They are paired by seed and device,
+# and their intervals are Student's over seeds: they say what other seeds
 # would give on the same patients. `both` uses these intervals, which are not adjusted. `p` is the largest p-value of
 # the three one-sided t tests, whose null hypothesis is a difference of minus the margin, adjusted for the number of
 # recipes in the table that have several seeds (Holm); learnable and the control count, and each language is adjusted on
@@ -353,7 +354,8 @@ Markdown("\n\n".join(texts))
 # %% [markdown]
 # The screening has one seed, too few for a verdict on any recipe, but it tries most kinds more than once. For each kind
 # and score, here are the lowest and the highest value of its recipes, in the mean of both languages with the first seed
-# (the languages may differ widely, see the plane above). Which kinds stay near frozen, and which fall with learnable?
+# (the languages may differ widely, see {numref}`fig-screened`). Which kinds stay near frozen, and which fall with
+# learnable?
 
 # %% tags=["remove-input", "aggregate"]
 kind_of = {name: kind for kind, names in kinds.items() for name in names}

@@ -532,13 +532,11 @@ for v in variants[1:]:
         m: tradeoff.compare(runs_of[v], runs_of[reference], m, n=resamples)
         for m in endpoint
     }
-Markdown(
-    (say.knowledge.answer(more, pointed, reference) or "There is only one variant.")
-    + f"\n\nThe examinations are of seed {seeds[0]}: their intervals cover other patients, not other seeds."
-)
+Markdown(say.knowledge.answer(more, pointed, reference) or "There is only one variant.")
 
 # %% [markdown]
-# All numbers are stored, so that several runs can be compared.
+# The examinations are of the first seed: their intervals cover other patients, not other seeds. All numbers are stored,
+# so that several runs can be compared.
 
 # %% tags=["aggregate"]
 in_images = auc_table[auc_table["finding"] != "all"].rename(columns={"variant": "reader"})

@@ -314,6 +314,53 @@ def test_executions_are_laid_into_one_page():
     assert "https://doi.org/10.48550/arXiv.2006.11239" in sources[-1]
 
 
+def test_figures_side_by_side_say_whose_they_are():
+    cell, output = nbformat.v4.new_code_cell, nbformat.v4.new_output
+
+    def ran(title: str, score: str) -> nbformat.NotebookNode:
+        html = f'<figure class="cx" aria-label="{title}. {score}"><figcaption><b>{title}</b></figcaption></figure>'
+        cells = [
+            nbformat.v4.new_markdown_cell("# 2 Title"),
+            cell("x", outputs=[output("display_data", {"text/html": html})]),
+        ]
+        return nbformat.v4.new_notebook(cells=cells)
+
+    page = chapters.page({"frozen": ran("Where frozen looks", "1"), "learnable": ran("Scores", "2")}, [])
+    texts = [o.data["text/html"] for c in page.cells if c.cell_type == "code" for o in c.outputs]
+    assert [re.search("<figcaption>(.*?)</figcaption>", text)[1] for text in texts] == [
+        "<b>Where frozen looks</b>",
+        "<b>learnable:</b> <b>Scores</b>",
+    ]
+    assert 'aria-label="learnable: Scores. 2"' in texts[1]
+
+
+def test_figures_are_numbered_by_chapter_and_prose_links_to_them():
+    cell, output = nbformat.v4.new_code_cell, nbformat.v4.new_output
+    html = {"text/html": "<figure><figcaption>Maps</figcaption></figure>"}
+    diagram = "# 2 Title\n\n:::{figure} a/model.svg\n:name: fig-model\n:alt: M\n\nHow\n:::"
+    # A cell with a figure for each of two variants has one name.
+    maps = [
+        cell("x", metadata={"name": "fig-maps"}, outputs=[output("display_data", data=dict(html))]) for _ in range(2)
+    ]
+    first = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(diagram), *maps])
+    prose = "# 10 Other\n\nSee {numref}`fig-maps` and {numref}`fig-model`, not {numref}`fig-withheld`."
+    other = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_markdown_cell(prose), cell("x", outputs=[output("display_data", data=dict(html))])]
+    )
+    chapters.number({"notebooks/02_a": first, "notebooks/10_b": other})
+    assert "\n\n**Figure 2.1.** How\n:::" in first.cells[0].source
+    captions = [re.sub("</?figure>", "", c.outputs[0].data["text/html"]) for c in (*first.cells[1:], other.cells[1])]
+    assert captions == [
+        '<figcaption id="fig-maps"><b>Figure 2.2.</b> Maps</figcaption>',
+        "<figcaption><b>Figure 2.3.</b> Maps</figcaption>",
+        "<figcaption><b>Figure 10.1.</b> Maps</figcaption>",
+    ]
+    assert other.cells[0].source == (
+        '# 10 Other\n\nSee <a href="02_a.html#fig-maps">Figure 2.2</a> and '
+        '<a href="02_a.html#fig-model">Figure 2.1</a>, not a figure that is not shown here.'
+    )
+
+
 def test_every_reference_has_a_link():
     keys = re.findall(r"^@\w+\{(\w+),", (ROOT / "references.bib").read_text(), re.M)
     listed = chapters.references(f"{{cite}}`{','.join(keys)}`").splitlines()

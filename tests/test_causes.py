@@ -336,7 +336,7 @@ class TestSentences:
         kept, lost = {"gain_auc_roc": UP, "word": FLAT}, {"gain_auc_roc": UP, "word": DOWN}
         assert "no loss to explain." in say.answer("b", "a", NOTHING, kept)
         assert "although dilution can be seen" in say.answer("b", "a", NOTHING | {"words": DOWN}, kept)
-        assert "No explanation is seen" in say.answer("b", "a", NOTHING, lost)
+        assert "; no explanation is seen." in say.answer("b", "a", NOTHING, lost)
         text = say.answer("b", "a", NOTHING | {"finding": DOWN, "end": UP, "alike": UP}, lost)
         assert "`b` against `a`: gain in AUC-ROC higher (+0.150" in text
         assert "word test lower (-0.150" in text

@@ -107,6 +107,10 @@ def animation() -> go.Figure:
     return go.Figure(go.Heatmap(z=np.zeros((4, 4))), frames=frames)
 
 
+def image_trace() -> go.Figure:
+    return go.Figure(go.Image(source=plots.pictures.data_uri(Image.fromarray(RADIOGRAPH[0]))))
+
+
 def layout_image() -> go.Figure:
     figure = go.Figure(go.Scatter(x=[1, 2], y=[3, 4]))
     return figure.add_layout_image(source="files/chest.jpg", x=0, y=1)
@@ -194,8 +198,9 @@ PLANTED: dict[str, tuple[Callable[[], Any], str]] = {
     "a style in html": (lambda: shown(text_html=f"<style>i {{background:url({URI})}}</style>"), "picture"),
     "an image in Markdown": (lambda: shown(text_markdown="![a chest](sample.png)"), "picture"),
     "a data URI in a text": (lambda: printed(IMG), "picture"),
-    "image traces": (lambda: drawn(plots.images(RADIOGRAPH)), "picture"),
-    "image traces in html": (lambda: embedded(plots.images(RADIOGRAPH)), "picture"),
+    "image traces": (lambda: drawn(image_trace()), "picture"),
+    "image traces in html": (lambda: embedded(image_trace()), "picture"),
+    "a grid of radiographs": (lambda: shown(text_html=plots.images(RADIOGRAPH)._repr_html_()), "picture"),
     "an image trace of numbers": (lambda: drawn(go.Figure(go.Image(z=np.zeros((9, 9, 3), np.uint8)))), "picture"),
     "a layout image": (lambda: drawn(layout_image()), "picture"),
     "a layout image in html": (lambda: embedded(layout_image()), "picture"),

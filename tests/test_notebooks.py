@@ -125,6 +125,16 @@ def test_prose_types_no_result(chapter):
             assert not re.search(r"\d\.\d\d", prose), prose
 
 
+def test_figures_that_prose_names_exist_once():
+    """A name of a cell is the name of a figure that some chapter refers to; a diagram is called like its file."""
+    every = [cell for path in PAGES for cell in cells(path)]
+    prose = "\n".join(cell.source for cell in every if cell.cell_type == "markdown")
+    named = [cell.metadata["name"] for cell in every if "name" in cell.metadata]
+    assert len(named) == len({*named})
+    told = {*re.findall(r"\{numref\}`([\w-]+)`", prose)}
+    assert {*named} <= told <= {*named} | {f"fig-{name}" for name in re.findall(r"/(\w+)\.svg\)", prose)}
+
+
 def test_no_paragraph_stands_twice(chapter):
     prose = [cell.source for cell in cells(chapter) if cell.cell_type == "markdown"]
     paragraphs = Counter(part for text in prose for part in text.split("\n\n") if len(part) > 40)

@@ -13,6 +13,7 @@ import pytest
 from bs4 import BeautifulSoup
 from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell, new_notebook, new_output
+from plotly.subplots import make_subplots
 
 from chestxai import plots
 from chestxai.plots import page, style
@@ -22,8 +23,9 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8)
 HEAT = np.random.default_rng(1).random((3, 8, 8), dtype=np.float32)
 
 
-def shown(figure: go.Figure) -> BeautifulSoup:
-    return BeautifulSoup(page.to_html(figure.to_dict()), "html.parser")
+def shown(figure: go.Figure | plots.Grid) -> BeautifulSoup:
+    text = figure._repr_html_() if isinstance(figure, plots.Grid) else page.to_html(figure.to_dict())
+    return BeautifulSoup(text, "html.parser")
 
 
 def cells(html: BeautifulSoup) -> list[list[str]]:
@@ -59,10 +61,20 @@ def test_the_data_are_those_of_the_figure():
     html = shown(charts()["matrix"])
     assert cells(html) == [["row", "0", "500"], ["mid <1>", "0.5", "0.7"]]
     table = pd.DataFrame({"x": [1.0, 2.0], "y": [3.0, 4.0], "who": ["a", "b"], "up": [0.5, 0.25]})
-    found = cells(shown(px.scatter(table, x="x", y="y", color="who", error_y="up")))
-    assert found[0] == ["series", "x", "y", "y high"]
+    html = shown(px.scatter(table, x="x", y="y", color="who", error_y="up", labels={"x": "← FID (lower is better)"}))
+    found = cells(html)
+    assert found[0] == ["series", "FID", "y", "y high"]
     assert found[1:] == [["a", "1", "3", "3.5"], ["b", "2", "4", "4.25"]]
-    assert "a: 1 points, from 3 to 3" in shown(px.scatter(table, x="x", y="y", color="who")).figure["aria-label"]
+    assert "a: 1 points, y from 3 to 3" in html.figure["aria-label"]
+
+
+def test_the_data_of_panels_are_headed_by_their_axes():
+    panels = make_subplots(1, 2, x_title="time")
+    panels.add_bar(x=["a"], y=[1.0], col=1, row=1).add_bar(x=["b"], y=[2.0], col=2, row=1)
+    panels.update_yaxes(title="loss", col=1).update_yaxes(title="score ↑", col=2).update_xaxes(title="step", col=1)
+    html = shown(panels)
+    # Panels with a common axis have its title once.
+    assert cells(html) == [["step", "loss", "score ↑"], ["a", "1", ""], ["b", "", "2"]]
 
 
 def test_a_panel_is_named_in_the_data():

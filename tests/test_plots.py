@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 from PIL import Image
@@ -33,13 +35,18 @@ def decoded(source: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))))
 
 
-def of_type(fig: object, kind: str) -> list:
-    return [trace for trace in fig.data if trace.type == kind]
+def shown(grid: plots.Grid) -> BeautifulSoup:
+    return BeautifulSoup(grid._repr_html_(), "html.parser")
 
 
-def lines(fig: object) -> list:
+def lines(html: BeautifulSoup) -> list:
     """The drawn lines without their dark halos."""
-    return [t for t in of_type(fig, "scatter") if t.mode == "lines" and "rgba(0,0,0" not in t.line.color]
+    return [path for path in html.find_all("path") if "rgba(0,0,0" not in path["stroke"]]
+
+
+def scale_of(html: BeautifulSoup) -> str:
+    """What the bar of colours says."""
+    return html.select_one(".cx-grid + p").get_text()
 
 
 def rectangle(height: int, width: int, box: tuple[int, int, int, int]) -> np.ndarray:
@@ -113,9 +120,8 @@ def test_normalize():
 def test_overlay_picture_carries_value_as_colour_and_opacity():
     heatmap = np.zeros((64, 64))
     heatmap[10, 50] = 1.0
-    fig = plots.overlay(np.zeros((64, 64), np.uint8), heatmap)
-    picture = Image.open(io.BytesIO(base64.b64decode(of_type(fig, "image")[1].source.split(",")[1])))
-    rgba = np.asarray(picture.convert("RGBA"))
+    html = shown(plots.overlay(np.zeros((64, 64), np.uint8), heatmap))
+    rgba = decoded(html.find_all("img")[1]["src"])
     assert rgba[10, 50].tolist() == [253, 231, 37, round(255 * plots.OPACITY)]
     assert rgba[50, 10, 3] == 0  # not flipped, not transposed
 
@@ -124,92 +130,65 @@ def test_overlay_picture_carries_value_as_colour_and_opacity():
 
 
 def test_images_keep_rows_on_top_and_pixels_where_they_are(radiographs: np.ndarray):
-    fig = plots.images(radiographs, [f"study {i}" for i in range(5)], columns=3)
-    pictures = of_type(fig, "image")
+    html = shown(plots.images(radiographs, [f"study {i}" for i in range(5)], columns=3))
+    pictures = html.find_all("img")
     assert len(pictures) == 5
-    for trace, image in zip(pictures, radiographs, strict=True):
-        assert (decoded(trace.source) == image[..., None]).all()
-        assert (trace.x0, trace.dx, trace.y0, trace.dy) == (0.5, 1, 0.5, 1)
-    for k in ("", "2", "5"):
-        assert tuple(fig.layout[f"xaxis{k}"].range) == (0, 32)
-        assert tuple(fig.layout[f"yaxis{k}"].range) == (32, 0)  # row 0 on top
-        assert fig.layout[f"yaxis{k}"].scaleanchor == f"x{k}"
-        assert not fig.layout[f"xaxis{k}"].visible
-    first, fourth = fig.layout.xaxis.domain, fig.layout.xaxis4.domain
-    assert first == fourth  # the fourth image begins the second row …
-    assert fig.layout.yaxis4.domain[1] < fig.layout.yaxis.domain[0]  # … below the first
-    texts = [a.text for a in fig.layout.annotations]
-    assert texts.count("<b>R</b>") == 5
-    assert "study 4" in texts
-    marker = next(a for a in fig.layout.annotations if a.text == "<b>R</b>")
-    assert (marker.xref, marker.x, marker.xanchor) == ("x domain", 0, "left")
-
-
-def test_cells_are_as_square_as_their_images(radiographs: np.ndarray):
-    fig = plots.images(radiographs, ["a caption that is long enough to be wrapped " * 2] * 5, columns=4, title="All")
-    margin = fig.layout.margin
-    width = np.ptp(fig.layout.xaxis2.domain) * (fig.layout.width - margin.l - margin.r)
-    height = np.ptp(fig.layout.yaxis2.domain) * (fig.layout.height - margin.t - margin.b)
-    assert width == pytest.approx(height, abs=1)
+    for tag, image in zip(pictures, radiographs, strict=True):
+        assert (decoded(tag["src"]) == image[..., None]).all()
+        assert "aspect-ratio:32/32" in tag["style"]
+    assert [cell.p.get_text() for cell in html.select(".cx-cell")] == [f"study {i}" for i in range(5)]
+    markers = html.select(".cx-picture span")
+    assert [marker.get_text() for marker in markers] == ["R"] * 5
+    assert all(marker["style"].startswith("left:1.8%;top:1.4%") for marker in markers)
 
 
 def test_boxes_are_drawn_at_their_pixels(radiographs: np.ndarray):
     boxes = [[("Pneumonia", Box(4, 8.5, 10, 6))], None, [("Edema", Box(0, 0, 32, 32)), ("", Box(1, 1, 2, 2))], [], None]
-    fig = plots.images(radiographs, boxes=boxes)
-    drawn = lines(fig)
-    assert [t.xaxis for t in drawn] == ["x", "x3", "x3"]
-    assert (min(drawn[0].x), max(drawn[0].x), min(drawn[0].y), max(drawn[0].y)) == (4, 14, 8.5, 14.5)
-    assert drawn[0].line.color == plots.FINDING_COLORS["Pneumonia"]
-    labels = [a.text for a in fig.layout.annotations if a.text != "<b>R</b>"]
-    assert labels == ["Pneumonia", "Edema"]
+    html = shown(plots.images(radiographs, boxes=boxes))
+    assert [len(lines(cell)) for cell in html.select(".cx-cell")] == [1, 0, 2, 0, 0]
+    path = lines(html)[0]
+    assert path["d"] == "M4 8.5L14 8.5L14 14.5L4 14.5L4 8.5"
+    assert path["stroke"] == plots.FINDING_COLORS["Pneumonia"]
+    assert path.parent["viewbox"] == "0 0 32 32"
+    assert [s.get_text() for s in html.select(".cx-picture span") if s.get_text() != "R"] == ["Pneumonia", "Edema"]
 
 
 def test_a_mask_of_another_resolution_is_scaled_to_the_image(radiographs: np.ndarray):
-    fig = plots.images(radiographs[:1], masks=[rectangle(16, 16, (2, 3, 4, 5))])
-    (line,) = lines(fig)
-    assert (min(line.x), max(line.x), min(line.y), max(line.y)) == (4, 12, 6, 16)
+    (path,) = lines(shown(plots.images(radiographs[:1], masks=[rectangle(16, 16, (2, 3, 4, 5))])))
+    assert {*path["d"].replace("M", "L").split("L")[1:]} == {"4 6", "12 6", "12 16", "4 16"}
 
 
 def test_large_images_are_embedded_small():
     noise = np.random.default_rng(0).integers(0, 256, (4, 1024, 1024), dtype=np.uint8)
-    fig = plots.images(noise)
-    trace = of_type(fig, "image")[0]
-    width = decoded(trace.source).shape[1]
-    assert width <= 400
-    assert trace.dx * width == pytest.approx(1024)
-    assert trace.x0 == pytest.approx(trace.dx / 2)
-    assert len(fig.to_json()) < 1_500_000
+    html = shown(plots.images(noise))
+    assert decoded(html.img["src"]).shape[1] <= 400
+    assert len(str(html)) < 1_500_000
 
 
 def test_overlays(radiographs: np.ndarray, heatmaps: np.ndarray):
     masks = [rectangle(32, 32, (1, 2, 3, 4))] * 4 + [None]
-    fig = plots.overlays(radiographs, heatmaps, masks, [f"<{i}> & co" for i in range(5)], columns=2)
-    assert len(of_type(fig, "image")) == 10
-    assert len(lines(fig)) == 4
-    bar = of_type(fig, "scatter")[-1].marker.colorbar
-    assert "min–max per map" in bar.title.text
-    assert list(bar.ticktext) == ["min", "max"]
-    assert "&lt;0&gt; &amp; co" in [a.text for a in fig.layout.annotations]  # captions are text, not HTML
-    heat = of_type(fig, "image")[1]
-    w = decoded(heat.source).shape[1]
-    assert heat.dx * w == pytest.approx(32)
-    common = plots.overlays(radiographs, heatmaps, scale=plots.Scale(limits=(0, 2)))
-    assert list(of_type(common, "scatter")[-1].marker.colorbar.ticktext) == ["0", "2"]
+    html = shown(plots.overlays(radiographs, heatmaps, masks, [f"<{i}> & co" for i in range(5)], columns=2))
+    assert len(html.find_all("img")) == 10
+    assert len(lines(html)) == 4
+    assert html.select_one(".cx-cell p").get_text() == "<0> & co"  # captions are text, not HTML
+    assert scale_of(html) == "attention, min–max per map: minmax"
+    assert scale_of(shown(plots.overlays(radiographs, heatmaps, scale=plots.Scale(limits=(0, 2))))) == "attention: 02"
+    assert scale_of(shown(plots.overlays(radiographs, heatmaps, scale="share < 1"))).startswith("share < 1, min")
 
 
 def test_overlay_grid_has_studies_in_rows_and_variants_in_columns(radiographs: np.ndarray, heatmaps: np.ndarray):
-    fig = plots.overlay_grid(
+    grid = plots.overlay_grid(
         radiographs[:3],
         {"frozen": heatmaps[:3], "learnable": heatmaps[2:]},
         titles=["“one”", "“two”", "“three”"],
         captions={"frozen": ["AUC 0.9"] * 3},
     )
-    assert len(of_type(fig, "image")) == 3 + 2 * 6
-    texts = [a.text for a in fig.layout.annotations]
-    assert {"<b>radiograph</b>", "<b>frozen</b>", "<b>learnable</b>", "“two”"} <= set(texts)
-    assert texts.count("AUC 0.9") == 3
-    assert fig.layout.xaxis.domain == fig.layout.xaxis4.domain
-    assert all(0 <= a.y <= 1 and 0 <= a.x <= 1 for a in fig.layout.annotations)
+    html = shown(grid)
+    assert len(html.find_all("img")) == 3 + 2 * 6
+    assert [b.get_text() for b in html.select(".cx-cell b")] == ["radiograph", "frozen", "learnable"]
+    assert [row.get_text() for row in html.select(".cx-row")] == ["“one”", "“two”", "“three”"]
+    assert html.get_text().count("AUC 0.9") == 3 + 3  # and in the data
+    assert repr(grid) == "<9 pictures>"
 
 
 @pytest.mark.parametrize(
@@ -239,20 +218,12 @@ def test_captions_in_capitals_are_wrapped_to_their_cell():
 
 def test_a_label_in_the_corner_leaves_the_side_marker_free(radiographs: np.ndarray):
     def shift(marker: str) -> float:
-        fig = plots.images(radiographs[:1], boxes=[[("map", Box(0, 0, 32, 32))]], marker=marker)
-        return next(a.xshift for a in fig.layout.annotations if a.text == "map")
+        html = shown(plots.images(radiographs[:1], boxes=[[("map", Box(0, 0, 32, 32))]], marker=marker))
+        label = next(span for span in html.select(".cx-picture span") if span.get_text() == "map")
+        return 340 * float(re.match(r"left:([\d.]+)%", label["style"])[1]) / 100
 
     assert shift("") == 0
     assert shift("R") >= 18
-
-
-def test_overlays_say_what_their_values_are(radiographs: np.ndarray, heatmaps: np.ndarray):
-    def scale(**options: object) -> str:
-        fig = plots.overlays(radiographs, heatmaps, **options)
-        return next(t.marker.colorbar.title.text for t in of_type(fig, "scatter") if t.marker.showscale)
-
-    assert scale() == "attention,<br>min–max per map"
-    assert scale(scale=plots.Scale("share < 1", (0, 1))) == "share &lt; 1"
 
 
 # --- charts ---
@@ -560,15 +531,16 @@ def test_outlines_of_a_study_live_in_the_letterboxed_frame(studies: list[Study])
 
 
 def test_study_sheet_outlines_masks_and_boxes_in_their_colours(studies: list[Study]):
-    fig = plots.study_sheet(studies, titles=["a", "b"], size=80)
-    outlines = {t.line.color: t for t in lines(fig)}
-    assert set(outlines) == {plots.FINDING_COLORS["Pleural Effusion"], plots.FINDING_COLORS["Edema"]}
-    effusion, edema = (outlines[plots.FINDING_COLORS[name]] for name in ("Pleural Effusion", "Edema"))
+    html = shown(plots.study_sheet(studies, titles=["a", "b"], size=80))
+    corners = {path["stroke"]: {*re.findall(r"[\d.]+ [\d.]+", path["d"])} for path in lines(html)}
     # The mask of (x 16, y 20, w 10, h 15), doubled and letterboxed by 10 at the left; a mask has no box of its own.
-    assert (min(effusion.x), max(effusion.x), min(effusion.y), max(effusion.y)) == (42, 62, 40, 70)
-    assert (min(edema.x), max(edema.x), min(edema.y), max(edema.y)) == (16, 32, 8, 32)
-    texts = [a.text for a in fig.layout.annotations]
-    assert [texts.count(t) for t in ("Pleural Effusion", "Edema", "<b>R</b>", "a", "b")] == [1, 1, 2, 1, 1]
+    assert corners == {
+        plots.FINDING_COLORS["Pleural Effusion"]: {"42 40", "62 40", "62 70", "42 70"},
+        plots.FINDING_COLORS["Edema"]: {"16 8", "32 8", "32 32", "16 32"},
+    }
+    labels = [span.get_text() for span in html.select(".cx-picture span")]
+    assert sorted(labels) == ["Edema", "Pleural Effusion", "R", "R"]
+    assert [cell.p.get_text() for cell in html.select(".cx-cell")] == ["a", "b"]
     with pytest.raises(ValueError, match="no study"):
         plots.study_sheet([])
 

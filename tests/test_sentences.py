@@ -177,7 +177,7 @@ class TestAnswers:
 
     def test_images(self):
         assert answers.images(1, 2000, 0.61, 0.049) == (
-            "1 phrase of 2,000 test reports can be grounded, as the finding's place is known. A map of where each "
+            "1 phrase of 2,000 test reports can be grounded, as the finding's place is known; a map of where each "
             "finding usually is (the location prior) has its highest pixel inside the finding in 61% of them (chance "
             "5%)."
         )
@@ -206,7 +206,10 @@ class TestAnswers:
             assert f"the location prior ({interval:+.3f})" in text
             assert f"{tests} the tests" in text
             assert "swapped" not in text
-        for gain, said in ((0.2, "is clearly better than on swapped"), (0.0, "so the words alone may explain it")):
+        for gain, said in (
+            (0.2, "they are clearly better than on swapped"),
+            (0.0, "so the words alone may explain it"),
+        ):
             text = answers.maps("a", FLAT, rows.assign(gain_word=gain), settings)
             assert (said in text) == (tests == "`a` pass")  # a test that is not passed needs no doubt
 
@@ -227,13 +230,14 @@ class TestAnswers:
         better = text(Interval(5, 4, 6), Interval(0.8, 0.75, 0.85))
         assert better.startswith(
             "By FID, the images of `a` are closer to the held-out ones than the base's (FID 5.00 against 20.00; of "
-            "held-out images 4.50). A classifier finds the prompted findings in them better than by chance (AUC 0.80)"
+            "held-out images 4.50), and a classifier finds the prompted findings in them better than by chance (AUC "
+            "0.80; side, "
         )
         assert "are farther from the held-out ones than" in text(Interval(40, 38, 42), UP)
         unclear = text(Interval(20, 17, 23), Interval(0.5, 0.4, 0.6))
         assert "not clearly closer to the held-out ones than" in unclear
         assert (
-            "A classifier does not clearly find the prompted findings in them better than by chance (AUC 0.50)"
+            "and a classifier does not clearly find the prompted findings in them better than by chance (AUC 0.50;"
             in unclear
         )
 
@@ -464,28 +468,25 @@ class TestKnowledge:
     @pytest.mark.parametrize(
         ("known", "pointed", "expected"),
         [
-            (DOWN, DOWN, "points worse than `frozen`: -0.100 [-0.150, -0.050]\n- It has lost knowledge, too."),
-            (UP, DOWN, "points worse than `frozen`: -0.100 [-0.150, -0.050]\n- It knows more all the same."),
-            (FLAT, DOWN, "A loss of knowledge does not explain that it points worse: none is seen."),
-            (UP, FLAT, "does not clearly differ from `frozen`: +0.020 [-0.050, +0.090]"),
-            (UP, UP, "points better than `frozen`: +0.100 [+0.050, +0.150]"),
+            (DOWN, DOWN, "points worse (-0.100 [-0.150, -0.050]); it has lost knowledge, too."),
+            (UP, DOWN, "points worse (-0.100 [-0.150, -0.050]); it knows more all the same."),
+            (FLAT, DOWN, "; no loss of knowledge is seen that would explain it."),
+            (UP, FLAT, "by the word test it does not clearly point better or worse (+0.020 [-0.050, +0.090])."),
+            (UP, UP, "by the word test it points better (+0.100 [+0.050, +0.150])."),
         ],
     )
     def test_answer(self, known, pointed, expected):
         knows = {"from the report": {"learnable": known}, "from the image": {"learnable": FLAT}}
         text = knowledge.answer(knows, {"learnable": {"gain_auc_roc": UP, "word": pointed}}, "frozen")
-        lines = text.split("\n")
-        knowing = {UP: "knows more than", DOWN: "knows less than", FLAT: "does not clearly know more than"}[known]
-        assert lines[0].startswith(f"- **from the report**, `learnable` {knowing} `frozen`")
-        assert lines[1].startswith("- **from the image**, `learnable` does not clearly know more than `frozen`")
-        assert lines[2].startswith("- **on the map**, by the gain in AUC-ROC, `learnable` points better")
-        assert lines[3].startswith("- **on the map**, by the word test")
+        knowing = {UP: "knows more", DOWN: "knows less", FLAT: "does not clearly know more"}[known]
+        assert text.startswith(f"- Compared with `frozen`, `learnable` {knowing} from the report (")
+        assert " and does not clearly know more from the image (+0.020 [-0.050, +0.090]); by the gain in" in text
         assert text.endswith(expected)
 
     def test_answer_of_many_variants(self):
         knows = {"from the report": dict.fromkeys(VARIANTS[1:], UP)}
         text = knowledge.answer(knows, {name: {"word": DOWN} for name in VARIANTS[1:]}, "frozen")
-        assert text.count("\n") == 5
+        assert text.count("\n") == len(VARIANTS) - 2
         assert knowledge.answer({}, {}, "frozen") == ""
 
 
@@ -550,9 +551,9 @@ class TestRecipes:
         table = self.table(good=(0.0, 0.1), mute=(-0.2, 0.1), dull=(0.0, 0.0))
         found = say.recipes.verdicts(table, ["word"])
         assert found["both"].to_dict() == {"learnable": "no", "good": "yes", "mute": "no", "dull": "no"}
-        assert say.recipes.answer(found).startswith("**Yes**, by the stated margin: `good` (p = 0.0")
+        assert say.recipes.answer(found).startswith("**Yes**: with `good` (p = 0.0")
         weak = say.recipes.answer(found.assign(p=0.03))
-        assert weak.startswith("**Yes**, but not after adjustment, by the stated margin: `good` (p = 0.030, not below")
+        assert weak.startswith("**Yes**, but not after adjustment: with `good` (p = 0.030, not below")
         text = say.recipes.principles(found, {"A": ["good"], "B": ["mute", "dull"], "C": ["absent"]})
         assert "**A**: supported by one recipe" in text
         assert "**B**: refuted" in text

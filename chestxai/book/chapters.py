@@ -25,6 +25,10 @@ from chestxai.profiles import ROOT
 #: Tags of cells: whose output is the chapter's answer; which belong to the solution of an exercise.
 ANSWER, SOLUTION = "answer", "solution"
 _PICTURE = re.compile(r"^!\[([^\]]+)\]\(([^)\s]*?([\w-]+)\.svg)\)\n+\*([^*]+)\*$", re.MULTILINE)
+# Where a caption begins: of a diagram in Markdown, of a figure in HTML.
+_CAPTION = re.compile(r":::\{figure\} \S+\n:name: ([\w-]+)\n:alt: .*\n\n|<figcaption>")
+_TITLED = re.compile(r'(<figure\b[^>]*\baria-label=")([^"]*"><figcaption>)(.*?)(?=</figcaption>)')
+_NUMBERED = re.compile(r"\{numref\}`([\w-]+)`")
 _CITED = re.compile(r"\{cite(?::\w+)?\}`([^`]+)`")
 # Where no term is linked: code, formulas, links, roles, HTML, headings, tables, bold text.
 _FIXED = re.compile(
@@ -47,7 +51,8 @@ def published(notebook: Any, node: Node) -> Any:
             shown = json.dumps(Path(value).name if name == "profile" else value, ensure_ascii=False)
             if name not in ("out", "data"):
                 cell.source = re.sub(rf"^({name} = ).*?(?=  #|$)", lambda m, v=shown: m[1] + v, cell.source, flags=re.M)
-        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        named = {"name": cell.metadata["name"]} if "name" in cell.metadata else {}
+        cell.metadata = nbformat.from_dict(({"tags": tags} if tags else {}) | named)
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.output_type != "stream" or o.name != "stderr"]
             for data in (output.get("data", {}) for output in cell.outputs):
@@ -78,19 +83,50 @@ def page(executions: Mapping[str, Any], badges: Sequence[str]) -> Any:
         cells += [new_markdown_cell(start), *inner, new_markdown_cell(end)] if folded else inner
     title, _, rest = cells[0].source.partition("\n")
     shown = " ".join(f"{{bdg-{'light' if i else 'primary'}}}`{text.replace('`', '')}`" for i, text in enumerate(badges))
-    n = title.split()[1]  # captions carry it; in print all chapters are one page
-    number = f'<style data-chapter="{n}">article:has([data-chapter="{n}"]) {{ --chapter: "{n}."; }}</style>'
-    cells[0] = new_markdown_cell(f"{title}\n\n{shown}\n\n{number}\n\n{rest}")
+    cells[0] = new_markdown_cell(f"{title}\n\n{shown}\n\n{rest}")
     answers = [twins for twins in parts if ANSWER in twins[0].metadata.get("tags", [])]
     cells[1:1] = [cell for twins in answers for cell in _answer(twins)]
     cells += [new_markdown_cell(f"## References\n\n{cited}")] if cited else []
     return nbformat.from_dict({**next(iter(executions.values())), "cells": cells})
 
 
+def number(notebooks: Mapping[str, Any]) -> None:
+    """Number the figures of each chapter in their captions, and link to them where prose says ``{numref}`fig-…` ``.
+
+    ``notebooks``: page → notebook of `page`; changed in place. Sphinx itself does not number the outputs of cells. A
+    figure is called what the metadata of its cell say (``name``), a diagram like its file.
+    """
+    links: dict[str, str] = {}
+    for path, notebook in notebooks.items():
+        _caption(notebook, Path(path).name, links)
+    for notebook in notebooks.values():
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                cell.source = _NUMBERED.sub(lambda m: links.get(m[1], "a figure that is not shown here"), cell.source)
+
+
+def _caption(notebook: Any, page: str, links: dict[str, str]) -> None:
+    chapter, count, name = notebook.cells[0].source.split()[1], itertools.count(1), ""
+
+    def caption(start: re.Match[str]) -> str:
+        label, own, anchor = f"Figure {chapter}.{next(count)}", start[1] or name, ""
+        if own and own not in links:
+            links[own], anchor = f'<a href="{page}.html#{own}">{label}</a>', f' id="{own}"'
+        return f"{start[0]}**{label}.** " if start[1] else f"<figcaption{anchor}><b>{label}.</b> "
+
+    for cell in notebook.cells:
+        name = cell.metadata.get("name", "")
+        if cell.cell_type == "markdown":
+            cell.source = _CAPTION.sub(caption, cell.source)
+        for data in (output.get("data", {}) for output in cell.get("outputs", ())):
+            if "text/html" in data:
+                data["text/html"] = _CAPTION.sub(caption, data["text/html"])
+
+
 def _output(cell: Any, outputs: Sequence[Any]) -> Any:
-    """A cell with the tags of ``cell``, of which only ``outputs`` are shown; MyST-NB drops cells without a source."""
+    """A cell with the metadata of ``cell``, that only shows ``outputs``; MyST-NB drops cells without a source."""
     tags = [*dict.fromkeys([*cell.metadata.get("tags", []), "remove-input"])]
-    return new_code_cell("# See above.", outputs=list(outputs), metadata={"tags": tags})
+    return new_code_cell("# See above.", outputs=list(outputs), metadata=cell.metadata | {"tags": tags})
 
 
 def _joined(twins: Sequence[Any], names: Sequence[str]) -> list[Any]:
@@ -103,6 +139,11 @@ def _joined(twins: Sequence[Any], names: Sequence[str]) -> list[Any]:
     start = '<div class="executions">'
     for twin, name in zip(twins, map(html.escape, names), strict=True):
         head = new_markdown_cell(f'{start}\n<div class="execution">\n<p class="rubric">{name}</p>')
+        for data in (output.get("data", {}) for output in twin.outputs):
+            if "text/html" in data:
+                data["text/html"] = _TITLED.sub(
+                    lambda m, n=name: m[0] if n in m[3] else f"{m[1]}{n}: {m[2]}<b>{n}:</b> {m[3]}", data["text/html"]
+                )
         out += [head, _output(twin, twin.outputs)]
         start = "</div>"
     return [*out, new_markdown_cell("</div>\n</div>")]

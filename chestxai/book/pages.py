@@ -71,6 +71,7 @@ def assemble(nodes: Sequence[Node], folder: Path, private: guard.Private | None 
     for name in (*SOURCES, *PAGES):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
+    chapters.number(notebooks)
     terms = chapters.glossary()  # each is linked once; an answer may be withheld
     said = chapters.linked(chapters.answer(notebooks["notebooks/08_tradeoff"]), terms)
     box = f":::{{admonition}} The answer of the run that made these pages\n:class: tip\n{said}\n:::" if said else ""

@@ -9,11 +9,22 @@ from itertools import pairwise
 import numpy as np
 import plotly.graph_objects as go
 from IPython.display import HTML
+from PIL import Image
 
 from chestxai.plots import pictures
-from chestxai.plots.grids import Layout, grid, note
-from chestxai.plots.pictures import Images, Masks, Picture, Scale, as_pictures, enlarged, normalize, study_picture
-from chestxai.plots.style import FINDING_COLORS, INK, MENU, MUTED, chooser, wrapped
+from chestxai.plots.grids import HALO, heat, radiograph
+from chestxai.plots.pictures import (
+    COLORSCALE,
+    Images,
+    Masks,
+    Picture,
+    Scale,
+    as_pictures,
+    enlarged,
+    normalize,
+    study_picture,
+)
+from chestxai.plots.style import FINDING_COLORS, INK, MENU, MUTED, TEMPLATE, chooser, wrapped
 from chestxai.runs import InputError
 from chestxai.studies import Finding, Study
 
@@ -111,26 +122,43 @@ def _explorer(picture: Picture, tiles: list[list[np.ndarray]], title: str, phras
     """One entry of the explorer: image on the first axes, all maps on the second, outlines on the third."""
     # A border of repeated pixels: the browser's smoothing never reaches the neighbouring tile.
     atlas = np.block([[np.pad(tile, 1, mode="edge") for tile in row] for row in tiles])
-    fig = grid([replace(picture, heatmap=atlas)], Layout(scale=Scale(), largest=_SIDE))
-    _, heat, *lines, bar = fig.data
-    dx, dy = heat.dx * atlas.shape[1] / picture.image.shape[1], heat.dy * atlas.shape[0] / picture.image.shape[0]
-    heat.update(x0=dx / 2, dx=dx, y0=dy / 2, dy=dy, xaxis="x2", yaxis="y2")
-    for line in lines:
-        line.update(xaxis="x3", yaxis="y3")
-    axes = {f"{a}axis{k}": fig.layout[f"{a}axis"].to_plotly_json() | {"scaleanchor": None, "anchor": f"{b}{k}"}
-            for a, b in ("xy", "yx") for k in (2, 3)}  # fmt: skip
-    bar.marker.colorbar.update(orientation="h", len=_SIDE, x=0, xpad=0, y=0, yanchor="top", ypad=6)
-    bar.marker.colorbar.title.update(text="attention, min–max per map", side="top")
+    tall, wide = picture.image.shape
+    traces: list = [_layer(radiograph(picture.image, _SIDE), picture.image.shape, "")]
+    traces.append(_layer(heat(atlas, Scale()), atlas.shape, "2"))
+    for mark in picture.outlines:
+        points = np.vstack([part for loop in mark.loops for part in (loop, [(np.nan, np.nan)])])[:-1]
+        line = {"x": points[:, 0].tolist(), "y": points[:, 1].tolist(), "mode": "lines", "connectgaps": False}
+        line |= {"xaxis": "x3", "yaxis": "y3", "hoverinfo": "skip"}
+        traces += [go.Scatter(line={"color": c, "width": w}, **line) for c, w in (HALO, (mark.color, 2))]
+    bar = {"orientation": "h", "lenmode": "pixels", "len": _SIDE, "x": 0, "xanchor": "left", "xpad": 0, "y": 0}
+    bar |= {"yanchor": "top", "ypad": 6, "thickness": 12, "outlinewidth": 0, "tickvals": [0, 1], "ticks": ""}
+    bar |= {"ticktext": ["min", "max"], "title": {"text": Scale().title, "side": "top", "font": {"size": 12}}}
+    marker = {"colorscale": COLORSCALE, "cmin": 0, "cmax": 1, "color": [0], "colorbar": bar, "showscale": True}
+    traces.append(go.Scatter(x=[None], y=[None], mode="markers", hoverinfo="skip", marker=marker))
+    fixed = {"visible": False, "fixedrange": True, "constrain": "domain"}
+    axes = {f"xaxis{k}": fixed | {"range": [0, wide], "anchor": f"y{k}"} for k in ("", "2", "3")}
+    axes |= {f"yaxis{k}": fixed | {"range": [tall, 0], "anchor": f"x{k}"} for k in ("", "2", "3")}
+    axes["yaxis"]["scaleanchor"] = "x"
     words = f"“{wrapped(phrase, _SIDE, 14)[0]}”<br><span style='color:{MUTED}'>{wrapped(title, _SIDE, 14)[0]}</span>"
-    words = note(words, y=1, yanchor="bottom", yshift=4, font={"size": 13})
-    height = fig.layout.height - fig.layout.margin.t - fig.layout.margin.b
+    corner = {"x": 0, "y": 1, "xref": "paper", "yref": "paper", "xanchor": "left", "align": "left", "showarrow": False}
+    notes = [
+        corner | {"text": words, "yanchor": "bottom", "yshift": 4, "font": {"size": 13}, "borderpad": 0},
+        corner | {"text": "<b>R</b>", "yanchor": "top", "xshift": 4, "yshift": -3, "font": {"color": "white"}},
+    ]
     about = "White outline: the finding’s true place. Each map is coloured by its own minimum and maximum."
     # Three subplots lie on one another. Above them are the words and, where no page has its own controls, the menus.
-    return fig.update_layout(
-        axes, annotations=[*fig.layout.annotations, words], width=_SIDE + 16, height=height + 232,
-        margin={"l": 8, "t": 92, "r": 8, "b": 140}, plot_bgcolor="rgba(0,0,0,0)",
+    return go.Figure(traces, axes).update_layout(
+        template=TEMPLATE, annotations=notes, width=_SIDE + 16, height=round(_SIDE * tall / wide) + 232,
+        margin={"l": 8, "t": 92, "r": 8, "b": 140}, plot_bgcolor="rgba(0,0,0,0)", showlegend=False, dragmode=False,
         title_text="Where the model looks, by layer and timestep", meta={"caption": about, "room": 40, "below": 90},
     )  # fmt: skip
+
+
+def _layer(image: Image.Image, shape: tuple[int, ...], axis: str) -> go.Image:
+    """An ``image`` of any resolution that fills ``shape``, rows and columns, of its axes."""
+    dx, dy = shape[1] / image.width, shape[0] / image.height
+    place = {"x0": dx / 2, "y0": dy / 2, "dx": dx, "dy": dy, "xaxis": f"x{axis}", "yaxis": f"y{axis}"}
+    return go.Image(source=pictures.data_uri(image), zsmooth="fast", hoverinfo="skip", **place)
 
 
 def highlights(report: str, findings: Sequence[Finding]) -> list[tuple[str, tuple[Finding, ...]]]:

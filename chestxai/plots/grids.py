@@ -1,34 +1,33 @@
-"""Grids of pictures as plotly figures: radiographs, overlays, studies; variants side by side.
+"""Grids of pictures: radiographs, overlays, studies; variants side by side. HTML that needs no script, on any page.
 
-Images travel as base64 PNG (JPEG above 192 pixels, where a noisy radiograph would weigh ten times as much), heatmaps as
-one-byte palette PNGs with transparency: a grid of twenty overlays weighs some tens of kilobytes.
+Images travel as base64 WebP (exact up to 192 pixels; a larger noisy radiograph would weigh ten times as much), heatmaps
+with transparency and 64 colours: a grid of twenty overlays weighs some tens of kilobytes.
 """
 
 import html
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import plotly.graph_objects as go
+import pandas as pd
 from PIL import Image
-from plotly.subplots import make_subplots
 
-from chestxai.plots import pictures
+from chestxai.plots import page, pictures
 from chestxai.plots.pictures import Boxes, Images, Masks, Picture, Scale, Texts, as_pictures, listed, study_picture
-from chestxai.plots.style import TEMPLATE, WIDTH, wrapped
+from chestxai.plots.style import WIDTH
 from chestxai.runs import InputError
 from chestxai.studies import Study
 
 _GAP = 12  # pixels between pictures
-_BAR = 64  # pixels for a colour bar
-_LINE = 16  # pixels in the height of a line of text
-_BUTTONS = "toImage zoom pan zoomIn zoomOut autoScale resetScale select lasso sendChartToCloud".split()
+HALO = ("rgba(0,0,0,0.65)", 4)  #: colour and width in pixels of the dark line below each outline
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a grid is laid out, and what is written around its pictures."""
+@dataclass(frozen=True, repr=False)
+class Grid:
+    """Equally large pictures, row by row, and the plain text around them. A notebook shows it as HTML."""
 
+    pictures: Sequence[Picture]
     columns: int = 4
     title: str = ""
     captions: Sequence[str | None] = ()  #: above each picture
@@ -39,145 +38,98 @@ class Layout:
     largest: float = 340  #: largest width of a picture in pixels
     marker: str = "R"  #: the side marker of each picture
 
+    def __repr__(self) -> str:
+        return f"<{len(self.pictures)} pictures>"
 
-def grid(shown: Sequence[Picture], layout: Layout) -> go.Figure:
-    """A plotly figure of equally large pictures, ``shown`` row by row, all of one shape; ``layout`` says all else."""
-    columns, right = min(layout.columns, len(shown)), _BAR if layout.scale else 0
-    rows, (height, width) = -(-len(shown) // columns), shown[0].image.shape
-    w = max(100, min(layout.largest, (WIDTH - right + _GAP) / columns - _GAP))
-    h, wide = w * height / width, columns * (w + _GAP) - _GAP
-    kinds = {"captions": w, "headers": w, "row_titles": wide, "footers": w}
-    texts = {kind: [wrapped(text, room) for text in getattr(layout, kind)] for kind, room in kinds.items()}
-    tall = {kind: max((_LINE * n + 4 for _, n in of if n), default=0) for kind, of in texts.items()}
-    title, lines = wrapped(layout.title, wide + right, 16)
-    above = tall["captions"] + tall["row_titles"]
-    top, below = 6 + 10 * (lines > 0) + 20 * lines + tall["headers"] + above, tall["footers"]
-    high = rows * h + (rows - 1) * (_GAP + above + below)
-    fig = make_subplots(rows, columns, horizontal_spacing=_GAP / wide, vertical_spacing=(_GAP + above + below) / high)
-    traces, notes = [], []
-    axes = [str(i + 1) if i else "" for i in range(len(shown))]
-    for picture, axis in zip(shown, axes, strict=True):
-        traces += _traces(picture, axis, w, layout.scale or Scale())
-        notes += _notes(picture, axis, w, layout.marker)
-        fig.layout[f"yaxis{axis}"].scaleanchor = f"x{axis}"
-    middle = {"x": 0.5, "xanchor": "center", "align": "center"}
-    places = {
-        "captions": (axes, {"yshift": 2, "yanchor": "bottom"}),
-        "row_titles": (axes[::columns], {"yshift": 2 + tall["captions"], "yanchor": "bottom"}),
-        "headers": (axes[:columns], {"yshift": 2 + above, "yanchor": "bottom", **middle}),
-        "footers": (axes, {"y": 0, "yshift": -2, **middle}),
-    }
-    for kind, (cells, place) in places.items():
-        for axis, (text, n) in zip(cells, texts[kind], strict=False):
-            notes += [note(f"<b>{text}</b>" if kind == "headers" else text, axis, **place)] if n else []
-    if layout.scale:
-        traces.append(_color_bar(layout.scale, min(h, 200)))
-    fig.add_traces(traces)
-    fig.update_xaxes(visible=False, fixedrange=True, constrain="domain", range=[0, width])
-    fig.update_yaxes(visible=False, fixedrange=True, constrain="domain", range=[height, 0])
-    return fig.update_layout(
-        template=TEMPLATE, width=round(wide + right), height=round(top + high + below + 6), dragmode=False,
-        margin={"l": 0, "r": right, "t": top, "b": below + 6, "autoexpand": False}, showlegend=False,
-        modebar={"remove": _BUTTONS}, annotations=notes, meta=_about(shown, layout, columns, w),
-        title={"text": f"<b>{title}</b>" if title else "", "pad": {"t": 8, "l": 0}},
-    )  # fmt: skip
+    def _repr_html_(self) -> str:
+        columns = min(self.columns, len(self.pictures))
+        width = max(100, min(self.largest, (WIDTH + _GAP) / columns - _GAP))
+        about = [self._words(i, columns) for i in range(len(self.pictures))]
+        parts = []
+        for i, (picture, words) in enumerate(zip(self.pictures, about, strict=True)):
+            if words["row"] and i % columns == 0:
+                parts.append(f"<div class='cx-row'>{html.escape(words['row'])}</div>")
+            shown = words | ({"column": None} if i >= columns else {})
+            parts.append(f"<div class='cx-cell'>{''.join(self._cell(picture, shown, _alt(words), width))}</div>")
+        share = f"calc((100% - {_GAP * (columns - 1)}px)/{columns})"
+        tracks = f"{columns},minmax(0,1fr)" if self.headers else f"auto-fill,minmax(max(150px,{share}),1fr)"
+        level = "start" if any(self.footers) else "end"  # pictures of a row stand on one line
+        style = f"max-width:{columns * (width + _GAP) - _GAP:.0f}px;grid-template-columns:repeat({tracks})"
+        body = f"<div class='cx-grid' style='{style};align-items:{level}'>{''.join(parts)}</div>{self._bar()}"
+        above = "; ".join(dict.fromkeys(" ".join(text.split()) for text in (*self.captions, *self.row_titles) if text))
+        caption = "" if self.title else textwrap.shorten(above, 160, placeholder=" …") or "Pictures"
+        table = pd.DataFrame([{k: v for k, v in words.items() if v} for words in about]).fillna("")
+        return page.framed(self.title, caption, body, table)
 
-
-def _about(shown: Sequence[Picture], layout: Layout, columns: int, width: float) -> dict:
-    """What a grid is made of, in plain words and places, for `page.to_html`."""
-    cells = []
-    for i, picture in enumerate(shown):
-        (row, column), (height, across) = divmod(i, columns), picture.image.shape
-        words = {"row": layout.row_titles[row : row + 1], "column": layout.headers[column : column + 1]}
-        words |= {"caption": layout.captions[i : i + 1], "note": layout.footers[i : i + 1]}
-        words = {name: text[0] if len(text) else None for name, text in words.items()}
-        corners = [(mark.name, np.vstack(mark.loops)) for mark in picture.outlines]
+    def _words(self, i: int, columns: int) -> dict[str, str | None]:
+        """The words around picture ``i``, and what is outlined in it."""
+        places = {"row": (self.row_titles, i // columns), "column": (self.headers, i % columns)}
+        places |= {"caption": (self.captions, i), "note": (self.footers, i)}
+        corners = [(mark.name, np.vstack(mark.loops)) for mark in self.pictures[i].outlines]
         boxes = [
             "{} ({:.0f}, {:.0f}, {:.0f}, {:.0f})".format(n, *c.min(axis=0), *np.ptp(c, axis=0)) for n, c in corners
         ]
-        # Places as shares of the picture's width and height.
-        labels = [(layout.marker, 4, 3, "white")] if layout.marker else []
-        labels += pictures.labels(picture, width, layout.marker)
-        cells.append({
-            **words, "about": words | {"outlined (x, y, w, h)": "; ".join(boxes)}, "axis": f"x{i + 1 if i else ''}",
-            "shape": [height, across], "first": [column == 0, row == 0],
-            "labels": [(text, x / width, y / width * across / height, color) for text, x, y, color in labels],
-        })  # fmt: skip
-    scale = layout.scale and _scale_words(layout.scale)
-    return {"cells": cells, "columns": columns, "width": width, "fixed": bool(layout.headers), "scale": scale}
+        words = {name: texts[k] if len(texts) else None for name, (texts, k) in places.items()}
+        return words | {"outlined (x, y, w, h)": "; ".join(boxes)}
+
+    def _cell(self, picture: Picture, words: dict[str, str | None], alt: str, width: float) -> Iterator[str]:
+        """The parts of one ``picture``, ``width`` pixels wide."""
+        tall, wide = picture.image.shape
+        if words["column"]:
+            yield f"<p><b>{html.escape(words['column'])}</b></p>"
+        if words["caption"]:
+            yield f"<p>{html.escape(words['caption']).replace(chr(10), '<br>')}</p>"
+        yield "<div class='cx-picture'>"
+        layers = [radiograph(picture.image, width)]
+        layers += [] if picture.heatmap is None else [heat(picture.heatmap, self.scale or Scale())]
+        for source in map(pictures.data_uri, layers):
+            yield f"<img alt='{alt}' src='{source}' style='width:100%;aspect-ratio:{wide}/{tall}'>"
+            alt = ""
+        lines = "".join(
+            f"<path d='{path}' fill='none' stroke='{color}' stroke-width='{thick}' vector-effect='non-scaling-stroke'/>"
+            for mark in picture.outlines
+            for path in ["".join("M" + "L".join(f"{x:g} {y:g}" for x, y in loop) for loop in mark.loops)]
+            for color, thick in (HALO, (mark.color, 2))
+        )
+        if lines:
+            yield f"<svg viewBox='0 0 {wide} {tall}' preserveAspectRatio='none' aria-hidden='true'>{lines}</svg>"
+        labels = [(self.marker, 4, 3, "white")] if self.marker else []
+        for text, x, y, color in labels + pictures.labels(picture, width, self.marker):
+            place = f"left:{x / width:.1%};top:{y / width * wide / tall:.1%}"
+            yield f"<span style='{place};color:{color}'>{html.escape(text)}</span>"
+        yield "</div>"
+        if words["note"]:
+            yield f"<p>{html.escape(words['note'])}</p>"
+
+    def _bar(self) -> str:
+        """The colours of the heatmaps, with the values at their ends."""
+        if self.scale is None:
+            return ""
+        low, high = (f"{end:.3g}" for end in self.scale.limits) if self.scale.limits else ("min", "max")
+        ramp = ",".join("#{:02x}{:02x}{:02x}".format(*color) for color in pictures.PALETTE[::51])
+        bar = f"<span class='cx-bar' style='background:linear-gradient(90deg,{ramp})'></span>"
+        return f"<p>{html.escape(self.scale.title)}: <nobr>{low}{bar}{high}</nobr></p>"
 
 
-def _scale_words(scale: Scale) -> tuple[list[str], str, list[str]]:
-    """What the ends of the colours are called, what the values are, and the colours."""
-    ends = [f"{end:.3g}" for end in scale.limits] if scale.limits else ["min", "max"]
-    colors = ["#{:02x}{:02x}{:02x}".format(*color) for color in pictures.PALETTE[::51]]
-    return ends, scale.name + ("" if scale.limits else ", min–max per map"), colors
+def _alt(words: dict[str, str | None]) -> str:
+    return html.escape("; ".join(f"{k}: {v}" for k, v in words.items() if v), quote=True)
 
 
-def note(text: str, axis: str | None = None, **options: object) -> dict:
-    """An annotation with ``text`` (HTML) at the top left corner of a picture, where ``options`` say nothing else.
-
-    ``axis``: number of the picture's axes as plotly writes it ("", "2", …); None for the corner of the whole plot.
-    """
-    x, y = ("paper", "paper") if axis is None else (f"x{axis} domain", f"y{axis} domain")
-    default = {"x": 0, "y": 1, "xanchor": "left", "yanchor": "top", "align": "left", "showarrow": False, "borderpad": 0}
-    return {"text": text, "xref": x, "yref": y, "font": {"size": 12.5}, **default, **options}
-
-
-def _notes(picture: Picture, axis: str, width: float, marker: str) -> list[dict]:
-    """Labels and side marker of a picture that is ``width`` pixels wide."""
-    notes = []
-    for text, x, y, color in pictures.labels(picture, width, marker):
-        look = {"font": {"size": 12, "color": color}, "bgcolor": "rgba(0,0,0,0.6)", "borderpad": 1}
-        notes.append(note(html.escape(text), axis, xshift=x, yshift=-y, **look))
-    font = {"size": 12, "color": "white", "shadow": "0 0 3px black, 0 0 3px black"}
-    return notes + ([note(f"<b>{html.escape(marker)}</b>", axis, xshift=4, yshift=-3, font=font)] if marker else [])
+def radiograph(image: np.ndarray, width: float) -> Image.Image:
+    """An ``image``, uint8 ``(H, W)``, for a place that is ``width`` pixels wide, also on fine screens."""
+    shown = Image.fromarray(image)
+    if shown.width > 2 * width:
+        size = int(2 * width), max(1, round(2 * width * shown.height / shown.width))
+        return shown.resize(size, Image.Resampling.LANCZOS)
+    return shown
 
 
-def _traces(picture: Picture, axis: str, width: float, scale: Scale) -> list:
-    """Image, heatmap and outlines (each on a dark halo) of a picture that is ``width`` pixels wide, in this order."""
-    image, extent = Image.fromarray(picture.image), picture.image.shape[::-1]
-    if image.width > 2 * width:
-        size = int(2 * width), max(1, round(2 * width * image.height / image.width))
-        image = image.resize(size, Image.Resampling.LANCZOS)
-    traces: list = [_image(image, extent, axis, lossless=image.width <= 192)]
-    if picture.heatmap is not None:
-        values = pictures.enlarged(pictures.normalize(picture.heatmap, scale.limits), 64)
-        # 64 colours look like 256, and take half the room.
-        level = ((values * 63).round() * 255 / 63).round().astype(np.uint8)
-        heat = np.dstack([pictures.PALETTE[level], (level * pictures.OPACITY).round().astype(np.uint8)])
-        traces.append(_image(Image.fromarray(heat), extent, axis, lossless=True))
-    for mark in picture.outlines:
-        points = np.vstack([part for loop in mark.loops for part in (loop, [(np.nan, np.nan)])])[:-1]
-        line = {"x": points[:, 0].tolist(), "y": points[:, 1].tolist(), "mode": "lines", "connectgaps": False,
-                "xaxis": f"x{axis}", "yaxis": f"y{axis}", "showlegend": False}  # fmt: skip
-        hover = {"hoverinfo": "text", "text": html.escape(mark.name)} if mark.name else {"hoverinfo": "skip"}
-        traces.append(go.Scatter(line={"color": "rgba(0,0,0,0.65)", "width": 4}, hoverinfo="skip", **line))
-        traces.append(go.Scatter(line={"color": mark.color, "width": 2}, **hover, **line))
-    return traces
-
-
-def _image(picture: Image.Image, extent: tuple[int, int], axis: str, lossless: bool) -> go.Image:
-    """A picture that fills ``[0, width) × [0, height)`` of its axes."""
-    dx, dy = extent[0] / picture.width, extent[1] / picture.height
-    place = {"x0": dx / 2, "y0": dy / 2, "dx": dx, "dy": dy, "xaxis": f"x{axis}", "yaxis": f"y{axis}"}
-    return go.Image(source=pictures.data_uri(picture, lossless), zsmooth="fast", hoverinfo="skip", **place)
-
-
-def _color_bar(scale: Scale, length: float) -> go.Scatter:
-    """An invisible trace that carries the colour bar, at the right of the first row."""
-    low, high = scale.limits or (0.0, 1.0)
-    ends, name, _ = _scale_words(scale)
-    name = html.escape(name).replace(", min–max", ",<br>min–max")
-    bar = {
-        "thickness": 12, "lenmode": "pixels", "len": length, "outlinewidth": 0, "ticks": "", "tickfont": {"size": 12},
-        "x": 1, "xanchor": "left", "xpad": 10, "y": 1, "yanchor": "top", "ypad": 0, "tickvals": [low, high],
-        "ticktext": ends,
-        "title": {"text": name, "side": "right", "font": {"size": 12}},
-    }  # fmt: skip
-    marker = {"colorscale": pictures.COLORSCALE, "cmin": low, "cmax": high, "color": [low], "colorbar": bar}
-    marker |= {"showscale": True}
-    return go.Scatter(x=[None], y=[None], mode="markers", hoverinfo="skip", showlegend=False, marker=marker)
+def heat(heatmap: np.ndarray, scale: Scale) -> Image.Image:
+    """A ``heatmap``, float ``(h, w)``, in the colours of ``scale`` (RGBA), the clearer the lower a value."""
+    values = pictures.enlarged(pictures.normalize(heatmap, scale.limits), 64)
+    # 64 colours look like 256, and take half the room.
+    level = ((values * 63).round() * 255 / 63).round().astype(np.uint8)
+    return Image.fromarray(np.dstack([pictures.PALETTE[level], (level * pictures.OPACITY).round().astype(np.uint8)]))
 
 
 def images(
@@ -188,7 +140,7 @@ def images(
     masks: Masks = None,
     title: str = "",
     marker: str = "R",
-) -> go.Figure:
+) -> Grid:
     """A grid of radiographs.
 
     Args:
@@ -198,10 +150,10 @@ def images(
         marker: The side marker at the image's left; "" for none.
     """
     shown = as_pictures(images, masks=masks, boxes=boxes)
-    return grid(shown, Layout(columns, title, listed(titles, len(shown), "titles"), marker=marker))
+    return Grid(shown, columns, title, listed(titles, len(shown), "titles"), marker=marker)
 
 
-def study_sheet(studies: Sequence[Study], titles: Texts = None, size: int = 256, title: str = "") -> go.Figure:
+def study_sheet(studies: Sequence[Study], titles: Texts = None, size: int = 256, title: str = "") -> Grid:
     """A grid of studies with readable images, letterboxed to ``size`` pixels, each finding outlined in its colour.
 
     ``titles`` (a caption each) and ``title`` are as in `images`.
@@ -209,7 +161,7 @@ def study_sheet(studies: Sequence[Study], titles: Texts = None, size: int = 256,
     if not studies:
         raise InputError("there is no study to show")
     shown = [study_picture(study, size) for study in studies]
-    return grid(shown, Layout(title=title, captions=listed(titles, len(shown), "titles")))
+    return Grid(shown, title=title, captions=listed(titles, len(shown), "titles"))
 
 
 def overlays(
@@ -221,7 +173,7 @@ def overlays(
     boxes: Boxes = None,
     title: str = "",
     scale: str | Scale = "attention",
-) -> go.Figure:
+) -> Grid:
     """A grid of heatmaps over their radiographs; opacity grows with the value, the targets are outlined in white.
 
     Args:
@@ -230,10 +182,10 @@ def overlays(
         scale: What the values are; or a `Scale`, which also gives the values at the ends of the colours.
     """
     shown, scale = as_pictures(images, heatmaps, masks, boxes), Scale(scale) if isinstance(scale, str) else scale
-    return grid(shown, Layout(columns, title, listed(titles, len(shown), "titles"), scale=scale))
+    return Grid(shown, columns, title, listed(titles, len(shown), "titles"), scale=scale)
 
 
-def overlay(image: np.ndarray, heatmap: np.ndarray, mask: np.ndarray | None = None, title: str = "") -> go.Figure:
+def overlay(image: np.ndarray, heatmap: np.ndarray, mask: np.ndarray | None = None, title: str = "") -> Grid:
     """One ``heatmap`` over its ``image``, with the outline of a ``mask`` and the caption ``title``; see `overlays`."""
     return overlays([image], [heatmap], [mask], [title] if title else None, 1)
 
@@ -245,7 +197,7 @@ def overlay_grid(
     titles: Texts = None,
     captions: Mapping[str, Sequence[str]] | None = None,
     title: str = "",
-) -> go.Figure:
+) -> Grid:
     """Studies in rows, variants or training steps in columns, the plain radiograph first.
 
     Args:
@@ -259,8 +211,7 @@ def overlay_grid(
     columns += [as_pictures(images, listed(maps, n, f"heatmaps of {name}"), masks) for name, maps in heatmaps.items()]
     below = [[None] * n, *(listed((captions or {}).get(name), n, f"captions of {name}") for name in heatmaps)]
     shown, footers = ([item for row in zip(*lists, strict=True) for item in row] for lists in (columns, below))
-    layout = Layout(
-        len(columns), title, headers=["radiograph", *heatmaps], row_titles=listed(titles, n, "titles"),
+    return Grid(
+        shown, len(columns), title, headers=["radiograph", *heatmaps], row_titles=listed(titles, n, "titles"),
         footers=footers, scale=Scale(), largest=220,
     )  # fmt: skip
-    return grid(shown, layout)

@@ -1,6 +1,6 @@
 """Figures as HTML for pages: with caption, text alternative, and their data as a folded table.
 
-Pictures need no script at all. A chart draws itself with plotly.js, the book's copy on the book's pages and the public
+A chart draws itself with plotly.js, the book's copy on the book's pages and the public
 one elsewhere (nbconvert, nbviewer, Colab); its menus are HTML controls, which a keyboard reaches (``figure.js``).
 """
 
@@ -8,9 +8,8 @@ import base64
 import html
 import json
 import re
-import textwrap
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,30 +25,33 @@ TOLD = "%{hovertext}<extra></extra>"  #: hover of a trace whose words say all: i
 
 
 def to_html(figure: dict[str, Any]) -> str:
-    """A figure as HTML that needs nothing around it.
+    """A chart as HTML that needs nothing around it.
 
     Args:
         figure: Of ``go.Figure.to_dict``. In ``layout.meta`` `chestxai.plots` keeps ``caption`` (plain text, after the
-            title), ``room`` (pixels that title and menus take above the axes), and what `grid` is made of.
+            title), and ``room`` and ``below``, pixels that title and menus take above and below the axes.
     """
     data, layout = list(figure["data"]), dict(figure["layout"])
     meta = layout.pop("meta", None) or {}
     title = plain((layout.pop("title", None) or {}).get("text"))
-    table = table_of(data, layout, meta)
-    more = meta.get("caption") or ""
-    words = dict.fromkeys(cell["caption"] or cell["row"] for cell in meta.get("cells", ()))
-    above = "; ".join(" ".join(text.split()) for text in words if text)
-    caption = title or more or textwrap.shorten(above, 160, placeholder=" …") or _axes_caption(layout)
-    alt = meta.get("alt") or f"{caption.rstrip('.')}. {_summary(table)}"
-    words = f"<b>{html.escape(title)}</b> {html.escape(more)}".strip() if title else html.escape(caption)
-    head = f"<figcaption>{words}</figcaption>"
+    table, caption = table_of(data, layout), meta.get("caption") or ("" if title else _axes_caption(layout))
     name = f"cx-{uuid.uuid4()}"  # figures of several executions may come to stand on one page
-    body = _pictures(data, meta) if "cells" in meta else _chart(name, data, layout, meta, bool(title))
+    return framed(title, caption, _chart(name, data, layout, meta, bool(title)), table, name)
+
+
+def framed(title: str, caption: str, body: str, table: pd.DataFrame, name: str = "") -> str:
+    """A figure as HTML: ``title`` and ``caption`` (plain text), ``body`` (HTML), and its data, a ``table``, folded.
+
+    ``name``: its id; figures that need none have none.
+    """
+    words = f"<b>{html.escape(title)}</b> {html.escape(caption)}".strip() if title else html.escape(caption)
     rest = f"<p>The first {_ROWS:,} of {len(table):,} rows.</p>" if len(table) > _ROWS else ""
     numbers = table[:_ROWS].to_html(index=False, border=0, na_rep="", float_format="{:.4g}".format)
     folded = f"<details><summary>Data of this figure</summary><div tabindex='0'>{numbers}</div>{rest}</details>"
-    label = html.escape(alt[:900], quote=True)
-    return f'<style>{_STYLE}</style><figure class="cx" id="{name}" aria-label="{label}">{head}{body}{folded}</figure>'
+    label = html.escape(f"{(title or caption).rstrip('.')}. {_summary(table)}"[:900], quote=True)
+    own = f' id="{name}"' if name else ""
+    start = f'<style>{_STYLE}</style><figure class="cx"{own} aria-label="{label}">'
+    return f"{start}<figcaption>{words}</figcaption>{body}{folded}</figure>"
 
 
 def plain(text: str | None) -> str:
@@ -58,9 +60,13 @@ def plain(text: str | None) -> str:
 
 
 def _axes_caption(layout: dict[str, Any]) -> str:
-    titles = (plain(((layout.get(axis) or {}).get("title") or {}).get("text")) for axis in ("xaxis", "yaxis"))
-    x, y = (re.sub(r"^← |\s*[·(…].*", "", title) for title in titles)
+    x, y = _axis_title(layout, "xaxis"), _axis_title(layout, "yaxis")
     return f"{y or 'Values'} against {x}" if x else y or "A figure"
+
+
+def _axis_title(layout: dict[str, Any], axis: str) -> str:
+    title = plain(((layout.get(axis) or {}).get("title") or {}).get("text"))
+    return re.sub(r"^← |\s*[·(…].*", "", title)
 
 
 def values(array: Any) -> np.ndarray:
@@ -72,10 +78,8 @@ def values(array: Any) -> np.ndarray:
     return np.array([], float) if array is None else np.asarray(array, dtype=None if len(array) else float)
 
 
-def table_of(data: Sequence[dict], layout: dict[str, Any], meta: dict[str, Any]) -> pd.DataFrame:
-    """The ``data`` of a figure as a table: a row per picture, or per point; ``layout`` and ``meta`` as in `to_html`."""
-    if "cells" in meta:
-        return pd.DataFrame([{k: v for k, v in cell["about"].items() if v} for cell in meta["cells"]]).fillna("")
+def table_of(data: Sequence[dict], layout: dict[str, Any]) -> pd.DataFrame:
+    """The ``data`` of a chart as a table, a row per point; ``data`` and ``layout`` as plotly has them."""
     for trace in data:
         if trace["type"] == "heatmap":
             z = values(trace["z"])
@@ -105,17 +109,20 @@ def _points(trace: dict[str, Any], layout: dict[str, Any]) -> pd.DataFrame | Non
     ]
     columns = {"panel": trace.get("meta") or (panels or [None])[0]}
     columns["series"] = plain(trace.get("name")) or None
-    columns |= {"x": x if len(x) else range(n), "y": y if len(y) else range(n)}
-    for axis in "xy":
+    told = trace.get("hovertemplate") == TOLD
+    for axis, place in {"x": x, "y": y}.items() if not told else ():
+        # Panels with a common axis have its title once.
+        own = f"{axis}axis{(trace.get(f'{axis}axis') or axis)[1:]}"
+        name = _axis_title(layout, own) or _axis_title(layout, f"{axis}axis") or axis
+        name = axis if name in columns else name
+        columns[name] = place if len(place) else range(n)
         for side, sign in (("array", 1), ("arrayminus", -1)):
             reach = values((trace.get(f"error_{axis}") or {}).get(side))
             if len(reach) == n:
-                columns[f"{axis} {'high' if sign > 0 else 'low'}"] = columns[axis] + sign * reach.astype(float)
+                columns[f"{name} {'high' if sign > 0 else 'low'}"] = columns[name] + sign * reach.astype(float)
     hover = trace.get("hovertext")
     if np.ndim(hover) == 1 and len(hover) == n:
         columns["about"] = [plain(str(text)) for text in hover]
-    if trace.get("hovertemplate") == TOLD:
-        columns = {key: columns[key] for key in ("panel", "series", "about")}
     return pd.DataFrame(columns, index=range(n))
 
 
@@ -128,11 +135,12 @@ def _summary(table: pd.DataFrame) -> str:
         low, high = np.nanmin(numbers), np.nanmax(numbers)
         return f"{len(table)} rows with values from {low:.3g} to {high:.3g}."
     keys = [key for key in ("panel", "series") if key in table]
-    axis = "y" if "y" in numbers else numbers.columns[0]
-    parts = [
-        f"{', '.join(map(str, key))}: {len(rows)} points, from {rows[axis].min():.3g} to {rows[axis].max():.3g}"
-        for key, rows in table.groupby(keys, sort=False, dropna=False)
-    ]
+    parts = []
+    for key, rows in table.groupby(keys, sort=False, dropna=False):
+        own = rows.dropna(axis="columns", how="all").select_dtypes("number")
+        axes = [c for c in own if not c.endswith((" low", " high"))][:2]  # x and y, where they are numbers
+        span = "".join(f", {c} from {own[c].min():.3g} to {own[c].max():.3g}" for c in axes[-1:])
+        parts.append(f"{', '.join(map(str, key))}: {len(rows)} points{span}")
     return "; ".join(parts) + "."
 
 
@@ -170,65 +178,3 @@ def _chart(name: str, data: list[dict], layout: dict[str, Any], meta: dict[str, 
         + f"<div class='cx-box'><div class='cx-plot plotly-graph-div' style='height:{layout['height']}px'></div></div>"
         + f"<script>{script}</script>"
     )
-
-
-def _pictures(data: list[dict], meta: dict[str, Any]) -> str:
-    """The pictures of a grid as HTML: images, outlines as lines over them, words around them."""
-    cells, columns = meta["cells"], meta["columns"]
-    wide = columns * (meta["width"] + 12) - 12
-    share = f"calc((100% - {12 * (columns - 1)}px)/{columns})"
-    fixed = f"repeat({columns},minmax(0,1fr))" if meta["fixed"] else f"repeat(auto-fill,minmax(max(150px,{share}),1fr))"
-    parts = []
-    for cell in cells:
-        if cell["row"] and cell["first"][0]:
-            parts.append(f"<div class='cx-row'>{html.escape(cell['row'])}</div>")
-        parts.append(f"<div class='cx-cell'>{''.join(_cell(data, cell))}</div>")
-    bar = ""
-    if meta["scale"]:
-        ends, name, colors = meta["scale"]
-        ramp = f"background:linear-gradient(90deg,{','.join(colors)})"
-        low, high = map(html.escape, ends)
-        bar = f"<p>{html.escape(name)}: <nobr>{low}<span class='cx-bar' style='{ramp}'></span>{high}</nobr></p>"
-    level = "start" if any(cell["note"] for cell in cells) else "end"  # pictures of a row stand on one line
-    style = f"max-width:{wide:.0f}px;grid-template-columns:{fixed};align-items:{level}"
-    return f"<div class='cx-grid' style='{style}'>{''.join(parts)}</div>{bar}"
-
-
-def _cell(data: list[dict], cell: dict[str, Any]) -> Iterator[str]:
-    """The parts of one picture."""
-    height, width = cell["shape"]
-    own = [trace for trace in data if (trace.get("xaxis") or "x") == cell["axis"]]
-    pictures = [trace["source"] for trace in own if trace["type"] == "image"]
-    lines = "".join(
-        f"<path d='{_path(trace)}' fill='none' stroke='{trace['line']['color']}' stroke-width="
-        f"'{trace['line']['width']}' vector-effect='non-scaling-stroke'/>"
-        for trace in own
-        if trace["type"] == "scatter" and trace.get("mode") == "lines"
-    )
-    if cell["column"] and cell["first"][1]:
-        yield f"<p><b>{html.escape(cell['column'])}</b></p>"
-    if cell["caption"]:
-        yield f"<p>{html.escape(cell['caption']).replace(chr(10), '<br>')}</p>"
-    alt = html.escape("; ".join(f"{k}: {v}" for k, v in cell["about"].items() if v), quote=True)
-    yield "<div class='cx-picture'>"
-    for i, source in enumerate(pictures):
-        yield f"<img alt='{alt if not i else ''}' src='{source}' style='width:100%;aspect-ratio:{width}/{height}'>"
-    if lines:
-        yield f"<svg viewBox='0 0 {width} {height}' preserveAspectRatio='none' aria-hidden='true'>{lines}</svg>"
-    for text, x, y, color in cell["labels"]:
-        yield f"<span style='left:{x:.1%};top:{y:.1%};color:{color}'>{html.escape(text)}</span>"
-    yield "</div>"
-    if cell["note"]:
-        yield f"<p>{html.escape(cell['note'])}</p>"
-
-
-def _path(trace: dict[str, Any]) -> str:
-    """The line of a trace as SVG; a gap in it begins a new one."""
-    points, pen = [], "M"
-    for x, y in zip(values(trace["x"]).astype(float), values(trace["y"]).astype(float), strict=True):
-        if np.isnan(x):
-            pen = "M"
-            continue
-        points.append(f"{pen}{x:g} {y:g}")
-        pen = "L"
-    return "".join(points)

@@ -1,7 +1,7 @@
 """Pictures: radiographs with heatmaps and outlines over them.
 
-A `Picture` is the one description of what is drawn. `chestxai.plots.grids` draws it with plotly; here it becomes
-pixels, for widgets, the README and other places where no script runs.
+A `Picture` is the one description of what is drawn. `chestxai.plots.grids` shows it as HTML; here it becomes pixels,
+for widgets and the README.
 
 Row 0 is on top; pixel ``(row, column)`` covers ``[column, column + 1) × [row, row + 1)``; the patient's right is left.
 """
@@ -44,6 +44,11 @@ class Scale(NamedTuple):
 
     name: str = "attention"
     limits: tuple[float, float] | None = None
+
+    @property
+    def title(self) -> str:
+        """What a colour bar is called."""
+        return self.name + ("" if self.limits else ", min–max per map")
 
 
 class Outline(NamedTuple):
@@ -182,10 +187,10 @@ def enlarged(values: np.ndarray, least: int) -> np.ndarray:
     return np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BILINEAR))
 
 
-def data_uri(image: Image.Image, lossless: bool = False) -> str:
-    """An ``image`` as a data URI, exact if ``lossless``."""
+def data_uri(image: Image.Image) -> str:
+    """An ``image`` as a data URI (WebP): exact up to a width of 192 pixels, and where it is transparent."""
     buffer = io.BytesIO()
-    image.save(buffer, "webp", lossless=lossless, quality=88)
+    image.save(buffer, "webp", lossless=image.width <= 192 or image.mode == "RGBA", quality=88)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -26,10 +26,10 @@ def finetuning(name: str, parameters: Mapping[str, int], moved: float) -> str:
 def maps(name: str, prior: Interval, rows: pd.DataFrame, settings: StatisticsSettings) -> str:
     """Chapters 3, 4: ``name``, ``rows``, ``settings`` of `localization.looks`; ``prior``: AUC-ROC minus the prior's."""
     passed = all(tested(rows, settings).values())
-    text = _say("maps", name=name, prior=prior, passed=passed)
     part = rows.dropna(subset="gain_word") if passed and "gain_word" in rows else rows[:0]
     image = len(part) and bootstrap_ci(part["gain_word"], part["patient"], n=settings.resamples).low > 0
-    return f"{text} {_say('words', image=image)}" if len(part) else text
+    words = _say("words", image=image) if len(part) else ""
+    return _say("maps", name=name, prior=prior, passed=passed, words=words)
 
 
 def scores(skill: pd.DataFrame, share: float = 0.9) -> str:

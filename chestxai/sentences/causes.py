@@ -40,7 +40,7 @@ def answer(name: str, reference: str, evidence: Mapping[str, Interval], points: 
     shown = [hypothesis.split(":")[0] for hypothesis, _, _, seen in _examined(evidence) if seen]
     said = [_say("point", label=LABELS[column], d=d) for column, d in points.items()]
     ending = _say("loss" if -1 in map(direction, points.values()) else "no loss", shown=shown)
-    return _say("answer", name=name, reference=reference, points=said) + ending
+    return _say("answer", name=name, reference=reference, points=said, ending=ending)
 
 
 def tokens(gaps: Mapping[str, Mapping[str, Interval]]) -> str:

@@ -39,10 +39,10 @@ def answer(
     """
     lines = []
     for name, pointed in points.items():
-        about = {"name": name, "reference": reference}
-        lines += [_say("knows", where=where, d=differences[name], **about) for where, differences in knows.items()]
-        lines += [_say("points", label=LABELS[column], d=d, **about) for column, d in pointed.items()]
+        more = [_say("knows", where=where, d=differences[name]) for where, differences in knows.items()]
+        points_to = [_say("points", label=LABELS[column], d=d) for column, d in pointed.items()]
         signs = {direction(differences[name]) for differences in knows.values()}
-        why = "lost" if -1 in signs else "gained" if 1 in signs else "neither"
-        lines += [_say(why)] if -1 in map(direction, pointed.values()) else []
+        why = _say("lost" if -1 in signs else "gained" if 1 in signs else "neither")
+        why = why if -1 in map(direction, pointed.values()) else ""
+        lines.append(_say("answer", name=name, reference=reference, knows=more, points=points_to, why=why))
     return bullets(lines)
