@@ -148,7 +148,7 @@ figure.update_layout(
     yaxis={"autorange": "reversed", "showgrid": False}, margin={"t": 90, "b": 16},
     xaxis={
         "side": "top", "showgrid": False, "tickangle": 0, "tickvals": list(scores),
-        "ticktext": [name.replace(" ", "<br>", 1) for name in scores],
+        "ticktext": [name.replace(" ", "<br>") for name in scores],
     },
 )  # fmt: skip
 

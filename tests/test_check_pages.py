@@ -33,6 +33,11 @@ def drawn(figure: go.Figure, wrapped: str = "<figure aria-label='A line'>{}<figc
     return f"<div class='cell_output'>{wrapped.format(html, TABLE)}</div>"
 
 
+def ours(figure: go.Figure) -> str:
+    html = plots.page.to_html(figure.update_layout(width=340, title="A line").to_dict())
+    return f"<div class='cell_output'>{html}</div>"
+
+
 def line(**layout) -> go.Figure:
     return go.Figure(go.Scatter(x=[1, 2], y=[1, 2], name="a"), go.Layout(showlegend=True, **layout))
 
@@ -40,17 +45,23 @@ def line(**layout) -> go.Figure:
 BUTTON = {"label": "the other", "method": "relayout", "args": [{"title.text": "x"}]}
 MENU = {"buttons": [BUTTON, BUTTON]}
 LABEL = {"text": "A long label", "x": 2, "xref": "paper", "xanchor": "left", "showarrow": False}
+ABOVE = {"text": "A label", "x": 1.5, "y": 1.5, "showarrow": False}
 OVER = {"updatemenus": [MENU | {"x": 0.9, "y": 1, "type": "buttons"}], "legend": {"x": 0.6, "y": 1}}
 DARK = "<style>@media(prefers-color-scheme:dark){body{background:#111;color:#eee}}</style>"
 #: Name of a page -> its body, and what the checker must say of it ("" for nothing).
 PAGES = {
-    "good": (drawn(line()) + NATIVE + "<a href='wide.html'>on</a> <a href='#place'>here</a> <i id='place'></i>", ""),
+    "good": (ours(line()) + NATIVE + "<a href='wide.html'>on</a> <a href='#place'>here</a> <i id='place'></i>", ""),
     "console": ("<script>console.error('a fault of ours')</script>", "console: a fault of ours"),
     "thrown": ("<script>throw new Error('not caught')</script>", "console: not caught"),
     "missing": ("<img alt='x' src='nothing.png'>", "/nothing.png, which is not there"),
     "network": ("<img alt='x' src='https://example.org/x.png'>", "does not come with the book"),
     "wide": ("<div class='broad' style='width:2000px'>x</div>", "scrolls sideways: 20"),
     "cut": (drawn(line(annotations=[LABEL])), "“A long label” is cut off"),
+    "overlap": (
+        drawn(line(annotations=[ABOVE, ABOVE | {"text": "Another"}])),
+        "“A label” and “Another” cover each other",
+    ),
+    "legend": (drawn(line()), "item 1 does nothing when a key is pressed"),
     "covered": (drawn(line(**OVER)), "a control covers the legend"),
     "tab": (drawn(line(updatemenus=[MENU])), "is not reached by Tab"),
     "dead": (NATIVE.replace("onchange", "data-on"), "does nothing when a key is pressed"),
@@ -81,7 +92,8 @@ def book(tmp_path_factory):
     heavy = f"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'><!--{'x' * 1_600_000}--></svg>"
     for place in (folder, folder / "_static"):
         (place / "heavy.svg").write_text(heavy)
-    head = "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{}</title><link rel='icon' href='data:,'>"
+    head = "<!doctype html><html lang='en' data-content_root=''><head><meta charset='utf-8'><title>{}</title>"
+    head += "<link rel='icon' href='data:,'>"
     for name, (body, _) in PAGES.items():
         text = f"{head.format(name)}</head><body><main><h1>{name}</h1>{body}</main></body></html>"
         (folder / f"{name}.html").write_text(text, "utf-8")

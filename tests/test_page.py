@@ -195,6 +195,12 @@ def test_recipes_of_several_bases_share_one_figure():
     assert visible[0].error_y.array[0] == pytest.approx(0.005)
 
 
+def test_names_of_recipes_that_lie_close_stand_on_different_sides():
+    same = study().assign(word=0.8, classifier_auc=0.6).query("variant in ['recipe-1', 'recipe-2', 'recipe-3']")
+    sides = [trace.textposition for trace in plots.recipes_plane(same, ["word"]).data]
+    assert sides == ["top center", "bottom center", "middle right"]
+
+
 def test_a_setting_is_drawn_over_its_values():
     fig = plots.setting_curves(study().drop(columns="base").assign(variant="learnable"), "rate", ["word", "fid"])
     visible = [trace for trace in fig.data if trace.visible]

@@ -71,6 +71,21 @@ _FIGURES = """() => {
   });
   return faults; }"""
 
+# Words of a plot over other words. Those that are turned are left out: their boxes overlap though they do not.
+_LABELS = r"""() => [...document.querySelectorAll(".js-plotly-plot")].flatMap((plot, i) => {
+  const faults = [], turned = e => /rotate\((?!0)/.test(e.getAttribute("transform"));
+  const words = [...plot.querySelectorAll(".main-svg text")]
+    .filter(e => e.textContent.trim() && !turned(e) && !e.closest(".hoverlayer, .legend"))
+    .map(e => [e.textContent.trim().slice(0, 30), e.getBoundingClientRect()]).filter(([, box]) => box.width);
+  words.forEach(([first, a], k) => words.slice(k + 1).forEach(([second, b]) => {
+    const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+    const high = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+    const least = Math.min(a.width * a.height, b.width * b.height);
+    if (wide > 2 && high > 2 && wide * high > 0.2 * least)
+      faults.push(`plot ${i + 1}: “${first}” and “${second}” cover each other`);
+  }));
+  return faults; })"""
+
 # The luminance of the page and of each plot's paper: a light card on a dark page is a fault, and the reverse.
 _PAPER = """() => {
   const light = color => { const [r, g, b, a = 1] = (color.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
@@ -244,7 +259,7 @@ class Visit:
         self.page.emulate_media(color_scheme=theme)
         self.page.wait_for_timeout(150)
         self.settle()
-        for script in (_WIDE, _FIGURES, _PAPER):
+        for script in (_WIDE, _FIGURES, _LABELS, _PAPER):
             for what in dict.fromkeys(self.page.evaluate(script)):
                 self.fault(what)
         if axe:
@@ -269,6 +284,20 @@ class Visit:
                 "e => e.parentElement.open && e.parentElement.textContent.trim().length > e.textContent.trim().length"
             ):
                 self.fault(f"the quiz does not answer “{choice.text_content().strip()[:30]}”")
+
+    def toggle(self) -> None:
+        """Hide and show the first and the last series of every legend with the keyboard."""
+        for i, plot in enumerate(self.page.locator(".js-plotly-plot:has(.legendtoggle)").all()):
+            items = plot.locator(".legendtoggle")
+            for k in {0, items.count() - 1}:
+                states = [plot.inner_html()]
+                for _ in range(2):  # a second time shows the series again
+                    items.nth(k).focus()
+                    self.page.keyboard.press("Enter")
+                    self.page.wait_for_timeout(120)
+                    states.append(plot.inner_html())
+                if len(set(states[:2])) < 2 or len(set(states[1:])) < 2:
+                    self.fault(f"plot with a legend {i + 1}: item {k + 1} does nothing when a key is pressed")
 
     def operate(self) -> None:
         """Reach every control of a figure with Tab, use it with the keyboard, and see the figure change."""
@@ -381,6 +410,7 @@ def check(folder: Path, names: Sequence[str] = (), screenshots: Path | None = No
                 visit.read()
                 if width == WIDTHS[-1]:
                     visit.operate()
+                    visit.toggle()
                     plots = page.locator(".js-plotly-plot").count()
                     if visit.plotly and not plots:
                         faults.add(name, "loads plotly.js and has no plot")

@@ -322,24 +322,39 @@ def _recipes(last: pd.DataFrame, column: str, looks: Mapping[str, style.Style], 
     means = groups.mean()
     up, down = groups.max() - means, means - groups.min()
     best = pareto_front(means.assign(miss=-means[x]).reset_index(), "miss", column)
-    places = means[x].rank(method="first").astype(int) % 2  # neighbours are named above and below
+    named = [variant for i, variant in enumerate(means.index) if len(means) <= 6 or best[i] or i < 2]
+    sides = _sides(((means - means.min()) / (means.max() - means.min() + 1e-9)).loc[named])
     for i, (variant, mean) in enumerate(means.iterrows()):
-        look, name = looks[variant], html.escape(variant)
+        look, name, side = looks[variant], html.escape(variant), sides.get(variant)
         bar = {"thickness": 1, "color": style.faint(look.color, 0.55)}
         bars = {
             f"error_{axis}": {"array": [up.loc[variant, key]], "arrayminus": [down.loc[variant, key]], **bar}
             for axis, key in (("x", x), ("y", column))
         }
-        named = len(means) <= 6 or best[i] or i < 2
         plane.add_scatter(
-            x=[mean[x]], y=[mean[column]], mode="markers+text" if named else "markers", text=[name], name=name,
+            x=[mean[x]], y=[mean[column]], mode="markers+text" if side else "markers", text=[name], name=name,
             marker={"size": 16 if best[i] else 9, "color": look.color, "symbol": look.symbol}, showlegend=True,
             hovertemplate=f"<b>{name}</b><br>classifier AUC %{{x:.3f}}<br>score %{{y:.3f}}<extra></extra>",
-            textposition=("top center", "bottom center")[places[variant]], cliponaxis=False, **bars,
+            textposition=side or "top center", cliponaxis=False, **bars,
         )  # fmt: skip
     style.dressed(plane, title, 480, [trace.name for trace in plane.data])
     plane.update_yaxes(title_text=style.ranked(column))
     return plane.update_xaxes(title_text="classifier AUC of the generated images (higher is better →)")
+
+
+def _sides(places: pd.DataFrame) -> dict[str, str]:
+    """On which side of its mark a name covers no earlier one on a phone; ``places`` of the marks in [0, 1]."""
+    sides = {"top center": (0, 1), "bottom center": (0, -1), "middle right": (1, 0), "middle left": (-1, 0)}
+    chosen: dict[str, str] = {}
+    taken: list[tuple[float, float, float]] = []
+    for name, x, y in places.itertuples():
+        half = style.text_width(name) / 2
+        spots = [(x * 300 + right * (half + 10), y * 250 + up * 16, half) for right, up in sides.values()]
+        covered = [sum(abs(a - c) < w + v and abs(b - d) < 16 for c, d, v in taken) for a, b, w in spots]
+        best = covered.index(min(covered))
+        chosen[name] = list(sides)[best]
+        taken.append(spots[best])
+    return chosen
 
 
 def setting_curves(
