@@ -85,6 +85,9 @@ Markdown(
 # A `Study` is one image with its report, the form into which the book brings every data set. It lists `Finding`s:
 # abnormalities that the report says are present or absent. A finding has a name, the words of the report about it (the
 # *phrase*), and a place: one or more `Box`es, and a *mask*, the set of its pixels, where the exact shape is known.
+#
+# Studies come in three *splits*: models learn from *train*, choices are made on *val*, and results are reported on
+# *test*.
 
 # %%
 located = [s for s in boxed["test"] if phrases([s])]
@@ -375,8 +378,8 @@ examined = {split: knowledge.rule_scores(studies[split]) for split in ("train", 
 checked = examined["test"].assign(training=examined["train"]["f1"])
 columns = {
     "there": "test reports with it", "precision": "precision", "recall": "recall", "f1": "F1",
-    "training": "F1, training reports", "wrong": "false alarms", "hedged": "of these, hedged",
-    "sided": "found, with a true side", "side_right": "side right",
+    "training": "F1, training reports", "wrong": "false alarms", "hedged": "of these, in doubt",
+    "sided": "found, side known", "side_right": "share with the correct side",
 }  # fmt: skip
 counts = ("there", "wrong", "hedged", "sided")
 pd.DataFrame(
@@ -483,7 +486,8 @@ usable, prompts, _ = finetune.study_prompts(studies["train"])
 lengths = np.array([len(ids) for ids in tokenizer(prompts)["input_ids"]])
 Markdown(
     f"**{counted.loc['all', 'can be grounded']} of {counted.loc['all', 'test findings']} test findings can be "
-    f"grounded**; chapters 3 and 4 score these, and tables on a sample say so. Of the {len(prompts):,} training prompts, "
+    f"grounded**; chapters 3 and 4 score these. Where a table is of a sample of them, it says so. "
+    f"Of the {len(prompts):,} training prompts, "
     f"{models.cut_prompts(tokenizer, prompts) / len(prompts):.1%} are longer than the {reports.text_length(tokenizer)} tokens that "
     f"the model can read (median {np.median(lengths):.0f}, longest {lengths.max()})."
 )
@@ -491,8 +495,8 @@ Markdown(
 # %% [markdown]
 # ## Further: how many, and which together
 #
-# Models learn from the split *train*, choices are made on *val*, and results are reported on *test*. All images of a
-# patient are in one split; otherwise a model that remembers a patient's ribs would be tested on its memory.
+# All images of a patient are in one split; otherwise a model that remembers a patient's ribs would be tested on its
+# memory.
 
 # %%
 patients = {
@@ -503,6 +507,8 @@ shared = {
 }
 assert not any(shared.values()), f"patients straddle splits: {shared}"
 
+# %%
+loaded = {settings.data.source: studies, settings.boxes: boxed}
 total = {split: len(found) for split, found in studies.items()}
 people = {split: len({s.patient for s in found}) for split, found in studies.items()}
 labels = {
@@ -522,7 +528,6 @@ pd.concat(
 )
 
 # %% tags=["remove-input", "aggregate"]
-loaded = {settings.data.source: studies, settings.boxes: boxed}
 left_out = [
     (source, split, count, reason)
     for source, sets in loaded.items()
@@ -532,13 +537,14 @@ left_out = [
 Markdown(say.images.splits(shared, left_out))
 
 # %% [markdown]
-# This is what was read of the data set; [data cards](../data_cards) describe all that the book can use.
+# This is what was read of the data set, and its `options` for profiles, with their defaults in brackets. [Data
+# cards](../data_cards) describe all data sets that the book can use.
 
 # %% tags=["aggregate"]
 cards = {name: sources.card(name) for name in loaded}
 read = {
     name: {
-        "read here": "; ".join(
+        "read by this profile": "; ".join(
             f"{split}: {len(found):,} studies of {len({s.patient for s in found}):,} patients, "
             f"{len(phrases(found)):,} places"
             for split, found in sets.items()
@@ -550,11 +556,11 @@ pd.DataFrame({name: {**card, **read[name]} for name, card in cards.items()}).dro
 
 # %% [markdown]
 # A study may have several findings. Where two usually occur together, a model that confuses them may still look right.
-# Read the matrix by rows: of the studies with the row's finding, the share that also have the column's. Compare it with
-# the share of all studies in the table of studies and findings: if both are about equal, the two findings do not tend
-# to occur together.
+# Each row of {numref}`fig-together` takes the studies with one finding. A cell shows which share of them also has the
+# column's finding. Compare it with that finding's share of all training studies (in the table of splits): if both are
+# about equal, the two findings do not tend to occur together.
 
-# %% tags=["aggregate"]
+# %% tags=["aggregate"] name="fig-together"
 plots.cooccurrence(labels["train"], title="Findings that come together, training studies")
 
 # %% [markdown]
@@ -618,6 +624,7 @@ plots.overlays(
 # We score the prior on the test studies in two ways, of which chapter 4 says more. *AUC-ROC* is the probability that a
 # random pixel of the finding has a higher value than a random pixel outside it; 0.5 is chance. The *pointing game* is
 # the share of maps whose highest pixel lies in the finding; chance is the share of the image that the finding fills.
+# Where a finding has few phrases, one hit more or less moves the pointing game by several hundredths.
 
 # %% tags=["aggregate"]
 scored = pd.DataFrame(
@@ -647,7 +654,11 @@ Markdown(
 # %% tags=["answer", "remove-input", "aggregate"]
 Markdown(
     say.answers.images(
-        len(truths), len(boxed["test"]), overall["pointing game"], overall["its chance"]
+        len(truths),
+        len(located),
+        len(boxed["test"]),
+        overall["pointing game"],
+        overall["its chance"],
     )
 )
 

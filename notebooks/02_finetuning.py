@@ -24,8 +24,8 @@
 # words, such as "Small white pool at the lower left.": it knows sides, sizes and what things look like, but no name of
 # a finding. It is *fine-tuned*, that is, trained further, on images and their reports.
 #
-# How the text is treated meanwhile is a *recipe*; a *variant* is a recipe with a name. The two variants of the paper
-# {cite}`dombrowski2024tradeoffs` are
+# A *recipe* says how the text is treated during fine-tuning; a *variant* is a recipe that has a name in the profile.
+# The two variants of the paper {cite}`dombrowski2024tradeoffs` are
 #
 # - `frozen`: only the network that removes noise (the U-Net) learns. The network that reads the prompt (the text
 #   encoder) stays as it was, so each word keeps its state. The U-Net may still learn to read that state in a new way.
@@ -61,13 +61,14 @@ plots.setup(settings.variants)
 # %% [markdown]
 # These are the settings of the training that this chapter explains. In the profile `paper` they are the paper's: 60,000
 # steps at 512 pixels with a learning rate of 5e-5. The paper trains both networks at that one rate; a profile may give
-# the text encoder a rate of its own, `text_learning_rate`. Chapter 8 varies it.
+# the text encoder a rate of its own, `text_learning_rate`. So where the two rates of the table differ, `learnable` is
+# not quite the paper's. Chapter 8 varies the rate.
 
 # %%
-shown = (
-    "steps batch_size learning_rate text_learning_rate ucg min_snr checkpoint_every".split()
-)
-pd.Series(settings.finetune.model_dump(), name=f"profile {settings.name}")[shown].to_frame()
+shown = "steps batch_size learning_rate text_learning_rate ucg min_snr checkpoint_every"
+chosen = pd.Series(settings.finetune.model_dump())[shown.split()]
+chosen["guidance"] = settings.sampling.guidance
+chosen.to_frame(f"profile {settings.name}")
 
 # %% [markdown]
 # ## The parts of the model
@@ -104,6 +105,7 @@ pd.DataFrame(
 )
 
 # %% [markdown]
+# `SilentPadBert` is a BERT that says nothing at padding: the states of the tokens that only fill up a prompt are zero.
 # The autoencoder never learns, so all latents are computed once, before the first step.
 #
 # ## The recipe
@@ -125,9 +127,12 @@ pd.DataFrame(
 ).groupby(["network", "rate"])["parameters"].agg(["count", "sum"])
 
 # %% [markdown]
-# `count` is the number of tensors, `sum` that of the parameters in them. Other recipes train a part of the text
-# encoder: `text: last:2` its last two layers, `embeddings` its embeddings, `lora:8` small adapters beside its weights.
-# `random` gives the text encoder random weights and never trains them: a control that knows nothing about words.
+# `count` is the number of tensors, `sum` that of the parameters in them. Other values of `text` are:
+#
+# - `last:2` trains the last two layers of the text encoder,
+# - `embeddings` trains only its embeddings,
+# - `lora:8` trains small matrices of rank 8 (adapters) beside its weights,
+# - `random` gives it random weights and never trains them: a control that knows nothing about words.
 #
 # Training uses pairs of an image and a prompt, such as these:
 
@@ -230,9 +235,9 @@ before = generate()
 #
 # `finetune` takes that training step many times, each time improving the parameters that learn. Every
 # `checkpoint_every` steps it saves a *checkpoint*: an exponential moving average of these parameters, which varies less
-# than they do. A share `ucg` of the prompts is replaced by the empty one, so that guidance can work, and `min_snr`
-# gives timesteps with little noise less weight. An interrupted run resumes from its last checkpoint; a finished one is
-# not trained again.
+# than they do. A share `ucg` of the prompts is replaced by the empty one, so that guidance can work. `min_snr` gives
+# timesteps with little noise less weight: those whose ratio of signal to noise exceeds this number. An interrupted run
+# resumes from its last checkpoint; a finished one is not trained again.
 
 # %%
 finetune.finetune(
@@ -300,8 +305,8 @@ drift = pd.DataFrame(
 drift.groupby("prompt", sort=False)["cosine"].agg(["mean", "min"]).round(3)
 
 # %% [markdown]
-# The next table compares the tokens of one prompt with each other. The higher its value, the more alike they are; at 1,
-# no word could be told from another. Chapter 9 asks from where on this matters.
+# The next table says how alike the tokens within a prompt are, as a mean over the four prompts. At 1 all of them would
+# have the same state, and no word could be told from another. Chapter 9 asks how alike they must be before it matters.
 
 # %%
 alike = {
@@ -394,7 +399,8 @@ print(
 # ## Takeaways
 #
 # - Fine-tuning trains the U-Net to predict the noise in a latent; the autoencoder stays as it is.
-# - Variants differ only in their recipe: what of the text encoder learns, when, and what the loss adds.
+# - Variants differ only in their recipe: which parameters learn and at which rate, what the U-Net reads, and what is
+#   added to the loss.
 # - The training loss does not tell them apart. The next chapters look at where the model *looks* and what it
 #   *generates*.
 #

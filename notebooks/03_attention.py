@@ -20,10 +20,10 @@
 # **When the model reads the name of a disease, where in a radiograph does it look?**
 #
 # The U-Net reads the prompt by *cross-attention* (chapter 2): every position of the image gives each token of the
-# prompt a probability. Averaged over the tokens of a phrase, these probabilities form a *heatmap*: at each position,
-# how much the phrase matters there. We read it on *held-out* images, which the model has never seen, rather than on
-# images that it generated: only for held-out images is it known where the finding is, from a radiologist or from the
-# phantom {cite}`dombrowski2024tradeoffs,vilouras2024zeroshot`.
+# prompt a probability. Averaged over the tokens that name the finding, these probabilities form a *heatmap*: at each
+# position, how much the name matters there. We read it on *held-out* images, which the model has never seen, rather
+# than on images that it generated: only for held-out images is it known where the finding is, from a radiologist or
+# from the phantom {cite}`dombrowski2024tradeoffs,vilouras2024zeroshot`.
 #
 # Two tests decide whether such maps point (chapter 4): they must be better on their own image than on other patients'
 # images, and the word must matter.
@@ -156,8 +156,10 @@ plots.overlays(
 # %% [markdown]
 # The white outline is the finding's true place. A single pass is noisy and the layers disagree ({numref}`fig-layers`).
 # When a model generates, it does not visit every timestep but some 50, evenly spaced. The paper averages over all
-# layers and over the 40 of these 50 with the least noise, with fresh noise at each. A profile may read fewer of the 40.
-# Is the mean map highest inside the outline? A single phrase may fail; {numref}`fig-where-it-looks` shows more of them.
+# layers, the coarser maps enlarged to the finest, and over the 40 of these 50 with the least noise, with fresh noise at
+# each. A profile may read fewer of the 40. Is the mean map highest inside the outline? A single phrase may fail
+# ({numref}`fig-where-it-looks` shows more of them): an AUC-ROC below 0.5 means that the map is lower inside the outline
+# than outside.
 
 # %%
 timesteps = grounding.paper_timesteps(
@@ -352,10 +354,11 @@ plots.overlay_grid(
 # ## Further: may a map be improved afterwards?
 #
 # Papers also process their maps: they smooth them, subtract the begin token's map, or use *Bimodal Bias Merging*
-# {cite}`nuetzel2025generate`, which combines two more maps, the begin token's on this image and the phrase's during
-# generation. The more alike these two are, the more their product replaces the map. The begin token of CLIP has read no
-# word, so its map shows what attracts attention whatever the words. That of a BERT such as the base's has read the
-# prompt, so here it holds more than that (chapter 9). Each step changes what is scored, so the book scores maps
+# {cite}`nuetzel2025generate`. This takes two more maps: the begin token's on this image, and the phrase's while the
+# model generates an image. The more alike these two are, the more weight their product gets, and the less the measured
+# map. The begin token of CLIP has read no word, so its map shows what attracts attention whatever the words. In a BERT
+# such as the base's, the begin token has read the whole prompt, so its map depends on the words as well (chapter 9).
+# Each step changes what is scored, so the book scores maps
 # as measured. Here is what the steps would change (with fewer timesteps than above, so the first row differs from
 # `noised`). A step that raises one score may lower the other: compare both columns.
 
@@ -391,9 +394,11 @@ compared(
 # every image. Two tests ask more:
 #
 # - The *image swap* reads every phrase again, with the same tokens and noise, on images of other patients *without* the
-#   finding. What the score loses there is the **gain**, which the image itself contributed.
-# - The *word test* takes images with two findings and asks whether the map of each name, against that of the other
-#   name, is higher at its own finding. Chance is 0.5.
+#   finding. The **gain** is the score on the own image minus the mean score on those: what the image itself contributed.
+#   (It uses fewer timesteps than the AUC-ROC beside it.)
+# - The *word test* takes images with two or more findings and asks, for each pair of names, whether the map of each,
+#   against that of the other, is higher at its own finding. Chance is 0.5. A map made without the image may also pass,
+#   as that of the location prior, which has a map for each name: chapter 4 takes this up.
 #
 # These two are the *primary endpoint*: the scores that decide, declared in the profile before any map is made. Chapter
 # 4 explains them and the mirror test, chapter 5 CNR and mIoU.
@@ -456,7 +461,7 @@ Markdown(say.answers.maps(variant, prior_difference, last, settings.statistics))
 # ## The answer: from the base to the last checkpoint
 #
 # One phrase for each of six findings. Does the bright region move into the outline, and does it stay there? AUC-ROC is
-# above each map: it need not rise for every phrase.
+# below each map: it need not rise for every phrase.
 
 # %% name="fig-where-it-looks"
 examples = first_of_each(rows, 6)
@@ -548,7 +553,7 @@ plots.overlay(image, ghost.values, title=f"“{absent}”, which this image does
 #
 # **What is averaged to make a heatmap?**
 #
-# <details class="quiz right" name="question-1"><summary>attention probabilities over heads, layers, timesteps and the phrase's tokens</summary>Right. What is left is one number for each position of the image.</details>
+# <details class="quiz right" name="question-1"><summary>attention probabilities over heads, layers, timesteps and the tokens of the name</summary>Right. What is left is one number for each position of the image.</details>
 # <details class="quiz" name="question-1"><summary>pixels of generated images</summary>No. The image is a held-out one; nothing is generated.</details>
 # <details class="quiz" name="question-1"><summary>gradients of the loss</summary>No. No gradient is needed: the probabilities are read as they are.</details>
 #
@@ -566,8 +571,8 @@ plots.overlay(image, ghost.values, title=f"“{absent}”, which this image does
 # %% [markdown]
 # ## Takeaways
 #
-# - A heatmap is a mean of attention probabilities over heads, layers, timesteps and the tokens of a phrase, on a
-#   held-out image.
+# - A heatmap is a mean of attention probabilities over heads, layers, timesteps and the tokens that name the finding,
+#   on a held-out image.
 # - Layers and timesteps differ; the mean over all of them needs no tuning.
 # - Every score stands beside chance and the location prior: a map of where findings usually are also scores well, so a
 #   high score alone does not show understanding.

@@ -368,12 +368,13 @@ Markdown(say.localization.sides(halves, resamples))
 #
 # A map can follow the image and ignore the word, if it lights up whatever is conspicuous. So we take images with two
 # findings in different places, divide the map of each name by its mean, and subtract one from the other. The test is
-# passed if this difference is larger at the first finding than at the second. Both phrases of such a pair get the same
-# result. A map that ignores the word scores 0.5.
+# passed if the mean of this difference is larger inside the first finding than inside the second. Both phrases of such
+# a pair get the same result; an image with three findings has three pairs. A map that ignores the word scores 0.5.
 #
 # A map can pass this test without the image: the priors, made from true masks of other patients, get many right. On
 # swapped images the model sees neither finding, so its score there comes from the words and from anatomy. The row
-# *gain* is what the image adds (a small part of it may come from the timesteps, of which swapped images use fewer). If
+# *gain* is what the image adds. (Other than in the image swap, swapped images use fewer timesteps here than the own
+# image, so a small part of it may come from those.) If
 # its interval includes 0, the words alone may explain that the test is passed.
 
 # %% tags=["aggregate"]
@@ -414,10 +415,10 @@ Markdown(
 # Is such a gain large? Two other models put it in proportion. The *contrastive* one learns from the same images and
 # prompts to place image patches and sentences that belong together close to each other; its map is the similarity of
 # each patch with the phrase {cite}`boecking2022mscxr`. The *supervised* one is a small segmentation network
-# {cite}`ronneberger2015unet` that learned from the targets themselves. A model that learned from images and reports,
-# without targets, is not expected to reach its AUC-ROC. With many targets to learn from, its AUC-ROC, pointing game and
-# IoU are a ceiling for the others. Its gain is not: a model whose map is worse on swapped images can have a larger
-# gain.
+# {cite}`ronneberger2015unet` that learned from the targets themselves. Models without targets are not expected to reach
+# the AUC-ROC, pointing game or IoU of the supervised one. Its gain is no such limit: a model whose maps are worse on
+# swapped images can have a larger gain. (IoU, the overlap of map and target, first cuts the map at a threshold:
+# chapter 5.)
 
 # %%
 same = settings.boxes == settings.data.source
@@ -483,75 +484,25 @@ for variant, table in tables.items():
 Markdown("Differences on the same phrases:\n\n" + "\n".join(lines))
 
 # %% [markdown]
-# The contrastive model has learned from the same images and prompts, so it says whether a gain is large. Of the prompt,
-# the supervised model reads only the finding's name, so a wrong side cannot mislead it. On swapped
-# images it falls back on where the finding usually is, so its gain is less than its AUC-ROC above chance.
-#
-# ## Further: would it also point if nothing had been learned?
-#
-# We replace the trained weights of the first variant by random ones, in the U-Net, the text encoder or both, and apart
-# from that change the noise. This is done on a sample of phrases and at three timesteps, so the numbers differ from
-# those above. With *both networks random*, AUC-ROC must be near 0.5, without correlation with the map as trained
-# {cite}`adebayo2018sanity`. If only the text encoder is random, the trained U-Net still reacts to the image. Its maps
-# may then be far from 0.5, even below it, but they must not resemble the map as trained. With *other noise* the maps
-# must stay nearly the same.
-
-# %%
-sampled = profiles.sample([test[i] for i in rows], 32, seeds[0])
-images = np.stack([frame_of(t).image(t.study.pixels()) for t in sampled])
-prompts = [t.finding.phrase for t in sampled]
-words = [grounding.target_span(t.finding, settings.grounding.target) for t in sampled]
-checks = {}
-for name, parts in {
-    "as trained": [],
-    "as trained, other noise": [],
-    "random U-Net": ["unet"],
-    "random text encoder": ["text_encoder"],
-    "both random": ["unet", "text_encoder"],
-}.items():
-    pipeline = models.load_base(settings)
-    finetune.load_checkpoint(pipeline, run, step)
-    faithfulness.random_weights(pipeline, parts)
-    checks[name] = grounding.ground_many(
-        pipeline,
-        images,
-        prompts,
-        words,
-        seed=1 if "noise" in name else 0,
-        timesteps=[100, 300, 500],
-    )
-
-# %% tags=["aggregate"]
-sampled_masks = [frame_of(t).mask(t.finding) for t in sampled]
-first = checks["as trained"]
-pd.DataFrame(
-    {
-        name: {
-            "AUC-ROC": np.mean(
-                [
-                    localization.auc_roc(m, k)
-                    for m, k in zip(maps, sampled_masks, strict=True)
-                ]
-            ),
-            "correlation with the map as trained": np.mean(
-                [
-                    np.corrcoef(a.ravel(), b.ravel())[0, 1]
-                    for a, b in zip(first, maps, strict=True)
-                ]
-            ),
-        }
-        for name, maps in checks.items()
-    }
-).T.round(3)
+# The contrastive model has learned from the same images and prompts, so a gain can be compared with its gain; look at
+# the AUC-ROC as well. Of the prompt, the supervised model reads only the finding's name, so a wrong side cannot mislead
+# it. On swapped images it falls back on where the finding usually is, so its gain is less than its AUC-ROC above
+# chance.
 
 # %% [markdown]
 # ## Words that should not point
 #
 # A model that understands should give a word little attention where its finding is absent, or where the prompt denies
-# it. Each image of the sample shows a finding; another finding, which it does not show, is named as well. All maps are
-# scored at the place of the finding that is there. *Peak* is the highest attention to the word, as a share of that to
-# the finding that is there when only this is named. An AUC-ROC near the first row's means that this word, too, points
-# at what is conspicuous; a peak near 1 that it lights up as much.
+# it. The first variant is tested, on a sample of up to 32 phrases and at three timesteps. Each image shows a finding;
+# another finding, which it does not show, is named as well. All maps are scored at the place of the finding that is
+# there. If an AUC-ROC is close to that of the first row, the word points at the same place, though it should not.
+# *Peak* is the highest attention to the word, divided by that to the name of the finding that is there, when the prompt
+# holds only this name; 1 means equally high.
+
+# %%
+sampled = profiles.sample([test[i] for i in rows], 32, seeds[0])
+images = np.stack([frame_of(t).image(t.study.pixels()) for t in sampled])
+sampled_masks = [frame_of(t).mask(t.finding) for t in sampled]
 
 # %%
 shown = [t.finding.name for t in sampled]
@@ -608,9 +559,9 @@ Markdown(
 )
 
 # %% [markdown]
-# At each place the attention to all tokens sums to 1, so a longer prompt leaves each word less: compare the second and
-# the last row with that in mind. Names also differ in how much attention they get on any image; only *denied* uses the
-# same name.
+# At each place the attention to all tokens sums to 1, and a longer prompt has more words to share it: compare the
+# second and the last row with that in mind. Names also differ in how much attention they get on any image; only
+# *denied* uses the same name.
 #
 # ## The experiment that only a phantom allows
 #
@@ -685,6 +636,61 @@ if settings.boxes == "phantom":
     )
 
 # %% [markdown]
+# ## Further: would it also point if nothing had been learned?
+#
+# We replace the trained weights of the first variant by random ones, in the U-Net, the text encoder or both. In a
+# separate check the weights stay and only the noise changes. All this is done on the sample of phrases and at three
+# timesteps, so the numbers differ from those above. With *both networks random*, AUC-ROC must be near 0.5, without
+# correlation with the map as trained {cite}`adebayo2018sanity`. If only the text encoder is random, the trained U-Net
+# still reacts to the image. Its maps may then be far from 0.5, even below it, but they must not resemble the map as
+# trained. With *other noise* the maps must stay nearly the same.
+
+# %%
+prompts = [t.finding.phrase for t in sampled]
+words = [grounding.target_span(t.finding, settings.grounding.target) for t in sampled]
+checks = {}
+for name, parts in {
+    "as trained": [],
+    "as trained, other noise": [],
+    "random U-Net": ["unet"],
+    "random text encoder": ["text_encoder"],
+    "both random": ["unet", "text_encoder"],
+}.items():
+    pipeline = models.load_base(settings)
+    finetune.load_checkpoint(pipeline, run, step)
+    faithfulness.random_weights(pipeline, parts)
+    checks[name] = grounding.ground_many(
+        pipeline,
+        images,
+        prompts,
+        words,
+        seed=1 if "noise" in name else 0,
+        timesteps=[100, 300, 500],
+    )
+
+# %% tags=["aggregate"]
+first = checks["as trained"]
+pd.DataFrame(
+    {
+        name: {
+            "AUC-ROC": np.mean(
+                [
+                    localization.auc_roc(m, k)
+                    for m, k in zip(maps, sampled_masks, strict=True)
+                ]
+            ),
+            "correlation with the map as trained": np.mean(
+                [
+                    np.corrcoef(a.ravel(), b.ravel())[0, 1]
+                    for a, b in zip(first, maps, strict=True)
+                ]
+            ),
+        }
+        for name, maps in checks.items()
+    }
+).T.round(3)
+
+# %% [markdown]
 # ## Further: the best and the worst maps
 #
 # A mean hides what maps look like. Here are the three phrases with the highest and the three with the lowest AUC-ROC,
@@ -746,8 +752,9 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# A correlation of 1 under *chance* means that the score grows with the target whatever a map does. Compare such a score
-# only on the same phrases, or beside its chance. A dash means one value for all sizes.
+# The rank correlation is 1 if a score always grows with the size, 0 if the two are unrelated, and -1 if it always
+# falls. A correlation of 1 under *chance* means that the score grows with the target whatever a map does. Compare such
+# a score only on the same phrases, or beside its chance. A dash means one value for all sizes.
 #
 # ## Exercises
 #

@@ -496,8 +496,8 @@ styles |= {
 answer_chart = px.scatter(
     answer.assign(up=answer["high"] - answer["mean"], down=answer["mean"] - answer["low"]),
     x="mean", y="reader", error_x="up", error_x_minus="down", facet_col="question", facet_col_spacing=0.05,
-    height=240 + 28 * len(styles), labels={"mean": "", "reader": ""},
-    title="What each variant knows, and how well it points (95 % intervals)",
+    height=320 + 56 * len(styles), labels={"mean": "", "reader": ""},
+    title="What each variant knows, and how well it points (95 % intervals)", facet_col_wrap=2,
     **plots.express_options(styles, "reader", dash=False),
 )  # fmt: skip
 answer_chart.for_each_annotation(

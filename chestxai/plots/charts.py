@@ -186,7 +186,8 @@ def training_curves(runs: Mapping[str, pd.DataFrame], title: str = "") -> go.Fig
     low, high = np.nanquantile(np.concatenate([table["loss"] for table in runs.values()]), [0.01, 0.99])
     pad = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
     return style.dressed(
-        fig, title, 400, list(runs), xaxis={"title": {"text": "training step"}, "anchor": "y2"},
+        fig, title, 400, list(runs), caption="Faint: each step; bold: a running mean.",
+        xaxis={"title": {"text": "training step"}, "anchor": "y2"},
         yaxis={"title": {"text": "loss (mean squared error)"}, "domain": [0.34, 1], "range": [low - pad, high + pad]},
         yaxis2={"title": {"text": "learning rate"}, "domain": [0, 0.22], "rangemode": "tozero", "exponentformat": "e",
                 "nticks": 3},

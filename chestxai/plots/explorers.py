@@ -12,7 +12,6 @@ from IPython.display import HTML
 from PIL import Image
 
 from chestxai.plots import pictures
-from chestxai.plots.grids import HALO, heat, radiograph
 from chestxai.plots.pictures import (
     COLORSCALE,
     Images,
@@ -123,13 +122,18 @@ def _explorer(picture: Picture, tiles: list[list[np.ndarray]], title: str, phras
     # A border of repeated pixels: the browser's smoothing never reaches the neighbouring tile.
     atlas = np.block([[np.pad(tile, 1, mode="edge") for tile in row] for row in tiles])
     tall, wide = picture.image.shape
-    traces: list = [_layer(radiograph(picture.image, _SIDE), picture.image.shape, "")]
-    traces.append(_layer(heat(atlas, Scale()), atlas.shape, "2"))
+    # 64 colours look like 256, and take half the room.
+    level = ((normalize(atlas, (0, 1)) * 63).round() * 255 / 63).round().astype(np.uint8)
+    heat = np.dstack([pictures.PALETTE[level], (level * pictures.OPACITY).round().astype(np.uint8)])
+    image = pictures.draw(replace(picture, outlines=()), _SIDE, marker="R", density=2)
+    traces: list = [_layer(image, picture.image.shape, ""), _layer(Image.fromarray(heat), atlas.shape, "2")]
     for mark in picture.outlines:
         points = np.vstack([part for loop in mark.loops for part in (loop, [(np.nan, np.nan)])])[:-1]
         line = {"x": points[:, 0].tolist(), "y": points[:, 1].tolist(), "mode": "lines", "connectgaps": False}
         line |= {"xaxis": "x3", "yaxis": "y3", "hoverinfo": "skip"}
-        traces += [go.Scatter(line={"color": c, "width": w}, **line) for c, w in (HALO, (mark.color, 2))]
+        traces += [
+            go.Scatter(line={"color": c, "width": w}, **line) for c, w in (("rgba(0,0,0,0.65)", 4), (mark.color, 2))
+        ]
     bar = {"orientation": "h", "lenmode": "pixels", "len": _SIDE, "x": 0, "xanchor": "left", "xpad": 0, "y": 0}
     bar |= {"yanchor": "top", "ypad": 6, "thickness": 12, "outlinewidth": 0, "tickvals": [0, 1], "ticks": ""}
     bar |= {"ticktext": ["min", "max"], "title": {"text": Scale().title, "side": "top", "font": {"size": 12}}}
@@ -140,15 +144,12 @@ def _explorer(picture: Picture, tiles: list[list[np.ndarray]], title: str, phras
     axes |= {f"yaxis{k}": fixed | {"range": [tall, 0], "anchor": f"x{k}"} for k in ("", "2", "3")}
     axes["yaxis"]["scaleanchor"] = "x"
     words = f"“{wrapped(phrase, _SIDE, 14)[0]}”<br><span style='color:{MUTED}'>{wrapped(title, _SIDE, 14)[0]}</span>"
-    corner = {"x": 0, "y": 1, "xref": "paper", "yref": "paper", "xanchor": "left", "align": "left", "showarrow": False}
-    notes = [
-        corner | {"text": words, "yanchor": "bottom", "yshift": 4, "font": {"size": 13}, "borderpad": 0},
-        corner | {"text": "<b>R</b>", "yanchor": "top", "xshift": 4, "yshift": -3, "font": {"color": "white"}},
-    ]
+    note = {"text": words, "x": 0, "y": 1, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
+    note |= {"yshift": 4, "font": {"size": 13}, "align": "left", "showarrow": False, "borderpad": 0}
     about = "White outline: the finding’s true place. Each map is coloured by its own minimum and maximum."
     # Three subplots lie on one another. Above them are the words and, where no page has its own controls, the menus.
     return go.Figure(traces, axes).update_layout(
-        template=TEMPLATE, annotations=notes, width=_SIDE + 16, height=round(_SIDE * tall / wide) + 232,
+        template=TEMPLATE, annotations=[note], width=_SIDE + 16, height=round(_SIDE * tall / wide) + 232,
         margin={"l": 8, "t": 92, "r": 8, "b": 140}, plot_bgcolor="rgba(0,0,0,0)", showlegend=False, dragmode=False,
         title_text="Where the model looks, by layer and timestep", meta={"caption": about, "room": 40, "below": 90},
     )  # fmt: skip

@@ -1,17 +1,15 @@
-"""Grids of pictures: radiographs, overlays, studies; variants side by side. HTML that needs no script, on any page.
+"""Grids of pictures: radiographs, overlays, studies; variants side by side.
 
-Images travel as base64 WebP (exact up to 192 pixels; a larger noisy radiograph would weigh ten times as much), heatmaps
-with transparency and 64 colours: a grid of twenty overlays weighs some tens of kilobytes.
+They are HTML that needs neither script nor style to make sense, as an untrusted notebook has none.
 """
 
 import html
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from chestxai.plots import page, pictures
 from chestxai.plots.pictures import Boxes, Images, Masks, Picture, Scale, Texts, as_pictures, listed, study_picture
@@ -20,7 +18,6 @@ from chestxai.runs import InputError
 from chestxai.studies import Study
 
 _GAP = 12  # pixels between pictures
-HALO = ("rgba(0,0,0,0.65)", 4)  #: colour and width in pixels of the dark line below each outline
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,18 +40,18 @@ class Grid:
 
     def _repr_html_(self) -> str:
         columns = min(self.columns, len(self.pictures))
-        width = max(100, min(self.largest, (WIDTH + _GAP) / columns - _GAP))
+        width = int(max(100, min(self.largest, (WIDTH + _GAP) / columns - _GAP)))
         about = [self._words(i, columns) for i in range(len(self.pictures))]
         parts = []
         for i, (picture, words) in enumerate(zip(self.pictures, about, strict=True)):
             if words["row"] and i % columns == 0:
                 parts.append(f"<div class='cx-row'>{html.escape(words['row'])}</div>")
             shown = words | ({"column": None} if i >= columns else {})
-            parts.append(f"<div class='cx-cell'>{''.join(self._cell(picture, shown, _alt(words), width))}</div>")
+            parts.append(f"<div class='cx-cell'>{self._cell(picture, shown, _alt(words), width)}</div>")
         share = f"calc((100% - {_GAP * (columns - 1)}px)/{columns})"
         tracks = f"{columns},minmax(0,1fr)" if self.headers else f"auto-fill,minmax(max(150px,{share}),1fr)"
         level = "start" if any(self.footers) else "end"  # pictures of a row stand on one line
-        style = f"max-width:{columns * (width + _GAP) - _GAP:.0f}px;grid-template-columns:repeat({tracks})"
+        style = f"max-width:{columns * (width + _GAP) - _GAP}px;grid-template-columns:repeat({tracks})"
         body = f"<div class='cx-grid' style='{style};align-items:{level}'>{''.join(parts)}</div>{self._bar()}"
         above = "; ".join(dict.fromkeys(" ".join(text.split()) for text in (*self.captions, *self.row_titles) if text))
         caption = "" if self.title else textwrap.shorten(above, 160, placeholder=" …") or "Pictures"
@@ -70,36 +67,18 @@ class Grid:
             "{} ({:.0f}, {:.0f}, {:.0f}, {:.0f})".format(n, *c.min(axis=0), *np.ptp(c, axis=0)) for n, c in corners
         ]
         words = {name: texts[k] if len(texts) else None for name, (texts, k) in places.items()}
-        return words | {"outlined (x, y, w, h)": "; ".join(boxes)}
+        tall, wide = self.pictures[i].image.shape
+        return words | {f"outlined (x, y, w, h) in {wide} × {tall} pixels": "; ".join(boxes)}
 
-    def _cell(self, picture: Picture, words: dict[str, str | None], alt: str, width: float) -> Iterator[str]:
-        """The parts of one ``picture``, ``width`` pixels wide."""
-        tall, wide = picture.image.shape
-        if words["column"]:
-            yield f"<p><b>{html.escape(words['column'])}</b></p>"
+    def _cell(self, picture: Picture, words: dict[str, str | None], alt: str, width: int) -> str:
+        """One ``picture``, ``width`` pixels wide, with the ``words`` around it and what they say as its ``alt``."""
+        limits = self.scale.limits if self.scale else None
+        source = pictures.data_uri(pictures.draw(picture, width, self.marker, limits, density=2))
+        above = f"<p><b>{html.escape(words['column'])}</b></p>" if words["column"] else ""
         if words["caption"]:
-            yield f"<p>{html.escape(words['caption']).replace(chr(10), '<br>')}</p>"
-        yield "<div class='cx-picture'>"
-        layers = [radiograph(picture.image, width)]
-        layers += [] if picture.heatmap is None else [heat(picture.heatmap, self.scale or Scale())]
-        for source in map(pictures.data_uri, layers):
-            yield f"<img alt='{alt}' src='{source}' style='width:100%;aspect-ratio:{wide}/{tall}'>"
-            alt = ""
-        lines = "".join(
-            f"<path d='{path}' fill='none' stroke='{color}' stroke-width='{thick}' vector-effect='non-scaling-stroke'/>"
-            for mark in picture.outlines
-            for path in ["".join("M" + "L".join(f"{x:g} {y:g}" for x, y in loop) for loop in mark.loops)]
-            for color, thick in (HALO, (mark.color, 2))
-        )
-        if lines:
-            yield f"<svg viewBox='0 0 {wide} {tall}' preserveAspectRatio='none' aria-hidden='true'>{lines}</svg>"
-        labels = [(self.marker, 4, 3, "white")] if self.marker else []
-        for text, x, y, color in labels + pictures.labels(picture, width, self.marker):
-            place = f"left:{x / width:.1%};top:{y / width * wide / tall:.1%}"
-            yield f"<span style='{place};color:{color}'>{html.escape(text)}</span>"
-        yield "</div>"
-        if words["note"]:
-            yield f"<p>{html.escape(words['note'])}</p>"
+            above += f"<p>{html.escape(words['caption']).replace(chr(10), '<br>')}</p>"
+        below = f"<p>{html.escape(words['note'])}</p>" if words["note"] else ""
+        return f"{above}<img alt='{alt}' src='{source}' width='{width}'>{below}"
 
     def _bar(self) -> str:
         """The colours of the heatmaps, with the values at their ends."""
@@ -113,23 +92,6 @@ class Grid:
 
 def _alt(words: dict[str, str | None]) -> str:
     return html.escape("; ".join(f"{k}: {v}" for k, v in words.items() if v), quote=True)
-
-
-def radiograph(image: np.ndarray, width: float) -> Image.Image:
-    """An ``image``, uint8 ``(H, W)``, for a place that is ``width`` pixels wide, also on fine screens."""
-    shown = Image.fromarray(image)
-    if shown.width > 2 * width:
-        size = int(2 * width), max(1, round(2 * width * shown.height / shown.width))
-        return shown.resize(size, Image.Resampling.LANCZOS)
-    return shown
-
-
-def heat(heatmap: np.ndarray, scale: Scale) -> Image.Image:
-    """A ``heatmap``, float ``(h, w)``, in the colours of ``scale`` (RGBA), the clearer the lower a value."""
-    values = pictures.enlarged(pictures.normalize(heatmap, scale.limits), 64)
-    # 64 colours look like 256, and take half the room.
-    level = ((values * 63).round() * 255 / 63).round().astype(np.uint8)
-    return Image.fromarray(np.dstack([pictures.PALETTE[level], (level * pictures.OPACITY).round().astype(np.uint8)]))
 
 
 def images(
@@ -186,8 +148,8 @@ def overlays(
 
 
 def overlay(image: np.ndarray, heatmap: np.ndarray, mask: np.ndarray | None = None, title: str = "") -> Grid:
-    """One ``heatmap`` over its ``image``, with the outline of a ``mask`` and the caption ``title``; see `overlays`."""
-    return overlays([image], [heatmap], [mask], [title] if title else None, 1)
+    """One ``heatmap`` over its ``image``, with the outline of a ``mask`` and a ``title``; see `overlays`."""
+    return overlays([image], [heatmap], [mask], columns=1, title=title)
 
 
 def overlay_grid(
@@ -212,6 +174,6 @@ def overlay_grid(
     below = [[None] * n, *(listed((captions or {}).get(name), n, f"captions of {name}") for name in heatmaps)]
     shown, footers = ([item for row in zip(*lists, strict=True) for item in row] for lists in (columns, below))
     return Grid(
-        shown, len(columns), title, headers=["radiograph", *heatmaps], row_titles=listed(titles, n, "titles"),
+        shown, len(columns), title, headers=["image", *heatmaps], row_titles=listed(titles, n, "titles"),
         footers=footers, scale=Scale(), largest=220,
     )  # fmt: skip

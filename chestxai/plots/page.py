@@ -112,8 +112,9 @@ def _points(trace: dict[str, Any], layout: dict[str, Any]) -> pd.DataFrame | Non
     told = trace.get("hovertemplate") == TOLD
     for axis, place in {"x": x, "y": y}.items() if not told else ():
         # Panels with a common axis have its title once.
-        own = f"{axis}axis{(trace.get(f'{axis}axis') or axis)[1:]}"
-        name = _axis_title(layout, own) or _axis_title(layout, f"{axis}axis") or axis
+        titles = {key: text for key in layout if key.startswith(f"{axis}axis") and (text := _axis_title(layout, key))}
+        (alone,) = {*titles.values()} if len({*titles.values()}) == 1 else {axis}
+        name = titles.get(f"{axis}axis{(trace.get(f'{axis}axis') or axis)[1:]}", alone)
         name = axis if name in columns else name
         columns[name] = place if len(place) else range(n)
         for side, sign in (("array", 1), ("arrayminus", -1)):

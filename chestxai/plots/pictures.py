@@ -1,7 +1,7 @@
 """Pictures: radiographs with heatmaps and outlines over them.
 
-A `Picture` is the one description of what is drawn. `chestxai.plots.grids` shows it as HTML; here it becomes pixels,
-for widgets and the README.
+A `Picture` is the one description of what is drawn. Here it becomes pixels, for grids (`chestxai.plots.grids`),
+widgets and the README.
 
 Row 0 is on top; pixel ``(row, column)`` covers ``[column, column + 1) × [row, row + 1)``; the patient's right is left.
 """
@@ -188,37 +188,41 @@ def enlarged(values: np.ndarray, least: int) -> np.ndarray:
 
 
 def data_uri(image: Image.Image) -> str:
-    """An ``image`` as a data URI (WebP): exact up to a width of 192 pixels, and where it is transparent."""
+    """An ``image`` as a data URI (WebP): exact where it may be transparent (RGBA)."""
     buffer = io.BytesIO()
-    image.save(buffer, "webp", lossless=image.width <= 192 or image.mode == "RGBA", quality=88)
+    image.save(buffer, "webp", lossless=image.mode == "RGBA", quality=80)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def draw(picture: Picture, size: int = 400, marker: str = "R") -> Image.Image:
+def draw(
+    picture: Picture, size: int = 400, marker: str = "R", limits: tuple[float, float] | None = None, density: int = 1
+) -> Image.Image:
     """A ``picture`` as pixels (RGB), ``size`` wide: image, overlay, outlines, labels, side ``marker`` ("" for none).
 
-    A heatmap is normalised to ``v`` in [0, 1] and laid over the image with opacity ``OPACITY · v``: where the model
-    does not look, the radiograph stays as it is.
+    A heatmap is normalised by ``limits`` to ``v`` in [0, 1] and laid over the image with opacity ``OPACITY · v``: where
+    the model does not look, the radiograph stays as it is. For fine screens, ``density`` times as many pixels are drawn
+    in width and height, of the image, lines and letters alike.
     """
-    scale, thick = size / picture.image.shape[1], max(2, round(size / 140))
-    extent = size, round(scale * len(picture.image))
+    scale, thick = density * size / picture.image.shape[1], density * max(2, round(size / 140))
+    extent = density * size, round(scale * len(picture.image))
     pixels = np.asarray(Image.fromarray(picture.image).resize(extent, Image.Resampling.BICUBIC))[..., None]
     if picture.heatmap is not None:
-        v = np.asarray(Image.fromarray(normalize(picture.heatmap)).resize(extent, Image.Resampling.BILINEAR))
+        v = np.asarray(Image.fromarray(normalize(picture.heatmap, limits)).resize(extent, Image.Resampling.BILINEAR))
         alpha = OPACITY * v[..., None]
         pixels = pixels * (1 - alpha) + PALETTE[(v * 255).round().astype(np.uint8)] * alpha
     canvas = Image.fromarray(np.broadcast_to(pixels.round().astype(np.uint8), (*extent[::-1], 3)))
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(max(12, round(size / 22)))
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(density * max(12, round(size / 22)))
     for mark in picture.outlines:
         for loop in mark.loops:
-            for color, width in (("#111111", thick + 2), (mark.color, thick)):
+            for color, width in (("#111111", thick + 2 * density), (mark.color, thick)):
                 pen.line([tuple(point) for point in loop * scale], color, width, joint="curve")
     line = font.size * 1.25
-    for text, x, y, color in labels(picture, size, marker, line + 2):
+    for text, *corner, color in labels(picture, size, marker, line / density + 2):
+        x, y = (density * place for place in corner)
         pen.rectangle((x, y, x + font.getlength(text) + 4, y + line), INK)
         pen.text((x + 2, y + line / 2), text, color, font, anchor="lm")
     if marker:
-        pen.text((5, 3), marker, "white", font, stroke_width=1, stroke_fill="black")
+        pen.text((5 * density, 3 * density), marker, "white", font, stroke_width=density, stroke_fill="black")
     return canvas
 
 

@@ -12,9 +12,9 @@ from chestxai.stats import Interval, bootstrap_ci
 _say = Templates(__file__)
 
 
-def images(phrases: int, studies: int, prior: float, chance: float) -> str:
-    """Chapter 1: ``phrases`` of test ``studies`` have a place; pointing game of the ``prior``, and by ``chance``."""
-    return _say("images", phrases=phrases, studies=studies, prior=prior, chance=chance)
+def images(phrases: int, located: int, studies: int, prior: float, chance: float) -> str:
+    """Chapter 1: ``phrases`` in ``located`` of ``studies`` have a place; pointing game of ``prior`` and ``chance``."""
+    return _say("images", phrases=phrases, located=located, studies=studies, prior=prior, chance=chance)
 
 
 def finetuning(name: str, parameters: Mapping[str, int], moved: float) -> str:
