@@ -592,7 +592,7 @@ _ = runs.write_atomic(left, pd.DataFrame(rows).round(5).to_csv(index=False))
 # the demo. `learnable` learns at the U-Net's rate, `fifth` at a fifth of it, as in the demo. `causal` is frozen, but
 # each token sees only those before it, as in CLIP, so that its begin token has read no word. (MiniLM was not trained
 # that way.) These are the same tests on its runs; the file is what this chapter leaves of them (`make book
-# PROFILE=causes`, hours), so far for the variants below. The intervals cover seeds and patients, and with three seeds
+# PROFILE=causes`, hours). The intervals cover seeds and patients, and with three seeds
 # they are wide.
 
 # %% tags=["aggregate"]
@@ -606,6 +606,8 @@ for (reference, v), rows in shipped.groupby(["reference", "variant"], sort=False
     display(Markdown(say.causes.answer(v, reference, seen, tested)))
     with pd.option_context("display.max_colwidth", None):
         display(say.causes.table(seen))
+    start = f"AUC-ROC of the begin token's map {say.words.verb(seen['begin'])} that of"
+    display(Markdown(f"The {start} `{reference}`: {seen['begin']:+.3f}."))
 
 # %% [markdown]
 # ## Where words are lost

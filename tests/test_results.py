@@ -216,5 +216,8 @@ def test_over_three_seeds_states_become_alike_where_words_are_lost():
     assert own.loc["word", "high"] < 0 < own.loc["gain_auc_roc", "low"]
     assert own.loc["alike", "low"] > 0.5
     assert own.loc["keys", "high"] < 0  # the frozen encoder's keys do not help it
+    fifth, causal = (table[table["variant"] == name].set_index("evidence") for name in ("fifth", "causal"))
+    assert 0 < fifth.loc["alike", "low"] < fifth.loc["alike", "high"] < own.loc["alike", "low"]
+    assert causal.loc["begin", "high"] < 0  # a begin token that has read no word does not point
     wanted = {*sentences.causes.EVIDENCE, "gain_auc_roc", "word"}
     assert all(set(rows["evidence"]) == wanted for _, rows in table.groupby("variant"))
