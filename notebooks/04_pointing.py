@@ -490,7 +490,7 @@ Markdown("Differences on the same phrases:\n\n" + "\n".join(lines))
 # chance.
 
 # %% [markdown]
-# ## Words that should not point
+# ## Further: words that should not point
 #
 # A model that understands should give a word little attention where its finding is absent, or where the prompt denies
 # it. The first variant is tested, on a sample of up to 32 phrases and at three timesteps. Each image shows a finding;
@@ -563,7 +563,7 @@ Markdown(
 # second and the last row with that in mind. Names also differ in how much attention they get on any image; only
 # *denied* uses the same name.
 #
-# ## The experiment that only a phantom allows
+# ## Further: the experiment that only a phantom allows
 #
 # A phantom can be X-rayed again without its finding, with the finding on the other side, or with another finding
 # instead, and nothing else changed. The prompt names no side. If the map follows the finding, the first and the last

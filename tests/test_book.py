@@ -325,13 +325,13 @@ def test_figures_side_by_side_say_whose_they_are():
         ]
         return nbformat.v4.new_notebook(cells=cells)
 
-    page = chapters.page({"frozen": ran("Where frozen looks", "1"), "learnable": ran("Scores", "2")}, [])
+    page = chapters.page({"frozen": ran("Where frozen looks", "1"), "learnable": ran("Not learnable-late", "2")}, [])
     texts = [o.data["text/html"] for c in page.cells if c.cell_type == "code" for o in c.outputs]
     assert [re.search("<figcaption>(.*?)</figcaption>", text)[1] for text in texts] == [
         "<b>Where frozen looks</b>",
-        "<b>learnable:</b> <b>Scores</b>",
+        "<b>learnable:</b> <b>Not learnable-late</b>",
     ]
-    assert 'aria-label="learnable: Scores. 2"' in texts[1]
+    assert 'aria-label="learnable: Not learnable-late. 2"' in texts[1]
 
 
 def test_figures_are_numbered_by_chapter_and_prose_links_to_them():
@@ -357,7 +357,7 @@ def test_figures_are_numbered_by_chapter_and_prose_links_to_them():
     ]
     assert other.cells[0].source == (
         '# 10 Other\n\nSee <a href="02_a.html#fig-maps">Figure 2.2</a> and '
-        '<a href="02_a.html#fig-model">Figure 2.1</a>, not a figure that is not shown here.'
+        '<a href="02_a.html#fig-model">Figure 2.1</a>, not (figure not shown here).'
     )
 
 

@@ -68,6 +68,23 @@ def test_the_data_are_those_of_the_figure():
     assert "a: 1 points, y from 3 to 3" in html.figure["aria-label"]
 
 
+def test_the_data_of_a_menus_choices_are_headed_by_their_panel():
+    first, second = (style.dressed(px.line(x=[1, 2], y=y), "T", 300).update_yaxes(title=t) for t, y in
+                     (("AUC", [0.1, 0.2]), ("FID", [3, 4])))  # fmt: skip
+    html = shown(style.chooser([("AUC", first), ("FID", second)]))
+    assert cells(html)[0] == ["panel", "x", "y"]
+    assert "FID: 2 points, y from 3 to 4" in html.figure["aria-label"]
+
+
+def test_titles_of_axes_may_be_alike_or_long():
+    html = shown(px.scatter(x=[1.0], y=[2.0], labels={"x": "AUC (own image)", "y": "AUC (swapped image)"}))
+    assert cells(html)[0] == ["AUC", "y axis"]
+    labels = {"x": "step", "y": "share too low<br>higher is better"}
+    html = shown(px.line(x=[1, 2], y=[3, 4], color=["a", "a"], labels=labels))
+    assert cells(html)[0] == ["series", "step", "share too low"]
+    assert "share too low from 3 to 4" in html.figure["aria-label"]
+
+
 def test_the_data_of_panels_are_headed_by_their_axes():
     panels = make_subplots(1, 2, x_title="time")
     panels.add_bar(x=["a"], y=[1.0], col=1, row=1).add_bar(x=["b"], y=[2.0], col=2, row=1)

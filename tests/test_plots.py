@@ -222,6 +222,16 @@ def test_captions_in_capitals_are_wrapped_to_their_cell():
     assert style.wrapped("one\n\ntwo", 170) == ("one<br><br>two", 3)
 
 
+def test_a_grid_may_have_fewer_words_than_pictures(radiographs: np.ndarray):
+    grid = plots.Grid(plots.as_pictures(radiographs), 3, headers=["a", "b"], row_titles=["one"], captions=["first"])
+    alts = [tag["alt"] for tag in shown(grid).find_all("img")]
+    assert alts == ["row: one; column: a; caption: first", "row: one; column: b", "row: one", "column: a", "column: b"]
+    alone = [tag["alt"] for tag in shown(plots.images(radiographs[:2])).find_all("img")]
+    assert alone == ["picture: 1", "picture: 2"]
+    with pytest.raises(ValueError, match="finite"):
+        plots.overlays(radiographs[:1], [np.full((2, 2), np.nan)])
+
+
 def test_a_label_in_the_corner_leaves_the_side_marker_free(radiographs: np.ndarray):
     (picture,) = plots.as_pictures(radiographs[:1], boxes=[[("map", Box(0, 0, 32, 32))]])
     x, right = (plots.pictures.labels(picture, 340, marker)[0][1] for marker in ("", "R"))

@@ -288,6 +288,8 @@ class Visit:
     def toggle(self) -> None:
         """Hide and show the first and the last series of every legend with the keyboard."""
         for i, plot in enumerate(self.page.locator(".js-plotly-plot:has(.legendtoggle)").all()):
+            if not plot.is_visible():  # in a folded solution
+                continue
             items = plot.locator(".legendtoggle")
             for k in {0, items.count() - 1}:
                 states = [plot.inner_html()]

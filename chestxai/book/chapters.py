@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from chestxai.profiles import ROOT
 ANSWER, SOLUTION = "answer", "solution"
 _PICTURE = re.compile(r"^!\[([^\]]+)\]\(([^)\s]*?([\w-]+)\.svg)\)\n+\*([^*]+)\*$", re.MULTILINE)
 # Where a caption begins: of a diagram in Markdown, of a figure in HTML.
-_CAPTION = re.compile(r":::\{figure\} \S+\n:name: ([\w-]+)\n:alt: .*\n\n|<figcaption>")
-_TITLED = re.compile(r'(<figure\b[^>]*\baria-label=")([^"]*"><figcaption>)(.*?)(?=</figcaption>)')
+_DIAGRAM, _CAPTION = re.compile(r":::\{figure\} \S+\n:name: ([\w-]+)\n:alt: .*\n\n"), re.compile("<figcaption>()")
+_TITLED = re.compile(r'(<figure\b[^>]*\baria-label=")([^"]*"><figcaption>)(.*?)(?=</figcaption>)', re.DOTALL)
 _NUMBERED = re.compile(r"\{numref\}`([\w-]+)`")
 _CITED = re.compile(r"\{cite(?::\w+)?\}`([^`]+)`")
 # Where no term is linked: code, formulas, links, roles, HTML, headings, tables, bold text.
@@ -102,7 +103,7 @@ def number(notebooks: Mapping[str, Any]) -> None:
     for notebook in notebooks.values():
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
-                cell.source = _NUMBERED.sub(lambda m: links.get(m[1], "a figure that is not shown here"), cell.source)
+                cell.source = _NUMBERED.sub(lambda m: links.get(m[1], "(figure not shown here)"), cell.source)
 
 
 def _caption(notebook: Any, page: str, links: dict[str, str]) -> None:
@@ -117,7 +118,7 @@ def _caption(notebook: Any, page: str, links: dict[str, str]) -> None:
     for cell in notebook.cells:
         name = cell.metadata.get("name", "")
         if cell.cell_type == "markdown":
-            cell.source = _CAPTION.sub(caption, cell.source)
+            cell.source = _DIAGRAM.sub(caption, cell.source)
         for data in (output.get("data", {}) for output in cell.get("outputs", ())):
             if "text/html" in data:
                 data["text/html"] = _CAPTION.sub(caption, data["text/html"])
@@ -141,12 +142,17 @@ def _joined(twins: Sequence[Any], names: Sequence[str]) -> list[Any]:
         head = new_markdown_cell(f'{start}\n<div class="execution">\n<p class="rubric">{name}</p>')
         for data in (output.get("data", {}) for output in twin.outputs):
             if "text/html" in data:
-                data["text/html"] = _TITLED.sub(
-                    lambda m, n=name: m[0] if n in m[3] else f"{m[1]}{n}: {m[2]}<b>{n}:</b> {m[3]}", data["text/html"]
-                )
+                data["text/html"] = _TITLED.sub(partial(_owned, name), data["text/html"])
         out += [head, _output(twin, twin.outputs)]
         start = "</div>"
     return [*out, new_markdown_cell("</div>\n</div>")]
+
+
+def _owned(name: str, figure: re.Match[str]) -> str:
+    """The beginning of a figure, whose label and caption say of which execution it is."""
+    start, label, caption = figure.groups()
+    told = re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", caption)
+    return figure[0] if told else f"{start}{name}: {label}<b>{name}:</b> {caption}"
 
 
 def _answer(twins: Sequence[Any]) -> list[Any]:

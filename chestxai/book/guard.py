@@ -356,7 +356,7 @@ def withhold(notebook: Any, known: Private) -> Any:
     shown.metadata = {key: value for key, value in shown.metadata.items() if key in ("kernelspec", "language_info")}
     for cell in shown.cells:
         tags = cell.metadata.get("tags", [])
-        cell.metadata = {"tags": tags} if tags else {}
+        cell.metadata = {key: value for key, value in cell.metadata.items() if key in ("tags", "name")}
         if {"parameters", "injected-parameters"} & {*tags}:
             lines = [(line, _identifiers(decode(line).lower(), known)) for line in cell.source.split("\n")]
             cell.source = "\n".join(f"# {notice(*what)}" if what else line for line, what in lines)

@@ -351,6 +351,7 @@ def _sides(places: pd.DataFrame) -> dict[str, str]:
         half = style.text_width(name) / 2
         spots = [(x * 300 + right * (half + 10), y * 250 + up * 16, half) for right, up in sides.values()]
         covered = [sum(abs(a - c) < w + v and abs(b - d) < 16 for c, d, v in taken) for a, b, w in spots]
+        covered = [n + 9 * (not -40 < a - w < a + w < 320) for n, (a, _, w) in zip(covered, spots, strict=True)]
         best = covered.index(min(covered))
         chosen[name] = list(sides)[best]
         taken.append(spots[best])

@@ -130,7 +130,7 @@ def _explorer(picture: Picture, tiles: list[list[np.ndarray]], title: str, phras
     for mark in picture.outlines:
         points = np.vstack([part for loop in mark.loops for part in (loop, [(np.nan, np.nan)])])[:-1]
         line = {"x": points[:, 0].tolist(), "y": points[:, 1].tolist(), "mode": "lines", "connectgaps": False}
-        line |= {"xaxis": "x3", "yaxis": "y3", "hoverinfo": "skip"}
+        line |= {"xaxis": "x3", "yaxis": "y3", "hovertext": html.escape(mark.name)}
         traces += [
             go.Scatter(line={"color": c, "width": w}, **line) for c, w in (("rgba(0,0,0,0.65)", 4), (mark.color, 2))
         ]

@@ -39,7 +39,7 @@ class Grid:
         return f"<{len(self.pictures)} pictures>"
 
     def _repr_html_(self) -> str:
-        columns = min(self.columns, len(self.pictures))
+        columns = max(1, min(self.columns, len(self.pictures)))
         width = int(max(100, min(self.largest, (WIDTH + _GAP) / columns - _GAP)))
         about = [self._words(i, columns) for i in range(len(self.pictures))]
         parts = []
@@ -66,8 +66,9 @@ class Grid:
         boxes = [
             "{} ({:.0f}, {:.0f}, {:.0f}, {:.0f})".format(n, *c.min(axis=0), *np.ptp(c, axis=0)) for n, c in corners
         ]
-        words = {name: texts[k] if len(texts) else None for name, (texts, k) in places.items()}
+        words = {name: texts[k] if k < len(texts) else None for name, (texts, k) in places.items()}
         tall, wide = self.pictures[i].image.shape
+        words |= {} if any(words.values()) or boxes else {"picture": str(i + 1)}
         return words | {f"outlined (x, y, w, h) in {wide} × {tall} pixels": "; ".join(boxes)}
 
     def _cell(self, picture: Picture, words: dict[str, str | None], alt: str, width: int) -> str:

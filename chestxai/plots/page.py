@@ -44,6 +44,7 @@ def framed(title: str, caption: str, body: str, table: pd.DataFrame, name: str =
 
     ``name``: its id; figures that need none have none.
     """
+    title = " ".join(title.split())
     words = f"<b>{html.escape(title)}</b> {html.escape(caption)}".strip() if title else html.escape(caption)
     rest = f"<p>The first {_ROWS:,} of {len(table):,} rows.</p>" if len(table) > _ROWS else ""
     numbers = table[:_ROWS].to_html(index=False, border=0, na_rep="", float_format="{:.4g}".format)
@@ -65,8 +66,8 @@ def _axes_caption(layout: dict[str, Any]) -> str:
 
 
 def _axis_title(layout: dict[str, Any], axis: str) -> str:
-    title = plain(((layout.get(axis) or {}).get("title") or {}).get("text"))
-    return re.sub(r"^← |\s*[·(…].*", "", title)
+    title = ((layout.get(axis) or {}).get("title") or {}).get("text") or ""
+    return re.sub(r"^← |\s*[·(…].*", "", plain(title.partition("<br")[0]))
 
 
 def values(array: Any) -> np.ndarray:
@@ -115,7 +116,11 @@ def _points(trace: dict[str, Any], layout: dict[str, Any]) -> pd.DataFrame | Non
         titles = {key: text for key in layout if key.startswith(f"{axis}axis") and (text := _axis_title(layout, key))}
         (alone,) = {*titles.values()} if len({*titles.values()}) == 1 else {axis}
         name = titles.get(f"{axis}axis{(trace.get(f'{axis}axis') or axis)[1:]}", alone)
-        name = axis if name in columns else name
+        # A menu changes the title of y, which the layout has for its first choice only: the panel says what it is.
+        name = axis if axis == "y" and trace.get("meta") else name
+        name = f"{axis} axis" if name in (*columns, "about") else name
+        if not len(place) and trace["type"] not in ("scatter", "bar"):
+            continue
         columns[name] = place if len(place) else range(n)
         for side, sign in (("array", 1), ("arrayminus", -1)):
             reach = values((trace.get(f"error_{axis}") or {}).get(side))
@@ -132,14 +137,14 @@ def _summary(table: pd.DataFrame) -> str:
     numbers = table.select_dtypes("number")
     if numbers.empty:
         return f"{len(table)} in all: " + "; ".join(" ".join(map(str, row)) for row in table.to_numpy())[:700]
-    if "series" not in table:
+    keys = [key for key in ("panel", "series") if key in table]
+    if not keys:
         low, high = np.nanmin(numbers), np.nanmax(numbers)
         return f"{len(table)} rows with values from {low:.3g} to {high:.3g}."
-    keys = [key for key in ("panel", "series") if key in table]
     parts = []
     for key, rows in table.groupby(keys, sort=False, dropna=False):
         own = rows.dropna(axis="columns", how="all").select_dtypes("number")
-        axes = [c for c in own if not c.endswith((" low", " high"))][:2]  # x and y, where they are numbers
+        axes = [c for c in own if re.sub(" (low|high)$", "", c) not in {*own} - {c}][:2]  # x and y, if numbers
         span = "".join(f", {c} from {own[c].min():.3g} to {own[c].max():.3g}" for c in axes[-1:])
         parts.append(f"{', '.join(map(str, key))}: {len(rows)} points{span}")
     return "; ".join(parts) + "."

@@ -54,7 +54,7 @@ class Scale(NamedTuple):
 class Outline(NamedTuple):
     """Lines around a target: float ``(k, 2)`` arrays of ``(x, y)`` in pixels of the image, first point equal to last.
 
-    The name appears when the pointer is on the line, and beside it if ``labelled``.
+    The name is in the data of a figure, and beside the line if ``labelled``.
     """
 
     loops: Sequence[np.ndarray]
@@ -75,6 +75,8 @@ class Picture:
         image = np.asarray(self.image)
         if image.dtype != np.uint8 or image.ndim != 2:
             raise InputError(f"an image must be uint8 (height, width), got {image.dtype} {image.shape}")
+        if self.heatmap is not None:
+            normalize(self.heatmap)  # raises here, not where the picture is shown
 
 
 def as_pictures(
