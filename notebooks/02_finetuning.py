@@ -21,8 +21,8 @@
 #
 # A *diffusion model* generates an image from pure noise, by removing a little of the noise at a time. A text, the
 # prompt, says what the image is to show. The book's own *base* model was trained on chests with captions in everyday
-# words, such as "Small white pool at the lower left.": it knows sides, sizes and what things look like, but no name of
-# a finding. It is *fine-tuned*, that is, trained further, on images and their reports.
+# words, such as "Small white pool at the lower left.": it has read words for sides, sizes and looks, but no name
+# of a finding. It is *fine-tuned*, that is, trained further, on images and their reports.
 #
 # A *recipe* says how the text is treated during fine-tuning; a *variant* is a recipe that has a name in the profile.
 # The two variants of the paper {cite}`dombrowski2024tradeoffs` are

@@ -4,7 +4,7 @@
 
 An autoencoder of chest phantoms is trained first, then a U-Net that generates them from captions in everyday words,
 such as "Small white pool at the bottom left.". What Stable Diffusion is to radiographs, which the web shows with all
-sorts of captions, this base is to the reports: it knows what images look like, sides and sizes, but no name of a
+sorts of captions, this base is to the reports: it has read words for sides, sizes and looks, but no name of a
 finding.
 """
 
