@@ -20,17 +20,17 @@
 # **Why does a model whose text encoder learned point differently?**
 #
 # Chapter 8 measures *whether* variants point differently. Several explanations of how a learnable text encoder could
-# cost localization compete. For each we first say what would show it, and then look. Whether there is a loss says the
-# endpoint of chapter 8. The explanations are judged by the AUC-ROC of single maps, which can be high without the image;
-# so its gain stands beside it.
+# cost localization compete. For each we first say what would show it, and then look. The endpoint of chapter 8 says
+# whether there is a loss. The explanations are judged by the AUC-ROC of single maps. It can be high without the image,
+# so in the first table the gain stands beside it.
 #
 # *You will be able to* run a U-Net with other states than the prompt's own, exchange encoders, keys and values between
 # models, and compare states without being misled by a high similarity.
 # *Before:* chapters 3 (attention) and 4 (its scores).
 #
-# In the profile `demo` the text encoder learns slowly, and little or nothing is lost: there you see only whether what
-# an explanation presupposes occurs. The profile `causes` trains twice as long, also at the U-Net's rate, where words
-# are lost, and with three seeds; its results are at the end.
+# In the profile `demo` the text encoder learns slowly, and little or nothing is lost. There we can only check whether
+# the precondition of an explanation occurs. The profile `causes` trains twice as long, also at the U-Net's rate, where
+# words are lost, and with three seeds; its results are at the end.
 #
 # | explanation | in words |
 # |---|---|
@@ -114,7 +114,8 @@ curves = pd.DataFrame(curves, columns=["variant", "seed", "step", "token", "AUC-
 # ## Which token points?
 #
 # A phrase such as “small left pleural effusion” has words for the finding, for its side, and others; tokens for begin
-# and end; and padding. Each has a map. Under relocation, the finding's line falls and that of begin or end rises.
+# and end; and padding. Each has a map. Under relocation, a variant's line for the finding lies below that of the first
+# variant, and its line for begin or end above.
 
 # %% tags=["aggregate"]
 mean_curves = curves.groupby(["variant", "step", "token"], sort=False)["AUC-ROC"].mean()
@@ -214,7 +215,7 @@ for variant in variants:
     )
 
 # %% [markdown]
-# Each map is divided by its mean. If all look alike, the word decides little.
+# If all look alike, the word decides little.
 #
 # ## Is the begin token free of text?
 #
@@ -241,11 +242,11 @@ for name in names:
         ("minus empty prompt", a - c),
     ):
         begin.append((name[0], what, np.nanmean(causes.auc(maps, sample))))
-    begin.append((name[0], "begin's map with it", causes.correlations(first, empty).mean()))
+    begin.append((name[0], "begin's map, corr.", causes.correlations(first, empty).mean()))
     (none,) = models.encode_text(pipelines[name], [""], read=models.encoder_states)
     ours, none = encoded[name][:, 0], none[:1]
     cosine = (ours * none).sum(-1) / ours.norm(dim=-1) / none.norm()
-    begin.append((name[0], "begin's state with it", float(cosine.mean())))
+    begin.append((name[0], "begin's state, cosine", float(cosine.mean())))
 begin = pd.DataFrame(begin, columns=["variant", "", "value"])
 begin = begin.pivot_table("value", "", "variant", sort=False)[variants]
 
@@ -253,18 +254,18 @@ begin = begin.pivot_table("value", "", "variant", sort=False)[variants]
 begin.round(3)
 
 # %% tags=["remove-input", "aggregate"]
-Markdown(say.causes.begin(begin.loc["begin's state with it"].to_dict()))
+Markdown(say.causes.begin(begin.loc["begin's state, cosine"].to_dict()))
 
 # %% [markdown]
-# The first three rows are the AUC-ROC of the finding's map, the last two the begin token's correlation (maps) and
-# cosine (states) with that of the empty prompt. If a subtraction lowers the AUC-ROC, it removes what points.
+# The first three rows of the table are the AUC-ROC of the finding's map. If a subtraction lowers it, it removes what
+# points. The last two rows compare the begin token's map and state with those of the empty prompt's begin token.
 #
 # ## Exchange the encoders
 #
-# If only the U-Net has become worse, the reference's encoder does not help it; if only the encoder has, it does. If a
-# U-Net points worse with the other encoder's keys, it has adapted to its own. If it points better, its own keys are
-# worse. Attention forms both its *keys* (where a token is found) and its *values* (what is taken in there) from the
-# states, so keys and values can even come from different encoders. Loss is the error of the predicted noise.
+# We give each U-Net the other variant's text encoder. If this helps, its own encoder was the problem; if not, the U-Net
+# may be. If a U-Net points worse with the other encoder's keys, it has adapted to its own. If it points better, its own
+# keys are worse. Attention forms both its *keys* (where a token is found) and its *values* (what is taken in there)
+# from the states, so keys and values can even come from different encoders. Loss is the error of the predicted noise.
 
 # %%
 exchanged = []
@@ -298,8 +299,8 @@ Markdown(
 )
 
 # %% [markdown]
-# **Moving target** would leave a second trace: a U-Net that lags behind does better with the states of the checkpoint
-# *before*.
+# A **moving target** can be tested with older states: a U-Net that lags behind does better with the states of the
+# checkpoint *before*.
 
 # %%
 lag = {
@@ -365,11 +366,10 @@ ablated.groupby(["variant", "empty"], sort=False).mean().round(3)
 
 # %% [markdown]
 # A value above 1 in the second column means that the map turns into its opposite. A map that stays when the words are
-# emptied does not come from the word. An emptied word behaves like padding, and
-# padding is attended to where words are not, so the AUC-ROC can fall below 0.5: compare it with the padding's row in
-# the table above. If the loss falls, the model denoises better without those states. If the last column falls, the
-# finding was generated because of those states. It is a mean over few images and has no interval, so only a large fall
-# counts.
+# emptied does not come from the word. An emptied word behaves like padding, and padding is attended to where words are
+# not, so the AUC-ROC can fall below 0.5: compare it with padding in the table of *Which token points?*. If the loss
+# falls, the model denoises better without those states. If the last column falls, the finding was generated because of
+# those states. It is a mean over few images and has no interval, so only a large fall counts.
 #
 # ## Where does the attention go?
 #
@@ -395,10 +395,10 @@ pd.DataFrame(at_median).rename_axis(f"share, phrase of {length} tokens").round(3
 # ## How far did the states move?
 #
 # Three measures compare each variant's states with the reference's, phrase by phrase. *CKA* {cite}`kornblith2019cka` is
-# 1 for states that agree up to rotation and scale; with few texts it is far from 0 even for unrelated ones, so what a
-# random pairing reaches stands beside it. The *Procrustes* distance {cite}`ding2021grounding` is what is left after the
-# best rotation. The *cosine* also changes under a rotation, and so does the output of a U-Net that was not trained with
-# it.
+# 1 for states that agree up to rotation and scale. With few texts even unrelated states have a CKA far above 0, so the
+# next column shows what shuffled phrases reach; states with a higher CKA are called *related*. The *Procrustes*
+# distance {cite}`ding2021grounding` is what is left after the best rotation, as a share of all variation. A rotation of
+# all states changes the *cosine*, and also the output of a U-Net that was not trained with the rotated states.
 
 # %% tags=["aggregate"]
 moved = {
@@ -409,7 +409,9 @@ moved = {
     for kind in causes.KINDS[:5]
 }
 moved = pd.DataFrame(moved).T
-moved.rename(columns={"cka_null": "CKA by chance, 95 %", "drift": "1 − cosine"}).round(3)
+moved.rename(
+    columns={"cka_null": "CKA of shuffled phrases, 95th percentile", "drift": "1 − cosine"}
+).round(3)
 
 # %% tags=["remove-input", "aggregate"]
 Markdown(say.causes.drifted(moved))
@@ -445,7 +447,7 @@ pd.concat([pd.DataFrame(within), pd.DataFrame(across).map("{:.3f}".format)])
 # can be read there. Brackets hold the share of the most frequent answer. Where every share is near 1, the probe shows
 # that nothing it asks for is lost. It says nothing of relocation: in a BERT, begin and end have read the words from the
 # start. A random encoder might be read as well (chapter 11): that words can be told apart does not mean that the U-Net
-# can use them. An interval without width means that no answer differed, not that the truth is certain.
+# can use them.
 
 # %%
 questions = {
@@ -525,8 +527,9 @@ for variant in variants:
 #
 # The tests were set before the results were seen. “Shown” means that the interval excludes zero on the side that the
 # explanation needs. Each interval errs once in twenty and there are six explanations, so one that is barely shown must
-# be repeated with other seeds. Homogenisation and dilution are tested only by what they presuppose. Where that is seen
-# without a loss, it does not suffice to cause one.
+# be repeated with other seeds. An interval without width means that no phrase differed, not that the truth is certain.
+# Of homogenisation and dilution only the precondition is tested. If it occurs and nothing is lost, the precondition
+# alone does not cause a loss.
 
 # %%
 of = {v: [trained[v, s].folder for s in seeds] for v in variants}
@@ -610,13 +613,18 @@ for (reference, v), rows in shipped.groupby(["reference", "variant"], sort=False
     display(Markdown(f"The {start} `{reference}`: {seen['begin']:+.3f}."))
 
 # %% [markdown]
+# Where the word test falls, homogenisation is seen. Forgetting is not decided: its interval is wide because seeds
+# differ. The runs below show more.
+#
 # ## Where words are lost
 #
-# `data/states.csv` holds runs at other rates, one or two seeds each (`python tools/measure_states.py` made it): how
-# *alike* the states of a phrase's tokens are (mean cosine), beside the scores on test phrases. Each mark is a
-# checkpoint of a run.
+# `data/states.csv` holds runs at other rates, one to three seeds each (`python tools/measure_states.py` made it), with
+# their scores on test phrases. The *rate* is the text encoder's; the U-Net's is 1e-3. In `anchored` the loss keeps the
+# states near those of the base, and `random` is a text encoder with random weights that never learns. For the states,
+# `alike` is the mean cosine between the tokens of a phrase, `between` that of the finding's words in different phrases,
+# and `drift` the mean distance (1 − cosine) from the base's. In {numref}`fig-alike` each mark is a checkpoint of a run.
 
-# %% tags=["aggregate"]
+# %% tags=["aggregate"] name="fig-alike"
 titles = {"word": "word test", "gain_auc_roc": "gain", "classifier_auc": "classifier AUC"}
 measured = pd.read_csv(profiles.DATA / "states.csv").query("base == 'tiny'")
 slow = measured["rate"].isna() | (measured["variant"] == "anchored")
@@ -640,18 +648,18 @@ ends = tradeoff.last_step(measured, ("encoder", "seed")).set_index(["encoder", "
 ends[["step", *keys[3:], *titles]].rename(columns=titles).sort_values("alike").round(3)
 
 # %% [markdown]
-# The faster the encoder learns, the more alike its states become. In the runs at the end of this line, all tokens of
-# all phrases have one and the same state (`alike` and `between` are 1): the encoder says the same whatever the prompt.
+# The faster the encoder learns, the more alike its states become. In the runs of the last two rows, all tokens of all
+# phrases have one and the same state (`alike` and `between` are 1): the encoder says the same whatever the prompt.
 # Every token then has the same map. The word test is near chance, and the images hardly show what the prompt asks for.
 # But the gain is about as high as elsewhere, as this one map still follows the image. In these two runs, then, it is
 # the encoder that has lost the words, by homogenisation carried to its end. Up to a mean cosine of about nine tenths no
-# score falls with it; beyond, the classifier AUC falls first.
+# score falls with it. The one mark between there and 1 has a low classifier AUC and a normal word test.
 #
 # ## Constancy, or meaning?
 #
 # A *random* text encoder that stays as it is has no meaning, but it is constant. If it points as well as a frozen one,
-# it suffices for pointing that states stay the same. The study `recipes-final` has such runs; here are the means over
-# the seeds that both have.
+# constant states are enough for pointing. The study `recipes-final` has such runs; here are the means over the seeds
+# that both have. Chapter 10 pairs them by device as well, and gives intervals.
 
 # %% tags=["aggregate"]
 final = pd.read_csv(profiles.DATA / "results" / "recipes-final.csv")
@@ -662,8 +670,8 @@ arms = final.groupby("variant")[wanted].mean().round(3)
 arms.assign(seeds=final["seed"].nunique()).rename(columns=localization.LABELS)
 
 # %% [markdown]
-# The maps show what a constant encoder without meaning can reach, the classifier AUC whether the images that it
-# generates show what the prompt asks for.
+# The gain and the word test show how well maps of a constant encoder without meaning can point. The classifier AUC
+# shows whether the images that it generates show what the prompt asks for.
 #
 # ## Exercises
 #

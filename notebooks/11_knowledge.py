@@ -128,9 +128,10 @@ Markdown(
 # %% [markdown]
 # ## Reading with attention
 #
-# The text encoder stays as it is; only a small head is trained on its states, so what the head can read, the encoder
-# has encoded. For each finding the head learns which tokens to attend to (a softmax over the report's tokens, without
-# padding) and what the weighted mean of their states says. The encoder takes few tokens at a time, so reports are read
+# In this examination no text encoder is trained, also not that of a learnable variant. We train a small classifier, the
+# *reading head*, on its states: what this can read is in the states. For each finding the head learns which tokens to
+# attend to (a softmax over the report's tokens, without padding), and to decide from the weighted mean of their states
+# whether the finding is present. The encoder takes few tokens at a time, so reports are read
 # sentence by sentence.
 #
 # Two readers without a network are the baselines: TF-IDF with logistic regression, which weighs words and pairs of
@@ -252,9 +253,10 @@ Markdown(
 # without changing what it says: by *formatting*, by *typing errors*, and by the *abbreviations* that radiologists use.
 # Formatting means six changes: *case* (upper and lower case), *headers* (removed), *order* (of sentences), *template*
 # (numbered lists and labels), *blanks* (in place of words that say nothing about the findings) and *lines* (broken at a
-# margin). Negations are left alone. Headers, blanks and list labels (“2.”, “Finding 2:”) are removed before a report is
-# read, because an encoder would take them for words. So a loss of 0 under headers or template says that the cleaning
-# works. We call a reader robust if its macro-F1 falls by less than 3 points (hundredths). For phantoms only a part of
+# margin). Order changes nothing in these reports, as no sentence refers to another. Negations are left alone. Headers,
+# blanks and list labels (“2.”, “Finding 2:”) are removed before a report is read, because an encoder would take them
+# for words. So a loss of 0 under headers or template only shows that the removal works, and says nothing about the
+# reader. We call a reader robust if its macro-F1 falls by less than 3 points (hundredths). For phantoms only a part of
 # the test reports is read, to save time.
 #
 # Here is the example from above in other forms.
@@ -304,9 +306,12 @@ drawn = curves.assign(
     down=curves["mean"] - curves["low"],
     # Side by side, or the intervals would hide one another.
     x=curves["strength"] + 0.02 * pd.factorize(curves["reader"])[0] - 0.03,
+    said="strength "
+    + curves["strength"].map("{:g}: ".format)
+    + curves["mean"].map("{:.3f}".format),
 )
 robustness_chart = px.line(
-    drawn, x="x", y="mean", error_y="up", error_y_minus="down", facet_col="change", facet_col_wrap=3,
+    drawn, x="x", y="mean", error_y="up", error_y_minus="down", facet_col="change", facet_col_wrap=3, hover_name="said",
     facet_col_spacing=0.03, facet_row_spacing=0.09, height=860, labels={"x": "strength", "mean": "macro-F1"},
     title="Macro-F1 on reports that say the same in another form (95 % intervals)",
     **plots.express_options(styles, "reader"),
@@ -314,6 +319,7 @@ robustness_chart = px.line(
 robustness_chart.for_each_annotation(
     lambda a: a.update(text=a.text.removeprefix("change="))
 )
+robustness_chart.update_traces(hovertemplate=plots.page.TOLD)
 robustness_chart.update_layout(legend_title_text="", margin={"t": 90})
 
 # %% [markdown]
@@ -334,6 +340,8 @@ losses.pivot(index="change", columns="reader", values="points").loc[[*changes], 
 Markdown(say.knowledge.robust(strongest[strongest["change"] == "all formatting"]))
 
 # %% [markdown]
+# This is about formatting. Look at the rows of typing errors and abbreviations as well: they may cost far more.
+#
 # ## Asking the diffusion model about an image
 #
 # The model was never trained to classify. But it has learned to remove noise from an image *given a text*, and should
@@ -343,8 +351,9 @@ Markdown(say.knowledge.robust(strongest[strongest["change"] == "all formatting"]
 # $$ e_f = \lVert \varepsilon - \varepsilon_\theta(x_t, t, \text{normal}) \rVert^2
 # - \lVert \varepsilon - \varepsilon_\theta(x_t, t, f) \rVert^2 $$
 #
-# averaged over the values of the latent and two timesteps: how much smaller is the error if the prompt names the
-# finding? Noise and image are the same in both terms, so most of the variation that they cause cancels.
+# averaged over the values of the latent and two timesteps (the figure shows thousandths): how much smaller is the error
+# if the prompt names the finding? Noise and image are the same in both terms, so most of the variation that they cause
+# cancels.
 
 # %% tags=["aggregate"]
 size = models.image_size(pipelines[variants[0]])
@@ -488,7 +497,7 @@ answer = pd.DataFrame(
 )
 answer = pd.concat([answer, *pointing], ignore_index=True)
 
-# %% tags=["remove-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"] name="fig-knows-and-points"
 styles |= {
     "classifier": plots.Style("#555555", "triangle-up-open", "longdash"),
     "location prior": plots.REFERENCES["prior"][1],
@@ -507,8 +516,9 @@ answer_chart.update_traces(marker_size=11).update_xaxes(matches=None)
 answer_chart.update_layout(showlegend=False, margin={"t": 110})
 
 # %% [markdown]
-# Is the variant that knows most (left two panels) the one that points best (the others)? The location prior can pass
-# the word test without the image: it has another map for each name. Paired differences, each variant minus the first,
+# Is the variant that knows most (the first two panels of {numref}`fig-knows-and-points`) the one that points best (the
+# others)? Where no variant clearly knows more, this cannot be decided. The location prior can pass the word test
+# without the image: it has a different map for each name. Paired differences, each variant minus the first,
 # with 95 % intervals:
 
 # %% tags=["answer", "remove-input", "aggregate"]
@@ -553,7 +563,8 @@ print(f"{len(rows)} rows in knowledge.csv")
 
 # %% [markdown] tags=["solution"]
 # With little noise, the finding is visible whatever the prompt says. With much noise, only what is large can be
-# guessed. So we expect the highest AUC in between. Two timesteps cannot show this: add more above.
+# guessed. So we expect the highest AUC in between. Two timesteps cannot show this: add more to
+# `timesteps`.
 
 # %% tags=["solution", "aggregate"]
 pd.DataFrame(
@@ -609,7 +620,7 @@ for variant in variants:
 #
 # Choose an answer to see what speaks for or against it.
 #
-# **A linear head reads a finding off frozen states. What does that show?**
+# **A small head reads a finding off a text encoder's states. What does that show?**
 #
 # <details class="quiz right" name="question-1"><summary>that the states hold the finding</summary>Right. Whether the U-Net uses it is another question.</details>
 # <details class="quiz" name="question-1"><summary>that the model points at it</summary>No. Knowing and pointing are measured apart.</details>
@@ -619,7 +630,7 @@ for variant in variants:
 # <details class="quiz right" name="question-2"><summary>by how much its error falls when the prompt names the finding</summary>Right. Compare this between images: those with the finding should have more evidence.</details>
 # <details class="quiz" name="question-2"><summary>by its largest attention</summary>No. Attention says where, not whether.</details>
 #
-# **A reader's score falls when sentences are reordered or written in capitals. Why is that a fault?**
+# **A reader's score falls when a report is written in capitals. Why is that a fault?**
 #
 # <details class="quiz right" name="question-3"><summary>the report says the same</summary>Right. What a report says does not depend on its form.</details>
 # <details class="quiz" name="question-3"><summary>capitals are not allowed in reports</summary>No. Many reports are written in capitals.</details>

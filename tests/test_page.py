@@ -85,6 +85,13 @@ def test_titles_of_axes_may_be_alike_or_long():
     assert "share too low from 3 to 4" in html.figure["aria-label"]
 
 
+def test_panels_in_several_rows_have_their_own_names():
+    table = pd.DataFrame({"x": 1, "y": [1.0, 2.0, 3.0], "kind": ["case", "order", "typos"]})
+    fig = px.scatter(table, x="x", y="y", facet_col="kind", facet_col_wrap=2)
+    rows = cells(shown(fig.for_each_annotation(lambda a: a.update(text=a.text.removeprefix("kind=")))))
+    assert [(row[0], row[-1]) for row in rows[1:]] == [("case", "1"), ("order", "2"), ("typos", "3")]
+
+
 def test_the_data_of_panels_are_headed_by_their_axes():
     panels = make_subplots(1, 2, x_title="time")
     panels.add_bar(x=["a"], y=[1.0], col=1, row=1).add_bar(x=["b"], y=[2.0], col=2, row=1)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from chestxai import grounding, profiles, sources
 from chestxai.recipes import Recipe
-from chestxai.runs import InputError
+from chestxai.runs import InputError, read_yaml
 from chestxai.studies import phrases
 from tests import tiny
 
@@ -179,6 +179,11 @@ def test_options_reach_the_source_and_name_the_data(tmp_path):
         assert found == expected
         names.add(found.fingerprint)
     assert len(names) == 4
+
+
+def test_every_recipe_of_the_studies_is_said_in_words():
+    words = read_yaml(profiles.DATA / "words" / "recipes.yaml")
+    assert set(words) == set(profiles.load("recipes").variants)
 
 
 def test_a_batch_of_several_profiles_knows_data_by_their_options(tmp_path):

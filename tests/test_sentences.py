@@ -449,7 +449,7 @@ class TestKnowledge:
         )
         assert knowledge.robust(losses) == (
             "Under all formatting changes at once, `rules` loses less than 3 points (0.5 [0.0, 1.0]); `TF-IDF` loses "
-            "more than 3 points (9.0 [5.0, 12.0]); `frozen` may lose more or less than 3 points (2.5 [1.0, 4.0])."
+            "more than 3 points (9.0 [5.0, 12.0]); `frozen` may or may not lose more than 3 points (2.5 [1.0, 4.0])."
         )
 
     def test_images(self):
@@ -457,11 +457,11 @@ class TestKnowledge:
             zip(VARIANTS, (Interval(0.7, 0.6, 0.8), Interval(0.5, 0.4, 0.6), Interval(0.9, 0.8, 0.95)), strict=True)
         )
         assert knowledge.images(levels, dict(zip(VARIANTS, (UP, FLAT, DOWN), strict=True))).split("\n") == [
-            "- `frozen` tells findings apart: macro AUC 0.700 [0.600, 0.800]. The classifier does better: "
+            "- `frozen` recognises findings on average: mean AUC over findings 0.700 [0.600, 0.800]. The classifier does better: "
             "+0.100 [+0.050, +0.150].",
-            "- `learnable` is not clearly better than chance: macro AUC 0.500 [0.400, 0.600]. The classifier does not "
+            "- `learnable` is not clearly better than chance: mean AUC over findings 0.500 [0.400, 0.600]. The classifier does not "
             "clearly differ from it: +0.020 [-0.050, +0.090].",
-            "- `last:2` tells findings apart: macro AUC 0.900 [0.800, 0.950]. The classifier does worse: "
+            "- `last:2` recognises findings on average: mean AUC over findings 0.900 [0.800, 0.950]. The classifier does worse: "
             "-0.100 [-0.150, -0.050].",
         ]
 
@@ -551,9 +551,9 @@ class TestRecipes:
         table = self.table(good=(0.0, 0.1), mute=(-0.2, 0.1), dull=(0.0, 0.0))
         found = say.recipes.verdicts(table, ["word"])
         assert found["both"].to_dict() == {"learnable": "no", "good": "yes", "mute": "no", "dull": "no"}
-        assert say.recipes.answer(found).startswith("**Yes**: with `good` (p = 0.0")
+        assert say.recipes.answer(found).startswith("**Yes**: with `good` (adjusted p = 0.0")
         weak = say.recipes.answer(found.assign(p=0.03))
-        assert weak.startswith("**Yes**, but not after adjustment: with `good` (p = 0.030, not below")
+        assert weak.startswith("**Yes**, but not after adjustment: with `good` (adjusted p = 0.030, not below")
         text = say.recipes.principles(found, {"A": ["good"], "B": ["mute", "dull"], "C": ["absent"]})
         assert "**A**: supported by one recipe" in text
         assert "**B**: refuted" in text

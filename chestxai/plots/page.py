@@ -101,14 +101,16 @@ def _points(trace: dict[str, Any], layout: dict[str, Any]) -> pd.DataFrame | Non
     n = max(len(x), len(y))
     if not n or (len(x) == 1 and x[0] is None):
         return None
-    number = (trace.get("xaxis") or "x")[1:]
-    domain = (layout.get(f"xaxis{number}") or {}).get("domain") or [0, 1]
+    (left, right), (_, top) = (
+        (layout.get(f"{a}axis{(trace.get(f'{a}axis') or a)[1:]}") or {}).get("domain") or [0, 1] for a in "xy"
+    )
+    # The name of a panel stands above it.
     panels = [
-        plain(note["text"])
+        (abs(note.get("y", 1) - top), plain(note["text"]))
         for note in (layout.get("annotations") or () if "xaxis2" in layout else ())
-        if note.get("xref") == "paper" and domain[0] <= note.get("x", -1) <= domain[1]
+        if note.get("xref") == "paper" and left <= note.get("x", -1) <= right
     ]
-    columns = {"panel": trace.get("meta") or (panels or [None])[0]}
+    columns = {"panel": trace.get("meta") or min(panels, default=(0, None))[1]}
     columns["series"] = plain(trace.get("name")) or None
     told = trace.get("hovertemplate") == TOLD
     for axis, place in {"x": x, "y": y}.items() if not told else ():
