@@ -87,16 +87,20 @@ heat = localization.resize(raw, mask.shape)
 # %% [markdown]
 # ## What fools which score
 #
-# Here are eight maps made by hand for one target, all but the first wrong in some way, and what every score says of
-# them; the rest of the chapter explains the scores. Colour shows where a score lies between that of a constant map,
-# which says nothing (white), and that of the perfect one (dark green); brown is worse than nothing.
+# Here are eight maps made by hand for one target, and what every score says of them; the rest of the chapter explains
+# the scores. All but the first are wrong in some way. All but the last two are slightly blurred, as no model's map is
+# sharp, so even the first misses the best value of some scores.
+#
+# In the table of scores, each cell holds the score, and its colour rescales it: 0 (white) is what a constant map gets,
+# which says nothing, 1 (dark green) what the first map gets, and brown is below 0. A score *accepts* a wrong map if
+# this rescaled value is at least nine tenths. The constant map sets the zero, so it does not count as a wrong one.
 
 # %%
 span = max(2, round(np.sqrt(mask.sum()) / 2))
 aside = 1 if np.argwhere(mask)[:, 1].mean() < size / 2 else -1
 grown = ndimage.binary_dilation(mask, iterations=span)
 sharp = {
-    "perfect": mask,
+    "perfect, blurred": mask,
     "shifted": ndimage.shift(mask.astype(float), (0, aside * 2 * span), order=0),
     "too large": grown,
     "ring": grown & ~mask,
@@ -133,7 +137,7 @@ labels = {
 scores = pd.DataFrame(
     {name: localization.score(values, mask, "full") for name, values in handmade.items()}
 ).loc[list(labels)]
-constant, perfect_scores = scores["constant"], scores["perfect"]
+constant, perfect_scores = scores["constant"], scores["perfect, blurred"]
 skill = scores.sub(constant, axis=0).div(perfect_scores - constant, axis=0)
 
 # %%
@@ -153,7 +157,7 @@ figure.update_layout(
 )  # fmt: skip
 
 # %% tags=["remove-input", "aggregate"]
-wrong = [name for name in scores if name not in ("perfect", "constant")]
+wrong = [name for name in scores if name not in ("perfect, blurred", "constant")]
 free = {labels[s]: constant[s] for s in labels if s not in LOWER_IS_BETTER}
 Markdown(say.localization.fooled(skill[wrong].rename(index=labels), free))
 
@@ -162,8 +166,9 @@ Markdown(say.answers.scores(skill[wrong].rename(index=labels)))
 
 
 # %% [markdown]
-# Look for a column that every score rejects, and for a score that rejects every wrong column. No score rejects every
-# possible wrong map: exercise 2 also fools box IoU. So we report several.
+# Is there a wrong map that every score rejects? Even a score that accepts none of these accepts others: exercise 2 also
+# fools box IoU. So we report several. If several pixels share a map's maximum, its pointing game is the share of them
+# that lie in the target, so a constant map gets chance, and a map with two equal peaks may get a half.
 #
 # ## More maps of known quality
 #
@@ -310,9 +315,9 @@ pd.DataFrame(
 
 # %% [markdown]
 # **What it misses.** The absolute CNR gives full marks to a map that is cold exactly where the disease is, and more
-# than zero to pure noise. We report the signed one. Neither depends on the map's scale or offset. A monotonic function,
-# such as a square root, changes the values but not their order. It changes CNR, thresholds and IoU; AUC-ROC, average
-# precision and the pointing game stay the same.
+# than zero to pure noise. We report the signed one. Neither form changes if a map is scaled or shifted. An increasing
+# function, such as a square root, keeps the order of the pixels but changes their values. It changes CNR, thresholds
+# and IoU; AUC-ROC, average precision and the pointing game stay the same.
 
 # %% tags=["aggregate"]
 powers = {"√ map": 0.5, "map": 1.0, "map³": 3.0}
@@ -359,7 +364,8 @@ plots.overlays(
 # %% [markdown]
 # There are other ways to cut. *Otsu's* threshold splits the histogram where the two parts differ most; others take a
 # fraction of the map's range, or the hottest tenth of the image. The *oracle* takes the threshold with the highest IoU.
-# It uses the mask, so it is an upper bound, not a score.
+# It uses the mask, so it is an upper bound and cannot compare models; it is listed to show what a perfect threshold
+# would reach.
 
 # %%
 ways = {
@@ -434,9 +440,9 @@ pd.DataFrame(
 # ## A place: box IoU and the distance of the centres
 #
 # Often the truth is only a box. Then one compares it with the box around the largest part of the thresholded map, or
-# compares the centre of the thresholded map with that of the target's box. The second picture, where the data have such
-# a finding, shows one of several parts: its box, and often the box's centre, also cover what lies between them, so a
-# map may score well for pointing between the parts.
+# compares the centre of the thresholded map with that of the target's box. The second picture of {numref}`fig-boxes`
+# shows a finding of several parts, where the data have one. Its box also holds what lies between the parts, and the
+# centre of the box often lies there. So a map that points between the parts may score well.
 
 
 # %%
@@ -457,7 +463,7 @@ boxes = {
     for i in placed
 }
 
-# %%
+# %% name="fig-boxes"
 plots.images(
     [frame_of(test[i]).image(test[i].study.pixels()) for i in placed],
     titles=[
@@ -486,9 +492,9 @@ Markdown(
 # ## Definition or skill?
 #
 # All maps under the book's eight main scores, as means over the test phrases. Where *perfect* is not at the best value
-# (1; 0 for the distance), the score or the map's resolution is the reason. What *constant*, *random* and *inverted* get
-# is free. What the *location prior* gets is anatomy. What a variant has beyond these may be skill, or may come from the
-# side and zone that the prompt names: chapter 4 tests that.
+# (1; 0 for the distance; CNR has no limit), the score or the map's resolution is the reason. What *constant*, *random*
+# and *inverted* get is free. What the *location prior* gets is anatomy. What a variant has beyond these may be skill,
+# or may come from the side and zone that the prompt names: chapter 4 tests that.
 
 # %% tags=["aggregate"]
 made = [
@@ -512,7 +518,7 @@ compared.rename(columns=tradeoff.NAMES).round(2)
 #
 # The maps of a sample of at most 60 phrases are scored once more, as three papers
 # {cite}`dombrowski2024tradeoffs,nuetzel2025generate,vilouras2024zeroshot` score theirs, as far as their code and text
-# tell. The target is now the box of the finding, not its mask, so compare within this table only.
+# tell. Where the data have boxes only, the target is the box; for phantoms it is still the mask.
 # `localization.PROTOCOLS` lists the steps, and what could not be found out.
 
 # %%
@@ -557,9 +563,9 @@ means.unstack("map")[list(dict.fromkeys(under["map"]))].round(3)
 # much has no sign, and one that gives *perfect* little cannot reward a good map. Read `centre_distance_pixels` the
 # other way round: less is better. Then compare one score between protocols, in one column: the maps are the same, so
 # the difference is due to the definition. In `nuetzel2025`, for example, a map whose foreground is empty gets 0 in
-# every score. This lowers AUC-ROC, but it improves the distance, for which 0 is best: compare *perfect*. `bbox_iou`
-# fills a box around all of the foreground and compares it with the mask itself; `bbox_miou` averages that with the IoU
-# of the two backgrounds.
+# every score. This lowers AUC-ROC, but it improves the distance, for which 0 is best: compare the perfect map at the
+# resolution of the models' maps. `bbox_iou` draws one box around all of the foreground and compares it with the target;
+# `bbox_miou` averages that with the IoU of the two backgrounds.
 #
 # ## Exercises
 #
@@ -584,7 +590,7 @@ for variant, table in tables.items():
 
 # %% [markdown]
 # **2.** Energy, average precision, the oracle's IoU, the absolute CNR, box IoU, and the distance of the centres can all
-# be fooled. For each, make a map that scores as high as the perfect one and that you would not show to anyone.
+# be fooled. For each, make a map that scores at least as high as the perfect one and that you would not show to anyone.
 
 # %% [markdown] tags=["solution"]
 # Each score ignores something: energy the pixels that stay at the minimum, average precision and the oracle the size of
@@ -606,7 +612,7 @@ traps |= {"cnr_absolute": handmade["inverted"], "bbox_iou": rim, "centre_distanc
 pd.DataFrame(
     {
         "its map gets": localization.score(values, mask, "full")[name],
-        "the perfect one": scores.loc[name, "perfect"],
+        "the perfect one": scores.loc[name, "perfect, blurred"],
         "its IoU (mixture)": localization.iou(values, mask),
     }
     for name, values in traps.items()
@@ -622,7 +628,7 @@ pd.DataFrame(
 # of all pixels, change little, and so do the oracle's cut and the cut of a fixed area.
 
 # %% tags=["solution"]
-broken = handmade["perfect"].copy()
+broken = handmade["perfect, blurred"].copy()
 broken[0, 0] = 20 * broken.max()
 compared_scores = [
     "iou",
@@ -633,7 +639,7 @@ compared_scores = [
     "average_precision",
 ]
 compared_scores += ["energy", "pointing_game", "cnr", "miou_thresholds"]
-both = {"perfect": handmade["perfect"], "with the pixel": broken}
+both = {"perfect": handmade["perfect, blurred"], "with the pixel": broken}
 pd.DataFrame(
     {name: localization.score(values, mask, "full") for name, values in both.items()}
 ).loc[compared_scores].rename(index=labels).round(3).T

@@ -28,10 +28,10 @@
 # - *Of use?* Does a classifier trained only on generated images work on held-out ones (train on synthetic, test on real:
 #   TSTR)?
 #
-# The last table shows every score beside that of held-out images, with a 95 % interval; KID has its standard deviation
-# over subsets (±).
+# The last table shows every score beside that of held-out images (FID to coverage: of the *other* held-out images),
+# with a 95 % interval; KID has its standard deviation over subsets (±).
 #
-# *You will be able to* compute and read these scores. *Before:* chapter 2.
+# *You will be able to* compute and read these scores. *Before:* chapters 2 and 4.
 
 # %% tags=["parameters"]
 profile = "demo"  # a name in data/profiles, or the path of a .yaml file
@@ -71,9 +71,10 @@ pd.Series(settings.sampling.model_dump(), name=f"profile {settings.name}").to_fr
 #
 # The prompts come from the reports of *held-out* studies, on which the model was never trained. A prompt is used as
 # often as it occurs among the held-out images (or, with `sampling: {prompts: evenly}`, as many for each finding).
-# Several images are generated for each. What is cut off because the text encoder cannot read it counts as not asked
-# for. `others` are held-out images of yet other patients. Their FID, KID, precision, recall, density and coverage are
-# about what a perfect model would get. The other scores are compared with those of the test images.
+# Several images are generated for each. The text encoder reads a limited number of tokens; findings that are named
+# beyond them count as not asked for. `others` are held-out images of yet other patients. Their FID, KID, precision,
+# recall, density and coverage are about what a perfect model would get. The other scores are compared with those of the
+# test images.
 
 # %%
 train = profiles.studies(settings, "train", data)
@@ -99,7 +100,8 @@ Markdown(
 # FID compares images not pixel by pixel but by *features*, the activations of a network in its last layer but one.
 # Usually this is an Inception network trained on photographs {cite}`heusel2017fid`; ours is a small network that names
 # findings in images like those the model generates. Numbers from two feature spaces cannot be compared, so the
-# classifier is named with every result. A profile can add spaces, `sampling: {spaces: [findings, inception, xrv]}`.
+# classifier is named with every result. A profile can add spaces, `sampling: {spaces: [findings, inception, xrv]}`
+# (`xrv` is a network trained on public chest X-rays).
 
 
 # %%
@@ -230,15 +232,18 @@ pd.DataFrame(
 
 # %% [markdown]
 # *Other held-out* is the floor: even held-out images of other patients are not at zero. Part of that is sampling error,
-# which FID counts as distance; {numref}`fig-spoiled` shows how much. KID {cite}`binkowski2018kid`, a kernel distance,
-# is free of that error on average.
+# which FID counts as distance; {numref}`fig-fewer` shows how much. KID
+# {cite}`binkowski2018kid` is free of that error on average. It compares how similar features are within each set and
+# between the two sets, by a function called a kernel. If both sets come from one distribution it is 0 on average, so a
+# single value may be slightly negative. It is computed on random subsets.
 #
-# FID is one number for two failings. *Precision*, the share of generated images near a held-out one, shows how like
-# those they are; *recall*, the share of held-out images near a generated one, how varied
-# {cite}`kynkaanniemi2019precision`. *Density* and *coverage* {cite}`naeem2020reliable` are less sensitive to single
-# outliers. Density counts in how many neighbourhoods of held-out images a generated image lies, divided by the number
-# of neighbours, and may exceed 1. Coverage is the share of held-out images with a generated image in their
-# neighbourhood. Compare each row with *other held-out*:
+# FID is one number for two failings. Draw a ball around each image in the feature space, up to its third-nearest
+# neighbour in its own set. *Precision* is the share of generated images inside a ball of a held-out one: it shows how
+# like those they are. *Recall* is the share of held-out images inside a ball of a generated one: it shows how varied
+# they are {cite}`kynkaanniemi2019precision`. *Density* and *coverage* {cite}`naeem2020reliable` are less sensitive to
+# single outliers. Density counts in how many neighbourhoods of held-out images a generated image lies, divided by the
+# number of neighbours (five), and may exceed 1. Coverage is the share of held-out images with a generated image in
+# their neighbourhood. Compare each row with *other held-out*:
 
 # %% tags=["aggregate"]
 rows = {}
@@ -259,7 +264,8 @@ pd.DataFrame(rows).T
 # ## Varied?
 #
 # A model that generates one good image for a prompt again and again (*mode collapse*) may still score well with the
-# classifier. MS-SSIM {cite}`wang2003msssim` measures how similar two images are in structure; 1 means equal. We compare
+# classifier. MS-SSIM {cite}`wang2003msssim` compares brightness, contrast and local patterns of two images at several
+# resolutions; 1 means equal, and 0 that the patterns do not match at all. We compare
 # images of the *same prompt*. The aim is not 0, but the similarity of two held-out images with the same findings. A low
 # value may also mean noise. In {numref}`fig-varied`, each number is a mean over the few pairs of one prompt.
 
@@ -338,8 +344,9 @@ Markdown(
 #
 # ### On the side, in the zone, and as severe as asked?
 #
-# A prompt also says on which side, in which zone and how severe a finding is. The supervised model of chapter 4,
-# trained on the exact masks of phantoms, reads these off an image. This model makes errors, too. Held-out images with
+# A prompt also says on which of two sides, in which of three zones (upper, mid, lower) and how severe a finding is
+# (mild, moderate, severe). A segmentation network that was trained on the exact masks of phantoms (the supervised model
+# of chapter 4) reads these off an image. This model makes errors, too. Held-out images with
 # their own prompts show how many. Where they are close to chance, the measurement says little about generated images.
 # The zone is judged only for findings that occur in several zones.
 

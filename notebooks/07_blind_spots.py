@@ -82,6 +82,12 @@ features |= {v: fidelity.features(classifier, images) for v, images in generated
 #
 # Each set below consists of held-out images. *Other patients* and *fewer of them* serve for comparison; each of the
 # other sets has one fault. As these images have no prompt, their findings take its place.
+#
+# - *Only without a finding*: those of healthy patients.
+# - *Copies of training images*: training images with a little noise.
+# - *One image a finding*: for each finding a single image, repeated with a little noise.
+# - *Four images*: four images, repeated with a little noise.
+# - *Slight blur* and *noise*: the images of other patients, smoothed by one pixel or with added grain.
 
 # %%
 sampled, kept_sampled, _ = to_images(profiles.sample(train, len(prompts)), size, fit)
@@ -191,23 +197,27 @@ Markdown(say.fidelity.unnoticed(failings, names))
 Markdown(say.answers.blind_spots(failings, names))
 
 # %% [markdown]
-# The numbers in {numref}`fig-spoiled` are the scores. Its colour is the difference from *other patients*, in
-# half-widths of the interval of *other patients* (for MS-SSIM: of held-out images; for KID: two standard deviations
-# over subsets). Below −1, we say that the score notices. This is a rule of thumb, not a test: values near −1 may be due
-# to which images were drawn. *Near training* is the share of images that are nearer to a training image than 95 % of
-# unseen images are. MS-SSIM counts as worse when it is higher, as mode collapse makes it. A dash means that the score
-# is not defined.
+# The numbers in {numref}`fig-spoiled` are the scores. The colour compares them with *other patients*: the difference is
+# divided by half the width of the interval of *other patients* (for MS-SSIM that of the held-out images, for KID two
+# standard deviations over subsets). So −1 means worse by as much as chance alone may explain. Below −1, we say that the
+# score notices. This is a rule of thumb, not a test: values near −1 may be due to which images were drawn. *Near
+# training* is the share of images that are nearer to a training image than 95 % of unseen images are. MS-SSIM counts as
+# worse when it is higher, as mode collapse makes it. A dash means that the score is not defined.
 #
 # Read the figure by rows. *Fewer of them* are as good as all. A score that turns red there depends on the number of
 # images, or on which ones were taken. *Only without a finding* lacks variety, but each of its images is good. It also
 # has fewer images, so compare it with *fewer of them*. *Copies* are what the comparison with the training images is
 # for. In *one image a finding* every image shows the first finding that it should, but not always the others. The
-# scores of variety must notice the repetition. MS-SSIM cannot notice *noise*: grain makes images less alike, and so
-# does variety. Then read by columns: is a score red only where something is wrong?
+# scores of variety (recall, coverage, MS-SSIM) must notice the repetition. Recall may rise with fewer images, as their
+# balls become larger. MS-SSIM cannot notice *noise*: grain makes images less alike, and so
+# does variety. Then read by columns: is a score red only where something is wrong? *Near training* may also be red for
+# healthy images, though nothing was copied: they lie close together.
 #
 # ## How many images?
 #
-# FID counts sampling error as distance, and the fewer images, the more. KID {cite}`binkowski2018kid` does not:
+# FID counts sampling error as distance, and the fewer images, the more. KID {cite}`binkowski2018kid` does not, on
+# average over many draws; ten draws of few images vary a lot. (This figure uses fewer random subsets than chapter 6, so
+# values differ a little.)
 
 # %%
 compared = ["other held-out", *variants]
@@ -227,7 +237,7 @@ by_score = pd.DataFrame(trials, columns=columns).groupby(
 )
 means = by_score["value"].mean()
 
-# %% tags=["aggregate"]
+# %% tags=["aggregate"] name="fig-fewer"
 look = plots.express_options(
     plots.variant_style(compared), "compared with held-out", dash=False
 )

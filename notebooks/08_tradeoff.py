@@ -127,7 +127,8 @@ Markdown(say.tradeoff.seeds(len(seeds)))
 # The *location prior* never looks at the image; *chance* is a random map. *Held-out images* is what such images score
 # themselves: the level to aim at for the classifier's AUC, precision, recall, density, coverage and similarity
 # (MS-SSIM). *Swapped image* is the mean over all variants; the *prior of the text* is the mean training mask of the
-# same finding, side and zone. *Contrastive* and *supervised* are the models of chapter 4 that point without diffusion;
+# same finding, side and zone. *AUC-ROC where findings can lie* compares only pixels where some training patient has a
+# finding. *Contrastive* and *supervised* are the models of chapter 4 that point without diffusion;
 # the second has learned from masks.
 #
 # The next cell writes the table for programs (CSV, where an interval is three columns at full precision), papers
@@ -147,9 +148,10 @@ print("\n" + "\n".join(stats.format_table(estimates, "latex").splitlines()[:6]))
 # Does a variant point because of the image **and** because of the word? The profile declares the two tests before any
 # map is made: the gain, which the image adds to the AUC-ROC (own minus swapped image, {numref}`fig-swap`), and the word
 # test (chapter 4). Some phrases are hard for every model, so each variant is compared with the first on the *same*
-# phrases. Right of the line the first variant points better; an interval that excludes zero shows a difference. To
-# point takes both, so a variant counts as worse if one of the two tests shows it (and the other not the opposite), and
-# as better only if both do. The two tests are not adjusted. The word test needs two separate findings in one image, so
+# phrases. Right of the line the first variant points better; an interval that excludes zero shows a difference. A
+# model points only if it passes both tests. So a variant counts as *better* than the first only if both tests show it,
+# and as *worse* if one test shows it and the other does not show the opposite. The p-values of the two tests are not
+# corrected for there being two. The word test needs two separate findings in one image, so
 # it has fewer patients.
 
 # %% tags=["aggregate"]
@@ -208,7 +210,7 @@ pd.DataFrame(
 #
 # Again, right of the line the first variant is better. Of many comparisons some are significant by chance, so the
 # p-values are adjusted for their number (Holm). Where scores disagree with the endpoint, chapters 4 and 5 say what each
-# of them can see.
+# of them can see. Intervals and p-values are computed in different ways, so near 0.05 they may disagree.
 
 # %% tags=["aggregate"]
 metrics = [
@@ -274,9 +276,9 @@ curve.groupby("variant").diff().groupby("variant").tail(1).round(3)
 
 # %% [markdown]
 # Would twice as many steps change the result? In the study `recipes-final` (chapter 10) `frozen` and `fifth` are the
-# demo's two variants, trained for 480 steps. Its scores minus those of the study `demo`, means over the same three
-# seeds on the same test images. The two studies ran on different devices, and a mere repetition may change the word
-# test by more than this (chapter 10).
+# demo's two variants, trained for 480 steps. The table shows its scores minus those of the study `demo`: means over the
+# same three seeds on the same test images. The two studies ran on different devices, and a mere repetition may change
+# the word test by more than this (chapter 10).
 
 # %% tags=["aggregate"]
 long = pd.read_csv(shipped / "recipes-final.csv")
@@ -294,9 +296,9 @@ by_finding = tradeoff.by_finding(every, leading, n=resamples)
 plots.scores_by_finding(by_finding, localization.LABELS[leading], variants=variants)
 
 # %% [markdown]
-# Now the differences for each finding. One that was not found may be one that so few patients cannot show. The *minimal
-# detectable difference* is the true difference that this design finds four times in five, after the strictest
-# adjustment. Where it exceeds the score's range, no difference could be found.
+# Now the differences for each finding. If no difference was found, there may still be one that is too small for so few
+# patients. The *minimal detectable difference* is the true difference that this design finds four times in five, if p
+# is multiplied by the number of comparisons. Where it exceeds the score's range, no difference could be found.
 
 # %% tags=["aggregate"] name="fig-by-finding"
 first, others = every[: len(seeds)], every[len(seeds) :]
@@ -322,9 +324,9 @@ if others:
 Markdown(say.tradeoff.findings(each) if others else "")
 
 # %% [markdown]
-# The pooled interval speaks of new patients with the *same eight findings*. To speak of other findings, too, we treat
-# the eight as a sample: the mean of their own differences, with a t-interval over findings, for each test of the
-# endpoint:
+# The interval over all phrases speaks of new patients with the *same eight findings*. To speak of other findings, too,
+# we treat the eight as a sample: the mean of their own differences, with a t-interval over findings, for each test of
+# the endpoint:
 
 # %% tags=["remove-input", "aggregate"]
 if others:
@@ -381,9 +383,9 @@ of_rate.rename(columns=localization.LABELS | {"lost": "runs without words"})
 # ## And for how long?
 #
 # In the paper both networks learn at one rate, and for much longer than here. The study `length` goes on to 960 steps,
-# at three rates and in two languages: with the base `tiny` the text encoder knows the language of the reports, with
-# `tiny-code` it does not (chapter 10). It is scored on validation images, because it chose the settings of chapter 10.
-# Means over its few seeds:
+# at three rates and on two bases. The text encoder of `tiny` has read the language of the reports; with `tiny-code` the
+# words of the reports are exchanged for others, so that it does not know the language. The study is scored on
+# validation images, because the settings of chapter 10 were chosen by it. Means over its two seeds:
 
 # %% tags=["aggregate"]
 scores = {
@@ -412,16 +414,17 @@ above = (last > frozen.set_axis(last.index)).groupby(["base", "encoder"]).mean()
 above.drop("frozen", level="encoder")
 
 # %% [markdown]
-# At a fifth of the U-Net's rate the classifier AUC rises in both languages. At the last checkpoint the word test rises
-# noticeably only where the encoder knows the language; after half the steps, in the study `recipes-final` (chapter 10),
-# it rises in both. A faster encoder can lose its words, in some runs only after longer training: the word
-# test falls to chance (0.5) or below, where a word's map prefers the *other* finding, which is not explained here
-# (chapter 9 looks into such encoders). The classifier AUC falls as well: the images hardly show what the prompt asks
-# for. The gain and the mirror test stay high, because maps still follow the image; AUC-ROC falls less; and FID, which
-# compares sets of images without their prompts, may go either way. That is why the primary endpoint has two tests and
-# is not AUC-ROC.
+# At a fifth of the U-Net's rate the classifier AUC is higher than with frozen, in both languages. At the last
+# checkpoint the word test is noticeably higher than with frozen only where the encoder knows the language; in the study
+# `recipes-final` (chapter 10), with half the steps and five seeds, it is higher in both. A faster encoder can lose its
+# words, in some runs only after longer training: the word test falls to chance (0.5) or below, where a word's map
+# prefers the *other* finding, which is not explained here (chapter 9 looks into such encoders). The classifier AUC
+# falls as well: the images hardly show what the prompt asks for. The gain and the mirror test stay high, because maps
+# still follow the image; AUC-ROC falls less; and FID, which compares sets of images without their prompts, may go
+# either way. That is why the primary endpoint has two tests and is not AUC-ROC.
 #
-# In this setting the loss depends less on whether the text encoder learns than on how fast and for how long. And unlike
+# In this setting, whether words are lost depends less on whether the text encoder learns than on how fast and for how
+# long. And unlike
 # in the paper, a model that loses its words gains little in exchange: the images lose, too.
 
 # %% [markdown]
@@ -429,8 +432,9 @@ above.drop("frozen", level="encoder")
 #
 # A phantom's findings are clear, and every one has a mask. Do the maps of models trained on real X-rays depend on the
 # image? The study `open` trains both variants on a quarter and on all of Open-i's images (`make grid
-# GRID=data/grids/open.yaml DATA=…`, hours). Two tests: the gain on the few phrases with a box (NIH), and *side*, the
-# share of findings whose map prefers the half of the image that the report names (Open-i).
+# GRID=data/grids/open.yaml DATA=…`, hours). Two tests: the gain on the few phrases with a box (of the NIH's data set
+# ChestX-ray8), and *side*, the share of findings whose map prefers the half of the image that the report names
+# (Open-i). We would call a gain of one tenth worth reaching, and a side score of 85 %.
 
 # %%
 tests = {
@@ -465,8 +469,8 @@ Markdown(say.tradeoff.extrapolation(real, "data.train", tests))
 # %% [markdown]
 # The gain exceeds zero clearly at some earlier checkpoints and at no last one, and the side nowhere exceeds chance
 # clearly. So some of these maps follow the image for a while; whether they still do at the end is open. One seed and
-# two numbers of images do not carry an extrapolation: a slope only says in which direction to look. FIDs of different
-# data cannot be compared.
+# two numbers of images do not carry an extrapolation: a slope only says in which direction to look. FID and classifier
+# AUC cannot be compared between the two numbers of images, because the classifier behind them was trained on that many.
 
 # %% [markdown]
 # ## What does it buy?
@@ -486,7 +490,8 @@ Markdown(say.tradeoff.gains(estimates.loc[list(base), variants], base, variants[
 #
 # A 95 % interval should contain the true value 95 times in a hundred. To check this, we make scores at random, skewed
 # like AUCs, with one to three phrases per patient, and count the intervals that contain the true mean. The count is
-# itself a sample, so it has an interval, too.
+# itself a sample, so it has an interval, too. The book takes the textbook's bootstrap and widens its intervals where
+# there are few patients (*as used here*).
 
 # %%
 from functools import partial
@@ -526,9 +531,9 @@ methods = ["textbook bootstrap", "as used here", "as used here, three seeds"]
 pd.Series(covered).map("{:.3f}".format).unstack().rename_axis("patients")[methods]
 
 # %% [markdown]
-# Read down a column: where does it reach 95 %? The textbook percentile interval is too narrow, most of all with few
-# patients. With enough patients the interval over seeds is cautious, because three seeds say little about how much
-# seeds differ.
+# Read down a column: from which number of patients on is it near 95 %? The textbook percentile interval is too narrow,
+# most of all with few patients. With enough patients the interval over seeds is cautious, because three seeds say
+# little about how much seeds differ.
 
 # %% tags=["remove-input", "aggregate"]
 patients = each["patients"] if others else table["patients"].dropna().astype(int)
@@ -556,7 +561,7 @@ pd.DataFrame(
 # measure it?
 
 # %% [markdown] tags=["solution"]
-# Another seed of the training. Run `make book SEEDS=0,1,2`: the figure then shows the spread between seeds.
+# Another seed of the training. Run `make book SEEDS=0,1,2`: {numref}`fig-tradeoff` then shows the spread between seeds.
 
 # %% tags=["solution", "aggregate"]
 final = table[table["step"] == table["step"].max()]

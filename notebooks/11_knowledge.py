@@ -306,9 +306,7 @@ drawn = curves.assign(
     down=curves["mean"] - curves["low"],
     # Side by side, or the intervals would hide one another.
     x=curves["strength"] + 0.02 * pd.factorize(curves["reader"])[0] - 0.03,
-    said="strength "
-    + curves["strength"].map("{:g}: ".format)
-    + curves["mean"].map("{:.3f}".format),
+    said=[f"strength {s:g}: {m:.3f}" for s, m in curves[["strength", "mean"]].to_numpy()],
 )
 robustness_chart = px.line(
     drawn, x="x", y="mean", error_y="up", error_y_minus="down", facet_col="change", facet_col_wrap=3, hover_name="said",

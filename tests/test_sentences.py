@@ -457,12 +457,12 @@ class TestKnowledge:
             zip(VARIANTS, (Interval(0.7, 0.6, 0.8), Interval(0.5, 0.4, 0.6), Interval(0.9, 0.8, 0.95)), strict=True)
         )
         assert knowledge.images(levels, dict(zip(VARIANTS, (UP, FLAT, DOWN), strict=True))).split("\n") == [
-            "- `frozen` recognises findings on average: mean AUC over findings 0.700 [0.600, 0.800]. The classifier does better: "
-            "+0.100 [+0.050, +0.150].",
-            "- `learnable` is not clearly better than chance: mean AUC over findings 0.500 [0.400, 0.600]. The classifier does not "
-            "clearly differ from it: +0.020 [-0.050, +0.090].",
-            "- `last:2` recognises findings on average: mean AUC over findings 0.900 [0.800, 0.950]. The classifier does worse: "
-            "-0.100 [-0.150, -0.050].",
+            "- `frozen` recognises findings on average: mean AUC over findings 0.700 [0.600, 0.800]. The "
+            "classifier does better: +0.100 [+0.050, +0.150].",
+            "- `learnable` is not clearly better than chance: mean AUC over findings 0.500 [0.400, 0.600]. The "
+            "classifier does not clearly differ from it: +0.020 [-0.050, +0.090].",
+            "- `last:2` recognises findings on average: mean AUC over findings 0.900 [0.800, 0.950]. The "
+            "classifier does worse: -0.100 [-0.150, -0.050].",
         ]
 
     @pytest.mark.parametrize(
