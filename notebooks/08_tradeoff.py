@@ -210,7 +210,7 @@ pd.DataFrame(
 #
 # Again, right of the line the first variant is better. Of many comparisons some are significant by chance, so the
 # p-values are adjusted for their number (Holm). Where scores disagree with the endpoint, chapters 4 and 5 say what each
-# of them can see. Intervals and p-values are computed in different ways, so near 0.05 they may disagree.
+# of them can see. Intervals and p-values are computed in different ways, so near the limit they may disagree.
 
 # %% tags=["aggregate"]
 metrics = [
