@@ -107,6 +107,7 @@ def number(notebooks: Mapping[str, Any]) -> None:
 
 
 def _caption(notebook: Any, page: str, links: dict[str, str]) -> None:
+    """Put numbers into the captions of one page; ``links`` gets what prose shows for each name."""
     chapter, count, name = notebook.cells[0].source.split()[1], itertools.count(1), ""
 
     def caption(start: re.Match[str]) -> str:

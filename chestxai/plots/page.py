@@ -1,7 +1,7 @@
 """Figures as HTML for pages: with caption, text alternative, and their data as a folded table.
 
-A chart draws itself with plotly.js, the book's copy on the book's pages and the public
-one elsewhere (nbconvert, nbviewer, Colab); its menus are HTML controls, which a keyboard reaches (``figure.js``).
+A chart draws itself with plotly.js, the book's copy on the book's pages and the public one elsewhere (nbconvert,
+nbviewer, Colab); its menus are HTML controls, which a keyboard reaches (``figure.js``).
 """
 
 import base64
