@@ -192,7 +192,7 @@ def enlarged(values: np.ndarray, least: int) -> np.ndarray:
 def data_uri(image: Image.Image) -> str:
     """An ``image`` as a data URI (WebP): exact where it may be transparent (RGBA)."""
     buffer = io.BytesIO()
-    image.save(buffer, "webp", lossless=image.mode == "RGBA", quality=80)
+    image.save(buffer, "webp", lossless=image.mode == "RGBA", quality=70, method=2)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
