@@ -144,7 +144,7 @@ pd.Series(differences, dtype=object).unstack(0).reindex(shown).map(str).rename(n
 #
 # These are the recipes, by kind. Where nothing else is said, the whole text encoder learns at the U-Net's rate.
 
-# %%
+# %% tags=["remove-input"]
 kinds = {
     "Let the encoder learn more slowly than the U-Net": ["half", "fifth", "slow"],
     "Hold its states near what they were": ["anchored"],
