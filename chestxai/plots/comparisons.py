@@ -1,7 +1,7 @@
 """Comparisons of variants: the forest chart of scores and of paired differences, and the trade-off plane."""
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -249,18 +249,21 @@ def _plane(rows: pd.DataFrame, x: str, y: str, styles: Mapping[str, style.Style]
     last = rows["step"] == rows.groupby("variant")["step"].transform("max")
     steps = [f"{step / 1000:g}k" if step >= 1000 and step % 100 == 0 else f"{step:g}" for step in rows["step"]]
     rows["label"] = pd.Series(steps).where(last | (len(styles) < 4), "")
+    places = rows[[x, y]].assign(**{x: np.log(rows[x].clip(lower=1e-9))})  # as the axis has it
+    rows["side"] = _sides((places - places.min()) / (places.max() - places.min() + 1e-9), rows["label"])
     bars = {f"error_{axis}{side}": f"{c}_{end}" for axis, c in (("x", x), ("y", y))
             for side, end in (("", "up"), ("_minus", "down"))}  # fmt: skip
     fig = px.line(
         rows, x=x, y=y, text="label", markers=True, custom_data=["step", f"{x}_text", f"{y}_text"], **bars,
         **style.express_options(styles),
     )  # fmt: skip
-    for i, trace in enumerate(fig.data):
+    for trace in fig.data:
         color, name = trace.line.color, html.escape(trace.name)
+        sides = rows.loc[rows["variant"] == trace.name, "side"].tolist()
         bar = {"thickness": 1.2, "width": 3, "color": style.faint(color, 0.55)}
         trace.update(
             error_x=bar, error_y=bar, line_width=2.5, name=f"{name} text encoder" if name in style.VARIANTS else name,
-            textposition=f"{'bottom' if i else 'top'} right", textfont={"color": color, "size": 12}, cliponaxis=False,
+            textposition=sides, textfont={"color": color, "size": 12}, cliponaxis=False,
             marker={"size": [9] * (len(trace.x) - 1) + [13], "opacity": 1, "line": {"color": style.PAPER, "width": 1}},
             hovertemplate=f"<b>{name}</b>, step %{{customdata[0]:,}}<br>fidelity %{{customdata[1]}}"
             "<br>score %{customdata[2]}<extra></extra>",
@@ -323,7 +326,8 @@ def _recipes(last: pd.DataFrame, column: str, looks: Mapping[str, style.Style], 
     up, down = groups.max() - means, means - groups.min()
     best = pareto_front(means.assign(miss=-means[x]).reset_index(), "miss", column)
     named = [variant for i, variant in enumerate(means.index) if len(means) <= 6 or best[i] or i < 2]
-    sides = _sides(((means - means.min()) / (means.max() - means.min() + 1e-9)).loc[named])
+    places = ((means - means.min()) / (means.max() - means.min() + 1e-9)).loc[named]
+    sides = dict(zip(named, _sides(places, named), strict=True))
     for i, (variant, mean) in enumerate(means.iterrows()):
         look, name, side = looks[variant], html.escape(variant), sides.get(variant)
         bar = {"thickness": 1, "color": style.faint(look.color, 0.55)}
@@ -342,19 +346,19 @@ def _recipes(last: pd.DataFrame, column: str, looks: Mapping[str, style.Style], 
     return plane.update_xaxes(title_text="classifier AUC of the generated images (higher is better →)")
 
 
-def _sides(places: pd.DataFrame) -> dict[str, str]:
-    """On which side of its mark a name covers no earlier one on a phone; ``places`` of the marks in [0, 1]."""
+def _sides(places: pd.DataFrame, names: Iterable[str]) -> list[str]:
+    """On which side of its mark each name covers no earlier one on a phone; ``places`` of the marks in [0, 1]."""
     sides = {"top center": (0, 1), "bottom center": (0, -1), "middle right": (1, 0), "middle left": (-1, 0)}
-    chosen: dict[str, str] = {}
+    chosen: list[str] = []
     taken: list[tuple[float, float, float]] = []
-    for name, x, y in places.itertuples():
+    for name, (x, y) in zip(names, places.to_numpy(), strict=True):
         half = style.text_width(name) / 2
         spots = [(x * 300 + right * (half + 10), y * 250 + up * 16, half) for right, up in sides.values()]
         covered = [sum(abs(a - c) < w + v and abs(b - d) < 16 for c, d, v in taken) for a, b, w in spots]
         covered = [n + 9 * (not -40 < a - w < a + w < 320) for n, (a, _, w) in zip(covered, spots, strict=True)]
         best = covered.index(min(covered))
-        chosen[name] = list(sides)[best]
-        taken.append(spots[best])
+        chosen.append(list(sides)[best])
+        taken += [spots[best]] if name else []
     return chosen
 
 
