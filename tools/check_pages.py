@@ -71,11 +71,12 @@ _FIGURES = """() => {
   });
   return faults; }"""
 
-# Words of a plot over other words. Those that are turned are left out: their boxes overlap though they do not.
+# Words of a plot over other words. Those that are turned are left out: their boxes overlap though they do not. So are
+# the names of points, which the data may put on one another.
 _LABELS = r"""() => [...document.querySelectorAll(".js-plotly-plot")].flatMap((plot, i) => {
   const faults = [], turned = e => /rotate\((?!0)/.test(e.getAttribute("transform"));
   const words = [...plot.querySelectorAll(".main-svg text")]
-    .filter(e => e.textContent.trim() && !turned(e) && !e.closest(".hoverlayer, .legend"))
+    .filter(e => e.textContent.trim() && !turned(e) && !e.closest(".hoverlayer, .legend, .textpoint"))
     .map(e => [e.textContent.trim().slice(0, 30), e.getBoundingClientRect()]).filter(([, box]) => box.width);
   words.forEach(([first, a], k) => words.slice(k + 1).forEach(([second, b]) => {
     const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
