@@ -155,6 +155,8 @@ def test_words_are_lost_where_all_states_are_the_same():
     assert table.loc[same, ["word", "classifier_auc"]].max().max() < 0.6
     assert table.loc[last & ~same, ["word", "classifier_auc"]].min().min() > 0.7
     assert table.loc[same, "gain_auc_roc"].min() > table.loc[table["variant"] == "frozen", "gain_auc_roc"].min()
+    (between,) = table[(table["base"] == "tiny") & (table["alike"] > 0.91) & ~same].to_dict("records")
+    assert between["classifier_auc"] < 0.7 < 0.8 < between["word"]
     learning = table[last & (table["variant"] == "learnable")]
     assert learning.groupby("rate")["alike"].mean().is_monotonic_increasing
 
@@ -215,6 +217,7 @@ def test_over_three_seeds_states_become_alike_where_words_are_lost():
     assert table["seeds"].min() >= 3
     assert own.loc["word", "high"] < 0 < own.loc["gain_auc_roc", "low"]
     assert own.loc["alike", "low"] > 0.5
+    assert own.loc["named", "low"] < 0 < own.loc["named", "high"]  # forgetting is not decided
     assert own.loc["keys", "high"] < 0  # the frozen encoder's keys do not help it
     fifth, causal = (table[table["variant"] == name].set_index("evidence") for name in ("fifth", "causal"))
     assert 0 < fifth.loc["alike", "low"] < fifth.loc["alike", "high"] < own.loc["alike", "low"]

@@ -9,7 +9,7 @@ import html
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -120,9 +120,14 @@ def _caption(notebook: Any, page: str, links: dict[str, str]) -> None:
         name = cell.metadata.get("name", "")
         if cell.cell_type == "markdown":
             cell.source = _DIAGRAM.sub(caption, cell.source)
-        for data in (output.get("data", {}) for output in cell.get("outputs", ())):
-            if "text/html" in data:
-                data["text/html"] = _CAPTION.sub(caption, data["text/html"])
+        _change(cell, _CAPTION, caption)
+
+
+def _change(cell: Any, pattern: re.Pattern[str], new: Callable[[re.Match[str]], str]) -> None:
+    """Put ``new`` in the place of ``pattern`` in the HTML that ``cell`` shows."""
+    for data in (output.get("data", {}) for output in cell.get("outputs", ())):
+        if "text/html" in data:
+            data["text/html"] = pattern.sub(new, data["text/html"])
 
 
 def _output(cell: Any, outputs: Sequence[Any]) -> Any:
@@ -141,9 +146,7 @@ def _joined(twins: Sequence[Any], names: Sequence[str]) -> list[Any]:
     start = '<div class="executions">'
     for twin, name in zip(twins, map(html.escape, names), strict=True):
         head = new_markdown_cell(f'{start}\n<div class="execution">\n<p class="rubric">{name}</p>')
-        for data in (output.get("data", {}) for output in twin.outputs):
-            if "text/html" in data:
-                data["text/html"] = _TITLED.sub(partial(_owned, name), data["text/html"])
+        _change(twin, _TITLED, partial(_owned, name))
         out += [head, _output(twin, twin.outputs)]
         start = "</div>"
     return [*out, new_markdown_cell("</div>\n</div>")]

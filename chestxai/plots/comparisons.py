@@ -249,8 +249,11 @@ def _plane(rows: pd.DataFrame, x: str, y: str, styles: Mapping[str, style.Style]
     last = rows["step"] == rows.groupby("variant")["step"].transform("max")
     steps = [f"{step / 1000:g}k" if step >= 1000 and step % 100 == 0 else f"{step:g}" for step in rows["step"]]
     rows["label"] = pd.Series(steps).where(last | (len(styles) < 4), "")
-    places = rows[[x, y]].assign(**{x: np.log(rows[x].clip(lower=1e-9))})  # as the axis has it
-    rows["side"] = _sides((places - places.min()) / (places.max() - places.min() + 1e-9), rows["label"])
+    places, high, low = (
+        rows[[x, y]].assign(**{x: np.log(rows[x].clip(lower=1e-9)), y: rows[y] + reach})  # as the axes have it
+        for reach in (0, rows[f"{y}_up"], -rows[f"{y}_down"])
+    )
+    rows["side"] = _sides(places, low, high, rows["label"])
     bars = {f"error_{axis}{side}": f"{c}_{end}" for axis, c in (("x", x), ("y", y))
             for side, end in (("", "up"), ("_minus", "down"))}  # fmt: skip
     fig = px.line(
@@ -326,8 +329,7 @@ def _recipes(last: pd.DataFrame, column: str, looks: Mapping[str, style.Style], 
     up, down = groups.max() - means, means - groups.min()
     best = pareto_front(means.assign(miss=-means[x]).reset_index(), "miss", column)
     named = [variant for i, variant in enumerate(means.index) if len(means) <= 6 or best[i] or i < 2]
-    places = ((means - means.min()) / (means.max() - means.min() + 1e-9)).loc[named]
-    sides = dict(zip(named, _sides(places, named), strict=True))
+    sides = dict(zip(named, _sides(means.loc[named], means - down, means + up, named), strict=True))
     for i, (variant, mean) in enumerate(means.iterrows()):
         look, name, side = looks[variant], html.escape(variant), sides.get(variant)
         bar = {"thickness": 1, "color": style.faint(look.color, 0.55)}
@@ -346,8 +348,12 @@ def _recipes(last: pd.DataFrame, column: str, looks: Mapping[str, style.Style], 
     return plane.update_xaxes(title_text="classifier AUC of the generated images (higher is better →)")
 
 
-def _sides(places: pd.DataFrame, names: Iterable[str]) -> list[str]:
-    """On which side of its mark each name covers no earlier one on a phone; ``places`` of the marks in [0, 1]."""
+def _sides(places: pd.DataFrame, low: pd.DataFrame, high: pd.DataFrame, names: Iterable[str]) -> list[str]:
+    """On which side of its mark each name covers no earlier one on a phone.
+
+    ``places`` of the marks, x and y; ``low`` and ``high``: the ends of all bars, which say how far the axes reach.
+    """
+    places = (places - low.min()) / (high.max() - low.min() + 1e-9)
     sides = {"top center": (0, 1), "bottom center": (0, -1), "middle right": (1, 0), "middle left": (-1, 0)}
     chosen: list[str] = []
     taken: list[tuple[float, float, float]] = []

@@ -130,10 +130,9 @@ def _explorer(picture: Picture, tiles: list[list[np.ndarray]], title: str, phras
     for mark in picture.outlines:
         points = np.vstack([part for loop in mark.loops for part in (loop, [(np.nan, np.nan)])])[:-1]
         line = {"x": points[:, 0].tolist(), "y": points[:, 1].tolist(), "mode": "lines", "connectgaps": False}
-        line |= {"xaxis": "x3", "yaxis": "y3", "hovertext": html.escape(mark.name)}
-        traces += [
-            go.Scatter(line={"color": c, "width": w}, **line) for c, w in (("rgba(0,0,0,0.65)", 4), (mark.color, 2))
-        ]
+        line |= {"xaxis": "x3", "yaxis": "y3"}
+        traces.append(go.Scatter(line={"color": "rgba(0,0,0,0.65)", "width": 4}, hoverinfo="skip", **line))
+        traces.append(go.Scatter(line={"color": mark.color, "width": 2}, hovertext=html.escape(mark.name), **line))
     bar = {"orientation": "h", "lenmode": "pixels", "len": _SIDE, "x": 0, "xanchor": "left", "xpad": 0, "y": 0}
     bar |= {"yanchor": "top", "ypad": 6, "thickness": 12, "outlinewidth": 0, "tickvals": [0, 1], "ticks": ""}
     bar |= {"ticktext": ["min", "max"], "title": {"text": Scale().title, "side": "top", "font": {"size": 12}}}
