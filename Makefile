@@ -16,6 +16,9 @@ option = $(if $(2),--$(1) '$(subst ','\'',$(2))')
 DATA_OPTION = $(call option,data,$(DATA))
 OPTIONS = $(call option,profile,$(PROFILE)) $(DATA_OPTION) $(call option,variants,$(VARIANTS)) $(call option,seeds,$(SEEDS))
 
+# Modules are compiled when they are first imported, and kept: compiling all of them took pip a minute.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: book grid check-result test check-pages pdf lab notebooks clean
 .DELETE_ON_ERROR:
 
@@ -55,6 +58,6 @@ clean:  ## remove what was made, except for the installation
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say which one: make PYTHON=python3.12" >&2; exit 2; }
 	@echo "Installing about 200 packages into .venv (2 GB with the CPU build of torch); the first time takes some minutes …"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || { $(PYTHON) -m venv --clear --without-pip .venv && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; } || { echo "$(PYTHON) cannot make an environment with pip: install the system's package for it (Debian and Ubuntu: python3-venv, or python3-pip)" >&2; exit 2; }
-	@$(BIN)/python -m pip install --progress-bar on --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@$(BIN)/python -m pip install --progress-bar on --disable-pip-version-check --no-compile -c constraints.txt -e '.[test]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps attention-map-diffusers==1.0.0
 	@touch $@

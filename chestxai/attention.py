@@ -40,18 +40,18 @@ _BUDGET = 250_000
 
 def cross_attention_layers(unet: nn.Module) -> dict[str, Attention | FluxAttention]:
     """The modules of a denoiser in which the image attends to the text, by name, in the order in which they run."""
-    found = {name: part for name, part in unet.named_modules() if _reads_text(part)}
+    found = {
+        name: part
+        for name, part in unet.named_modules()
+        if (isinstance(part, Attention) and (part.is_cross_attention or part.added_kv_proj_dim is not None))
+        or isinstance(part, FluxAttention)
+    }
     # named_modules lists the up blocks before the middle one, which runs before them.
     rank = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
     return dict(sorted(found.items(), key=lambda item: rank.get(item[0].split(".")[0], 1)))
 
 
 _PARTS = {"down": "down_blocks.", "mid": "mid_block.", "up": "up_blocks.", "single": "single_transformer_blocks."}
-
-
-def _reads_text(part: nn.Module) -> bool:
-    cross = isinstance(part, Attention) and (part.is_cross_attention or part.added_kv_proj_dim is not None)
-    return cross or isinstance(part, FluxAttention)
 
 
 def select_layers(unet: nn.Module, layers: Layers = "all") -> list[str]:

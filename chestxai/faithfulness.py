@@ -306,7 +306,9 @@ def _words(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray], truths: Sequ
 
 def _mean(values: Sequence) -> np.ndarray | float:
     """Mean over the first axis without NaN; NaN where nothing remains."""
-    return pd.DataFrame(values, dtype=float).mean().to_numpy().squeeze()[()] if len(values) else math.nan
+    known = ~np.isnan(values := np.asarray(values, dtype=float))
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(axis=0) / known.sum(axis=0)
 
 
 def midline(study: Study, size: int, fit: Fit) -> float:

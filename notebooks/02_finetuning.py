@@ -237,7 +237,7 @@ before = generate()
 # `checkpoint_every` steps it saves a *checkpoint*: an exponential moving average of these parameters, which varies less
 # than they do. A share `ucg` of the prompts is replaced by the empty one, so that guidance can work. `min_snr` gives
 # timesteps with little noise less weight: those whose ratio of signal to noise exceeds this number. An interrupted run
-# resumes from its last checkpoint; a finished one is not trained again.
+# resumes from what it saved last, every ten minutes; a finished one is not trained again.
 
 # %%
 finetune.finetune(

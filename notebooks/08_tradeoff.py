@@ -247,8 +247,8 @@ pd.DataFrame(
 
 # %% tags=["aggregate"]
 shipped = profiles.DATA / "results"
-short = pd.read_csv(shipped / "demo.csv")
-by_seed = tradeoff.last_step(short).set_index(["variant", "seed"])[[*endpoint, *metrics]]
+by_seed = pd.read_csv(shipped / "demo.csv")
+by_seed = tradeoff.last_step(by_seed).set_index(["variant", "seed"])[[*endpoint, *metrics]]
 by_seed = (by_seed.loc["frozen"] - by_seed.loc["learnable"]).T
 by_seed.rename(index=localization.LABELS).round(3)
 
@@ -276,11 +276,13 @@ curve.groupby("variant").diff().groupby("variant").tail(1).round(3)
 
 # %% [markdown]
 # Would twice as many steps change the result? In the study `recipes-final` (chapter 10) `frozen` and `fifth` are the
-# demo's two variants, trained for 480 steps. The table shows its scores minus those of the study `demo`: means over the
-# same three seeds on the same test images. The two studies ran on different devices, and a mere repetition may change
-# the word test by more than this (chapter 10).
+# demo's two variants, trained for 480 steps. The table shows its scores minus those after 240 steps, of the study
+# `text_rate`: means over the same three seeds on the same test images. The two studies ran on different devices, and a
+# mere repetition may change the word test by more than this (chapter 10).
 
 # %% tags=["aggregate"]
+studied, rate = pd.read_csv(shipped / "text_rate.csv"), "finetune.text_learning_rate"
+short = studied[studied[rate] == profiles.load("demo").finetune.text_learning_rate]
 long = pd.read_csv(shipped / "recipes-final.csv")
 long = long[(long["base"] == "tiny") & long["seed"].isin(short["seed"])]
 long = long.replace({"variant": {"learnable": "at the U-Net's rate", "fifth": "learnable"}})
@@ -353,7 +355,7 @@ if others:
 # covers their intervals, each of which is over patients.
 
 # %%
-rates, rate = pd.read_csv(shipped / "text_rate.csv"), "finetune.text_learning_rate"
+rates = studied.query("variant == 'learnable'")
 title = "The last checkpoints over the text encoder's rate"
 unet = settings.finetune.learning_rate
 plots.setting_curves(
@@ -361,14 +363,14 @@ plots.setting_curves(
 )
 
 # %% [markdown]
-# The dotted line is the rate at which the U-Net learns. The table compares each rate with frozen (of the study `demo`):
-# differences paired by seed, with Student's interval over the seeds. The last column counts the runs whose word test
-# does not clearly exceed chance.
+# The dotted line is the rate at which the U-Net learns. The table compares each rate with frozen: differences paired by
+# seed, with Student's interval over the seeds. The last column counts the runs whose word test does not clearly exceed
+# chance.
 
 # %% tags=["aggregate"]
 rated = tradeoff.last_step(rates, (rate, "seed"))
 rated = rated.assign(variant=rated[rate].map("{:g}".format))
-frozen = tradeoff.last_step(short).query("variant == 'frozen'")
+frozen = tradeoff.last_step(studied).query("variant == 'frozen'")
 both = pd.concat([rated, frozen], ignore_index=True)
 of_rate = pd.DataFrame({c: say.recipes.over_seeds(both, c, "frozen") for c in wanted})
 lost = (rated["word_low"] <= rated["chance_word"]).groupby(rated["variant"]).sum()

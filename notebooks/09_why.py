@@ -328,7 +328,7 @@ pd.Series({v: f"{d:+.3f}" for v, d in lags.items()}, name="AUC-ROC, older − ow
 
 # %%
 classifier = fidelity.profile_classifier(settings, data, out)
-some = range(min(32, len(sample.truths)))
+some = range(min(24, len(sample.truths)))
 asked_for = [FINDINGS.index(sample.truths[i].finding.name) for i in some]
 
 

@@ -355,7 +355,7 @@ Markdown(say.knowledge.robust(strongest[strongest["change"] == "all formatting"]
 
 # %% tags=["aggregate"]
 size = models.image_size(pipelines[variants[0]])
-candidates = profiles.sample(studies["test"], settings.sampling.images * 3 // 4)
+candidates = profiles.sample(studies["test"], settings.sampling.images // 2)
 _, labelled = knowledge.truth(candidates)
 images, readable, _ = to_images([candidates[i] for i in labelled], size, settings.data.fit)
 image_labels = knowledge.truth(readable)[0]

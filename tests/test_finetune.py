@@ -515,6 +515,30 @@ def test_an_interrupted_call_gives_the_pipeline_back_and_goes_on(undisturbed, tm
     assert equal(*(runs.load_tensors(out / "checkpoints/step-6/unet.safetensors") for out in (tmp_path / "run", whole)))
 
 
+def test_a_long_way_to_the_next_checkpoint_is_saved_on_the_way(undisturbed, tmp_path, monkeypatch):
+    from chestxai.finetune import loop as module
+
+    far, drawn, original = LONG.model_copy(update={"checkpoint_every": 99}), [], module.draw
+
+    def recorded(step, *rest):
+        drawn.append(step)
+        if step == 9 and drawn.count(9) == 1:
+            raise KeyboardInterrupt
+        return original(step, *rest)
+
+    monkeypatch.setattr(module, "draw", recorded)
+    monkeypatch.setattr(module, "_SAVE_AFTER", 0)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, far)
+    assert not runs.Run(tmp_path).steps()  # saved to go on, not to be scored
+    train(tmp_path, far)
+    assert 0 < drawn[10] <= 9
+    assert log_of(tmp_path)["loss"].tolist() == log_of(undisturbed)["loss"].tolist()
+    last = [runs.load_tensors(out / "checkpoints/step-14/unet.safetensors") for out in (tmp_path, undisturbed)]
+    assert equal(*last)
+    assert not (tmp_path / "resume").exists()
+
+
 def test_a_stop_while_the_model_is_written_costs_no_training(tmp_path, monkeypatch):
     from chestxai.finetune import loop as module
 

@@ -168,3 +168,25 @@ def test_pipelines_that_are_not_read_are_refused_by_name(tmp_path):
         (tmp_path / "model_index.json").write_text(f'{{"_class_name": "{name}"}}')
         with pytest.raises(InputError, match=rf"holds a {name}; one of StableDiffusionPipeline, .* is needed{more}"):
             models.load_pipeline(tmp_path)
+
+
+@torch.no_grad()
+def test_keys_and_values_of_a_text_are_computed_once_while_it_is_the_same():
+    unet = tiny.random_pipeline("sd").unet
+    layer = next(iter(attention.cross_attention_layers(unet).values())).to_k
+    read = []
+    layer.forward = lambda x: read.append(x) or torch.nn.functional.linear(x, layer.weight)
+    x, times = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor(500)
+    one, other = (torch.randn(2, 7, models.kinds.text_width(unet)) for _ in range(2))
+    texts = [one, one, other, one, one]
+    plain = [models.denoise(unet, x, times, text) for text in texts]
+    del read[:]
+    with models.text_read_once(unet):
+        for text, expected in zip(texts, plain, strict=True):
+            assert torch.equal(models.denoise(unet, x, times, text), expected)
+    assert [text is one for text in read] == [True, False, True]
+    models.denoise(unet, x, times, one)  # another's hook is left as it was, and nothing is remembered
+    assert len(read) == 4
+    assert [name for name, part in unet.named_modules() if "forward" in vars(part)] == [
+        name for name, part in unet.named_modules() if part is layer
+    ]

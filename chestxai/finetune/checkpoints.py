@@ -162,8 +162,8 @@ class State:
     optimizer: torch.optim.Optimizer
     average: EMAModel
 
-    def save(self, out: Path, step: int, identity: str, writes: bool) -> None:
-        """Write checkpoint and resumable state of ``step`` into the run's folder ``out``, named by its ``identity``.
+    def save(self, out: Path, step: int, identity: str, writes: bool, checkpoint: bool = True) -> None:
+        """Write resumable state and ``checkpoint`` of ``step`` into the folder ``out`` of the run of this ``identity``.
 
         All processes of FSDP call this; one of them ``writes``.
         """
@@ -182,15 +182,16 @@ class State:
             state |= {f"optimizer/{key}/{name}": value for name, value in moments.items()}
         if not writes:
             return
-        folder = Run(out).checkpoint(step)
-        part = folder.with_suffix(".part")
-        shutil.rmtree(part, ignore_errors=True)
-        for name in _PARTS:
-            tensors = {k.removeprefix(f"{name}."): v for k, v in averages.items() if k.startswith(f"{name}.")}
-            if tensors:
-                runs.save_tensors(part / f"{name}.safetensors", tensors)
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
+        if checkpoint:
+            folder = Run(out).checkpoint(step)
+            part = folder.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)
+            for name in _PARTS:
+                tensors = {k.removeprefix(f"{name}."): v for k, v in averages.items() if k.startswith(f"{name}.")}
+                if tensors:
+                    runs.save_tensors(part / f"{name}.safetensors", tensors)
+            shutil.rmtree(folder, ignore_errors=True)
+            part.rename(folder)
         # Written after the checkpoint: a resumed run never starts beyond what can be scored.
         runs.save_tensors(out / "resume" / f"step-{step}.safetensors", state, {"identity": identity})
         for old in list(_states(out))[2:]:

@@ -31,6 +31,8 @@ from chestxai.studies import Fit, Study
 
 # Bytes of text embeddings kept; those of a hundred thousand prompts of Stable Diffusion would be 30 GB.
 _TEXT_CACHE = 4e9
+# Seconds of training that a kill between two checkpoints may cost; more where saving takes over a twentieth of that.
+_SAVE_AFTER = 600
 
 
 def finetune(
@@ -52,9 +54,10 @@ def finetune(
     too where the text encoder does not learn and memory allows. The text encoder runs without dropout under every
     recipe, so that recipes differ in nothing else.
 
-    A finished and unchanged run is returned at once; an unfinished one is resumed from its last checkpoint; one made
-    with other settings, data or base weights is replaced; one made by other code is moved aside. An interrupted call
-    leaves ``pipeline`` as it was. A resumed run equals an undisturbed one, except for the loss scale under fp16.
+    A finished and unchanged run is returned at once; an unfinished one is resumed from what it saved last, at most ten
+    minutes or a checkpoint ago; one made with other settings, data or base weights is replaced; one made by other code
+    is moved aside. An interrupted call leaves ``pipeline`` as it was. A resumed run equals an undisturbed one, except
+    for the loss scale under fp16.
 
     Args:
         pipeline: trained in place; at the end, also of a run that was finished before, it holds the averaged weights.
@@ -120,7 +123,7 @@ def finetune(
                     "seed": seed,
                     "settings": settings.model_dump(),
                     "data": {
-                        "fingerprint": _print(studies),
+                        "fingerprint": str(getattr(studies, "fingerprint", "")),
                         "studies": len(prompts),
                         "sections": reports.prompt_counts(study.report for study in studies),
                         "skipped": skipped,
@@ -159,7 +162,7 @@ def _identity(
         *files,
         seed,
         fit,
-        _print(studies),
+        str(getattr(studies, "fingerprint", "")),
         [[s.id, s.report] for s in studies],
         parts | {"tokens": reports.text_length(pipeline.tokenizer)},
     )
@@ -174,10 +177,6 @@ def _hashes(recipe: Recipe, run: Run) -> list[str]:
                 f"{name}: {path} is missing" + (f"; {Run(path.parent).remedy()}" if path.stem == "run" else "")
             )
     return [runs.sha256(path) for path in files.values()]
-
-
-def _print(studies: Sequence[Study]) -> str:
-    return str(getattr(studies, "fingerprint", ""))
 
 
 def _code(recipe: Recipe) -> str:
@@ -342,6 +341,7 @@ class _Training:
             description=f"fine-tune · {self.run_.folder.parent.name} · seed {self.seed}",
             disable=not main,
         )
+        saved, cost = time.monotonic(), 0.0
         for step in bar:
             began = time.perf_counter()
             rate = self.optimizer.param_groups[0]["lr"]
@@ -349,10 +349,16 @@ class _Training:
             warmup.step()
             log.add(step + 1, loss, norm, rate, time.perf_counter() - began, settings.batch_size)
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-            if (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps:
+            checkpoint = (step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps
+            # What FSDP has sharded takes all processes to save, whose clocks differ: at checkpoints only.
+            late = main and not self.accelerator.is_fsdp2 and time.monotonic() - saved > max(_SAVE_AFTER, 20 * cost)
+            if checkpoint or late:
+                started = time.monotonic()
                 log.flush()
                 if main or self.accelerator.is_fsdp2:
-                    self.state.save(self.run_.folder, step + 1, self.identity, main)
+                    self.state.save(self.run_.folder, step + 1, self.identity, main, checkpoint)
+                saved, cost = time.monotonic(), time.monotonic() - started
+            if checkpoint:
                 self.accelerator.wait_for_everyone()
         own = {f"{part}.{name}": p for part, module in self.parts.items() for name, p in module.named_parameters()}
         for part in self.parts.values():

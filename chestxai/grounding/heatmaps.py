@@ -119,12 +119,8 @@ def ground_groups(
 ) -> dict[str, np.ndarray]:
     """As `ground_many`, for the phrase and, from the same passes, for the tokens that are no words.
 
-    Args:
-        pipeline, images, prompts, phrases, options: as of `ground_many`.
-
-    Returns:
-        float32 ``(n, h, w)`` of "phrase", "begin", "end" and "padding" (see `reports.token_groups`); NaN for a prompt
-        without such a token.
+    Of ``pipeline``, ``images``, ``prompts``, ``phrases`` and ``options``: float32 ``(n, h, w)`` of "phrase", "begin",
+    "end" and "padding" (see `reports.token_groups`); NaN for a prompt without such a token.
     """
     seen, _ = read_attention(pipeline, images, prompts, phrases, make_passes(options), others=True)
     return {name: maps.cpu().numpy() for name, maps in zip(seen.groups, seen.heatmap().unbind(dim=1), strict=True)}
@@ -139,10 +135,7 @@ def ground_layers(
 ) -> dict[str, np.ndarray]:
     """As `ground_many`, before averaging: by layer, float32 ``(n, timesteps, h, w)`` at the layer's own resolution.
 
-    All of it is in memory: for some images, not for a data set.
-
-    Args:
-        pipeline, images, prompts, phrases, options: as of `ground_many`.
+    Of ``pipeline``, ``images``, ``prompts``, ``phrases`` and ``options``, all in memory: for some images, not for many.
     """
     passes = make_passes(options)
     seen, _ = read_attention(pipeline, images, prompts, phrases, passes, times="keep")

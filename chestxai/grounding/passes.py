@@ -124,11 +124,12 @@ def read_attention(
         latents = models.encode_images(pipeline, images[list(first.values())]).cpu()
         place = {key: i for i, key in enumerate(first)}
         latents = latents[[place[key] for key in pixels]]
-        if passes.method == "inversion":
-            for part in torch.arange(rows).split(passes.batch):
-                _invert(pipeline, seen, part, latents, text, timesteps, passes.steps)
-        else:
-            _noised(pipeline, seen, keys or pixels, latents, text, timesteps, passes)
+        with models.text_read_once(pipeline.unet):
+            if passes.method == "inversion":
+                for part in torch.arange(rows).split(passes.batch):
+                    _invert(pipeline, seen, part, latents, text, timesteps, passes.steps)
+            else:
+                _noised(pipeline, seen, keys or pixels, latents, text, timesteps, passes)
     return seen, None
 
 
@@ -177,15 +178,20 @@ def _noised(
     passes: Passes,
 ) -> None:
     schedule = models.noising(pipeline.scheduler)
-    plan = [(i, t, d) for i in range(len(latents)) for t in timesteps for d in range(passes.draws)]
-    for start in range(0, len(plan), passes.batch):
-        part = plan[start : start + passes.batch]
-        rows = [i for i, _, _ in part]
-        noise = torch.stack([models.seeded_noise(latents.shape[1:], passes.seed, keys[i], t, d) for i, t, d in part])
-        times = torch.tensor([t for _, t, _ in part])
-        noisy = schedule.add_noise(latents[rows], noise, times).to(text)
-        seen.rows(rows)
-        seen.run(noisy, times.to(text.device), text[rows])
+    moments = [(t, draw) for t in timesteps for draw in range(passes.draws)]
+    for rows in torch.arange(len(latents)).split(passes.batch):
+        at_once = max(1, passes.batch // len(rows))
+        whole = text[rows.repeat(at_once)]
+        for start in range(0, len(moments), at_once):
+            part = [(i, t, draw) for t, draw in moments[start : start + at_once] for i in rows.tolist()]
+            # The same tensor from pass to pass, so that its keys and values are computed once.
+            states = whole if len(part) == len(whole) else whole[: len(part)]
+            noise = [models.seeded_noise(latents.shape[1:], passes.seed, keys[i], t, draw) for i, t, draw in part]
+            read, times = [i for i, _, _ in part], torch.tensor([t for _, t, _ in part])
+            seen.rows(read)
+            seen.run(
+                schedule.add_noise(latents[read], torch.stack(noise), times).to(text), times.to(text.device), states
+            )
 
 
 def _invert(

@@ -75,11 +75,6 @@ def _template(part: str, strength: float, rng: np.random.Generator) -> str:
     return "\n" + "\n".join(f"Observation {i}: {s}" for i, s in enumerate(items, 1))
 
 
-def _blanks(part: str, strength: float, rng: np.random.Generator) -> str:
-    """Excessive de-identification: articles and words about the examination become XXXX."""
-    return _NAMELIKE.sub(lambda m: "XXXX" if rng.random() < strength else m[0], part)
-
-
 def _typos(part: str, strength: float, rng: np.random.Generator) -> str:
     """One typing error in words of five letters or more, never in the first letter or in a word that denies."""
 
@@ -94,15 +89,15 @@ def _typos(part: str, strength: float, rng: np.random.Generator) -> str:
     return _WORD.sub(mistyped, part)
 
 
-def _abbreviations(part: str, strength: float, rng: np.random.Generator) -> str:
-    """Words and phrases in the short form that radiologists use."""
-    return _SHORTENED.sub(lambda m: ABBREVIATIONS[m[0].lower()] if rng.random() < strength else m[0], part)
+def _words(part: str, strength: float, rng: np.random.Generator, pattern: re.Pattern[str], new: Callable) -> str:
+    return pattern.sub(lambda match: new(match[0]) if rng.random() < strength else match[0], part)
 
 
 #: Every kind of `change`, in the order in which they are applied.
 CHANGES: dict[str, Callable[[str, float, np.random.Generator], str]] = {
-    "abbreviations": _abbreviations, "typos": _typos, "blanks": _blanks, "order": _order, "template": _template,
-    "headers": _headers, "case": _case, "lines": _lines,
+    "abbreviations": partial(_words, pattern=_SHORTENED, new=lambda words: ABBREVIATIONS[words.lower()]),
+    "typos": _typos, "blanks": partial(_words, pattern=_NAMELIKE, new=lambda _: "XXXX"), "order": _order,
+    "template": _template, "headers": _headers, "case": _case, "lines": _lines,
 }  # fmt: skip
 # These rewrite a whole report, the others each descriptive section.
 _WHOLE = ("headers", "case", "lines")

@@ -10,7 +10,7 @@ knows which one it is: image size, channels, token length and text width are rea
 from transformers import PreTrainedModel
 
 from chestxai.encoders import MINILM, SilentPadBert, adopt_encoder, minilm, scramble_words
-from chestxai.models.kinds import KINDS, denoise, kind_of
+from chestxai.models.kinds import KINDS, denoise, kind_of, text_read_once
 from chestxai.models.loading import TINY, adopt_pipeline, architecture, fingerprint, load_base, load_pipeline
 from chestxai.models.loading import save_pipeline
 from chestxai.models.pictures import decode_latents, encode_images, image_size, to_tensor, to_uint8

@@ -6,10 +6,14 @@ padding is known by their states, which are zero.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from chestxai.runs import InputError
@@ -101,3 +105,22 @@ def denoise(denoiser: nn.Module, x: Tensor, times: Tensor, text: Tensor) -> Tens
         options["added_cond_kwargs"] = sized if denoiser.use_additional_conditions else dict.fromkeys(sized)
     predicted = denoiser(x, encoder_hidden_states=text, timestep=times, **options)[0]
     return predicted.chunk(2, dim=1)[0] if config.out_channels == 2 * x.shape[1] else predicted  # or a variance
+
+
+@contextmanager
+def text_read_once(denoiser: nn.Module) -> Iterator[None]:
+    """Within the block, passes in a row that read the same tensor of text compute its keys and values once.
+
+    Without gradients only. They are a tenth of the time of a ``denoiser`` as small as that of the tiny base.
+    """
+    attentions = [part for part in denoiser.modules() if isinstance(part, Attention) and part.is_cross_attention]
+    layers = [layer for attention in attentions for layer in (attention.to_k, attention.to_v)]
+    before = [vars(layer).get("forward") for layer in layers]  # of others' hooks
+    try:
+        for layer in layers:
+            layer.forward = lru_cache(maxsize=1)(layer.forward)  # tells tensors apart by identity
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            vars(layer).pop("forward", None)
+            vars(layer).update({"forward": own} if own else {})

@@ -16,7 +16,7 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler, PNDMSc
 from diffusers.configuration_utils import FrozenDict
 from torch import Tensor
 
-from chestxai.models.kinds import denoise
+from chestxai.models.kinds import denoise, text_read_once
 from chestxai.runs import InputError
 
 # What a scheduler's configuration says of the training.
@@ -182,11 +182,12 @@ def draw(
     schedule, guided = sampler(pipeline.scheduler), guidance > 1
     schedule.set_timesteps(steps)
     states = torch.cat([empty.expand(len(text), -1, -1), text]) if guided else text
-    for t in schedule.timesteps:
-        before(int(t))
-        predicted = denoise(pipeline.unet, torch.cat([x, x]) if guided else x, t, states)
-        if guided:
-            unconditional, conditional = predicted.chunk(2)
-            predicted = unconditional + guidance * (conditional - unconditional)
-        x = schedule.step(predicted, t, x).prev_sample
+    with text_read_once(pipeline.unet):
+        for t in schedule.timesteps:
+            before(int(t))
+            predicted = denoise(pipeline.unet, torch.cat([x, x]) if guided else x, t, states)
+            if guided:
+                unconditional, conditional = predicted.chunk(2)
+                predicted = unconditional + guidance * (conditional - unconditional)
+            x = schedule.step(predicted, t, x).prev_sample
     return x

@@ -46,8 +46,7 @@ class Grid:
         for i, (picture, words) in enumerate(zip(self.pictures, about, strict=True)):
             if words["row"] and i % columns == 0:
                 parts.append(f"<div class='cx-row'>{html.escape(words['row'])}</div>")
-            shown = words | ({"column": None} if i >= columns else {})
-            parts.append(f"<div class='cx-cell'>{self._cell(picture, shown, _alt(words), width)}</div>")
+            parts.append(f"<div class='cx-cell'>{self._cell(picture, words, i < columns, width)}</div>")
         share = f"calc((100% - {_GAP * (columns - 1)}px)/{columns})"
         tracks = f"{columns},minmax(0,1fr)" if self.headers else f"auto-fill,minmax(max(150px,{share}),1fr)"
         level = "start" if any(self.footers) else "end"  # pictures of a row stand on one line
@@ -71,14 +70,15 @@ class Grid:
         words |= {} if any(words.values()) or boxes else {"picture": str(i + 1)}
         return words | {f"outlined (x, y, w, h) in {wide} × {tall} pixels": "; ".join(boxes)}
 
-    def _cell(self, picture: Picture, words: dict[str, str | None], alt: str, width: int) -> str:
-        """One ``picture``, ``width`` pixels wide, with the ``words`` around it and what they say as its ``alt``."""
+    def _cell(self, picture: Picture, words: dict[str, str | None], first: bool, width: int) -> str:
+        """A ``picture``, ``width`` pixels wide, with the ``words`` around it, the column's in the ``first`` row."""
         limits = self.scale.limits if self.scale else None
         source = pictures.data_uri(pictures.draw(picture, width, self.marker, limits, density=2))
-        above = f"<p><b>{html.escape(words['column'])}</b></p>" if words["column"] else ""
+        above = f"<p><b>{html.escape(words['column'])}</b></p>" if words["column"] and first else ""
         if words["caption"]:
             above += f"<p>{html.escape(words['caption']).replace(chr(10), '<br>')}</p>"
         below = f"<p>{html.escape(words['note'])}</p>" if words["note"] else ""
+        alt = html.escape("; ".join(f"{name}: {text}" for name, text in words.items() if text), quote=True)
         return f"{above}<img alt='{alt}' src='{source}' width='{width}'>{below}"
 
     def _bar(self) -> str:
@@ -89,10 +89,6 @@ class Grid:
         ramp = ",".join("#{:02x}{:02x}{:02x}".format(*color) for color in pictures.PALETTE[::51])
         bar = f"<span class='cx-bar' style='background:linear-gradient(90deg,{ramp})'></span>"
         return f"<p>{html.escape(self.scale.title)}: <nobr>{low}{bar}{high}</nobr></p>"
-
-
-def _alt(words: dict[str, str | None]) -> str:
-    return html.escape("; ".join(f"{k}: {v}" for k, v in words.items() if v), quote=True)
 
 
 def images(

@@ -8,7 +8,6 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -130,15 +129,10 @@ def _by_image(data: Collector, items: Iterable[tuple[str, Any]], known: set[int]
     return groups
 
 
-@cache
-def _pattern(name: str) -> re.Pattern[str]:
-    words = [rf"{re.escape(name)}(?:s|es)?", *([PLURALS[name]] if name in PLURALS else [])]
-    return re.compile(rf"\b(?:{'|'.join(words)})\b", re.IGNORECASE)
-
-
 def _named(caption: str, name: str) -> str:
     """The words of the caption that name the category, verbatim; "" if there are none."""
-    match = _pattern(name).search(caption)
+    words = [rf"{re.escape(name)}(?:s|es)?", *([PLURALS[name]] if name in PLURALS else [])]
+    match = re.search(rf"\b(?:{'|'.join(words)})\b", caption, re.IGNORECASE)
     return match[0] if match else ""
 
 
