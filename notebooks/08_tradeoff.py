@@ -375,7 +375,9 @@ both = pd.concat([rated, frozen], ignore_index=True)
 of_rate = pd.DataFrame({c: say.recipes.over_seeds(both, c, "frozen") for c in wanted})
 lost = (rated["word_low"] <= rated["chance_word"]).groupby(rated["variant"]).sum()
 of_rate = of_rate.map("{:+.3f}".format).assign(lost=lost).loc[rated["variant"].unique()]
-of_rate.rename(columns=localization.LABELS | {"lost": "runs without words"})
+of_rate.rename_axis("rate").rename(
+    columns=localization.LABELS | {"lost": "runs without words"}
+)
 
 # %% [markdown]
 # In no row do the images get clearly better while the maps get clearly worse, which would be the paper's trade-off.
