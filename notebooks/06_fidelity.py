@@ -487,7 +487,7 @@ figure = px.line(
 )  # fmt: skip
 figure.update_yaxes(matches=None, showticklabels=True).update_layout(
     legend_title_text=""
-).for_each_annotation(lambda a: a.update(text=a.text.removeprefix("score=")))
+).for_each_annotation(lambda a: a.update(text=a.text.removeprefix("score="), yshift=10))
 
 # %% [markdown]
 # The numbers are stored in the run's folder, for chapter 8. At the last checkpoint they are:

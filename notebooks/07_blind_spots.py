@@ -247,7 +247,7 @@ figure = px.line(
 )  # fmt: skip
 figure.update_yaxes(matches=None, showticklabels=True).update_layout(
     legend_title_text=""
-).for_each_annotation(lambda a: a.update(text=a.text.removeprefix("score=")))
+).for_each_annotation(lambda a: a.update(text=a.text.removeprefix("score="), yshift=10))
 
 # %% tags=["remove-input", "aggregate"]
 ends = sizes[0], sizes[-1]

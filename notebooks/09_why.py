@@ -640,7 +640,9 @@ states_chart = px.scatter(
     title="Scores against how alike the states of a phrase's tokens are",
     **plots.express_options(styles, "encoder", dash=False),
 )  # fmt: skip
-states_chart.for_each_annotation(lambda a: a.update(text=a.text.removeprefix("score=")))
+states_chart.for_each_annotation(
+    lambda a: a.update(text=a.text.removeprefix("score="), yshift=10)
+)
 states_chart.update_traces(marker_size=9).update_yaxes(matches=None, showticklabels=True)
 
 # %% tags=["aggregate"]
