@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import importlib
+import itertools
 import json
 import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import nbformat
@@ -389,6 +392,22 @@ while missing := [name for name in {made} if not (Path(out) / name).exists()]:
         # papermill has saved nothing, so there is nothing to point at.
         assert outcome.notebook is None
         assert "ipynb" not in str(outcome)
+
+    @pytest.mark.parametrize(("taken", "status"), [(1, "finished"), (2, "finished"), (3, "failed")])
+    def test_a_port_that_another_process_takes_first_costs_a_new_start(self, notebooks, monkeypatch, taken, status):
+        from jupyter_client.connect import LocalPortCache
+
+        find, left = LocalPortCache.find_available_port, [5 * i for i in range(taken)]  # a kernel asks for five ports
+        with closing(socket.create_server(("127.0.0.1", 0))) as other:
+            asked = itertools.count()
+            port = other.getsockname()[1]
+            monkeypatch.setattr(
+                LocalPortCache, "find_available_port", lambda *a: port if next(asked) in left else find(*a)
+            )
+            outcome = batch.execute(planned(notebooks)[-1])
+        assert outcome.status == status
+        assert ("Kernel died before replying" in outcome.reason) == (status == "failed")
+        assert next(asked) == 5 * min(taken + 1, 3)
 
     def test_a_failed_notebook_that_is_pointed_at_is_there(self, notebooks):
         write(notebooks, "d", "raise RuntimeError('no light')")

@@ -91,7 +91,13 @@ def execute(node: Node, threads: int | None = None, gpu: str | None = None) -> O
         options = {"kernel_name": "python3", "progress_bar": False, "request_save_on_cell_execute": False}
         first = ["--IPKernelApp.log_level=50", f"--IPKernelApp.exec_lines={_HOLD.format(path=str(lock))}"]
         options |= {"parameters": node.parameters, "cwd": node.notebook.parent, "extra_arguments": first}
-        papermill.execute_notebook(node.notebook, partial, **options)
+        for left in (2, 1, 0):
+            try:
+                papermill.execute_notebook(node.notebook, partial, **options)
+                break
+            except RuntimeError as error:  # another process may take a port that jupyter has just found free
+                if not left or "before replying" not in str(error):
+                    raise
         missing = [name for name in node.makes if not (node.folder / name).is_file()]
         if missing:
             return _failed(node, f"the notebook ended without making {', '.join(missing)}", started)
@@ -299,14 +305,8 @@ def _local(workers: int | None, most: int) -> Iterator[_Place]:
     count = workers or len(gpus) or max(1, min(2, cores), cores // 2)
     # A nanny notices at once when its worker ends; watching the clock would restart busy workers when it is set. Dask's
     # own observation of itself would take a fifth of a core.
-    dask.config.set(
-        {
-            "distributed.scheduler.worker-ttl": None,
-            "distributed.worker.profile.enabled": False,
-            "distributed.admin.tick.interval": "1s",
-            "distributed.admin.system-monitor.interval": "5s",
-        }
-    )
+    dask.config.set(distributed__scheduler__worker_ttl=None, distributed__worker__profile__enabled=False)
+    dask.config.set(distributed__admin__tick__interval="1s", distributed__admin__system_monitor__interval="5s")
     options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": ":0", "silence_logs": "ERROR"}
     with ExitStack() as stack:
         with _uninterrupted():
