@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from chestxai.finetune import draw, finetune, load_checkpoint, training_pairs
 from chestxai.profiles import FinetuneSettings
 from chestxai.recipes import Recipe
 from tests import tiny
+from tests.ports import free_port
 
 TAUGHT = Recipe(text="learnable", attention="supervised", attention_weight=1.0, keys="frozen")
 TOKENS = Recipe(text="learnable", attention="floor", attention_weight=1.0, prompts="finding tokens")
@@ -418,14 +418,11 @@ def take_part(environment: dict[str, str], together: list[dict[str, Any]]) -> No
 
 def train_on_two(how: str, *together: dict[str, Any]) -> None:
     """One run after the other, each by two processes as `torchrun --nproc-per-node 2` starts them: gloo on the CPU."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     common = {
         "WORLD_SIZE": "2",
         "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "ACCELERATE_USE_CPU": "true",
     }
     if how == "fsdp":
@@ -903,9 +900,7 @@ def refused(out: str, environment: dict[str, str]) -> None:
 
 
 def test_the_first_version_of_fsdp_is_refused_before_anything_is_done(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     environment |= dict.fromkeys(("RANK", "LOCAL_RANK"), "0") | dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "1")
     environment |= {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}
     process = PROCESSES.Process(target=refused, args=(str(tmp_path), environment))

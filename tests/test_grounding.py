@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from chestxai.grounding import main as grounding_command
 from chestxai.profiles import GroundingSettings
 from chestxai.studies import Finding, GroundTruth, phrases, to_images
 from tests import tiny
+from tests.ports import free_port
 
 PROMPT = "small left pleural effusion"
 
@@ -580,10 +580,7 @@ def test_the_commands_on_two_processes_leave_what_chapters_3_and_5_find(tmp_path
     finetune_command([*options, str(tmp_path / "two")])
     shutil.copytree(tmp_path / "two", tmp_path / "one")
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = []
     for rank in "01":
         environment = common | {"ACCELERATE_USE_CPU": "true", "RANK": rank, "LOCAL_RANK": rank}
