@@ -32,6 +32,8 @@ from tests.ports import free_port
 
 TAUGHT = Recipe(text="learnable", attention="supervised", attention_weight=1.0, keys="frozen")
 TOKENS = Recipe(text="learnable", attention="floor", attention_weight=1.0, prompts="finding tokens")
+# Many of the others at once: half the time nothing of the text learns, then adapters that two anchors hold.
+HELD = Recipe(text="lora:2", unet="lora:2", specials="silent", anchor=10.0, anchor_weights=1.0, schedule={"start": 0.5})
 COLUMNS = ["step", "loss", "grad_norm", "lr", "seconds", "images_per_second"]
 
 # Processes to be killed are forked from one that has imported everything and done nothing; those that train together
@@ -205,11 +207,12 @@ def test_another_kind_of_prediction_is_refused(tmp_path):
         finetune(pipeline, studies(), settings(), tmp_path)
 
 
-def test_accumulated_gradients_equal_the_big_batch(tmp_path):
+@pytest.mark.parametrize("recipe", ["learnable", Recipe(text="learnable", anchor=10.0)], ids=["learnable", "anchor"])
+def test_accumulated_gradients_equal_the_big_batch(tmp_path, recipe):
     results = []
     for parts in (1, 4):
         pipeline, chosen = tiny.random_pipeline("sd"), settings(steps=3, accumulate=parts)
-        out = finetune(pipeline, studies(), chosen, tmp_path / str(parts), recipe="learnable")
+        out = finetune(pipeline, studies(), chosen, tmp_path / str(parts), recipe=recipe)
         results.append((log_of(out), weights(pipeline), weights(pipeline, "text_encoder")))
     np.testing.assert_allclose(results[0][0]["loss"], results[1][0]["loss"], rtol=1e-4)
     np.testing.assert_allclose(results[0][0]["grad_norm"], results[1][0]["grad_norm"], rtol=1e-3)
@@ -868,7 +871,9 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
         finetune(tiny.random_pipeline("sd"), studies(), settings(), tmp_path, recipe="thawed")
 
 
-@pytest.mark.parametrize(("how", "variants"), [("ddp", ["learnable", TAUGHT, TOKENS]), ("fsdp", ["frozen", TAUGHT])])
+@pytest.mark.parametrize(
+    ("how", "variants"), [("ddp", ["learnable", TAUGHT, TOKENS, HELD]), ("fsdp", ["frozen", TAUGHT])]
+)
 def test_two_processes_equal_one(tmp_path, how, variants):
     def runs_in(folder):
         chosen = settings(steps=4, accumulate=2, checkpoint_every=4)
@@ -893,17 +898,24 @@ def test_two_processes_equal_one(tmp_path, how, variants):
             assert apart.float().mean() < 1e-4, path
 
 
-def refused(out: str, environment: dict[str, str]) -> None:
+def refused(out: str, environment: dict[str, str], recipe: Recipe, message: str) -> None:
     os.environ.update(environment)
-    with pytest.raises(ValueError, match=r"version 2 of FSDP, not FSDP version 1: use data/accelerate/ddp.yaml or"):
-        finetune(tiny.random_pipeline("sd"), studies(), settings(), Path(out))
+    with pytest.raises(ValueError, match=message):
+        finetune(tiny.random_pipeline("sd"), studies(), settings(), Path(out), recipe=recipe)
 
 
-def test_the_first_version_of_fsdp_is_refused_before_anything_is_done(tmp_path):
+@pytest.mark.parametrize(
+    ("version", "recipe", "message"),
+    [
+        ("1", Recipe(), r"version 2 of FSDP, not FSDP version 1: use data/accelerate/ddp.yaml or"),
+        ("2", HELD, "anchor_weights: not under FSDP"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused_before_anything_is_done(tmp_path, version, recipe, message):
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     environment |= dict.fromkeys(("RANK", "LOCAL_RANK"), "0") | dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "1")
-    environment |= {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}
-    process = PROCESSES.Process(target=refused, args=(str(tmp_path), environment))
+    environment |= {"ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": version}
+    process = PROCESSES.Process(target=refused, args=(str(tmp_path), environment, recipe, message))
     process.start()
     wait(process)
     assert files(tmp_path) == []

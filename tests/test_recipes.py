@@ -108,7 +108,15 @@ def test_the_model_is_stock_and_equals_the_last_checkpoint(tmp_path, text, kind)
 
 
 @pytest.mark.parametrize(
-    "text", ["lora:2", "last:1", "random", Recipe(text="lora:2", keys="frozen", specials="silent")], ids=str
+    "text",
+    [
+        "lora:2",
+        "last:1",
+        "random",
+        Recipe(text="lora:2", keys="frozen", specials="silent"),
+        Recipe(text="learnable", values="frozen", anchor=1.0, anchor_weights=1.0, schedule={"until": 0.9}),
+    ],
+    ids=str,
 )
 def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, monkeypatch, text):
     from chestxai.finetune import loop
@@ -138,6 +146,11 @@ def test_one_pipeline_cannot_hold_two_recipes(tmp_path):
     pipeline = finetune.load_checkpoint(tiny.random_pipeline("bert"), tmp_path / "lora", 4)
     with pytest.raises(InputError, match="another recipe or seed: load a fresh one"):
         finetune.load_checkpoint(pipeline, tmp_path / "frozen", 4)
+    pipeline = train("learnable", tmp_path / "learnable")  # its weights are no longer what an anchor would hold it near
+    with pytest.raises(InputError, match="another recipe or seed: load a fresh one"):
+        finetune.finetune(
+            pipeline, studies(), SETTINGS, tmp_path / "b", recipe=Recipe(text="learnable", anchor_weights=1)
+        )
 
 
 def test_parts_that_an_encoder_does_not_have_are_refused_before_training(tmp_path):
@@ -220,6 +233,9 @@ def test_cosine_distance_by_hand():
     reference = torch.tensor([[[3.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]])
     mask = torch.tensor([[1, 1, 0]])
     assert recipes.cosine_distance(states, reference, mask) == pytest.approx(0.5)  # (0 + 1) / 2; padding does not count
+    # A short text counts as much as a long one, so that a batch may be split.
+    two = [torch.cat([x, x]) for x in (states, reference)]
+    assert recipes.cosine_distance(*two, torch.tensor([[1, 1, 0], [0, 1, 0]])) == pytest.approx(0.75)
 
 
 # --- what the U-Net reads --------------------------------------------------------------------------------------------

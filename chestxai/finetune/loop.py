@@ -90,6 +90,8 @@ def finetune(
         return run.folder
 
     accelerator = launch.make_accelerator(settings, unused=recipe.schedule != Schedule())
+    if recipe.anchor_weights and accelerator.is_fsdp2:
+        raise runs.InputError("anchor_weights: not under FSDP, which shards the weights; use DDP")
     main = accelerator.is_main_process
     with launch.only_writer(run.folder, main), launch.memory_errors(settings):
         pipeline.to(accelerator.device)

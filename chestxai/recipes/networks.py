@@ -147,22 +147,17 @@ def merge_adapters(network: nn.Module) -> nn.Module:
 
 
 def cosine_distance(states: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
-    """Mean of 1 − cosine of ``states`` and ``reference`` over the tokens that ``mask`` keeps: a scalar in [0, 2]."""
+    """Mean of 1 − cosine of ``states`` and ``reference``, over what ``mask`` keeps of each text, then over texts."""
     import torch.nn.functional as F
 
     distance = 1 - F.cosine_similarity(states, reference, dim=-1)
-    return (distance * mask).sum() / mask.sum()
+    return ((distance * mask).sum(dim=1) / mask.sum(dim=1)).mean()
 
 
 def weight_distance(encoder: nn.Module) -> Tensor:
-    """Squared distance of the learning parameters of ``encoder`` to what they were (`Recipe.prepare`), a scalar.
-
-    InputError where FSDP has sharded the parameters.
-    """
+    """Squared distance of the learning parameters of ``encoder`` to what they were (`Recipe.prepare`), a scalar."""
     own, before, total = dict(encoder.named_parameters()), encoder.before, 0.0
     for name, value in before.items():
-        if hasattr(own[name], "device_mesh"):
-            raise InputError("anchor_weights: not under FSDP, which shards the weights; use DDP")
         before[name] = value.to(own[name].device)
         total = total + (own[name] - before[name]).square().sum()
     return total

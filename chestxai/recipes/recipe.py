@@ -84,7 +84,7 @@ class Recipe(Settings):
         schedule: when it learns.
         text_learning_rate: of the text encoder's parameters; default: that of the fine-tuning settings.
         anchor: weight of the mean cosine distance between the states and those of the text encoder as it was, over the
-            tokens that are not padding.
+            tokens of a prompt that are not padding, then over prompts.
         specials: ``silent``: the states of begin, end and padding are zero for the U-Net, so that only words can say
             something. ``kept``: only a BERT's padding is (`models.SilentPadBert`).
         keys: ``frozen``: the cross-attention's keys are made of the states of the text encoder as it was, so that where
@@ -194,7 +194,7 @@ class Recipe(Settings):
     @property
     def treatment(self) -> dict[str, Any]:
         """What distinguishes prepared pipelines: two recipes that differ in nothing here can share one."""
-        names = {"text", "specials", "keys", "values", "mixing", "unet", "text_projection"}
+        names = {"text", "specials", "keys", "values", "mixing", "unet", "text_projection", "anchor_weights"}
         tokens = {"tokens": "findings"} if self.prompts == "finding tokens" else {}
         return self.model_dump(include=names, exclude_defaults=True) | tokens
 
