@@ -209,18 +209,45 @@ def study(bases: tuple[str, ...] = ("",)) -> pd.DataFrame:
 
 def test_recipes_of_several_bases_share_one_figure():
     fig = plots.recipes_plane(study(("tiny", "tiny-code")), ["word"], "Study")
-    assert len(fig.layout.updatemenus[0].buttons) == 2
-    assert "base tiny-code" in fig.layout.updatemenus[0].buttons[1].label
-    visible = [trace for trace in fig.data if trace.visible]
+    buttons = fig.layout.updatemenus[0].buttons
+    assert [button.label.split(", ", 1)[1] for button in buttons] == [
+        f"{score}, base {base}" for base in ("tiny", "tiny-code") for score in ("classifier AUC", "FID")
+    ]
+    front, *visible = [trace for trace in fig.data if trace.visible]
     assert [trace.name for trace in visible] == [f"recipe-{i}" for i in range(1, 9)]
     assert len({(trace.marker.color, trace.marker.symbol) for trace in visible}) == 8
-    assert visible[0].error_y.array[0] == pytest.approx(0.005)
+    assert "0.785 [0.780, 0.790]" in visible[0].hovertemplate  # without bounds: the lowest and the highest seed
+    assert list(front.x) == pytest.approx([0.51 + 0.01 * i for i in range(8)])  # each is better in one of the two
+    assert front.line.shape == "vh"
+    change = buttons[1].args[1]
+    assert change["xaxis.autorange"] == "reversed"
+    assert change["xaxis.title.text"].endswith("(lower is better →)")
+
+
+def test_bars_of_a_recipe_cover_the_intervals_of_its_seeds_and_own_runs_are_stars():
+    bounded = study(("tiny", "tiny-code")).query("variant in ['recipe-1', 'recipe-2']")
+    bounded = bounded.assign(word_low=bounded["word"] - 0.1, word_high=bounded["word"] + 0.2)
+    own = bounded.query("seed == 0 and base == 'tiny' and step == 10").assign(variant=["frozen", "mine"])
+    fig = plots.recipes_plane(bounded, ["word"], "Study", own=own)
+    _, first, _, *stars = [trace for trace in fig.data if trace.visible]
+    assert (first.error_y.array[0], first.error_y.arrayminus[0]) == pytest.approx((0.205, 0.105))
+    assert [star.name for star in stars] == ["frozen (yours)", "mine (yours)"]
+    assert [star.y[0] for star in stars] == own["word"].tolist()
+    other = [trace.name for trace in fig.data if trace.meta.endswith("base tiny-code")]
+    assert set(other) == {"recipe-1", "recipe-2", "Pareto front"}
+
+
+def test_the_front_of_fid_has_its_steps_below_what_is_reached():
+    both = study().assign(word=lambda t: 0.5 + t["fid"] / 100)  # more FID, more of the score: all are optimal
+    front = next(t for t in plots.recipes_plane(both, ["word"]).data if t.meta.endswith("FID") and t.mode == "lines")
+    assert front.line.shape == "hv"
+    assert list(front.x) == sorted(both["fid"].unique())
 
 
 def test_names_of_recipes_that_lie_close_stand_on_different_sides():
     same = study().assign(word=0.8, classifier_auc=0.6).query("variant in ['recipe-1', 'recipe-2', 'recipe-3']")
-    sides = [trace.textposition for trace in plots.recipes_plane(same, ["word"]).data]
-    assert sides == ["top center", "bottom center", "middle right"]
+    first = [trace for trace in plots.recipes_plane(same, ["word"]).data if trace.visible and trace.textposition]
+    assert [trace.textposition for trace in first] == ["top center", "bottom center", "middle right"]
 
 
 def test_a_setting_is_drawn_over_its_values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+import yaml
 
 from chestxai import batch, localization, profiles, runs, sentences, sides
 from chestxai.batch import grid, study
@@ -42,6 +43,9 @@ def test_table_grid_and_provenance_agree(path, tmp_path):
         assert {name: row[name] for name in about} == about
         assert row["step"] in range(0, job.profile.finetune.steps + 1, job.profile.finetune.checkpoint_every)
     assert not table.duplicated(["identity", "step"]).any()
+    assert made["command"].startswith(f"make grid GRID=data/grids/{path.stem}.yaml")
+    real = made["profile"]["data"]["source"] != "phantom"  # phantoms are named by the code that makes them
+    assert bool(made["data"]) == ("DATA=" in made["command"]) == real
     assert made["split"] == next(iter(wanted.values())).split
     assert set(table["device"]) == set(made["made"])
     assert all(set(about) == {"date", "versions", "python", "commit", "environment"} for about in made["made"].values())
@@ -92,8 +96,24 @@ class TestStudy:
         table.to_csv(tmp_path / "wrong.csv", index=False)
         found = study.check(again, tmp_path / "wrong.csv", 1)
         assert found.index[~found["agrees"]].tolist() == ["auc_roc"]
+        assert found.loc["auc_roc", "allowed"] == 0.03
         with pytest.raises(InputError, match="rows 0 to 1"):
             study.check(again, folder / "small.csv", 2)
+
+    def test_a_recipe_that_learns_from_another_run_makes_that_one_first(self, made, tmp_path):
+        own = yaml.safe_load((profiles.DATA / "profiles/smoke.yaml").read_text())
+        own["finetune"] |= {"steps": 2, "checkpoint_every": 2}
+        own["variants"] = {
+            "frozen": {"text": "frozen"},
+            "distilled": {"attention": "distilled", "attention_weight": 0.1, "attention_from": "frozen"},
+        }
+        (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
+        (tmp_path / "grid.yaml").write_text(
+            f"{{profile: {tmp_path / 'own.yaml'}, variants: [distilled], seeds: [3], score: val}}"
+        )
+        rows = study.rows_of(study.jobs(grid.load(tmp_path / "grid.yaml", tmp_path), "val", "", tmp_path)[0])
+        assert rows["variant"].tolist() == ["distilled"]
+        assert profiles.run(profiles.load(tmp_path / "own.yaml"), "frozen", 3, tmp_path).is_finished()
 
     def test_on_another_device_a_row_may_differ_by_the_width_of_its_interval(self, made, tmp_path):
         folder, file, _ = made

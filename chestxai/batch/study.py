@@ -95,6 +95,7 @@ def run(todo: Sequence[Job], path: Path, workers: int = 2) -> pd.DataFrame:
     missing = [job for job in todo if job.identity not in set(table["identity"])]
     print(f"{len(todo)} runs, {len(todo) - len(missing)} of them in {path}")
     os.environ |= MEMORY | {"OMP_NUM_THREADS": "1"}
+    about = {"data": profiles.check_data(todo[0].profile, todo[0].data)} if missing else {}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context) as pool:
         waiting = {pool.submit(rows_of, job): job for job in missing}
@@ -109,7 +110,7 @@ def run(todo: Sequence[Job], path: Path, workers: int = 2) -> pd.DataFrame:
             table = pd.concat([kept, rows], ignore_index=True) if len(kept) else rows  # whole numbers stay whole
             table = table.sort_values(["identity", "step"], key=lambda c: c.map(wanted) if c.name == "identity" else c)
             runs.write_atomic(path, table.to_csv(index=False))
-            runs.write_json(path.with_suffix(".json"), _provenance(path, todo))
+            runs.write_json(path.with_suffix(".json"), _provenance(path, todo) | about)
     return table
 
 
@@ -124,7 +125,7 @@ def check(todo: Sequence[Job], path: Path, row: int, tolerance: float = 0.03) ->
             the row's, rounding changes a run as another seed does, and a score may differ by the width of its interval.
 
     Returns:
-        Columns ``stored, again, agrees``, a row for each score with a value.
+        Columns ``stored, again, allowed`` (the largest difference) and ``agrees``, a row for each score with a value.
 
     Raises:
         InputError: the table has no such row, or the grid does not make it.
@@ -145,19 +146,18 @@ def check(todo: Sequence[Job], path: Path, row: int, tolerance: float = 0.03) ->
     if runs.device() != "cpu" or again["device"] != stored["device"]:
         widths = [stored.get(f"{name}_high", np.nan) - stored.get(f"{name}_low", np.nan) for name in names]
         allowed = np.fmax(allowed, widths)
-    return both.assign(agrees=(both["stored"] - both["again"]).abs() <= allowed)
+    return both.assign(allowed=allowed, agrees=(both["stored"] - both["again"]).abs() <= allowed)
 
 
 def rows_of(job: Job) -> pd.DataFrame:
     """Train, ground, generate and score one run: its rows of the table."""
-    from chestxai import faithfulness, fidelity, finetune, models, sides, tradeoff
+    from chestxai import faithfulness, fidelity, sides, tradeoff
 
     profile, run = job.profile, profiles.run(job.profile, job.variant, job.seed, job.out)
     fidelity.feature_spaces(profile.sampling)  # says what is missing before the training
-    options = {"recipe": profile.recipe(job.variant), "seed": job.seed, "fit": profile.data.fit}
-    options |= profiles.about(profile, job.variant, job.data) | {"cache": job.out / "latents"}
-    train = _studies(profile, "train", job.data)
-    finetune.finetune(models.load_base(profile), train, profile.finetune, run.folder, **options)
+    teacher = profile.recipe(job.variant).attention_from  # a variant whose run is needed first, or a folder, or nothing
+    for variant in [teacher] * (teacher in profile.variants) + [job.variant]:
+        _train(job, variant)
     truths, training, pool = _phrases(profile, job.split, job.data)
     steps = faithfulness.score_run(profile, run, truths, training, pool, run.steps())
     table = pd.concat([step.table for step in steps], ignore_index=True)
@@ -174,6 +174,22 @@ def rows_of(job: Job) -> pd.DataFrame:
     about |= {"code": code, "device": runs.record()["device"], "seconds": seconds.round(3)}
     first = pd.DataFrame({**job.changes, **about}, index=rows.index)
     return pd.concat([first, rows.round(5)], axis=1)  # settings as they are: a rate may be 5e-6
+
+
+def _train(job: Job, variant: str) -> None:
+    from chestxai import finetune, models
+
+    profile = job.profile
+    options = {
+        "recipe": profile.recipe(variant),
+        "seed": job.seed,
+        "fit": profile.data.fit,
+        "cache": job.out / "latents",
+    }
+    options |= profiles.about(profile, variant, job.data)
+    folder = profiles.run(profile, variant, job.seed, job.out).folder
+    train = _studies(profile, "train", job.data)
+    finetune.finetune(models.load_base(profile), train, profile.finetune, folder, **options)
 
 
 def _fidelity(job: Job, run: Run) -> dict[str, Any]:
@@ -229,4 +245,6 @@ def _provenance(path: Path, todo: Sequence[Job]) -> dict[str, Any]:
     made = runs.read_json(file, dict)["made"] if file.is_file() else {}
     made |= {record["device"]: {"date": date.today().isoformat(), **last}}  # the last on this device
     profile = todo[0].profile.model_dump(mode="json", exclude={"name", "description"})
-    return {"study": path.stem, "split": todo[0].split, "runs": len(todo), "made": made, "profile": profile}
+    command = f"make grid GRID=data/grids/{path.stem}.yaml" + " DATA=/path/to/folder" * bool(todo[0].data)
+    about = {"study": path.stem, "command": command, "split": todo[0].split, "runs": len(todo), "made": made}
+    return about | {"profile": profile}

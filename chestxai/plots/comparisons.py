@@ -1,6 +1,7 @@
 """Comparisons of variants: the forest chart of scores and of paired differences, and the trade-off plane."""
 
 import html
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
 
+from chestxai.localization import LOWER_IS_BETTER
 from chestxai.plots import page, style
 from chestxai.runs import InputError
 from chestxai.stats import Interval, format_interval
@@ -298,54 +300,73 @@ def _add_references(plane: go.Figure, table: pd.DataFrame, y: str) -> None:
     )  # fmt: skip
 
 
-def recipes_plane(table: pd.DataFrame, metrics: Sequence[str], title: str = "") -> go.Figure:
-    """Recipes in the plane of fidelity and an endpoint, with a menu of the bases and the tests of the endpoint.
+def recipes_plane(
+    table: pd.DataFrame, metrics: Sequence[str], title: str = "", own: pd.DataFrame | None = None
+) -> go.Figure:
+    """Recipes in the plane of fidelity and an endpoint, with a menu of the bases, the tests and two scores of fidelity.
 
-    One mark a recipe: its mean over seeds at the last step, with bars from the lowest to the highest seed. Large ones
-    are Pareto-optimal: no other one is better in both. Where there are more than six, only these and the first two are
-    named in the plane, the others in the legend.
+    One mark a recipe: its mean over seeds at the last step. A bar covers the intervals of all its seeds. Large
+    marks are Pareto-optimal: no other recipe is better in both; the dotted line bounds what they reach. Where there are
+    more than six, only these and the first two have name and bars in the plane, the others in the legend and on hover.
 
     Args:
-        table: Of a study: variant, seed, step, classifier_auc, the metrics and, optionally, base.
+        table: Of a study: variant, seed, step, classifier_auc, fid, the metrics and, optionally, their bounds and base.
         metrics, title: Columns of the y-axis, and title of the figure.
+        own: Runs to show as stars beside the recipes of their base, in a table like that of the study.
     """
-    columns = ["variant", "seed", "step", "classifier_auc", *metrics]
-    style.require(table, columns, "recipes_plane")
-    table = table[columns].assign(base=table["base"] if "base" in table else "")
+    style.require(table, ["variant", "seed", "step", "classifier_auc", "fid", *metrics], "recipes_plane")
     looks, planes = style.variant_style(table["variant"].unique()), []
-    for base, rows in table.groupby("base", sort=False):
-        for column in metrics:
-            name = style.score_name(column, short=True)
-            plane = _recipes(last_step(rows).sort_index(), column, looks, title)
-            planes.append((f"{name}, base {base}" if base else name, plane))
-    return style.chooser(planes, name="Score")
+    bases = table["base"] if "base" in table else pd.Series("", table.index)
+    for base, rows in table.groupby(bases, sort=False):
+        stars = pd.DataFrame(columns=table.columns) if own is None else own[own.get("base", base) == base]
+        for x, column in itertools.product(("classifier_auc", "fid"), metrics):
+            plane = _recipes(last_step(rows).sort_index(), x, column, looks, stars)
+            style.dressed(plane, title, 480, [trace.name for trace in plane.data if trace.showlegend])
+            text = f"{style.score_name(column, short=True)}, {style.score_name(x, short=True)}"
+            planes.append((f"{text}, base {base}" if base else text, plane))
+    return style.chooser(planes, name="Scores")
 
 
-def _recipes(last: pd.DataFrame, column: str, looks: Mapping[str, style.Style], title: str) -> go.Figure:
-    """The plane of one score: a mark for each variant of ``last``, a row per variant and seed."""
-    x, plane = "classifier_auc", go.Figure()
-    groups = last.groupby("variant", sort=False)[[x, column]]
-    means = groups.mean()
-    up, down = groups.max() - means, means - groups.min()
-    best = pareto_front(means.assign(miss=-means[x]).reset_index(), "miss", column)
+def _recipes(last: pd.DataFrame, x: str, y: str, looks: Mapping[str, style.Style], stars: pd.DataFrame) -> go.Figure:
+    """The plane of two scores: a mark for each variant of ``last``, a row per variant and seed, and the ``stars``."""
+    lower, plane = x in LOWER_IS_BETTER, go.Figure()
+    means, low, high = (
+        last[["variant"]].assign(**{c: last.get(c + end, last[c]).fillna(last[c]) for c in (x, y)})
+        .groupby("variant", sort=False).agg(how) for end, how in (("", "mean"), ("_low", "min"), ("_high", "max"))
+    )  # fmt: skip
+    best = pareto_front(means.assign(cost=means[x] if lower else -means[x]), "cost", y)
+    front = means[best].sort_values(x)
     named = [variant for i, variant in enumerate(means.index) if len(means) <= 6 or best[i] or i < 2]
-    sides = dict(zip(named, _sides(means.loc[named], means - down, means + up, named), strict=True))
+    right = [-1 if lower else 1, 1]
+    places = (means.loc[named] * right, *((low * right, high * right)[:: right[0]]))
+    sides = dict(zip(named, _sides(*places, named), strict=True))
+    plane.add_scatter(
+        x=front[x], y=front[y], mode="lines", name="Pareto front", showlegend=False, hoverinfo="skip",
+        line={"shape": "hv" if lower else "vh", "dash": "dot", "width": 1.5, "color": style.MUTED},
+    )  # fmt: skip
     for i, (variant, mean) in enumerate(means.iterrows()):
         look, name, side = looks[variant], html.escape(variant), sides.get(variant)
-        bar = {"thickness": 1, "color": style.faint(look.color, 0.55)}
-        bars = {
-            f"error_{axis}": {"array": [up.loc[variant, key]], "arrayminus": [down.loc[variant, key]], **bar}
-            for axis, key in (("x", x), ("y", column))
-        }
+        up, down = high.loc[variant] - mean, mean - low.loc[variant]
+        bar = {"thickness": 1, "color": style.faint(look.color, 0.55), "visible": bool(side)}
+        bars = {f"error_{a}": {"array": [up[c]], "arrayminus": [down[c]], **bar} for a, c in (("x", x), ("y", y))}
+        told = [
+            f"{style.score_name(c, short=True)} {_shown(mean[c], low[c][variant], high[c][variant], '.3f')}"
+            for c in (x, y)
+        ]
         plane.add_scatter(
-            x=[mean[x]], y=[mean[column]], mode="markers+text" if side else "markers", text=[name], name=name,
+            x=[mean[x]], y=[mean[y]], mode="markers+text" if side else "markers", text=[name], name=name,
             marker={"size": 16 if best[i] else 9, "color": look.color, "symbol": look.symbol}, showlegend=True,
-            hovertemplate=f"<b>{name}</b><br>classifier AUC %{{x:.3f}}<br>score %{{y:.3f}}<extra></extra>",
+            hovertemplate="<br>".join([f"<b>{name}</b>", *told]) + "<extra></extra>",
             textposition=side or "top center", cliponaxis=False, **bars,
         )  # fmt: skip
-    style.dressed(plane, title, 480, [trace.name for trace in plane.data])
-    plane.update_yaxes(title_text=style.ranked(column))
-    return plane.update_xaxes(title_text="classifier AUC of the generated images (higher is better →)")
+    star, edge = {"symbol": "star", "size": 14, "color": style.INK}, style.direction(x, "higher", "lower")
+    for name, *place in stars[["variant", x, y]].itertuples(index=False):
+        spot, text = dict(zip("xy", ([value] for value in place), strict=True)), f"{html.escape(name)} (yours)"
+        plane.add_scatter(
+            **spot, mode="markers+text", text=[text], name=text, marker=star, textposition="bottom center"
+        )
+    plane.update_yaxes(title_text=style.ranked(y)).update_xaxes(autorange="reversed" if lower else True)
+    return plane.update_xaxes(title_text=f"{style.score_name(x)} of the generated images ({edge} is better →)")
 
 
 def _sides(places: pd.DataFrame, low: pd.DataFrame, high: pd.DataFrame, names: Iterable[str]) -> list[str]:

@@ -182,8 +182,8 @@ def dressed(
 def chooser(figures: Sequence[tuple[str, go.Figure]], room: int = 40, **menu: object) -> go.Figure:
     """One figure with a menu that shows one of several at a time; needs no kernel.
 
-    ``figures``: pairs of a label and a figure, all of the same size and axes. ``room``: pixels that are added above the
-    axes. ``menu``: options of plotly's ``updatemenus``.
+    ``figures``: pairs of a label and a figure, all of the same size, and of the same x-axis unless its ``autorange`` is
+    set. ``room``: pixels that are added above the axes. ``menu``: options of plotly's ``updatemenus``.
     """
     owner = [i for i, (_, figure) in enumerate(figures) for _ in figure.data]
     fig = go.Figure([trace for _, figure in figures for trace in figure.data], figures[0][1].layout)
@@ -191,6 +191,8 @@ def chooser(figures: Sequence[tuple[str, go.Figure]], room: int = 40, **menu: ob
     for i, (label, figure) in enumerate(figures):
         shown, look = {"visible": [o == i for o in owner]}, figure.layout
         change = {"annotations": look.annotations, "shapes": look.shapes, "yaxis.title.text": look.yaxis.title.text}
+        if look.xaxis.autorange:
+            change |= {"xaxis.title.text": look.xaxis.title.text, "xaxis.autorange": look.xaxis.autorange}
         buttons.append({"label": html.escape(label), "method": "update", "args": [shown, change]})
     for trace, i in zip(fig.data, owner, strict=True):
         trace.visible = i == 0

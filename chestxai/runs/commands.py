@@ -51,19 +51,22 @@ def record() -> dict[str, Any]:
     """
     import torch
 
-    try:
-        commit = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"], capture_output=True, text=True
-        ).stdout.strip()
+    try:  # results that are being written are no change of the code
+        commit, changed = (
+            subprocess.run(
+                ["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True
+            ).stdout.strip()
+            for words in (["describe", "--always"], ["status", "-s", "-uno", "--", ":/", ":!/data/results"])
+        )
     except OSError:
-        commit = ""
+        commit, changed = "", ""
     cuda = torch.cuda.is_available()
     return {
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
-        "commit": commit or None,
+        "commit": commit + "-dirty" * bool(changed) or None,
         "environment": {name: os.environ[name] for name in _NUMBERS if name in os.environ},
         "peak_memory_gb": round(peak_memory(), 3),
     }
