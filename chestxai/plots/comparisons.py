@@ -337,9 +337,10 @@ def _recipes(last: pd.DataFrame, x: str, y: str, looks: Mapping[str, style.Style
     best = pareto_front(means.assign(cost=means[x] if lower else -means[x]), "cost", y)
     front = means[best].sort_values(x)
     named = [variant for i, variant in enumerate(means.index) if len(means) <= 6 or best[i] or i < 2]
+    own = stars.assign(name=stars["variant"] + " (yours)").set_index("name")[[x, y]]
     right = [-1 if lower else 1, 1]
-    places = (means.loc[named] * right, *((low * right, high * right)[:: right[0]]))
-    sides = dict(zip(named, _sides(*places, named), strict=True))
+    places, *ends = (pd.concat([some.loc[named], own]).astype(float) * right for some in (means, low, high))
+    sides = dict(zip(places.index, _sides(places, *ends[:: right[0]], places.index), strict=True))
     plane.add_scatter(
         x=front[x], y=front[y], mode="lines", name="Pareto front", showlegend=False, hoverinfo="skip",
         line={"shape": "hv" if lower else "vh", "dash": "dot", "width": 1.5, "color": style.MUTED},
@@ -360,11 +361,9 @@ def _recipes(last: pd.DataFrame, x: str, y: str, looks: Mapping[str, style.Style
             textposition=side or "top center", cliponaxis=False, **bars,
         )  # fmt: skip
     star, edge = {"symbol": "star", "size": 14, "color": style.INK}, style.direction(x, "higher", "lower")
-    for name, *place in stars[["variant", x, y]].itertuples(index=False):
-        spot, text = dict(zip("xy", ([value] for value in place), strict=True)), f"{html.escape(name)} (yours)"
-        plane.add_scatter(
-            **spot, mode="markers+text", text=[text], name=text, marker=star, textposition="bottom center"
-        )
+    for name, place in own.iterrows():
+        spot = {"x": [place[x]], "y": [place[y]], "text": [text := html.escape(name)], "textposition": sides[name]}
+        plane.add_scatter(**spot, mode="markers+text", name=text, marker=star, cliponaxis=False)
     plane.update_yaxes(title_text=style.ranked(y)).update_xaxes(autorange="reversed" if lower else True)
     return plane.update_xaxes(title_text=f"{style.score_name(x)} of the generated images ({edge} is better →)")
 
