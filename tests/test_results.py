@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from chestxai import batch, localization, profiles, runs, sentences, sides
+from chestxai import batch, localization, profiles, runs, sentences, sides, studies
 from chestxai.batch import grid, study
 from chestxai.runs import InputError
 
@@ -82,6 +82,10 @@ class TestStudy:
         assert table["step"].tolist() == [4, 8]
         assert table["seed"].dtype.kind == "i"
         assert table["identity"].unique().tolist() == [todo[0].identity]
+        taught = table.filter(regex="^gain_auc_roc [A-Z]")  # by finding
+        assert taught.columns.str.removeprefix("gain_auc_roc ").isin(studies.FINDINGS).all()
+        assert taught.min(axis=1).le(table["gain_auc_roc"]).all()
+        assert taught.max(axis=1).ge(table["gain_auc_roc"]).all()
         assert table[["asked_side", "asked_zone", "asked_severity"]].stack().between(0, 1).sum() == 6
         before = (folder / "small.csv").read_bytes()
         study.run(todo, folder / "small.csv", workers=1)
@@ -221,6 +225,16 @@ def test_readme_and_intro_say_what_the_recipes_found():
         assert set(found.index[found["both"] == "yes"]) == yes[base]
         assert set(found.index[found["p"] < 0.025]) == firm[base]
         assert found["both"][["anchored", "random"]].tolist() == ["open", "no"]
+        # As the third test was first stated, the same recipes pass.
+        points = found[[c for c in found if c.endswith("− frozen") and not c.startswith("classifier")]]
+        tested = table[table["base"] == base].drop(columns="device")
+        images = sentences.recipes.over_seeds(tested, "classifier_auc", "learnable")
+        first = [
+            v
+            for v in set(found.index) - {"learnable"}
+            if min([*points.loc[v], images[v]], key=lambda d: d.low).low > -0.01
+        ]
+        assert set(first) == yes[base]
     where = both.set_index(["base", "seed", "device"])
     alone = where[~where.index.isin(where.index[where["variant"] == "frozen"])]
     assert set(alone["variant"]) == {"random"}  # all others have a frozen run of their own device

@@ -164,6 +164,8 @@ def rows_of(job: Job) -> pd.DataFrame:
     runs.write_atomic(run.grounding_file, table.to_csv(index=False))
     runs.write_json(run.fidelity_file, {"steps": _fidelity(job, run)})
     rows = tradeoff.table([run.folder], n=profile.statistics.resamples)
+    by_finding = table.groupby(["step", "finding"])["gain_auc_roc"].mean().unstack()
+    rows = rows.merge(by_finding.add_prefix("gain_auc_roc "), on="step")
     if profile.boxes != profile.data.source:  # X-rays have few boxes, and many reports that name a side
         studies = _studies(profile, job.split, job.data), _studies(profile, _other(job.split), job.data)
         rows = rows.merge(sides.scores_by_step(profile, run, *studies), on="step")

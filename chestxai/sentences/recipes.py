@@ -78,10 +78,20 @@ def answer(found: pd.DataFrame) -> str:
     return already + text + (_say("open", n=few) if few else "")
 
 
+def joint(found: dict[str, pd.DataFrame]) -> str:
+    """Which recipes have both in every base, from ``found``: base → `verdicts`."""
+    tables = [table.drop(index="learnable", errors="ignore") for table in found.values()]
+    passed = set.intersection(*(set(table.index[table["both"] == "yes"]) for table in tables))
+    firm = [name for name in passed if all(table["p"][name] < 0.025 for table in tables)]
+    names = {"bases": found, "passed": sorted(passed), "firm": sorted(firm)}
+    return _say("joint", **{key: [f"`{name}`" for name in some] for key, some in names.items()})
+
+
 def principles(found: pd.DataFrame, groups: dict[str, Sequence[str]]) -> str:
     """Design principles as bullets: what each kind of recipe does to pointing and to fidelity, with its support.
 
-    ``found`` is that of `verdicts`; ``groups``: principle → recipes that test it.
+    Each names the test that comes nearest to deciding otherwise. ``found`` is that of `verdicts`; ``groups``: principle
+    → recipes that test it.
     """
     lines = []
     for text, names in groups.items():
@@ -93,6 +103,8 @@ def principles(found: pd.DataFrame, groups: dict[str, Sequence[str]]) -> str:
             for name, row in own.drop(columns=["p", "both"]).iterrows()
         )
         state = "supported" if (own["both"] == "yes").all() else "refuted" if "no" in set(own["both"]) else "open"
-        state += " by one recipe" if state == "supported" and len(own) == 1 else ""
-        lines.append(_say("principle", text=text, state=state, shown=shown))
+        tests = own.drop(columns=["p", "both"]).stack()
+        recipe, test = tests.map(lambda d, end="high" if state == "refuted" else "low": getattr(d, end)).idxmin()
+        why = _say(f"is {state}", recipe=recipe, test=test, interval=tests[recipe, test], several=len(own) > 1)
+        lines.append(_say("principle", text=text, state=state, shown=shown, why=why))
     return bullets(lines) or _say("no principle")
