@@ -6,9 +6,6 @@ workspaces of kernels, of fragmentation, nor of what autocast keeps in float32 (
 tenth of the memory free.
 """
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +15,9 @@ import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.utils.benchmark import Timer
 from transformers import AutoConfig
+from transformers.modeling_utils import local_torch_dtype
 
 from chestxai import encoders, models, profiles, recipes, runs
 from chestxai.finetune import launch
@@ -121,16 +120,6 @@ def memory(parts: dict[str, nn.Module], profile: Profile, variant: str, processe
     return used
 
 
-@contextmanager
-def _default_dtype(kind: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(kind)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 def _inputs(unet: nn.Module, rows: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
     """Random latents, timesteps and text of ``length`` tokens for `models.denoise`."""
     config, width = unet.config, text_width(unet)
@@ -166,7 +155,7 @@ def activations(unet: nn.Module, settings: FinetuneSettings, recipe: Recipe | No
 
     half, length = settings.precision != "no", getattr(unet, "text_length", 77)
     # Tensors without content that choose the kernels of a CPU, where "meta" would keep the attention of all pairs.
-    with FakeTensorMode(), _default_dtype(torch.bfloat16 if half else torch.float32):
+    with FakeTensorMode(), local_torch_dtype(torch.bfloat16 if half else torch.float32):
         unet = type(unet).from_config(unet.config).train()
         for name, parameter in unet.named_parameters():
             # An adapter keeps what its layer would keep to learn, and little more.
@@ -189,13 +178,13 @@ def activations(unet: nn.Module, settings: FinetuneSettings, recipe: Recipe | No
 
 
 def seconds_per_step(unet: nn.Module, settings: FinetuneSettings, device: str, steps: int = 10) -> float:
-    """Seconds of a step on one device, the median of ``steps``, with random weights and data.
+    """Seconds of a step on one device, the mean of ``steps``, with random weights and data.
 
     Args:
         unet: on the meta device; leaves it.
         settings: batch, precision and savers.
         device: "cuda" or "cpu".
-        steps: number of timed steps, after one that is not.
+        steps: number of timed steps, after two that are not.
     """
     kind = torch.bfloat16 if settings.weights == "bf16" else torch.float32
     unet = unet.to_empty(device=device).to(kind).requires_grad_(False).train()
@@ -208,21 +197,19 @@ def seconds_per_step(unet: nn.Module, settings: FinetuneSettings, device: str, s
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     optimizer = launch.make_optimizer([{"params": learning, "lr": 1e-6}], settings)
-    rows, spent = settings.batch_size // settings.accumulate, []
+    rows = settings.batch_size // settings.accumulate
     x, times, text = (value.to(device) for value in _inputs(unet, rows, getattr(unet, "text_length", 77)))
     half = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[settings.precision]
-    for _ in range(steps + 1):
-        began = time.perf_counter()
+
+    def step() -> None:
         for _ in range(settings.accumulate):
             with torch.autocast(device, half, enabled=half is not None):
                 loss = F.mse_loss(models.denoise(unet, x, times, text).float(), x)
             loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        spent.append(time.perf_counter() - began)
-    return sorted(spent[1:])[steps // 2]
+
+    return Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads()).timeit(steps).mean
 
 
 def report(profile: Profile, variant: str, gpu: float | None = None, gpus: int = 1) -> tuple[str, bool | None]:
