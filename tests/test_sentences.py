@@ -555,9 +555,20 @@ class TestRecipes:
         weak = say.recipes.answer(found.assign(p=0.03))
         assert weak.startswith("**Yes**, but not after adjustment: with `good` (adjusted p = 0.030, not below")
         text = say.recipes.principles(found, {"A": ["good"], "B": ["mute", "dull"], "C": ["absent"]})
-        assert "**A**: supported by one recipe" in text
+        assert "**A**: supported (`good`" in text
+        assert "One recipe says little about a kind." in text
         assert "**B**: refuted" in text
+        assert "`mute` refutes it, word test − frozen: -0.200" in text  # further below the margin than `dull`
         assert "**C**" not in text
+
+    def test_two_bases_are_judged_together(self):
+        one = say.recipes.verdicts(self.table(good=(0.0, 0.1), other=(0.0, 0.1)), ["word"])
+        two = say.recipes.verdicts(self.table(good=(0.0, 0.1), other=(-0.2, 0.1)), ["word"])
+        text = say.recipes.joint({"a": one, "b": two.assign(p=0.001)})
+        assert text.startswith("**`a` and `b` together**: all three tests are passed in each by `good` if")
+        assert ("by `good` after Holm" in text) == (one["p"]["good"] < 0.025)
+        assert "by no recipe after Holm" in say.recipes.joint({"a": one, "b": two.assign(p=0.03)})
+        assert "by no recipe if" in say.recipes.joint({"a": one.drop(index="good"), "b": two})
 
     def test_one_seed_gives_no_interval_and_a_wide_one_decides_nothing(self):
         table = self.table(other=(0.0, 0.1))

@@ -8,14 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState, utils
 from accelerate.state import AcceleratorState
-from accelerate.utils import (
-    DistributedType,
-    FullyShardedDataParallelPlugin,
-    GradientAccumulationPlugin,
-    TorchDynamoPlugin,
-)
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, GradientAccumulationPlugin
 from diffusers import StableDiffusionPipeline
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -57,7 +52,7 @@ def make_accelerator(settings: FinetuneSettings, unused: bool = False) -> Accele
         cpu=runs.device() == "cpu",
         mixed_precision=settings.precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=settings.accumulate),
-        dynamo_plugin=TorchDynamoPlugin(backend="no"),
+        dynamo_plugin=utils.TorchDynamoPlugin(backend="no"),
         step_scheduler_with_optimizer=False,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
     )

@@ -350,10 +350,8 @@ def _recipes(last: pd.DataFrame, x: str, y: str, looks: Mapping[str, style.Style
         up, down = high.loc[variant] - mean, mean - low.loc[variant]
         bar = {"thickness": 1, "color": style.faint(look.color, 0.55), "visible": bool(side)}
         bars = {f"error_{a}": {"array": [up[c]], "arrayminus": [down[c]], **bar} for a, c in (("x", x), ("y", y))}
-        told = [
-            f"{style.score_name(c, short=True)} {_shown(mean[c], low[c][variant], high[c][variant], '.3f')}"
-            for c in (x, y)
-        ]
+        bounds = low.loc[variant], high.loc[variant]
+        told = [f"{style.score_name(c, True)} {_shown(mean[c], *(b[c] for b in bounds), '.3f')}" for c in (x, y)]
         plane.add_scatter(
             x=[mean[x]], y=[mean[y]], mode="markers+text" if side else "markers", text=[name], name=name,
             marker={"size": 16 if best[i] else 9, "color": look.color, "symbol": look.symbol}, showlegend=True,

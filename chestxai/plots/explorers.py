@@ -12,17 +12,7 @@ from IPython.display import HTML
 from PIL import Image
 
 from chestxai.plots import pictures
-from chestxai.plots.pictures import (
-    COLORSCALE,
-    Images,
-    Masks,
-    Picture,
-    Scale,
-    as_pictures,
-    enlarged,
-    normalize,
-    study_picture,
-)
+from chestxai.plots.pictures import COLORSCALE, Images, Masks, Picture, as_pictures, enlarged, normalize, study_picture
 from chestxai.plots.style import FINDING_COLORS, INK, MENU, MUTED, TEMPLATE, chooser, wrapped
 from chestxai.runs import InputError
 from chestxai.studies import Finding, Study
@@ -135,7 +125,7 @@ def _explorer(picture: Picture, tiles: list[list[np.ndarray]], title: str, phras
         traces.append(go.Scatter(line={"color": mark.color, "width": 2}, hovertext=html.escape(mark.name), **line))
     bar = {"orientation": "h", "lenmode": "pixels", "len": _SIDE, "x": 0, "xanchor": "left", "xpad": 0, "y": 0}
     bar |= {"yanchor": "top", "ypad": 6, "thickness": 12, "outlinewidth": 0, "tickvals": [0, 1], "ticks": ""}
-    bar |= {"ticktext": ["min", "max"], "title": {"text": Scale().title, "side": "top", "font": {"size": 12}}}
+    bar |= {"ticktext": ["min", "max"], "title": {"text": pictures.Scale().title, "side": "top", "font": {"size": 12}}}
     marker = {"colorscale": COLORSCALE, "cmin": 0, "cmax": 1, "color": [0], "colorbar": bar, "showscale": True}
     traces.append(go.Scatter(x=[None], y=[None], mode="markers", hoverinfo="skip", marker=marker))
     fixed = {"visible": False, "fixedrange": True, "constrain": "domain"}

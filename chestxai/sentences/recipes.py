@@ -75,7 +75,7 @@ def answer(found: pd.DataFrame) -> str:
     else:
         worst = found.drop(columns=["p", "both"]).map(lambda interval: interval.estimate).astype(float).min(axis=1)
         text = _say("nearest", name=worst.idxmax(), difference=worst.max())
-    return already + text + (_say("open", n=few) if few else "")
+    return already + text + (_say("few", n=few) if few else "")
 
 
 def joint(found: dict[str, pd.DataFrame]) -> str:
@@ -103,8 +103,8 @@ def principles(found: pd.DataFrame, groups: dict[str, Sequence[str]]) -> str:
             for name, row in own.drop(columns=["p", "both"]).iterrows()
         )
         state = "supported" if (own["both"] == "yes").all() else "refuted" if "no" in set(own["both"]) else "open"
-        tests = own.drop(columns=["p", "both"]).stack()
-        recipe, test = tests.map(lambda d, end="high" if state == "refuted" else "low": getattr(d, end)).idxmin()
-        why = _say(f"is {state}", recipe=recipe, test=test, interval=tests[recipe, test], several=len(own) > 1)
+        tests, end = own.drop(columns=["p", "both"]).stack(), "high" if state == "refuted" else "low"
+        recipe, test = tests.map(lambda d, end=end: getattr(d, end)).fillna(-np.inf).idxmin()
+        why = _say(state, recipe=recipe, test=test, interval=tests[recipe, test], several=len(own) > 1)
         lines.append(_say("principle", text=text, state=state, shown=shown, why=why))
     return bullets(lines) or _say("no principle")
