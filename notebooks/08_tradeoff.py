@@ -280,14 +280,14 @@ for study, rows in {"demo": demo, "text_rate": short}.items():
     about["test images"] = rows["images_real"].max()
     found = {c: f"{over_seeds(rows, c, 'frozen')['learnable']:+.3f}" for c in wanted}
     both[study] = about | found
-pd.DataFrame(both).T.rename(columns=localization.NAMES)
+pd.DataFrame(both).rename(localization.NAMES)
 
 # %% [markdown]
 # In `demo` the images of learnable are farther from the held-out ones by FID, with each of the three seeds. In
 # `text_rate` not even the sign is decided. Student's interval is of other seeds with the *same* test images and
-# prompts; the interval of FID in the answer above, over images, includes zero. So with this recipe FID's sign depends
-# on the sampler and on the images, and “nothing is lost” cannot be said of it. The other three scores have the same
-# sign in both studies, and of them only the gain differs clearly from zero.
+# prompts; the interval of FID in the answer above is of other images. So with this recipe FID's sign depends on the
+# sampler and on the images, and “nothing is lost” cannot be said of it. The other three scores have the same sign in
+# both studies, and of them only the gain differs clearly from zero.
 #
 # ## Equal steps, or equal time?
 #
@@ -350,9 +350,9 @@ steps.map("{:+.3f}".format).rename(columns=localization.NAMES)
 margin, changes = 0.01, steps[[*endpoint]].stack()
 flat = sum(-margin < change.low and change.high < margin for change in changes)
 Markdown(
-    f"Of {len(changes)} changes of the endpoint, {flat or 'none'} lies within ±{margin:g} "
-    "with its whole interval, which would show a curve that is flat at that point. An interval "
-    "that includes zero does not show it: three seeds say little."
+    f"For {flat or 'none'} of these {len(changes)} changes of the endpoint, the whole interval "
+    f"lies within ±{margin:g}, which would show a curve that is flat at that point. An "
+    "interval that includes zero does not show it: three seeds say little."
 )
 
 # %% [markdown]
@@ -453,7 +453,7 @@ lost, drift = rated["word_low"] <= rated["chance_word"], rated.groupby("variant"
 of_rate = of_rate.map("{:+.3f}".format).rename(columns=localization.NAMES)
 of_rate["runs without words"] = lost.groupby(rated["variant"]).sum()
 of_rate["drift"] = drift.mean().map("{:.3f}".format)
-of_rate["drift measured in"] = drift.count()
+of_rate["runs with a drift"] = drift.count()
 of_rate.loc[rated["variant"].unique()].rename_axis("rate").T
 
 # %% tags=["remove-input", "aggregate"]
