@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from chestxai import runs, sources
@@ -147,10 +148,15 @@ class StatisticsSettings(Settings):
 
     resamples: int = Field(2000, ge=100, le=10**6)  #: number of patient-clustered bootstrap resamples
     #: Columns of ``grounding.csv`` that decide the verdict, declared before any map is scored: a variant points if it
-    #: passes all of them (what the image adds, and what the word adds). All others are secondary.
+    #: passes all of them (what the image adds, and what the word adds).
     endpoint: tuple[str, ...] = Field(("gain_auc_roc", "word"), min_length=1)
+    #: Further columns of it that chapter 8 compares; their p-values are adjusted for their number (Holm).
+    secondary: tuple[str, ...] = (
+        *("mirror", "mirror_sided", "conflict", "gain_word", "auc_roc", "auc_roc_shuffled", "auc_roc_field"),
+        *("average_precision", "pointing_game", "cnr", "iou", "miou", "bbox_iou"),
+    )
 
-    @field_validator("endpoint")
+    @field_validator("endpoint", "secondary")
     @classmethod
     def _is_scored(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if unknown := {*names} - {*runs.read_yaml(DATA / "words" / "scores.yaml")}:
@@ -233,11 +239,7 @@ def names() -> list[str]:
 
 
 def load(name: str | Path) -> Profile:
-    """Load a shipped profile by name, or any profile by the path of its YAML file.
-
-    Raises:
-        InputError: unknown name, or a setting that is unknown, missing or out of range; names file and setting.
-    """
+    """Load a shipped profile by name, or any by the path of its YAML file; InputError names file and wrong setting."""
     own = str(name).endswith((".yaml", ".yml"))
     path = Path(name) if own else DATA / "profiles" / f"{name}.yaml"
     if not (path.is_file() if own else name in names()):
@@ -268,8 +270,7 @@ def profile_folder(profile: Profile, out: str | Path | None = None) -> Path:
 def run(profile: Profile, variant: str, seed: int, out: str | Path | None = None) -> Run:
     """The run ``<out>/<profile>/<variant>/seed-<n>`` (``out`` replaces ``runs/``), whether it exists or not.
 
-    Raises:
-        InputError: the profile has no such variant, or the seed is negative.
+    InputError where the profile has no such variant, or no seed can have that number.
     """
     profile.recipe(variant)
     if not 0 <= seed < 2**32:
@@ -309,13 +310,9 @@ def chosen(options: Namespace) -> tuple[Profile, str, Run]:
 def studies(profile: Profile, split: str, data: str | Path = "", *, boxes: bool = False) -> sources.Studies:
     """The studies of one ``split`` ("train", "val" or "test") of a ``profile``.
 
-    Args:
-        profile, split: the settings, and the split.
-        data: folder that holds one sub-folder per source (``openi/``, ``nih/``); phantoms need none.
-        boxes: read the source whose phrases are grounded instead of the training source.
-
-    Raises:
-        InputError, MissingError: ``data`` is needed, or cannot be used.
+    ``data`` is the folder that holds one sub-folder per source (``openi/``, ``nih/``); phantoms need none. InputError
+    or MissingError where it is needed, or cannot be used. With ``boxes`` the source whose phrases are grounded is read
+    instead of the training source.
     """
     name = profile.boxes if boxes else profile.data.source
     options = profile.data.options.get(name, {})
@@ -346,18 +343,12 @@ def check_packages(settings: FinetuneSettings) -> None:
 
 
 def check_data(profile: Profile, data: str | Path = "", cache: dict[Any, Any] | None = None) -> dict[str, str]:
-    """Check before a long run whether the profile's data can be used.
+    """Check before a long run whether the data of a profile can be used; ``profile`` and ``data`` as in `studies`.
 
-    Args:
-        profile, data: as in `studies`.
-        cache: shared by the profiles of one batch, so that each split of a source is loaded once.
-
-    Returns:
-        Fingerprint of each split ("train", …, "boxes test"). Phantoms have none: code and settings make them.
-
-    Raises:
-        InputError, MissingError: as `studies`; a split has no image; no test image has a box to be scored against, or
-            no other a box; a package that the settings need is missing.
+    Returns the fingerprint of each split ("train", …, "boxes test"); phantoms have none: code and settings make them.
+    ``cache`` is shared by the profiles of one batch, so that each split of a source is loaded once. InputError or
+    MissingError: as `studies`; a split has no image; no test image has a box to be scored against, or no other a box; a
+    package that the settings need is missing.
     """
     check_packages(profile.finetune)
     cache, prints, lacking = {} if cache is None else cache, {}, []
@@ -392,8 +383,7 @@ def check_data(profile: Profile, data: str | Path = "", cache: dict[Any, Any] | 
 def base_folder(base: str | Path) -> Path | None:
     """Folder of a ``base``: "tiny" or "tiny-code" (both of data/tiny), or one in diffusers format; None for a hub id.
 
-    Raises:
-        MissingError: it is none of these; says what a base may be.
+    MissingError says what a base may be where it is none of these.
     """
     folder = DATA / "tiny" if str(base) in ("tiny", "tiny-code") else Path(base)
     remedy = "Give 'tiny', a folder in diffusers format (model_index.json, unet/, vae/, … as safetensors), or a hub id"
@@ -408,7 +398,5 @@ def base_folder(base: str | Path) -> Path | None:
 
 def sample(items: Sequence[Study], n: int, seed: int = 0) -> list[Study]:
     """``n`` of ``items`` in their order, chosen by a shuffle with this ``seed``; all of them when there are fewer."""
-    import numpy as np
-
     order = np.random.default_rng(seed).permutation(len(items))[:n]
     return [items[i] for i in sorted(order)]

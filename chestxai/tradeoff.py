@@ -67,11 +67,11 @@ def table(runs: Sequence[Path], n: int = 2000) -> pd.DataFrame:
 
 
 def at_equal_seconds(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of ``table``: each run's last checkpoint that took no longer than the fastest of all; none without times."""
-    trained = table[table["step"] > 0]
-    budget = trained.groupby(["variant", "seed"])["seconds"].max().min()
-    # A checkpoint rarely falls on the same second.
-    return last_step(trained[trained["seconds"] <= 1.05 * budget])
+    """Rows of ``table``: each run's checkpoint nearest in time to the end of its seed's fastest run; needs times."""
+    timed = table[(table["step"] > 0) & table["seconds"].notna()]
+    ends = timed.groupby(["variant", "seed"])["seconds"].max().groupby("seed").min()
+    away = (timed["seconds"] - timed["seed"].map(ends)).abs()
+    return timed.loc[away.groupby([timed["variant"], timed["seed"]]).idxmin()]
 
 
 def last_step(table: pd.DataFrame, keys: Sequence[str] = ("variant", "seed")) -> pd.DataFrame:
@@ -85,9 +85,8 @@ def pareto_front(table: pd.DataFrame, x: str = "fid", y: str = "auc_roc") -> np.
     In ``table``, of `table`, ``x`` is minimised and ``y`` maximised (or minimised, if it is in `LOWER_IS_BETTER`); rows
     with NaN are False. InputError where it lacks a column.
     """
-    for column in (x, y):
-        if column not in table:
-            raise InputError(f"the table has no column {column!r}; it has {', '.join(map(str, table.columns))}")
+    if missing := [column for column in (x, y) if column not in table]:
+        raise InputError(f"the table has no column {missing[0]!r}; it has {', '.join(map(str, table.columns))}")
     cost = table[x].to_numpy(dtype=float)
     gain = table[y].to_numpy(dtype=float) * (-1 if y in LOWER_IS_BETTER else 1)
     as_good = (cost[None] <= cost[:, None]) & (gain[None] >= gain[:, None])
@@ -111,11 +110,9 @@ def compare(
     p-value is one minus the level at which the interval reaches zero). Otherwise they cover patients only
     (`paired_difference`), and a phrase's score is averaged over seeds. Raises as `table`.
 
-    Args:
-        runs_a, runs_b: run folders of one variant, and of the variant to subtract.
-        metric, finding: column of ``grounding.csv``, and the only finding whose phrases count, if not all.
-        step: checkpoint; None takes the last, which must be the same in all runs.
-        n, alpha: resamples of the interval, and significance level behind ``detectable``.
+    ``runs_a`` are the folders of one variant, ``runs_b`` those of the variant to subtract; ``metric`` is a column of
+    ``grounding.csv``. ``step`` None takes the last checkpoint, which must be the same in all runs; with ``finding``
+    only its phrases count. ``n`` resamples make the interval; ``alpha`` is the level behind ``detectable``.
     """
     names = {}
     for name, members in (("a", runs_a), ("b", runs_b)):
@@ -123,8 +120,7 @@ def compare(
         if others:
             raise InputError(f"expected the seeds of one variant, got {', '.join(variants)}")
     both, step = _phrases([*runs_a, *runs_b], metric, step)
-    if finding is not None:
-        both = both[both.index.get_level_values("finding") == finding]
+    both = both if finding is None else both[both.index.get_level_values("finding") == finding]
     if both.empty:
         of = f" of {finding}" if finding else ""
         raise InputError(f"no phrase{of} has {metric} in all of {', '.join(map(str, [*runs_a, *runs_b]))}")
@@ -144,10 +140,7 @@ def compare(
 
 
 def compare_all(runs: Sequence[Path], metric: str = "auc_roc", **options: Any) -> list[Comparison]:
-    """`compare` the variant of the first of ``runs`` with every other one: first minus other.
-
-    ``metric`` and the ``options`` ``step``, ``finding``, ``n`` and ``alpha`` as there.
-    """
+    """`compare` the variant of the first of ``runs`` with each other one by ``metric, options``: first minus other."""
     first, *others = _by_variant(runs).values()
     return [compare(first, members, metric, **options) for members in others]
 
@@ -324,12 +317,11 @@ def _localization(rows: pd.DataFrame, n: int) -> dict[str, float]:
     out: dict[str, float] = {"phrases": len(rows), "patients": rows["patient"].nunique()}
     for name in [c for c in COLUMNS if c in rows]:
         finite = rows[rows[name].notna()]
-        interval = Interval(math.nan, math.nan, math.nan)
-        if len(finite):
-            interval = stats.bootstrap_ci(finite[name], finite["patient"], n=n)
+        interval = (
+            stats.bootstrap_ci(finite[name], finite["patient"], n=n) if len(finite) else Interval(*3 * [math.nan])
+        )
         out |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
-        beside = (f"{prefix}{name}" for prefix in REFERENCES.values())
-        out |= {c: float(rows[c].mean()) for c in beside if c in rows}
+        out |= {c: float(rows[c].mean()) for prefix in REFERENCES.values() if (c := f"{prefix}{name}") in rows}
     return out
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from chestxai import batch, localization, profiles, runs, sentences, sides, studies
+from chestxai import batch, localization, profiles, runs, sentences, sides, studies, tradeoff
 from chestxai.batch import grid, study
 from chestxai.runs import InputError
 
@@ -241,6 +241,132 @@ def test_readme_and_intro_say_what_the_recipes_found():
     recipes = profiles.load("recipes")
     assert recipes.finetune.text_learning_rate == recipes.finetune.learning_rate
     assert recipes.recipe("fifth").text_learning_rate == pytest.approx(recipes.finetune.learning_rate / 5)
+
+
+def of_study(name):
+    return pd.read_csv(profiles.DATA / "results" / f"{name}.csv")
+
+
+RATE, ENDPOINT = "finetune.text_learning_rate", ["gain_auc_roc", "word"]
+
+
+@pytest.fixture(scope="module")
+def fifth():
+    """The demo's two recipes in two studies, learnable minus frozen over three seeds."""
+    rates = of_study("text_rate")
+    studies = {"demo": of_study("demo"), "text_rate": rates[rates[RATE] == 2e-4]}
+    assert profiles.load("demo").finetune.text_learning_rate == 2e-4
+    assert all(table.groupby("variant")["seed"].nunique().tolist() == [3, 3] for table in studies.values())
+    return {
+        (name, c): sentences.recipes.over_seeds(table, c, "frozen")["learnable"]
+        for name, table in studies.items()
+        for c in (*ENDPOINT, "classifier_auc", "fid")
+    }
+
+
+def test_the_sign_of_fid_at_a_fifth_of_the_rate_depends_on_the_study(fifth):
+    """What README, intro and chapter 8 say of the studies `demo` and `text_rate`."""
+    text, intro = (" ".join((profiles.ROOT / name).read_text("utf-8").split()) for name in ("README.md", "intro.md"))
+    shown = {name: f"{d.estimate:+.2f} [{d.low:+.2f}, {d.high:+.2f}]" for (name, c), d in fifth.items() if c == "fid"}
+    assert f"{shown['demo']} (`demo.csv`" in text
+    assert f"{shown['text_rate']} (`text_rate.csv`" in text
+    assert shown["demo"] in intro
+    assert fifth["demo", "fid"].low > 0
+    assert fifth["text_rate", "fid"].low < 0 < fifth["text_rate", "fid"].high
+    last = tradeoff.last_step(of_study("demo")).pivot(index="seed", columns="variant", values="fid")
+    assert (last["learnable"] > last["frozen"]).tolist() == [True] * 3
+    for name, images, sampler, steps in (("demo", 160, "PLMS", 10), ("text_rate", 250, "DDIM", 20)):
+        profile = profiles.load(name)
+        assert (profile.sampling.sampler.upper(), profile.sampling.steps, profile.data.test) == (sampler, steps, images)
+        assert f"{images} test images, {sampler} with {steps} steps" in text
+        # Only the gain is decided; no test and no classifier AUC is clearly lower, as README says.
+        assert fifth[name, "gain_auc_roc"].low > 0
+        for score in ("word", "classifier_auc"):
+            assert fifth[name, score].low < 0 < fifth[name, score].estimate
+    training = [profiles.load(name).finetune for name in ("demo", "text_rate")]
+    assert training[0] == training[1]
+
+
+def test_drift_is_that_of_the_runs_of_the_study_of_rates():
+    states, keys = pd.read_csv(profiles.DATA / "states.csv").rename(columns={"rate": RATE}), [RATE, "seed", "step"]
+    states = states[(states["base"] == "tiny") & (states["variant"] == "learnable")]
+    rates = of_study("text_rate").query("variant == 'learnable'")
+    both = rates.merge(states, on=keys, suffixes=("", "_of_states"))
+    assert not states.duplicated(keys).any()
+    assert set(both["step"]) == {120, 240}
+    assert set(both[RATE]) == set(rates[RATE])
+    for score in ("word", "gain_auc_roc", "classifier_auc"):
+        assert both[f"{score}_of_states"].to_numpy() == pytest.approx(both[score].to_numpy(), abs=2e-5)
+    frozen = pd.read_csv(profiles.DATA / "states.csv").query("variant == 'frozen'")
+    assert (frozen["drift"] == 0).all()
+    assert tradeoff.last_step(both, (RATE, "seed")).groupby(RATE)["drift"].mean().is_monotonic_increasing
+
+
+def against_frozen(table, encoder):
+    scores = (*ENDPOINT, "fid", "classifier_auc")
+    table = table.assign(variant=table["variant"].where(table["variant"] == "frozen", encoder))
+    return pd.DataFrame({c: sentences.recipes.over_seeds(table, c, "frozen") for c in scores})
+
+
+def test_no_rate_shows_the_papers_trade_off():
+    """The table of chapter 8: a gain of both at a fifth of the U-Net's rate, elsewhere open or a collapse."""
+    rates, longer = of_study("text_rate"), of_study("length")
+    final = pd.concat([of_study("recipes-final"), of_study("recipes-repeat")], ignore_index=True)
+    recipes = final[final["variant"].isin(["frozen", "learnable", "fifth"])]
+    found = {
+        "text_rate": against_frozen(rates, rates[RATE].map("{:g}".format)),
+        **{("final", base): against_frozen(part, part["variant"]) for base, part in recipes.groupby("base")},
+        **{
+            ("length", base): against_frozen(part, part[RATE].map("{:g}".format))
+            for base, part in longer.groupby("base")
+        },
+    }
+    kinds = {name: sentences.tradeoff.kinds(rows, ENDPOINT)["kind"].to_dict() for name, rows in found.items()}
+    assert kinds["text_rate"] == dict.fromkeys(["5e-06", "5e-05", "0.0002", "0.0005", "0.001"], "open")
+    for base in ("tiny", "tiny-code"):
+        assert kinds["final", base] == {"learnable": "open", "fifth": "gain of both"}
+    assert kinds["length", "tiny"] == dict.fromkeys(["0.0002", "0.0005", "0.001"], "open")
+    assert kinds["length", "tiny-code"] == {"0.0002": "open", "0.0005": "open", "0.001": "collapse of both"}
+
+
+def test_what_chapter_8_says_of_longer_training():
+    longer, own = of_study("length"), ["base", RATE, "seed", "step"]
+    assert sorted(longer["step"].unique()) == [480, 960]
+    assert sorted(longer["seed"].unique()) == [0, 1]
+    frozen = longer[longer["variant"] == "frozen"].set_index(["base", "seed", "step"])
+    rows = longer[longer["variant"] == "learnable"].set_index(own)
+    beside = frozen.reindex(rows.index.droplevel(RATE)).set_axis(rows.index)
+    scores = ["gain_auc_roc", "word", "mirror", "auc_roc", "classifier_auc", "fid"]
+    more = (rows[scores] - beside[scores]).xs(960, level="step")
+    slow, fast = more.xs(2e-4, level=RATE), more.xs(1e-3, level=RATE)
+    assert slow["classifier_auc"].min() > 0
+    by_base = slow["word"].groupby("base").mean()
+    assert by_base["tiny"] > 0.05 > 0.02 > by_base["tiny-code"] > -0.02
+    last = rows.xs(960, level="step")
+    fell, quick = last[last["word"] < 0.6], last.xs(1e-3, level=RATE)
+    assert (quick["word"] < 0.55).all()
+    assert set(fell.index.get_level_values(RATE)) == {5e-4, 1e-3}  # no slow encoder lost its words
+    assert rows.xs((2e-4, 480), level=(RATE, "step"))["word"].min() > 0.6
+    early = rows.xs(480, level="step").loc[fell.index, "word"]
+    assert early.max() > 0.7  # in some only after longer training
+    assert fell["classifier_auc"].max() < 0.6
+    lost = more.loc[fell.index]
+    assert lost["gain_auc_roc"].min() > -0.02
+    assert lost["mirror"].min() > -0.02
+    assert (lost["auc_roc"] > lost["word"]).all()
+    assert lost["fid"].min() < 0 < lost["fid"].max()
+    assert fast["word"].max() < 0
+
+
+def test_what_chapter_8_says_of_real_x_rays():
+    table = of_study("open")
+    last = table["step"] == table.groupby(["data.train", "variant"])["step"].transform("max")
+    assert (table.loc[last, "gain_auc_roc_low"] < 0).all()
+    assert (table.loc[~last, "gain_auc_roc_low"] > 0).any()
+    assert (table["side_low"] < 0.5).all()
+    assert table["seed"].nunique() == 1
+    assert table["data.train"].nunique() == 2
+    assert runs.read_json(profiles.DATA / "results" / "open.json", dict)["split"] == "test"
 
 
 def test_over_three_seeds_states_become_alike_where_words_are_lost():

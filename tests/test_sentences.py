@@ -513,12 +513,18 @@ class TestPointing:
     @pytest.mark.parametrize(
         ("gain", "word", "fid", "start"),
         [
-            ((0.1, 0.05, 0.15), (0.1, 0.05, 0.15), (2, 1, 3), "**Reproduced in"),
-            ((0.1, 0.05, 0.15), (0.0, -0.1, 0.1), (-2, -3, -1), "**Half reproduced in"),
+            (
+                (0.1, 0.05, 0.15),
+                (0.1, 0.05, 0.15),
+                (2, 1, 3),
+                "**Reproduced in this setting**: `learnable` points worse",
+            ),
+            ((0.1, 0.05, 0.15), (0.0, -0.1, 0.1), (-2, -3, -1), "**Not reproduced in"),
+            ((0.1, 0.05, 0.15), (0.0, -0.1, 0.1), (1, -1, 3), "**Not reproduced in"),
             ((0.0, -0.1, 0.1), (0.0, -0.1, 0.1), (2, 1, 3), "**Not reproduced in"),
             ((-0.1, -0.15, -0.05), (0.0, -0.1, 0.1), (2, 1, 3), "**Not reproduced in"),
             ((-0.1, -0.15, -0.05), (-0.1, -0.15, -0.05), (2, 1, 3), "**Contradicted in"),
-            ((-0.1, -0.15, -0.05), (0.1, 0.05, 0.15), (2, 1, 3), "**Neither reproduced nor contradicted in"),
+            ((-0.1, -0.15, -0.05), (0.1, 0.05, 0.15), (2, 1, 3), "**Not reproduced in"),
         ],
     )
     def test_the_answer_follows_from_the_endpoint_alone(self, gain, word, fid, start):
@@ -529,6 +535,67 @@ class TestPointing:
         text = say.tradeoff.answer(points, {"learnable": Difference(*fid, 0.01)})
         assert text.removeprefix("- ").startswith(start)
         assert ("by one test of the endpoint, not clearly" in text) == (gain[0] < 0 == word[0])
+        # A reason follows each "not reproduced".
+        assert ("points worse than `frozen`, but by FID its images are" in text) == (gain[0] > 0 and fid[1] <= 0)
+        assert ("points better than `frozen` by one test and worse by another, and by FID" in text) == (
+            gain[0] < word[1]
+        )
+
+    def test_there_are_three_verdicts(self):
+        fids = [Difference(*values, 0.5) for values in ((2, 1, 3), (0, -1, 1), (-2, -3, -1))]
+        cases = runs.read_yaml(Path(say.tradeoff.__file__).with_suffix(".yaml"))["cases"].values()
+        found = {say.words.filled(verdict, fid=fid) for verdict, *_ in cases for fid in fids}
+        assert found == {"Reproduced", "Not reproduced", "Contradicted"}
+
+    def test_the_detectable_difference_stands_beside_the_verdict(self):
+        points = [comparison(-0.1, -0.2, 0.0, metric="word", detectable=0.123)]
+        fid = {"learnable": Difference(1, 0.5, 2, 0.01)}
+        assert "four times in five if it is at least 0.123 (word test)." in say.tradeoff.answer(points, fid)
+        alone = [comparison(-0.1, -0.2, 0.0, metric="word", detectable=math.nan)]
+        assert "four times in five" not in say.tradeoff.answer(alone, fid)
+
+    def test_over_seeds_there_is_no_p(self):
+        points = {"gain_auc_roc": Interval(-0.1, -0.2, -0.05), "word": Interval(-0.1, -0.2, 0.1)}
+        text = say.tradeoff.verdict("learnable", "frozen", points, Interval(-0.5, -0.7, -0.4))
+        assert "by FID its images are farther from the held-out ones. Differences, frozen minus learnable:" in text
+        assert text.endswith(
+            "gain in AUC-ROC -0.100 [-0.200, -0.050]; word test -0.100 [-0.200, +0.100]; FID -0.50 [-0.70, -0.40]."
+        )
+
+    def test_a_score_of_which_less_is_better_points_the_other_way(self):
+        points = {"centre_distance": Interval(-0.1, -0.2, -0.05)}  # of frozen, which points better
+        assert "`learnable` points worse" in say.tradeoff.verdict("learnable", "frozen", points, Interval(1, 0.5, 2))
+
+    def test_kinds_by_hand(self):
+        up, down, wide = Interval(0.2, 0.1, 0.3), Interval(-0.2, -0.3, -0.1), Interval(0.1, -0.1, 0.3)
+        rows = {
+            "paper": (down, wide, down, up),  # FID falls, which is better
+            "lost": (down, down, up, wide),
+            "gain": (up, up, wide, up),
+            "half": (up, wide, wide, up),  # points better by one test: not decided
+            "back": (up, up, up, wide),
+            "both": (down, down, up, up),  # images better and worse
+            "none": (wide, wide, wide, wide),
+        }
+        columns = ["gain_auc_roc", "word", "fid", "classifier_auc"]
+        found = say.tradeoff.kinds(pd.DataFrame.from_dict(rows, orient="index", columns=columns), columns[:2])
+        assert found["kind"].to_dict() == {
+            "paper": "trade-off",
+            "lost": "collapse of both",
+            "gain": "gain of both",
+            "half": "open",
+            "back": "reverse of the trade-off",
+            "both": "open",
+            "none": "open",
+        }
+        assert found["images"].tolist()[:4] == ["better", "worse", "better by one score", "better by one score"]
+        assert found["maps"].tolist()[3:] == ["better by one score", "better", "worse", "open"]
+        assert found.loc["both", "images"] == "better and worse"
+        assert say.tradeoff.counted_kinds(found["kind"]) == (
+            "Of 7 rows: trade-off in 1, collapse of both in 1, gain of both in 1, reverse of the trade-off in 1 "
+            "and open in 3."
+        )
+        assert "trade-off in none," in say.tradeoff.counted_kinds(["open"])
 
     def test_conditions_name_the_two_rates(self):
         found = say.tradeoff.conditions(profiles.load("paper"))

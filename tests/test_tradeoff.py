@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from chestxai import tradeoff
+from chestxai import localization, profiles, tradeoff
 from chestxai.runs import InputError
 from chestxai.stats import format_table, holm, minimal_detectable_difference, seeds_ci
 
@@ -130,6 +130,33 @@ class TestParetoFront:
         for (x, y), on in zip(points, front, strict=True):
             beaten = any(a <= x and b >= y and (a, b) != (x, y) for a, b in points)
             assert on != beaten
+
+
+def test_equal_time_is_the_nearest_checkpoint_of_each_seed():
+    rows = [
+        *(("frozen", 0, step, step) for step in (10, 20)),  # ends at 20, first of its seed
+        *(("learnable", 0, step, 1.7 * step) for step in (10, 20)),  # 17 is nearer than 34
+        *(("frozen", 1, step, 3 * step) for step in (10, 20)),  # ends at 60
+        *(("learnable", 1, step, 3.5 * step) for step in (10, 20)),  # 70 is nearer than 35
+        ("untimed", 0, 10, np.nan),
+        ("frozen", 0, 0, 0.0),
+    ]
+    found = tradeoff.at_equal_seconds(pd.DataFrame(rows, columns=["variant", "seed", "step", "seconds"]))
+    assert found.set_index(["variant", "seed"])["step"].to_dict() == {
+        ("frozen", 0): 20,
+        ("learnable", 0): 10,
+        ("frozen", 1): 20,
+        ("learnable", 1): 20,
+    }
+
+
+def test_secondary_scores_are_declared():
+    declared = profiles.load("demo").statistics
+    assert set(declared.secondary) <= set(localization.COLUMNS) - set(declared.endpoint)
+    assert {"gain_word", "mirror_sided", "average_precision", "auc_roc_field"} <= set(declared.secondary)
+    assert profiles.StatisticsSettings(secondary=["cnr"]).secondary == ("cnr",)
+    with pytest.raises(ValueError, match="no score is called nope"):
+        profiles.StatisticsSettings(secondary=["nope"])
 
 
 class TestCompare:

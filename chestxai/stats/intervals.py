@@ -83,12 +83,10 @@ def bootstrap_ci(
 
     Its bounds are NaN for a single group. Equal rows give an interval of no width.
 
-    Args:
-        values, groups: Float ``(rows,)``, finite, whose mean is over rows; and the group (patient) of each, any
-            hashable labels, None for rows that are independent.
-        n, level, seed: Number of resamples, confidence level in (0, 1), and seed of the resampling.
-        expand: Widen the quantiles so that the interval of a symmetric mean is as wide as Student's (Hesterberg 2015,
-            "What teachers should know about the bootstrap", 4.3.3): needed below 40 groups. False is the textbook's.
+    ``values`` are float ``(rows,)``, finite, whose mean is over rows; ``groups`` the group (patient) of each, any
+    hashable labels, None for independent rows. ``n`` is the number of resamples, ``level`` in (0, 1), ``seed`` that of
+    the resampling. ``expand`` widens the quantiles until the interval of a symmetric mean is as wide as Student's
+    (Hesterberg 2015, "What teachers should know about the bootstrap", 4.3.3), as needed below 40 groups.
 
     Example:
         >>> str(bootstrap_ci([0.9, 0.8, 0.85, 0.7] * 10))

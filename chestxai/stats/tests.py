@@ -67,11 +67,9 @@ def minimal_detectable_difference(
     it is for the test by `seeds_ci`, and conservative, the more so with few seeds. ``alpha`` is the level of the test
     (``0.05 / findings`` for one of several under `holm`, at worst), ``patients`` the number planned, at least 2.
     """
-    if np.ndim(differences) < 2:
-        differences = checked(differences, 1, "differences")[:, None]
     if not 0 < alpha < 1:
         raise ValueError(f"alpha is a probability in (0, 1), got {alpha}")
-    differences = checked(differences, 2, "differences")
+    differences = checked(np.atleast_2d(np.transpose(differences)).T, 2, "differences")
     index, count = group_index(groups, len(differences))
     planned = count if patients is None else patients
     if min(count, planned) < 2:
