@@ -27,6 +27,7 @@ def answer(
     similar: Sequence[Interval],
     auc: Sequence[Interval],
     precise: Sequence[Interval],
+    changes: Mapping[str, Interval],
 ) -> str:
     """What fine-tuning did to the images, as bullets.
 
@@ -35,11 +36,11 @@ def answer(
         floor: FID of real images.
         similar: MS-SSIM within a prompt at the last checkpoint, and of real images with equal findings.
         precise: precision of the base, of the last checkpoint, and of other real images.
+        changes: "fid" and "auc" of the last checkpoint minus the base's, paired by prompt and noise.
     """
-    base, own = fid
-    gaps = {"real": independent(own, base), "left": independent(own, floor), "vary": independent(*similar)}
-    gaps |= {"than": independent(*auc[::-1]), "obey": auc[1].low > 0.5, "near": independent(*precise[1:])}
-    return _say("answer", fid=own, base=base, floor=floor, similar=similar, auc=auc, precise=precise, **gaps)
+    gaps = {"left": independent(fid[1], floor), "vary": independent(*similar), "near": independent(*precise[1:])}
+    gaps |= {"obey": auc[1].low > 0.5, "moved": changes["fid"], "than": changes["auc"]}
+    return _say("answer", fid=fid, floor=floor, similar=similar, auc=auc, precise=precise, **gaps)
 
 
 def as_asked(generated: Mapping[str, Interval], real: Mapping[str, Interval], chance: Mapping[str, float]) -> str:
