@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -196,18 +197,18 @@ def at_length(values: Sequence[float], tokens: Sequence[int], length: int) -> fl
 
 
 def swap(
-    pipelines: Mapping[str, StableDiffusionPipeline], sample: Sample, timesteps: Sequence[int]
+    pipelines: Mapping[str, StableDiffusionPipeline], sample: Sample, *passes: Any
 ) -> dict[tuple[str, str, str], Reading]:
     """Each U-Net with the keys of each text encoder and the values of each: (U-Net, keys, values) → what was read.
 
-    ``pipelines`` have names; ``sample`` and ``timesteps`` as of `read`.
+    ``pipelines`` have names; ``sample`` and ``passes`` (timesteps and latents) as of `read`.
     """
     states = {name: models.encode_text(pipeline, sample.prompts).cpu() for name, pipeline in pipelines.items()}
     out = {}
     for unet, keys, values in product(pipelines, repeat=3):
         width = pipelines[unet].unet.config.cross_attention_dim
         mixed = torch.cat([states[keys][..., :width], states[values][..., -width:]], dim=-1)
-        out[unet, keys, values] = read(pipelines[unet], sample, mixed, timesteps)
+        out[unet, keys, values] = read(pipelines[unet], sample, mixed, *passes)
     return out
 
 

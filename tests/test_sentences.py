@@ -230,9 +230,9 @@ class TestAnswers:
 
         better = text(Interval(5, 4, 6), Interval(0.8, 0.75, 0.85))
         assert better.startswith(
-            "By FID, the images of `a` are closer to the held-out ones than the base's (FID 5.00 against 20.00: -15.00 "
-            "[-16.00, -14.00]; of held-out images 4.50), and a classifier finds the prompted findings in "
-            "them better than by chance (AUC 0.80; side, "
+            "By FID, the images of `a` are closer to the held-out ones than the base's (FID 5.00 against 20.00, "
+            "difference -15.00 [-16.00, -14.00]; of held-out images 4.50), and a classifier finds the prompted "
+            "findings in them better than by chance (AUC 0.80; side, "
         )
         assert "are farther from the held-out ones than" in text(Interval(40, 38, 42), UP)
         # The paired difference decides, also where the intervals of the two overlap.

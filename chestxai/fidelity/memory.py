@@ -61,9 +61,7 @@ def memorisation(
     shares = bootstrap(lambda a, b: (a < np.quantile(b, quantile)).mean(), samples, n, seed=0)
     low, high = np.quantile(shares, [0.025, 0.975]) if n else (math.nan, math.nan)
     closer = Interval(float((distance < threshold).mean()), float(low), float(high))
-    detected = None
-    if planted is not None:
-        detected = float((index.kneighbors(np.asarray(planted, dtype=np.float64))[0] < threshold).mean())
+    detected = None if planted is None else float((index.kneighbors(np.asarray(planted, float))[0] < threshold).mean())
     return Memory(distance, nearest, away, threshold, closer, detected)
 
 

@@ -107,13 +107,10 @@ def feature_space(source: str = "phantom", folder: Path | None = None) -> nn.Mod
 
     Args:
         source: ``"inception"`` (the published FID's), ``"inception-cd"`` (`TwiceScaledSpace`), ``"xrv"`` (FID-XRV's),
-            or the data source of a classifier.
+            or the data source of a classifier. A classifier of another one is an InputError.
         folder: of its weights, or their file. Default: the classifier that ships, torch.hub's folder,
-            ``~/.torchxrayvision``.
-
-    Raises:
-        InputError: the classifier is one of another source, or the weights are damaged; the message says what to do.
-        MissingError: the weights or the package of the network are missing; the message says how to get them.
+            ``~/.torchxrayvision``. Damaged weights are an InputError, missing ones, or a missing package, a
+            MissingError that says how to get them.
     """
     if source in ("inception", "inception-cd"):
         network = _inception(_file(folder or Path(torch.hub.get_dir()) / "checkpoints", _INCEPTION))
@@ -226,15 +223,11 @@ def extract(
     Each is brought to ``size`` pixels with antialiasing, without which FID measures aliasing (Parmar et al. 2022).
 
     Args:
-        space: the feature space.
-        folder: searched for PNG and JPEG files at any depth; hidden ones are left out.
-        size, fit: pixels, and "crop" or "letterbox" for images that are not square.
+        space, size, fit: the feature space, pixels, and "crop" or "letterbox" for images that are not square.
+        folder: searched for PNG and JPEG files at any depth; hidden ones are left out. MissingError where there is no
+            such folder, InputError where no image can be read or features are not finite.
         cache: folder for the features, in a file for each space, framing and content of the images (read in full).
         progress: wraps the loop over images, e.g. `chestxai.runs.progress`.
-
-    Raises:
-        MissingError: no such folder.
-        InputError: no image that can be read, or features that are not finite.
     """
     files = _image_files(folder)
     if cache is None:

@@ -40,12 +40,9 @@ def tested(rows: pd.DataFrame, settings: StatisticsSettings) -> dict[str, bool]:
 
 
 def looks(name: str, rows: pd.DataFrame, settings: StatisticsSettings) -> str:
-    """Whether a variant passes each test of the endpoint, and so points: bullets, and one sentence.
+    """Whether variant ``name`` passes each test of the endpoint, and so points: bullets, and one sentence.
 
-    Args:
-        name: of the variant.
-        rows: of ``grounding.csv`` at one step, with ``chance_`` columns.
-        settings: endpoint and resamples.
+    ``rows`` are of ``grounding.csv`` at one step, with ``chance_`` columns; ``settings``: endpoint and resamples.
     """
     found = tested(rows, settings)
     return bullets([*found, _say("looks", name=name, passed=all(found.values()))])
@@ -75,12 +72,10 @@ def parts(targets: int, box_ious: Sequence[float], outside: int) -> str:
 
 
 def fooled(skill: pd.DataFrame, constant: Mapping[str, float], share: float = 0.9, free: float = 0.25) -> str:
-    """Which measures accept which wrong maps.
+    """Which measures accept which wrong maps: those with a skill of at least ``share``.
 
-    Args:
-        skill: measures × wrong maps, 0 for a constant map and 1 for the perfect one.
-        constant: score of a constant map by measure, for measures of which more is better.
-        share, free: skill from which on a map is accepted, and constant score from which on a measure is named.
+    ``skill``: measures × wrong maps, 0 for a constant map and 1 for the perfect one. ``constant``: score of a constant
+    map by measure, for measures of which more is better; named from ``free`` on.
     """
     accepted = {name: ", ".join(skill.index[skill[name] >= share]) for name in skill}
     named = bullets(f"*{name}* by {measures}" for name, measures in accepted.items() if measures)
