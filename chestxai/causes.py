@@ -128,12 +128,10 @@ def read(
 ) -> Reading:
     """Denoise each image given ``states``, under the noise of `grounding.ground_many`.
 
-    Args:
-        pipeline, sample: a U-Net (the text encoder is not used), and images of `prepare`.
-        states: ``(n, length, width)``, or ``(n, length, 2 * width)``: keys of the first half of each, values of the
-            other.
-        timesteps, batch: of the noise schedule, averaged; and rows of one pass.
-        latents: of the images, if not the sample's own; ``sample.swapped`` keeps the noise of the own ones.
+    Of ``pipeline`` the text encoder is not used; ``sample`` is of `prepare`. ``states`` are ``(n, length, width)``, or
+    ``(n, length, 2 * width)``: keys of the first half of each, values of the other. ``timesteps`` of the noise schedule
+    are averaged, ``batch`` rows a pass. ``latents`` are of the images, if not the sample's own; ``sample.swapped``
+    keeps the noise of the own ones.
     """
     unet, states = pipeline.unet, states.to(pipeline.unet.device, pipeline.unet.dtype)
     width = unet.config.cross_attention_dim

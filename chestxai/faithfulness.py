@@ -248,10 +248,8 @@ def faithfulness_scores(
     it is) and ``conflict`` (the prompt names the other side; 1 follows the image); ``word``, ``swap_word`` and
     ``<prefix>word``. NaN where a test does not apply.
 
-    Args:
-        maps, truths, probes: Float32 ``(n, h, w)`` of `grounding.ground_truths`, its phrases, and their `probe_truths`.
-        references: Prefix of a column ("prior_") → a map for each phrase that knows no image, for ``word``.
-        size, fit: of the model's frame, see `studies.Frame`.
+    ``maps``, float32 ``(n, h, w)``, are of `grounding.ground_truths` for ``truths``, and ``probes`` of `probe_truths`;
+    ``references``: prefix ("prior_") → maps that know no image; ``size, fit`` of the model's frame (`studies.Frame`).
     """
     masks = [Frame(*t.study.size, size, fit).mask(t.finding) for t in truths]
     rows = []

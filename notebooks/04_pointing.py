@@ -677,29 +677,16 @@ if settings.boxes == "phantom":
     display(estimated(names, follows))
 
 # %% tags=["remove-input", "aggregate"]
-lines, moving = [], []
-for v, table in follows.items():
-    gone, came = (
-        stats.bootstrap_ci(table[c], table["patient"], n=resamples)
-        for c in ("removed", "moved")
-    )
-    moving += [f"`{v}`"] if min(gone.low, came.low) > 0 else []
-    choices = "falls", "rises", "does not clearly change"
-    lines.append(
-        f"`{v}`: at the finding's place AUC-ROC {say.words.verb(gone, *choices)} when the finding is taken away "
-        f"(*removed* {gone:+.3f}). At the new place it {say.words.verb(came, 'rises', 'falls', choices[2])} when the "
-        f"finding comes there (*moved* {came:+.3f})."
-    )
+compared = []
 for v in list(follows)[1:]:
-    first, other = follows[variants[0]], follows[v]
     d = stats.paired_difference(
-        other["moved"], first["moved"], other["patient"], n=resamples
+        *(follows[w]["moved"] for w in (v, variants[0])), follows[v]["patient"], n=resamples
     )
-    lines.append(f"*Moved* of `{v}` {say.words.verb(d)} that of `{variants[0]}`: {d:+.3f}.")
-found = f"So the maps of {say.words.listed(moving)} go with the finding."
-lines.append(found if moving else "It is not shown that any map goes with the finding.")
+    compared.append(
+        f"*Moved* of `{v}` {say.words.verb(d)} that of `{variants[0]}`: {d:+.3f}."
+    )
 Markdown(
-    say.words.bullets(lines)
+    "\n\n".join([say.localization.follows(follows, resamples), *compared])
     if follows
     else "Only a phantom can be X-rayed without its finding."
 )

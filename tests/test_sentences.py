@@ -151,6 +151,26 @@ class TestLocalization:
             "- The Top-1 of `last:2` does not clearly differ from that of the swapped image: +0.020 [-0.050, +0.090].",
         ]
 
+    def test_follows(self):
+        def table(removed, moved):
+            return pd.DataFrame({"removed": removed, "moved": moved, "patient": range(4)})
+
+        perfect, prior = table([0.5] * 4, [0.4] * 4), table([0.0] * 4, [0.0] * 4)
+        half = table([0.3] * 4, [0.3, -0.3, 0.2, -0.2])
+        text = localization.follows({"a": perfect, "b": prior, "c": half}, 100).split("\n")
+        assert text[0] == (
+            "- `a`: at the finding's place AUC-ROC falls when the finding is taken away (*removed* +0.500 "
+            "[+0.500, +0.500]); at the new place it rises when the finding comes there (*moved* +0.400 "
+            "[+0.400, +0.400])."
+        )
+        assert "`b`: at the finding's place AUC-ROC does not clearly change" in text[1]
+        assert "at the new place it does not clearly change" in text[2]
+        assert text[-1] == "So the maps of `a` go with the finding."
+        turned = localization.follows({"b": prior, "d": table([-0.5] * 4, [-0.4] * 4)}, 100)
+        assert "AUC-ROC rises when the finding is taken away" in turned
+        assert "at the new place it falls" in turned
+        assert turned.endswith("It is not shown that any map goes with the finding.")
+
     def test_parts(self):
         assert "here there are none" in localization.parts(10, [], 0)
         text = localization.parts(10, [0.5, 0.7], 1)

@@ -98,12 +98,10 @@ def sample(
 
     Without ``prompts``, a text for each image, it is an InputError; DivergedError if the output is not finite.
 
-    Args:
-        pipeline: of `models.load_pipeline`, with a checkpoint's weights; its own scheduler is not changed.
-        prompts, settings, seed: texts; ``guidance``, ``steps``, ``sampler`` and ``batch``; and the seed of the noise.
-        path: the ``.safetensors`` file of the images, whose metadata hold the prompts.
-        precision: "no", "fp16" or "bf16", in which the U-Net computes on a GPU; a CPU always uses float32.
-        bar: of `runs.progress`, advanced by one for each image.
+    ``pipeline`` is of `models.load_pipeline` with a checkpoint's weights; its own scheduler is kept. ``settings``
+    are ``guidance``, ``steps``, ``sampler`` and ``batch``; ``path`` is a ``.safetensors`` file whose metadata hold the
+    prompts; ``precision``, "no", "fp16" or "bf16", is the U-Net's on a GPU (a CPU always uses float32); ``bar``, of
+    `runs.progress`, is advanced by one for each image.
     """
     prompts = list(prompts)
     if not prompts:

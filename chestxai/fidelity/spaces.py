@@ -37,9 +37,8 @@ _SUFFIXES = (".png", ".jpg", ".jpeg")
 class InceptionSpace(nn.Module):
     """The feature space of the published FID (Heusel et al. 2017): 2048 features of Inception-v3.
 
-    Args:
-        network: torch-fidelity's ``FeatureExtractorInceptionV3`` for the feature "2048". It takes uint8 RGB; images
-            that are not 299 pixels wide are resized as TensorFlow 1 did (bilinear, no antialiasing).
+    ``network`` is torch-fidelity's ``FeatureExtractorInceptionV3`` for the feature "2048". It takes uint8 RGB; images
+    that are not 299 pixels wide are resized as TensorFlow 1 did (bilinear, no antialiasing).
     """
 
     size, num_features = 299, 2048
@@ -81,10 +80,8 @@ class TwiceScaledSpace(InceptionSpace):
 
 class XrvSpace(nn.Module):
     """The feature space of FID-XRV: the 1024 inputs of the classifier of TorchXRayVision's DenseNet-121 (Cohen et al.
-    2022), which are the trunk's output, rectified and averaged over the image.
-
-    Args:
-        trunk: ``torchxrayvision.models.DenseNet(...).features``, for grey images in [-1024, 1024] at 224 pixels.
+    2022), the output of ``trunk``, rectified and averaged over the image. That is
+    ``torchxrayvision.models.DenseNet(...).features``, for grey images in [-1024, 1024] at 224 pixels.
     """
 
     size, num_features = 224, 1024

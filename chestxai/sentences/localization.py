@@ -61,6 +61,16 @@ def sides(tables: Mapping[str, pd.DataFrame], resamples: int) -> str:
     return f"{_say('sides', findings=len(table), patients=table['patient'].nunique())}\n\n{bullets(lines)}"
 
 
+def follows(tables: Mapping[str, pd.DataFrame], resamples: int) -> str:
+    """Whether maps go with a moved finding: ``tables`` of `faithfulness.moved_scores` by variant, ``resamples``."""
+    lines, moving = [], []
+    for name, table in tables.items():
+        gone, came = (bootstrap_ci(table[c], table["patient"], n=resamples) for c in ("removed", "moved"))
+        moving += [f"`{name}`"] if min(gone.low, came.low) > 0 else []
+        lines.append(_say("moved", name=name, gone=gone, came=came))
+    return f"{bullets(lines)}\n\n{_say('follows', moving=moving)}"
+
+
 def parts(targets: int, box_ious: Sequence[float], outside: int) -> str:
     """What box scores miss on ``targets`` of several parts.
 
