@@ -170,6 +170,12 @@ class TestSwap:
         assert list(seen) == [("a", "a", "a")]
         np.testing.assert_allclose(seen["a", "a", "a"].maps, reading.maps, atol=1e-6)
 
+    def test_on_swapped_images_it_reads_their_latents(self, pipeline, sample, states, reading):
+        seen = causes.swap({"a": pipeline}, sample, TIMES, sample.swapped)["a", "a", "a"]
+        alone = causes.read(pipeline, sample, states, TIMES, sample.swapped)
+        np.testing.assert_allclose(seen.maps, alone.maps, atol=1e-6)
+        assert not np.allclose(seen.maps, reading.maps, equal_nan=True)
+
     def test_maps_follow_the_keys_at_the_first_layer(self, pipeline, sample):
         """Another encoder's values cannot change the first layer's attention; its keys can."""
         other = copy.copy(pipeline)
