@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -127,12 +128,10 @@ def read(
 ) -> Reading:
     """Denoise each image given ``states``, under the noise of `grounding.ground_many`.
 
-    Args:
-        pipeline, sample: a U-Net (the text encoder is not used), and images of `prepare`.
-        states: ``(n, length, width)``, or ``(n, length, 2 * width)``: keys of the first half of each, values of the
-            other.
-        timesteps, batch: of the noise schedule, averaged; and rows of one pass.
-        latents: of the images, if not the sample's own; ``sample.swapped`` keeps the noise of the own ones.
+    Of ``pipeline`` the text encoder is not used; ``sample`` is of `prepare`. ``states`` are ``(n, length, width)``, or
+    ``(n, length, 2 * width)``: keys of the first half of each, values of the other. ``timesteps`` of the noise schedule
+    are averaged, ``batch`` rows a pass. ``latents`` are of the images, if not the sample's own; ``sample.swapped``
+    keeps the noise of the own ones.
     """
     unet, states = pipeline.unet, states.to(pipeline.unet.device, pipeline.unet.dtype)
     width = unet.config.cross_attention_dim
@@ -196,18 +195,18 @@ def at_length(values: Sequence[float], tokens: Sequence[int], length: int) -> fl
 
 
 def swap(
-    pipelines: Mapping[str, StableDiffusionPipeline], sample: Sample, timesteps: Sequence[int]
+    pipelines: Mapping[str, StableDiffusionPipeline], sample: Sample, *passes: Any
 ) -> dict[tuple[str, str, str], Reading]:
     """Each U-Net with the keys of each text encoder and the values of each: (U-Net, keys, values) → what was read.
 
-    ``pipelines`` have names; ``sample`` and ``timesteps`` as of `read`.
+    ``pipelines`` have names; ``sample`` and ``passes`` (timesteps and latents) as of `read`.
     """
     states = {name: models.encode_text(pipeline, sample.prompts).cpu() for name, pipeline in pipelines.items()}
     out = {}
     for unet, keys, values in product(pipelines, repeat=3):
         width = pipelines[unet].unet.config.cross_attention_dim
         mixed = torch.cat([states[keys][..., :width], states[values][..., -width:]], dim=-1)
-        out[unet, keys, values] = read(pipelines[unet], sample, mixed, timesteps)
+        out[unet, keys, values] = read(pipelines[unet], sample, mixed, *passes)
     return out
 
 

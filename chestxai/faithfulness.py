@@ -17,7 +17,6 @@ leaves maps and probes of a run's checkpoints where chapter 3 finds them finishe
 import hashlib
 import math
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -249,10 +248,8 @@ def faithfulness_scores(
     it is) and ``conflict`` (the prompt names the other side; 1 follows the image); ``word``, ``swap_word`` and
     ``<prefix>word``. NaN where a test does not apply.
 
-    Args:
-        maps, truths, probes: Float32 ``(n, h, w)`` of `grounding.ground_truths`, its phrases, and their `probe_truths`.
-        references: Prefix of a column ("prior_") → a map for each phrase that knows no image, for ``word``.
-        size, fit: of the model's frame, see `studies.Frame`.
+    ``maps``, float32 ``(n, h, w)``, are of `grounding.ground_truths` for ``truths``, and ``probes`` of `probe_truths`;
+    ``references``: prefix ("prior_") → maps that know no image; ``size, fit`` of the model's frame (`studies.Frame`).
     """
     masks = [Frame(*t.study.size, size, fit).mask(t.finding) for t in truths]
     rows = []
@@ -292,16 +289,27 @@ def image_swap(own: np.ndarray, swapped: np.ndarray, mask: np.ndarray) -> dict[s
     }
 
 
+def moved_scores(maps: Mapping[str, np.ndarray], old: Sequence[np.ndarray], new: Sequence[np.ndarray]) -> pd.DataFrame:
+    """AUC-ROC of maps of one patient's X-rays that differ in the finding alone, a row per phrase.
+
+    Each of the ``maps``, float ``(n, h, w)`` by what was changed ("as it is", "without", "other side" …), is scored at
+    the ``old`` place. Columns "before" and "after": at the ``new`` one, on the other side, as it is and after the move.
+    ``removed`` ("as it is" minus "without") and ``moved`` ("after" minus "before") are what the finding adds to its
+    place: 0 for a map that has not seen it. ``old`` and ``new`` are ``n`` bool masks.
+    """
+    scored = {version: (some, old) for version, some in maps.items()}
+    scored |= {"before": (maps["as it is"], new), "after": (maps["other side"], new)}
+    table = pd.DataFrame({name: map(localization.auc_roc, *pair) for name, pair in scored.items()})
+    return table.assign(removed=table["as it is"] - table["without"], moved=table["after"] - table["before"])
+
+
 def _words(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray], truths: Sequence[GroundTruth]) -> np.ndarray:
     """Mean `word_test` of each phrase against the other findings of its image."""
-    by_study = defaultdict(list)
-    for i, truth in enumerate(truths):
-        by_study[truth.study.id].append(i)
-    out = np.full(len(truths), np.nan)
-    for i, truth in enumerate(truths):
-        others = [j for j in by_study[truth.study.id] if truths[j].finding.name != truth.finding.name]
-        out[i] = _mean([word_test(maps[i], maps[j], masks[i], masks[j]) for j in others])
-    return out
+    names = np.array([(truth.study.id, truth.finding.name) for truth in truths])
+    others = [np.flatnonzero((names[:, 0] == study) & (names[:, 1] != name)) for study, name in names]
+    return np.array(
+        [_mean([word_test(maps[i], maps[j], masks[i], masks[j]) for j in js]) for i, js in enumerate(others)]
+    )
 
 
 def _mean(values: Sequence) -> np.ndarray | float:

@@ -95,9 +95,8 @@ def side_score(table: pd.DataFrame, column: str = "mirror", n: int = 2000) -> In
 def scores_by_step(profile: Profile, run: Run, studies: Iterable[Study], pool: Iterable[Study]) -> pd.DataFrame:
     """`side_score` of every checkpoint of a finished ``run`` of ``profile``, as columns of a study (`batch.study`).
 
-    ``studies`` and ``pool`` are those of `score_run`. Columns: ``step``; ``side``, ``side_low``, ``side_high``, the
-    share of findings whose map prefers the side that the report names; ``swap_side``, the same on swapped images. Where
-    no report names a side there is ``step`` alone.
+    ``studies`` and ``pool`` are those of `score_run`. Columns: ``step`` and, where any report names a side, ``side``,
+    ``side_low``, ``side_high``, the share of findings whose map prefers it, and ``swap_side``, on swapped images.
     """
     studies, pool, rows = list(studies), list(pool), []
     if not sided(studies):

@@ -36,6 +36,7 @@ data = ""  # folder that holds one sub-folder per source (openi/, nih/); phantom
 out = ""  # root of the runs; empty: the project's runs/
 
 # %%
+import copy
 import warnings
 from functools import partial
 
@@ -278,13 +279,17 @@ Markdown(
 # images does not come from this one. The rows of the table:
 #
 # - *gain*: what the image adds; 0 means that any image would do. It uses fewer timesteps, the same for own and swapped
-#   images, so it differs a little from the difference of the two rows below it.
+#   images, so it is not exactly the difference of the two rows below it. Below the table we see by how much.
 # - *another patient's map*: the model's map for the same finding, side and zone in another patient. A map that scores
 #   more has used more than these words.
 # - *prior of the text*: the mean mask of that finding, side and zone. It holds most of what the words can tell (it
 #   ignores words for size).
 # - *shuffled AUC*: the target is compared only with places where other patients have the finding, so knowing the usual
 #   place helps little.
+# - *within the field*: only pixels count that some finding of other patients covers, so black corners and neck give
+#   nothing.
+# - *average precision*: how much of the hottest pixels is target, averaged over all cuts. Chance is the target's share
+#   of the image, so it is low for small targets (chapter 5).
 # - *the map's peak*: the share of swapped images on which it is lower; chance is 0.5.
 
 # %% name="fig-swap"
@@ -317,6 +322,7 @@ def estimated(columns, tables=tables):
     return pd.DataFrame(out).T
 
 
+# %% tags=["aggregate"]
 estimated(
     {
         "gain_auc_roc": "gain: own minus swapped",
@@ -327,8 +333,30 @@ estimated(
         "text_prior_auc_roc": "AUC-ROC of the prior of the text",
         "auc_roc_shuffled": "shuffled AUC (negatives where the finding usually is)",
         "prior_auc_roc_shuffled": "shuffled AUC of the location prior",
+        "auc_roc_field": "AUC-ROC within the field",
+        "prior_auc_roc_field": "AUC-ROC of the location prior within the field",
+        "average_precision": "average precision",
+        "prior_average_precision": "average precision of the location prior",
         "presence": "the map's peak is lower on swapped images",
     }
+)
+
+# %% tags=["remove-input", "aggregate"]
+lines = []
+for variant, table in tables.items():
+    some = table.dropna(subset=["gain_auc_roc"])
+    apart = some["auc_roc"] - some["swap_auc_roc"] - some["gain_auc_roc"]
+    mean = stats.bootstrap_ci(apart, some["patient"], n=resamples)
+    direction = say.words.verb(
+        mean, "clearly higher", "clearly lower", "not clearly higher or lower"
+    )
+    lines.append(
+        f"`{variant}`: by {apart.abs().mean():.3f} on one phrase (mean absolute difference); on average it is {direction} "
+        f"with all timesteps ({mean:+.3f})"
+    )
+Markdown(
+    "By how much the AUC-ROC on the own image differs between all timesteps and the fewer ones of the gain:\n\n"
+    + say.words.bullets(lines)
 )
 
 # %% [markdown]
@@ -495,16 +523,31 @@ Markdown("Differences on the same phrases:\n\n" + "\n".join(lines))
 # ## Further: words that should not point
 #
 # A model that understands should give a word little attention where its finding is absent, or where the prompt denies
-# it. The first variant is tested, on a sample of up to 32 phrases and at three timesteps. Each image shows a finding;
-# another finding, which it does not show, is named as well. All maps are scored at the place of the finding that is
-# there. If an AUC-ROC is close to that of the first row, the word points at the same place, though it should not.
-# *Peak* is the highest attention to the word, divided by that to the name of the finding that is there, when the prompt
-# holds only this name; 1 means equally high.
+# it. Every variant is tested with its first seed, on the same sample of up to 20 phrases and at three timesteps. Each
+# image shows a finding; another finding, which it does not show, is named as well. All maps are scored at the place of
+# the finding that is there. If an AUC-ROC is close to that of the first row, the word points at the same place, though
+# it should not. *Peak* is the highest attention to the word, divided by that to the name of the finding that is there,
+# when the prompt holds only this name; 1 means equally high.
 
 # %%
-sampled = profiles.sample([test[i] for i in rows], 32, seeds[0])
+sampled = profiles.sample([test[i] for i in rows], 20, seeds[0])
 images = np.stack([frame_of(t).image(t.study.pixels()) for t in sampled])
 sampled_masks = [frame_of(t).mask(t.finding) for t in sampled]
+patients_of = [t.study.patient for t in sampled]
+pipelines = {v: models.load_base(settings) for v in variants}
+for v in variants:
+    finetune.load_checkpoint(pipelines[v], profiles.run(settings, v, seeds[0], out), step)
+
+
+def ask(pipeline, asked, same_noise, **options):
+    """Maps of several questions, each ``images, prompts, words``; in one call, so that an image is encoded once."""
+    pixels, *texts = zip(*asked.values(), strict=True)
+    keys = [grounding.passes.image_key(image) for image in same_noise] * len(asked)
+    texts = [[text for part in some for text in part] for some in texts]
+    options = {"timesteps": [100, 300, 500], **options}
+    found = grounding.ground_many(pipeline, np.concatenate(pixels), *texts, keys, **options)
+    return dict(zip(asked, np.split(found, len(asked)), strict=True))
+
 
 # %%
 shown = [t.finding.name for t in sampled]
@@ -512,50 +555,50 @@ other = [
     next(n for n in FINDINGS if not t.study.labels()[FINDINGS.index(n)]) for t in sampled
 ]
 asked = {
-    "a finding that is there": ([f"{a}." for a in shown], shown),
-    "the same, denied": ([f"No {a}." for a in shown], shown),
-    "one that is not there": ([f"{b}." for b in other], other),
+    "a finding that is there": (images, [f"{a}." for a in shown], shown),
+    "the same, denied": (images, [f"No {a}." for a in shown], shown),
+    "one that is not there": (images, [f"{b}." for b in other], other),
     "one that is not there, after it": (
+        images,
         [f"{a}. {b}." for a, b in zip(shown, other, strict=True)],
         other,
     ),
 }
-pipeline = models.load_base(settings)
-finetune.load_checkpoint(pipeline, run, step)
-heard = {
-    name: grounding.ground_many(pipeline, images, *texts, timesteps=[100, 300, 500])
-    for name, texts in asked.items()
-}
+heard = {v: ask(pipelines[v], asked, images) for v in variants}
 
 # %% tags=["aggregate"]
-peaks = {name: maps.max(axis=(1, 2)) for name, maps in heard.items()}
-pd.DataFrame(
-    {
-        name: {
-            "AUC-ROC": np.mean([*map(localization.auc_roc, maps, sampled_masks)]),
-            "peak": np.mean(peaks[name] / peaks["a finding that is there"]),
-        }
-        for name, maps in heard.items()
-    }
-).T.round(3)
+peaks = {
+    v: {name: m.max(axis=(1, 2)) for name, m in each.items()} for v, each in heard.items()
+}
+share = {
+    v: {name: p / each["a finding that is there"] for name, p in each.items()}
+    for v, each in peaks.items()
+}
+fits = {
+    v: {name: np.mean([*map(localization.auc_roc, m, sampled_masks)]) for name, m in each.items()}
+    for v, each in heard.items()
+}  # fmt: skip
+columns = {(v, "AUC-ROC"): fits[v] for v in variants}
+columns |= {(v, "peak"): {name: p.mean() for name, p in share[v].items()} for v in variants}
+pd.DataFrame(columns)[variants].round(3)
 
 # %% tags=["remove-input", "aggregate"]
-patients_of = [t.study.patient for t in sampled]
-there = peaks["a finding that is there"]
 lower = {
-    name: stats.paired_difference(
-        peaks[name] / there, np.ones_like(there), patients_of, n=resamples
+    (v, name): stats.paired_difference(
+        share[v][name], np.ones_like(share[v][name]), patients_of, n=resamples
     )
+    for v in variants
     for name in ("the same, denied", "one that is not there")
 }
+absent = [f"`{v}`" for v in variants if lower[v, "one that is not there"].high < 0]
 Markdown(
     "\n".join(
-        say.localization.against(name, {"a finding that is there": d}, "peak")
-        for name, d in lower.items()
+        say.localization.against(v, {"a finding that is there": d}, f"peak of “{name}”")
+        for (v, name), d in lower.items()
     )
     + (
-        "\n\nSo a map is lower where its finding is absent."
-        if lower["one that is not there"].high < 0
+        f"\n\nSo, of {say.words.listed(absent)}, a map is lower where its finding is absent."
+        if absent
         else "\n\nIt is not shown that a map is lower where its finding is absent; the endpoint does not ask this."
     )
 )
@@ -568,10 +611,11 @@ Markdown(
 # ## Further: the experiment that only a phantom allows
 #
 # A phantom can be X-rayed again without its finding, with the finding on the other side, or with another finding
-# instead, and nothing else changed. The prompt names no side. If the map follows the finding, the first and the last
-# two rows of the table are high and the others lower. Unlike on swapped images, the anatomy stays the same, so the
-# difference between the first two rows is due to the finding alone. The first variant is tested, on those findings of
-# the sample that lie on one side.
+# instead, and nothing else changed. The prompt names no side. Unlike on swapped images, the anatomy stays the same, so
+# what changes is due to the finding alone. Two differences sum this up. *Removed* is what the map loses at the
+# finding's place when the finding is taken away. *Moved* is what it gains at the new place when the finding comes
+# there. Both are 0 for a map that does not look at the finding, such as the location prior; a map that follows it is
+# above 0 in both. Every variant is tested, on those findings of the sample that lie on one side.
 
 # %%
 lateral = [t for t in sampled if t.finding.side in ("left", "right")]
@@ -588,109 +632,167 @@ if settings.boxes == "phantom":
         phantom.counterfactual(t.study, t.finding.name, kind)
         for t, kind in zip(lateral, kinds, strict=True)
     ]
-    keys = [grounding.passes.image_key(t.study.pixels()) for t in lateral]
-
-    def moved_maps(change, prompts, words):
-        pixels = np.stack([image for image, _ in versions[change]])
-        return grounding.ground_many(
-            pipeline, pixels, prompts, words, keys, timesteps=[100, 300, 500]
-        )
-
-    moved = {change: moved_maps(change, plain, named) for change in versions}
-    renamed = moved_maps("another finding", [f"{kind}." for kind in kinds], kinds)
+    pixels = {c: np.stack([image for image, _ in each]) for c, each in versions.items()}
+    asked = {change: (x, plain, named) for change, x in pixels.items()}
+    asked["its name"] = pixels["another finding"], [f"{kind}." for kind in kinds], kinds
+    moved = {v: ask(pipelines[v], asked, pixels["as it is"]) for v in variants}
 
 # %%
 if settings.boxes == "phantom":
-    display(
-        plots.overlays(
-            [versions[c][0][0] for c in versions],
-            [moved[c][0] for c in versions],
-            masks=[
-                versions[c][0][1] if versions[c][0][1].any() else None for c in versions
-            ],
-            titles=list(versions),
-            title=f"{variants[0]}: “{plain[0]}”, one patient, four versions",
+    first = [versions[c][0][1] if versions[c][0][1].any() else None for c in versions]
+    for v in variants:
+        display(
+            plots.overlays(
+                [pixels[c][0] for c in versions],
+                [moved[v][c][0] for c in versions],
+                masks=first,
+                titles=list(versions),
+                title=f"{v}: “{plain[0]}”, one patient, four versions",
+            )
         )
-    )
 
 # %% tags=["aggregate"]
+names = {
+    "as it is": "AUC-ROC at the finding",
+    "without": "the same place without the finding",
+    "other side": "the same place, finding on the other side",
+    "another finding": "the same place, another finding instead",
+    "before": "the other side's place, before the move",
+    "after": "the other side's place, after the move",
+    "new name": "at the other finding, with its name",
+    "removed": "removed: with minus without",
+    "moved": "moved: after minus before",
+}
+follows = {}
 if settings.boxes == "phantom":
     old, new, kind = (
         [m for _, m in versions[c]] for c in ("as it is", "other side", "another finding")
     )
-    scored = {
-        "AUC-ROC at the finding": (moved["as it is"], old),
-        "the same place without the finding": (moved["without"], old),
-        "the same place, finding on the other side": (moved["other side"], old),
-        "the same place, another finding instead": (moved["another finding"], old),
-        "at the finding's new place": (moved["other side"], new),
-        "at the other finding, with its name": (renamed, kind),
+    for v, each in moved.items():
+        renamed = each.pop("its name")
+        follows[v] = faithfulness.moved_scores(each, old, new).assign(
+            patient=[t.study.patient for t in lateral],
+            **{"new name": [*map(localization.auc_roc, renamed, kind)]},
+        )
+    display(estimated(names, follows))
+
+# %% tags=["remove-input", "aggregate"]
+compared = []
+for v in list(follows)[1:]:
+    d = stats.paired_difference(
+        *(follows[w]["moved"] for w in (v, variants[0])), follows[v]["patient"], n=resamples
+    )
+    compared.append(
+        f"*Moved* of `{v}` {say.words.verb(d)} that of `{variants[0]}`: {d:+.3f}."
+    )
+Markdown(
+    "\n\n".join([say.localization.follows(follows, resamples), *compared])
+    if follows
+    else "Only a phantom can be X-rayed without its finding."
+)
+
+# %% [markdown]
+# ## Further: how much of a score is the draw?
+#
+# Maps are read under random noise. Another draw of it gives another map and another score. The table compares two
+# standard deviations of AUC-ROC: that of *one phrase* over three draws (root mean square over phrases), and that
+# *between phrases* in their means over the draws. The smaller the first is against the second, the less the draw
+# matters. It is measured on up to 16 phrases of the sample. Here a map is the mean over three timesteps; maps of the
+# book are means over more, each with its own noise, so a draw matters less there.
+
+# %%
+few = slice(0, 16)
+prompts = [t.finding.phrase for t in sampled]
+words = [grounding.target_span(t.finding, settings.grounding.target) for t in sampled]
+question = {"drawn": (images[few], prompts[few], words[few])}
+drawn = {
+    v: [ask(pipelines[v], question, images[few], seed=k)["drawn"] for k in range(3)]
+    for v in variants
+}
+
+
+def likeness(some, others):
+    """Mean correlation of maps with others of the same phrases."""
+    pairs = zip(some, others, strict=True)
+    return np.mean([np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in pairs])
+
+
+# %% tags=["aggregate"]
+spread = {}
+for v, each in drawn.items():
+    scores = np.array([[*map(localization.auc_roc, m, sampled_masks[few])] for m in each])
+    spread[v] = {
+        "one phrase, over draws": np.sqrt(scores.var(axis=0, ddof=1).mean()),
+        "between phrases": scores.mean(axis=0).std(ddof=1),
+        "mean over phrases, over draws": scores.mean(axis=1).std(ddof=1),
+        "correlation of maps of two draws": likeness(each[0], each[1]),
     }
-    of_each = {k: [*map(localization.auc_roc, *pair)] for k, pair in scored.items()}
-    display(pd.Series(of_each).map(np.mean).round(3).to_frame(variants[0]))
-    places = ("at the finding's new place", "the same place, finding on the other side")
-    moves = stats.paired_difference(
-        *(of_each[p] for p in places), [t.study.patient for t in lateral], n=resamples
+pd.DataFrame(spread).round(3)
+
+# %% tags=["remove-input", "aggregate"]
+Markdown(
+    say.words.bullets(
+        f"`{v}`: the draw moves the AUC-ROC of one phrase by {s['one phrase, over draws']:.3f}, "
+        f"{s['one phrase, over draws'] / s['between phrases']:.0%} of what phrases differ by, so "
+        + (
+            "a difference of two single phrases may be the draw."
+            if s["one phrase, over draws"] > s["between phrases"] / 2
+            else "phrases differ by more than the draw."
+        )
+        for v, s in spread.items()
     )
-    text = "When the finding changes sides, the AUC-ROC at its new place"
-    display(
-        Markdown(f"{text} {say.words.verb(moves)} that at its old place: {moves:+.3f}.")
-    )
+)
 
 # %% [markdown]
 # ## Further: would it also point if nothing had been learned?
 #
-# We replace the trained weights of the first variant by random ones, in the U-Net, the text encoder or both. In a
-# separate check the weights stay and only the noise changes. All this is done on the sample of phrases and at three
-# timesteps, so the numbers differ from those above. With *both networks random*, AUC-ROC must be near 0.5, without
-# correlation with the map as trained {cite}`adebayo2018sanity`. If only the text encoder is random, the trained U-Net
-# still reacts to the image. Its maps may then be far from 0.5, even below it, but they must not resemble the map as
-# trained. With *other noise* the maps must stay nearly the same.
+# We replace the trained weights of the first variant by random ones, in the U-Net, the text encoder or both, on the
+# sample of phrases and at three timesteps. A map that comes from what was learned must then lose its score and its
+# likeness to the map as trained {cite}`adebayo2018sanity`. If only the text encoder is random, the trained U-Net still
+# reacts to the image. Its maps may then be far from 0.5, even below it, but they must not resemble the map as trained.
 
 # %%
-prompts = [t.finding.phrase for t in sampled]
-words = [grounding.target_span(t.finding, settings.grounding.target) for t in sampled]
-checks = {}
-for name, parts in {
-    "as trained": [],
-    "as trained, other noise": [],
-    "random U-Net": ["unet"],
-    "random text encoder": ["text_encoder"],
-    "both random": ["unet", "text_encoder"],
-}.items():
-    pipeline = models.load_base(settings)
-    finetune.load_checkpoint(pipeline, run, step)
-    faithfulness.random_weights(pipeline, parts)
-    checks[name] = grounding.ground_many(
-        pipeline,
-        images,
-        prompts,
-        words,
-        seed=1 if "noise" in name else 0,
-        timesteps=[100, 300, 500],
-    )
+question = {"": (images, prompts, words)}
+pipeline = pipelines[variants[0]]
+learned, checks = copy.deepcopy(pipeline.text_encoder), {}
+checks["as trained"] = ask(pipeline, question, images)[""]
+faithfulness.random_weights(pipeline, ["text_encoder"])
+checks["random text encoder"] = ask(pipeline, question, images)[""]
+faithfulness.random_weights(pipeline, ["unet"])
+checks["both random"] = ask(pipeline, question, images)[""]
+pipeline.text_encoder = learned
+checks["random U-Net"] = ask(pipeline, question, images)[""]
 
 # %% tags=["aggregate"]
-first = checks["as trained"]
+fit_of = {
+    name: [*map(localization.auc_roc, m, sampled_masks)] for name, m in checks.items()
+}
 pd.DataFrame(
     {
         name: {
-            "AUC-ROC": np.mean(
-                [
-                    localization.auc_roc(m, k)
-                    for m, k in zip(maps, sampled_masks, strict=True)
-                ]
-            ),
-            "correlation with the map as trained": np.mean(
-                [
-                    np.corrcoef(a.ravel(), b.ravel())[0, 1]
-                    for a, b in zip(first, maps, strict=True)
-                ]
-            ),
+            "AUC-ROC": str(stats.bootstrap_ci(fit, patients_of, n=resamples)),
+            "correlation with the map as trained": f"{likeness(checks['as trained'], checks[name]):.3f}",
         }
-        for name, maps in checks.items()
+        for name, fit in fit_of.items()
     }
-).T.round(3)
+).T
+
+# %% tags=["remove-input", "aggregate"]
+chance = {
+    name: stats.paired_difference(fit, np.full(len(fit), 0.5), patients_of, n=resamples)
+    for name, fit in fit_of.items()
+    if name != "as trained"
+}
+left = [f"*{name}*" for name, d in chance.items() if d.low > 0]
+Markdown(
+    "\n".join(say.localization.against(name, {"chance": d}) for name, d in chance.items())
+    + "\n\n"
+    + (
+        f"With {say.words.listed(left)}, AUC-ROC is above chance: that much of a score needs no training."
+        if left
+        else "No AUC-ROC of random weights is clearly above chance: what the trained model has above it, it has learned."
+    )
+)
 
 # %% [markdown]
 # ## Further: the best and the worst maps

@@ -170,6 +170,12 @@ class TestSwap:
         assert list(seen) == [("a", "a", "a")]
         np.testing.assert_allclose(seen["a", "a", "a"].maps, reading.maps, atol=1e-6)
 
+    def test_on_swapped_images_it_reads_their_latents(self, pipeline, sample, states, reading):
+        seen = causes.swap({"a": pipeline}, sample, TIMES, sample.swapped)["a", "a", "a"]
+        alone = causes.read(pipeline, sample, states, TIMES, sample.swapped)
+        np.testing.assert_allclose(seen.maps, alone.maps, atol=1e-6)
+        assert not np.allclose(seen.maps, reading.maps, equal_nan=True)
+
     def test_maps_follow_the_keys_at_the_first_layer(self, pipeline, sample):
         """Another encoder's values cannot change the first layer's attention; its keys can."""
         other = copy.copy(pipeline)
@@ -319,6 +325,11 @@ class TestSentences:
             ({"lag": UP}, ["moving target"]),
             ({"keys": UP, "lag": DOWN}, ["worse keys"]),
             ({"finding": DOWN, "end": UP}, ["relocation"]),
+            ({"finding": DOWN, "other words": UP}, ["relocation"]),
+            ({"finding gain": DOWN, "side gain": UP}, ["relocation"]),
+            ({"finding": DOWN, "side": UP, "side gain": FLAT}, []),
+            ({"lag gain": UP}, ["moving target"]),
+            ({"lag": UP, "lag gain": FLAT, "keys": UP, "keys gain": DOWN}, []),  # the gain decides
             ({"finding": DOWN}, []),  # nothing gained elsewhere
             ({"begin": UP, "end": UP}, []),  # nothing lost where it was
             ({"alike": UP}, ["homogenisation"]),
@@ -331,6 +342,36 @@ class TestSentences:
         assert [name.split(":")[0] for name in table.index[table["what was seen"].str.startswith("shown")]] == shown
         assert list(table) == ["what would have shown it", "what was seen"]
         assert len(table) == 6
+
+    def test_the_table_says_where_auc_roc_alone_would_decide_otherwise(self):
+        seen = say.table(NOTHING | {"lag": UP, "lag gain": FLAT, "keys": UP, "keys gain": UP})["what was seen"].tolist()
+        assert seen[0].startswith("not shown: gain with the states of the checkpoint before")
+        assert seen[0].endswith("[-0.100, +0.100] (by AUC-ROC alone: shown)")
+        assert seen[1].startswith("shown: gain with the reference's keys")
+        assert "alone" not in seen[1]
+        # Without a gain AUC-ROC is all there is; kinds of tokens that were not measured are left out.
+        known = {key: d for key, d in NOTHING.items() if key not in ("side", "other words")}
+        relocation = say.table(known | {"finding": DOWN, "end": UP})["what was seen"].iloc[2]
+        assert relocation.startswith("shown: AUC-ROC of the finding's words -0.150 [-0.200, -0.100]; of the begin")
+        assert "side" not in relocation
+
+    @pytest.mark.parametrize(
+        ("gain", "word", "state"),
+        [
+            (at(-0.009, 0.02), at(0.0, 0.1), "shown: in `a`"),
+            (at(-0.02, 0.02), at(0.0, 0.1), "not decided: in `a` gain in AUC-ROC not decided"),
+            (
+                at(-0.009, 0.02),
+                DOWN,
+                "refuted: in `a` gain in AUC-ROC no worse (+0.006 [-0.009, +0.020]), word test lower",
+            ),
+        ],
+    )
+    def test_constancy_is_judged_by_pointing_alone(self, gain, word, state):
+        points = {"gain_auc_roc": gain, "word": word}
+        assert say.constancy({"a": points, "b": points | {"classifier_auc": DOWN}}).startswith(state)
+        assert "classifier AUC lower (-0.150" in say.constancy({"b": points | {"classifier_auc": DOWN}})
+        assert say.constancy({"a": points, "b": {"word": DOWN}}).startswith("refuted")
 
     def test_where_nothing_is_lost_there_is_nothing_to_explain(self):
         kept, lost = {"gain_auc_roc": UP, "word": FLAT}, {"gain_auc_roc": UP, "word": DOWN}

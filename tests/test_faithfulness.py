@@ -123,6 +123,35 @@ class TestSwap:
         assert faithfulness.swap_images(own, pool, 1) == faithfulness.swap_images(own, pool, 4)[:1]
 
 
+class TestMoved:
+    """A finding that is taken away or moved, and nothing else."""
+
+    OLD, NEW = at(4, 4), at(4, 20)
+
+    def test_a_perfect_map_follows_and_a_prior_stays(self):
+        old, new, other = self.OLD, self.NEW, at(20, 4)
+        shown = {"as it is": old, "without": 0 * old, "other side": new, "another finding": other}
+        perfect = faithfulness.moved_scores({k: m[None] + 1.0 for k, m in shown.items()}, [old], [new]).iloc[0]
+        # Of 1,024 pixels 36 are the target. Where another place is hot, its 36 beat it and the other 952 tie with it.
+        elsewhere = 0.5 * 952 / 988
+        expected = {"as it is": 1, "without": 0.5, "other side": elsewhere, "another finding": elsewhere}
+        expected |= {"before": elsewhere, "after": 1, "removed": 0.5, "moved": 1 - elsewhere}
+        assert perfect.to_dict() == pytest.approx(expected)
+        # A prior that knows one side better than the other is the same map before and after.
+        prior = (2.0 * old + new)[None]
+        same = faithfulness.moved_scores(dict.fromkeys(shown, prior), [old], [new]).iloc[0]
+        assert same["as it is"] == 1
+        assert same["after"] == pytest.approx(1 - 36 / 988)
+        assert (same["removed"], same["moved"]) == (0, 0)
+
+    def test_a_map_that_never_leaves_the_old_place_does_not_move(self):
+        stuck = (self.OLD + 0.0)[None].repeat(2, axis=0)
+        maps = {"as it is": stuck, "without": stuck, "other side": np.stack([self.NEW + 0.0, stuck[0]])}
+        table = faithfulness.moved_scores(maps, [self.OLD] * 2, [self.NEW] * 2)
+        assert table["moved"].tolist() == [pytest.approx(1 - 0.5 * 952 / 988), 0]
+        assert table["removed"].tolist() == [0, 0]
+
+
 class TestScores:
     def test_columns_of_maps_with_a_known_answer(self):
         a, b = at(2, 2), at(20, 20)

@@ -1279,3 +1279,53 @@ class TestCommandLine:
         assert "--generated" in capsys.readouterr().err
         with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
             main(["--real", "nowhere", "--generated", "nowhere"])
+
+
+class TestPaired:
+    """Two models' images of the same prompts and noise: only what they do not share may widen the interval."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def clouds(cls):
+        rng = np.random.default_rng(0)
+        return rng.normal(size=(120, 2)), rng.normal(size=(60, 2)), [i // 3 for i in range(60)]
+
+    def test_a_shift_changes_the_fid_as_worked_out_by_hand(self, clouds):
+        (real, fake, prompts), shift = clouds, np.array([0.5, 0])
+        found = fidelity.fid_difference(real, fake + shift, fake, prompts, n=100)
+        # Covariances are equal, so only |shift|² − 2 shift · (μ_real − μ_fake) is left.
+        assert found.estimate == pytest.approx(0.25 - (real[:, 0].mean() - fake[:, 0].mean()))
+        back = fidelity.fid_difference(real, fake, fake + shift, prompts, n=100)
+        assert (back.estimate, back.low, back.high) == pytest.approx((-found.estimate, -found.high, -found.low))
+        same = fidelity.fid_difference(real, fake, fake, prompts, n=20)
+        assert (same.estimate, same.low, same.high, same.p) == (0, 0, 0, 1)
+
+    def test_a_small_change_is_seen_where_two_intervals_overlap(self, clouds):
+        real, fake, prompts = clouds
+        own, base = (fidelity.fid_interval(real, x, prompts) for x in (1.15 * fake + 0.6, 1.1 * fake + 0.55))
+        assert own.low < base.high
+        assert fidelity.fid_difference(real, 1.15 * fake + 0.6, 1.1 * fake + 0.55, prompts).low > 0
+
+    def test_auc_by_hand(self):
+        labels = np.zeros((8, 8))
+        labels[::2, 0] = 1
+        perfect, blind = labels + 0.0, np.full((8, 8), 0.5)
+        found = fidelity.auc_difference(perfect, blind, labels, list("aabbccdd"), n=50)
+        assert (found.estimate, found.low, found.high) == (0.5, 0.5, 0.5)
+        assert fidelity.auc_difference(blind, 1 - perfect, labels).estimate == 0.5
+        # Of the 16 pairs of an image with it and one without, three are in the wrong order and one is a tie.
+        worse = perfect.copy()
+        worse[0, 0] = worse[1, 0] = -1
+        assert fidelity.auc_difference(worse, perfect, labels).estimate == pytest.approx(-3.5 / 16)
+
+    def test_what_prompts_have_in_common_does_not_hide_a_difference(self):
+        rng = np.random.default_rng(0)
+        labels = np.zeros((60, 8))
+        labels[:30, 0] = 1
+        hard = labels + rng.normal(0, 1, (60, 8))
+        better = hard + 0.3 * labels
+        both = [fidelity.classifier_auc(x, labels)["macro"] for x in (better, hard)]
+        assert both[0].low < both[1].high
+        found = fidelity.auc_difference(better, hard, labels)
+        assert found.estimate == pytest.approx(both[0].estimate - both[1].estimate)
+        assert found.low > 0

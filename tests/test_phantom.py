@@ -427,22 +427,30 @@ def test_memory_does_not_grow_with_the_number_of_studies():
 class TestShortcuts:
     """Disease must be seen where it is, and not in the brightness of the whole image or in where chests usually are."""
 
-    def test_outside_a_lesion_two_exposures_are_equal(self):
-        for name, side, zone in (("Pleural Effusion", 1, "basal"), ("Consolidation", -1, "upper"), ("Edema", 0, "mid")):
-            one = person(3)
-            (ill, well), (masks, _) = phantom.render([with_lesion(one, name, side, zone), one], 64)
+    @pytest.mark.parametrize("name", FINDINGS)
+    def test_a_few_pixels_outside_a_lesion_two_exposures_are_equal(self, name):
+        """Of 64 pixels, 4 from the outline the change is faint and 12 from it there is none."""
+        places = {"Pleural Effusion": (1, "basal"), "Consolidation": (-1, "upper"), "Edema": (0, "perihilar")}
+        places |= {"Pneumothorax": (1, "apical"), "Cardiomegaly": (0, "")}
+        # Air in the pleural space also moves the collapsed lung, which is larger than the mask: physics, not exposure.
+        near, far = (30, 8) if name == "Pneumothorax" else (12, 2)
+        for k in range(3):
+            one = person(k)
+            ill = with_lesion(one, name, *places.get(name, (1, "mid")))
+            (shown, well), (masks, _) = phantom.render([ill, one], 64)
             reach = ndimage.distance_transform_edt(~masks[0])
-            changed = np.abs(ill.astype(int) - well)
-            assert changed[reach <= 1].max() > 20
-            assert changed[reach > 24].max() <= 1, name
+            changed = np.abs(shown.astype(int) - well)
+            assert changed[reach <= 1].max() > 30
+            assert changed[reach > 4].max() <= near
+            assert changed[reach > 12].max() <= far
 
     def test_brightness_tells_no_disease(self, many):
         brightness = np.array([s.array.mean() for s in many])
         labels = np.array([s.labels() for s in many])
         for i, name in enumerate(FINDINGS):
             auc = roc_auc_score(labels[:, i], brightness)
-            # Air in the place of lung is darker: physics, not exposure.
-            assert 0.35 < auc < 0.65, (name, auc)
+            # Air in the place of lung is darker: physics, not exposure. The rest is what 500 phantoms scatter.
+            assert (0.42 if name == "Pneumothorax" else 0.45) < auc < 0.6, (name, auc)
 
     def test_no_prior_without_the_prompt_knows_too_much(self, many):
         train = phrases(phantom.load(split="train", n=400, size=64, seed=5))

@@ -151,6 +151,26 @@ class TestLocalization:
             "- The Top-1 of `last:2` does not clearly differ from that of the swapped image: +0.020 [-0.050, +0.090].",
         ]
 
+    def test_follows(self):
+        def table(removed, moved):
+            return pd.DataFrame({"removed": removed, "moved": moved, "patient": range(4)})
+
+        perfect, prior = table([0.5] * 4, [0.4] * 4), table([0.0] * 4, [0.0] * 4)
+        half = table([0.3] * 4, [0.3, -0.3, 0.2, -0.2])
+        text = localization.follows({"a": perfect, "b": prior, "c": half}, 100).split("\n")
+        assert text[0] == (
+            "- `a`: at the finding's place AUC-ROC falls when the finding is taken away (*removed* +0.500 "
+            "[+0.500, +0.500]); at the new place it rises when the finding comes there (*moved* +0.400 "
+            "[+0.400, +0.400])."
+        )
+        assert "`b`: at the finding's place AUC-ROC does not clearly change" in text[1]
+        assert "at the new place it does not clearly change" in text[2]
+        assert text[-1] == "So the maps of `a` go with the finding."
+        turned = localization.follows({"b": prior, "d": table([-0.5] * 4, [-0.4] * 4)}, 100)
+        assert "AUC-ROC rises when the finding is taken away" in turned
+        assert "at the new place it falls" in turned
+        assert turned.endswith("It is not shown that any map goes with the finding.")
+
     def test_parts(self):
         assert "here there are none" in localization.parts(10, [], 0)
         text = localization.parts(10, [0.5, 0.7], 1)
@@ -225,15 +245,19 @@ class TestAnswers:
 
     def test_fidelity(self):
         def text(fid, auc):
-            return answers.fidelity("a", (Interval(20, 18, 22), fid), Interval(4.5, 4, 5), auc)
+            base, moved = Interval(20, 18, 22), Interval(fid.estimate - 20, fid.low - 20, fid.high - 20)
+            return answers.fidelity("a", (base, fid), moved, Interval(4.5, 4, 5), auc)
 
         better = text(Interval(5, 4, 6), Interval(0.8, 0.75, 0.85))
         assert better.startswith(
-            "By FID, the images of `a` are closer to the held-out ones than the base's (FID 5.00 against 20.00; of "
-            "held-out images 4.50), and a classifier finds the prompted findings in them better than by chance (AUC "
-            "0.80; side, "
+            "By FID, the images of `a` are closer to the held-out ones than the base's (FID 5.00 against 20.00, "
+            "difference -15.00 [-16.00, -14.00]; of held-out images 4.50), and a classifier finds the prompted "
+            "findings in them better than by chance (AUC 0.80; side, "
         )
         assert "are farther from the held-out ones than" in text(Interval(40, 38, 42), UP)
+        # The paired difference decides, also where the intervals of the two overlap.
+        overlap = answers.fidelity("a", (Interval(20, 18, 22), Interval(19, 17, 21)), DOWN, Interval(4.5, 4, 5), UP)
+        assert "are closer to the held-out ones than" in overlap
         unclear = text(Interval(20, 17, 23), Interval(0.5, 0.4, 0.6))
         assert "not clearly closer to the held-out ones than" in unclear
         assert (
@@ -283,6 +307,9 @@ class TestFidelity:
         assert "No prompt asks" in fidelity.as_asked({}, {}, {})
 
     def test_answer(self):
+        def shifted(interval, by):
+            return Interval(interval.estimate - by, interval.low - by, interval.high - by)
+
         def lines(last=None, similar=None, auc=None):
             last, similar = last or Interval(5, 4, 6), similar or Interval(0.4, 0.38, 0.42)
             fid, clf = (Interval(20, 18, 22), last), (Interval(0.5, 0.45, 0.55), auc or Interval(0.8, 0.75, 0.85))
@@ -291,13 +318,14 @@ class TestFidelity:
                 clf,
                 (NONE, Interval(0.65, 0.55, 0.75), Interval(0.9, 0.85, 0.95)),
             )
-            return fidelity.answer(fid, Interval(4.5, 3.5, 5.5), *pairs).split("\n")
+            changes = {"fid": shifted(last, 20), "auc": shifted(clf[1], 0.5)}
+            return fidelity.answer(fid, Interval(4.5, 3.5, 5.5), *pairs, changes).split("\n")
 
         better = lines()
         assert better[0].startswith(
             "- As a set, the images have moved towards the held-out ones: FID 5.00 [4.00, 6.00], against"
         )
-        assert better[0].endswith(" 20.00 [18.00, 22.00] of the base.")
+        assert better[0].endswith(" 20.00 [18.00, 22.00] of the base; difference -15.00 [-16.00, -14.00].")
         assert better[1].startswith(
             "- By FID they are not clearly farther from the held-out ones than other held-out images"
         )
@@ -314,12 +342,18 @@ class TestFidelity:
         assert lines(auc=Interval(0.5, 0.4, 0.6))[4].startswith(
             "- They do not clearly show the findings that the prompt names"
         )
-        assert "not clearly better than the base's" in lines(auc=Interval(0.55, 0.51, 0.59))[4]
+        unclear = {"fid": FLAT, "auc": FLAT}
+        auc, same = (Interval(0.5, 0.49, 0.51), Interval(0.55, 0.52, 0.58)), (Interval(0.4, 0.38, 0.42),) * 2
+        paired = fidelity.answer(same, same[0], same, auc, (*same, same[0]), unclear)
+        assert "not clearly better than the base's" in paired  # though the two intervals do not overlap
+        assert "difference +0.020 [-0.050, +0.090]" in paired
 
     def test_a_checkpoint_may_obey_less_than_its_base(self):
         fid, same = Interval(20, 18, 22), Interval(0.4, 0.38, 0.42)
         auc = Interval(0.8, 0.75, 0.85), Interval(0.6, 0.55, 0.65)
-        assert "worse than the base's" in fidelity.answer((fid, fid), fid, (same, same), auc, (same, same, same))
+        changes = {"fid": FLAT, "auc": DOWN}
+        text = fidelity.answer((fid, fid), fid, (same, same), auc, (same, same, same), changes)
+        assert "worse than the base's" in text
 
     def test_memory(self):
         assert "no sign of copying" in fidelity.memory(Interval(0.06, 0.02, 0.1), 1.0)

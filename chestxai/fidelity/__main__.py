@@ -39,15 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--step", type=runs.whole(0, 10**9), help="checkpoint of a run (default: the last)")
     parser.add_argument("--features", help=f"{spaces} (default: phantom; of a run, findings)")
     parser.add_argument("--weights", type=Path, help="folder of the weights of inception or xrv, or their file")
-    parser.add_argument(
-        "--size", type=runs.whole(1, 4096), help="pixels to bring all images to (default: the feature space's)"
-    )
+    parser.add_argument("--size", type=runs.whole(1, 4096), help="pixels of all images (default: the feature space's)")
     parser.add_argument("--fit", choices=("crop", "letterbox"), default="crop", help="of images that are not square")
     parser.add_argument("--cache", type=Path, help="folder to keep the features in")
     parser.add_argument("--out", type=Path, help="root of the runs, where a classifier is kept (default: runs/)")
-    parser.add_argument(
-        "--resamples", type=runs.whole(0), default=100, help="of the FID's interval; 0: none (default: 100)"
-    )
+    parser.add_argument("--resamples", type=runs.whole(0), default=100, help="of the FID's interval (100); 0: none")
     parser.add_argument("--seed", type=runs.whole(0, 2**32 - 1), default=0)
     parser.set_defaults(run=_score)
     commands = parser.add_subparsers(dest="command", title="commands")

@@ -126,8 +126,7 @@ def _shifted(images: Array, rng: np.random.Generator) -> Array:
 def load_classifier(folder: Path) -> FindingsClassifier:
     """Load what `train_classifier` saved in ``folder``, in evaluation mode on the CPU.
 
-    Raises:
-        MissingError, InputError: no classifier there, or the weights are not those that ``classifier.json`` describes.
+    MissingError where there is none, InputError where the weights are not those that ``classifier.json`` describes.
     """
     config, weights = Path(folder) / "classifier.json", Path(folder) / "model.safetensors"
     for path in (config, weights):

@@ -19,11 +19,12 @@ from chestxai.fidelity.classifier import (
     Training,
     cached_classifier,
     classifier_auc,
+    macro_auc,
     predict,
 )
 from chestxai.fidelity.metrics import density_coverage, fid_interval, kid, ms_ssim_by_group, precision_recall
 from chestxai.fidelity.spaces import features
-from chestxai.stats import Interval, bootstrap_ci
+from chestxai.stats import Interval, bootstrap_ci, bootstrap_statistic
 from chestxai.studies import FINDINGS
 
 
@@ -123,6 +124,15 @@ def top1(probabilities: Array, labels: Array, groups: Groups = None) -> Interval
         return _MISSING
     right = labels[one, np.asarray(probabilities)[one].argmax(axis=1)]
     return bootstrap_ci(right, None if groups is None else [groups[i] for i in one])
+
+
+def auc_difference(a: Array, b: Array, labels: Array, groups: Groups = None, n: int = 300) -> Interval:
+    """Macro AUC of ``a`` minus that of ``b``, `predict` of two models' images of the same prompts and noise by row.
+
+    ``labels, groups, n`` as of `classifier_auc`; one bootstrap resamples both, so what they share cancels out.
+    """
+    columns = [np.asarray(a), np.asarray(b), np.asarray(labels)]
+    return bootstrap_statistic(columns, lambda x, y, shown: macro_auc(x, shown) - macro_auc(y, shown), groups, n=n)
 
 
 def by_finding(real: Array, fake: Array, real_labels: Array, labels: Array) -> dict[str, dict[str, float | None]]:

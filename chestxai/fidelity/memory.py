@@ -39,12 +39,10 @@ def memorisation(
     A model that copies has an excellent FID. Real images of patients outside the training set show how close an image
     comes by chance (Meehan et al. 2020). A close image need not be a copy: look at the pairs.
 
-    Args:
-        train, fake, unseen: features float ``(t, d)``, ``(m, d)``, ``(u, d)`` of training, generated, and real images
-            that were not trained on; InputError where they were.
-        groups, unseen_groups, n: prompts of generated and patients of unseen images, resampled together ``n`` times.
-        planted: features float ``(p, d)`` of `copies`: a feature space that misses them cannot clear the model either.
-        quantile: share of the unseen images that count as close, in (0, 1).
+    ``train, fake, unseen`` are features float ``(t, d)``, ``(m, d)``, ``(u, d)`` of training and generated images, and
+    real ones that were not trained on (InputError where they were); ``groups`` and ``unseen_groups`` of these, prompts
+    and patients, are resampled together ``n`` times. ``planted``, ``(p, d)``, are of `copies`: a feature space that
+    misses them cannot clear the model either. ``quantile`` is the share of unseen images that count as close.
     """
     if not 0 < quantile < 1:
         raise InputError(f"quantile must be in (0, 1), got {quantile}")
@@ -61,9 +59,7 @@ def memorisation(
     shares = bootstrap(lambda a, b: (a < np.quantile(b, quantile)).mean(), samples, n, seed=0)
     low, high = np.quantile(shares, [0.025, 0.975]) if n else (math.nan, math.nan)
     closer = Interval(float((distance < threshold).mean()), float(low), float(high))
-    detected = None
-    if planted is not None:
-        detected = float((index.kneighbors(np.asarray(planted, dtype=np.float64))[0] < threshold).mean())
+    detected = None if planted is None else float((index.kneighbors(np.asarray(planted, float))[0] < threshold).mean())
     return Memory(distance, nearest, away, threshold, closer, detected)
 
 

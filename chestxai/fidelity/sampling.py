@@ -36,10 +36,7 @@ def requests(
     Returns:
         The prompts; their labels: what the text that the model reads names (see `asked` and `models.readable`), and the
         finding that is asked for evenly; and the position int ``(images,)`` in ``studies`` of the study that the text
-        is of, -1 where it is of none.
-
-    Raises:
-        InputError: no study has a report.
+        is of, -1 where it is of none. InputError where no study has a report.
     """
     rng, numbers = np.random.default_rng(0), np.arange(settings.images)
     named = np.zeros((settings.images, len(FINDINGS)), np.float32)
@@ -99,18 +96,12 @@ def sample(
     prompt. The noise that image ``i`` starts from depends on ``seed`` and ``i`` alone, not on the batch, the other
     prompts or the weights: two models are compared from the same noise.
 
-    Args:
-        pipeline: of `models.load_pipeline`, with a checkpoint's weights; its own scheduler is not changed.
-        prompts: a text for each image.
-        settings: ``guidance``, ``steps``, ``sampler`` and ``batch``.
-        path: the ``.safetensors`` file of the images, whose metadata hold the prompts.
-        seed: of the noise.
-        precision: "no", "fp16" or "bf16", in which the U-Net computes on a GPU; a CPU always uses float32.
-        bar: of `runs.progress`, advanced by one for each image.
+    Without ``prompts``, a text for each image, it is an InputError; DivergedError if the output is not finite.
 
-    Raises:
-        InputError: no prompts.
-        DivergedError: the model's output is not finite.
+    ``pipeline`` is of `models.load_pipeline` with a checkpoint's weights; its own scheduler is kept. ``settings``
+    are ``guidance``, ``steps``, ``sampler`` and ``batch``; ``path`` is a ``.safetensors`` file whose metadata hold the
+    prompts; ``precision``, "no", "fp16" or "bf16", is the U-Net's on a GPU (a CPU always uses float32); ``bar``, of
+    `runs.progress`, is advanced by one for each image.
     """
     prompts = list(prompts)
     if not prompts:
@@ -163,12 +154,10 @@ def sample(
 def sample_run(
     pipeline: StableDiffusionPipeline, profile: Profile, run: Run | Path, prompts: Sequence[str], bar: Any = None
 ) -> Iterator[tuple[int, Array]]:
-    """Yield each step of a finished run and its `sample`, all from the same noise; step 0 is the base.
+    """Yield each step of a finished ``run`` and its `sample`, all from the same noise; step 0 is the base.
 
-    Args:
-        pipeline, profile: the profile that the run was made with, and its base, which gets the checkpoints' weights.
-        run: the run or its folder; the images are kept in ``samples/step-<k>.safetensors``.
-        prompts, bar: as of `sample`.
+    ``profile`` is that of the run, and ``pipeline`` its base, which gets the checkpoints' weights. The images are kept
+    in ``samples/step-<k>.safetensors`` of the run. ``prompts`` and ``bar`` are as of `sample`.
     """
     run = (run if isinstance(run, Run) else Run(run)).check_finished()
     for step in (0, *run.steps()):

@@ -37,9 +37,8 @@ _SUFFIXES = (".png", ".jpg", ".jpeg")
 class InceptionSpace(nn.Module):
     """The feature space of the published FID (Heusel et al. 2017): 2048 features of Inception-v3.
 
-    Args:
-        network: torch-fidelity's ``FeatureExtractorInceptionV3`` for the feature "2048". It takes uint8 RGB; images
-            that are not 299 pixels wide are resized as TensorFlow 1 did (bilinear, no antialiasing).
+    ``network`` is torch-fidelity's ``FeatureExtractorInceptionV3`` for the feature "2048". It takes uint8 RGB; images
+    that are not 299 pixels wide are resized as TensorFlow 1 did (bilinear, no antialiasing).
     """
 
     size, num_features = 299, 2048
@@ -81,10 +80,8 @@ class TwiceScaledSpace(InceptionSpace):
 
 class XrvSpace(nn.Module):
     """The feature space of FID-XRV: the 1024 inputs of the classifier of TorchXRayVision's DenseNet-121 (Cohen et al.
-    2022), which are the trunk's output, rectified and averaged over the image.
-
-    Args:
-        trunk: ``torchxrayvision.models.DenseNet(...).features``, for grey images in [-1024, 1024] at 224 pixels.
+    2022), the output of ``trunk``, rectified and averaged over the image. That is
+    ``torchxrayvision.models.DenseNet(...).features``, for grey images in [-1024, 1024] at 224 pixels.
     """
 
     size, num_features = 224, 1024
@@ -107,13 +104,10 @@ def feature_space(source: str = "phantom", folder: Path | None = None) -> nn.Mod
 
     Args:
         source: ``"inception"`` (the published FID's), ``"inception-cd"`` (`TwiceScaledSpace`), ``"xrv"`` (FID-XRV's),
-            or the data source of a classifier.
+            or the data source of a classifier. A classifier of another one is an InputError.
         folder: of its weights, or their file. Default: the classifier that ships, torch.hub's folder,
-            ``~/.torchxrayvision``.
-
-    Raises:
-        InputError: the classifier is one of another source, or the weights are damaged; the message says what to do.
-        MissingError: the weights or the package of the network are missing; the message says how to get them.
+            ``~/.torchxrayvision``. Damaged weights are an InputError, missing ones, or a missing package, a
+            MissingError that says how to get them.
     """
     if source in ("inception", "inception-cd"):
         network = _inception(_file(folder or Path(torch.hub.get_dir()) / "checkpoints", _INCEPTION))
@@ -226,15 +220,11 @@ def extract(
     Each is brought to ``size`` pixels with antialiasing, without which FID measures aliasing (Parmar et al. 2022).
 
     Args:
-        space: the feature space.
-        folder: searched for PNG and JPEG files at any depth; hidden ones are left out.
-        size, fit: pixels, and "crop" or "letterbox" for images that are not square.
+        space, size, fit: the feature space, pixels, and "crop" or "letterbox" for images that are not square.
+        folder: searched for PNG and JPEG files at any depth; hidden ones are left out. MissingError where there is no
+            such folder, InputError where no image can be read or features are not finite.
         cache: folder for the features, in a file for each space, framing and content of the images (read in full).
         progress: wraps the loop over images, e.g. `chestxai.runs.progress`.
-
-    Raises:
-        MissingError: no such folder.
-        InputError: no image that can be read, or features that are not finite.
     """
     files = _image_files(folder)
     if cache is None:

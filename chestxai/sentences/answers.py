@@ -1,12 +1,12 @@
 """Each chapter's answer in one sentence, where its other sentences are longer: the heads of chapters 1 to 7."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from chestxai.profiles import StatisticsSettings
 from chestxai.sentences.localization import tested
-from chestxai.sentences.words import Templates, counted, independent
+from chestxai.sentences.words import Templates, counted
 from chestxai.stats import Interval, bootstrap_ci
 
 _say = Templates(__file__)
@@ -39,11 +39,9 @@ def scores(skill: pd.DataFrame, share: float = 0.9) -> str:
     return _say("scores", none=none, total=total, tried=tried, worst=worst, most=accepted[worst])
 
 
-def fidelity(name: str, fid: tuple[Interval, Interval], floor: Interval, auc: Interval) -> str:
-    """Chapter 6: ``fid`` of the base and of variant ``name``, ``floor`` of held-out images, classifier ``auc``."""
-    base, own = fid
-    real = independent(own, base)
-    return _say("fidelity", name=name, real=real, fid=own, base=base, floor=floor, shown=auc.low > 0.5, auc=auc)
+def fidelity(name: str, fid: Sequence[Interval], moved: Interval, floor: Interval, auc: Interval) -> str:
+    """Chapter 6: ``fid`` of base and variant ``name``, ``moved`` paired; ``floor`` of held-out; classifier ``auc``."""
+    return _say("fidelity", name=name, fid=fid, moved=moved, floor=floor, shown=auc.low > 0.5, auc=auc)
 
 
 def blind_spots(change: pd.DataFrame, names: Mapping[str, str]) -> str:

@@ -27,19 +27,17 @@ def answer(
     similar: Sequence[Interval],
     auc: Sequence[Interval],
     precise: Sequence[Interval],
+    changes: Mapping[str, Interval],
 ) -> str:
     """What fine-tuning did to the images, as bullets.
 
-    Args:
-        fid, auc: FID and classifier AUC, each of the base and of the last checkpoint.
-        floor: FID of real images.
-        similar: MS-SSIM within a prompt at the last checkpoint, and of real images with equal findings.
-        precise: precision of the base, of the last checkpoint, and of other real images.
+    ``fid``, ``auc`` (classifier) and ``precise`` (precision) are of the base and of the last checkpoint, the latter of
+    other real images, too; ``floor``: FID of real images; ``similar``: MS-SSIM within a prompt at the last checkpoint,
+    and of real images with equal findings; ``changes``: "fid" and "auc", paired by prompt and noise, last minus base.
     """
-    base, own = fid
-    gaps = {"real": independent(own, base), "left": independent(own, floor), "vary": independent(*similar)}
-    gaps |= {"than": independent(*auc[::-1]), "obey": auc[1].low > 0.5, "near": independent(*precise[1:])}
-    return _say("answer", fid=own, base=base, floor=floor, similar=similar, auc=auc, precise=precise, **gaps)
+    gaps = {"left": independent(fid[1], floor), "vary": independent(*similar), "near": independent(*precise[1:])}
+    gaps |= {"obey": auc[1].low > 0.5, "moved": changes["fid"], "than": changes["auc"]}
+    return _say("answer", fid=fid, floor=floor, similar=similar, auc=auc, precise=precise, **gaps)
 
 
 def as_asked(generated: Mapping[str, Interval], real: Mapping[str, Interval], chance: Mapping[str, float]) -> str:
@@ -58,9 +56,8 @@ def memory(closer: Interval, found: float) -> str:
 
 
 def unnoticed(change: pd.DataFrame, names: Mapping[str, str]) -> str:
-    """What each measure overlooks, as bullets.
+    """What each measure overlooks, as bullets: where ``change`` (spoiled sets × measures, in half-widths) is above −1.
 
-    ``change`` (spoiled sets × measures, in half-widths of the interval) above −1 is not worse than real images;
     ``names``: measure → printed name.
     """
     missed = {n: "; ".join(change.index[change[m] > -1]) for m, n in names.items() if change[m].notna().any()}

@@ -40,12 +40,9 @@ def tested(rows: pd.DataFrame, settings: StatisticsSettings) -> dict[str, bool]:
 
 
 def looks(name: str, rows: pd.DataFrame, settings: StatisticsSettings) -> str:
-    """Whether a variant passes each test of the endpoint, and so points: bullets, and one sentence.
+    """Whether variant ``name`` passes each test of the endpoint, and so points: bullets, and one sentence.
 
-    Args:
-        name: of the variant.
-        rows: of ``grounding.csv`` at one step, with ``chance_`` columns.
-        settings: endpoint and resamples.
+    ``rows`` are of ``grounding.csv`` at one step, with ``chance_`` columns; ``settings``: endpoint and resamples.
     """
     found = tested(rows, settings)
     return bullets([*found, _say("looks", name=name, passed=all(found.values()))])
@@ -64,6 +61,16 @@ def sides(tables: Mapping[str, pd.DataFrame], resamples: int) -> str:
     return f"{_say('sides', findings=len(table), patients=table['patient'].nunique())}\n\n{bullets(lines)}"
 
 
+def follows(tables: Mapping[str, pd.DataFrame], resamples: int) -> str:
+    """Whether maps go with a moved finding: ``tables`` of `faithfulness.moved_scores` by variant, ``resamples``."""
+    lines, moving = [], []
+    for name, table in tables.items():
+        gone, came = (bootstrap_ci(table[c], table["patient"], n=resamples) for c in ("removed", "moved"))
+        moving += [f"`{name}`"] if min(gone.low, came.low) > 0 else []
+        lines.append(_say("moved", name=name, gone=gone, came=came))
+    return f"{bullets(lines)}\n\n{_say('follows', moving=moving)}"
+
+
 def parts(targets: int, box_ious: Sequence[float], outside: int) -> str:
     """What box scores miss on ``targets`` of several parts.
 
@@ -75,12 +82,10 @@ def parts(targets: int, box_ious: Sequence[float], outside: int) -> str:
 
 
 def fooled(skill: pd.DataFrame, constant: Mapping[str, float], share: float = 0.9, free: float = 0.25) -> str:
-    """Which measures accept which wrong maps.
+    """Which measures accept which wrong maps: those with a skill of at least ``share``.
 
-    Args:
-        skill: measures × wrong maps, 0 for a constant map and 1 for the perfect one.
-        constant: score of a constant map by measure, for measures of which more is better.
-        share, free: skill from which on a map is accepted, and constant score from which on a measure is named.
+    ``skill``: measures × wrong maps, 0 for a constant map and 1 for the perfect one. ``constant``: score of a constant
+    map by measure, for measures of which more is better; named from ``free`` on.
     """
     accepted = {name: ", ".join(skill.index[skill[name] >= share]) for name in skill}
     named = bullets(f"*{name}* by {measures}" for name, measures in accepted.items() if measures)
