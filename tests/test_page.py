@@ -210,8 +210,8 @@ def study(bases: tuple[str, ...] = ("",)) -> pd.DataFrame:
 def test_recipes_of_several_bases_share_one_figure():
     fig = plots.recipes_plane(study(("tiny", "tiny-code")), ["word"], "Study")
     buttons = fig.layout.updatemenus[0].buttons
-    assert [button.label.split(", ", 1)[1] for button in buttons] == [
-        f"{score}, base {base}" for base in ("tiny", "tiny-code") for score in ("classifier AUC", "FID")
+    assert [button.label for button in buttons] == [
+        f"{base}: word test, {score}" for base in ("tiny", "tiny-code") for score in ("classifier AUC", "FID")
     ]
     front, *visible = [trace for trace in fig.data if trace.visible]
     assert [trace.name for trace in visible] == [f"recipe-{i}" for i in range(1, 9)]
@@ -233,7 +233,7 @@ def test_bars_of_a_recipe_cover_the_intervals_of_its_seeds_and_own_runs_are_star
     assert (first.error_y.array[0], first.error_y.arrayminus[0]) == pytest.approx((0.205, 0.105))
     assert [star.name for star in stars] == ["frozen (yours)", "mine (yours)"]
     assert [star.y[0] for star in stars] == own["word"].tolist()
-    other = [trace.name for trace in fig.data if trace.meta.endswith("base tiny-code")]
+    other = [trace.name for trace in fig.data if trace.meta.startswith("tiny-code: ")]
     assert set(other) == {"recipe-1", "recipe-2", "Pareto front"}
 
 

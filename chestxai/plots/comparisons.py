@@ -323,7 +323,7 @@ def recipes_plane(
             plane = _recipes(last_step(rows).sort_index(), x, column, looks, stars)
             style.dressed(plane, title, 480, [trace.name for trace in plane.data if trace.showlegend])
             text = f"{style.score_name(column, short=True)}, {style.score_name(x, short=True)}"
-            planes.append((f"{text}, base {base}" if base else text, plane))
+            planes.append((f"{base}: {text}" if base else text, plane))
     return style.chooser(planes, name="Scores")
 
 
