@@ -235,6 +235,10 @@ def test_bars_of_a_recipe_cover_the_intervals_of_its_seeds_and_own_runs_are_star
     assert [star.y[0] for star in stars] == own["word"].tolist()
     other = [trace.name for trace in fig.data if trace.meta.startswith("tiny-code: ")]
     assert set(other) == {"recipe-1", "recipe-2", "Pareto front"}
+    # Where one of the tables names no base, there is nothing to tell them apart by.
+    for some, mine in ((bounded, own.drop(columns="base")), (bounded.drop(columns="base"), own)):
+        first = [t.name for t in plots.recipes_plane(some, ["word"], own=mine).data if t.visible]
+        assert first[-2:] == ["frozen (yours)", "mine (yours)"]
 
 
 def test_the_front_of_fid_has_its_steps_below_what_is_reached():

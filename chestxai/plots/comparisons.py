@@ -318,7 +318,7 @@ def recipes_plane(
     looks, planes = style.variant_style(table["variant"].unique()), []
     bases = table["base"] if "base" in table else pd.Series("", table.index)
     for base, rows in table.groupby(bases, sort=False):
-        stars = pd.DataFrame(columns=table.columns) if own is None else own[own.get("base", base) == base]
+        stars = table[:0] if own is None else own[own["base"] == base] if {"base"} <= {*own} & {*table} else own
         for x, column in itertools.product(("classifier_auc", "fid"), metrics):
             plane = _recipes(last_step(rows).sort_index(), x, column, looks, stars)
             style.dressed(plane, title, 480, [trace.name for trace in plane.data if trace.showlegend])
