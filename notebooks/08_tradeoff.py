@@ -285,8 +285,9 @@ pd.DataFrame(both).rename(localization.NAMES)
 # %% [markdown]
 # In `demo` the images of learnable are farther from the held-out ones by FID, with each of the three seeds. In
 # `text_rate` not even the sign is decided. Student's interval is of other seeds with the *same* test images and
-# prompts; the interval of FID in the answer above is of other images. So with this recipe FID's sign depends on the
-# sampler and on the images, and “nothing is lost” cannot be said of it. The other three scores have the same sign in
+# prompts; the interval of FID in the answer above is of other images. So “nothing is lost” cannot be
+# said of this recipe. The second interval is wide and contains the first: it does not show that the sampler or the
+# images change FID's sign. The other three scores have the same sign in
 # both studies, and of them only the gain differs clearly from zero.
 #
 # ## Equal steps, or equal time?
