@@ -39,6 +39,7 @@ out = ""  # root of the runs; empty: the project's runs/
 import copy
 import warnings
 from functools import partial
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -608,6 +609,67 @@ Markdown(
 # second and the last row with that in mind. Names also differ in how much attention they get on any image; only
 # *denied* uses the same name.
 #
+# ## Further: two names in one prompt
+#
+# The word test asks for one name at a time. A report names several findings, and what is said of one may colour the
+# word for another. So up to 20 of the pairs are asked for again, at three timesteps: each name alone, and both names
+# in one prompt, from which the map of each is read. The test itself is the same. If it is passed less often with both
+# names, they disturb each other.
+
+
+# %%
+def apart(i, j):
+    """Whether two phrases of an image can be told apart: different findings in different places."""
+    of = maps[variants[0]]
+    passed = faithfulness.word_test(of[i], of[j], masks[i], masks[j])
+    return test[i].finding.name != test[j].finding.name and not np.isnan(passed)
+
+
+of_image = pd.Series(rows).groupby([test[i].study.id for i in rows])
+pairs = [pair for _, some in of_image for pair in combinations(some, 2) if apart(*pair)]
+pairs = profiles.sample(pairs, 20, seeds[0])
+if pairs:
+    x = np.stack([frame_of_study(test[i].study) for i, _ in pairs])
+    one, two = ([test[pair[k]].finding.name for pair in pairs] for k in (0, 1))
+    both = [f"{a}. {b}." for a, b in zip(one, two, strict=True)]
+    asked = {(k, "both"): (x, both, names) for k, names in enumerate((one, two))}
+    asked |= {
+        (k, "alone"): (x, [f"{name}." for name in names], names)
+        for k, names in enumerate((one, two))
+    }
+    named = {v: ask(pipelines[v], asked, x) for v in variants}
+
+# %% tags=["aggregate"]
+together = {}
+for v in variants if pairs else []:
+    passed = {
+        way: [
+            faithfulness.word_test(a, b, masks[i], masks[j])
+            for a, b, (i, j) in zip(named[v][0, way], named[v][1, way], pairs, strict=True)
+        ]
+        for way in ("alone", "both")
+    }
+    together[v] = pd.DataFrame(passed).assign(
+        patient=[test[i].study.patient for i, _ in pairs]
+    )
+estimated({"alone": "each name alone", "both": "both names in one prompt"}, together)
+
+# %% tags=["remove-input", "aggregate"]
+changed = {
+    v: stats.paired_difference(t["both"], t["alone"], t["patient"], n=resamples)
+    for v, t in together.items()
+}
+Markdown(
+    say.words.bullets(
+        f"`{v}`: with both names the word test {say.words.verb(d)} that with each alone: {d:+.3f}."
+        for v, d in changed.items()
+    )
+    + f"\n\nOf {say.words.counted(len(pairs), 'pair')}; chance is 0.5."
+    if pairs
+    else "No image of the test set has two boxed findings in different places."
+)
+
+# %% [markdown]
 # ## Further: the experiment that only a phantom allows
 #
 # A phantom can be X-rayed again without its finding, with the finding on the other side, or with another finding
