@@ -20,9 +20,10 @@
 # **What is trained when a diffusion model learns chest X-rays, and what if the text encoder may learn too?**
 #
 # A *diffusion model* generates an image from pure noise, by removing a little of the noise at a time. A text, the
-# prompt, says what the image is to show. The book's own *base* model was trained on chests with captions in everyday
-# words, such as "Small white pool at the lower left.": it has read words for sides, sizes and looks, but no name
-# of a finding. It is *fine-tuned*, that is, trained further, on images and their reports.
+# prompt, says what the image is to show. The U-Net of the book's own *base* model was trained on chests with captions
+# in everyday words, such as "Small white pool at the lower left.": with words for sides, sizes and looks, but with no
+# name of a finding. (Its text encoder was trained before, on English texts of many kinds.) The base is *fine-tuned*,
+# that is, trained further, on images and their reports.
 #
 # A *recipe* says how the text is treated during fine-tuning; a *variant* is a recipe that has a name in the profile.
 # The two variants of the paper {cite}`dombrowski2024tradeoffs` are
@@ -31,8 +32,8 @@
 #   encoder) stays as it was, so each word keeps its state. The U-Net may still learn to read that state in a new way.
 # - `learnable`: the text encoder is trained as well.
 #
-# All variants see the same images in the same order, with the same random numbers, so differences at the end are due to
-# the recipe.
+# All variants see the same images in the same order, with the same random numbers, so two runs of one seed differ in
+# nothing but the recipe. Small changes grow during training, so only several seeds show what a recipe does (chapter 8).
 #
 # *You will be able to* say what learns under a recipe, take one training step by hand, and fine-tune a model.
 # *Before:* chapter 1.
@@ -83,7 +84,7 @@ chosen.to_frame(f"profile {settings.name}")
 #   before it.
 # - The *U-Net* is a convolutional network that goes from fine to coarse resolution and back. It gets a noisy latent and
 #   predicts the noise in it. It reads the states by *cross-attention*: each position of the latent gives every token a
-#   weight, and takes in the mean of what the tokens say, weighted by them. Chapter 3 makes maps of these weights.
+#   weight, and takes in the mean of what the tokens say, with these weights. Chapter 3 makes maps of these weights.
 #
 # ![An image becomes a latent through the autoencoder and noise is added; a prompt becomes a state for each token through the text encoder; the U-Net reads both and predicts the noise](../_static/model.svg)
 #
@@ -130,7 +131,7 @@ pd.DataFrame(
 # `count` is the number of tensors, `sum` that of the parameters in them. Other values of `text` are:
 #
 # - `last:2` trains the last two layers of the text encoder,
-# - `embeddings` trains only its embeddings,
+# - `embeddings` trains only its embeddings, the vectors that it looks up for the tokens before its first layer,
 # - `lora:8` trains small matrices of rank 8 (adapters) beside its weights,
 # - `random` gives it random weights and never trains them: a control that knows nothing about words.
 #
@@ -236,8 +237,8 @@ before = generate()
 # `finetune` takes that training step many times, each time improving the parameters that learn. Every
 # `checkpoint_every` steps it saves a *checkpoint*: an exponential moving average of these parameters, which varies less
 # than they do. A share `ucg` of the prompts is replaced by the empty one, so that guidance can work. `min_snr` gives
-# timesteps with little noise less weight: those whose ratio of signal to noise exceeds this number. An interrupted run
-# resumes from what it saved last, every ten minutes; a finished one is not trained again.
+# timesteps with little noise less weight: those whose ratio of signal to noise exceeds this number. Progress is saved
+# every ten minutes; an interrupted run resumes from there, and a finished one is not trained again.
 
 # %%
 finetune.finetune(
@@ -381,7 +382,7 @@ print(
 # **Which network learns under every recipe?**
 #
 # <details class="quiz" name="question-1"><summary>the autoencoder</summary>No. It never learns here: the latents are computed once.</details>
-# <details class="quiz right" name="question-1"><summary>the U-Net</summary>Right. The recipes differ in what of the text encoder learns.</details>
+# <details class="quiz right" name="question-1"><summary>the U-Net</summary>Right. Under every recipe of the book at least a part of it learns.</details>
 # <details class="quiz" name="question-1"><summary>the text encoder</summary>No. Under <em>frozen</em> it stays as it was.</details>
 #
 # **Two variants end with the same training loss. Have they learned the same?**
@@ -392,7 +393,7 @@ print(
 # **Why do all variants get the same images in the same order, and the same noise?**
 #
 # <details class="quiz" name="question-3"><summary>to save time</summary>No. It takes as long either way.</details>
-# <details class="quiz right" name="question-3"><summary>so that what differs at the end is due to the recipe</summary>Right. Then two runs of one seed can be compared in pairs.</details>
+# <details class="quiz right" name="question-3"><summary>so that two runs of one seed differ in nothing but the recipe</summary>Right. Then they can be compared in pairs.</details>
 # <details class="quiz" name="question-3"><summary>because the result must not depend on the seed</summary>No. It does depend on the seed; several seeds show by how much.</details>
 
 # %% [markdown]

@@ -21,9 +21,9 @@
 #
 # The U-Net reads the prompt by *cross-attention* (chapter 2): every position of the image gives each token of the
 # prompt a probability. Averaged over the tokens that name the finding, these probabilities form a *heatmap*: at each
-# position, how much the name matters there. We read it on *held-out* images, which the model has never seen, rather
-# than on images that it generated: only for held-out images is it known where the finding is, from a radiologist or
-# from the phantom {cite}`dombrowski2024tradeoffs,vilouras2024zeroshot`.
+# position, how much attention the name gets there. We read it on *held-out* images, which the model has never seen,
+# rather than on images that it generated: only for held-out images is it known where the finding is, from a radiologist
+# or from the phantom {cite}`dombrowski2024tradeoffs,vilouras2024zeroshot`.
 #
 # Two tests decide whether such maps point (chapter 4): they must be better on their own image than on other patients'
 # images, and the word must matter.
@@ -294,9 +294,9 @@ Markdown(
 # generates one for the prompt, and its attention is read meanwhile. That map is scored against the finding in the
 # *held-out* image, so it can only reflect where such a finding usually is, and which side and zone the prompt names.
 #
-# The maps of `noised` are those behind {numref}`fig-layer-time`, with all of the paper's timesteps. The other two walk
-# the whole way, in half as many steps. In the table, brackets hold a 95 % confidence interval, and the pointing game is
-# as in chapter 1.
+# The maps of `noised` are those behind {numref}`fig-layer-time`, with all of the paper's timesteps. The other two take
+# half as many, larger steps: `generation` takes all of them, `inversion` only those up to the noisiest timestep that is
+# read. In the table, brackets hold a 95 % confidence interval, and the pointing game is as in chapter 1.
 
 # %%
 steps_of_path, read = settings.grounding.steps // 2, settings.grounding.last // 2
@@ -511,8 +511,8 @@ widgets.show(
 # **1.** Make the map of a word that does not name the finding, such as the side. Where is it high?
 
 # %% [markdown] tags=["solution"]
-# Compare the AUC-ROC above the maps. The text encoder mixes the words of a prompt: the state of *moderate* also carries
-# what the other words say. Its map may therefore be higher at the finding than the map of the name.
+# Compare the AUC-ROC above the maps. The text encoder mixes the words of a prompt: the state of a word for size or side
+# also carries what the other words say. Its map may therefore be higher at the finding than the map of the name.
 
 # %% tags=["solution"]
 others = [w for w in (*prompt.split()[:3], words) if w]

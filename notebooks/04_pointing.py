@@ -404,9 +404,9 @@ Markdown(say.localization.sides(halves, resamples))
 #
 # A map can pass this test without the image: the priors, made from true masks of other patients, get many right. On
 # swapped images the model sees neither finding, so its score there comes from the words and from anatomy. The row
-# *gain* is what the image adds. (Other than in the image swap, swapped images use fewer timesteps here than the own
-# image, so a small part of it may come from those.) If
-# its interval includes 0, the words alone may explain that the test is passed.
+# *gain* is what the image adds. (Unlike in the image swap, swapped images use fewer timesteps here than the own image,
+# so a small part of the gain may come from this difference.) If its interval includes 0, the words alone may explain
+# that the test is passed.
 
 # %% tags=["aggregate"]
 estimated(
@@ -598,9 +598,10 @@ Markdown(
         for (v, name), d in lower.items()
     )
     + (
-        f"\n\nSo, of {say.words.listed(absent)}, a map is lower where its finding is absent."
+        f"\n\nSo with {say.words.listed(absent)}, the name of an absent finding gets less attention than that of a present one; "
+        "names may also differ on any image."
         if absent
-        else "\n\nIt is not shown that a map is lower where its finding is absent; the endpoint does not ask this."
+        else "\n\nIt is not shown that the name of an absent finding gets less attention; the endpoint does not ask this."
     )
 )
 
@@ -611,10 +612,10 @@ Markdown(
 #
 # ## Further: two names in one prompt
 #
-# The word test asks for one name at a time. A report names several findings, and what is said of one may colour the
-# word for another. So up to 20 of the pairs are asked for again, at three timesteps: each name alone, and both names
-# in one prompt, from which the map of each is read. The test itself is the same. If it is passed less often with both
-# names, they disturb each other.
+# The word test asks for one name at a time. A report names several findings, and the text encoder mixes the words of a
+# prompt. So up to 20 of the pairs are asked for again, at three timesteps: each name alone, and both names in one
+# prompt, from which the map of each is read. The test itself is the same. If it is passed less often with both names,
+# each disturbs the map of the other.
 
 
 # %%
@@ -664,7 +665,7 @@ Markdown(
         f"`{v}`: with both names the word test {say.words.verb(d)} that with each alone: {d:+.3f}."
         for v, d in changed.items()
     )
-    + f"\n\nOf {say.words.counted(len(pairs), 'pair')}; chance is 0.5."
+    + f"\n\nTested on {say.words.counted(len(pairs), 'pair')}; chance is 0.5."
     if pairs
     else "No image of the test set has two boxed findings in different places."
 )
@@ -759,8 +760,9 @@ Markdown(
 # Maps are read under random noise. Another draw of it gives another map and another score. The table compares two
 # standard deviations of AUC-ROC: that of *one phrase* over three draws (root mean square over phrases), and that
 # *between phrases* in their means over the draws. The smaller the first is against the second, the less the draw
-# matters. It is measured on up to 16 phrases of the sample. Here a map is the mean over three timesteps; maps of the
-# book are means over more, each with its own noise, so a draw matters less there.
+# matters. Two more rows show how much the mean over phrases moves with the draw, and how alike the maps of two draws
+# are. It is measured on up to 16 phrases of the sample. Here a map is the mean over three timesteps; maps of the book
+# are means over more, each with its own noise, so a draw matters less there.
 
 # %%
 few = slice(0, 16)
@@ -795,11 +797,11 @@ pd.DataFrame(spread).round(3)
 Markdown(
     say.words.bullets(
         f"`{v}`: the draw moves the AUC-ROC of one phrase by {s['one phrase, over draws']:.3f}, "
-        f"{s['one phrase, over draws'] / s['between phrases']:.0%} of what phrases differ by, so "
+        f"{s['one phrase, over draws'] / s['between phrases']:.0%} of the standard deviation between phrases, so "
         + (
-            "a difference of two single phrases may be the draw."
+            "a difference between two single phrases may be due to the draw."
             if s["one phrase, over draws"] > s["between phrases"] / 2
-            else "phrases differ by more than the draw."
+            else "phrases differ by more than draws do."
         )
         for v, s in spread.items()
     )
@@ -850,7 +852,7 @@ Markdown(
     "\n".join(say.localization.against(name, {"chance": d}) for name, d in chance.items())
     + "\n\n"
     + (
-        f"With {say.words.listed(left)}, AUC-ROC is above chance: that much of a score needs no training."
+        f"With {say.words.listed(left)}, AUC-ROC is above chance: that much of a score does not need what the replaced weights had learned."
         if left
         else "No AUC-ROC of random weights is clearly above chance: what the trained model has above it, it has learned."
     )

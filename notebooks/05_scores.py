@@ -569,8 +569,8 @@ means.unstack("map")[list(dict.fromkeys(under["map"]))].round(3)
 #
 # ## Exercises
 #
-# **1.** An empty prediction gets an mIoU over classes of (1 − target)/2, where *target* is the share of the image that
-# it fills. Why? How many of the models' maps get less, and what does that say of a mean mIoU of 0.4?
+# **1.** An empty prediction gets an mIoU over classes of (1 − target)/2, where *target* is the target's share of the
+# image. Why? How many of the models' maps get less, and what does that say of a mean mIoU of 0.4?
 
 # %% [markdown] tags=["solution"]
 # Its foreground is empty, so the IoU of the foreground is 0. Its background is the whole image, of which 1 − target is

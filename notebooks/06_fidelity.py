@@ -28,8 +28,9 @@
 # - *Of use?* Does a classifier trained only on generated images work on held-out ones (train on synthetic, test on real:
 #   TSTR)?
 #
-# The last table shows every score beside that of held-out images (FID to coverage: of the *other* held-out images),
-# with a 95 % interval; KID has its standard deviation over subsets (±).
+# The last table shows every score beside that of held-out images: for FID to coverage that of the *other* held-out
+# images, for the rest that of the test images. Brackets hold a 95 % interval; KID has its standard deviation over
+# subsets (±).
 #
 # *You will be able to* compute and read these scores. *Before:* chapters 2 and 4.
 
@@ -460,7 +461,7 @@ Markdown(
 )
 
 # %% [markdown]
-# The classifier above was trained on many more images; compare only with as many.
+# The classifier of *The feature space* was trained on many more images: it cannot be compared with these two.
 #
 # ## The answer: over the checkpoints
 

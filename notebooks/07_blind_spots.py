@@ -115,7 +115,7 @@ spoiled = {name: pair for name, pair in spoiled.items() if len(pair[0]) >= 8}
 # %% tags=["aggregate"]
 if not spoiled:
     runs.leave_out_rest()
-few = f"A set needs eight images, here are {most}: the rest of this chapter is left out."
+few = f"A set needs eight images, but there are only {most}: the rest of this chapter is left out."
 None if spoiled else Markdown(few)
 
 # %%

@@ -284,11 +284,11 @@ pd.DataFrame(both).rename(localization.NAMES)
 
 # %% [markdown]
 # In `demo` the images of learnable are farther from the held-out ones by FID, with each of the three seeds. In
-# `text_rate` not even the sign is decided. Student's interval is of other seeds with the *same* test images and
-# prompts; the interval of FID in the answer above is of other images. So “nothing is lost” cannot be
-# said of this recipe. The second interval is wide and contains the first: it does not show that the sampler or the
-# images change FID's sign. The other three scores have the same sign in
-# both studies, and of them only the gain differs clearly from zero.
+# `text_rate` not even the sign is decided. Student's interval covers other seeds with the *same* test images and
+# prompts; the interval of FID in the answer above covers other images and prompts. So “nothing is lost” cannot be said
+# of this recipe. The second interval is wide and contains the first: it does not show that the sampler or the images
+# change FID's sign. The other three scores have the same sign in both studies, and of them only the gain differs
+# clearly from zero.
 #
 # ## Equal steps, or equal time?
 #
@@ -328,9 +328,9 @@ pd.DataFrame(timed)
 # minus that at the one before, paired by seed, with an interval over the three seeds.
 #
 # Would twice as many steps change the result? In the study `recipes-final` (chapter 10) `frozen` and `fifth` are the
-# demo's two variants, trained for 480 steps. The rows below show its scores minus those after 240 steps, of the study
-# `text_rate`: the same three seeds and the same test images. The two studies ran on different devices, and a mere
-# repetition may change the word test by more than this (chapter 10).
+# demo's two variants, trained for 480 steps. The rows named after both studies show their scores minus those after 240
+# steps in `text_rate`: the same three seeds and the same test images. The two studies ran on different devices, and a
+# mere repetition may change the word test by more than this (chapter 10).
 
 # %% tags=["aggregate"]
 long = pd.read_csv(shipped / "recipes-final.csv")
@@ -547,15 +547,16 @@ Markdown(say.tradeoff.counted_kinds(kinds["kind"]))
 # %% [markdown]
 # ## On real X-rays
 #
-# A phantom's findings are clear, and every one has a mask. Do the maps of models trained on real X-rays depend on the
-# image? The study `open` trains both variants on a quarter and on all of Open-i's images (`make grid
-# GRID=data/grids/open.yaml DATA=…`, hours). Two tests: the gain on the few phrases with a box (of the NIH's data set
-# ChestX-ray8), and *side*, the share of findings whose map prefers the half of the image that the report names
-# (Open-i). We would call a gain of one tenth worth reaching, and a side score of 85 %.
+# Every finding of a phantom has a mask, and its report is composed from fixed words. Do the maps of models trained on
+# real X-rays depend on the image? The study `open` trains both variants on a quarter and on all of Open-i's images
+# (`make grid GRID=data/grids/open.yaml DATA=…`, hours). Two tests: the gain on the few phrases with a box (of the NIH's
+# data set ChestX-ray14), and *side*, the share of findings whose map prefers the half of the image that the report
+# names (Open-i). We consider a gain of one tenth and a side score of 85 % worth reaching.
 #
-# This is a first attempt. The study has not tried prompts of labels or of the indexers' MeSH terms, balanced sampling
-# of findings, augmentation, 96 or 128 pixels, a wider U-Net, or other seeds. It is scored on test images directly,
-# without validation images, so a setting that is chosen by these scores has to be tested on other images.
+# This is a first attempt. The study has not tried prompts made of labels or of the medical subject headings (MeSH) that
+# indexers gave the reports, balanced sampling of findings, augmentation, 96 or 128 pixels, a wider U-Net, or other
+# seeds. It is scored on test images directly, without validation images, so a setting that is chosen by these scores
+# has to be tested on other images.
 
 # %%
 tests = {
@@ -591,7 +592,8 @@ Markdown(say.tradeoff.extrapolation(real, "data.train", tests))
 # The gain exceeds zero clearly at some earlier checkpoints and at no last one, and the side nowhere exceeds chance
 # clearly. So some of these maps follow the image for a while; whether they still do at the end is open. One seed and
 # two numbers of images do not carry an extrapolation: a slope only says in which direction to look. FID and classifier
-# AUC cannot be compared between the two numbers of images, because the classifier behind them was trained on that many.
+# AUC cannot be compared between the two numbers of images, because the classifier behind them was trained on as many
+# images as the model.
 
 # %% [markdown]
 # ## What does it buy?

@@ -482,8 +482,7 @@ pd.concat([pd.DataFrame(within), pd.DataFrame(across).map("{:.3f}".format)])
 # on which side, and whether it is denied. What the encoder has forgotten, no probe can read; what has moved to begin
 # can be read there. Brackets hold the share of the most frequent answer. Where every share is near 1, the probe shows
 # that nothing it asks for is lost. It says nothing of relocation: in a BERT, begin and end have read the words from the
-# start. A random encoder might be read as well (chapter 11): that words can be told apart does not mean that the U-Net
-# can use them.
+# start. A random encoder might be read as well: that words can be told apart does not mean that the U-Net can use them.
 
 # %%
 questions = {
@@ -563,9 +562,9 @@ for variant in variants:
 # ## The answer: hypothesis, test, result
 #
 # The tests were set before the results were seen. “Shown” means that the interval excludes zero on the side that the
-# explanation needs. Each interval errs once in twenty and there are many of them, so one that is barely shown must be
-# repeated with other seeds. The last explanation, constancy, is judged by other runs, those of the study
-# `recipes-final` (see the section *Constancy, or meaning?* below). An interval without width means that no phrase
+# explanation needs. Each interval errs once in twenty and there are many of them, so an explanation that is barely
+# shown must be tested again with other seeds. The last explanation, constancy, is judged by other runs, those of the
+# study `recipes-final` (see the section *Constancy, or meaning?* below). An interval without width means that no phrase
 # differed, not that the truth is certain. Of homogenisation and dilution only the precondition is tested. If it occurs
 # and nothing is lost, the precondition alone does not cause a loss.
 
@@ -649,13 +648,13 @@ _ = runs.write_atomic(left, pd.DataFrame(rows).round(5).to_csv(index=False))
 #
 # ## Over three seeds
 #
-# One seed cannot speak for a recipe. The profile `causes` trains three seeds of each variant, twice as long as
-# the demo. `learnable` learns at the U-Net's rate, `fifth` at a fifth of it, as in the demo. `causal` is frozen, but
-# each token sees only those before it, as in CLIP, so that its begin token has read no word. (MiniLM was not trained
-# that way.) These are the same tests on its runs; the file is what this chapter leaves of them (`make book
-# PROFILE=causes`, hours). The intervals cover seeds and patients, and with three seeds
-# they are wide. The file holds no gain of single maps and neither the side's words nor other words, so there moving
-# target, worse keys and relocation are judged by AUC-ROC, which is weaker evidence.
+# One seed cannot speak for a recipe. The profile `causes` trains three seeds of each variant, twice as long as the
+# demo. `learnable` learns at the U-Net's rate, `fifth` at a fifth of it, as in the demo. `causal` is frozen, but each
+# token sees only those before it, as in CLIP, so that its begin token has read no word. (MiniLM was not trained
+# that way, and in chapter 10 the recipe of this name also learns.) These are the same tests on its runs; the file is what this
+# chapter leaves of them (`make book PROFILE=causes`, hours). The intervals cover seeds and patients, and with three
+# seeds they are wide. The file holds no gain of single maps and neither the side's words nor other words, so there
+# moving target, worse keys and relocation are judged by AUC-ROC, which is weaker evidence.
 
 # %% tags=["aggregate"]
 shipped = pd.read_csv(profiles.DATA / "causes.csv")
@@ -672,8 +671,9 @@ for (reference, v), rows in shipped.groupby(["reference", "variant"], sort=False
     display(Markdown(f"The {start} `{reference}`: {seen['begin']:+.3f}."))
 
 # %% [markdown]
-# Where the word test falls, homogenisation is seen. Forgetting is not decided: its interval is wide because seeds
-# differ. The runs below show more.
+# Homogenisation and dilution are shown for `learnable`, whose word test falls, but also for `fifth`, for which no loss
+# is shown. So their preconditions alone do not cause a loss. Forgetting is not decided: its interval is wide because
+# seeds differ. The runs below show more.
 #
 # ## Where words are lost
 #
@@ -792,7 +792,7 @@ pd.Series(
 # **Two encoders' states have a CKA of 0.8. Are they alike?**
 #
 # <details class="quiz" name="question-3"><summary>yes</summary>No. With few phrases, shuffled states may reach much as well.</details>
-# <details class="quiz right" name="question-3"><summary>that depends on the CKA of shuffled states</summary>Right. A similarity means nothing without its null.</details>
+# <details class="quiz right" name="question-3"><summary>that depends on the CKA of shuffled states</summary>Right. A similarity means nothing without that of unrelated states.</details>
 
 # %% [markdown]
 # ## Takeaways

@@ -21,7 +21,8 @@
 #
 # The paper ends with design principles for generative models that can be interpreted {cite}`dombrowski2024tradeoffs`.
 # Frozen and learnable are two of many *recipes*. This chapter tries others. A recipe succeeds if it passes three tests.
-# Each is about a paired difference over seeds, whose 95 % interval must lie above minus one hundredth, the *margin*:
+# Each is about a paired difference over seeds, whose 95 % interval must lie above minus the *margin*; the margin is one
+# hundredth:
 #
 # 1. the gain, recipe minus frozen (chapter 4);
 # 2. the word test, recipe minus frozen;
@@ -31,8 +32,8 @@
 # rule. Recipes are trained on two bases: with `tiny` reports are in plain English, with `tiny-code` in words that the
 # text encoder does not know. The margin was set before any recipe was run. The third test asked for learnable's AUC
 # alone until the first test images had been scored and learnable turned out worse than frozen; then it became stricter.
-# (Both forms let the same recipes pass.) FID is no part of the tests: with so few
-# images its interval is wider than a useful margin, and it compares sets of images without their prompts.
+# (Paired by seed alone, both forms let the same recipes pass.) FID is no part of the tests: with so few images its
+# interval is wider than a useful margin, and it compares sets of images without their prompts.
 #
 # *You will be able to* read a plane of many recipes, tell a principle from a single success, and try a recipe of your
 # own. *Before:* chapters 8 and 9.
@@ -151,9 +152,9 @@ Markdown(" ".join(pays))
 # The table has `learnable` and `fifth`, each minus frozen, in the study `recipes-final`, with the interval over seeds.
 # Read the scores together. Where the word test and the classifier AUC fall while the gain and the mirror test do not,
 # words no longer decide where the model looks and what it generates: the map of any word shows what there is in the
-# image. We call this a loss of words. In the runs that chapter 9 could examine, the encoder had come to say the same
-# whatever the prompt. The gain alone would not show the loss, and AUC-ROC shows it less. Seeds differ: some lose words
-# and some do not, so the interval of the word test is wide.
+# image. We call this a loss of words. In the two runs of this kind that chapter 9 shows, the encoder had come to say
+# the same whatever the prompt. The gain alone would not show the loss, and AUC-ROC shows it less. Seeds differ: some
+# lose words and some do not, so the interval of the word test is wide.
 #
 # ## Every recipe once
 #
@@ -191,8 +192,9 @@ plots.recipes_plane(screened, endpoint, title="Every recipe, on validation image
 # than a repetition does are luck. The controls (`random`, `frozen-labels`), recipes that add a loss on the attention
 # (`floor`, `supervised`, `distilled`), and those that only change the rate were not eligible. `fifth` was tested all
 # the same, because it is the demo's rate. Recipes of the last kind in the table were added after the choice and were no
-# candidates. The studies `demo` and `text_rate` had already scored this rate on the test images, with half the steps.
-# So its test is a confirmation with longer training, not one on unseen images.
+# candidates; those without a mark in {numref}`fig-screened` have not been run yet. The studies `demo` and `text_rate`
+# had already scored this rate on the test images, with half the steps. So its test is a confirmation with longer
+# training, not one on unseen images.
 #
 # Some recipes have a word test far below 0.5: their map of one name prefers the place of the other finding, as in
 # chapter 8. We have no explanation for it.
@@ -352,7 +354,7 @@ Markdown(
 )
 
 # %% [markdown]
-# Would another training look at the image as well? Each recipe minus chance, then minus frozen (paired by seed), with
+# Would another training look at the image, too? Each recipe minus chance, then minus frozen (paired by seed), with
 # intervals over seeds. All seeds see the same few patients with boxes, and these intervals do not cover other patients.
 
 # %% tags=["aggregate"]
@@ -430,12 +432,11 @@ plots.overlay_grid(
 # %% [markdown]
 # ## Design principles
 #
-# Each principle is advice of one kind of recipe. It is *supported* if every recipe of the kind that was tested passes
-# all three tests, *refuted* if one is shown not to pass, and *open* if the seeds do not decide. The runs behind it are
-# named, and the test that comes nearest to deciding otherwise. The verdicts use intervals that are not
-# adjusted, as `both` above. Other recipes of a kind may be in the
-# screening only. (At half the U-Net's rate, words get lost in one of the runs of `length`, chapter 8.) Kinds of which
-# no recipe went on to the test are left out.
+# Each principle is the advice behind one kind of recipe. It is *supported* if every recipe of the kind that was tested
+# passes all three tests, *refuted* if one is shown not to pass, and *open* if the seeds do not decide. The runs behind
+# it are named, and the test that comes nearest to deciding otherwise. The verdicts use intervals that are not adjusted,
+# as `both` above. Other recipes of a kind may be in the screening only. (At half the U-Net's rate, words get lost in
+# one of the runs of `length`, chapter 8.) Kinds of which no recipe went on to the test are left out.
 
 # %% tags=["remove-input", "aggregate"]
 advice = {kind: names for kind, names in kinds.items() if names != ["random"]}  # a control
@@ -461,9 +462,10 @@ spans.sort_values(("classifier_auc", "min"), ascending=False)
 # alone) lowers neither the word test nor the classifier AUC, in the mean of both languages. By intervals that are not
 # adjusted, the test supports this for the lower rate and the embeddings in both languages; adapters are open in one
 # language, the anchor in both. With other prompts, or learning for only a half of the steps, the classifier AUC is
-# below that of frozen. This does not speak against them: the encoder learned at the U-Net's rate, and learnable alone
-# is as low. Also, all recipes are scored with the words of the reports, which a model that was trained on other prompts
-# has not read. So a test of prompts should keep the slower rate, as those do that were added later.
+# below that of frozen. In these runs the encoder learned at the U-Net's rate, and learnable alone is as low, so they
+# say little about prompts. But `frozen-labels`, whose encoder does not learn, is below frozen as well. All recipes are
+# scored with the words of the reports alone, without the names that some were trained with; this may be the reason. A
+# test of prompts should keep the slower rate, as those do that were added later.
 #
 # Supervised attention was taught with the places of five findings. Do the maps of the other three profit? Gain, minus
 # that of frozen, where the screening has scores by finding:

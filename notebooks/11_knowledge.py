@@ -128,11 +128,10 @@ Markdown(
 # %% [markdown]
 # ## Reading with attention
 #
-# In this examination no text encoder is trained, also not that of a learnable variant. We train a small classifier, the
+# In this examination no text encoder is trained, not even that of a learnable variant. We train a small classifier, the
 # *reading head*, on its states: what this can read is in the states. For each finding the head learns which tokens to
 # attend to (a softmax over the report's tokens, without padding), and to decide from the weighted mean of their states
-# whether the finding is present. The encoder takes few tokens at a time, so reports are read
-# sentence by sentence.
+# whether the finding is present. The encoder takes few tokens at a time, so reports are read sentence by sentence.
 #
 # Two readers without a network are the baselines: TF-IDF with logistic regression, which weighs words and pairs of
 # words by how rare they are, and the rules of chapter 1, which learn nothing.

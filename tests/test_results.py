@@ -212,6 +212,12 @@ def test_readme_and_intro_say_what_the_recipes_found():
             ("embeddings", "gain_auc_roc"),
         ]
         assert (d.low > 0 or d.high < 0) == clear, (base, variant, score)
+    opened = pd.read_csv(results / "recipes-open.csv")
+    for score in ("gain_auc_roc", "side"):
+        each = sentences.recipes.over_seeds(opened, score, "frozen")
+        assert set(each.index) == {"learnable", "fifth", "random"}
+        assert all(d.low < 0 < d.high for d in each)  # "no recipe differs clearly from frozen in the gain or the side"
+    assert set(opened["phrases"]) == {28} and opened["seed"].nunique() == 3
     words = table[table["base"] == "tiny"].pivot(index="seed", columns="variant", values="word")
     assert len(words) == 5
     for variant in ("learnable", "frozen"):

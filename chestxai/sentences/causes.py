@@ -64,7 +64,7 @@ def answer(name: str, reference: str, evidence: Mapping[str, Interval], points: 
 def tokens(gaps: Mapping[str, Mapping[str, Interval]]) -> str:
     """Which tokens point better: variant → kind → its map's gain minus that of the finding's words, ``gaps``."""
     said = {name: [_say("tokens", kind=kind, d=d) for kind, d in kinds.items()] for name, kinds in gaps.items()}
-    return bullets(f"`{name}`, against the finding's words: {'; '.join(parts)}" for name, parts in said.items())
+    return bullets(f"`{name}`, minus the finding's words: {'; '.join(parts)}" for name, parts in said.items())
 
 
 def begin(cosines: Mapping[str, float], reach: float = 0.999) -> str:
