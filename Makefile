@@ -11,8 +11,9 @@ BIN := .venv/bin
 CHROMIUM = $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
 # What looks at built pages, where there is a browser to look with.
 PAGES = $(if $(CHROMIUM),$(BIN)/python -c 'import playwright; import axe_playwright_python' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pages]')
-# An option whose value may hold spaces and quotes; none where there is no value.
-option = $(if $(2),--$(1) '$(subst ','\'',$(2))')
+# An option whose value may hold spaces and quotes, and begin with ~/; none where there is no value.
+home = $(if $(filter ~/%,$(firstword $(1))),$(subst ~/,$(HOME)/,$(1)),$(1))
+option = $(if $(2),--$(1) '$(subst ','\'',$(call home,$(2)))')
 DATA_OPTION = $(call option,data,$(DATA))
 OPTIONS = $(call option,profile,$(PROFILE)) $(DATA_OPTION) $(call option,variants,$(VARIANTS)) $(call option,seeds,$(SEEDS))
 

@@ -33,7 +33,7 @@ from chestxai.grounding.passes import image_key, paper_timesteps
 from chestxai.localization.references import place
 from chestxai.profiles import GroundingSettings, Profile
 from chestxai.runs import InputError, Run
-from chestxai.studies import Fit, Frame, GroundTruth, Study, phrases
+from chestxai.studies import Fit, Frame, GroundTruth, Study, phrases, to_images
 
 #: Kinds of passes of `probe_truths`: the image as it is, swapped images, and prompts without and with the wrong side.
 KINDS = ("own", "swap", "no_side", "other_side")
@@ -74,12 +74,12 @@ def probes(truth: GroundTruth, pool: Sequence[Study], swaps: int) -> list[tuple[
     """What a phrase is probed with: kind, number within the kind, study whose image is shown, and prompt.
 
     Up to ``swaps`` studies of the ``pool`` are shown in place of its own (`swap_images`). A ``truth`` without a word
-    for its side has none of the kinds "no_side" and "other_side".
+    for its side, or with no other word, has none of the kinds "no_side" and "other_side".
     """
     study, phrase = truth.study, truth.finding.phrase
     some = [("own", 0, study, phrase)]
     some += [("swap", k, pool[j], phrase) for k, j in enumerate(swap_images(study, pool, swaps))]
-    if truth.finding.side in _OTHER and _SIDE.search(phrase):
+    if truth.finding.side in _OTHER and _SIDE.search(phrase) and without_side(phrase):
         some += [("no_side", 0, study, without_side(phrase)), ("other_side", 0, study, other_side(phrase))]
     return some
 
@@ -121,8 +121,7 @@ def probe_truths(
         identity or [models.fingerprint(pipeline), reports.text_length(pipeline.tokenizer)],
         settings.model_dump(),
         fit,
-        [[t.key, t.study.change_token()] for t in truths],
-        [s.change_token() for s in pool],
+        [[t.key, [(s.change_token(), p) for *_, s, p in probes(t, pool, settings.swaps)]] for t in truths],
         runs.code_fingerprint("chestxai.faithfulness"),
     )
     size = models.image_size(pipeline)
@@ -134,7 +133,9 @@ def probe_truths(
         some = truths[rows.start : rows.stop]
         probed = [(i, *probe) for i, truth in enumerate(some) for probe in probes(truth, pool, settings.swaps)]
         shown = {id(study): study for *_, study, _ in probed}
-        images = {key: Frame(*study.size, size, fit).image(study.pixels()) for key, study in shown.items()}
+        read, kept, _ = to_images(shown.values(), size, fit)
+        images = dict(zip(map(id, kept), read, strict=True))
+        probed = [p for p in probed if {id(p[3]), id(some[p[0]].study)} <= images.keys()]
         words = [
             grounding.target_span(replace(some[i].finding, phrase=prompt), settings.target) for i, *_, prompt in probed
         ]

@@ -37,6 +37,11 @@ Method = Literal["noised", "inversion", "generation"]
 #: Whole numbers of things, and learning rates; more is a slip, of which nobody wants to wait for the end.
 Count = Annotated[int, Field(gt=0, le=10**7)]
 Rate = Annotated[float, Field(gt=0, le=10)]
+#: What an endpoint may be: scores with a chance, of which more is better.
+Points = Literal[
+    "gain_auc_roc", "word", "mirror", "mirror_sided", "conflict", "presence", "gain_word", "auc_roc", "pointing_game",
+    "cnr", "iou", "dice", "miou", "bbox_iou",
+]  # fmt: skip
 _Thousand = Annotated[int, Field(gt=0, le=1000)]
 _Batch = Annotated[int, Field(gt=0, le=100_000)]
 
@@ -149,14 +154,14 @@ class StatisticsSettings(Settings):
     resamples: int = Field(2000, ge=100, le=10**6)  #: number of patient-clustered bootstrap resamples
     #: Columns of ``grounding.csv`` that decide the verdict, declared before any map is scored: a variant points if it
     #: passes all of them (what the image adds, and what the word adds).
-    endpoint: tuple[str, ...] = Field(("gain_auc_roc", "word"), min_length=1)
+    endpoint: tuple[Points, ...] = Field(("gain_auc_roc", "word"), min_length=1)
     #: Further columns of it that chapter 8 compares; their p-values are adjusted for their number (Holm).
     secondary: tuple[str, ...] = (
         *("mirror", "mirror_sided", "conflict", "gain_word", "auc_roc", "auc_roc_shuffled", "auc_roc_field"),
         *("average_precision", "pointing_game", "cnr", "iou", "miou", "bbox_iou"),
     )
 
-    @field_validator("endpoint", "secondary")
+    @field_validator("secondary")
     @classmethod
     def _is_scored(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if unknown := {*names} - {*runs.read_yaml(DATA / "words" / "scores.yaml")}:

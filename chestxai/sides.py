@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from accelerate import PartialState
 
-from chestxai import faithfulness, finetune, models, profiles, reports, runs, stats
+from chestxai import faithfulness, finetune, grounding, models, profiles, reports, runs, stats
 from chestxai.profiles import Profile
 from chestxai.runs import InputError, Run
 from chestxai.stats import Interval
@@ -59,11 +59,11 @@ def score_run(profile: Profile, run: Run, studies: Sequence[Study], pool: Sequen
     without the finding, from the ``pool``, another split than that of ``studies`` (`faithfulness.swap_images`). ``run``
     is of ``profile``, and ``step`` a checkpoint. InputError where no report names a side.
     """
-    truths, size, fit = sided(studies), profile.data.size, profile.data.fit
+    identity, size, fit = run.check_finished().record()["identity"], profile.data.size, profile.data.fit
+    pipeline = models.load_base(profile, device=PartialState().device)
+    truths, _ = grounding.groundable(pipeline, sided(studies), profile.grounding.target)
     if not truths:
         raise InputError(f"profile {profile.name}: no report of this split places a finding on one side")
-    identity = run.check_finished().record()["identity"]
-    pipeline = models.load_base(profile, device=PartialState().device)
     finetune.load_checkpoint(pipeline, run, step)
     about = {"fit": fit, "identity": f"{identity}-{step}", "description": f"step {step}, sides"}
     probes = faithfulness.probe_truths(
@@ -82,14 +82,17 @@ def score_run(profile: Profile, run: Run, studies: Sequence[Study], pool: Sequen
 def side_score(table: pd.DataFrame, column: str = "mirror", n: int = 2000) -> Interval:
     """Mean over sides of the mean of ``column`` ("mirror" or "swap_mirror") of one step in a ``table`` of `score_run`.
 
-    Chance is 0.5, also of a map that always leans to one side. ``n`` resamples of the patients give the interval.
+    Chance is 0.5, also of a map that always leans to one side; NaN if all findings are on one. ``n`` resamples of the
+    patients give the interval.
     """
     known = table.dropna(subset=column)
-    if known.empty:
+    if known["side"].nunique() < 2:
         return Interval(np.nan, np.nan, np.nan)
-    share = known["side"].map(known["side"].value_counts())
-    weights = len(known) / (known["side"].nunique() * share)
-    return stats.bootstrap_ci(known[column] * weights, known["patient"], n=n)
+
+    def balanced(values: np.ndarray, sides: np.ndarray) -> float:
+        return np.mean([values[sides == side].mean() if side in sides else np.nan for side in ("left", "right")])
+
+    return stats.bootstrap_statistic([known[column], known["side"]], balanced, known["patient"], n=n)
 
 
 def scores_by_step(profile: Profile, run: Run, studies: Iterable[Study], pool: Iterable[Study]) -> pd.DataFrame:

@@ -18,21 +18,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from chestxai.runs import InputError
 
 #: The eight findings of MS-CXR (Boecking et al. 2022), in alphabetical order: the label space of the book.
 FINDINGS = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Consolidation",
-    "Edema",
-    "Lung Opacity",
-    "Pleural Effusion",
-    "Pneumonia",
+    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Lung Opacity", "Pleural Effusion", "Pneumonia",
     "Pneumothorax",
-)
+)  # fmt: skip
 
 Side = Literal["left", "right", "bilateral"]
 Fit = Literal["crop", "letterbox"]
@@ -187,8 +181,8 @@ def read_image(path: Path) -> np.ndarray:
 
 def _read_picture(path: Path) -> tuple[np.ndarray, str]:
     with Image.open(path, formats=FORMATS) as image:
-        image.load()
-        whole = ImageOps.exif_transpose(image)
+        turn = orientation(image)  # Pillow's exif_transpose would write damaged EXIF data anew
+        whole = image.transpose((0, 3, 1, 5, 4, 6, 2)[turn - 2]) if turn > 1 else image
         deep = image.mode in ("I;16", "I;16B", "I", "F")
         pixels = to_bytes(np.asarray(whole, dtype=np.float32)) if deep else np.asarray(whole.convert("L"))
         return pixels, "; the picture may be in its alpha channel: save it as grey" if "A" in image.getbands() else ""
@@ -197,7 +191,7 @@ def _read_picture(path: Path) -> tuple[np.ndarray, str]:
 def orientation(image: Image.Image) -> int:
     """EXIF orientation of an opened image, 1 (upright) to 8; from 5 on, height and width change places."""
     # Pillow would decode a PNG's pixels to look for EXIF data behind them.
-    there = image.format != "PNG" or "exif" in image.info
+    there = image.format != "PNG" or {"exif", "Raw profile type exif", "XML:com.adobe.xmp"} & {*image.info}
     value = image.getexif().get(0x0112, 1) if there else 1
     return value if value in range(2, 9) else 1
 

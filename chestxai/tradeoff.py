@@ -119,6 +119,7 @@ def compare(
         names[name], *others = variants = sorted(_by_variant(members))
         if others:
             raise InputError(f"expected the seeds of one variant, got {', '.join(variants)}")
+    runs_a, runs_b = (sorted(members, key=_seed) for members in (runs_a, runs_b))
     both, step = _phrases([*runs_a, *runs_b], metric, step)
     both = both if finding is None else both[both.index.get_level_values("finding") == finding]
     if both.empty:
@@ -176,10 +177,10 @@ def _p(values: np.ndarray, patients: pd.Series) -> float:
 
     def reach(p: float) -> float:
         interval = stats.seeds_ci(values, patients, 1 - p)
-        return (interval.high - interval.low) / 2 - abs(interval.estimate)
+        return (interval.high - interval.low) / 2 - max(abs(interval.estimate) - least, 0)  # but for rounding
 
     least = 1e-12
-    return float(brentq(reach, least, 1 - least)) if reach(least) > 0 > reach(1 - least) else float(values.mean() == 0)
+    return float(brentq(reach, least, 1 - least)) if reach(least) > 0 > reach(1 - least) else float(reach(least) >= 0)
 
 
 def by_finding(runs: Sequence[Path], metric: str = "auc_roc", n: int = 2000) -> pd.DataFrame:

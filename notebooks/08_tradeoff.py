@@ -556,7 +556,8 @@ Markdown(say.tradeoff.counted_kinds(kinds["kind"]))
 # This is a first attempt. The study has not tried prompts made of labels or of the medical subject headings (MeSH) that
 # indexers gave the reports, balanced sampling of findings, augmentation, 96 or 128 pixels, a wider U-Net, or other
 # seeds. It is scored on test images directly, without validation images, so a setting that is chosen by these scores
-# has to be tested on other images.
+# has to be tested on other images. The intervals of the side were made with fixed weights for the two sides; where maps
+# lean to one side, they are wider than those that the code makes now.
 
 # %%
 tests = {

@@ -331,7 +331,9 @@ Markdown(
 #
 # `recipes-open` trains frozen, learnable, fifth and the control on Open-i's reports, 2,000 steps each. There is no word
 # test: too few of the images with boxes have two findings. The *side* is the test of chapter 8: does the map prefer the
-# half of the image that the report names? Each row is one run, with intervals over patients.
+# half of the image that the report names? Each row is one run, with intervals over patients. (Those of the side were
+# made with fixed weights for the two sides; where maps lean to one side, they are wider than those that the code makes
+# now.)
 
 # %% tags=["aggregate"]
 opened = studies["recipes-open"].sort_values(["variant", "seed"])

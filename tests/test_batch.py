@@ -559,6 +559,39 @@ class TestGrid:
         assert len(tuned) == 2
         assert tuned[1].twin is None
 
+    @pytest.mark.parametrize("key", ["long_prompts", "text_encoder"])
+    def test_cells_that_train_other_models_share_no_training(self, tmp_path, key, monkeypatch):
+        values = {"long_prompts": ["cut", "chunked"], "text_encoder": [None, str(tmp_path)]}[key]
+        cells = grid.load(self.file(tmp_path, variants=["frozen"], settings={key: values}), tmp_path)
+        nodes = batch.plan(cells, out=tmp_path)
+        assert {node.notebook.stem for node in nodes if node.keeps} == {"02_finetuning", "03_attention", "06_fidelity"}
+        assert not [node.name for node in nodes if node.twin]
+
+    def test_cells_whose_teachers_differ_share_no_student(self, tmp_path):
+        taught = {"attention": "distilled", "attention_weight": 0.1, "attention_from": "learnable"}
+        own = SMOKE.model_dump(mode="json", exclude={"name"}) | {
+            "variants": {"learnable": {"text": "learnable"}, "student": taught}
+        }
+        (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
+        rates = {"variants.learnable.text_learning_rate": [1e-4, 1e-5]}
+        file = self.file(
+            tmp_path, profile=str(tmp_path / "own.yaml"), variants=["learnable", "student"], settings=rates
+        )
+        nodes = batch.plan(grid.load(file, tmp_path), out=tmp_path)
+        assert not [node.name for node in nodes if node.twin and node.parameters.get("variant") == "student"]
+
+    def test_a_long_name_is_cut_to_what_a_profile_may_have(self, tmp_path):
+        settings = {f"finetune.{key}": [value] for key, value in dict(
+            learning_rate=0.00123, text_learning_rate=0.00123, weight_decay=0.0123, ema_decay=0.9123, warmup=7,
+            max_grad_norm=0.123, min_snr=4.25,
+        ).items()}  # fmt: skip
+        settings["sampling.guidance"] = [2.5, 3.5]
+        cells = grid.load(self.file(tmp_path, settings=settings), tmp_path)
+        for cell in cells:
+            cell.write()
+            assert profiles.load(cell.path).name == cell.profile.name
+        assert len({cell.profile.name for cell in cells}) == 2
+
     def test_one_graph_whose_common_work_is_done_once(self, notebooks):
         out = notebooks.parent / "runs"
         cells = grid.load(self.file(notebooks.parent, variants=["frozen"], settings=SETTINGS), out)

@@ -404,4 +404,8 @@ class TestSentences:
             ("c", "end"): {"cka": 1.0, "cka_null": 0.8, "procrustes": 0.0, "drift": 0.0},
         }
         lines = say.drifted(pd.DataFrame(rows).T).splitlines()
-        assert [line.split(": ")[1].split(" (")[0] for line in lines] == ["unrelated", "related", "as they were"]
+        assert [line.split(": ")[1].split(" (")[0] for line in lines] == [
+            "not clearly related",
+            "related",
+            "as they were",
+        ]

@@ -207,6 +207,7 @@ class TestBadRecords:
             (outlines(Edema=[[1, 2, 3]]), "not a polygon (it"),
             (outlines(Edema=[[["a", 2], [3, 4]]]), "not a polygon (it"),
             (outlines(Edema=7), "not a polygon (it"),
+            (outlines(Edema=[[[5, 5]]]), "not a polygon (it"),
             (
                 outlines(Edema=[square(1, 2, 3)]) | {"img_size": [9, 9]},
                 "frame of another shape than the image (9 × 9, not 48 × 40)",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chestxai import faithfulness, grounding, localization, models, profiles, sources
+from chestxai import faithfulness, grounding, localization, models, profiles, runs, sources
 from chestxai.finetune import main as finetune_command
 from chestxai.profiles import GroundingSettings
 from chestxai.runs import InputError
@@ -211,6 +213,36 @@ class TestProbes:
             np.testing.assert_allclose(found, alone[0], rtol=2e-5)
         for i, one in enumerate(truths):
             assert np.isfinite(probes["no_side"][i]).all() == (one.finding.side in ("left", "right"))
+
+    def test_one_damaged_image_costs_its_own_maps_only(self, pipeline, data, tmp_path):
+        truths, pool = data
+        settings = GroundingSettings(steps=10, last=4, stride=1, swaps=2, swap_every=2)
+        before = faithfulness.probe_truths(pipeline, truths, pool, settings, tmp_path / "p.safetensors")
+        (tmp_path / "half.png").write_bytes(b"half")
+        damaged = faithfulness.swap_images(truths[0].study, pool, 2)[0]
+        pool = [replace(s, array=None, path=tmp_path / "half.png") if i == damaged else s for i, s in enumerate(pool)]
+        after = faithfulness.probe_truths(pipeline, truths, pool, settings, tmp_path / "q.safetensors")
+        assert np.isnan(after["swap"][0, 0]).all()
+        np.testing.assert_allclose(after["swap"][0, 1], before["swap"][0, 1], rtol=2e-5)
+        np.testing.assert_allclose(after["own"], before["own"], rtol=2e-5)
+
+    def test_probes_of_another_choice_are_made_again(self, data, tmp_path, monkeypatch):
+        truths, pool = data
+        names = []
+        monkeypatch.setattr(runs, "resumable", lambda path, name, *_, **__: names.append(name) or ({}, []))
+        taken = faithfulness.swap_images(truths[0].study, pool, 1)[0]
+        shows = replace(pool[taken], findings=(truths[0].finding,))
+        sideless = [GroundTruth(t.study, replace(t.finding, side=None)) for t in truths]
+        for some, others in ((truths, pool), (truths, [*pool[:taken], shows, *pool[taken + 1 :]]), (sideless, pool)):
+            faithfulness.probe_truths(
+                tiny.random_pipeline("bert"), some, others, GroundingSettings(swaps=1), tmp_path / "p", identity="w"
+            )
+        assert len(set(names)) == 3
+
+    def test_a_phrase_that_is_nothing_but_a_side_has_no_prompt_without_it(self):
+        assert [kind for kind, *_ in faithfulness.probes(truth(mask=at(3, 3), side="left"), [], 1)]
+        bare = replace(truth(mask=at(3, 3), side="left"), finding=Finding("Pneumonia", "left", True, "left"))
+        assert [kind for kind, *_ in faithfulness.probes(bare, [], 1)] == ["own"]
 
     def test_a_swap_of_the_image_for_itself_gains_nothing(self, pipeline, data, tmp_path):
         truths, _ = data

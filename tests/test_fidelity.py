@@ -1295,6 +1295,12 @@ class TestPaired:
         found = fidelity.fid_difference(real, fake + shift, fake, prompts, n=100)
         # Covariances are equal, so only |shift|² − 2 shift · (μ_real − μ_fake) is left.
         assert found.estimate == pytest.approx(0.25 - (real[:, 0].mean() - fake[:, 0].mean()))
+        alone = fidelity.fid_difference(
+            real, fake + shift, fake, ["a"] * len(fake), real_groups=["b"] * len(real), n=20
+        )
+        assert (np.isnan(alone.low), np.isnan(alone.high), alone.p) == (True, True, 1.0)
+        one = fidelity.fid_interval(real, fake, ["a"] * len(fake), n=20, real_groups=["b"] * len(real))
+        assert np.isnan([one.low, one.high]).all()
         back = fidelity.fid_difference(real, fake, fake + shift, prompts, n=100)
         assert (back.estimate, back.low, back.high) == pytest.approx((-found.estimate, -found.high, -found.low))
         same = fidelity.fid_difference(real, fake, fake, prompts, n=20)

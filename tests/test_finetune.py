@@ -27,6 +27,7 @@ from chestxai import models, profiles, runs, sources
 from chestxai.finetune import draw, finetune, load_checkpoint, training_pairs
 from chestxai.profiles import FinetuneSettings
 from chestxai.recipes import Recipe
+from chestxai.studies import Finding
 from tests import tiny
 from tests.ports import free_port
 
@@ -343,9 +344,9 @@ def test_the_trained_pipeline_finds_its_own_run(both, finished):
     assert (finished / "run.json").stat().st_mtime_ns == stamp
 
 
-@pytest.mark.parametrize("change", ["settings", "base", "scheduler", "report"])
+@pytest.mark.parametrize("change", ["settings", "base", "scheduler", "report", "finding"])
 def test_a_run_made_otherwise_is_replaced_with_all_that_came_of_it(finished, change):
-    for name in ("grounding.csv", "fidelity.json"):
+    for name in ("grounding.csv", "grounding-vilouras2024.csv", "sides.csv", "fidelity.json"):
         (finished / name).write_text("of the old model")
     (finished / "maps").mkdir()
     old = runs.read_json(finished / "run.json")
@@ -354,13 +355,16 @@ def test_a_run_made_otherwise_is_replaced_with_all_that_came_of_it(finished, cha
         predicting(pipeline, "v_prediction")
     if change == "report":
         data[0] = replace(data[0], report="Normal.")
+    if change == "finding":
+        data[0] = replace(data[0], findings=(*data[0].findings, Finding("Edema")))
     chosen = settings(steps=3, learning_rate=2e-3 if change == "settings" else 1e-3)
     finetune(pipeline, data, chosen, finished, recipe="learnable")
     new = runs.read_json(finished / "run.json")
     assert new["identity"] != old["identity"]
     assert new["model"] != old["model"]
     assert runs.Run(finished).steps() == [2, 3]
-    assert not {"grounding.csv", "fidelity.json", "maps"} & {p.name for p in finished.iterdir()}
+    assert not {p.name for p in finished.iterdir() if p.suffix == ".csv"} - {"train.csv"}
+    assert not {"fidelity.json", "maps"} & {p.name for p in finished.iterdir()}
 
 
 def test_a_run_that_cannot_start_does_not_cost_the_one_before(finished):

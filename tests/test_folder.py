@@ -83,6 +83,12 @@ class TestRecord:
         assert (mass.name, mass.boxes) == ("Mass", (Box(20, 20, 5, 5),))
         assert [g.finding.name for g in phrases([study])] == ["Pleural Effusion", "Mass"]
 
+    @pytest.mark.parametrize("name", ["a（1）.png", "ｂ2.png", "m\u200b6.png", "é.png"])
+    def test_names_of_files_may_have_characters_of_any_width(self, tmp_path, name):
+        root = collection(tmp_path, [{"image": name, "text": "No pneumothorax."}], ("image", "text"))
+        found, skipped = everything(root)
+        assert ([study.path for study in found], skipped) == ([root / name], [])
+
     def test_two_columns_are_enough(self, tmp_path):
         root = collection(tmp_path, [row("deep/down/b.jpg", "Mild cardiomegaly. No edema.")], ("image", "text"))
         study = one(root)

@@ -10,15 +10,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from pydicom import dcmread
 from pydicom.encaps import encapsulate
 from pydicom.uid import ImplicitVRLittleEndian, JPEGExtended12Bit, JPEGLosslessSV1
 
 from chestxai import grounding, models, reports, sources, studies
+from chestxai.runs import InputError
 from chestxai.sources import tables
-from chestxai.sources.records import stated
-from chestxai.studies import Box, Finding, phrases, read_image, value_range
+from chestxai.sources.records import frame_of, stated
+from chestxai.studies import Box, Finding, Frame, phrases, read_image, value_range
 from tests.pictures import ramp
 from tests.test_studies import dicom
 
@@ -123,6 +126,22 @@ class TestVinDrOfKaggle:
 
 
 class TestFrames:
+    @settings(max_examples=200)
+    @given(st.integers(40, 1100), st.integers(40, 1100), st.integers(40, 2200), st.integers(-60, 60))
+    def test_a_frame_that_is_accepted_can_be_read(self, height, width, longer, off):
+        frame = longer, max(1, round(longer * width / height) + off)
+        refused = []
+        for read in (
+            lambda: frame_of((height, width), *map(str, frame)),
+            lambda: Frame(*frame, 8).image(np.zeros((height, width), np.uint8)),
+        ):
+            try:
+                read()
+                refused.append("")
+            except InputError as error:
+                refused.append("shape" if "another shape" in str(error) else str(error))
+        assert refused in (["", ""], ["shape", "shape"])
+
     HEADER = "image,text,finding,x,y,w,h,height,width,split"
 
     def test_boxes_of_the_original_fit_a_resized_copy(self, tmp_path):

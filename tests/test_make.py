@@ -40,6 +40,12 @@ def test_a_value_arrives_whole(folder, goal, name, option, value):
     assert all(words[words.index(option) + 1] == value for words in commands)
 
 
+def test_a_path_may_begin_with_the_home_folder(folder):
+    command = ["make", "-n", "book", "DATA=~/chest x-rays", "HOME=/home/me"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    assert "--data '/home/me/chest x-rays'" in done.stdout
+
+
 def test_an_option_without_a_value_is_left_out(folder):
     done = subprocess.run(["make", "-n", "book"], cwd=folder, capture_output=True, text=True, check=True)
     assert ".venv/bin/python -m chestxai.batch --profile 'demo'" in done.stdout

@@ -126,6 +126,14 @@ class TestRecord:
         assert [(f.name, len(f.boxes)) for f in one.findings] == [("Pleural Effusion", 1), ("Atelectasis", 1)]
         assert skipped == []
 
+    def test_a_sentence_that_occurs_twice_keeps_the_boxes_of_both(self, tmp_path):
+        again = EFFUSION | {"boxes": [[0.5, 0.5, 0.75, 1.0], *EFFUSION["boxes"]]}
+        for sentences, count in (([EFFUSION, again], 2), ([EFFUSION, EFFUSION | {"boxes": [], "extra_boxes": []}], 1)):
+            place = tmp_path / str(count)
+            (one,), skipped = everything(collection(place, [study(1, *sentences)], [row(1)]))
+            assert [len(f.boxes) for f in one.findings] == [count]
+            assert skipped == []
+
     def test_anything_else_stays_in_the_report_and_its_box_is_listed(self, tmp_path):
         nodule = EFFUSION | {"sentence_en": "Nodule.", "labels": ["nodule"]}
         (one,), skipped = everything(collection(tmp_path, [study(1, nodule)], [row(1)]))

@@ -136,3 +136,12 @@ def test_steps_are_timed():
     unet = tiny.random_pipeline("sd").unet.to("meta")
     seconds = plan.seconds_per_step(unet, SETTINGS, "cpu", steps=2)
     assert 0 < seconds < 60
+
+
+def test_as_many_rows_are_timed_as_one_of_several_gpus_takes(monkeypatch):
+    rows, inputs = [], plan._inputs
+    monkeypatch.setattr(plan, "_inputs", lambda unet, n, length: rows.append(n) or inputs(unet, n, length))
+    settings = SETTINGS.model_copy(update={"batch_size": 8, "accumulate": 2})
+    for gpus in (1, 4):
+        plan.seconds_per_step(tiny.random_pipeline("sd").unet.to("meta"), settings, "cpu", steps=1, gpus=gpus)
+    assert rows == [4, 1]

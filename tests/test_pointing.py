@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from torch._subclasses import FakeTensorMode
 
 from chestxai import attention, finetune, models, runs, sources
-from chestxai.finetune.pointing import Pointing, named, place
+from chestxai.finetune.pointing import _PIXEL, Pointing, _supervised, named, place
 from chestxai.profiles import FinetuneSettings
 from chestxai.recipes import Recipe
 from chestxai.runs import InputError, Run
@@ -273,3 +274,15 @@ def test_gradients_through_a_capture_are_those_of_the_probabilities():
     risen = (moved.maps()[name][0] - maps[0].detach()).sum()
     assert risen.item() == pytest.approx((slope * step).sum().item(), rel=0.05)
     assert runs.hash_tensors({"a": maps}) == runs.hash_tensors({"a": plain.maps()[name]})
+
+
+def test_the_pixel_loss_is_torchs_cross_entropy_which_autocast_refuses_on_a_gpu():
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(3, 4, 4, generator=generator)
+    masks = torch.rand(3, 4, 4, generator=generator).round()
+    inside = (maps * masks).sum(dim=(1, 2)) / maps.sum(dim=(1, 2))
+    pixels = torch.nn.functional.binary_cross_entropy(maps, masks, reduction="none").mean(dim=(1, 2))
+    expected = ((1 - inside).square() + _PIXEL * pixels).sum()
+    torch.testing.assert_close(_supervised(maps, masks), expected)
+    with FakeTensorMode(), torch.autocast("cuda", torch.bfloat16):
+        assert _supervised(*torch.rand(2, 3, 4, 4, device="cuda")).shape == ()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 import inspect
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from pydantic import ValidationError
 
-from chestxai import grounding, profiles, sources
+from chestxai import grounding, localization, profiles, sources
 from chestxai.recipes import Recipe
 from chestxai.runs import InputError, read_yaml
 from chestxai.studies import phrases
@@ -248,3 +250,11 @@ def test_a_sample_is_seeded_in_order_and_never_more_than_there_is():
     )
     assert profiles.sample(items, 10, seed=1) != profiles.sample(items, 10, seed=2)
     assert profiles.sample(items, 99) == items
+
+
+def test_an_endpoint_has_a_chance_and_more_of_it_is_better():
+    points = {*localization.FAITHFULNESS, *localization.SCORES} - localization.LOWER_IS_BETTER
+    assert {*get_args(profiles.Points)} == points
+    for name in ("fid", "centre_distance", "auc_roc_shuffled", "side"):
+        with pytest.raises(ValidationError, match="endpoint"):
+            profiles.StatisticsSettings(endpoint=(name,))

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
 import pandas as pd
 import pytest
 import yaml
+from filelock import FileLock
 
 from chestxai import batch, localization, profiles, runs, sentences, sides, studies, tradeoff
 from chestxai.batch import grid, study
@@ -90,6 +98,44 @@ class TestStudy:
         before = (folder / "small.csv").read_bytes()
         study.run(todo, folder / "small.csv", workers=1)
         assert (folder / "small.csv").read_bytes() == before
+
+    def test_a_stopped_study_keeps_its_rows_and_begins_nothing_more(self, made, tmp_path):
+        _, file, _ = made
+        file = file.with_name("six.yaml")
+        file.write_text("{profile: smoke, variants: [frozen], seeds: [0, 1, 2, 3, 4, 5], score: val}")
+        code = f"""
+from pathlib import Path
+from chestxai import runs
+from chestxai.batch import grid, study
+
+out = Path({str(tmp_path)!r})
+todo = study.jobs(grid.load(Path({str(file)!r}), out), "val", "", out / "runs")
+runs.command(lambda: study.run(todo, out / "six.csv", workers=1))
+"""
+        process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+        try:
+            while not (tmp_path / "six.csv").is_file():
+                assert process.poll() is None
+                time.sleep(0.05)
+            process.terminate()
+            assert process.wait(20) == 143
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        assert pd.read_csv(tmp_path / "six.csv")["seed"].unique().tolist() == [0]
+        assert len([*tmp_path.glob("runs/**/seed-*")]) < 4
+
+    def test_two_processes_do_not_work_on_one_study(self, made):
+        folder, _, todo = made
+        with FileLock(folder / "runs" / ".lock"), pytest.raises(InputError, match="another batch is at work"):
+            study.run(todo, folder / "small.csv", workers=1)
+
+    def test_a_fingerprint_is_no_number(self, made, tmp_path):
+        folder, _, _ = made
+        table = pd.read_csv(folder / "small.csv").assign(identity="12e4567890123456", code="0012345678901234")
+        table.to_csv(tmp_path / "small.csv", index=False)
+        read = study._read(tmp_path / "small.csv")
+        assert set(read["identity"]) | set(read["code"]) == {"12e4567890123456", "0012345678901234"}
 
     def test_a_row_is_made_again_and_a_wrong_one_is_noticed(self, made, tmp_path):
         folder, file, _ = made
@@ -217,7 +263,8 @@ def test_readme_and_intro_say_what_the_recipes_found():
         each = sentences.recipes.over_seeds(opened, score, "frozen")
         assert set(each.index) == {"learnable", "fifth", "random"}
         assert all(d.low < 0 < d.high for d in each)  # "no recipe differs clearly from frozen in the gain or the side"
-    assert set(opened["phrases"]) == {28} and opened["seed"].nunique() == 3
+    assert set(opened["phrases"]) == {28}
+    assert opened["seed"].nunique() == 3
     words = table[table["base"] == "tiny"].pivot(index="seed", columns="variant", values="word")
     assert len(words) == 5
     for variant in ("learnable", "frozen"):

@@ -211,7 +211,9 @@ class TestAnswers:
         assert text.startswith("In `a` 2,000 parameters of the U-Net and 1 parameter of the text encoder are trained")
         assert text.endswith("changes by 0.123 on average (1 − cosine: 0 is unchanged).")
 
-    @pytest.mark.parametrize(("gains", "tests"), [([1.0] * 4, "`a` pass"), ([0.0, 1.0] * 2, "`a` do not pass")])
+    @pytest.mark.parametrize(
+        ("gains", "tests"), [([1.0] * 4, "`a` pass the tests"), ([0.0, 1.0] * 2, "`a` do not pass both tests")]
+    )
     def test_maps(self, gains, tests):
         settings = StatisticsSettings(endpoint=("gain_auc_roc", "word"), resamples=100)
         frame = pd.DataFrame({"gain_auc_roc": [0.1, 0.2, 0.3, 0.2], "word": gains, "patient": list("abcd")})
@@ -224,14 +226,14 @@ class TestAnswers:
             text = answers.maps("a", interval, rows, settings)
             assert fit in text
             assert f"the location prior ({interval:+.3f})" in text
-            assert f"{tests} the tests" in text
+            assert tests in text
             assert "swapped" not in text
         for gain, said in (
             (0.2, "(the latter clearly better than on images of other"),
             (0.0, "so the words alone may explain it"),
         ):
             text = answers.maps("a", FLAT, rows.assign(gain_word=gain), settings)
-            assert (said in text) == (tests == "`a` pass")  # a test that is not passed needs no doubt
+            assert (said in text) == (tests == "`a` pass the tests")  # a test that is not passed needs no doubt
 
     def test_scores(self):
         skill = pd.DataFrame({"shifted": [0.95, 0.2], "ring": [0.9, 0.3]}, index=["AUC-ROC", "IoU"])
@@ -302,7 +304,7 @@ class TestFidelity:
         assert side.startswith(
             "- For 57% [48%, 65%] of the findings, the side is as asked, not clearly more often than by chance (50%)"
         )
-        assert "the same measurement finds 97% [95%, 99%]: the difference is -0.40 [" in side
+        assert "the same measurement finds 97% [95%, 99%]: the difference, generated minus held-out, is -0.40 [" in side
         assert "70% [60%, 80%] of the findings, the zone is as asked, more often than by chance (33%)" in zone
         assert "No prompt asks" in fidelity.as_asked({}, {}, {})
 
@@ -473,6 +475,10 @@ class TestTradeoff:
         assert fallen.endswith("of the images by -0.020; this does not lead to 0.65.")
         assert "this does not lead to 3" in tradeoff.extrapolation(table, "n", {"side": (0.5, 3)})
         assert tradeoff.extrapolation(table[table["n"] == 100], "n", {"side": (0.5, 0.65)}) == ""
+        assert "; 0.54 is reached." in tradeoff.extrapolation(table, "n", {"side": (0.5, 0.54)})
+        start = table.assign(step=0, side=np.nan)
+        again = tradeoff.extrapolation(pd.concat([start, table]), "n", {"side": (0.5, 0.65)})
+        assert again == tradeoff.extrapolation(table, "n", {"side": (0.5, 0.65)})
 
 
 class TestKnowledge:
@@ -536,7 +542,7 @@ class TestPointing:
     def test_a_model_points_only_if_image_and_word_count(self):
         settings = StatisticsSettings(resamples=200)
         both = say.localization.looks("a", self.rows([0.1, 0.2, 0.3, 0.2], [1.0, 1.0, 1.0, 1.0]), settings)
-        assert "So `a` passes both tests" in both
+        assert "So `a` passes every test" in both
         assert "(4 phrases of 4 images)" in both
         one = say.localization.looks("a", self.rows([0.1, 0.2, 0.3, 0.2], [0.0, 1.0, 0.0, 1.0]), settings)
         assert "does not pass" in one
@@ -661,6 +667,19 @@ class TestRecipes:
         assert "**B**: refuted" in text
         assert "`mute` refutes it, word test − frozen: -0.200" in text  # further below the margin than `dull`
         assert "**C**" not in text
+        alone = found.loc[["mute"]].map(lambda d: Interval(0.1, np.nan, np.nan) if isinstance(d, Interval) else d)
+        beside = pd.concat([found.loc[["mute"]], alone.rename(index={"mute": "once"}).assign(both="too few seeds")])
+        assert "`mute` refutes it" in say.recipes.principles(beside, {"A": ["once", "mute"]})
+
+    def test_a_seed_on_two_devices_is_one_seed(self):
+        rows = [
+            {"variant": v, "seed": 0, "device": d, "step": 1, "word": word}
+            for d, shift in (("cpu", 0.0), ("gpu", 0.1))
+            for v, word in (("frozen", 0.5), ("a", 0.6 + shift))
+        ]
+        d = say.recipes.over_seeds(pd.DataFrame(rows), "word", "frozen")["a"]
+        assert d.estimate == pytest.approx(0.15)
+        assert np.isnan(d.low)
 
     def test_two_bases_are_judged_together(self):
         one = say.recipes.verdicts(self.table(good=(0.0, 0.1), other=(0.0, 0.1)), ["word"])

@@ -63,11 +63,22 @@ def test_a_map_that_always_leans_to_the_heart_scores_one_half():
     assert sides.side_score(table.assign(mirror=[0.8] * 30 + [np.nan] + [0.2] * 9)).estimate == pytest.approx(0.5)
 
 
+def test_an_interval_of_a_share_is_one_and_a_single_side_gives_none():
+    table = pd.DataFrame({"side": ["left"] * 3 + ["right"] * 20, "patient": np.arange(23)})
+    always_left = sides.side_score(table.assign(mirror=[1.0] * 3 + [0.0] * 20))
+    assert (always_left.estimate, always_left.low, always_left.high) == (0.5, 0.5, 0.5)
+    everywhere = sides.side_score(table.assign(mirror=1.0))
+    assert (everywhere.estimate, everywhere.low, everywhere.high) == (1, 1, 1)
+    assert np.isnan(sides.side_score(table[table["side"] == "left"].assign(mirror=1.0)).estimate)
+
+
 def test_the_sentence_follows_the_interval():
     table = pd.DataFrame({"side": ["left", "right"] * 40, "patient": np.arange(80), "swap_mirror": 0.5})
     assert "not clearly above chance" in say.localization.sides({"a": table.assign(mirror=[1.0, 0, 0, 1] * 20)}, 200)
     text = say.localization.sides({"a": table.assign(mirror=1.0), "b": table.assign(mirror=0.0)}, 200)
-    assert text.startswith("On 80 findings of 80 patients")
+    assert text.startswith(
+        "How often does the map prefer the side that the report names? On 80 findings of 80 patients"
+    )
     assert "`a`: 1.000 [1.000, 1.000], above chance" in text
     assert "`b`: 0.000 [0.000, 0.000], below chance" in text
     assert say.localization.sides({}, 200).startswith("No report")

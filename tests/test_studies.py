@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps, PngImagePlugin
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
@@ -40,6 +40,7 @@ from chestxai.studies import (
     box_of,
     phrases,
     read_image,
+    to_bytes,
     to_images,
 )
 from tests.pictures import ramp
@@ -290,6 +291,44 @@ class TestReadImage:
         read = read_image(tmp_path / "a.jpg")
         assert read.shape == (16, 24)
         assert np.abs(read.astype(int) - ramp(16, 24)).max() <= 3
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("deep", [False, True])
+    def test_it_is_turned_as_pillow_would(self, tmp_path, orientation, deep):
+        image = Image.fromarray(ramp(16, 24).astype(np.uint16) * 257 if deep else ramp(16, 24))
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        image.save(tmp_path / "a.png", exif=exif)
+        with Image.open(tmp_path / "a.png") as stored:
+            turned = np.asarray(ImageOps.exif_transpose(stored))
+        read = read_image(tmp_path / "a.png")
+        assert read.shape == image_size(tmp_path / "a.png") == turned.shape
+        np.testing.assert_array_equal(read, to_bytes(turned.astype(np.float32)) if deep else turned)
+
+    def test_a_png_whose_text_says_how_it_is_turned_has_one_shape(self, tmp_path):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        text = PngImagePlugin.PngInfo()
+        content = exif.tobytes()
+        text.add_text("Raw profile type exif", f"\nexif\n{len(content):8d}\n{content.hex()}\n")
+        Image.fromarray(ramp(16, 24)).save(tmp_path / "a.png", pnginfo=text)  # as ImageMagick leaves it
+        assert read_image(tmp_path / "a.png").shape == image_size(tmp_path / "a.png") == (24, 16)
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.data())
+    def test_damaged_exif_costs_no_image(self, data):
+        exif = Image.Exif()
+        exif[0x0112], exif[0x011A], exif[0x010E] = 6, 72.0, "chest"
+        stored = io.BytesIO()
+        Image.fromarray(ramp(16, 24)).save(stored, "jpeg", exif=exif)
+        content = bytearray(stored.getvalue())
+        start = content.index(b"Exif") + 6
+        for _ in range(data.draw(st.integers(1, 4))):
+            content[start + data.draw(st.integers(0, len(exif.tobytes()) - 8))] = data.draw(st.integers(0, 255))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "x.jpg"
+            path.write_bytes(content)
+            assert read_image(path).shape == image_size(path)
 
     @pytest.mark.parametrize(
         "kind", ["empty", "text", "truncated png", "truncated jpeg", "gigapixels", "missing", "folder"]

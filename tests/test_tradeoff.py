@@ -195,6 +195,16 @@ class TestCompare:
         # Of unequal numbers only patients vary.
         assert tradeoff.compare(a, b[:2], n=100).seeds == 1
 
+    def test_differences_that_cancel_but_for_rounding_are_none(self):
+        patients = pd.Series(["p", "q"])
+        for values in ([[1 - 2 / 3] * 2, [1 / 3 - 2 / 3] * 2], [[0.1] * 2, [0.2] * 2, [-0.3] * 2]):
+            found = tradeoff._p(np.array(values), pd.Series(range(len(values))))
+            assert found == pytest.approx(1, abs=1e-6)
+        assert tradeoff._p(np.array([[0.2, 0.2], [0.2, 0.2]]), patients) < 1e-6
+
+    def test_order_of_runs_does_not_matter(self, frozen, learnable):
+        assert tradeoff.compare(frozen, learnable) == tradeoff.compare(frozen, learnable[::-1])
+
     def test_order_of_rows_does_not_matter(self, frozen, learnable):
         expected = tradeoff.compare(frozen, learnable, n=200)
         path = learnable[1] / "grounding.csv"

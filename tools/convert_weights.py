@@ -56,9 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, help="of a pipeline in diffusers format, or of a text encoder")
     folder = parser.parse_args(arguments).folder
-    found = sorted(folder.rglob("*.bin"))
+    found = sorted(folder.rglob("*model*.bin"))  # not training_args.bin
     if not found:
-        raise MissingError(f"{folder}: no .bin file in it")
+        raise MissingError(f"{folder}: no weights (*model*.bin) in it")
     for path in found:
         if path.with_name(new_name(path.name)).is_file():
             print(f"{path}: converted before")

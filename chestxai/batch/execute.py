@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -177,7 +177,7 @@ def run(
     import pandas as pd  # here, as workers have no need of it
 
     before = _before(nodes)
-    with _exclusive(nodes), closing(_Progress(nodes, quiet)) as progress:
+    with exclusive({node.root for node in nodes}), closing(_Progress(nodes, quiet)) as progress:
         waiting = []
         for node in nodes:
             if all(need in progress.outcomes for need in node.needs) and node.finished():
@@ -225,10 +225,10 @@ def _remaining(nodes: Sequence[Node]) -> dict[str, float]:
 
 
 @contextmanager
-def _exclusive(nodes: Sequence[Node]) -> Iterator[None]:
-    """Keep other batches out of the profiles' folders, and remove what killed ones have left there."""
+def exclusive(roots: Iterable[Path]) -> Iterator[None]:
+    """Keep other batches out of the folders ``roots``, and remove what killed ones have left there."""
     with ExitStack() as stack:
-        for root in sorted({node.root for node in nodes}):
+        for root in sorted(roots):
             try:
                 root.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(FileLock(root / ".lock", timeout=0))

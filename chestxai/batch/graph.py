@@ -178,14 +178,16 @@ def plan(
                         raise InputError(f"chapter {chapter.name} needs {need}, which is not among the chapters before")
                     same = f"{prefix}{need}{suffix}"
                     needs += [same] if same in nodes else executions[need]
-                if "run.json" in chapter.makes and recipe["attention_from"] in cell.variants:
+                # Another cell distils another run.
+                distils = recipe and recipe["attention_from"] in cell.variants
+                if "run.json" in chapter.makes and distils:
                     needs.append(f"{prefix}{chapter.name} · {recipe['attention_from']} · seed {own['seed']}")
                     if needs[-1] not in nodes:
                         raise InputError(
                             f"{name}: list the variant {recipe['attention_from']!r}, which it distils, first"
                         )
                 results[name] = runs.fingerprint(shared, own, recipe, [results[need] for need in needs])
-                same_work = runs.fingerprint(work, own, recipe)
+                same_work = runs.fingerprint(work, own, recipe, prefix if distils else "")
                 nodes[name] = Node(
                     name, notebooks / f"{chapter.name}.ipynb", folder, {**places, **own}, root, tuple(needs),
                     chapter.makes, chapter.gpu, twins.get(same_work), chapter.keeps, chapter.weight,

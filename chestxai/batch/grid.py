@@ -123,6 +123,7 @@ def _change(profile: Profile, changes: dict[str, Any]) -> tuple[Profile, dict[st
         short = last if uses[last] == 1 and path[0] != "variants" else key.removeprefix("variants.")
         name += f".{short}-{text}"
     words = "; ".join([profile.description, ", ".join(f"{key} {value}" for key, value in differing.items())])
+    name = name if len(name) <= 80 else f"{name[:63]}-{runs.fingerprint(differing)}"
     update = {"name": name, "description": words} if differing else {}
     return changed.model_copy(update=update), {key: after[key][1] for key in changes}
 

@@ -9,7 +9,8 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
@@ -20,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from chestxai import profiles, runs
-from chestxai.batch.execute import MEMORY
+from chestxai.batch.execute import MEMORY, exclusive
 from chestxai.batch.graph import Cell
 from chestxai.profiles import Profile
 from chestxai.runs import Run
@@ -91,27 +92,39 @@ def run(todo: Sequence[Job], path: Path, workers: int = 2) -> pd.DataFrame:
         `tradeoff.table`.
     """
     wanted = {job.identity: i for i, job in enumerate(todo)}
-    table = pd.read_csv(path) if path.is_file() else pd.DataFrame({"identity": []})
-    missing = [job for job in todo if job.identity not in set(table["identity"])]
-    print(f"{len(todo)} runs, {len(todo) - len(missing)} of them in {path}")
     os.environ |= MEMORY | {"OMP_NUM_THREADS": "1"}
-    about = {"data": profiles.check_data(todo[0].profile, todo[0].data)} if missing else {}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context) as pool:
+    with exclusive([todo[0].out]), ExitStack() as stack:
+        table = _read(path)
+        missing = [job for job in todo if job.identity not in set(table["identity"])]
+        print(f"{len(todo)} runs, {len(todo) - len(missing)} of them in {path}")
+        about = {"data": profiles.check_data(todo[0].profile, todo[0].data)} if missing else {}
+        pool = stack.enter_context(ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")))
+        # A study that is stopped would run all that waits, and keep none of it.
+        stack.callback(lambda: [child.terminate() for child in multiprocessing.active_children()])
         waiting = {pool.submit(rows_of, job): job for job in missing}
         for future in runs.progress(as_completed(waiting), "runs", len(waiting)):
             job = waiting[future]
             try:
                 rows = future.result()
+            except BrokenExecutor as error:
+                remedy = "run the same command again with --workers 1; finished runs are kept"
+                raise OSError(f"a process of the study died, perhaps for lack of memory: {remedy}") from error
             except (runs.InputError, OSError) as error:  # the other runs are worth finishing
                 print(f"{job.profile.name}, {job.variant}, seed {job.seed}: {error}", file=sys.stderr)
                 continue
+            table = _read(path)  # rows may have come from elsewhere meanwhile, as by git
             kept = table[table["identity"] != job.identity]
             table = pd.concat([kept, rows], ignore_index=True) if len(kept) else rows  # whole numbers stay whole
             table = table.sort_values(["identity", "step"], key=lambda c: c.map(wanted) if c.name == "identity" else c)
             runs.write_atomic(path, table.to_csv(index=False))
             runs.write_json(path.with_suffix(".json"), _provenance(path, todo) | about)
     return table
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """The table at ``path``; of fingerprints, "12e4" is no number."""
+    names = dict.fromkeys(("identity", "code"), str)
+    return pd.read_csv(path, dtype=names) if path.is_file() else pd.DataFrame({"identity": []})
 
 
 def check(todo: Sequence[Job], path: Path, row: int, tolerance: float = 0.03) -> pd.DataFrame:
@@ -132,7 +145,7 @@ def check(todo: Sequence[Job], path: Path, row: int, tolerance: float = 0.03) ->
     """
     from chestxai.localization import COLUMNS, LOWER_IS_BETTER
 
-    table = pd.read_csv(path)
+    table = _read(path)
     if not 0 <= row < len(table):
         raise runs.InputError(f"{path} has rows 0 to {len(table) - 1}, not {row}")
     stored = table.iloc[row]

@@ -81,10 +81,12 @@ def bootstrap(
 ) -> Array:
     """Bootstrap distribution, float ``(n,)``, of a ``statistic(*values)`` of independent ``samples``, from ``seed``.
 
-    A sample is its values, their groups, and what to call them (see `group_rows`).
+    A sample is its values, their groups, and what to call them (see `group_rows`). NaN if each has one group.
     """
     rng = np.random.default_rng(seed)
     rows = [group_rows(groups, len(values), what) for values, groups, what in samples]
+    if max(map(len, rows)) < 2:
+        return np.full(n, np.nan)
 
     def drawn(values: Array, members: list[Array]) -> Array:
         return values[np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))])]

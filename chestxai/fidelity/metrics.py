@@ -84,7 +84,7 @@ def fid_interval(
     real, fake = check_features(real, fake)
     resampled = bootstrap(fid, [(real, real_groups, "real"), (fake, groups, "generated")], n, seed)
     low, high = estimate + np.quantile(resampled, [0.025, 0.975]) - np.mean(resampled)
-    return Interval(estimate, max(0.0, float(low)), float(high))
+    return Interval(estimate, float(np.maximum(0.0, low)), float(high))
 
 
 def fid_difference(
@@ -109,8 +109,8 @@ def fid_difference(
     found = bootstrap(difference, [(np.asarray(real), real_groups, "real"), (both, groups, "generated")], n, seed)
     found = estimate + np.asarray(found) - np.mean(found)
     low, high = np.quantile(found, [0.025, 0.975])
-    p = min(1.0, 2 * min(np.mean(found <= 0), np.mean(found >= 0)) + 1 / (n + 1))
-    return Difference(estimate, float(low), float(high), float(p))
+    p = 2 * min(np.mean(~(found > 0)), np.mean(~(found < 0))) + 1 / (n + 1)
+    return Difference(estimate, float(low), float(high), min(1.0, float(p)))
 
 
 def kid(real: Array, fake: Array, subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> tuple[float, float]:

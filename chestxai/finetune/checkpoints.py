@@ -25,7 +25,7 @@ from chestxai.runs import DivergedError, InputError, MissingError, Run
 
 LOG = ["step", "loss", "grad_norm", "lr", "seconds", "images_per_second"]
 # What later stages leave in a run's folder: void once the model is another.
-_RESULTS = ("grounding.csv", "fidelity.json", "maps", "samples")
+_RESULTS = ("grounding*.csv", "sides.csv", "fidelity.json", "maps", "samples")
 _PARTS = ("text_encoder", "unet")
 
 
@@ -129,7 +129,8 @@ def tidy_run(out: Path, identity: str) -> None:
         warnings.warn(f"{out}: the training code has changed; the run of the old code is kept in {kept}", stacklevel=2)
     else:
         for name in ("run.json", "train.csv", "resume", "checkpoints", "model", *_RESULTS):
-            runs.remove(out / name)
+            for path in [*out.glob(name)]:
+                runs.remove(path)
     runs.write_atomic(marker, identity + "\n")
 
 

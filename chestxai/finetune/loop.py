@@ -164,7 +164,7 @@ def _identity(
         *files,
         seed,
         fit,
-        str(getattr(studies, "fingerprint", "")),
+        str(getattr(studies, "fingerprint", "") or [(s.change_token(), s.findings) for s in studies]),
         [[s.id, s.report] for s in studies],
         parts | {"tokens": reports.text_length(pipeline.tokenizer)},
     )

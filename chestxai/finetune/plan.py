@@ -81,13 +81,9 @@ def networks(profile: Profile) -> tuple[dict[str, nn.Module], str]:
 
 
 def memory(parts: dict[str, nn.Module], profile: Profile, variant: str, processes: int = 1) -> dict[str, float]:
-    """Bytes on one GPU of a training of ``variant``, by what they are for.
+    """Bytes on one GPU of a training of ``variant`` of ``profile``, by what they are for.
 
-    Args:
-        parts: of `networks`; prepared here as the recipe needs them.
-        profile: its settings and recipes.
-        variant: one of them.
-        processes: GPUs that share a batch (DDP).
+    ``parts``, of `networks`, are prepared here as the recipe needs them; ``processes`` GPUs share a batch (DDP).
     """
     settings, recipe = profile.finetune, profile.recipe(variant)
     with torch.device("meta"):
@@ -177,14 +173,10 @@ def activations(unet: nn.Module, settings: FinetuneSettings, recipe: Recipe | No
     return sizes.pop(None, 0) + sum(units.values()) + max(sizes.values(), default=0)
 
 
-def seconds_per_step(unet: nn.Module, settings: FinetuneSettings, device: str, steps: int = 10) -> float:
-    """Seconds of a step on one device, the mean of ``steps``, with random weights and data.
+def seconds_per_step(unet: nn.Module, settings: FinetuneSettings, device: str, steps: int = 10, gpus: int = 1) -> float:
+    """Seconds of a step on one ``device`` ("cuda" or "cpu"), the mean of ``steps``, with random weights and data.
 
-    Args:
-        unet: on the meta device; leaves it.
-        settings: batch, precision and savers.
-        device: "cuda" or "cpu".
-        steps: number of timed steps, after two that are not.
+    ``unet`` leaves the meta device; ``settings``: batch, of which ``gpus`` devices share each, precision and savers.
     """
     kind = torch.bfloat16 if settings.weights == "bf16" else torch.float32
     unet = unet.to_empty(device=device).to(kind).requires_grad_(False).train()
@@ -197,7 +189,7 @@ def seconds_per_step(unet: nn.Module, settings: FinetuneSettings, device: str, s
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     optimizer = launch.make_optimizer([{"params": learning, "lr": 1e-6}], settings)
-    rows = settings.batch_size // settings.accumulate
+    rows = settings.batch_size // (settings.accumulate * gpus)
     x, times, text = (value.to(device) for value in _inputs(unet, rows, getattr(unet, "text_length", 77)))
     half = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}[settings.precision]
 
@@ -213,13 +205,9 @@ def seconds_per_step(unet: nn.Module, settings: FinetuneSettings, device: str, s
 
 
 def report(profile: Profile, variant: str, gpu: float | None = None, gpus: int = 1) -> tuple[str, bool | None]:
-    """A plan in words, and whether it fits (None where no GPU is known).
+    """A plan in words of a ``variant`` of ``profile``, and whether it fits (None where no GPU is known).
 
-    Args:
-        profile: the settings.
-        variant: of the profile.
-        gpu: memory of the GPU in GB (10⁹ bytes); default: that of the one here.
-        gpus: that share a batch (DDP).
+    ``gpu`` is the memory of each of the ``gpus`` that share a batch (DDP), in GB (10⁹ bytes); default: of the one here.
     """
     parts, source = networks(profile)
     settings, recipe = profile.finetune, profile.recipe(variant)
@@ -244,7 +232,7 @@ def report(profile: Profile, variant: str, gpu: float | None = None, gpus: int =
     if cuda and fits:
         profiles.check_packages(settings)
         with launch.memory_errors(settings):
-            seconds = seconds_per_step(parts["unet"], settings, "cuda") / gpus
+            seconds = seconds_per_step(parts["unet"], settings, "cuda", gpus=gpus)
         hours = seconds * settings.steps / 3600
         lines.append(f"  about {hours:.1f} hours with this kind of GPU: {seconds:.2f} s a step, ten timed")
     else:

@@ -80,16 +80,10 @@ def place(study: Study, finding: Finding, size: int, fit: Fit = "crop") -> np.nd
 
 
 class Pointing:
-    """What a recipe's ``attention`` adds to the loss of a batch.
+    """What the ``attention`` of a ``recipe`` adds to the loss of a batch.
 
-    Args:
-        recipe: whose ``attention`` is not ``none``.
-        pipeline: prepared for it.
-        studies: of the training, ``n``.
-        prompts: theirs.
-        latents: theirs, ``(n, c, h, w)``, float32.
-        fit: how an image becomes a square.
-        folder: of the run.
+    The ``pipeline`` is prepared for it. ``studies`` are the ``n`` of the training, with their ``prompts`` and
+    ``latents``, float32 ``(n, c, h, w)``; ``fit`` says how an image becomes a square; ``folder`` is the run's.
 
     Raises:
         InputError: no prompt names a finding of its study, or none whose place is known; the run to distil is missing,
@@ -199,5 +193,6 @@ def _groups(words: Sequence[list[int]], count: int = 0) -> dict[str, list[int]]:
 def _supervised(maps: Tensor, masks: Tensor) -> Tensor:
     """TokenCompose's token loss and a share of its pixel loss, summed over ``maps`` and ``masks``, ``(n, h, w)``."""
     inside = (maps * masks).sum(dim=(1, 2)) / maps.sum(dim=(1, 2)).clamp(min=1e-12)
-    pixels = F.binary_cross_entropy(maps.clamp(1e-6, 1 - 1e-6), masks, reduction="none").mean(dim=(1, 2))
+    share = maps.clamp(1e-6, 1 - 1e-6)  # of torch's own cross-entropy autocast has no half
+    pixels = -torch.lerp((1 - share).log(), share.log(), masks).mean(dim=(1, 2))
     return ((1 - inside).square() + _PIXEL * pixels).sum()

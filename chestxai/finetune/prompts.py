@@ -37,7 +37,9 @@ def study_prompts(
             skipped.append(f"{study.id}: {error}")
             continue
         text = drop_words(text, recipe.word_dropout, rng) if recipe.word_dropout else text
-        prompts.append(" ".join([text, *denials(study, recipe.denied, rng)]))
+        denied = denials(study, recipe.denied, rng)
+        text += "" if not denied or text.endswith((".", "!", "?")) else "."
+        prompts.append(" ".join([text, *denied]))
         usable.append(study)
     return usable, prompts, skipped
 
@@ -49,7 +51,7 @@ def labels(study: Study, rng: np.random.Generator) -> str:
 
 
 def drop_words(text: str, share: float, rng: np.random.Generator) -> str:
-    """``text`` without a ``share`` of its words, in [0, 1), drawn by ``rng``; one word at least is left."""
+    """``text`` without a ``share`` of its words, in [0, 1), drawn by ``rng``; one, drawn first, always stays."""
     words = text.split()
     kept = rng.random(len(words)) >= share
     kept[rng.integers(len(words))] = True

@@ -76,16 +76,10 @@ def ground_truths(
     """Heatmaps of a whole data set, kept in ``path`` and resumed as `runs.resumable` says.
 
     The prompt of a row is its phrase, as in MS-CXR. Besides the maps themselves, memory does not grow with the data.
-
-    Args:
-        pipeline: of `models.load_pipeline`, with the checkpoint's weights.
-        truths: of `studies.phrases`.
-        settings: timesteps, tokens and batch.
-        path: the ``.safetensors`` file of the maps.
-        seed: of the noise.
-        fit: how an image becomes a square.
-        identity: names the weights, by default their fingerprint; maps of other weights are replaced.
-        description: of the progress bar.
+    ``pipeline``, of `models.load_pipeline`, has the checkpoint's weights, which ``identity`` names (default: their
+    fingerprint); maps of other weights are replaced. ``truths`` are those of `studies.phrases`, ``settings`` say
+    timesteps, tokens and batch, ``seed`` is that of the noise, ``fit`` says how an image becomes a square, and
+    ``description`` stands on the progress bar. ``path`` is a ``.safetensors`` file.
 
     Returns:
         Maps float32 ``(n, h, w)``, the rows they belong to, and one line for each row left out (unreadable image,

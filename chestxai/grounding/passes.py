@@ -78,17 +78,11 @@ def read_attention(
     others: bool = False,
     keys: Sequence[int] | None = None,
 ) -> tuple[attention.Capture, torch.Tensor | None]:
-    """Run the U-Net and read its attention, one slot per phrase.
+    """Run the U-Net of a ``pipeline`` and read its attention, one slot per phrase.
 
-    Args:
-        pipeline: of `models.load_pipeline`.
-        images: uint8 ``(n, s, s)``; None for "generation".
-        prompts: ``n`` texts.
-        phrases: ``n`` passages of them.
-        passes: how.
-        times: see `attention.capture`.
-        others: also read the tokens that are no words, as further groups.
-        keys: name the noise of each row; default: `image_key` of its image.
+    ``images`` are uint8 ``(n, s, s)``, None for "generation"; ``prompts`` are ``n`` texts, ``phrases`` parts of them.
+    ``passes`` say how, ``times`` as in `attention.capture`. With ``others`` the tokens that are no words are read as
+    further groups. ``keys`` name the noise of each row; default: `image_key` of its image.
 
     Returns:
         What was captured, and the latents of generated images, None for the other methods.

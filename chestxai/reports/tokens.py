@@ -35,12 +35,7 @@ def encode(tokenizer: Any, texts: Sequence[str], **options: Any) -> Mapping[str,
     """What a fast ``tokenizer`` says of ``texts``, padded and cut as the text encoder reads them: a row for each text.
 
     With ``tokenizer.windows`` (`models.read_in_windows`) a row holds so many windows side by side, each with begin, end
-    and padding of its own. Windows that a text does not need hold the empty prompt.
-
-    Args:
-        tokenizer: of a pipeline.
-        texts: whole prompts.
-        options: of the tokenizer.
+    and padding of its own. Windows that a text does not need hold the empty prompt. ``options`` are the tokenizer's.
     """
     windows, length = getattr(tokenizer, "windows", 1), tokenizer.model_max_length
     options |= {"padding": "max_length", "truncation": True, "max_length": length, "return_attention_mask": True}

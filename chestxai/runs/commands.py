@@ -151,7 +151,8 @@ def command(main: Callable[[], int | None]) -> None:
     What the user can mend (`InputError`, an OSError, an optional library that is missing) ends in one line on stderr
     and exit code 2, Ctrl-C in exit code 130, SIGTERM in 143. Anything else is a bug and keeps its traceback.
     """
-    with suppress(ValueError):  # not in the main thread, as in tests
+    with suppress(ValueError, AttributeError):  # not in the main thread, as in tests
+        sys.stdout.reconfigure(errors="replace")  # an arrow, where text is written as cp1252
         signal.signal(signal.SIGTERM, _terminated)
     try:
         sys.exit(main() or 0)

@@ -82,6 +82,7 @@ def drifted(measured: pd.DataFrame) -> str:
     """Whether states still resemble the reference's: rows of `causes.compare_states`, indexed by (variant, kind)."""
     lines = []
     for (name, kind), row in measured.iterrows():
-        alike = "as they were" if row["drift"] < 1e-6 else "related" if row["cka"] > row["cka_null"] else "unrelated"
+        alike = "related" if row["cka"] > row["cka_null"] else "not clearly related"
+        alike = "as they were" if row["drift"] < 1e-6 else alike
         lines.append(_say("drifted", name=name, kind=kind, alike=alike, row=row))
     return bullets(lines)

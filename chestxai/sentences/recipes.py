@@ -28,7 +28,8 @@ def _compared(table: pd.DataFrame, column: str, reference: str, margin: float = 
     wide = last_step(table, ["variant", *pair]).pivot(index=pair, columns="variant", values=column)
     found = {reference: (Interval(0.0, 0.0, 0.0), 0.0)}
     for name, each in wide.sub(wide[reference], axis=0).drop(columns=reference).items():
-        seeds, few = each.dropna(), each.count() < 2
+        seeds = each.dropna().groupby("seed").mean()  # a seed on two devices is one seed
+        few = len(seeds) < 2
         bounds = (np.nan, np.nan) if few else ttest_1samp(seeds, 0).confidence_interval()
         p = np.nan if few else ttest_1samp(seeds, -margin, alternative="greater").pvalue
         found |= {name: (Interval(seeds.mean(), *bounds), p)} if len(seeds) else {}
@@ -103,8 +104,9 @@ def principles(found: pd.DataFrame, groups: dict[str, Sequence[str]]) -> str:
             for name, row in own.drop(columns=["p", "both"]).iterrows()
         )
         state = "supported" if (own["both"] == "yes").all() else "refuted" if "no" in set(own["both"]) else "open"
-        tests, end = own.drop(columns=["p", "both"]).stack(), "high" if state == "refuted" else "low"
-        recipe, test = tests.map(lambda d, end=end: getattr(d, end)).fillna(-np.inf).idxmin()
+        end, unknown = ("high", np.inf) if state == "refuted" else ("low", -np.inf)
+        tests = own.drop(columns=["p", "both"]).stack()
+        recipe, test = tests.map(lambda d, end=end: getattr(d, end)).fillna(unknown).idxmin()
         why = _say(state, recipe=recipe, test=test, interval=tests[recipe, test], several=len(own) > 1)
         lines.append(_say("principle", text=text, state=state, shown=shown, why=why))
     return bullets(lines) or _say("no principle")

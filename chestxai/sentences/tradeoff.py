@@ -95,7 +95,7 @@ def coverage(covered: Mapping[int, Interval], trials: int, used: Sequence[int]) 
     good = [n for n in covered if all(0.93 <= c.estimate <= 0.97 for k, c in covered.items() if k >= n)]
     early = [n for n in covered if not good or n < min(good)]
     few = [n for n in early if covered[n].high < 0.93]
-    unclear = [n for n in early if n not in few and error <= 0.02]
+    unclear = [n for n in early if n not in few and error <= 0.02 and covered[n].low <= 0.93]
     held = _say("too few" if error > 0.02 else "from" if good else "never", least=min(good, default=0))
     size = f"{min(used)} to {max(used)}" if min(used) < max(used) else min(used)
     return _say("coverage", trials=trials, error=error, held=held, few=few, unclear=unclear, size=size)
@@ -123,7 +123,7 @@ def extrapolation(table: pd.DataFrame, images: str, tests: Mapping[str, tuple[fl
     (its name), and each test with its bounds; ``tests``: column → (chance, the value to reach).
     """
     lines = []
-    for variant, rows in table.groupby("variant", sort=False):
+    for variant, rows in table[table["step"] > 0].dropna(subset=[*tests]).groupby("variant", sort=False):
         if rows[["step", images]].nunique().min() < 2:
             continue
         logs = np.log2(rows[["step", images]].astype(float))
@@ -135,7 +135,8 @@ def extrapolation(table: pd.DataFrame, images: str, tests: Mapping[str, tuple[fl
             more = (reach - found.estimate) / more_images if more_images > 0 else np.inf
             about = {"name": variant, "label": LABELS.get(test, test), "found": found, "steps": steps, "reach": reach}
             about |= {"above": found.low > chance, "chance": chance, "images": more_images, "more": more}
-            lines.append(_say("extrapolation", near=more < 10, **about))
+            about |= {"near": 0 < more < 10, "reached": found.estimate >= reach}
+            lines.append(_say("extrapolation", never=not (about["near"] or about["reached"]), **about))
     return bullets(lines)
 
 

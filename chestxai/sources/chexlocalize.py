@@ -28,7 +28,7 @@ PATHOLOGIES: dict[str, str | None] = {name: name for name in FINDINGS if name !=
 PATHOLOGIES |= {"Airspace Opacity": "Lung Opacity"}
 PATHOLOGIES |= dict.fromkeys(("Enlarged Cardiomediastinum", "Lung Lesion", "Support Devices"))
 
-_POLYGONS = TypeAdapter(list[Annotated[list[tuple[Number, Number]], Field(min_length=1)]])
+_POLYGONS = TypeAdapter(list[Annotated[list[tuple[Number, Number]], Field(min_length=2)]])
 _VALUES = {"1": True, "1.0": True, "0": False, "0.0": False}
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from html import unescape
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from unicodedata import normalize
 
 from chestxai import reports
 from chestxai.reports.sections import LONGEST
@@ -18,7 +17,7 @@ from chestxai.sources.cards import Card
 from chestxai.sources.records import Collector, Record, Studies, ensure, frame_of, stated
 from chestxai.sources.shapes import parse_box
 from chestxai.sources.splits import FRACTIONS, NAMES, split_patients
-from chestxai.sources.tables import csv_rows
+from chestxai.sources.tables import csv_rows, decode
 from chestxai.studies import FINDINGS, Box, Finding, Study
 
 CARD = Card.read("folder")
@@ -55,9 +54,9 @@ def load(root: Path, split: str = "test", *, seed: int = 0) -> Studies:
     data = Collector(CARD, root, split)
     images = _images(data)
     english = data.english({row.text for rows in images.values() for row in rows})
-    # Of a name with accents, some systems store the decomposed form.
-    there = () if all(map(str.isascii, images)) else root.rglob("*")
-    paths = {normalize("NFC", path.relative_to(root).as_posix()): path for path in there}
+    # The table's text is in one form; names of files may have accents in another, or characters of full width.
+    there = () if all((root / name).is_file() for name in images) else root.rglob("*")
+    paths = {decode(path.relative_to(root).as_posix().encode(errors="replace"), ""): path for path in there}
     patients = {name: _patient(name, rows) for name, rows in images.items()}
     splits = _splits(images, patients, seed)
     # A row left out is known by its image, which may be all it tells.

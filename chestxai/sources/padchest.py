@@ -61,7 +61,9 @@ def load(root: Path, split: str = "test", *, language: Language = "en", readers:
         findings: dict[tuple[str, str, bool], Finding] = {}
         for where, text, sentence in sentences:
             for finding in _findings(data, where, text, sentence, size, readers):
-                findings[finding.name, text, finding.present] = finding
+                key = finding.name, text, finding.present  # a sentence may occur twice, each time with boxes
+                boxes = (*findings.get(key, finding).boxes, *finding.boxes)
+                findings[key] = replace(finding, boxes=tuple(dict.fromkeys(boxes)))
         report, about = "\n".join(text for _, text, _ in sentences), {"study": str(item.get("StudyID"))}
         here = (split, report, size, tuple(findings.values()), file)
         return Study(file.stem, record.patient, "padchest", *here, attributes=about)

@@ -261,8 +261,8 @@ def frame_of(size: tuple[int, int], height: str, width: str) -> tuple[int, int]:
     digits = [text.removesuffix(".0") for text in (height, width)]
     ensure(all(re.fullmatch(r"[1-9][0-9]{0,4}", text) for text in digits), f"no frame ({width!r} × {height!r})")
     frame = int(digits[0]), int(digits[1])
-    # Rounded to whole pixels, the shape of a small copy differs a little.
-    same = abs(frame[0] * size[1] / (frame[1] * size[0]) - 1) <= 0.02 + 1 / min(size)
+    # Rounded to whole pixels, the shape of a small copy differs a little; as `Frame.image` has it.
+    same = abs(frame[0] * size[1] - frame[1] * size[0]) <= max(*frame, *size)
     ensure(same, f"frame of another shape than the image ({frame[0]} × {frame[1]}, not {size[0]} × {size[1]})")
     return frame
 

@@ -66,15 +66,9 @@ def load(
 ) -> Studies:
     """Make phantom studies with report, findings, masks and boxes; patients have one to three studies each.
 
-    Deterministic by seed, split and index: a larger ``n`` only appends.
-
-    Args:
-        root: Ignored.
-        split: "train", "val" or "test".
-        n: Number of studies, 1 or more.
-        size: Side of the images in pixels, 32 to 1024.
-        seed: Another seed gives other patients.
-        normal: Leave out all findings of the same patients.
+    Deterministic by ``seed``, ``split`` ("train", "val" or "test") and index: a larger ``n`` (1 or more studies) only
+    appends. ``size`` is the side of the images, 32 to 1024 pixels; ``normal`` leaves out all findings of the same
+    patients; ``root`` is ignored.
     """
     ensure(split in SPLITS, f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     ensure(32 <= size <= 1024, f"phantom size must be 32 to 1024 pixels, got {size}")
