@@ -39,7 +39,6 @@ out = ""  # root of the runs; empty: the project's runs/
 import copy
 import warnings
 from functools import partial
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -627,8 +626,13 @@ def apart(i, j):
 
 
 of_image = pd.Series(rows).groupby([test[i].study.id for i in rows])
-pairs = [pair for _, some in of_image for pair in combinations(some, 2) if apart(*pair)]
+each_pair = (
+    (j, i) for _, some in of_image for k, i in enumerate(some) for j in some.iloc[:k]
+)
+pairs = [pair for pair in each_pair if apart(*pair)]
 pairs = profiles.sample(pairs, 20, seeds[0])
+
+# %%
 if pairs:
     x = np.stack([frame_of_study(test[i].study) for i, _ in pairs])
     one, two = ([test[pair[k]].finding.name for pair in pairs] for k in (0, 1))
