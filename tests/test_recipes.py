@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -381,6 +382,9 @@ def test_words_are_dropped_and_findings_denied():
         denied = {f.name for f in reports.find(added.strip()) if not f.present}
         assert len(denied) == 2
         assert not denied & {f.name for f in study.present()}
+    # A list of names has no full stop of its own.
+    listed = finetune.study_prompts(some, Recipe(prompts="labels", denied=1))[1]
+    assert all(re.fullmatch(r"[\w ,]+\. No [\w ]+\.", prompt) for prompt in listed)
 
 
 def test_prompt_dropout_of_no_finding_only_drops_no_other_prompt(tmp_path):

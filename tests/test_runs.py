@@ -410,6 +410,12 @@ class TestCommand:
         assert remedy in told
         assert len(told) < 2100
 
+    def test_a_character_that_the_terminal_lacks_costs_nothing_but_itself(self):
+        code = "from chestxai import runs; runs.command(lambda: print('notebooks → pages'))"
+        env = os.environ | {"PYTHONIOENCODING": "cp1252"}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
+        assert done.stdout.split() == [b"notebooks", b"?", b"pages"]
+
     def test_a_library_that_is_missing_is_one_line_of_the_command(self, tmp_path, capsys, monkeypatch):
         (tmp_path / "folder").mkdir()
         (tmp_path / "folder" / "a.dcm").write_bytes(bytes(128) + b"DICM")

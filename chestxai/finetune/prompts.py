@@ -51,7 +51,7 @@ def labels(study: Study, rng: np.random.Generator) -> str:
 
 
 def drop_words(text: str, share: float, rng: np.random.Generator) -> str:
-    """``text`` without a ``share`` of its words, in [0, 1), drawn by ``rng``; one, drawn first, always stays."""
+    """``text`` without a ``share`` of its words, in [0, 1), drawn by ``rng``; one, drawn as well, always stays."""
     words = text.split()
     kept = rng.random(len(words)) >= share
     kept[rng.integers(len(words))] = True
