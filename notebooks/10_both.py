@@ -470,13 +470,14 @@ spans.sort_values(("classifier_auc", "min"), ascending=False)
 # test of prompts should keep the slower rate, as those do that were added later.
 #
 # Supervised attention was taught with the places of five findings. Do the maps of the other three profit? Gain, minus
-# that of frozen, where the screening has scores by finding:
+# that of frozen, once the screening has scores by finding for both:
 
 # %% tags=["aggregate"]
 recipe = profiles.load("recipes").recipe("supervised")
 by_finding = [c for c in screened if c.startswith("gain_auc_roc ")]
-if by_finding:
-    gains = screened.dropna(subset=by_finding).groupby("variant")[by_finding].mean()
+scored = screened.dropna(subset=by_finding)
+if by_finding and {"supervised", "frozen"} <= {*scored["variant"]}:
+    gains = scored.groupby("variant")[by_finding].mean()
     minus = gains.loc[["supervised"]] - gains.loc["frozen"]
     group = minus.columns.str.removeprefix("gain_auc_roc ").isin(recipe.attention_findings)
     display(minus.T.groupby(np.where(group, "taught", "not taught")).mean().round(3))
