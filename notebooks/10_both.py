@@ -348,11 +348,14 @@ told = {
 pd.DataFrame(told, index=pd.MultiIndex.from_frame(opened[["variant", "seed"]]))
 
 # %% tags=["remove-input", "aggregate"]
-above = {
-    c: int((opened[f"{c}_low"] > x).sum()) for c, x in zip(tests, (0, 0.5), strict=False)
+decided = {
+    c: (int((opened[f"{c}_low"] > x).sum()), int((opened[f"{c}_high"] < x).sum()))
+    for c, x in (("gain_auc_roc", 0), ("side", 0.5))
 }
+(gained, lost), (right, wrong) = decided.values()
 Markdown(
-    f"The gain is clearly above chance in {above['gain_auc_roc']} of {len(opened)} runs, the side in {above['side']}."
+    f"Of {len(opened)} runs, the gain is clearly above chance in {gained} and clearly below in {lost}; the side is clearly "
+    f"above in {right} and clearly below in {wrong}."
 )
 
 # %% [markdown]
