@@ -421,6 +421,20 @@ def test_what_chapter_8_says_of_real_x_rays():
     assert runs.read_json(profiles.DATA / "results" / "open.json", dict)["split"] == "test"
 
 
+def test_what_chapter_10_says_of_two_seeds_of_every_recipe():
+    screened = of_study("recipes-screen")
+    assert screened.groupby(["base", "variant"])["seed"].nunique().eq(2).all()
+    means = screened.groupby("variant")[["gain_auc_roc", "word", "classifier_auc"]].mean()
+    lead, images = means - means.loc["frozen"], means["classifier_auc"] - means["classifier_auc"]["frozen"]
+    near = ["half", "fifth", "slow", "anchored", "weight-anchor", "adapters", "last-two", "embeddings"]
+    near += ["word-dropout", "denied"]
+    assert lead.loc[near, ["word", "classifier_auc"]].min().min() > -0.01
+    other_prompts = ["labels", "paraphrases", "finding-tokens", "labels-only", "frozen-labels"]
+    assert images[[*other_prompts, "late", "early"]].max() < -0.03
+    words = screened.pivot_table(index="seed", columns="variant", values="word")
+    assert words[["window", "causal"]].sub(words["fifth"], axis=0).min().min() > 0.02
+
+
 def test_over_three_seeds_states_become_alike_where_words_are_lost():
     """What chapter 9 says of the encoder that learns at the U-Net's rate."""
     table = pd.read_csv(profiles.DATA / "causes.csv")

@@ -337,7 +337,7 @@ def _recipes(last: pd.DataFrame, x: str, y: str, looks: Mapping[str, style.Style
     best = pareto_front(means.assign(cost=means[x] if lower else -means[x]), "cost", y)
     front = means[best].sort_values(x)
     named = [variant for i, variant in enumerate(means.index) if len(means) <= 6 or best[i] or i < 2]
-    own = stars.assign(name=stars["variant"] + " (yours)").set_index("name")[[x, y]]
+    own = stars[["variant", x, y]].assign(name=stars["variant"] + " (yours)").set_index("name")[[x, y]]
     right = [-1 if lower else 1, 1]
     places, *ends = (pd.concat([some.loc[named], own]).astype(float) * right for some in (means, low, high))
     sides = dict(zip(places.index, _sides(places, *ends[:: right[0]], places.index), strict=True))
