@@ -54,7 +54,13 @@ from sklearn.metrics import roc_auc_score
 
 from chestxai import baselines, fidelity, models, plots, profiles, reports, runs, tradeoff
 from chestxai import sentences as say
-from chestxai.stats import FewGroupsWarning, Interval, bootstrap_ci, bootstrap_statistic
+from chestxai.stats import (
+    FewGroupsWarning,
+    Interval,
+    bootstrap_ci,
+    bootstrap_statistic,
+    format_interval,
+)
 from chestxai.studies import FINDINGS, Frame, phrases, to_images
 
 # %%
@@ -400,6 +406,34 @@ Markdown(
     if exact
     else "Only phantoms have exact truth, so this is not measured here."
 )
+
+# %% [markdown]
+# ### Does “no effusion” generate an effusion?
+#
+# Some prompts deny findings, and a model that heeds the name alone would generate what is denied. The table has the mean
+# probability that the classifier gives to findings that the prompt asks for, denies, or does not name; the held-out
+# images are those that the prompts are from. The last column is an AUC: does the classifier give a finding more where
+# it is denied than where it is not named? At 0.5, to deny is the same as not to name; near 1, what is denied is
+# generated. It may be below 0.5, since impressions leave out some of the findings that are there.
+
+# %% tags=["aggregate"]
+from_reports = np.flatnonzero(origins >= 0)
+texts = [prompts[i] for i in from_reports]
+texts = models.readable(pipeline.tokenizer, texts)
+said, heard = fidelity.stated(texts), {}
+for name, images in {
+    "held-out images": real[origins[from_reports]],
+    "base": generated[0][from_reports],
+    variant: generated[last][from_reports],
+}.items():
+    seen = fidelity.predict(classifier, images)
+    heard[name] = {
+        "asked for": seen[said > 0].mean(),
+        "denied": seen[said < 0].mean() if (said < 0).any() else np.nan,
+        "not named": seen[said == 0].mean(),
+        "AUC of denied": fidelity.denied_auc(seen, texts),
+    }
+pd.DataFrame(heard).T.map(format_interval)
 
 # %% [markdown]
 # ## Of use?

@@ -1109,6 +1109,19 @@ class TestEvaluate:
         assert fidelity.top1(probabilities, labels).estimate == pytest.approx(2 / 3)
         assert math.isnan(fidelity.top1(probabilities, np.zeros((4, 8))).estimate)
 
+    def test_what_is_denied_is_told_from_what_is_not_named(self):
+        prompts = ["No effusion.", "Cardiomegaly. No pneumothorax.", "Effusion.", "Left pneumothorax, no effusion."]
+        said = fidelity.stated([*prompts, "Effusion. No left effusion."])
+        effusion, thorax, heart = (FINDINGS.index(n) for n in ("Pleural Effusion", "Pneumothorax", "Cardiomegaly"))
+        assert said[:, effusion].tolist() == [-1, 0, 1, -1, 1]
+        assert said[:, [thorax, heart]].tolist() == [[0, 0], [-1, 1], [0, 0], [1, 0], [0, 0]]
+        drawn = np.full((4, 8), 0.3)
+        drawn[said[:4] < 0] = 0.9  # as if "no" were not there
+        assert fidelity.denied_auc(drawn, prompts).estimate == 1
+        drawn[:, thorax] = [0.3, 0.1, 0.3, 0.9]  # one finding right, one wrong; what is asked for does not count
+        assert fidelity.denied_auc(drawn, prompts).estimate == 0.5
+        assert math.isnan(fidelity.denied_auc(drawn, ["Effusion."] * 4).estimate)
+
     def test_by_finding(self, rng):
         real, fake = rng.standard_normal((30, 4)), rng.standard_normal((20, 4))
         shown, wanted = np.zeros((30, 8)), np.zeros((20, 8))

@@ -79,8 +79,8 @@ class TestStudy:
         """A study of one run of eight steps."""
         folder = tmp_path_factory.mktemp("study")
         file = folder / "small.yaml"
-        file.write_text("{profile: smoke, variants: [frozen], seeds: [3], score: val}")
-        todo = study.jobs(grid.load(file, folder), "val", "", folder / "runs")
+        file.write_text("{profile: smoke, variants: [frozen], seeds: [3], score: test}")
+        todo = study.jobs(grid.load(file, folder), "test", "", folder / "runs")
         study.run(todo, folder / "small.csv", workers=1)
         return folder, file, todo
 
@@ -98,6 +98,14 @@ class TestStudy:
         before = (folder / "small.csv").read_bytes()
         study.run(todo, folder / "small.csv", workers=1)
         assert (folder / "small.csv").read_bytes() == before
+
+    def test_each_phrase_of_the_last_step_is_kept(self, made):
+        folder, _, todo = made
+        phrases, last = pd.read_csv(folder / "small.phrases.csv.gz"), pd.read_csv(folder / "small.csv").iloc[-1]
+        assert phrases["identity"].unique().tolist() == [todo[0].identity]
+        assert len(phrases) == last["phrases"] > len(phrases.drop_duplicates("patient"))
+        for name in ("gain_auc_roc", "word"):
+            assert phrases[name].mean() == pytest.approx(last[name], abs=1e-4)
 
     def test_a_stopped_study_keeps_its_rows_and_begins_nothing_more(self, made, tmp_path):
         _, file, _ = made
@@ -139,7 +147,7 @@ runs.command(lambda: study.run(todo, out / "six.csv", workers=1))
 
     def test_a_row_is_made_again_and_a_wrong_one_is_noticed(self, made, tmp_path):
         folder, file, _ = made
-        again = study.jobs(grid.load(file, folder), "val", "", tmp_path)
+        again = study.jobs(grid.load(file, folder), "test", "", tmp_path)
         assert study.check(again, folder / "small.csv", 1)["agrees"].all()
         table = pd.read_csv(folder / "small.csv")
         table.loc[1, "auc_roc"] += 0.1
@@ -174,7 +182,7 @@ runs.command(lambda: study.run(todo, out / "six.csv", workers=1))
         agrees = {}
         for device in (table.loc[1, "device"], "another"):
             table.assign(device=device).to_csv(tmp_path / "moved.csv", index=False)
-            again = study.jobs(grid.load(file, folder), "val", "", tmp_path / device)
+            again = study.jobs(grid.load(file, folder), "test", "", tmp_path / device)
             agrees[device] = study.check(again, tmp_path / "moved.csv", 1)["agrees"]["auc_roc"]
         assert [*agrees.values()] == [False, True]
 

@@ -12,6 +12,7 @@ from bs4 import BeautifulSoup
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from scipy.stats import t as student
 
 from chestxai import profiles, runs, stats
 from chestxai import sentences as say
@@ -709,6 +710,22 @@ class TestRecipes:
         alone = table[~((table["variant"] == "frozen") & (table["device"] == "CPU"))]
         assert "here" not in say.recipes.over_seeds(alone, "word", "frozen")  # nothing to compare it with
         assert say.recipes.over_seeds(alone.drop(columns="device"), "word", "frozen")["here"].estimate > 0.19
+
+    def test_other_patients_widen_what_seeds_alone_say(self):
+        """Every seed gains 0.1, but only for half of the patients."""
+        rows = [
+            {"variant": name, "seed": seed, "device": device, "patient": p, "study": p, "finding": "Edema"}
+            | {"word": 0.5 + 0.2 * (p % 2) * (name == "a")}
+            for name, device in (("frozen", "CPU"), ("a", "CPU"), ("alone", "GPU"))
+            for seed in range(3)
+            for p in range(40)
+        ]
+        found = say.recipes.over_seeds_and_patients(pd.DataFrame(rows), "word", "frozen")
+        assert [*found.index] == ["a"]
+        assert (found["a"].seeds, found["a"].patients) == (3, 40)
+        assert found["a"].estimate == pytest.approx(0.1)
+        half = student.ppf(0.975, 39) * 0.2 * np.sqrt(0.25 / 39)  # every patient is 0.1 off the mean
+        assert found["a"].high - found["a"].estimate == pytest.approx(half, rel=1e-6)
 
     def test_without_another_recipe_there_is_no_answer(self):
         found = say.recipes.verdicts(self.table(), ["word"])

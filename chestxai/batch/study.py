@@ -3,8 +3,10 @@
 A grid file with ``score: val`` or ``score: test`` is a study. Its table goes to ``data/results/<name>.csv`` beside
 ``<name>.json``, which says how it was made, by device. Runs are kept in ``runs/study-<name>``. A study is resumed:
 rows of the same settings are kept, and ``code`` and ``device`` say what made them; delete a row to make it again.
+Tests on phantoms also keep each phrase's endpoint, in ``<name>.phrases.csv.gz``, for intervals over other patients.
 """
 
+import gzip
 import multiprocessing
 import os
 import sys
@@ -112,6 +114,10 @@ def run(todo: Sequence[Job], path: Path, workers: int = 2) -> pd.DataFrame:
             except (runs.InputError, OSError) as error:  # the other runs are worth finishing
                 print(f"{job.profile.name}, {job.variant}, seed {job.seed}: {error}", file=sys.stderr)
                 continue
+            if (
+                job.split == "test" and job.profile.data.source == "phantom"
+            ):  # what is of patients stays with their data
+                _keep_phrases(path.with_suffix(".phrases.csv.gz"), job)
             table = _read(path)  # rows may have come from elsewhere meanwhile, as by git
             kept = table[table["identity"] != job.identity]
             table = pd.concat([kept, rows], ignore_index=True) if len(kept) else rows  # whole numbers stay whole
@@ -125,6 +131,14 @@ def _read(path: Path) -> pd.DataFrame:
     """The table at ``path``; of fingerprints, "12e4" is no number."""
     names = dict.fromkeys(("identity", "code"), str)
     return pd.read_csv(path, dtype=names) if path.is_file() else pd.DataFrame({"identity": []})
+
+
+def _keep_phrases(path: Path, job: Job) -> None:
+    table, old = profiles.run(job.profile, job.variant, job.seed, job.out).grounding(), _read(path)
+    names = ["study", "patient", "finding", *job.profile.statistics.endpoint]
+    rows = table.loc[table["step"] == table["step"].max(), names].round(4).assign(identity=job.identity)
+    both = pd.concat([old[old["identity"] != job.identity], rows]) if len(old) else rows
+    runs.write_atomic(path, gzip.compress(both.to_csv(index=False).encode(), mtime=0))  # equal rows, equal bytes
 
 
 def check(todo: Sequence[Job], path: Path, row: int, tolerance: float = 0.03) -> pd.DataFrame:
@@ -209,12 +223,14 @@ def _train(job: Job, variant: str) -> None:
 
 def _fidelity(job: Job, run: Run) -> dict[str, Any]:
     from chestxai import baselines, fidelity, finetune, models
+    from chestxai.fidelity.arrays import to_json
     from chestxai.studies import to_images
 
     profile = job.profile
     real, kept, _ = to_images(_studies(profile, job.split, job.data), profile.data.size, profile.data.fit)
     pipeline, scores = models.load_base(profile), {}
     prompts, labels, _ = fidelity.requests(kept, profile.sampling, pipeline)
+    read = models.readable(pipeline.tokenizer, prompts)
     classifier = fidelity.profile_classifier(profile, job.data, job.out)
     options = {"patients": [study.patient for study in kept], "spaces": fidelity.feature_spaces(profile.sampling)}
     exact = profile.boxes == profile.data.source == "phantom"  # others have no exact truth
@@ -223,6 +239,9 @@ def _fidelity(job: Job, run: Run) -> dict[str, Any]:
         finetune.load_checkpoint(pipeline, run, step)
         images = fidelity.sample(pipeline, prompts, profile.sampling, run.samples_file(step))
         scores[str(step)] = fidelity.evaluate(real, images, labels, prompts, classifier, **options)
+        denied = fidelity.denied_auc(fidelity.predict(classifier, images), read)
+        ends = {"": denied.estimate, "_low": denied.low, "_high": denied.high}
+        scores[str(step)] |= {f"denied_auc{end}": value for end, value in to_json(ends).items()}
         shown = baselines.as_asked(images, prompts, judge)[[*baselines.ATTRIBUTES]].mean().dropna() if judge else {}
         scores[str(step)] |= {f"asked_{name}": float(share) for name, share in shown.items()}
     return scores

@@ -23,6 +23,7 @@ from chestxai.fidelity.classifier import (
     predict,
 )
 from chestxai.fidelity.metrics import density_coverage, fid_interval, kid, ms_ssim_by_group, precision_recall
+from chestxai.fidelity.sampling import stated
 from chestxai.fidelity.spaces import features
 from chestxai.stats import Interval, bootstrap_ci, bootstrap_statistic
 from chestxai.studies import FINDINGS
@@ -124,6 +125,22 @@ def top1(probabilities: Array, labels: Array, groups: Groups = None) -> Interval
         return _MISSING
     right = labels[one, np.asarray(probabilities)[one].argmax(axis=1)]
     return bootstrap_ci(right, None if groups is None else [groups[i] for i in one])
+
+
+def denied_auc(probabilities: Array, prompts: Sequence[str], n: int = 300) -> Interval:
+    """Does "no effusion" draw an effusion? AUC of findings that prompts deny against findings that they do not name.
+
+    The mean over findings of the AUC-ROC of ``probabilities``, of `predict`, between images whose prompt denies the
+    finding and images whose prompt does not name it: 0.5 if denying does as little as not naming, near 1 if what is
+    denied is drawn. Where no finding is denied it is NaN. ``prompts`` are what the model reads, resampled ``n`` times.
+    """
+
+    def auc(scores: Array, said: Array) -> float:
+        each = [macro_auc(p[s <= 0, None], s[s <= 0, None] < 0) for p, s in zip(scores.T, said.T, strict=True)]
+        known = [value for value in each if math.isfinite(value)]
+        return float(np.mean(known)) if known else math.nan
+
+    return bootstrap_statistic([np.asarray(probabilities), stated(prompts)], auc, prompts, n=n)
 
 
 def auc_difference(a: Array, b: Array, labels: Array, groups: Groups = None, n: int = 300) -> Interval:

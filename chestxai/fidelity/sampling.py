@@ -71,13 +71,18 @@ def _phrases(studies: Sequence[Study], name: str, rng: np.random.Generator) -> l
 
 
 def asked(prompts: Sequence[str]) -> Array:
-    """The findings that prompts name and do not deny: float32 ``(n, 8)``, 0 or 1, over `FINDINGS`.
+    """The findings that ``prompts`` ask for, see `stated`: float32 ``(n, 8)``, 0 or 1, over `FINDINGS`.
 
     Not the labels of the prompt's study: an impression omits some, and a model cannot draw what it is not asked for.
     """
-    names = {prompt: {finding.name for finding in reports.find(prompt) if finding.present} for prompt in set(prompts)}
-    rows = [[name in names[prompt] for name in FINDINGS] for prompt in prompts]
-    return np.array(rows, dtype=np.float32).reshape(-1, len(FINDINGS))
+    return (stated(prompts) > 0).astype(np.float32)
+
+
+def stated(prompts: Sequence[str]) -> Array:
+    """What ``prompts`` say of each of `FINDINGS`: float32 ``(n, 8)``, 1 asked for, -1 only denied, 0 not named."""
+    found = {prompt: {(f.name, f.present) for f in reports.find(prompt)} for prompt in set(prompts)}
+    said = [[((name, True) in found[p]) or -((name, False) in found[p]) for name in FINDINGS] for p in prompts]
+    return np.array(said, dtype=np.float32).reshape(-1, len(FINDINGS))
 
 
 def sample(

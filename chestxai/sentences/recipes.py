@@ -8,7 +8,7 @@ from scipy.stats import ttest_1samp
 
 from chestxai.localization import LABELS
 from chestxai.sentences.words import Templates, bullets
-from chestxai.stats import Interval, holm
+from chestxai.stats import Interval, holm, seeds_ci
 from chestxai.tradeoff import last_step
 
 _say = Templates(__file__)
@@ -21,6 +21,20 @@ def over_seeds(table: pd.DataFrame, column: str, reference: str) -> pd.Series:
     common one the variant is left out.
     """
     return _compared(table, column, reference)["interval"].drop(reference)
+
+
+def over_seeds_and_patients(phrases: pd.DataFrame, column: str, reference: str) -> pd.Series:
+    """Variant → `SeedInterval` of ``column`` minus that of ``reference``, over new seeds and new patients (`seeds_ci`).
+
+    ``phrases`` are those of a study, a row for each run and phrase, with the run's ``variant, seed, device``; they are
+    paired by phrase, seed and device. A variant without a common one is left out.
+    """
+    runs = ["variant", "seed", "device"]
+    wide, found = phrases.pivot(index=["patient", "study", "finding"], columns=runs, values=column), {}
+    for name in wide.columns.unique("variant").drop(reference):
+        minus = (wide[name] - wide[reference]).dropna(axis=1, how="all").T.groupby("seed").mean().T.dropna()
+        found |= {name: seeds_ci(minus.to_numpy(), minus.index.get_level_values("patient"))} if minus.size else {}
+    return pd.Series(found, dtype=object)
 
 
 def _compared(table: pd.DataFrame, column: str, reference: str, margin: float = 0.0) -> pd.DataFrame:
