@@ -232,8 +232,7 @@ def to_bytes(values: np.ndarray) -> np.ndarray:
 def is_dicom(path: Path) -> bool:
     """Whether a file is DICOM by its content (``DICM`` after 128 bytes, or a data set without that preamble).
 
-    Raises:
-        InputError: It is no file but a folder or a pipe, which may never end, or larger than `LARGEST`.
+    InputError if it is no file but a folder or a pipe, which may never end, or larger than `LARGEST`.
     """
     if Path(path).exists() and not Path(path).is_file():
         raise InputError(f"{path}: not a readable image (a folder, a pipe or a device, no file)")
@@ -361,10 +360,8 @@ class Frame:
     def image(self, pixels: np.ndarray) -> np.ndarray:
         """``pixels`` (uint8 ``(h, w)``, any resolution of the original frame) as uint8 ``(size, size)``.
 
-        Bicubic with antialiasing; ``pixels`` itself if it already is ``(size, size)``.
-
-        Raises:
-            InputError: ``pixels`` is not a grey uint8 image, or has another aspect ratio than the frame.
+        Bicubic with antialiasing; ``pixels`` itself if it already is ``(size, size)``. InputError if it is not a grey
+        uint8 image, or has another aspect ratio than the frame.
         """
         if pixels.ndim != 2 or pixels.dtype != np.uint8:
             raise InputError(f"expected a grey image uint8 (h, w), got {pixels.dtype} of shape {pixels.shape}")

@@ -28,8 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def planned(options: argparse.Namespace) -> tuple[Profile, list[Node]]:
     """Profile and graph selected by the options of `add_options`.
 
-    Raises:
-        InputError: an unknown profile or variant, a seed that is not a number; see `plan`.
+    InputError for an unknown profile or variant, or a seed that is not a number; see `plan`.
     """
     name = options.profile or "demo"
     profile = profiles.load(name)

@@ -253,9 +253,7 @@ def read_notebook(path: Path) -> dict[str, Any]:
 def read_source(path: Path) -> Source:
     """The identity of the notebook at ``path`` and of the code it reaches.
 
-    Raises:
-        MissingError: there is no such notebook.
-        InputError: it is damaged, or a cell is not valid Python; names the cell and the line.
+    MissingError if there is none; InputError if it is damaged, or, with cell and line, if a cell is not valid Python.
     """
     if not path.is_file():
         raise MissingError(f"{path} is missing: make it with 'make notebooks' (jupytext --sync)")

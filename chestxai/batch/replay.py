@@ -40,18 +40,14 @@ class _Record(BaseModel):
 def replay(record: Path, out: Path | None = None, data: str = "") -> int:
     """Run again what left ``record``, and report what differs.
 
-    The notebook beside the record is executed: replay only what you trust.
+    The notebook beside the record is executed: replay only what you trust. Returns 0 if the losses of all steps and the
+    weights are equal to the last bit, else 1. MissingError or InputError if a file is missing, the record is
+    incomplete, ``out`` is not empty, or the replay fails.
 
     Args:
         record: ``run.json`` of a finished run; ``train.csv`` and the executed notebook lie beside it.
         out: folder to run in, new or empty; default: ``runs/replay/<profile>-<variant>-seed-<n>``, emptied first.
         data: folder of the data, if it is no longer that of the record.
-
-    Returns:
-        0 if the losses of all steps and the weights are equal to the last bit, else 1.
-
-    Raises:
-        MissingError, InputError: a file is missing; the record is incomplete; ``out`` is not empty; the replay fails.
     """
     run = Run(Path(record).parent)
     kept = run.folder / NOTEBOOK

@@ -144,18 +144,14 @@ def _chapter(nodes: Sequence[Node], private: guard.Private | None, left: list[st
 
 
 def build(source: Path, output: Path = BUILD, check: Callable[[Path], None] = lambda html: None) -> Path:
-    """Build the pages; any warning is an error. Earlier pages stay until the new ones are complete.
+    """Build the pages and return the first; earlier pages stay until the new ones are complete.
+
+    Any warning is an InputError, whose message shows it; ``build.log`` has everything.
 
     Args:
         source: of `assemble`.
         output: folder of ``html/`` and ``build.log``, whatever its name.
         check: is called with the folder of the new pages before they replace the old ones, and may raise.
-
-    Returns:
-        the first page.
-
-    Raises:
-        InputError: the build has warnings; the message shows them, ``build.log`` everything.
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)

@@ -74,9 +74,7 @@ def explorer_static(
 
     The maps of a study travel as one palette picture, tiles of layers × timesteps; the controls move the axes over it,
     so every combination is there and each map is stored once, scaled by its own minimum and maximum.
-
-    Args:
-        images, heatmaps, titles, phrases, layers, timesteps, masks: As in `explored`.
+    ``images, heatmaps, titles, phrases, layers, timesteps, masks`` are as in `explored`.
     """
     shown, map_of, names, times = explored(images, heatmaps, titles, phrases, layers, timesteps, masks)
     figures = []
@@ -154,8 +152,7 @@ def _layer(image: Image.Image, shape: tuple[int, ...], axis: str) -> go.Image:
 def highlights(report: str, findings: Sequence[Finding]) -> list[tuple[str, tuple[Finding, ...]]]:
     """Cut a ``report`` where the phrase of one of its ``findings`` begins or ends.
 
-    Returns:
-        Pieces of text, which together are the report, each with the findings whose phrase it belongs to.
+    Returns pieces of text, which together are the report, each with the findings whose phrase it belongs to.
     """
     spans = []
     for finding in findings:

@@ -25,11 +25,10 @@ TOLD = "%{hovertext}<extra></extra>"  #: hover of a trace whose words say all: i
 
 
 def to_html(figure: dict[str, Any]) -> str:
-    """A chart as HTML that needs nothing around it.
+    """A chart, ``figure`` of ``go.Figure.to_dict``, as HTML that needs nothing around it.
 
-    Args:
-        figure: Of ``go.Figure.to_dict``. In ``layout.meta`` `chestxai.plots` keeps ``caption`` (plain text, after the
-            title), and ``room`` and ``below``, pixels that title and menus take above and below the axes.
+    In ``layout.meta`` `chestxai.plots` keeps ``caption`` (plain text, after the title), and ``room`` and ``below``,
+    pixels that title and menus take above and below the axes.
     """
     data, layout = list(figure["data"]), dict(figure["layout"])
     meta = layout.pop("meta", None) or {}

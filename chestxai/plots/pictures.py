@@ -126,8 +126,7 @@ def listed(values: Sequence | None, n: int, what: str) -> list:
 def outline(mask: np.ndarray) -> list[np.ndarray]:
     """Closed outlines of a bool ``(h, w)`` mask along the edges of its pixels, its holes too; none of an empty mask.
 
-    Returns:
-        One float ``(k, 2)`` array of ``(x, y)`` corners each, first equal to last: of the mask of a box, the box.
+    Each is a float ``(k, 2)`` array of ``(x, y)`` corners, first equal to last: of the mask of a box, the box.
     """
     loops = []
     for contour in find_contours(np.pad(np.asarray(mask, dtype=float), 1), 0.5, positive_orientation="low"):

@@ -34,10 +34,8 @@ _JSON = {dict: "object", list: "array"}
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file near ``path`` to write to; it replaces ``path`` on success and vanishes on failure.
 
-    Folders on the way are made. The file gets the permissions of any other the user makes.
-
-    Raises:
-        OSError: naming ``path`` and what to do when the disk is full or not writable.
+    Folders on the way are made. The file gets the permissions of any other the user makes. An OSError names ``path``
+    and what to do when the disk is full or not writable.
     """
     path = Path(path)
     # In a folder of its own: safetensors writes a temporary file beside its target, which `tidy` must recognise.
@@ -88,8 +86,7 @@ def write_atomic(path: Path, content: str | bytes) -> Path:
 def write_json(path: Path, value: Any) -> Path:
     """Write ``value`` to ``path`` as indented JSON in one step.
 
-    Raises:
-        ValueError: ``value`` holds NaN or infinity, which readers of JSON treat differently.
+    ValueError if ``value`` holds NaN or infinity, which readers of JSON treat differently.
     """
     try:
         text = json.dumps(value, indent=2, allow_nan=False)
@@ -99,11 +96,9 @@ def write_json(path: Path, value: Any) -> Path:
 
 
 def read_bytes(path: Path, most: int = 2**30) -> bytes:
-    """Content of the file at ``path``, of at most ``most`` bytes.
+    """Content of the file at ``path``, of at most ``most`` bytes; FileNotFoundError if there is none.
 
-    Raises:
-        InputError: it is longer, or a folder, a pipe or a device, which may never end.
-        FileNotFoundError: there is none.
+    InputError if it is longer, or a folder, a pipe or a device, which may never end.
     """
     about = os.stat(path)
     if not stat.S_ISREG(about.st_mode):
@@ -126,8 +121,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def read_json(path: Path, kind: type | None = None) -> Any:
     """Content of the JSON file at ``path``, whose top level must be of ``kind`` (dict or list; None accepts any).
 
-    Raises:
-        InputError: the file is not valid JSON, or holds another type; names the file and the place.
+    InputError, with file and place, if it is not valid JSON or holds another type.
     """
     raw = read_bytes(path)
     try:
@@ -168,8 +162,7 @@ class _StrictLoader(yaml.SafeLoader):
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file whose top level is a mapping, without aliases and repeated keys.
 
-    Raises:
-        InputError: missing, too long, not YAML, or not a mapping; names the file and the line.
+    InputError, with file and line, if it is missing, too long, not YAML, or not a mapping.
     """
     if not Path(path).exists():
         raise MissingError(f"{path}: there is no such file")
@@ -208,11 +201,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file and verify the checksum that `save_tensors` stored.
-
-    Raises:
-        InputError: the file is damaged or not a safetensors file.
-    """
+    """Read a safetensors file and verify the checksum of `save_tensors`; InputError if damaged or of another kind."""
     with _opened(path) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         expected = (file.metadata() or {}).get(_CHECKSUM)
@@ -249,10 +238,8 @@ def fingerprint(*values: Any) -> str:
     """A stable name of 16 hex digits: equal values give equal names in every process and on every machine.
 
     Accepts what JSON accepts, and paths, sets and numpy scalars. Neither the order of a dictionary's keys nor the
-    difference between lists, tuples and iterators matters; iterators are consumed in small batches.
-
-    Raises:
-        TypeError: any other value; its text might contain a memory address or omit the middle of an array.
+    difference between lists, tuples and iterators matters; iterators are consumed in small batches. Any other value is
+    a TypeError: its text might contain a memory address or omit the middle of an array.
     """
     encode = json.JSONEncoder(sort_keys=True, default=_jsonable, separators=(",", ":")).encode
     digest = hashlib.sha256()

@@ -41,7 +41,8 @@ def resumable(
     A finished file of the same ``identity`` is read, or copied from another run of the profile, as that of the base
     before fine-tuning; otherwise missing chunks are computed, each written in one step to ``<path>.parts/``, so that a
     killed process loses at most one. Under ``accelerate launch`` every process calls this with the same arguments and
-    computes its share of the chunks; all return the same.
+    computes its share of the chunks; all return the same. InputError if a stored file is damaged, OSError if ``path``
+    cannot be written.
 
     Args:
         path, metadata: the ``.safetensors`` file of the result, and further text entries of it.
@@ -53,10 +54,6 @@ def resumable(
 
     Returns:
         Tensors with all rows, and the lines. No tensors, and no file, where every item was left out.
-
-    Raises:
-        InputError: a stored file is damaged.
-        OSError: ``path`` cannot be written.
     """
     import torch
     from accelerate import PartialState

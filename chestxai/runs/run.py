@@ -58,8 +58,7 @@ def _path(name: str) -> property:
 class Run:
     """One fine-tuned model and what was computed from it, in ``runs/<profile>/<variant>/seed-<n>``.
 
-    Attributes:
-        folder: of the run. It need not exist yet.
+    The ``folder`` need not exist yet.
     """
 
     folder: Path
@@ -97,11 +96,9 @@ class Run:
         return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
 
     def record(self) -> dict[str, Any]:
-        """``run.json``.
+        """``run.json``; MissingError, with the command that makes it, if there is none.
 
-        Raises:
-            MissingError: there is none; names the command that makes it.
-            InputError: it is not a JSON object, or an entry is of the wrong type.
+        InputError if it is not a JSON object, or an entry is of the wrong type.
         """
         content = read_json(self._existing(self.record_file), dict)
         try:
@@ -130,8 +127,7 @@ class Run:
     def grounding(self) -> pd.DataFrame:
         """``grounding.csv`` with text in `TEXT_COLUMNS` ("007" stays "007", "NA" is a phrase) and numbers elsewhere.
 
-        Raises:
-            MissingError, InputError: missing, damaged, a column is missing, a number is not one (names the line).
+        MissingError or InputError if it is missing or damaged, lacks a column, or a number is not one (with the line).
         """
         table = self._table(self.grounding_file, TEXT_COLUMNS)
         # A prior of a single box is flat inside it, and its contrast infinite; nothing drawn from an image is.
@@ -145,11 +141,7 @@ class Run:
         return table.astype({"step": int})
 
     def fidelity(self) -> dict[int, dict[str, float]]:
-        """Numbers of ``fidelity.json`` by step; null becomes NaN.
-
-        Raises:
-            MissingError, InputError: missing, damaged, or a score that is not a number.
-        """
+        """Numbers of ``fidelity.json`` by step; null becomes NaN. Raises as `grounding`."""
         path = self._existing(self.fidelity_file)
         steps = read_json(path, dict).get("steps")
         if not isinstance(steps, dict) or not all(
@@ -185,8 +177,7 @@ class Run:
     def last_maps(self) -> tuple[pd.DataFrame, dict[int, np.ndarray]]:
         """Rows of ``grounding.csv`` and heatmaps of the last checkpoint, by the number of the phrase among all of them.
 
-        Raises:
-            MissingError, InputError: missing, damaged, or table and maps are of different data.
+        MissingError or InputError if they are missing, damaged, or of different data.
         """
         table = self.grounding()
         last = table[table["step"] == table["step"].max()]

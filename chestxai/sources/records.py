@@ -125,9 +125,7 @@ class Collector:
         """The part of a ``box`` inside its image of ``size`` (height, width).
 
         A cut of more than 0.1 % and a square pixel is listed ``where`` it is, of ``patient``, with the detail ``what``.
-
-        Raises:
-            InputError: Less than half of it is inside, or it is in fractions of the image.
+        InputError if less than half of it is inside, or it is in fractions of the image.
         """
         inside, frame = box.clipped(*size), f"{what}, {size[0]} × {size[1]}"
         # One on the first pixel, of an image of many, is no finding.
@@ -251,10 +249,8 @@ def image_size(path: Path, name: str = "", tell: Callable[[str], None] | None = 
 def frame_of(size: tuple[int, int], height: str, width: str) -> tuple[int, int]:
     """The frame of the boxes of an image: ``height`` and ``width`` as its table has them, "" for those of the file.
 
-    ``size`` is the file's, (height, width), which may be that of a resized copy.
-
-    Raises:
-        InputError: They are no positive numbers, or of another shape than the image.
+    ``size`` is the file's, (height, width), which may be that of a resized copy. InputError if height and width are no
+    positive numbers, or of another shape than the image.
     """
     if not height and not width:
         return size

@@ -40,8 +40,7 @@ def counterfactual(study: Study, finding: str, change: str) -> tuple[np.ndarray,
         study, finding: Of `load`, and the name of one of its lesions, on one side for "other side".
         change: "without", "other side", or what takes its place on its side: "Pleural Effusion" or "Pneumothorax".
 
-    Returns:
-        The image uint8 ``(size, size)``, and the bool mask of the lesion's new place (all false without it).
+    Returns the image uint8 ``(size, size)``, and the bool mask of the lesion's new place (all false without it).
     """
     match = re.fullmatch(r"phantom-(\d+)-(train|val|test)-(\d+)-(\d+)", study.id)
     if match is None:

@@ -28,11 +28,7 @@ def render(patients: Sequence[Patient], size: int) -> tuple[np.ndarray, list[lis
 
 
 def attenuation(patients: Sequence[Patient], size: int) -> tuple[np.ndarray, list[list[np.ndarray]], np.ndarray]:
-    """Line integrals of attenuation of ``patients``.
-
-    Args:
-        patients: ``n`` exposures.
-        size: Side of the images in pixels.
+    """Line integrals of attenuation of ``n`` exposures, ``patients``, in images of ``size`` pixels a side.
 
     Returns:
         The integrals, dimensionless float32 ``(n, size, size)``; for each patient the body of each lesion, float
@@ -90,11 +86,7 @@ def expose(integral: np.ndarray, patients: Sequence[Patient], size: int, healthy
     whatever the lesions: with and without a lesion a patient's images are equal outside it. Otherwise a disease could
     be read from the brightness of the whole image.
 
-    Args:
-        integral: Of `attenuation`, float32 ``(n, size, size)``.
-        patients: The ``n`` exposures.
-        size: Side of the images in pixels.
-        healthy: The integrals without lesions, see `attenuation`.
+    ``integral`` and ``healthy``, that without lesions, are of `attenuation` for the same ``patients`` and ``size``.
     """
     scanner, field, error = (
         np.array([getattr(p, name) for p in patients], dtype=np.float32)[:, None, None]
