@@ -55,16 +55,13 @@ _PARTS = {"down": "down_blocks.", "mid": "mid_block.", "up": "up_blocks.", "sing
 
 
 def select_layers(unet: nn.Module, layers: Layers = "all") -> list[str]:
-    """Names of the cross-attention layers that ``layers`` selects.
+    """Names of the cross-attention layers of ``unet`` that ``layers`` selects; InputError where there is no such layer.
 
     Args:
         unet: a denoiser of diffusers.
         layers: "all", a part ("down", "mid", "up"), a layer's name, a resolution (the side of its maps on latents of
             the denoiser's own size), or several of these. Of Flux "all" are the blocks in which text and image have
             projections of their own, as in attention-map-diffusers; the others are "single".
-
-    Raises:
-        ValueError: the U-Net has no cross-attention, or no such layer.
     """
     known = cross_attention_layers(unet)
     if not known:
@@ -158,10 +155,7 @@ class Capture:
         """Assign each row of the next passes' batch to a slot; -1 leaves a row out.
 
         Needed unless the batch has one row for each slot, in order. With classifier-free guidance the batch holds the
-        unconditional rows first: give them -1.
-
-        Raises:
-            ValueError: a slot that does not exist.
+        unconditional rows first: give them -1. InputError for a slot that does not exist.
         """
         rows = torch.as_tensor(slots, dtype=torch.long)
         if rows.ndim != 1 or (rows.numel() and (int(rows.max()) >= self.slots or int(rows.min()) < -1)):
@@ -189,10 +183,8 @@ class Capture:
     def heatmap(self, size: int | tuple[int, int] | None = None) -> Tensor:
         """All layers in one: each up-sampled bilinearly, then the mean over layers.
 
-        float32 ``([times,] slots, groups, h, w)``; the axis of times is there unless they are averaged.
-
-        Args:
-            size: of the result; default: what `capture` was given, else the largest captured resolution.
+        float32 ``([times,] slots, groups, h, w)``; the axis of times is there unless they are averaged. The default
+        ``size`` is what `capture` was given, else the largest captured resolution.
         """
         maps = [m.mean(dim=-3) if self.heads == "keep" else m for m in self.maps().values()]
         size = size or self.size or max((tuple(m.shape[-2:]) for m in maps), key=math.prod)

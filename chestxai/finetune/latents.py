@@ -47,7 +47,7 @@ def training_latents(
     recipe: Recipe | None = None,
     seed: int = 0,
 ) -> tuple[Tensor, list[Study], list[str], list[str]]:
-    """As `training_pairs`, with latents instead of images, kept in ``folder``.
+    """As `training_pairs`, errors included, with latents instead of images, kept in ``folder``.
 
     At most `_CHUNK` images are in memory. Of several processes each encodes its share once. The latents are mapped from
     the file, so that processes on one machine share the memory.
@@ -62,9 +62,6 @@ def training_latents(
 
     Returns:
         Latents float32 ``(n, c, h, w)``, their studies and prompts, and one line for each study that was left out.
-
-    Raises:
-        InputError: no study can be used.
     """
     usable, prompts, skipped = study_prompts(studies, recipe, seed)
     size = models.image_size(pipeline)

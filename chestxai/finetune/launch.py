@@ -32,10 +32,8 @@ _BENDING = {
 def make_accelerator(settings: FinetuneSettings, unused: bool = False) -> Accelerator:
     """The accelerator for one run of these ``settings``.
 
-    ``unused``: some parameters have no gradient in some steps, as under a schedule.
-
-    Raises:
-        InputError: a kind of distribution that the loop does not support, or a batch that cannot be shared equally.
+    ``unused``: some parameters have no gradient in some steps, as under a schedule. InputError for a distribution that
+    the loop does not support, or a batch that cannot be shared equally.
     """
     profiles.check_packages(settings)
     for name, off in _BENDING.items():

@@ -37,11 +37,8 @@ USABLE = 0.9
 def networks(profile: Profile) -> tuple[dict[str, nn.Module], str]:
     """Denoiser ("unet"), autoencoder and text encoders of a ``profile`` without weights, and their source.
 
-    Of hub ids only the configurations are fetched.
-
-    Raises:
-        MissingError: a configuration cannot be had.
-        InputError: a base or a text encoder of a kind that is not read.
+    Of hub ids only the configurations are fetched. MissingError if one cannot be had; InputError for a base or a text
+    encoder of a kind that is not read.
     """
     folder, base = profiles.base_folder(profile.base), profile.base
     source = where = str(folder or base)
@@ -130,10 +127,7 @@ def _inputs(unet: nn.Module, rows: int, length: int) -> tuple[Tensor, Tensor, Te
 def activations(unet: nn.Module, settings: FinetuneSettings, recipe: Recipe | None = None) -> int:
     """Bytes that the backward pass of one image keeps, counted as the forward pass saves them.
 
-    Args:
-        unet: gives the shape.
-        settings: precision and gradient checkpointing.
-        recipe: says what of it learns; default: all.
+    ``unet`` gives the shape, ``settings`` precision and gradient checkpointing; all learns, or what ``recipe`` says.
     """
     kept: dict[int, tuple[Any, nn.Module | None]] = {}
     inside: list[nn.Module] = []

@@ -84,10 +84,8 @@ class Pointing:
 
     The ``pipeline`` is prepared for it. ``studies`` are the ``n`` of the training, with their ``prompts`` and
     ``latents``, float32 ``(n, c, h, w)``; ``fit`` says how an image becomes a square; ``folder`` is the run's.
-
-    Raises:
-        InputError: no prompt names a finding of its study, or none whose place is known; the run to distil is missing,
-            unfinished, or has latents of another shape.
+    InputError if no prompt names a finding of its study, or none whose place is known, or if the run to distil is
+    missing, unfinished, or has latents of another shape.
     """
 
     def __init__(

@@ -21,10 +21,7 @@ def study_prompts(
     """The ``studies`` that have a prompt, their prompts, and one line for each study that has none.
 
     ``recipe`` says what a prompt is, by default the impression. What is random of it depends on ``seed`` and the
-    study's id alone.
-
-    Raises:
-        InputError: the csv of paraphrases is missing or damaged, or has none of the studies.
+    study's id alone. InputError if the csv of paraphrases is missing or damaged, or has none of the studies.
     """
     recipe = recipe or Recipe()
     usable, prompts, skipped = [], [], []

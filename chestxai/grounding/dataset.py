@@ -39,10 +39,7 @@ def groundable(
 ) -> tuple[list[GroundTruth], list[str]]:
     """The rows of ``truths`` whose words the tokenizer takes, and a line for each of the others with its file and row.
 
-    Words of ``target``, by the tokenizer of ``pipeline``.
-
-    Raises:
-        InputError: there are rows, but none can be read.
+    Words of ``target``, by the tokenizer of ``pipeline``. InputError if there are rows, but none can be read.
     """
     kept, lines = [], []
     for truth in truths:
@@ -79,15 +76,12 @@ def ground_truths(
     ``pipeline``, of `models.load_pipeline`, has the checkpoint's weights, which ``identity`` names (default: their
     fingerprint); maps of other weights are replaced. ``truths`` are those of `studies.phrases`, ``settings`` say
     timesteps, tokens and batch, ``seed`` is that of the noise, ``fit`` says how an image becomes a square, and
-    ``description`` stands on the progress bar. ``path`` is a ``.safetensors`` file.
+    ``description`` stands on the progress bar. ``path`` is a ``.safetensors`` file. InputError if no row at all could
+    be grounded or the file is damaged, DivergedError if the attention of a phrase is not finite.
 
     Returns:
         Maps float32 ``(n, h, w)``, the rows they belong to, and one line for each row left out (unreadable image,
         phrase too long for the tokenizer).
-
-    Raises:
-        InputError: no row at all could be grounded; a damaged file of maps.
-        DivergedError: the attention of a phrase is not finite.
     """
     name = runs.fingerprint(
         identity or [models.fingerprint(pipeline), reports.text_length(pipeline.tokenizer)],
@@ -158,20 +152,14 @@ def ground_run(
     """`ground_truths` of the base, which is step 0, and of every checkpoint of a finished run.
 
     The maps are kept in ``maps/step-<k>.safetensors``. Their noise is that of seed 0 in every run, so that runs differ
-    in their weights only.
+    in their weights only. Yields the step, and what `ground_truths` returns. Errors are those of `ground_truths`; for a
+    run that is not finished a MissingError names the command that makes it.
 
     Args:
         profile, run: the profile that the run was made with, and the run or its folder.
         truths: of the profile's test split.
         pipeline: of the profile's base, which gets the checkpoints' weights; default: it is loaded.
         steps: checkpoints; default: all, and 0 for the base.
-
-    Yields:
-        The step, and what `ground_truths` returns.
-
-    Raises:
-        MissingError: the run is not finished; names the command that makes it.
-        InputError, DivergedError: as `ground_truths`.
     """
     run = (run if isinstance(run, Run) else Run(run)).check_finished()
     identity = run.record()["identity"]

@@ -95,16 +95,9 @@ def ground_many(
     The noise of an image depends on the image, the timestep, the draw and the seed only: not on its neighbours, the
     batch size, or the model. So two models are compared under the same noise.
 
-    Args:
-        pipeline: of `models.load_pipeline`.
-        images: uint8 ``(n, s, s)``; None for "generation".
-        prompts: ``n`` texts.
-        phrases: ``n`` passages of them.
-        keys: name the noise of each row, so that two images can be seen under the same one; default: the image does.
-        options: fields of `Passes`.
-
-    Raises:
-        InputError, DivergedError: as `ground`, naming the row.
+    ``pipeline`` and errors, which name the row, are those of `ground`; ``options`` are fields of `Passes`. ``images``
+    are uint8 ``(n, s, s)``, None for "generation"; ``prompts`` are ``n`` texts and ``phrases`` passages of them.
+    ``keys`` name the noise of each row, so that two images can be seen under the same one; default: the image does.
     """
     seen, _ = read_attention(pipeline, images, prompts, phrases, make_passes(options), keys=keys)
     return _maps(seen, phrases)

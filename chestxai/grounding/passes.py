@@ -49,10 +49,8 @@ class Passes:
 def paper_timesteps(scheduler: SchedulerMixin, steps: int = 50, last: int = 40, stride: int = 1) -> list[int]:
     """Every ``stride``-th of the ``last`` (least noisy) of ``steps`` denoising timesteps, falling.
 
-    The steps are DDIM's on the noise schedule of a ``scheduler`` of any class.
-
-    Raises:
-        InputError: ``last`` or ``stride`` out of range, or more steps than the schedule has.
+    The steps are DDIM's on the noise schedule of a ``scheduler`` of any class. InputError for ``last`` or ``stride``
+    out of range, or more steps than the schedule has.
     """
     if not 1 <= last <= steps or stride < 1:
         raise InputError(
@@ -82,13 +80,11 @@ def read_attention(
 
     ``images`` are uint8 ``(n, s, s)``, None for "generation"; ``prompts`` are ``n`` texts, ``phrases`` parts of them.
     ``passes`` say how, ``times`` as in `attention.capture`. With ``others`` the tokens that are no words are read as
-    further groups. ``keys`` name the noise of each row; default: `image_key` of its image.
+    further groups. ``keys`` name the noise of each row; default: `image_key` of its image. InputError as `ground`, with
+    the row.
 
     Returns:
         What was captured, and the latents of generated images, None for the other methods.
-
-    Raises:
-        InputError: see `ground`; names the row.
     """
     timesteps = passes.chosen(pipeline)
     rows = _check(pipeline, images, prompts, phrases, passes, timesteps)

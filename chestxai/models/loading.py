@@ -85,12 +85,10 @@ def load_pipeline(
 
 
 def load_base(profile: Profile, device: str | torch.device | None = None) -> DiffusionPipeline:
-    """`load_pipeline` of what the runs of a profile start from.
+    """`load_pipeline`, on ``device``, of what the runs of a ``profile`` start from.
 
-    Args:
-        profile: names the base, a text encoder for it, and how long prompts are read; its recipes say whether there is
-            a layer between base and encoder.
-        device: of the pipeline.
+    The profile names the base, a text encoder for it, and how long prompts are read; its recipes say whether there is a
+    layer between base and encoder.
     """
     linear = any(recipe.text_projection == "linear" for recipe in profile.variants.values())
     projection = "linear" if linear else "none"
@@ -247,12 +245,9 @@ def _check_weights(pipeline: DiffusionPipeline, base: str, folder: Path | None, 
 def save_pipeline(pipeline: DiffusionPipeline, folder: Path) -> Path:
     """Save a complete pipeline (safetensors) that `load_pipeline` and stock diffusers load.
 
-    What stock diffusers does not know of a recipe lies beside it: ``recipe.json``, and the text encoder as it was.
-
-    The folder is there in full or not at all; a pipeline that was there before is replaced.
-
-    Raises:
-        ValueError: the folder holds something else, which would be lost.
+    What stock diffusers does not know of a recipe lies beside it: ``recipe.json``, and the text encoder as it was. The
+    folder is there in full or not at all; a pipeline that was there before is replaced. InputError if the folder holds
+    something else, which would be lost.
     """
     folder = Path(folder)
     if folder.exists() and not (folder / "model_index.json").is_file() and any(folder.iterdir()):

@@ -23,8 +23,7 @@ def to_tensor(images: np.ndarray, channels: int) -> Tensor:
 def to_uint8(images: Tensor) -> np.ndarray:
     """float ``(n, c, h, w)`` in [-1, 1] to grey uint8 ``(n, h, w)``, the mean over channels, clipped.
 
-    Raises:
-        FloatingPointError: NaN or infinite values, which would pass for black or white.
+    DivergedError for NaN or infinite values, which would pass for black or white.
     """
     grey = images.float().mean(dim=1)
     if not torch.isfinite(grey).all():

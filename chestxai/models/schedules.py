@@ -68,8 +68,7 @@ class Flow:
 def trained_with(scheduler: SchedulerMixin | Flow) -> dict[str, Any]:
     """What a base's ``scheduler`` says of its training, as settings of any of diffusers' schedulers.
 
-    Raises:
-        InputError: its noise is of another kind, or cannot be predicted; names the class, or why.
+    InputError, with the class or the reason, if its noise is of another kind, or cannot be predicted.
     """
     config, kind = scheduler.config, type(scheduler).__name__
     predicts, shift = config.get("prediction_type"), config.get("shift", config.get("flow_shift", 1.0))

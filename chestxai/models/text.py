@@ -19,13 +19,9 @@ WINDOWS = 3
 def read_in_windows(pipeline: DiffusionPipeline, long_prompts: str = "chunked") -> None:
     """Choose how ``pipeline`` reads a prompt that is longer than its text encoder takes; it is saved with the encoder.
 
-    Args:
-        pipeline: changed in place: whatever reads a prompt of it does so in this way.
-        long_prompts: "cut", or "chunked": every prompt is read in `WINDOWS` windows of the encoder's length, side by
-            side, of which short prompts leave some empty; what is longer still is cut.
-
-    Raises:
-        InputError: "chunked" with another text encoder than CLIP, or with two.
+    The pipeline is changed in place: whatever reads a prompt of it does so in this way. ``long_prompts`` is "cut", or
+    "chunked": every prompt is read in `WINDOWS` windows of the encoder's length, side by side, of which short prompts
+    leave some empty; what is longer still is cut. InputError for "chunked" with another encoder than CLIP, or with two.
     """
     encoder, tokenizer = pipeline.text_encoder, pipeline.tokenizer
     kind, chunked = encoder.config.model_type, long_prompts == "chunked"
@@ -118,10 +114,8 @@ def _states(encoder: PreTrainedModel, tokens: dict[str, Tensor], recipe: recipes
 def context(encoder: PreTrainedModel, states: Tensor, tokens: dict[str, Tensor]) -> Tensor:
     """What the U-Net reads, given the ``encoder``'s ``states`` of ``tokens``; see `Recipe.context`.
 
-    Args:
-        encoder: of a pipeline, to which a recipe may be attached.
-        states: of `encoder_states`.
-        tokens: of `tokenize`; may hold ``reference``, the states of the text encoder as it was, to save their time.
+    A recipe may be attached to the encoder. The states are those of `encoder_states`; the tokens, of `tokenize`, may
+    hold ``reference``, the states of the text encoder as it was, to save their time.
     """
     module = getattr(encoder, "module", encoder)
     recipe, reference = getattr(module, "recipe", None), tokens.get("reference")

@@ -39,8 +39,7 @@ def add_tokens(pipeline: StableDiffusionPipeline, names: Sequence[str]) -> None:
 def learning_text(encoder: nn.Module, text: str) -> Iterator[tuple[str, nn.Parameter]]:
     """Named parameters of a text encoder that learn under ``Recipe.text``.
 
-    Raises:
-        InputError: the encoder has fewer layers, or no embedding layer.
+    InputError if the encoder has fewer layers, or no embedding layer.
     """
     kind, _, number = text.partition(":")
     parameters = list(encoder.named_parameters())
@@ -64,8 +63,7 @@ def learning_text(encoder: nn.Module, text: str) -> Iterator[tuple[str, nn.Param
 def layer_names(encoder: nn.Module) -> list[str]:
     """Dotted names of a text encoder's transformer layers, the first one first.
 
-    Raises:
-        InputError: no list of modules is as long as the configuration says.
+    InputError if no list of modules is as long as the configuration says.
     """
     from torch import nn
 
@@ -106,10 +104,7 @@ def add_projection(pipeline: StableDiffusionPipeline) -> None:
     """Put a linear layer, drawn with seed 0, between a text encoder and a U-Net of different widths.
 
     It is the one that diffusers' U-Net has a place for (``encoder_hid_proj``), and is saved with it. Where it is there,
-    or the widths are equal, nothing changes.
-
-    Raises:
-        InputError: the denoiser has no such place.
+    or the widths are equal, nothing changes. InputError if the denoiser has no such place.
     """
     import torch
 
@@ -167,10 +162,7 @@ def between(before: nn.Module, after: nn.Module, share: float) -> nn.Module:
     """A copy of ``after`` on the line between two networks of one architecture (Wortsman et al. 2022, WiSE-FT).
 
     ``share`` of the way lies behind it: 0 is ``before``, such as the text encoder of the base, and 1 is ``after``, such
-    as that of a run; beyond extrapolates.
-
-    Raises:
-        InputError: the networks have different parameters.
+    as that of a run; beyond extrapolates. InputError if the networks have different parameters.
     """
     import torch
 

@@ -216,8 +216,7 @@ class Recipe(Settings):
     def prepare(self, pipeline: StableDiffusionPipeline, seed: int = 0) -> None:
         """Change the pipeline's networks before the first step; new weights are drawn with ``seed``.
 
-        Raises:
-            InputError: the pipeline has two text encoders, of which only the frozen states are read.
+        InputError for a pipeline with two text encoders, of which only the frozen states are read.
         """
         kind = type(pipeline).__name__
         if hasattr(pipeline, "text_encoder_2") and (changed := self.treatment.keys() - {"unet"}):
@@ -246,9 +245,7 @@ class Recipe(Settings):
         """What learns: ``("unet.<name>" or "text_encoder.<name>", parameter, learning rate)``, the U-Net's first.
 
         ``unet`` and ``text_encoder`` are those of the prepared pipeline, ``settings`` hold the learning rates.
-
-        Raises:
-            InputError: the text encoder has no such part.
+        InputError if the text encoder has no such part.
         """
         for name, parameter in unet.named_parameters():
             projects = name.startswith("encoder_hid_proj.")

@@ -80,9 +80,7 @@ def mentions(text: str) -> list[Mention]:
 
     Sections that describe no image, such as the indication, are not read. Mentions that do not describe this image
     ("history of pneumonia", "evaluate for effusion") are left out, and so are those that an addendum takes back.
-
-    Raises:
-        InputError: ``text`` is longer than `sections.LONGEST` characters.
+    InputError if ``text`` is longer than `sections.LONGEST` characters.
     """
     return _mentions(text, lexicon.ANY)
 

@@ -10,15 +10,10 @@ from chestxai.runs import InputError
 
 
 def locate(prompt: str, phrase: str) -> tuple[int, int]:
-    """Character span ``(start, end)`` of ``phrase`` in ``prompt``.
+    """Character span ``(start, end)`` of ``phrase`` in ``prompt``; InputError if it is empty or not there.
 
-    Args:
-        prompt: the whole text.
-        phrase: a passage of it. Case and white space may differ, and the prompt may lack its placeholders (see
-            `clean`). Of several occurrences the first that consists of whole words counts.
-
-    Raises:
-        InputError: the phrase is empty or not in the prompt.
+    Case and white space may differ, and the prompt may lack the phrase's placeholders (see `clean`). Of several
+    occurrences the first that consists of whole words counts.
     """
     if not phrase.strip():
         raise InputError("the phrase is empty: give words of the prompt")
@@ -58,16 +53,13 @@ def text_length(tokenizer: Any) -> int:
 def token_positions(tokenizer: Any, prompt: str, phrase: str | tuple[int, int]) -> list[int]:
     """Positions of ``phrase`` in the tokenized ``prompt`` as the text encoder sees it (padded, truncated).
 
+    They are increasing indices into ``input_ids`` of `encode`, of the tokens that share a character with the phrase.
+    InputError if the phrase is empty, not in the prompt or (partly) truncated, or the tokenizer is slow.
+
     Args:
         tokenizer: a fast Hugging Face tokenizer (CLIP, BERT, …), which reports character offsets.
         prompt: the whole text.
         phrase: words of it, as in `locate`, or their place in it: characters ``(start, end)`` (see `name_span`).
-
-    Returns:
-        Increasing indices into ``input_ids`` of `encode` of the tokens that share a character with the phrase.
-
-    Raises:
-        InputError: the phrase is empty, not in the prompt or (partly) truncated, or the tokenizer is slow.
     """
     first, last = locate(prompt, phrase) if isinstance(phrase, str) else phrase
     if not 0 <= first < last <= len(prompt):
@@ -90,16 +82,8 @@ def token_positions(tokenizer: Any, prompt: str, phrase: str | tuple[int, int]) 
 def token_groups(tokenizer: Any, prompt: str, phrases: Sequence[str] | Mapping[str, Any] = ()) -> dict[str, list[int]]:
     """Token positions of each phrase, and of the special tokens, where they exist: ``begin``, ``end``, ``padding``.
 
-    Args:
-        tokenizer: a fast Hugging Face tokenizer.
-        prompt: the whole text.
-        phrases: words of it, each a group under its own name, or group → words or place.
-
-    Returns:
-        group → increasing positions as in `token_positions`, for `attention.capture`.
-
-    Raises:
-        InputError: as `token_positions`.
+    Group → increasing positions, for `attention.capture`. ``tokenizer``, ``prompt`` and errors are as in
+    `token_positions`; ``phrases`` are words of the prompt, each a group under its own name, or group → words or place.
     """
     named = phrases if isinstance(phrases, Mapping) else dict(zip(phrases, phrases, strict=True))
     groups = {name: token_positions(tokenizer, prompt, phrase) for name, phrase in named.items()}
