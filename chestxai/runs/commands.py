@@ -51,11 +51,10 @@ def record() -> dict[str, Any]:
     """
     import torch
 
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:  # results that are being written are no change of the code
         commit, changed = (
-            subprocess.run(
-                ["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True
-            ).stdout.strip()
+            subprocess.run([*git, *words], capture_output=True, text=True).stdout.strip()
             for words in (["describe", "--always"], ["status", "-s", "-uno", "--", ":/", ":!/data/results"])
         )
     except OSError:
@@ -159,9 +158,8 @@ def command(main: Callable[[], int | None]) -> None:
     except Exception as error:
         # Our own messages say how to install a library. Python's have a name and mean a broken installation.
         full = type(error).__name__ == "OutOfMemoryError"  # torch's, which is not imported for this
-        if not full and (
-            not isinstance(error, (InputError, OSError, ModuleNotFoundError)) or getattr(error, "name", "")
-        ):
+        ours = isinstance(error, (InputError, OSError, ModuleNotFoundError)) and not getattr(error, "name", "")
+        if not full and not ours:
             raise
         text = " ".join(str(error).split())
         if full or getattr(error, "errno", None):

@@ -78,10 +78,8 @@ def resumable(
     left = sum(len(chunks[number]) for number in mine)
     if bar is not None:
         bar.update(count - left)
-    own = progress(
-        total=left, description=description, disable=bool(bar) or not (state.is_main_process and description)
-    )
-    with own:
+    shown = bar is None and state.is_main_process and description
+    with progress(total=left, description=description, disable=not shown) as own:
         for number in mine:
             tensors, lines = compute(chunks[number])
             save_tensors(parts[number], dict(tensors), {"identity": identity, "skipped": json.dumps(lines)})

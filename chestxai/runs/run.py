@@ -135,9 +135,8 @@ class Run:
         table[flat] = table[flat].replace([np.inf, -np.inf], np.nan)
         wrong = np.isinf(table.select_dtypes("number")).any()
         if wrong.any():
-            raise InputError(
-                f"{self.grounding_file}: {wrong.idxmax()} is infinite; delete the file and {self.remedy()}"
-            )
+            what = f"{self.grounding_file}: {wrong.idxmax()} is infinite"
+            raise InputError(f"{what}; delete the file and {self.remedy()}")
         return table.astype({"step": int})
 
     def fidelity(self) -> dict[int, dict[str, float]]:
