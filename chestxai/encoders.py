@@ -35,13 +35,10 @@ class SilentPadBert(BertModel):
     """
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Any:
-        """Like `transformers.BertModel`: states ``(n, length, width)``.
+        """States ``(n, length, width)`` of ``input_ids``, int64 ``(n, length)``, with ``options`` as `BertModel`.
 
-        Args:
-            input_ids: int64 ``(n, length)``.
-            attention_mask: 1 for tokens, 0 for padding; default: what is not the padding token. Or which tokens see
-                which, ``(n, 1, length, length)``; padding does not see itself.
-            options: of `transformers.BertModel`.
+        ``attention_mask`` is 1 for tokens, 0 for padding; default: what is not the padding token. Or which tokens see
+        which, ``(n, 1, length, length)``; padding does not see itself.
         """
         real = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
         pairs = real[:, 0] if real.ndim == 4 else None

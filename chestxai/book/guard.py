@@ -82,26 +82,17 @@ class Leak(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Private:
-    """What of a run's data may not be shown, as `private` collects it.
+    """What of a run's data may not be shown, as `private` collects it."""
 
-    Attributes:
-        names: sources.
-        folders: paths of the data.
-        patterns: of identifiers, by name.
-        words: identifiers that count as whole words or numbers only: all digits, or few.
-        parts: all others, or their parts of `_PART` characters, which count anywhere; by length.
-        heads: first `_SHORT` letters of all passages.
-        passages, rare: sorted hashes of the letters of passages, and of those few patients share.
-    """
-
-    names: tuple[str, ...]
-    folders: tuple[str, ...]
-    patterns: dict[str, re.Pattern[str]]
-    words: set[str] = field(repr=False)
+    names: tuple[str, ...]  #: sources
+    folders: tuple[str, ...]  #: paths of the data
+    patterns: dict[str, re.Pattern[str]]  #: of identifiers, by name
+    words: set[str] = field(repr=False)  #: identifiers that count as whole words or numbers only: all digits, or few
+    #: All others, or their parts of `_PART` characters, which count anywhere; by length.
     parts: dict[int, set[str]] = field(repr=False)
-    heads: set[str] = field(repr=False)
-    passages: np.ndarray = field(repr=False)
-    rare: np.ndarray = field(repr=False)
+    heads: set[str] = field(repr=False)  #: first `_SHORT` letters of all passages
+    passages: np.ndarray = field(repr=False)  #: sorted hashes of the letters of passages
+    rare: np.ndarray = field(repr=False)  #: and of those that few patients share
 
 
 def closed(profile: Profile) -> tuple[str, ...]:

@@ -74,14 +74,11 @@ _NUMBERS = re.compile(r"""(\b(?:x|y|array|arrayminus)(?=["']\s*:))?([0\s,;:|.%\[
 
 @dataclass(frozen=True)
 class Reading:
-    """What something shows.
+    """What something shows."""
 
-    Attributes:
-        texts: folded; first the running text, which may go on elsewhere, then other orders of the same.
-        found: what is refused whatever it says: "picture", "widget", "script", "output of unknown kind".
-    """
-
+    #: Folded; first the running text, which may go on elsewhere, then other orders of the same.
     texts: tuple[str, ...] = ("",)
+    #: What is refused whatever it says: "picture", "widget", "script", "output of unknown kind".
     found: tuple[str, ...] = ()
 
 

@@ -16,28 +16,18 @@ from chestxai.runs import InputError
 
 @dataclass(frozen=True)
 class Passes:
-    """How the U-Net runs while it is read.
+    """How the U-Net runs while it is read."""
 
-    Attributes:
-        timesteps: of the noise schedule that are read; default: the last four fifths of ``steps``, as
-            `paper_timesteps`. For "inversion" and "generation" they must be among the ``steps``.
-        method: "noised", "inversion" or "generation".
-        seed: of the noise.
-        draws: independent noises: for each timestep of "noised", or starting points of "generation".
-        steps: of the whole path of "inversion" or "generation", in the scheduler's own spacing.
-        guidance: scale of classifier-free guidance for "generation", whose conditional half is read.
-        layers: see `attention.select_layers`.
-        batch: rows of one pass through the U-Net; bounds its memory.
-    """
-
+    #: Timesteps of the noise schedule that are read; default: the last four fifths of ``steps``, as `paper_timesteps`.
+    #: For "inversion" and "generation" they must be among the ``steps``.
     timesteps: Sequence[int] | None = None
-    method: Method = "noised"
-    seed: int = 0
-    draws: int = 1
-    steps: int = 50
-    guidance: float = 1.0
-    layers: attention.Layers = "all"
-    batch: int = 64
+    method: Method = "noised"  #: or "inversion", or "generation"
+    seed: int = 0  #: of the noise
+    draws: int = 1  #: independent noises: for each timestep of "noised", or starting points of "generation"
+    steps: int = 50  #: of the whole path of "inversion" or "generation", in the scheduler's own spacing
+    guidance: float = 1.0  #: scale of classifier-free guidance for "generation", whose conditional half is read
+    layers: attention.Layers = "all"  #: see `attention.select_layers`
+    batch: int = 64  #: rows of one pass through the U-Net; bounds its memory
 
     def chosen(self, pipeline: StableDiffusionPipeline) -> list[int]:
         """The timesteps that are read."""

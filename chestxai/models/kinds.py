@@ -21,19 +21,13 @@ from chestxai.runs import InputError
 
 @dataclass(frozen=True)
 class Kind:
-    """What sets a class of pipelines apart.
+    """What sets a class of pipelines apart."""
 
-    Attributes:
-        denoiser: name of its part.
-        encoders: names of the text encoders, whose states stand side by side.
-        autoencoder: its class.
-        length: tokens read of a prompt, which is read in lower case, as the pipeline itself does; default: what the
-            tokenizer says, as it is written.
-    """
-
-    denoiser: str = "unet"
-    encoders: tuple[str, ...] = ("text_encoder",)
-    autoencoder: str = "AutoencoderKL"
+    denoiser: str = "unet"  #: name of its part
+    encoders: tuple[str, ...] = ("text_encoder",)  #: names of the text encoders, whose states stand side by side
+    autoencoder: str = "AutoencoderKL"  #: its class
+    #: Tokens read of a prompt, which is read in lower case, as the pipeline itself does; default: what the tokenizer
+    #: says, as it is written.
     length: int | None = None
 
     @property

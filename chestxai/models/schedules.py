@@ -29,11 +29,8 @@ class Flow:
     """The straight path from image to noise (Lipman et al. 2023), walked by Euler's steps, as a diffusers scheduler.
 
     At timestep ``t`` of ``n`` the latents are ``(1 - t / n) x + (t / n) noise``, and the network predicts
-    ``noise - x``.
-
-    Args:
-        config: ``num_train_timesteps``, ``prediction_type`` and ``shift``, by which steps are denser where it is noisy.
-        backwards: from the image to the noise, as `diffusers.DDIMInverseScheduler` goes.
+    ``noise - x``. ``config`` has ``num_train_timesteps``, ``prediction_type`` and ``shift``, by which steps are denser
+    where it is noisy. ``backwards`` goes from the image to the noise, as `diffusers.DDIMInverseScheduler`.
     """
 
     def __init__(self, config: FrozenDict, backwards: bool = False) -> None:

@@ -141,12 +141,9 @@ def name_span(phrase: str, finding_name: str, side: Side | None = None) -> tuple
     """Characters ``(start, end)`` of ``phrase`` that name the finding where it is stated; None if nothing names it.
 
     A phrase may deny the finding, recall it or place it elsewhere first: "No left effusion, small right effusion". Of
-    several mentions the first that is present on ``side`` counts, else the first that is present, else the first.
-
-    Args:
-        phrase: any text.
-        finding_name: one of the eight, recognised by its synonyms, or any other, recognised by its name or its plural.
-        side: side of the finding's box, if known.
+    several mentions the first that is present on ``side`` (of the finding's box, if known) counts, else the first
+    that is present, else the first. ``finding_name`` is one of the eight, recognised by its synonyms, or any other,
+    recognised by its name or its plural.
     """
     pattern, everything = lexicon.patterns(finding_name)
     low, back = fold(phrase)

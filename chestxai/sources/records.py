@@ -43,20 +43,13 @@ class Studies(list[Study]):
 
 @dataclass(slots=True)
 class Record:
-    """One image as a table lists it.
+    """One image as a table lists it."""
 
-    Attributes:
-        where: ``file:line`` of the row that lists it.
-        name, patient: Of the image and of the patient, "" if unknown.
-        cells: What else the source reads about it.
-        parts: ``file:line`` of the rows that go with it, such as those of its boxes.
-    """
-
-    where: str
-    name: str
-    patient: str = ""
-    cells: Any = None
-    parts: tuple[str, ...] = ()
+    where: str  #: ``file:line`` of the row that lists it
+    name: str  #: "" if unknown
+    patient: str = ""  #: "" if unknown
+    cells: Any = None  #: what else the source reads about it
+    parts: tuple[str, ...] = ()  #: ``file:line`` of the rows that go with it, such as those of its boxes
 
 
 class Collector:
