@@ -179,13 +179,12 @@ def plan(
                     same = f"{prefix}{need}{suffix}"
                     needs += [same] if same in nodes else executions[need]
                 # Another cell distils another run.
-                distils = recipe and recipe["attention_from"] in cell.variants
+                teacher = recipe["attention_from"] if recipe else ""
+                distils = teacher in cell.variants
                 if "run.json" in chapter.makes and distils:
-                    needs.append(f"{prefix}{chapter.name} · {recipe['attention_from']} · seed {own['seed']}")
+                    needs.append(f"{prefix}{chapter.name} · {teacher} · seed {own['seed']}")
                     if needs[-1] not in nodes:
-                        raise InputError(
-                            f"{name}: list the variant {recipe['attention_from']!r}, which it distils, first"
-                        )
+                        raise InputError(f"{name}: list the variant {teacher!r}, which it distils, first")
                 results[name] = runs.fingerprint(shared, own, recipe, [results[need] for need in needs])
                 same_work = runs.fingerprint(work, own, recipe, prefix if distils else "")
                 nodes[name] = Node(

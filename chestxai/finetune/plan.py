@@ -147,12 +147,10 @@ def activations(unet: nn.Module, settings: FinetuneSettings, recipe: Recipe | No
     # Tensors without content that choose the kernels of a CPU, where "meta" would keep the attention of all pairs.
     with FakeTensorMode(), local_torch_dtype(torch.bfloat16 if half else torch.float32):
         unet = type(unet).from_config(unet.config).train()
+        whole = recipe is None or recipe.unet == "all"
         for name, parameter in unet.named_parameters():
             # An adapter keeps what its layer would keep to learn, and little more.
-            learns = (
-                recipe is None or recipe.unet == "all" or any(f"{layer}.weight" in name for layer in recipes.ADAPTED)
-            )
-            parameter.requires_grad_(learns)
+            parameter.requires_grad_(whole or any(f"{layer}.weight" in name for layer in recipes.ADAPTED))
         weights = {p.untyped_storage()._cdata for p in unet.parameters()}
         for module in unet.modules():
             if settings.gradient_checkpointing and type(module).__name__ in _CHECKPOINTED:
