@@ -410,30 +410,35 @@ Markdown(
 # %% [markdown]
 # ### Does “no effusion” generate an effusion?
 #
-# Some prompts deny findings, and a model that heeds the name alone would generate what is denied. The table has the mean
-# probability that the classifier gives to findings that the prompt asks for, denies, or does not name; the held-out
-# images are those that the prompts are from. The last column is an AUC: does the classifier give a finding more where
-# it is denied than where it is not named? At 0.5, to deny is the same as not to name; near 1, what is denied is
-# generated. It may be below 0.5, since impressions leave out some of the findings that are there.
+# Some prompts deny findings, and a model that reads only the name would generate what is denied. The table has the
+# mean probability that the classifier gives to findings that the prompt asks for, denies, or does not name. The row
+# *held-out images* has the images whose reports gave the prompts. The last column is an AUC, averaged over findings:
+# does the classifier give a finding a higher probability where the prompt denies it than where the prompt does not
+# name it? Near 1, what is denied is generated; at 0.5, to deny is the same as not to name, which is all that can be
+# asked of a model. Compare it with the row of the held-out images: with few denials, it differs from 0.5 by chance.
+# (In real reports it may be lower, because impressions leave out some findings that are there; those of phantoms leave
+# out none.)
 
 # %% tags=["aggregate"]
 from_reports = np.flatnonzero(origins >= 0)
-texts = [prompts[i] for i in from_reports]
-texts = models.readable(pipeline.tokenizer, texts)
-said, heard = fidelity.stated(texts), {}
+texts = models.readable(pipeline.tokenizer, [prompts[i] for i in from_reports])
+stated, by_images = fidelity.stated(texts), {}
 for name, images in {
     "held-out images": real[origins[from_reports]],
     "base": generated[0][from_reports],
     variant: generated[last][from_reports],
 }.items():
     seen = fidelity.predict(classifier, images)
-    heard[name] = {
-        "asked for": seen[said > 0].mean(),
-        "denied": seen[said < 0].mean() if (said < 0).any() else np.nan,
-        "not named": seen[said == 0].mean(),
-        "AUC of denied": fidelity.denied_auc(seen, texts),
+    groups = {"asked for": stated > 0, "denied": stated < 0, "not named": stated == 0}
+    by_images[name] = {
+        g: seen[rows].mean() if rows.any() else np.nan for g, rows in groups.items()
     }
-pd.DataFrame(heard).T.map(format_interval)
+    by_images[name]["AUC of denied"] = fidelity.denied_auc(seen, texts)
+pd.DataFrame(by_images).T.map(format_interval)
+
+# %% tags=["remove-input", "aggregate"]
+denying = {text for text, row in zip(texts, stated, strict=True) if (row < 0).any()}
+Markdown(f"Of {len(set(texts))} different prompts, {len(denying)} deny a finding.")
 
 # %% [markdown]
 # ## Of use?
