@@ -538,6 +538,10 @@ together["runs with denials"] = grouped["AUC of denied"].count()
 together.sort_values(["study", "AUC of denied"], ascending=False).round(3)
 
 # %% [markdown]
+# `labels-only` has read no *no* in training, and its images show what the prompt denies. The gain and the word test do
+# not notice: by them it is among the best. A named side adds nothing where tokens see only themselves or prompts never
+# name one. But it adds nothing in some other recipes either, and single runs differ by several hundredths.
+#
 # ### Does supervision help findings that were not taught?
 #
 # `supervised` was taught the places of five findings. Do the maps of the other three profit? The mean gain minus that of

@@ -443,6 +443,13 @@ def test_what_chapter_10_says_of_two_seeds_of_every_recipe():
     minus = words.loc[["window", "causal"]] - words.loc["fifth"]
     assert minus["tiny-code"].min() > 3 * minus["tiny"].abs().max()  # "nearly all of the lead is in tiny-code"
     assert words.min().min() < 0.5 < words.loc["frozen"].min()
+    denied = screened.dropna(subset="denied_auc").groupby("variant")["denied_auc"]
+    assert denied.min()["labels-only"] > 0.8 > denied.max().drop("labels-only").max()
+    assert (means.rank(ascending=False).loc["labels-only", ["gain_auc_roc", "word"]] <= 5).all()
+    sides = (screened["mirror_sided"] - screened["mirror"]).groupby(screened["variant"]).mean()
+    assert (
+        sides[["labels-only", "unmixed", "finding-tokens"]].abs().max() < 0.01 > sides[["half", "anchored"]].abs().min()
+    )
     # The second test has what the rule chooses from both seeds.
     eligible = lead[(lead["gain_auc_roc"] >= -0.02) & (lead["word"] >= -0.05)].index.difference(
         ["frozen", "learnable", "random", "frozen-labels", "floor", "supervised", "distilled", "half", "fifth", "slow"]
