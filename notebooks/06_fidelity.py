@@ -410,14 +410,13 @@ Markdown(
 # %% [markdown]
 # ### Does “no effusion” generate an effusion?
 #
-# Some prompts deny findings, and a model that reads only the name would generate what is denied. The table has the
-# mean probability that the classifier gives to findings that the prompt asks for, denies, or does not name. The row
-# *held-out images* has the images whose reports gave the prompts. The last column is an AUC, averaged over findings:
-# does the classifier give a finding a higher probability where the prompt denies it than where the prompt does not
-# name it? Near 1, what is denied is generated; at 0.5, to deny is the same as not to name, which is all that can be
-# asked of a model. Compare it with the row of the held-out images: with few denials, it differs from 0.5 by chance.
-# (In real reports it may be lower, because impressions leave out some findings that are there; those of phantoms leave
-# out none.)
+# Some prompts deny findings, and a model that reads only the name would generate what is denied. The table has the mean
+# probability that the classifier gives to findings that the prompt asks for, denies, or does not name. The row
+# *held-out images* has the images whose reports gave the prompts. The last column is the *excess of denied findings*:
+# their probability minus that of the same findings in images whose prompts do not name them. At 0, to deny a finding is
+# the same as not to name it, which is all that can be asked of a model; towards 1, what is denied is generated. Compare
+# it with the row of the held-out images. (In real reports it may be below 0, because impressions leave out some
+# findings that are there; those of phantoms leave out none.)
 
 # %% tags=["aggregate"]
 from_reports = np.flatnonzero(origins >= 0)
@@ -433,7 +432,7 @@ for name, images in {
     by_images[name] = {
         g: seen[rows].mean() if rows.any() else np.nan for g, rows in groups.items()
     }
-    by_images[name]["AUC of denied"] = fidelity.denied_auc(seen, texts)
+    by_images[name]["excess of denied"] = fidelity.denied_excess(seen, texts)
 pd.DataFrame(by_images).T.map(format_interval)
 
 # %% tags=["remove-input", "aggregate"]

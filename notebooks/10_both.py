@@ -520,22 +520,26 @@ spans.sort_values(("classifier_auc", "min"), ascending=False)
 # Some words mean something only together with others: *no*, *left*. Two kinds of recipes should have trouble with them:
 # those whose tokens see only themselves (`unmixed`, `unmixed-fifth`, `finding-tokens`), and those whose prompts are
 # names alone, without *no* or a side (`labels-only`, `finding-tokens`). With `window` and `causal`, a name still sees
-# the word before it. The first column is the AUC of denied findings of chapter 6: at 0.5, denying a finding does as
-# little as not naming it; near 1, the images show what the prompt denies. The second is the mirror test with the side
-# in the prompt minus the test without (chapter 4): what naming the side adds. The first score came late, and most runs
-# of the screening do not have it. The study `recipes-repeat` is scored on test images, so it has other prompts. In
+# the word before it. The first column is the excess of denied findings of chapter 6: at 0, denying a finding does as
+# little as not naming it; towards 1, the images show what the prompt denies. The second is the mirror test with the
+# side in the prompt minus the test without (chapter 4): what naming the side adds. The first score came late, and most
+# runs of the screening do not have it. The study `recipes-repeat` is scored on test images, so it has other prompts. In
 # both, few prompts deny a finding, and all runs have the same prompts: only large differences count.
 
 # %% tags=["aggregate"]
 by_study = {"recipes-screen": screened, "recipes-repeat": studies["recipes-repeat"]}
 rows = pd.concat(by_study, names=["study"]).reindex(
-    columns=["variant", "denied_auc", "mirror_sided", "mirror"]
+    columns=["variant", "denied_excess", "mirror_sided", "mirror"]
 )
 rows["a named side adds"] = rows["mirror_sided"] - rows["mirror"]
-grouped = rows.rename(columns={"denied_auc": "AUC of denied"}).groupby(["study", "variant"])
-together = grouped[["AUC of denied", "a named side adds"]].mean()
-together["runs with denials"] = grouped["AUC of denied"].count()
-together.sort_values(["study", "AUC of denied"], ascending=False).round(3)
+grouped = rows.rename(columns={"denied_excess": "excess of denied"}).groupby(
+    ["study", "variant"]
+)
+together = grouped[["excess of denied", "a named side adds"]].mean()
+together["runs with denials"] = grouped["excess of denied"].count()
+together = together.sort_values("excess of denied", ascending=False).round(3)
+together = together.sort_index(level="study", kind="stable", sort_remaining=False)
+together.astype(object).where(together.notna(), "")
 
 # %% [markdown]
 # `labels-only` has read no *no* in training, and its images show what the prompt denies. The gain and the word test do

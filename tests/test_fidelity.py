@@ -1115,12 +1115,14 @@ class TestEvaluate:
         effusion, thorax, heart = (FINDINGS.index(n) for n in ("Pleural Effusion", "Pneumothorax", "Cardiomegaly"))
         assert said[:, effusion].tolist() == [-1, 0, 1, -1, 1]
         assert said[:, [thorax, heart]].tolist() == [[0, 0], [-1, 1], [0, 0], [1, 0], [0, 0]]
-        drawn = np.full((4, 8), 0.3)
-        drawn[said[:4] < 0] = 0.9  # as if "no" were not there
-        assert fidelity.denied_auc(drawn, prompts).estimate == 1
-        drawn[:, thorax] = [0.3, 0.1, 0.3, 0.9]  # one finding right, one wrong; what is asked for does not count
-        assert fidelity.denied_auc(drawn, prompts).estimate == 0.5
-        assert math.isnan(fidelity.denied_auc(drawn, ["Effusion."] * 4).estimate)
+        drawn = np.full((4, 8), 0.25)
+        assert fidelity.denied_excess(drawn, prompts).estimate == 0
+        drawn[said[:4] < 0] = 0.75  # as if "no" were not there
+        drawn[said[:4] > 0] = 1.0  # what is asked for does not count
+        assert fidelity.denied_excess(drawn, prompts).estimate == 0.5
+        drawn[:, effusion] = [0.75, 0.5, 1.0, 0.25]  # 0.25 more, and 0.25 less, than the one that is not named
+        assert fidelity.denied_excess(drawn, prompts).estimate == pytest.approx((0.25 - 0.25 + 0.5) / 3)
+        assert math.isnan(fidelity.denied_excess(drawn, ["Effusion."] * 4).estimate)
 
     def test_by_finding(self, rng):
         real, fake = rng.standard_normal((30, 4)), rng.standard_normal((20, 4))

@@ -239,9 +239,9 @@ def _fidelity(job: Job, run: Run) -> dict[str, Any]:
         finetune.load_checkpoint(pipeline, run, step)
         images = fidelity.sample(pipeline, prompts, profile.sampling, run.samples_file(step))
         scores[str(step)] = fidelity.evaluate(real, images, labels, prompts, classifier, **options)
-        denied = fidelity.denied_auc(fidelity.predict(classifier, images), read)
+        denied = fidelity.denied_excess(fidelity.predict(classifier, images), read)
         ends = {"": denied.estimate, "_low": denied.low, "_high": denied.high}
-        scores[str(step)] |= {f"denied_auc{end}": value for end, value in to_json(ends).items()}
+        scores[str(step)] |= {f"denied_excess{end}": value for end, value in to_json(ends).items()}
         shown = baselines.as_asked(images, prompts, judge)[[*baselines.ATTRIBUTES]].mean().dropna() if judge else {}
         scores[str(step)] |= {f"asked_{name}": float(share) for name, share in shown.items()}
     return scores

@@ -9,7 +9,7 @@ features say little about grey 64-pixel radiographs, so the default is a small c
 # ruff: noqa: F401, I001
 from chestxai.fidelity.classifier import FindingsClassifier, Labelled, Training, cached_classifier, classifier_auc
 from chestxai.fidelity.classifier import load_classifier, macro_auc, predict, profile_classifier, train_classifier
-from chestxai.fidelity.evaluation import TooFewWarning, auc_difference, by_finding, denied_auc, evaluate, reference
+from chestxai.fidelity.evaluation import TooFewWarning, auc_difference, by_finding, denied_excess, evaluate, reference
 from chestxai.fidelity.evaluation import scores, top1, transfer_auc
 from chestxai.fidelity.memory import Memory, copies, memorisation
 from chestxai.fidelity.metrics import Extrapolation, density_coverage, fid, fid_difference, fid_infinity, fid_interval

@@ -127,20 +127,20 @@ def top1(probabilities: Array, labels: Array, groups: Groups = None) -> Interval
     return bootstrap_ci(right, None if groups is None else [groups[i] for i in one])
 
 
-def denied_auc(probabilities: Array, prompts: Sequence[str], n: int = 300) -> Interval:
-    """Does "no effusion" draw an effusion? AUC of findings that prompts deny against findings that they do not name.
+def denied_excess(probabilities: Array, prompts: Sequence[str], n: int = 300) -> Interval:
+    """Does "no effusion" draw an effusion? How much more probable a finding is where it is denied than where not named.
 
-    The mean over findings of the AUC-ROC of ``probabilities``, of `predict`, between images whose prompt denies the
-    finding and images whose prompt does not name it: 0.5 if denying does as little as not naming, near 1 if what is
-    denied is drawn. Where no finding is denied it is NaN. ``prompts`` are what the model reads, resampled ``n`` times.
+    The mean over all findings denied of ``probabilities``, of `predict`, minus the mean probability of the same finding
+    in images whose prompt does not name it: 0 if denying does as little as not naming, towards 1 if what is denied is
+    drawn. NaN where none is denied. ``prompts`` are what the model reads, resampled ``n`` times.
     """
 
-    def auc(scores: Array, said: Array) -> float:
-        each = [macro_auc(p[s <= 0, None], s[s <= 0, None] < 0) for p, s in zip(scores.T, said.T, strict=True)]
-        known = [value for value in each if math.isfinite(value)]
-        return float(np.mean(known)) if known else math.nan
+    def excess(scores: Array, said: Array) -> float:
+        denied, unnamed = said < 0, said == 0
+        usual = (scores * unnamed).sum(axis=0) / np.maximum(unnamed.sum(axis=0), 1)
+        return float((scores - usual)[denied].mean()) if denied.any() else math.nan
 
-    return bootstrap_statistic([np.asarray(probabilities), stated(prompts)], auc, prompts, n=n)
+    return bootstrap_statistic([np.asarray(probabilities), stated(prompts)], excess, prompts, n=n)
 
 
 def auc_difference(a: Array, b: Array, labels: Array, groups: Groups = None, n: int = 300) -> Interval:
