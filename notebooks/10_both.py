@@ -543,8 +543,11 @@ together.astype(object).where(together.notna(), "")
 
 # %% [markdown]
 # `labels-only` has read no *no* in training, and its images show what the prompt denies. The gain and the word test do
-# not notice: by them it is among the best. A named side adds nothing where tokens see only themselves or prompts never
-# name one. But it adds nothing in some other recipes either, and single runs differ by several hundredths.
+# not notice: by them it is among the best. Of the other runs that have the score, those whose encoder learns at a fifth
+# of the rate have an excess near 0. Where it does not learn (`unet-adapters`, `rarely-dropped`), or its weights are
+# held near what they were (`weight-anchor`), a part of what is denied is generated. A named side adds nothing where
+# tokens see only themselves or prompts never name one. But it adds nothing in some other recipes either, and single
+# runs differ by several hundredths.
 #
 # ### Does supervision help findings that were not taught?
 #

@@ -142,6 +142,25 @@ class TestPlan:
         assert {"grounding", "attention", "models", "runs", "studies"} <= parts("import chestxai.grounding")
         assert "plots" not in parts("from chestxai.finetune import finetune")
 
+    def test_a_table_that_ships_counts_where_a_notebook_names_it(self, tmp_path, monkeypatch):
+        """With a new row of a study, the chapter that shows it is executed again."""
+        monkeypatch.setattr(graph.profiles, "DATA", tmp_path)
+        (tmp_path / "results").mkdir()
+        reads = (
+            'from chestxai import profiles\nstudies = {n: profiles.DATA / "results" / f"{n}.csv" for n in ("mine",)}'
+        )
+        sources = [write(tmp_path, "d", reads), write(tmp_path, "e", "mine = 1")]
+
+        def identities() -> list[str]:
+            return [graph.read_source(path).code for path in sources]
+
+        seen = []
+        for name, rows in (("mine", "1"), ("mine", "2"), ("other", "1")):
+            (tmp_path / "results" / f"{name}.csv").write_text(rows)
+            seen.append(identities())
+        assert seen[0][0] != seen[1][0] == seen[2][0]
+        assert len({own for _, own in seen}) == 1
+
     def test_data_and_weights_count_by_their_content(self, notebooks, tmp_path):
         write(notebooks, "a", "from chestxai import models\n" + SOURCES["a"])
         chapters = (

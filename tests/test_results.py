@@ -445,6 +445,8 @@ def test_what_chapter_10_says_of_two_seeds_of_every_recipe():
     assert words.min().min() < 0.5 < words.loc["frozen"].min()
     denied = screened.dropna(subset="denied_excess").groupby("variant")["denied_excess"]
     assert denied.min()["labels-only"] > 0.5 > denied.max().drop("labels-only").max()
+    assert denied.max()[["window", "causal", "word-dropout", "denied"]].max() < 0.05
+    assert denied.min()[["unet-adapters", "rarely-dropped", "weight-anchor"]].min() > 0.1
     assert (means.rank(ascending=False).loc["labels-only", ["gain_auc_roc", "word"]] <= 5).all()
     sides = (screened["mirror_sided"] - screened["mirror"]).groupby(screened["variant"]).mean()
     assert (

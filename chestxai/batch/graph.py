@@ -267,9 +267,18 @@ def read_source(path: Path) -> Source:
             if isinstance(error, SyntaxError):
                 what = f", line {error.lineno or 1}: {error.msg}: {str(error.text or '').strip()[:80]!r}"
             raise InputError(f"{path}, cell {number}{what}; correct it and run again") from error
-    files = runs.reached("\n".join(code))
+    files, tables = runs.reached("\n".join(code)), _shipped("\n".join(code))
     parts = frozenset(file.relative_to(runs.code.PACKAGE).with_suffix("").parts[0] for file in files)
-    return Source(runs.fingerprint(list(texts.values()), runs.files_fingerprint(files)), runs.fingerprint(cells), parts)
+    known = runs.fingerprint(list(texts.values()), runs.files_fingerprint(files), *tables)
+    return Source(known, runs.fingerprint(cells), parts)
+
+
+def _shipped(code: str) -> list[str]:
+    """Checksums of the tables of data/ that ``code`` names: with a new row of a study, its chapter is another."""
+    if "profiles.DATA" not in code:
+        return []
+    places = (profiles.DATA.glob(pattern) for pattern in ("*.csv", "results/*.csv", "words/*.yaml"))
+    return [runs.sha256(path) for path in sorted(itertools.chain(*places)) if path.stem in code]
 
 
 def _python(source: str) -> str:
