@@ -419,25 +419,27 @@ Markdown(
 # findings that are there; those of phantoms leave out none.)
 
 # %% tags=["aggregate"]
-from_reports = np.flatnonzero(origins >= 0)
-texts = models.readable(pipeline.tokenizer, [prompts[i] for i in from_reports])
-stated, by_images = fidelity.stated(texts), {}
-for name, images in {
-    "held-out images": real[origins[from_reports]],
-    "base": generated[0][from_reports],
-    variant: generated[last][from_reports],
+texts = np.array(models.readable(pipeline.tokenizer, prompts))
+stated, by_images = fidelity.stated(texts.tolist()), {}
+every, from_reports = np.arange(len(texts)), np.flatnonzero(origins >= 0)
+for name, (images, rows) in {
+    "held-out images": (real[origins[from_reports]], from_reports),
+    "base": (generated[0], every),
+    variant: (generated[last], every),
 }.items():
-    seen = fidelity.predict(classifier, images)
-    groups = {"asked for": stated > 0, "denied": stated < 0, "not named": stated == 0}
-    by_images[name] = {
-        g: seen[rows].mean() if rows.any() else np.nan for g, rows in groups.items()
-    }
-    by_images[name]["excess of denied"] = fidelity.denied_excess(seen, texts)
+    if len(rows):
+        claims, seen = stated[rows], fidelity.predict(classifier, images)
+        groups = {"asked for": claims > 0, "denied": claims < 0, "not named": claims == 0}
+        by_images[name] = {
+            g: seen[of].mean() if of.any() else np.nan for g, of in groups.items()
+        }
+        excess = fidelity.denied_excess(seen, texts[rows].tolist())
+        by_images[name]["excess of denied"] = excess
 pd.DataFrame(by_images).T.map(format_interval)
 
 # %% tags=["remove-input", "aggregate"]
-denying = {text for text, row in zip(texts, stated, strict=True) if (row < 0).any()}
-Markdown(f"Of {len(set(texts))} different prompts, {len(denying)} deny a finding.")
+denying = {*texts[(stated < 0).any(axis=1)]}
+Markdown(f"Of {len({*texts})} different prompts, {len(denying)} deny a finding.")
 
 # %% [markdown]
 # ## Of use?

@@ -179,7 +179,8 @@ with pd.option_context("display.max_colwidth", None):
 # In {numref}`fig-screened`, further right, the images show more of what the prompt asked for (classifier AUC); further
 # up, the maps score higher on the endpoint. Each mark is a recipe at the last checkpoint: where it has several seeds,
 # their mean, and a bar covers the intervals of all. Large marks are Pareto-optimal (chapter 8), and the dotted line
-# bounds what they reach. The menu changes the base, the test of the endpoint, and FID for the classifier AUC.
+# bounds what they reach. The menu changes the base, the test of the endpoint, and FID for the classifier AUC. Recipes
+# without a mark have not been run yet.
 
 # %% name="fig-screened"
 plots.recipes_plane(screened, endpoint, title="Every recipe, on validation images")
@@ -544,10 +545,10 @@ together.astype(object).where(together.notna(), "")
 # %% [markdown]
 # `labels-only` has read no *no* in training, and its images show what the prompt denies. The gain and the word test do
 # not notice: by them it is among the best. Of the other runs that have the score, those whose encoder learns at a fifth
-# of the rate have an excess near 0. Where it does not learn (`unet-adapters`, `rarely-dropped`), or its weights are
-# held near what they were (`weight-anchor`), a part of what is denied is generated. A named side adds nothing where
-# tokens see only themselves or prompts never name one. But it adds nothing in some other recipes either, and single
-# runs differ by several hundredths.
+# of the rate have an excess near 0. Where it does not learn (`rarely-dropped`, and `unet-adapters`, clearly in one
+# language only), or its weights are held near what they were (`weight-anchor`), a part of what is denied is generated.
+# A named side adds nothing where tokens see only themselves or prompts never name one. But it adds nothing in some
+# other recipes either, and single runs differ by several hundredths.
 #
 # ### Does supervision help findings that were not taught?
 #

@@ -146,9 +146,7 @@ class TestPlan:
         """With a new row of a study, the chapter that shows it is executed again."""
         monkeypatch.setattr(graph.profiles, "DATA", tmp_path)
         (tmp_path / "results").mkdir()
-        reads = (
-            'from chestxai import profiles\nstudies = {n: profiles.DATA / "results" / f"{n}.csv" for n in ("mine",)}'
-        )
+        reads = 'from chestxai import profiles\ntables = [profiles.DATA / "results" / f"{n}.csv" for n in ("mine",)]'
         sources = [write(tmp_path, "d", reads), write(tmp_path, "e", "mine = 1")]
 
         def identities() -> list[str]:

@@ -1122,7 +1122,8 @@ class TestEvaluate:
         assert fidelity.denied_excess(drawn, prompts).estimate == 0.5
         drawn[:, effusion] = [0.75, 0.5, 1.0, 0.25]  # 0.25 more, and 0.25 less, than the one that is not named
         assert fidelity.denied_excess(drawn, prompts).estimate == pytest.approx((0.25 - 0.25 + 0.5) / 3)
-        assert math.isnan(fidelity.denied_excess(drawn, ["Effusion."] * 4).estimate)
+        for without in ("Effusion.", "No effusion."):  # none denied; nothing to compare it with
+            assert math.isnan(fidelity.denied_excess(drawn, [without] * 4).estimate)
 
     def test_by_finding(self, rng):
         real, fake = rng.standard_normal((30, 4)), rng.standard_normal((20, 4))

@@ -446,12 +446,12 @@ def test_what_chapter_10_says_of_two_seeds_of_every_recipe():
     denied = screened.dropna(subset="denied_excess").groupby("variant")["denied_excess"]
     assert denied.min()["labels-only"] > 0.5 > denied.max().drop("labels-only").max()
     assert denied.max()[["window", "causal", "word-dropout", "denied"]].max() < 0.05
-    assert denied.min()[["unet-adapters", "rarely-dropped", "weight-anchor"]].min() > 0.1
+    above = screened["denied_excess_low"].gt(0).groupby(screened["variant"]).sum()
+    assert above[["rarely-dropped", "weight-anchor", "unet-adapters"]].tolist() == [2, 2, 1]
     assert (means.rank(ascending=False).loc["labels-only", ["gain_auc_roc", "word"]] <= 5).all()
     sides = (screened["mirror_sided"] - screened["mirror"]).groupby(screened["variant"]).mean()
-    assert (
-        sides[["labels-only", "unmixed", "finding-tokens"]].abs().max() < 0.01 > sides[["half", "anchored"]].abs().min()
-    )
+    assert sides[["labels-only", "unmixed", "finding-tokens"]].abs().max() < 0.01
+    assert sides[["half", "anchored"]].abs().min() < 0.01
     # The second test has what the rule chooses from both seeds.
     eligible = lead[(lead["gain_auc_roc"] >= -0.02) & (lead["word"] >= -0.05)].index.difference(
         ["frozen", "learnable", "random", "frozen-labels", "floor", "supervised", "distilled", "half", "fifth", "slow"]

@@ -114,9 +114,8 @@ def run(todo: Sequence[Job], path: Path, workers: int = 2) -> pd.DataFrame:
             except (runs.InputError, OSError) as error:  # the other runs are worth finishing
                 print(f"{job.profile.name}, {job.variant}, seed {job.seed}: {error}", file=sys.stderr)
                 continue
-            if (
-                job.split == "test" and job.profile.data.source == "phantom"
-            ):  # what is of patients stays with their data
+            # What is of patients stays with their data.
+            if job.split == "test" and job.profile.data.source == "phantom":
                 _keep_phrases(path.with_suffix(".phrases.csv.gz"), job)
             table = _read(path)  # rows may have come from elsewhere meanwhile, as by git
             kept = table[table["identity"] != job.identity]

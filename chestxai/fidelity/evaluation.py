@@ -132,12 +132,14 @@ def denied_excess(probabilities: Array, prompts: Sequence[str], n: int = 300) ->
 
     The mean over all findings denied of ``probabilities``, of `predict`, minus the mean probability of the same finding
     in images whose prompt does not name it: 0 if denying does as little as not naming, towards 1 if what is denied is
-    drawn. NaN where none is denied. ``prompts`` are what the model reads, resampled ``n`` times.
+    drawn. A finding that every prompt names is left out; NaN where none is left. ``prompts`` are what the model reads,
+    resampled ``n`` times.
     """
 
     def excess(scores: Array, said: Array) -> float:
-        denied, unnamed = said < 0, said == 0
+        unnamed = said == 0
         usual = (scores * unnamed).sum(axis=0) / np.maximum(unnamed.sum(axis=0), 1)
+        denied = (said < 0) & unnamed.any(axis=0)
         return float((scores - usual)[denied].mean()) if denied.any() else math.nan
 
     return bootstrap_statistic([np.asarray(probabilities), stated(prompts)], excess, prompts, n=n)
