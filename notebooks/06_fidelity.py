@@ -429,12 +429,11 @@ for name, (images, rows) in {
 }.items():
     if len(rows):
         claims, seen = stated[rows], fidelity.predict(classifier, images)
-        groups = {"asked for": claims > 0, "denied": claims < 0, "not named": claims == 0}
-        by_images[name] = {
-            g: seen[of].mean() if of.any() else np.nan for g, of in groups.items()
-        }
+        parts = {"asked for": claims > 0, "denied": claims < 0}
+        parts["not named"] = claims == 0
+        means = {k: seen[p].mean() if p.any() else np.nan for k, p in parts.items()}
         excess = fidelity.denied_excess(seen, texts[rows].tolist())
-        by_images[name]["excess of denied"] = excess
+        by_images[name] = means | {"excess of denied": excess}
 pd.DataFrame(by_images).T.map(format_interval)
 
 # %% tags=["remove-input", "aggregate"]
