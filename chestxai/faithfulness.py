@@ -5,6 +5,8 @@
 - `mirror_test`: is the attention inside a finding on one side greater than inside its mirror image, for a prompt that
   names no side? In `faithfulness_scores` also for one that names the other side: which does the map follow (conflict)?
 - `word_test`: of two findings in one image, is each word's map higher in its own mask, against the other word's?
+- A phantom is X-rayed again without its finding, and with it on the other side: what does the map lose at the old place
+  (*removed*), and gain at the new one (*moved*)?
 - `random_weights`: maps must break with the weights (Adebayo et al. 2018, arXiv:1810.03292).
 
 Chance is 0.5 for every test and 0 for every gain. From a shell, or on many processes by ``accelerate launch -m``,
@@ -19,6 +21,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,10 +36,12 @@ from chestxai.grounding.passes import image_key, paper_timesteps
 from chestxai.localization.references import place
 from chestxai.profiles import GroundingSettings, Profile
 from chestxai.runs import InputError, Run
+from chestxai.sources import phantom
 from chestxai.studies import Fit, Frame, GroundTruth, Study, phrases, to_images
 
-#: Kinds of passes of `probe_truths`: the image as it is, swapped images, and prompts without and with the wrong side.
-KINDS = ("own", "swap", "no_side", "other_side")
+#: Kinds of passes of `probe_truths`: the image as it is, swapped images, prompts without and with the wrong side, and a
+#: phantom without its finding or with it on the other side.
+KINDS = ("own", "swap", "no_side", "other_side", "removed", "moved")
 _OTHER = {"left": "right", "right": "left"}
 _SIDE = re.compile(r"\b(left|right)\b(-sided)?", re.IGNORECASE)
 
@@ -74,14 +79,26 @@ def probes(truth: GroundTruth, pool: Sequence[Study], swaps: int) -> list[tuple[
     """What a phrase is probed with: kind, number within the kind, study whose image is shown, and prompt.
 
     Up to ``swaps`` studies of the ``pool`` are shown in place of its own (`swap_images`). A ``truth`` without a word
-    for its side, or with no other word, has none of the kinds "no_side" and "other_side".
+    for its side, or with no other word, has none of the kinds "no_side", "other_side" and "moved". A phantom whose
+    finding has a mask is shown without it, and with it on the other side, too.
     """
     study, phrase = truth.study, truth.finding.phrase
+    plain = without_side(phrase) if truth.finding.side in _OTHER and _SIDE.search(phrase) else ""
     some = [("own", 0, study, phrase)]
     some += [("swap", k, pool[j], phrase) for k, j in enumerate(swap_images(study, pool, swaps))]
-    if truth.finding.side in _OTHER and _SIDE.search(phrase) and without_side(phrase):
-        some += [("no_side", 0, study, without_side(phrase)), ("other_side", 0, study, other_side(phrase))]
+    if plain:
+        some += [("no_side", 0, study, plain), ("other_side", 0, study, other_side(phrase))]
+    if study.source == "phantom" and truth.finding.mask is not None:
+        changes = [("removed", "without", phrase)] + [("moved", "other side", plain)] * bool(plain)
+        for kind, change, prompt in changes:
+            image, _ = _changed(study.id, study.size, truth.finding.name, change)
+            some.append((kind, 0, replace(study, array=image), prompt))
     return some
+
+
+@lru_cache(maxsize=512)  # the same for all checkpoints
+def _changed(study: str, size: tuple[int, int], finding: str, change: str) -> tuple[np.ndarray, np.ndarray]:
+    return phantom.counterfactual(Study(study, "", "phantom", "", "", size), finding, change)
 
 
 def by_kind(probed: Sequence[tuple], maps: Sequence[np.ndarray], n: int, swaps: int) -> dict[str, np.ndarray]:
@@ -106,7 +123,7 @@ def probe_truths(
     identity: str = "",
     description: str = "swapped images and words",
 ) -> dict[str, np.ndarray]:
-    """Maps `by_kind` of all phrases: on their own and on swapped images, for prompts without and with the wrong side.
+    """Maps `by_kind` of all phrases: on their own and on other images, for prompts without and with the wrong side.
 
     Every row sees the noise of its own image. Errors are those of `grounding.ground_truths`.
 
@@ -246,8 +263,9 @@ def faithfulness_scores(
 
     ``swap_<score>``, ``gain_<score>`` and ``presence`` of `image_swap`; ``peer_auc_roc`` (the maps of up to four other
     patients with the same finding, side and zone); ``mirror`` (no side in the prompt), ``mirror_sided`` (the prompt as
-    it is) and ``conflict`` (the prompt names the other side; 1 follows the image); ``word``, ``swap_word`` and
-    ``<prefix>word``. NaN where a test does not apply.
+    it is) and ``conflict`` (the prompt names the other side; 1 follows the image); ``removed`` (AUC-ROC at the
+    finding's place minus that without the finding), ``moved`` (AUC-ROC at its place on the other side, with the finding
+    there minus without); ``word``, ``swap_word`` and ``<prefix>word``. NaN where a test does not apply.
 
     ``maps``, float32 ``(n, h, w)``, are of `grounding.ground_truths` for ``truths``, and ``probes`` of `probe_truths`;
     ``references``: prefix ("prior_") → maps that know no image; ``size, fit`` of the model's frame (`studies.Frame`).
@@ -263,14 +281,27 @@ def faithfulness_scores(
         row["mirror"] = mirror_test(probes["no_side"][i], mask, centre)
         row["conflict"] = mirror_test(probes["other_side"][i], mask, centre)
         row["mirror_sided"] = mirror_test(maps[i], mask, centre) if truth.finding.side in _OTHER else math.nan
+        row["removed"] = _minus(probes["own"][i], probes["removed"][i], mask)
+        there, study = mask, truth.study
+        if np.isfinite(probes["moved"][i]).all():
+            moved = _changed(study.id, study.size, truth.finding.name, "other side")[1]
+            there = Frame(*study.size, size, fit).mask(replace(truth.finding, mask=moved, boxes=()))
+        row["moved"] = _minus(probes["moved"][i], probes["no_side"][i], there)
         rows.append(row)
     table = pd.DataFrame(rows)
     sources = {"": [maps], "swap_": probes["swap"].swapaxes(0, 1), **{p: [some] for p, some in references.items()}}
     for prefix, some in sources.items():
         table[f"{prefix}word"] = _mean([_words(one, masks, truths) for one in some])
     table["gain_word"] = table["word"] - table["swap_word"]
-    chance = {f"chance_{name}": 0.0 if name.startswith("gain_") else 0.5 for name in localization.FAITHFULNESS}
+    differences = "gain_auc_roc", "gain_word", "removed", "moved"
+    chance = {f"chance_{name}": 0.0 if name in differences else 0.5 for name in localization.FAITHFULNESS}
     return table.assign(**chance)
+
+
+def _minus(own: np.ndarray, other: np.ndarray, mask: np.ndarray) -> float:
+    """AUC-ROC of one map minus that of another; NaN where one of them is missing."""
+    one, two = (localization.auc_roc(m, mask) if np.isfinite(m).all() else math.nan for m in (own, other))
+    return one - two
 
 
 def image_swap(own: np.ndarray, swapped: np.ndarray, mask: np.ndarray) -> dict[str, float]:
@@ -288,20 +319,6 @@ def image_swap(own: np.ndarray, swapped: np.ndarray, mask: np.ndarray) -> dict[s
         **{f"gain_{name}": mine[name] - value for name, value in means.items()},
         "presence": _mean([(np.sign(own.max() - m.max()) + 1) / 2 for m in there]),
     }
-
-
-def moved_scores(maps: Mapping[str, np.ndarray], old: Sequence[np.ndarray], new: Sequence[np.ndarray]) -> pd.DataFrame:
-    """AUC-ROC of maps of one patient's X-rays that differ in the finding alone, a row per phrase.
-
-    Each of the ``maps``, float ``(n, h, w)`` by what was changed ("as it is", "without", "other side" …), is scored at
-    the ``old`` place. Columns "before" and "after": at the ``new`` one, on the other side, as it is and after the move.
-    ``removed`` ("as it is" minus "without") and ``moved`` ("after" minus "before") are what the finding adds to its
-    place: 0 for a map that has not seen it. ``old`` and ``new`` are ``n`` bool masks.
-    """
-    scored = {version: (some, old) for version, some in maps.items()}
-    scored |= {"before": (maps["as it is"], new), "after": (maps["other side"], new)}
-    table = pd.DataFrame({name: map(localization.auc_roc, *pair) for name, pair in scored.items()})
-    return table.assign(removed=table["as it is"] - table["without"], moved=table["after"] - table["before"])
 
 
 def _words(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray], truths: Sequence[GroundTruth]) -> np.ndarray:

@@ -38,7 +38,8 @@ def sided(studies: Iterable[Study]) -> list[GroundTruth]:
                 phrase = faithfulness.without_side(first.phrase)
                 # A phrase whose words for the finding went with the side's ("left-sided opacity") would be read whole.
                 if phrase and reports.name_span(phrase, first.name):
-                    out.append(GroundTruth(study, replace(first, phrase=phrase)))
+                    # Only the side is asked for, so its place does not count.
+                    out.append(GroundTruth(study, replace(first, phrase=phrase, mask=None, boxes=())))
     return out
 
 

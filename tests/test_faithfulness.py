@@ -13,6 +13,7 @@ from chestxai import faithfulness, grounding, localization, models, profiles, ru
 from chestxai.finetune import main as finetune_command
 from chestxai.profiles import GroundingSettings
 from chestxai.runs import InputError
+from chestxai.sources import phantom
 from chestxai.studies import Finding, GroundTruth, Study, phrases
 from tests import tiny
 
@@ -126,32 +127,52 @@ class TestSwap:
 
 
 class TestMoved:
-    """A finding that is taken away or moved, and nothing else."""
+    """A phantom whose finding is taken away or moved, and nothing else."""
 
-    OLD, NEW = at(4, 4), at(4, 20)
+    @pytest.fixture(scope="class")
+    def one(self):
+        truths = phrases(sources.load("phantom", split="test", n=12, size=SIZE))
+        return next(t for t in truths if t.finding.side in ("left", "right"))
 
-    def test_a_perfect_map_follows_and_a_prior_stays(self):
-        old, new, other = self.OLD, self.NEW, at(20, 4)
-        shown = {"as it is": old, "without": 0 * old, "other side": new, "another finding": other}
-        perfect = faithfulness.moved_scores({k: m[None] + 1.0 for k, m in shown.items()}, [old], [new]).iloc[0]
-        # Of 1,024 pixels 36 are the target. Where another place is hot, its 36 beat it and the other 952 tie with it.
-        elsewhere = 0.5 * 952 / 988
-        expected = {"as it is": 1, "without": 0.5, "other side": elsewhere, "another finding": elsewhere}
-        expected |= {"before": elsewhere, "after": 1, "removed": 0.5, "moved": 1 - elsewhere}
-        assert perfect.to_dict() == pytest.approx(expected)
+    def scores(self, one, maps):
+        """Of one phrase, with ``maps`` by kind; the others are missing."""
+        missing = np.full((1, SIZE, SIZE), np.nan)
+        probes = {kind: maps[kind][None] + 0.0 if kind in maps else missing for kind in faithfulness.KINDS}
+        probes["swap"] = probes["own"][:, None]
+        return faithfulness.faithfulness_scores(probes["own"], probes, [one], {}, SIZE).iloc[0]
+
+    def test_a_perfect_map_follows_and_a_prior_stays(self, one):
+        old, new = one.finding.mask, phantom.counterfactual(one.study, one.finding.name, "other side")[1]
+        assert not (old & new).any()
+        nothing = np.zeros_like(old)
+        row = self.scores(one, {"own": old, "removed": nothing, "no_side": old, "moved": new})
+        # Without the finding all pixels tie. On the other side its pixels tie with all but those of the old place.
+        before = 0.5 * (1 - old.sum() / (~new).sum())
+        assert (row["removed"], row["moved"]) == pytest.approx((0.5, 1 - before))
         # A prior that knows one side better than the other is the same map before and after.
-        prior = (2.0 * old + new)[None]
-        same = faithfulness.moved_scores(dict.fromkeys(shown, prior), [old], [new]).iloc[0]
-        assert same["as it is"] == 1
-        assert same["after"] == pytest.approx(1 - 36 / 988)
-        assert (same["removed"], same["moved"]) == (0, 0)
+        prior = 2.0 * old + new
+        row = self.scores(one, dict.fromkeys(faithfulness.KINDS, prior))
+        assert (row["removed"], row["moved"]) == (0, 0)
+        assert (row["chance_removed"], row["chance_moved"]) == (0, 0)
+        assert np.isnan(self.scores(one, {"own": old})[["removed", "moved"]].astype(float)).all()
 
-    def test_a_map_that_never_leaves_the_old_place_does_not_move(self):
-        stuck = (self.OLD + 0.0)[None].repeat(2, axis=0)
-        maps = {"as it is": stuck, "without": stuck, "other side": np.stack([self.NEW + 0.0, stuck[0]])}
-        table = faithfulness.moved_scores(maps, [self.OLD] * 2, [self.NEW] * 2)
-        assert table["moved"].tolist() == [pytest.approx(1 - 0.5 * 952 / 988), 0]
-        assert table["removed"].tolist() == [0, 0]
+    def test_a_map_that_never_leaves_the_old_place_does_not_move(self, one):
+        stuck = one.finding.mask
+        row = self.scores(one, {"own": stuck, "removed": np.zeros_like(stuck), "no_side": stuck, "moved": stuck})
+        assert (row["removed"], row["moved"]) == (0.5, 0)
+
+    def test_only_a_phantom_whose_finding_has_a_place_is_changed(self, one):
+        """The image without the finding has the prompt as it is; the moved one, as in the mirror test, has no side."""
+        shown = {kind: (study.pixels(), prompt) for kind, _, study, prompt in faithfulness.probes(one, [], 1)}
+        assert set(shown) == {"own", "no_side", "other_side", "removed", "moved"}
+        for kind, change, like in (("removed", "without", "own"), ("moved", "other side", "no_side")):
+            image, _ = phantom.counterfactual(one.study, one.finding.name, change)
+            np.testing.assert_array_equal(shown[kind][0], image)
+            assert shown[kind][1] == shown[like][1]
+        half = replace(one, finding=replace(one.finding, mask=None))
+        real = replace(one, study=replace(one.study, source="nih"))
+        for other in (half, real):
+            assert not {"removed", "moved"} & {kind for kind, *_ in faithfulness.probes(other, [], 1)}
 
 
 class TestScores:
@@ -161,8 +182,8 @@ class TestScores:
         truths = [*both, truth("Edema", b, None, "t", "2")]
         maps = np.stack([a, b, b]).astype(np.float32) + 1
         nothing = np.full_like(maps, np.nan)
-        probes = {"own": maps, "swap": np.ones_like(maps)[:, None], "no_side": nothing.copy(), "other_side": nothing}
-        probes["no_side"][:2] = maps[:2]
+        probes = dict.fromkeys(faithfulness.KINDS, nothing) | {"own": maps, "swap": np.ones_like(maps)[:, None]}
+        probes["no_side"] = np.stack([*maps[:2], nothing[2]])
         references = {"prior_": [a + 0.0, b + 0.0, b + 0.0]}
         table = faithfulness.faithfulness_scores(maps, probes, truths, references, SIZE)
         assert table["gain_auc_roc"].tolist() == [0.5] * 3
@@ -173,14 +194,14 @@ class TestScores:
         assert table["mirror"].tolist()[:2] == [1, 1]
         assert np.isnan(table["mirror"][2])
         assert table["mirror_sided"].tolist()[:2] == [1, 1]
-        assert table["conflict"].isna().all()
+        assert table[["conflict", "removed", "moved"]].isna().all(axis=None)
         # The third patient's edema has no side, so nobody has the same finding, side and zone.
         assert table["peer_auc_roc"].isna().all()
 
     def test_a_peer_has_the_same_finding_side_and_zone(self):
         truths = [truth(study="s"), truth(study="t", patient="2"), truth(study="u", patient="3", side="left")]
         maps = np.stack([at(4, 4), at(20, 20), at(4, 4)]).astype(np.float32)
-        probes = {k: maps for k in ("own", "no_side", "other_side")} | {"swap": maps[:, None]}
+        probes = dict.fromkeys(faithfulness.KINDS, maps * np.nan) | {"own": maps, "swap": maps[:, None]}
         table = faithfulness.faithfulness_scores(maps, probes, truths, {}, SIZE)
         assert table["peer_auc_roc"][0] == localization.auc_roc(maps[1], at(4, 4))
         assert np.isnan(table["peer_auc_roc"][2])
@@ -205,14 +226,17 @@ class TestProbes:
         times = grounding.paper_timesteps(pipeline.scheduler, 10, 4)[::-2]  # from the least noisy on
         t = truths[0]
         key = [grounding.passes.image_key(t.study.pixels())]
-        words = [grounding.target_words(t)]
+        words = [grounding.target_span(t.finding)]
         swapped = pool[faithfulness.swap_images(t.study, pool, 2)[0]].pixels()
-        for name, image in (("own", t.study.pixels()), ("swap", swapped)):
+        without, _ = phantom.counterfactual(t.study, t.finding.name, "without")
+        for name, image in (("own", t.study.pixels()), ("swap", swapped), ("removed", without)):
             alone = grounding.ground_many(pipeline, image[None], [t.finding.phrase], words, key, timesteps=times)
-            found = probes[name][0] if name == "own" else probes[name][0, 0]
+            found = probes[name][0, 0] if name == "swap" else probes[name][0]
             np.testing.assert_allclose(found, alone[0], rtol=2e-5)
         for i, one in enumerate(truths):
-            assert np.isfinite(probes["no_side"][i]).all() == (one.finding.side in ("left", "right"))
+            assert np.isfinite(probes["removed"][i]).all()
+            for kind in ("no_side", "moved"):
+                assert np.isfinite(probes[kind][i]).all() == (one.finding.side in ("left", "right"))
 
     def test_one_damaged_image_costs_its_own_maps_only(self, pipeline, data, tmp_path):
         truths, pool = data

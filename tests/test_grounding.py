@@ -30,7 +30,7 @@ from chestxai.grounding import (
     ground_truths,
     paper_timesteps,
     passes,
-    target_words,
+    target_span,
 )
 from chestxai.grounding import main as grounding_command
 from chestxai.profiles import GroundingSettings
@@ -368,16 +368,16 @@ def truths(studies):
     return phrases(studies)
 
 
-def test_the_words_that_name_the_finding_are_read(studies):
-    def words(phrase, target="finding"):
-        return target_words(GroundTruth(studies[0], Finding("Pleural Effusion", phrase)), target)
+def test_the_words_that_name_the_finding_are_read():
+    def words(phrase, target="finding", name="Pleural Effusion"):
+        return phrase[slice(*target_span(Finding(name, phrase), target))]
 
     assert words("Small left pleural effusion.") == "pleural effusion"
     assert words("Small left pleural effusion.", "phrase") == "Small left pleural effusion."
     assert words("Hazy left base") == "Hazy left base"
     # Of one's own data, or of MS-COCO.
-    assert target_words(GroundTruth(studies[0], Finding("Nodule", "Small nodule on the right"))) == "nodule"
-    assert target_words(GroundTruth(studies[0], Finding("person", "People at play"))) == "People at play"
+    assert words("Small nodule on the right", name="Nodule") == "nodule"
+    assert words("People at play", name="person") == "People at play"
 
 
 def test_a_data_set_is_grounded_as_its_rows_are(either, truths, tmp_path):
@@ -390,7 +390,7 @@ def test_a_data_set_is_grounded_as_its_rows_are(either, truths, tmp_path):
     last = truths[-1]
     phrase = last.finding.phrase
     alone = ground_many(
-        either, last.study.array[None], [phrase], [target_words(last)], timesteps=times, seed=4, draws=2
+        either, last.study.array[None], [phrase], [target_span(last.finding)], timesteps=times, seed=4, draws=2
     )
     np.testing.assert_allclose(maps[-1], alone[0], rtol=2e-5)
     assert [p.name for p in tmp_path.iterdir()] == ["maps.safetensors"]

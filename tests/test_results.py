@@ -59,7 +59,7 @@ def test_table_grid_and_provenance_agree(path, tmp_path):
     assert all(set(about) == {"date", "versions", "python", "commit", "environment"} for about in made["made"].values())
     # The identity leaves defaults out: one that has changed since would keep rows that are no longer true.
     assert changed_since(made["profile"], wanted[table["identity"][0]].profile.model_dump(mode="json")) == []
-    for name in localization.FAITHFULNESS:
+    for name in {*localization.FAITHFULNESS} & {*table}:  # rows of an older code lack the tests that came later
         low, high = table[f"{name}_low"], table[f"{name}_high"]
         assert ((low <= table[name]) & (table[name] <= high) | table[name].isna()).all(), name
 

@@ -727,9 +727,30 @@ class TestRecipes:
         half = student.ppf(0.975, 39) * 0.2 * np.sqrt(0.25 / 39)  # every patient is 0.1 off the mean
         assert found["a"].high - found["a"].estimate == pytest.approx(half, rel=1e-6)
 
+    def test_a_second_test_without_learnable_asks_of_seeds_and_patients(self):
+        """By its seeds alone a recipe that only a few patients lose passes; their interval reaches below the margin."""
+        table = self.table(good=(0.0, 0.1), luck=(0.0, 0.1)).query("variant != 'learnable'").assign(device="CPU")
+        rows = [
+            {"variant": name, "seed": seed, "device": "CPU", "patient": p, "study": p, "finding": "Edema"}
+            | {"word": 0.5 + 0.01 * seed + (0.4 * (-1) ** p * (p < 20) if name == "luck" else 0.0)}
+            for name in ("frozen", "good", "luck")
+            for seed in table["seed"].unique()
+            for p in range(100)
+        ]
+        found = say.recipes.verdicts(table, ["word"], phrases=pd.DataFrame(rows))
+        assert found["both"].to_dict() == {"good": "yes", "luck": "open"}
+        assert "classifier AUC − frozen" in found
+        assert say.recipes.answer(found).endswith(
+            "than with frozen, by the stated margin (p is adjusted for the number of recipes by Holm)."
+        )
+        # The one-sided p-value is that of the interval, here Student's over patients: the seeds do not differ.
+        half = found["word test − frozen"]["luck"].high - found["word test − frozen"]["luck"].estimate
+        t = 0.01 / (half / student.ppf(0.975, 99))
+        assert found["p"]["luck"] == pytest.approx(student.sf(t, 99), rel=1e-4)
+
     def test_without_another_recipe_there_is_no_answer(self):
         found = say.recipes.verdicts(self.table(), ["word"])
-        assert say.recipes.answer(found) == "No recipe beside frozen and learnable has been run on the same seeds yet."
+        assert say.recipes.answer(found) == "No other recipe has been run on the same seeds yet."
 
     def test_learnable_itself_may_have_both(self):
         found = say.recipes.verdicts(self.table(learnable=(0.02, 0.1)), ["word"])

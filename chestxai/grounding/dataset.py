@@ -28,12 +28,6 @@ def target_span(finding: Finding, target: str = "finding") -> tuple[int, int]:
     return named or (0, len(finding.phrase))
 
 
-def target_words(truth: GroundTruth, target: str = "finding") -> str:
-    """The words at `target_span` of the finding of ``truth``, for a ``target``."""
-    start, end = target_span(truth.finding, target)
-    return truth.finding.phrase[start:end]
-
-
 def groundable(
     pipeline: StableDiffusionPipeline, truths: Sequence[GroundTruth], target: str = "finding"
 ) -> tuple[list[GroundTruth], list[str]]:

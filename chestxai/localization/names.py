@@ -14,6 +14,16 @@ NAMES = {c: label + ("" if c == "ms_ssim" else " ↓" if c in LOWER_IS_BETTER el
 #: The scores of the book (`score`), in the order of a grounding table's columns.
 SCORES = ("auc_roc", "pointing_game", "cnr", "iou", "dice", "miou", "bbox_iou", "centre_distance")
 #: Tests of `chestxai.faithfulness`. The first two are the primary endpoint: what the image and what the word adds.
-FAITHFULNESS = ("gain_auc_roc", "word", "mirror", "mirror_sided", "conflict", "presence", "gain_word")
+FAITHFULNESS = (
+    "gain_auc_roc",
+    "word",
+    "mirror",
+    "mirror_sided",
+    "conflict",
+    "presence",
+    "gain_word",
+    "removed",
+    "moved",
+)
 #: Every column of ``grounding.csv`` of which the table of the trade-off takes means.
 COLUMNS = (*FAITHFULNESS, *SCORES, "auc_roc_shuffled", "auc_roc_field", "average_precision", "peer_auc_roc")

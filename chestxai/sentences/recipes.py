@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import brentq
 from scipy.stats import ttest_1samp
 
 from chestxai.localization import LABELS
@@ -29,12 +30,33 @@ def over_seeds_and_patients(phrases: pd.DataFrame, column: str, reference: str) 
     ``phrases`` are those of a study, a row for each run and phrase, with the run's ``variant, seed, device``; they are
     paired by phrase, seed and device. A variant without a common one is left out.
     """
+    return _crossed(phrases, column, reference)["interval"].drop(reference)
+
+
+def _crossed(phrases: pd.DataFrame, column: str, reference: str, margin: float = 0.0) -> pd.DataFrame:
     runs = ["variant", "seed", "device"]
-    wide, found = phrases.pivot(index=["patient", "study", "finding"], columns=runs, values=column), {}
+    wide = phrases.pivot(index=["patient", "study", "finding"], columns=runs, values=column)
+    found = {reference: (Interval(0.0, 0.0, 0.0), 0.0)}
     for name in wide.columns.unique("variant").drop(reference):
         minus = (wide[name] - wide[reference]).dropna(axis=1, how="all").T.groupby("seed").mean().T.dropna()
-        found |= {name: seeds_ci(minus.to_numpy(), minus.index.get_level_values("patient"))} if minus.size else {}
-    return pd.Series(found, dtype=object)
+        if minus.size:
+            of = minus.to_numpy(), minus.index.get_level_values("patient")
+            found[name] = seeds_ci(*of), _p_above(*of, -margin)
+    return pd.DataFrame(found, index=["interval", "p"]).T
+
+
+def _p_above(values: np.ndarray, patients: pd.Index, bound: float) -> float:
+    """One-sided p-value: the tail at which an end of the interval of `seeds_ci` meets ``bound``."""
+    gap = values.mean() - bound
+
+    def beyond(tail: float) -> float:
+        found = seeds_ci(values, patients, 1 - 2 * tail)
+        return found.high - found.estimate - abs(gap)
+
+    ends = 1e-9, 0.5 - 1e-9
+    outer, inner = map(beyond, ends)
+    tail = brentq(beyond, *ends) if outer > 0 > inner else ends[int(outer >= 0)]
+    return tail if gap > 0 else 1 - tail
 
 
 def _compared(table: pd.DataFrame, column: str, reference: str, margin: float = 0.0) -> pd.DataFrame:
@@ -50,24 +72,28 @@ def _compared(table: pd.DataFrame, column: str, reference: str, margin: float = 
     return pd.DataFrame(found, index=["interval", "p"]).T
 
 
-def verdicts(table: pd.DataFrame, endpoint: Sequence[str], margin: float = 0.01) -> pd.DataFrame:
+def verdicts(
+    table: pd.DataFrame, endpoint: Sequence[str], margin: float = 0.01, phrases: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Which recipes have both: they point no worse than frozen, and generate no worse than frozen and learnable.
 
     Args:
-        table: of a study with the variants ``frozen`` and ``learnable``.
+        table: of a study with the variant ``frozen``, and ``learnable`` if it is to be a reference.
         endpoint: columns of the primary endpoint.
         margin: how far below zero the lower bound of a paired difference may lie, stated beforehand.
+        phrases: as of `over_seeds_and_patients`. With them, the endpoint's intervals are over seeds and patients.
 
     Returns:
         A row for each recipe but frozen: ``<column> − frozen``, ``classifier AUC − <the better of frozen and learnable
         in the mean>``, and ``both``: "yes", "no" where an interval lies below the margin, "open" where the seeds do not
-        decide, "too few seeds" where an interval is missing. Column ``p`` is the largest of the one-sided t tests whose
-        null is a difference of minus the margin, adjusted over the recipes that have one (Holm).
+        decide, "too few seeds" where an interval is missing. Column ``p`` is the largest of the three one-sided
+        p-values whose null is a difference of minus the margin, adjusted over the recipes that have one (Holm).
     """
-    better = last_step(table).groupby("variant")["classifier_auc"].mean()[["frozen", "learnable"]].idxmax()
-    axes = {f"{LABELS[c]} − frozen": (c, "frozen") for c in endpoint}
-    axes[f"classifier AUC − {better}"] = "classifier_auc", better
-    parts = pd.concat({name: _compared(table, *axis, margin) for name, axis in axes.items()}, axis=1)
+    better = last_step(table).groupby("variant")["classifier_auc"].mean().reindex(["frozen", "learnable"]).idxmax()
+    compared, of = (_compared, table) if phrases is None else (_crossed, phrases)
+    parts = {f"{LABELS[c]} − frozen": compared(of, c, "frozen", margin) for c in endpoint}
+    parts[f"classifier AUC − {better}"] = _compared(table, "classifier_auc", better, margin)
+    parts = pd.concat(parts, axis=1)
     frame = parts.xs("interval", axis=1, level=1).drop(index="frozen").dropna()
     p = parts.xs("p", axis=1, level=1).loc[frame.index].astype(float).max(axis=1, skipna=False).dropna()
     lows, highs = (frame.map(lambda i, end=end: getattr(i, end)).astype(float) for end in ("low", "high"))
@@ -79,6 +105,7 @@ def verdicts(table: pd.DataFrame, endpoint: Sequence[str], margin: float = 0.01)
 def answer(found: pd.DataFrame) -> str:
     """The answer of chapter 10 from `verdicts`, and which recipe comes nearest where none has both."""
     already = _say("already") if "learnable" in found.index[found["both"] == "yes"] else ""
+    learnable = "learnable" in found.index
     found = found.drop(index="learnable", errors="ignore")
     if found.empty:
         return already + _say("none")
@@ -86,7 +113,7 @@ def answer(found: pd.DataFrame) -> str:
     if winners:
         firm = found["p"][winners] < 0.025
         names = [_say("winner", name=name, p=found["p"][name], firm=firm[name]) for name in winners]
-        text = _say("winners", names=names, any=firm.any())
+        text = _say("winners", names=names, any=firm.any(), learnable=learnable)
     else:
         worst = found.drop(columns=["p", "both"]).map(lambda interval: interval.estimate).astype(float).min(axis=1)
         text = _say("nearest", name=worst.idxmax(), difference=worst.max())

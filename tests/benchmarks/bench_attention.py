@@ -202,7 +202,7 @@ def protocols(run: Path, count: int, blocks: int) -> None:
     truths = phrases(sources.load("phantom", split="test", n=count, size=size))[:count]
     images = np.stack([t.study.pixels() for t in truths])
     prompts = [t.finding.phrase for t in truths]
-    words = [grounding.target_words(t) for t in truths]
+    words = [grounding.target_span(t.finding) for t in truths]
     masks = [t.finding.mask for t in truths]
     tokens = [reports.token_positions(pipeline.tokenizer, p, w) for p, w in zip(prompts, words, strict=True)]
     schedule = models.noising(pipeline.scheduler)
