@@ -34,7 +34,7 @@ from chestxai.grounding import (
 )
 from chestxai.grounding import main as grounding_command
 from chestxai.profiles import GroundingSettings
-from chestxai.studies import Finding, GroundTruth, phrases, to_images
+from chestxai.studies import Finding, phrases, to_images
 from tests import tiny
 from tests.ports import free_port
 
