@@ -686,8 +686,7 @@ Markdown(
 #   no side.
 #
 # Both are 0 for a map that does not look at the finding, such as the location prior; a map that follows it is above 0
-# in both. *Removed* is the gain with better images, the patient's own without the finding. On real X-rays only the gain
-# can be measured. Does it say the same here? (In the third picture, as for *moved*, the prompt names no side.)
+# in both. (In the third picture, as for *moved*, the prompt names no side.)
 
 # %%
 lateral = [i for i in rows if test[i].finding.side in ("left", "right")]
@@ -714,25 +713,35 @@ if can_change:
 names = {"gain_auc_roc": "gain", "removed": "removed", "moved": "moved"}
 estimated(names, {**tables, **scale})
 
+# %% [markdown]
+# *Removed* is like the gain, but the other image is the patient's own without the finding. So the difference of the two
+# is what the rest of the image adds: in the patient's own anatomy a map finds the place that the words name, even if
+# nothing is there. On real X-rays only the gain can be measured. It shows that a map depends on the image, not that it
+# depends on the finding. How large are the two parts here?
+
 # %% tags=["remove-input", "aggregate"]
 followed = {v: t[t["removed"].notna()] for v, t in tables.items()}
-compared = []
+parts = []
 for v, t in followed.items():
     if len(t):
-        d = stats.paired_difference(
-            t["removed"], t["gain_auc_roc"], t["patient"], n=resamples
+        rest = stats.bootstrap_ci(
+            t["gain_auc_roc"] - t["removed"], t["patient"], n=resamples
         )
-        like = t["removed"].corr(t["gain_auc_roc"])
-        compared.append(
-            f"`{v}`: *removed* {say.words.verb(d)} the gain, {d:+.3f}; over phrases the two have a correlation of {like:.2f}."
+        parts.append(
+            f"`{v}`: of the gain of {t['gain_auc_roc'].mean():.3f}, {t['removed'].mean():.3f} come from the finding and "
+            f"{rest} from the rest of the image. Over phrases, gain and *removed* have a correlation of "
+            f"{t['removed'].corr(t['gain_auc_roc']):.2f}."
         )
 Markdown(
-    f"{say.localization.follows(followed, resamples)}\n\n{say.words.bullets(compared)}"
-    if compared
+    f"{say.localization.follows(followed, resamples)}\n\n{say.words.bullets(parts)}"
+    if parts
     else "Only a phantom can be X-rayed without its finding."
 )
 
 # %% [markdown]
+# *Removed* is no score to rank models by. A map that knows well where findings usually are loses little when the
+# finding is taken away: see the supervised model.
+#
 # And if another finding comes to the same side instead? An effusion takes the place of a pneumothorax, a pneumothorax
 # that of any other. The name of the old finding should lose its place, and the name of the new one should find it. This
 # is tested on those findings of the sample that lie on one side.
@@ -997,6 +1006,8 @@ pd.Series(localization.score(trap, mask)).rename(tradeoff.NAMES).round(3).to_fra
 # - A map that has not seen the image can score high. The gain over swapped images is what the image contributes, the
 #   word test what the word does. A model points only if it passes both. If the word test gains nothing over swapped
 #   images, the words alone may explain it.
+# - A gain shows that the map depends on the image, not that it depends on the finding: a part of it comes from the
+#   patient's anatomy. Only the same patient without the finding tells the two apart.
 # - Passing both tests does not mean that a map stays dark where its finding is absent.
 # - Every score belongs beside chance and the location prior, on the same phrases, with an interval over patients.
 # - Look at the maps, the worst ones too.
