@@ -9,7 +9,8 @@
   (*removed*), and gain at the new one (*moved*)?
 - `random_weights`: maps must break with the weights (Adebayo et al. 2018, arXiv:1810.03292).
 
-Chance is 0.5 for every test and 0 for every gain. From a shell, or on many processes by ``accelerate launch -m``,
+Chance is 0.5 for every test, and 0 for every gain, *removed* and *moved*. From a shell, or on many processes by
+``accelerate launch -m``,
 
     python -m chestxai.faithfulness --profile paper --variant learnable --data /path/to/folder
 

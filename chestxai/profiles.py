@@ -39,8 +39,8 @@ Count = Annotated[int, Field(gt=0, le=10**7)]
 Rate = Annotated[float, Field(gt=0, le=10)]
 #: What an endpoint may be: scores with a chance, of which more is better.
 Points = Literal[
-    "gain_auc_roc", "word", "mirror", "mirror_sided", "conflict", "presence", "gain_word", "removed", "moved",
-    "auc_roc", "pointing_game", "cnr", "iou", "dice", "miou", "bbox_iou",
+    "gain_auc_roc", "word", "mirror", "mirror_sided", "conflict", "presence", "gain_word", "auc_roc", "pointing_game",
+    "cnr", "iou", "dice", "miou", "bbox_iou",
 ]  # fmt: skip
 _Thousand = Annotated[int, Field(gt=0, le=1000)]
 _Batch = Annotated[int, Field(gt=0, le=100_000)]

@@ -678,8 +678,9 @@ Markdown(
 # ## Further: the experiment that only a phantom allows
 #
 # A phantom can be X-rayed again without its finding, or with the finding on the other side, and nothing else changed.
-# Unlike on swapped images, the anatomy stays the same, so what changes is due to the finding alone. Two differences of
-# AUC-ROC sum this up:
+# Unlike on swapped images, anatomy and other findings stay as they are, so what changes is due to this finding alone.
+# Only findings on one side are tested: an enlarged heart that is taken away leaves a heart, and edema fills both lungs.
+# Two differences of AUC-ROC sum this up:
 #
 # - *removed*, at the finding's place: with the finding minus without it;
 # - *moved*, at its place on the other side: with the finding there minus with the finding where it was. The prompt names
@@ -713,63 +714,61 @@ if can_change:
 
 # %% tags=["aggregate"]
 names = {"gain_auc_roc": "gain", "removed": "removed", "moved": "moved"}
-estimated(names, {**tables, **scale})
+tested = {v: t.dropna(subset=[*names]) for v, t in {**tables, **scale}.items()}
+estimated(names, tested)
 
 # %% [markdown]
 # *Removed* is like the gain, but the other image is the patient's own without the finding. So the difference of the two
-# is what the rest of the image adds: in the patient's own anatomy a map finds the place that the words name, even if
-# nothing is there. On real X-rays only the gain can be measured. It shows that a map depends on the image, not that it
-# depends on the finding. How large are the two parts here?
+# is the part of the gain that a map keeps when only the finding is taken away: it needs this patient's image, but not
+# this finding. In the patient's own anatomy a map finds the place that the words name, even if nothing is there. On
+# real X-rays only the gain can be measured. It shows that a map depends on the image, not that it depends on the
+# finding.
 
 # %% tags=["remove-input", "aggregate"]
-followed = {v: t[t["removed"].notna()] for v, t in tables.items()}
+followed = {v: tested[v] for v in variants if len(tested[v])}
 parts = []
 for v, t in followed.items():
-    if len(t):
-        rest = stats.bootstrap_ci(
-            t["gain_auc_roc"] - t["removed"], t["patient"], n=resamples
-        )
-        parts.append(
-            f"`{v}`: of the gain of {t['gain_auc_roc'].mean():.3f}, {t['removed'].mean():.3f} come from the finding and "
-            f"{rest} from the rest of the image. Over phrases, gain and *removed* have a correlation of "
-            f"{t['removed'].corr(t['gain_auc_roc']):.2f}."
-        )
+    rest = stats.bootstrap_ci(t["gain_auc_roc"] - t["removed"], t["patient"], n=resamples)
+    parts.append(
+        f"`{v}`: of the gain of {t['gain_auc_roc'].mean():.3f}, {t['removed'].mean():.3f} are lost when the finding is taken "
+        f"away; {rest} remain, which is {say.words.verb(rest, 'clearly above 0', 'clearly below 0', 'not clearly above 0')}."
+    )
 Markdown(
-    f"{say.localization.follows(followed, resamples)}\n\n{say.words.bullets(parts)}"
-    if parts
+    f"On {say.words.counted(len(t), 'phrase')}:\n\n{say.localization.follows(followed, resamples)}\n\n"
+    + say.words.bullets(parts)
+    if followed
     else "Only a phantom can be X-rayed without its finding."
 )
 
 # %% [markdown]
-# *Removed* is no score to rank models by. A map that knows well where findings usually are loses little when the
-# finding is taken away: see the supervised model.
+# Do not rank models by these two. A map that knows well where findings usually are falls back on that when the finding
+# is taken away, and loses little: see the supervised model.
 #
 # And if another finding comes to the same side instead? An effusion takes the place of a pneumothorax, a pneumothorax
 # that of any other. The name of the old finding should lose its place, and the name of the new one should find it. This
-# is tested on those findings of the sample that lie on one side.
+# is tested on the sample, if the image does not show the new finding already.
 
 # %%
-on_a_side = [t for t in sampled if t.finding.side in ("left", "right")]
+changed = []
+for t in sampled if can_change else []:
+    kind = "Pleural Effusion" if t.finding.name == "Pneumothorax" else "Pneumothorax"
+    if t.finding.side in ("left", "right") and kind not in {
+        f.name for f in t.study.present()
+    }:
+        changed.append((t, kind, *phantom.counterfactual(t.study, t.finding.name, kind)))
 replaced = {}
-if on_a_side and can_change:
-    fluid, air = "Pleural Effusion", "Pneumothorax"
-    names = [t.finding.name for t in on_a_side]
-    kinds = [fluid if name == air else air for name in names]
-    changes = zip(on_a_side, names, kinds, strict=True)
-    after = [phantom.counterfactual(t.study, name, kind) for t, name, kind in changes]
-    before = np.stack([t.study.pixels() for t in on_a_side])
-    images_after, place_after = np.stack([x for x, _ in after]), [m for _, m in after]
-    place_before, prompts = [t.finding.mask for t in on_a_side], [f"{n}." for n in names]
-    asked = {
-        "as it is": (before, prompts, names),
-        "after": (images_after, prompts, names),
-        "new": (images_after, [f"{kind}." for kind in kinds], kinds),
-    }
-    places = {"as it is": place_before, "after": place_before, "new": place_after}
+if changed:
+    truths, kinds, after, new_places = zip(*changed, strict=True)
+    before = np.stack([t.study.pixels() for t in truths])
+    old = [f"{t.finding.name}." for t in truths], [t.finding.name for t in truths]
+    new = [f"{kind}." for kind in kinds], list(kinds)
+    after, old_places = np.stack(after), [t.finding.mask for t in truths]
+    asked = {"as it is": (before, *old), "after": (after, *old), "new": (after, *new)}
+    places = {"as it is": old_places, "after": old_places, "new": new_places}
     for v in variants:
         each = ask(pipelines[v], asked, before)
         fit = {c: [*map(localization.auc_roc, m, places[c])] for c, m in each.items()}
-        replaced[v] = pd.DataFrame(fit).assign(patient=[t.study.patient for t in on_a_side])
+        replaced[v] = pd.DataFrame(fit).assign(patient=[t.study.patient for t in truths])
 
 # %% tags=["aggregate"]
 names = {
@@ -777,7 +776,7 @@ names = {
     "after": "old name, at the same place, another finding instead",
     "new": "new name, at the new finding",
 }
-estimated(names, replaced)
+estimated(names, replaced) if replaced else None
 
 # %% [markdown]
 # ## Further: how much of a score is the draw?
@@ -1008,8 +1007,8 @@ pd.Series(localization.score(trap, mask)).rename(tradeoff.NAMES).round(3).to_fra
 # - A map that has not seen the image can score high. The gain over swapped images is what the image contributes, the
 #   word test what the word does. A model points only if it passes both. If the word test gains nothing over swapped
 #   images, the words alone may explain it.
-# - A gain shows that the map depends on the image, not that it depends on the finding: a part of it comes from the
-#   patient's anatomy. Only the same patient without the finding tells the two apart.
+# - A gain shows that the map depends on the image, not that it depends on the finding. Only the same patient without the
+#   finding can show that.
 # - Passing both tests does not mean that a map stays dark where its finding is absent.
 # - Every score belongs beside chance and the location prior, on the same phrases, with an interval over patients.
 # - Look at the maps, the worst ones too.

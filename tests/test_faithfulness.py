@@ -149,6 +149,8 @@ class TestMoved:
         # Without the finding all pixels tie. On the other side its pixels tie with all but those of the old place.
         before = 0.5 * (1 - old.sum() / (~new).sum())
         assert (row["removed"], row["moved"]) == pytest.approx((0.5, 1 - before))
+        # What moves is compared with the same prompt, without a side, not with the image's own.
+        assert self.scores(one, {"own": new, "no_side": old, "moved": new})["moved"] == row["moved"]
         # A prior that knows one side better than the other is the same map before and after.
         prior = 2.0 * old + new
         row = self.scores(one, dict.fromkeys(faithfulness.KINDS, prior))

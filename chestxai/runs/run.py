@@ -83,7 +83,7 @@ class Run:
         return self.folder / "maps" / f"step-{step}.safetensors"
 
     def probes_file(self, step: int, name: str = "probes") -> Path:
-        """Heatmaps of ``step`` on swapped images and for changed prompts; ``name`` "sides": of `chestxai.sides`."""
+        """Heatmaps of ``step`` on other images and for changed prompts; ``name`` "sides": of `chestxai.sides`."""
         return self.folder / "maps" / f"{name}-{step}.safetensors"
 
     def samples_file(self, name: int | str) -> Path:

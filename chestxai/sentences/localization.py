@@ -62,11 +62,10 @@ def sides(tables: Mapping[str, pd.DataFrame], resamples: int) -> str:
 
 
 def follows(tables: Mapping[str, pd.DataFrame], resamples: int) -> str:
-    """Whether maps go with a moved finding: ``tables`` of `faithfulness_scores` by variant, ``resamples``."""
+    """Whether maps go with a moved finding: ``tables`` by variant, of phrases that have ``moved``; ``resamples``."""
     lines, moving = [], []
     for name, table in tables.items():
-        by = {c: table.dropna(subset=c) for c in ("removed", "moved")}
-        gone, came = (bootstrap_ci(some[c], some["patient"], n=resamples) for c, some in by.items())
+        gone, came = (bootstrap_ci(table[c], table["patient"], n=resamples) for c in ("removed", "moved"))
         moving += [f"`{name}`"] if min(gone.low, came.low) > 0 else []
         lines.append(_say("moved", name=name, gone=gone, came=came))
     return f"{bullets(lines)}\n\n{_say('follows', moving=moving)}"

@@ -55,6 +55,8 @@ def _p_above(values: np.ndarray, patients: pd.Index, bound: float) -> float:
 
     ends = 1e-9, 0.5 - 1e-9
     outer, inner = map(beyond, ends)
+    if np.isnan(outer):  # a single patient has no interval
+        return np.nan
     tail = brentq(beyond, *ends) if outer > 0 > inner else ends[int(outer >= 0)]
     return tail if gap > 0 else 1 - tail
 
