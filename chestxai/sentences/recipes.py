@@ -55,10 +55,8 @@ def _p_above(values: np.ndarray, patients: pd.Index, bound: float) -> float:
 
     ends = 1e-9, 0.5 - 1e-9
     outer, inner = map(beyond, ends)
-    if np.isnan(outer):  # a single patient has no interval
-        return np.nan
     tail = brentq(beyond, *ends) if outer > 0 > inner else ends[int(outer >= 0)]
-    return tail if gap > 0 else 1 - tail
+    return np.nan if np.isnan(outer) else tail if gap > 0 else 1 - tail  # a single patient has no interval
 
 
 def _compared(table: pd.DataFrame, column: str, reference: str, margin: float = 0.0) -> pd.DataFrame:
