@@ -260,7 +260,7 @@ def test_readme_and_intro_say_what_the_recipes_found():
                 assert all(row[c] in intro for c in digits if c != "fid")
         assert minus["gain_word"]["fifth"].low < 0 or base == "tiny"
     assert f"{minus['gain_word']['fifth']:+.3f}" in text
-    pairs = by_base["tiny"].pivot(index=["seed", "device"], columns="variant", values="classifier_auc")
+    pairs = both.pivot(index=["base", "seed", "device"], columns="variant", values="classifier_auc")
     assert (pairs["learnable"] - pairs["frozen"]).dropna().max() < 0  # "falls in every seed"
     opened = pd.read_csv(results / "recipes-open.csv")
     for score in ("gain_auc_roc", "side"):
