@@ -80,8 +80,9 @@ def probes(truth: GroundTruth, pool: Sequence[Study], swaps: int) -> list[tuple[
     """What a phrase is probed with: kind, number within the kind, study whose image is shown, and prompt.
 
     Up to ``swaps`` studies of the ``pool`` are shown in place of its own (`swap_images`). A ``truth`` without a word
-    for its side, or with no other word, has none of the kinds "no_side", "other_side" and "moved". A phantom whose
-    finding has a mask is shown without it, and with it on the other side, too.
+    for its side, or with no other word, has only the first two kinds. The others are "no_side" and "other_side"
+    and, on a phantom whose finding has a mask, "removed" and "moved": an enlarged heart that is taken away leaves a
+    heart, and edema fills both lungs, so only a finding on one side is.
     """
     study, phrase = truth.study, truth.finding.phrase
     plain = without_side(phrase) if truth.finding.side in _OTHER and _SIDE.search(phrase) else ""
@@ -89,9 +90,8 @@ def probes(truth: GroundTruth, pool: Sequence[Study], swaps: int) -> list[tuple[
     some += [("swap", k, pool[j], phrase) for k, j in enumerate(swap_images(study, pool, swaps))]
     if plain:
         some += [("no_side", 0, study, plain), ("other_side", 0, study, other_side(phrase))]
-    if study.source == "phantom" and truth.finding.mask is not None:
-        changes = [("removed", "without", phrase)] + [("moved", "other side", plain)] * bool(plain)
-        for kind, change, prompt in changes:
+    if plain and study.source == "phantom" and truth.finding.mask is not None:
+        for kind, change, prompt in (("removed", "without", phrase), ("moved", "other side", plain)):
             image, _ = _changed(study.id, study.size, truth.finding.name, change)
             some.append((kind, 0, replace(study, array=image), prompt))
     return some

@@ -751,11 +751,10 @@ Markdown(
 # %%
 changed = []
 for t in sampled if can_change else []:
-    kind = "Pleural Effusion" if t.finding.name == "Pneumothorax" else "Pneumothorax"
-    if t.finding.side in ("left", "right") and kind not in {
-        f.name for f in t.study.present()
-    }:
-        changed.append((t, kind, *phantom.counterfactual(t.study, t.finding.name, kind)))
+    name, others = t.finding.name, {f.name for f in t.study.present()}
+    kind = "Pleural Effusion" if name == "Pneumothorax" else "Pneumothorax"
+    if t.finding.side in ("left", "right") and kind not in others:
+        changed.append((t, kind, *phantom.counterfactual(t.study, name, kind)))
 replaced = {}
 if changed:
     truths, kinds, after, new_places = zip(*changed, strict=True)
@@ -768,7 +767,8 @@ if changed:
     for v in variants:
         each = ask(pipelines[v], asked, before)
         fit = {c: [*map(localization.auc_roc, m, places[c])] for c, m in each.items()}
-        replaced[v] = pd.DataFrame(fit).assign(patient=[t.study.patient for t in truths])
+        each_patient = [t.study.patient for t in truths]
+        replaced[v] = pd.DataFrame(fit).assign(patient=each_patient)
 
 # %% tags=["aggregate"]
 names = {

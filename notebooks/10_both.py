@@ -382,12 +382,12 @@ by_phrase = pd.read_csv(
     files["recipes-second"].with_suffix(".phrases.csv.gz"), dtype={"identity": str}
 ).merge(of_runs, on="identity")
 complete = second["identity"].nunique() == planned["recipes-second"]["runs"]
-again = {
-    base: say.recipes.verdicts(rows, endpoint, phrases=by_phrase[by_phrase["base"] == base])
-    for base, rows in second.groupby("base")
-}
-for base, verdicts in again.items():
-    told = verdicts.round({"p": 3}) if complete else verdicts.drop(columns=["p", "both"])
+again = {}
+for base, rows in second.groupby("base"):
+    of_base = by_phrase[by_phrase["base"] == base]
+    again[base] = say.recipes.verdicts(rows, endpoint, phrases=of_base)
+    told = again[base].round({"p": 3})
+    told = told if complete else told.drop(columns=["p", "both"])
     display(told.map(str).rename_axis(f"base {base}"))
 
 # %% tags=["remove-input", "aggregate"]

@@ -173,7 +173,8 @@ class TestMoved:
             assert shown[kind][1] == shown[like][1]
         half = replace(one, finding=replace(one.finding, mask=None))
         real = replace(one, study=replace(one.study, source="nih"))
-        for other in (half, real):
+        middle = replace(one, finding=replace(one.finding, side=None))
+        for other in (half, real, middle):
             assert not {"removed", "moved"} & {kind for kind, *_ in faithfulness.probes(other, [], 1)}
 
 
@@ -236,8 +237,7 @@ class TestProbes:
             found = probes[name][0, 0] if name == "swap" else probes[name][0]
             np.testing.assert_allclose(found, alone[0], rtol=2e-5)
         for i, one in enumerate(truths):
-            assert np.isfinite(probes["removed"][i]).all()
-            for kind in ("no_side", "moved"):
+            for kind in ("no_side", "removed", "moved"):
                 assert np.isfinite(probes[kind][i]).all() == (one.finding.side in ("left", "right"))
 
     def test_one_damaged_image_costs_its_own_maps_only(self, pipeline, data, tmp_path):

@@ -9,8 +9,9 @@ LABELS: dict[str, str] = runs.read_yaml(DATA / "words" / "scores.yaml")
 LOWER_IS_BETTER = frozenset(
     {"centre_distance", "centre_distance_pixels", *(name for name in LABELS if name.startswith(("fid", "kid")))}
 )
-#: Column → label with an arrow towards the better side.
-NAMES = {c: label + ("" if c == "ms_ssim" else " ↓" if c in LOWER_IS_BETTER else " ↑") for c, label in LABELS.items()}
+#: Column → label with an arrow towards the better side. A map that knows where findings usually are has less to lose.
+_NEITHER = {"ms_ssim", "removed", "moved"}
+NAMES = {c: label + ("" if c in _NEITHER else " ↓" if c in LOWER_IS_BETTER else " ↑") for c, label in LABELS.items()}
 #: The scores of the book (`score`), in the order of a grounding table's columns.
 SCORES = ("auc_roc", "pointing_game", "cnr", "iou", "dice", "miou", "bbox_iou", "centre_distance")
 #: Tests of `chestxai.faithfulness`. The first two are the primary endpoint: what the image and what the word adds.
