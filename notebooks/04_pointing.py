@@ -679,12 +679,13 @@ Markdown(
 #
 # A phantom can be X-rayed again without its finding, or with the finding on the other side, and nothing else changed.
 # Unlike on swapped images, anatomy and other findings stay as they are, so what changes is due to this finding alone.
-# Only findings on one side are tested: an enlarged heart that is taken away leaves a heart, and edema fills both lungs.
-# Two differences of AUC-ROC sum this up:
+# Only findings that lie in one half of the chest are tested: an enlarged heart cannot be taken away, only made smaller,
+# and edema fills both lungs, so it has no other side. Two differences of AUC-ROC sum this up:
 #
-# - *removed*, at the finding's place: with the finding minus without it;
-# - *moved*, at its place on the other side: with the finding there minus with the finding where it was. The prompt names
-#   no side.
+# - *removed* is measured at the finding's place: the AUC-ROC on the image with the finding, minus that on the image
+#   without it;
+# - *moved* is measured at the new place, on the other side: the AUC-ROC on the image with the finding moved there, minus
+#   that on the original image. Here the prompt names no side.
 #
 # Both are 0 for a map that does not look at the finding, such as the location prior; a map that follows it is above 0
 # in both. The phrase shown is again one on which the variants do better than on most. (In the third picture, as for
@@ -718,11 +719,11 @@ tested = {v: t.dropna(subset=[*names]) for v, t in {**tables, **scale}.items()}
 estimated(names, tested)
 
 # %% [markdown]
-# *Removed* is like the gain, but the other image is the patient's own without the finding. So the difference of the two
-# is the part of the gain that a map keeps when only the finding is taken away: it needs this patient's image, but not
-# this finding. In the patient's own anatomy a map finds the place that the words name, even if nothing is there. On
-# real X-rays only the gain can be measured. It shows that a map depends on the image, not that it depends on the
-# finding.
+# *Removed* is computed like the gain, but the other image is this patient's own image without the finding, not another
+# patient's. So the gain minus *removed* is the part of the gain that is left when only the finding is taken away. This
+# part needs the patient's image, but not the finding. One explanation: the words name a place, and the map locates that
+# place in the patient's anatomy, whether or not a finding is there. On real X-rays only the gain can be measured. It
+# shows that a map depends on the image, not that it depends on the finding.
 
 # %% tags=["remove-input", "aggregate"]
 followed = {v: tested[v] for v in variants if len(tested[v])}
@@ -741,12 +742,13 @@ Markdown(
 )
 
 # %% [markdown]
-# Do not rank models by these two. A map that knows well where findings usually are falls back on that when the finding
-# is taken away, and loses little: see the supervised model.
+# Do not rank models by *removed* and *moved*. If a map also shows where findings usually are, it loses little when the
+# finding is taken away, as the supervised model shows.
 #
-# And if another finding comes to the same side instead? An effusion takes the place of a pneumothorax, a pneumothorax
-# that of any other. The name of the old finding should lose its place, and the name of the new one should find it. This
-# is tested on the sample, if the image does not show the new finding already.
+# What happens if another finding replaces the old one on the same side? We replace a pneumothorax by an effusion, and
+# any other finding by a pneumothorax. The map of the old name should no longer fit the old place, and the map of the
+# new name should fit the new finding. We test this on the sample of up to 20 phrases from *words that should not
+# point*, and leave out images that already show the new finding.
 
 # %%
 changed = []
