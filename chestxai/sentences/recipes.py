@@ -95,6 +95,7 @@ def verdicts(
     parts[f"classifier AUC − {better}"] = _compared(table, "classifier_auc", better, margin)
     parts = pd.concat(parts, axis=1)
     frame = parts.xs("interval", axis=1, level=1).drop(index="frozen").dropna()
+    frame = frame.map(lambda i: Interval(i.estimate, i.low, i.high))  # without the number of seeds
     p = parts.xs("p", axis=1, level=1).loc[frame.index].astype(float).max(axis=1, skipna=False).dropna()
     lows, highs = (frame.map(lambda i, end=end: getattr(i, end)).astype(float) for end in ("low", "high"))
     cases = [lows.isna().any(axis=1), (lows > -margin).all(axis=1), (highs < -margin).any(axis=1)]
@@ -104,16 +105,15 @@ def verdicts(
 
 def answer(found: pd.DataFrame) -> str:
     """The answer of chapter 10 from `verdicts`, and which recipe comes nearest where none has both."""
-    already = _say("already") if "learnable" in found.index[found["both"] == "yes"] else ""
-    learnable = "learnable" in found.index
-    found = found.drop(index="learnable", errors="ignore")
+    learnable = found["both"].get("learnable")  # None where it is no reference
+    already, found = _say("already") if learnable == "yes" else "", found.drop(index="learnable", errors="ignore")
     if found.empty:
         return already + _say("none")
     winners, few = list(found.index[found["both"] == "yes"]), sum(found["both"] == "too few seeds")
     if winners:
         firm = found["p"][winners] < 0.025
         names = [_say("winner", name=name, p=found["p"][name], firm=firm[name]) for name in winners]
-        text = _say("winners", names=names, any=firm.any(), learnable=learnable)
+        text = _say("winners", names=names, any=firm.any(), learnable=learnable is not None)
     else:
         worst = found.drop(columns=["p", "both"]).map(lambda interval: interval.estimate).astype(float).min(axis=1)
         text = _say("nearest", name=worst.idxmax(), difference=worst.max())
