@@ -79,10 +79,10 @@ def swap_images(study: Study, pool: Sequence[Study], count: int) -> list[int]:
 def probes(truth: GroundTruth, pool: Sequence[Study], swaps: int) -> list[tuple[str, int, Study, str]]:
     """What a phrase is probed with: kind, number within the kind, study whose image is shown, and prompt.
 
-    Up to ``swaps`` studies of the ``pool`` are shown in place of its own (`swap_images`). A ``truth`` without a word
-    for its side, or with no other word, has only the first two kinds. The others are "no_side" and "other_side"
-    and, on a phantom whose finding has a mask, "removed" and "moved": an enlarged heart that is taken away leaves a
-    heart, and edema fills both lungs, so only a finding on one side is.
+    Every ``truth`` has the kinds "own" and "swap", for up to ``swaps`` studies of the ``pool`` (`swap_images`). If its
+    phrase has a word for its side and others, it also has "no_side" and "other_side", and on a phantom "removed" and
+    "moved", unless its finding has no mask. (Other findings cannot be taken away: an enlarged heart leaves a heart, and
+    edema fills both lungs.)
     """
     study, phrase = truth.study, truth.finding.phrase
     plain = without_side(phrase) if truth.finding.side in _OTHER and _SIDE.search(phrase) else ""
@@ -266,7 +266,7 @@ def faithfulness_scores(
     patients with the same finding, side and zone); ``mirror`` (no side in the prompt), ``mirror_sided`` (the prompt as
     it is) and ``conflict`` (the prompt names the other side; 1 follows the image); ``removed`` (AUC-ROC at the
     finding's place minus that without the finding), ``moved`` (AUC-ROC at its place on the other side, with the finding
-    there minus without); ``word``, ``swap_word`` and ``<prefix>word``. NaN where a test does not apply.
+    moved there minus where it was); ``word``, ``swap_word`` and ``<prefix>word``. NaN where a test does not apply.
 
     ``maps``, float32 ``(n, h, w)``, are of `grounding.ground_truths` for ``truths``, and ``probes`` of `probe_truths`;
     ``references``: prefix ("prior_") → maps that know no image; ``size, fit`` of the model's frame (`studies.Frame`).
