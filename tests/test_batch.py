@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from contextlib import closing
@@ -438,9 +439,11 @@ while missing := [name for name in {made} if not (Path(out) / name).exists()]:
         spec = json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"})
         (tmp_path / "jupyter/kernels/python3/kernel.json").write_text(spec)
         monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
         write(notebooks, "d", f"import sys\nassert sys.prefix == {sys.prefix!r}")
         outcome = batch.execute(planned(notebooks)[-1])
         assert outcome.status == "finished", outcome.reason
+        assert not [*tmp_path.glob("chestxai-kernel-*")]
 
     def test_out_of_memory_has_a_remedy(self):
         reason = runs.explain("OutOfMemoryError", "CUDA out of memory.\nTried to allocate 2.00 GiB.")

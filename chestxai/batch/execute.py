@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import math
 import os
 import queue
@@ -70,11 +68,12 @@ def execute(node: Node, threads: int | None = None, gpu: str | None = None) -> O
         gpu: what CUDA calls the GPU that the kernel may use, "" for none; default: all that this process may use.
     """
     import papermill.exceptions
+    from ipykernel.kernelspec import write_kernel_spec
 
     started, partial = time.perf_counter(), node.beside(".part.ipynb")
-    # What the kernel inherits; its own kind is that of this interpreter, whatever is registered as "python3".
+    # What the kernel inherits.
     os.environ |= {"CHESTXAI_BATCH": "1", "CHESTXAI_STATUS": str(node.status), "TOKENIZERS_PARALLELISM": "false"}
-    os.environ |= MEMORY | {"JUPYTER_PATH": _kernels()} | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+    os.environ |= MEMORY | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
     if threads:  # workers that share a machine must not each take all of its cores
         os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     try:
@@ -91,13 +90,17 @@ def execute(node: Node, threads: int | None = None, gpu: str | None = None) -> O
         options = {"kernel_name": "python3", "progress_bar": False, "request_save_on_cell_execute": False}
         first = ["--IPKernelApp.log_level=50", f"--IPKernelApp.exec_lines={_HOLD.format(path=str(lock))}"]
         options |= {"parameters": node.parameters, "cwd": node.notebook.parent, "extra_arguments": first}
-        for left in (2, 1, 0):
-            try:
-                papermill.execute_notebook(node.notebook, partial, **options)
-                break
-            except RuntimeError as error:  # another process may take a port that jupyter has just found free
-                if not left or "before replying" not in str(error):
-                    raise
+        # The kernel is that of this interpreter, whatever is registered as "python3".
+        with tempfile.TemporaryDirectory(prefix="chestxai-kernel-") as kernels:
+            write_kernel_spec(Path(kernels, "kernels", "python3"))
+            os.environ["JUPYTER_PATH"] = kernels
+            for left in (2, 1, 0):
+                try:
+                    papermill.execute_notebook(node.notebook, partial, **options)
+                    break
+                except RuntimeError as error:  # another process may take a port that jupyter has just found free
+                    if not left or "before replying" not in str(error):
+                        raise
         missing = [name for name in node.makes if not (node.folder / name).is_file()]
         if missing:
             return _failed(node, f"the notebook ended without making {', '.join(missing)}", started)
@@ -113,17 +116,6 @@ def execute(node: Node, threads: int | None = None, gpu: str | None = None) -> O
         return _failed(node, runs.explain(type(error).__name__, str(error)), started)
     finally:
         node.status.unlink(missing_ok=True)
-
-
-@functools.cache
-def _kernels() -> str:
-    """A folder of kernels, for as long as this process lives, whose only one is that of this interpreter."""
-    from ipykernel.kernelspec import write_kernel_spec
-
-    folder = tempfile.mkdtemp(prefix="chestxai-kernel-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    write_kernel_spec(Path(folder, "kernels", "python3"))
-    return folder
 
 
 def _failed(node: Node, reason: str, started: float) -> Outcome:
