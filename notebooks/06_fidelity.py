@@ -28,9 +28,8 @@
 # - *Of use?* Does a classifier trained only on generated images work on held-out ones (train on synthetic, test on real:
 #   TSTR)?
 #
-# The last table shows every score beside that of held-out images: for FID to coverage that of the *other* held-out
-# images, for the rest that of the test images. Brackets hold a 95 % interval; KID has its standard deviation over
-# subsets (±).
+# The table under *The answer* shows every score beside what held-out images reach. Brackets hold a 95 % interval; KID
+# has its standard deviation over subsets (±).
 #
 # *You will be able to* compute and read these scores. *Before:* chapters 2 and 4.
 

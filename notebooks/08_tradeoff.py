@@ -150,12 +150,11 @@ print("\n" + "\n".join(stats.format_table(estimates, "latex").splitlines()[:6]))
 # Does a variant point because of the image **and** because of the word? The profile declares the two tests before any
 # map is made: the gain, which the image adds to the AUC-ROC (own minus swapped image, {numref}`fig-swap`), and the word
 # test (chapter 4). Some phrases are hard for every model, so each variant is compared with the first on the *same*
-# phrases. Right of the line the first variant points better; an interval that excludes zero shows a difference. A
-# model points only if it passes both tests. So a variant counts as *better* than the first only if both tests show it,
-# and as *worse* if one test shows it and the other does not show the opposite. The p-values of the two tests are not
-# corrected for there being two. The word test needs two separate findings in one image, so
-# it has fewer patients. The answer below also says how large a true difference has to be for this design to find it
-# four times in five: of smaller ones, an unclear difference says little.
+# phrases. Right of the line the first variant points better; an interval that excludes zero shows a difference. A model
+# points only if it passes both tests. So a variant counts as *better* than the first only if both tests show it, and as
+# *worse* if one test shows it and the other does not show the opposite. The two p-values are not adjusted. The word
+# test needs two separate findings in one image, so it has fewer patients. The answer below also says how large a true
+# difference has to be for this design to find it four times in five. An unclear result does not rule out a smaller one.
 
 # %% tags=["aggregate"]
 scored = [m for m in endpoint if table[m].notna().any()]
@@ -284,11 +283,11 @@ pd.DataFrame(both).rename(localization.NAMES)
 
 # %% [markdown]
 # In `demo` the images of learnable are farther from the held-out ones by FID, with each of the three seeds. In
-# `text_rate` not even the sign is decided. Student's interval covers other seeds with the *same* test images and
-# prompts; the interval of FID in the answer above covers other images and prompts. So “nothing is lost” cannot be said
-# of this recipe. The second interval is wide and contains the first: it does not show that the sampler or the images
-# change FID's sign. The other three scores have the same sign in both studies, and of them only the gain differs
-# clearly from zero.
+# `text_rate` not even the sign is decided. Student's interval is over seeds, with the *same* test images and prompts;
+# the interval of FID in the answer above is over images and prompts. By FID, a loss is shown in one study and open in
+# the other. The second interval is wide and contains the first: it does not show that the sampler or the images change
+# FID's sign. The other three scores have the same sign in both studies, and of them only the gain differs clearly from
+# zero.
 #
 # ## Equal steps, or equal time?
 #
@@ -329,8 +328,9 @@ pd.DataFrame(timed)
 #
 # Would twice as many steps change the result? In the study `recipes-final` (chapter 10) `frozen` and `fifth` are the
 # demo's two variants, trained for 480 steps. The rows named after both studies show their scores minus those after 240
-# steps in `text_rate`: the same three seeds and the same test images. The two studies ran on different devices, and a
-# mere repetition may change the word test by more than this (chapter 10).
+# steps in `text_rate`: the same three seeds and the same test images. The two studies ran on different devices, and two
+# runs with the same seed differ (chapter 10), in FID about as much as these rows. So a change in a row need not come
+# from the longer training, even where its interval excludes 0.
 
 # %% tags=["aggregate"]
 long = pd.read_csv(shipped / "recipes-final.csv")
@@ -541,8 +541,9 @@ kinds
 Markdown(say.tradeoff.counted_kinds(kinds["kind"]))
 
 # %% [markdown]
-# In this setting, whether words are lost depends less on whether the text encoder learns than on how fast and for how
-# long. And unlike in the paper, a model that loses its words gains little in exchange: the images lose, too.
+# In these runs, words are lost only if the text encoder learns at half the U-Net's rate or faster, and in some runs
+# only after longer training. Where they are lost, the classifier AUC falls as well. With so few seeds, most rows of the
+# table stay open.
 
 # %% [markdown]
 # ## On real X-rays
@@ -556,8 +557,8 @@ Markdown(say.tradeoff.counted_kinds(kinds["kind"]))
 # This is a first attempt. The study has not tried prompts made of labels or of the medical subject headings (MeSH) that
 # indexers gave the reports, balanced sampling of findings, augmentation, 96 or 128 pixels, a wider U-Net, or other
 # seeds. It is scored on test images directly, without validation images, so a setting that is chosen by these scores
-# has to be tested on other images. The intervals of the side were made with fixed weights for the two sides; where maps
-# lean to one side, they are wider than those that the code makes now.
+# has to be tested on other images. Where maps lean to one side, the intervals of the side are wider than they need to
+# be.
 
 # %%
 tests = {
@@ -655,9 +656,9 @@ methods = ["textbook bootstrap", "as used here", "as used here, three seeds"]
 pd.Series(covered).map("{:.3f}".format).unstack().rename_axis("patients")[methods]
 
 # %% [markdown]
-# Read down a column: from which number of patients on is it near 95 %? The textbook percentile interval is too narrow,
-# most of all with few patients. With enough patients the interval over seeds is cautious, because three seeds say
-# little about how much seeds differ.
+# Read down a column: from which number of patients on is it near 95 %? The textbook bootstrap is too narrow, most of
+# all with few patients. The intervals used here come nearer, but may still cover a little less than 95 %. With enough
+# patients the interval over seeds is cautious, because three seeds say little about how much seeds differ.
 
 # %% tags=["remove-input", "aggregate"]
 patients = each["patients"] if others else table["patients"].dropna().astype(int)

@@ -21,8 +21,8 @@
 #
 # Chapter 8 measures *whether* variants point differently. Several explanations of how a learnable text encoder could
 # cost localization compete. For each we first say what would show it, and then look. The endpoint of chapter 8 says
-# whether there is a loss. Where an explanation is about how well a map points, it is judged by the gain. AUC-ROC can
-# be high without the image; it stands beside the gain, and the last table says where it would decide otherwise.
+# whether there is a loss. Where an explanation is about how well a map points, it is judged by the gain. AUC-ROC can be
+# high without the image; it stands beside the gain, and the table of *The answer* says where it would decide otherwise.
 #
 # *You will be able to* run a U-Net with other states than the prompt's own, exchange encoders, keys and values between
 # models, and compare states without being misled by a high similarity.
@@ -270,9 +270,10 @@ Markdown(say.causes.begin(begin.loc["begin's state, cosine"].to_dict()))
 #
 # We give each U-Net the other variant's text encoder, on the own and on the swapped image. If the gain rises, its own
 # encoder was the problem; if not, the U-Net may be. If a U-Net points worse with the other encoder's keys, it has
-# adapted to its own. If it points better, its own keys are worse. Attention forms both its *keys* (where a token is
-# found) and its *values* (what is taken in there) from the states, so keys and values can even come from different
-# encoders. Loss is the error of the predicted noise.
+# adapted to its own, or the other keys are worse for any U-Net. The other U-Net tells which: if each points best with
+# its own keys, both have adapted. Attention forms both its *keys* (where a token is found) and its *values* (what is
+# taken in there) from the states, so keys and values can even come from different encoders. Loss is the error of the
+# predicted noise.
 
 # %%
 exchanged = []
@@ -396,11 +397,11 @@ ablated = pd.DataFrame(ablated, columns=["variant", "empty", *seen])
 ablated.groupby(["variant", "empty"], sort=False).mean().round(3)
 
 # %% [markdown]
-# A value above 1 in the second column means that the map turns into its opposite. A map that stays when the words are
-# emptied does not come from the word. An emptied word behaves like padding, and padding is attended to where words are
-# not, so the AUC-ROC can fall below 0.5: compare it with padding in the table of *Which token points?*. If the loss
-# falls, the model denoises better without those states. If the last column falls, the finding was generated because of
-# those states. It is a mean over few images and has no interval, so only a large fall counts.
+# A value above 1 in the second column means that the map is negatively correlated with what it was. A map that stays
+# when the words are emptied does not come from the word. An emptied word behaves like padding, and padding is attended
+# to where words are not, so the AUC-ROC can fall below 0.5: compare it with padding in the table of *Which token
+# points?*. If the loss falls, the model denoises better without those states. If the last column falls, the finding was
+# generated because of those states. It is a mean over few images and has no interval, so only a large fall counts.
 #
 # ## Where does the attention go?
 #
@@ -426,11 +427,11 @@ pd.DataFrame(at_median).rename_axis(f"share, phrase of {length} tokens").round(3
 # ## How far did the states move?
 #
 # Three measures compare each variant's states with the reference's, phrase by phrase. *CKA* {cite}`kornblith2019cka` is
-# 1 for states that agree up to rotation and scale. With few texts even unrelated states have a CKA far above 0, so the
-# next column shows what shuffled phrases reach; states with a higher CKA are called *related*. The *Procrustes*
-# distance {cite}`ding2021grounding` is what is left after the best rotation, as a share of all variation. A rotation of
-# all states changes the *cosine*, and also the output of a U-Net that was not trained with the rotated states. With
-# several seeds, here and in the next section, these are means over the seeds.
+# 1 for states that agree up to rotation and scale. With few texts even unrelated states have a CKA above 0, so the next
+# column shows what shuffled phrases reach; states with a higher CKA are called *related*. The *Procrustes* distance
+# {cite}`ding2021grounding` is what is left after the best rotation, as a share of all variation. A rotation of all
+# states changes the *cosine*, and also the output of a U-Net that was not trained with the rotated states. With several
+# seeds, here and in the next section, these are means over the seeds.
 
 # %% tags=["aggregate"]
 apart = [
@@ -556,8 +557,8 @@ for variant in variants:
     display(plots.images(list(images), titles, columns=len(images), title=title))
 
 # %% [markdown]
-# If the finding is there from the first image on, the word alone suffices. If it appears late, the model needs the
-# context.
+# If the finding is there from the first image on, the word alone suffices. If it appears late, the word may need its
+# context, or the U-Net, which was trained with the last layer, cannot read the earlier ones.
 #
 # ## The answer: hypothesis, test, result
 #
@@ -565,8 +566,8 @@ for variant in variants:
 # explanation needs. Each interval errs once in twenty and there are many of them, so an explanation that is barely
 # shown must be tested again with other seeds. The last explanation, constancy, is judged by other runs, those of the
 # study `recipes-final` (see the section *Constancy, or meaning?* below). An interval without width means that no phrase
-# differed, not that the truth is certain. Of homogenisation and dilution only the precondition is tested. If it occurs
-# and nothing is lost, the precondition alone does not cause a loss.
+# differed, not that the truth is certain. Of homogenisation and dilution only the precondition is tested. If it is met
+# and nothing is lost, it is not enough for a loss.
 
 # %%
 of = {v: [trained[v, s].folder for s in seeds] for v in variants}
@@ -671,9 +672,9 @@ for (reference, v), rows in shipped.groupby(["reference", "variant"], sort=False
     display(Markdown(f"The {start} `{reference}`: {seen['begin']:+.3f}."))
 
 # %% [markdown]
-# Homogenisation and dilution are shown for `learnable`, whose word test falls, but also for `fifth`, for which no loss
-# is shown. So their preconditions alone do not cause a loss. Forgetting is not decided: its interval is wide because
-# seeds differ. The runs below show more.
+# The preconditions of homogenisation and dilution are met in `learnable`, whose word test falls, but also in `fifth`,
+# for which no loss is shown. So meeting them does not seem to be enough. Forgetting is not decided: its interval is
+# wide because seeds differ. The runs below show more.
 #
 # ## Where words are lost
 #
@@ -739,7 +740,7 @@ Markdown(f"That constancy is enough for pointing is {say.causes.constancy(random
 # **1.** How large is CKA between the states of two encoders that have nothing in common? Shuffle the phrases of one.
 
 # %% [markdown] tags=["solution"]
-# It is far from 0, and larger with fewer phrases: with as many dimensions as here, a few states can be matched whatever
+# It is above 0, and larger with fewer phrases: with as many dimensions as here, a few states can be matched whatever
 # they say. So a CKA means something only beside that of shuffled phrases.
 
 # %% tags=["solution", "aggregate"]
@@ -784,10 +785,10 @@ pd.Series(
 # <details class="quiz" name="question-1"><summary>when it fits the result</summary>No. After the fact, many do.</details>
 # <details class="quiz right" name="question-1"><summary>when it predicts, before you look, a result that the others do not predict</summary>Right. Then looking can decide between them.</details>
 #
-# **Keys come from one model and values from another. The map changes with …**
+# **Keys come from one model and values from another. Which of them decide the map of the first cross-attention layer?**
 #
 # <details class="quiz right" name="question-2"><summary>the keys</summary>Right. Keys say where a token is looked for; values say what is taken in there.</details>
-# <details class="quiz" name="question-2"><summary>the values</summary>No. They change what is generated; the map of that layer is formed before they are read.</details>
+# <details class="quiz" name="question-2"><summary>the values</summary>No. They are read after its map is formed, and so change only the maps of the layers after it.</details>
 #
 # **Two encoders' states have a CKA of 0.8. Are they alike?**
 #

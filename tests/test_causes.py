@@ -376,12 +376,12 @@ class TestSentences:
     def test_where_nothing_is_lost_there_is_nothing_to_explain(self):
         kept, lost = {"gain_auc_roc": UP, "word": FLAT}, {"gain_auc_roc": UP, "word": DOWN}
         assert "no loss to explain." in say.answer("b", "a", NOTHING, kept)
-        assert "although dilution can be seen" in say.answer("b", "a", NOTHING | {"words": DOWN}, kept)
+        assert "although what would show dilution is seen" in say.answer("b", "a", NOTHING | {"words": DOWN}, kept)
         assert "; no explanation is seen." in say.answer("b", "a", NOTHING, lost)
         text = say.answer("b", "a", NOTHING | {"finding": DOWN, "end": UP, "alike": UP}, lost)
         assert "`b` against `a`: gain in AUC-ROC higher (+0.150" in text
         assert "word test lower (-0.150" in text
-        assert "relocation and homogenisation can be seen" in text
+        assert "what would show relocation and homogenisation is seen" in text
 
     def test_tokens_are_compared_with_the_words_of_the_finding(self):
         text = say.tokens({"a": {"begin": DOWN, "end": FLAT}})

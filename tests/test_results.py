@@ -257,9 +257,9 @@ def test_readme_and_intro_say_what_the_recipes_found():
                 assert clear == ((variant, score) not in not_clear), (base, variant, score)
             if (base, variant) == ("tiny", "fifth"):
                 assert all(row[c] in intro for c in digits if c != "fid")
-    own_image = minus["gain_word"]["fifth"]  # in code words
-    assert own_image.low < 0 < own_image.high
-    assert f"{own_image:+.3f}" in text
+        own_image = minus["gain_word"]["fifth"]
+        assert f"{own_image:+.3f}" in text
+        assert (own_image.low > 0) == (base == "tiny")
     lost = table[table["variant"] == "learnable"].set_index(["base", "seed"])["word"]
     assert (lost < 0.6).groupby("base").sum().tolist() == [3, 4]  # "in most seeds"
     assert abs(lost["tiny", 0] - 0.5) < 0.02  # the picture's seed
@@ -323,7 +323,7 @@ def fifth():
     }
 
 
-def test_the_sign_of_fid_at_a_fifth_of_the_rate_depends_on_the_study(fifth):
+def test_fid_at_a_fifth_of_the_rate_is_less_certain(fifth):
     """What README, intro and chapter 8 say of the studies `demo` and `text_rate`."""
     text, intro = (" ".join((profiles.ROOT / name).read_text("utf-8").split()) for name in ("README.md", "intro.md"))
     shown = {name: f"{d.estimate:+.2f} [{d.low:+.2f}, {d.high:+.2f}]" for (name, c), d in fifth.items() if c == "fid"}
@@ -331,7 +331,13 @@ def test_the_sign_of_fid_at_a_fifth_of_the_rate_depends_on_the_study(fifth):
     assert f"{shown['text_rate']} (`text_rate.csv`" in text
     assert shown["demo"] in intro
     assert fifth["demo", "fid"].low > 0
-    assert fifth["text_rate", "fid"].low < 0 < fifth["text_rate", "fid"].high
+    assert (
+        fifth["text_rate", "fid"].low
+        < 0
+        < fifth["demo", "fid"].low
+        < fifth["demo", "fid"].high
+        < fifth["text_rate", "fid"].high
+    )
     last = tradeoff.last_step(of_study("demo")).pivot(index="seed", columns="variant", values="fid")
     assert (last["learnable"] > last["frozen"]).tolist() == [True] * 3
     for name, images, sampler, steps in (("demo", 160, "PLMS", 10), ("text_rate", 250, "DDIM", 20)):
@@ -446,7 +452,20 @@ def test_what_chapter_10_says_of_two_seeds_of_every_recipe():
     assert denied.min()["labels-only"] > 0.5 > denied.max().drop("labels-only").max()
     assert denied.max()[["window", "causal", "word-dropout", "denied"]].max() < 0.05
     above = screened["denied_excess_low"].gt(0).groupby(screened["variant"]).sum()
-    assert above[["rarely-dropped", "weight-anchor", "unet-adapters"]].tolist() == [2, 2, 1]
+    part = ["rarely-dropped", "weight-anchor", "floor", "distilled", "unet-adapters"]
+    assert above[part].tolist() == [2, 2, 2, 2, 1]
+    assert denied.mean()[part].idxmin() == "unet-adapters"
+    assert above["supervised"] == 0
+    maps = screened.groupby("variant")[["auc_roc", "swap_auc_roc"]].mean()
+    more = maps.loc["supervised"] - maps.loc[["frozen", "learnable"]]
+    assert (more["swap_auc_roc"] > more["auc_roc"]).all()
+    assert more["auc_roc"].min() > 0
+    scores = [c for c in screened if c.startswith("gain_auc_roc ")]
+    taught = {f"gain_auc_roc {name}" for name in profiles.load("recipes").recipe("supervised").attention_findings}
+    gains = screened.dropna(subset=scores).groupby("variant")[scores].mean()
+    for reference in ("frozen", "learnable"):
+        each = (gains.loc["supervised"] - gains.loc[reference]).groupby(lambda name: name in taught).mean()
+        assert each[False] < each[True] < 0
     assert (means.rank(ascending=False).loc["labels-only", ["gain_auc_roc", "word"]] <= 5).all()
     sides = (screened["mirror_sided"] - screened["mirror"]).groupby(screened["variant"]).mean()
     assert sides[["labels-only", "unmixed", "finding-tokens"]].abs().max() < 0.01
