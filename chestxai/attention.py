@@ -57,11 +57,9 @@ _PARTS = {"down": "down_blocks.", "mid": "mid_block.", "up": "up_blocks.", "sing
 def select_layers(unet: nn.Module, layers: Layers = "all") -> list[str]:
     """Names of the cross-attention layers of ``unet`` that ``layers`` selects; InputError where there is no such layer.
 
-    Args:
-        unet: a denoiser of diffusers.
-        layers: "all", a part ("down", "mid", "up"), a layer's name, a resolution (the side of its maps on latents of
-            the denoiser's own size), or several of these. Of Flux "all" are the blocks in which text and image have
-            projections of their own, as in attention-map-diffusers; the others are "single".
+    ``layers`` is "all", a part ("down", "mid", "up"), a layer's name, a resolution (the side of its maps on latents of
+    the denoiser's own size), or several of these. Of Flux "all" are the blocks in which text and image have projections
+    of their own, as in attention-map-diffusers; the others are "single".
     """
     known = cross_attention_layers(unet)
     if not known:

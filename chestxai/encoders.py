@@ -200,11 +200,9 @@ def _configuration(model: str | Path, words: str) -> tuple[Any, PreTrainedConfig
 
 
 def shape(config: PreTrainedConfig | str | Path, kind: str = "") -> PreTrainedModel:
-    """A text encoder without weights, on torch's meta device.
+    """A text encoder without weights, on torch's meta device, of the class ``kind`` (default: by its configuration).
 
-    Args:
-        config: its configuration; or a source as of `text_encoder`, of which that alone is fetched.
-        kind: name of its class; default: by the configuration.
+    ``config`` is its configuration; or a source as of `text_encoder`, of which that alone is fetched.
     """
     network = getattr(transformers, kind, None) if kind else None
     if not isinstance(config, PreTrainedConfig):

@@ -227,7 +227,9 @@ def estimates(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000) -> 
                 row[variant] = _interval(scores, n) if len(scores) else math.nan
             else:
                 row[variant] = _over_seeds(rows, column)
-        sources = {name: f"{prefix}{column}" for name, prefix in REFERENCES.items()}
+        # A swapped image is one number for one variant only; for several the gain says it.
+        one = last["variant"].nunique() == 1
+        sources = {name: f"{prefix}{column}" for name, prefix in REFERENCES.items() if one or prefix != "swap_"}
         sources["held-out images"] = f"{column}_real"
         out[name] = row | {reference: _whole(overall, source) for reference, source in sources.items()}
     frame = pd.DataFrame.from_dict(out, orient="index", dtype=object)

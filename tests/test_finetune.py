@@ -24,7 +24,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from chestxai import models, profiles, runs, sources
-from chestxai.finetune import draw, finetune, load_checkpoint, training_pairs
+from chestxai.finetune import draw, finetune, load_checkpoint, loop, training_pairs
+from chestxai.finetune.checkpoints import tidy_run
 from chestxai.profiles import FinetuneSettings
 from chestxai.recipes import Recipe
 from chestxai.studies import Finding
@@ -669,6 +670,12 @@ def test_too_little_space_is_told_before_the_first_step(tmp_path, monkeypatch):
     (tmp_path / "resume/step-1.safetensors").write_bytes(bytes(12 * size))
     finetune(pipeline, studies(), settings(steps=1), tmp_path)
     assert runs.Run(tmp_path).is_finished()
+    # A run of other code is kept, so it makes no room.
+    (tmp_path / "more").write_bytes(bytes(12 * size))
+    monkeypatch.setattr(loop, "_code", lambda _: "0123456789abcdef")
+    with pytest.raises(OSError, match="free some space"):
+        finetune(tiny.random_pipeline("sd"), studies(), settings(steps=1), tmp_path)
+    assert runs.Run(tmp_path).is_finished()
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -981,15 +988,26 @@ def test_the_command_leaves_the_run_where_the_book_finds_it(tmp_path, capsys):
 
 
 def test_a_run_of_other_code_is_moved_aside_and_never_deleted(finished, monkeypatch):
-    from chestxai.finetune import loop as module
-
     old = runs.read_json(finished / "run.json")
-    monkeypatch.setattr(module, "_code", lambda _: "0123456789abcdef")
+    monkeypatch.setattr(loop, "_code", lambda _: "0123456789abcdef")
     with pytest.warns(UserWarning, match=r"code has changed; the run of the old code is kept in .*run\.before-"):
         finetune(tiny.random_pipeline("sd"), studies(), settings(steps=5), finished, recipe="learnable")
     (kept,) = finished.parent.glob("run.before-*")
     assert runs.read_json(kept / "run.json") == old
     assert runs.read_json(finished / "run.json")["identity"] != old["identity"]
+    # Nor when the old code comes back, begins again, and goes again.
+    new = runs.read_json(finished / "run.json")["identity"]
+    for identity in (old["identity"], new):
+        with pytest.warns(UserWarning, match="code has changed"):
+            tidy_run(finished, identity)
+    assert runs.read_json(kept / "run.json") == old
+    assert len([*finished.parent.glob("run.before-*")]) == 3
+
+
+def test_a_finished_run_without_its_checkpoints_is_made_again(finished):
+    shutil.rmtree(finished / "checkpoints")
+    finetune(tiny.random_pipeline("sd"), studies(), settings(steps=5), finished, recipe="learnable")
+    assert runs.Run(finished).steps()[-1] == 5
 
 
 def test_a_checkpoint_that_is_not_finite_is_refused_by_name(finished):

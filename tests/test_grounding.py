@@ -34,7 +34,7 @@ from chestxai.grounding import (
 )
 from chestxai.grounding import main as grounding_command
 from chestxai.profiles import GroundingSettings
-from chestxai.studies import Finding, phrases, to_images
+from chestxai.studies import Box, Finding, phrases, to_images
 from tests import tiny
 from tests.ports import free_port
 
@@ -456,6 +456,16 @@ def test_what_cannot_be_grounded_is_left_out_listed_and_tried_again_when_put_rig
     maps, _, skipped = ground_truths(pipeline, rows, settings(), tmp_path / "maps.safetensors")
     np.testing.assert_allclose(maps, everything[[0, 1, 3]], rtol=2e-5)
     assert len(skipped) == 1
+
+
+@pytest.mark.parametrize("box", [Box(10, 0, 40, 20), Box(0, 32, 64, 64)])
+def test_a_box_that_the_crop_leaves_nothing_of_is_left_out(pipeline, truths, tmp_path, box):
+    tall = replace(truths[1].study, array=np.zeros((128, 64), np.uint8), size=(128, 64))
+    row = replace(truths[1], study=tall, finding=replace(truths[1].finding, mask=None, boxes=(box,)))
+    maps, kept, skipped = ground_truths(pipeline, [truths[0], row], settings(), tmp_path / "maps.safetensors")
+    assert (len(maps), kept) == (1, [truths[0]])
+    assert "mask is empty or full" in skipped[0]
+    assert len(ground_truths(pipeline, [row], settings(), tmp_path / "all.safetensors", fit="letterbox")[0]) == 1
 
 
 def test_a_whole_chunk_may_be_left_out(pipeline, truths, tmp_path, monkeypatch):

@@ -98,6 +98,8 @@ class TestStudy:
         before = (folder / "small.csv").read_bytes()
         study.run(todo, folder / "small.csv", workers=1)
         assert (folder / "small.csv").read_bytes() == before
+        assert study.unfinished(todo, table) == []
+        assert study.unfinished(todo, table[table["step"] == 4]) == todo  # a deleted row is made again
 
     def test_each_phrase_of_the_last_step_is_kept(self, made):
         folder, _, todo = made
@@ -166,12 +168,21 @@ runs.command(lambda: study.run(todo, out / "six.csv", workers=1))
             "distilled": {"attention": "distilled", "attention_weight": 0.1, "attention_from": "frozen"},
         }
         (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
+        settings = "{statistics.endpoint: [[gain_auc_roc, word]]}"  # one value, which is a list
         (tmp_path / "grid.yaml").write_text(
-            f"{{profile: {tmp_path / 'own.yaml'}, variants: [distilled], seeds: [3], score: val}}"
+            f"{{profile: {tmp_path / 'own.yaml'}, variants: [distilled, frozen], seeds: [3], score: val, "
+            f"settings: {settings}}}"
         )
-        rows = study.rows_of(study.jobs(grid.load(tmp_path / "grid.yaml", tmp_path), "val", "", tmp_path)[0])
-        assert rows["variant"].tolist() == ["distilled"]
-        assert profiles.run(profiles.load(tmp_path / "own.yaml"), "frozen", 3, tmp_path).is_finished()
+        todo = study.jobs(grid.load(tmp_path / "grid.yaml", tmp_path), "val", "", tmp_path)
+        table = study.run(todo, tmp_path / "own.csv", workers=2)  # both begin with frozen
+        assert table["variant"].tolist() == ["distilled", "frozen"]
+        assert {*table["statistics.endpoint"]} == {("gain_auc_roc", "word")}
+
+    def test_a_study_with_a_hole_is_no_success(self, made, tmp_path, monkeypatch):
+        folder, file, _ = made
+        for rows, code in ((2, 0), (1, 1), (0, 1)):
+            monkeypatch.setattr(study, "run", lambda *_, n=rows: pd.read_csv(folder / "small.csv").head(n))
+            assert batch.main(["--grid", str(file), "--out", str(tmp_path)]) == code
 
     def test_on_another_device_a_row_may_differ_by_the_width_of_its_interval(self, made, tmp_path):
         folder, file, _ = made
@@ -209,6 +220,35 @@ def test_a_text_encoder_that_does_not_learn_is_run_once_for_all_rates(tmp_path):
         ("frozen", 12, 1e-3),
         *[("learnable", steps, rate) for rate in (1e-3, 2e-4) for steps in (8, 12)],
     ]
+
+
+def test_every_value_of_a_recipes_setting_is_a_run(tmp_path):
+    file = tmp_path / "anchors.yaml"
+    settings = "{variants.anchored.anchor: [0.1, 1.0, 10.0]}"
+    file.write_text(f"{{profile: recipes, variants: [frozen, anchored], seeds: [0], score: val, settings: {settings}}}")
+    todo = study.jobs(grid.load(file, tmp_path), "val", "", tmp_path)
+    made = [(job.variant, job.profile.recipe("anchored").anchor) for job in todo]
+    assert made == [("frozen", 0.1), *(("anchored", anchor) for anchor in (0.1, 1.0, 10.0))]
+
+
+def test_a_row_depends_on_the_recipe_that_it_learns_from():
+    profile = profiles.load("recipes")
+    thawed = profile.variants | {"frozen": profile.recipe("learnable")}
+    other = profile.model_copy(update={"variants": thawed})
+
+    def identity(profile, variant):
+        return study.Job(profile, variant, 0, "val", {}, "", profiles.RUNS).identity
+
+    assert identity(profile, "distilled") != identity(other, "distilled")
+    assert identity(profile, "supervised") == identity(other, "supervised")
+
+
+def test_the_teacher_is_in_every_cell(tmp_path):
+    file = tmp_path / "taught.yaml"
+    file.write_text("{profile: recipes, variants: [distilled], score: val, settings: {base: [tiny, tiny-code]}}")
+    todo = study.jobs(grid.load(file, tmp_path), "val", "", tmp_path)
+    assert {job.variant for job in todo} == {"distilled"}
+    assert [[*job.recipes] for job in todo] == [["frozen", "distilled"]] * len(todo)
 
 
 def test_a_base_made_again_makes_other_rows(tmp_path):

@@ -271,7 +271,7 @@ class TestAnswers:
     def test_blind_spots(self):
         change = pd.DataFrame({"fid": [0.0, -5.0], "kid": [-3.0, -2.0], "cov": [np.nan, -0.5]}, index=["noise", "blur"])
         names = {"fid": "FID", "kid": "KID", "cov": "coverage"}
-        assert answers.blind_spots(change, names) == ("KID overlooks nothing: of 2 failings, FID misses 1, KID 0.")
+        assert answers.blind_spots(change, names) == ("KID overlooks nothing: of 2 failings, coverage misses 2, KID 0.")
         assert answers.blind_spots(change, {"fid": "FID"}).startswith("Every score overlooks something: of 2 failings")
 
 
@@ -369,7 +369,7 @@ class TestFidelity:
         change = pd.DataFrame({"fid": [0.0, -5.0], "kid": [-3.0, -2.0], "cov": [np.nan, -0.5]}, index=["noise", "blur"])
         assert fidelity.unnoticed(change, {"fid": "FID", "kid": "KID", "cov": "coverage"}) == (
             "- **FID** does not notice: noise.\n- **KID** does not notice: nothing.\n"
-            "- **coverage** does not notice: blur."
+            "- **coverage** does not notice: noise; blur."
         )
 
 

@@ -290,6 +290,10 @@ class TestSummary:
         printed = tradeoff.summary(table)
         assert list(printed.columns) == ["frozen", "learnable", "location prior", "chance", "held-out images"]
         assert list(printed.index) == ["FID ↓", "KID ↓", "MS-SSIM within a prompt", "AUC-ROC ↑", "centre distance ↓"]
+        # What a swapped image scores differs by variant.
+        swapped = table.assign(swap_auc_roc=[0.6] * len(table))
+        assert "swapped image" not in tradeoff.summary(swapped)
+        assert tradeoff.summary(swapped[swapped["variant"] == "frozen"]).loc["AUC-ROC ↑", "swapped image"] == "0.600"
         assert printed.loc["FID ↓", "frozen"] == "19.0 [1.0, 40.0]"
         assert printed.loc["KID ↓", "frozen"] == "0.012 ± 0.003"
         assert printed.loc["KID ↓", "chance"] == "–"

@@ -60,9 +60,10 @@ def _study(cells: Sequence[Cell], options: argparse.Namespace) -> int:
         print(found.to_string(float_format="{:.4f}".format))
         return 0 if found["agrees"].all() else 1
     out = (options.out or profiles.RUNS) / f"study-{options.grid.stem}"
-    table = study.run(study.jobs(cells, split, options.data, out), path, options.workers or 2)
-    print(f"{table['identity'].nunique()} runs in {path}")
-    return 0
+    todo = study.jobs(cells, split, options.data, out)
+    missing = study.unfinished(todo, study.run(todo, path, options.workers or 2))
+    print(f"{len(todo) - len(missing)} of {len(todo)} runs in {path}")
+    return 1 if missing else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -60,12 +60,10 @@ class Outcome:
 
 
 def execute(node: Node, threads: int | None = None, gpu: str | None = None) -> Outcome:
-    """Run one ``node``, its kernel in a process of its own; an error is an outcome, not an exception.
+    """Run one ``node`` unless it is finished, its kernel in a process of its own; an error is an outcome.
 
-    Args:
-        node: what to run; it is skipped if it is finished.
-        threads: number of threads of the kernel's numerical libraries; default: one for each core.
-        gpu: what CUDA calls the GPU that the kernel may use, "" for none; default: all that this process may use.
+    The kernel's numerical libraries have so many ``threads``, default: one for each core. ``gpu`` is what CUDA calls
+    the GPU that the kernel may use, "" for none; default: all that this process may use.
     """
     import papermill.exceptions
     from ipykernel.kernelspec import write_kernel_spec
@@ -232,7 +230,7 @@ def exclusive(roots: Iterable[Path]) -> Iterator[None]:
                     f"cannot write in {_short(root)}: {error.strerror or error}. Remedy: check the folder's "
                     "permissions and the space on its disk, or choose another --out"
                 ) from error
-            runs.tidy(root, "**/*")
+            runs.tidy(root, "**/*", seconds=600)  # a training may be at work there, and its writing is short
             for stray in [*root.glob("**/*.part.ipynb"), *root.glob("**/.*.status")]:
                 runs.remove(stray)
         yield
@@ -266,7 +264,7 @@ def _run(nodes: Sequence[Node], before: dict[str, set[str]], place: _Place, prog
             elif len(running) < place.most and (free or not node.gpu or not place.gpus):
                 gpu = None if not place.gpus else free.pop(0) if node.gpu else ""
                 future = place.client.submit(
-                    execute, node, place.threads, gpu, key=f"{node.name}-{node.identity}", pure=False,
+                    execute, node, place.threads, gpu, key=f"{node.folder}-{node.name}-{node.identity}", pure=False,
                     priority=priority[node.name], resources=place.resources if node.gpu else {},
                 )  # fmt: skip
                 running[future.key] = node, gpu

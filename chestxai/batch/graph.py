@@ -137,17 +137,11 @@ def plan(
 ) -> list[Node]:
     """One graph of one or more profiles, in an order in which its nodes can run.
 
-    Long computations that two profiles have in common are done once.
-
-    Args:
-        cells: the profiles.
-        data: folder with one sub-folder per source; phantoms need none.
-        out: root of the runs; default: ``runs/``.
-        chapters, notebooks: the notebooks with what they need, and their folder.
-
-    Raises:
-        InputError: an unknown or repeated variant or seed; a notebook that is missing or cannot be parsed; a need that
-            is not among the chapters before; data that are missing or unusable, see `profiles.check_data`.
+    Long computations that two profiles, the ``cells``, have in common are done once. ``data`` is the folder with one
+    sub-folder per source (phantoms need none), ``out`` the root of the runs, default: ``runs/``; ``chapters`` are the
+    notebooks with what they need, ``notebooks`` is their folder. InputError for an unknown or repeated variant or seed;
+    a notebook that is missing or cannot be parsed; a need that is not among the chapters before; data that are missing
+    or unusable, see `profiles.check_data`.
     """
     sources = [read_source(notebooks / f"{chapter.name}.ipynb") for chapter in chapters]
     content, studies, twins = functools.cache(_content), {}, {}

@@ -82,7 +82,9 @@ def _cells(grid: Grid, out: Path | None) -> list[Cell]:
     variants, seeds = grid.variants or tuple(base.variants), grid.seeds or base.seeds
     path = str(Path(grid.profile).resolve()) if grid.profile.endswith((".yaml", ".yml")) else ""
     plain = Cell(base, variants, seeds, path)
-    profile = base.model_copy(update={"variants": {name: base.recipe(name) for name in variants}, "seeds": seeds})
+    teachers = [name for v in variants if (name := base.recipe(v).attention_from) in base.variants]
+    used = {name: base.recipe(name) for name in (*variants, *teachers)}
+    profile = base.model_copy(update={"variants": used, "seeds": seeds})
     known = _leaves(profile.model_dump())
     for key, values in grid.settings.items():
         if key not in known:

@@ -2,7 +2,7 @@
 
 A grid file with ``score: val`` or ``score: test`` is a study. Its table goes to ``data/results/<name>.csv`` beside
 ``<name>.json``, which says how it was made, by device. Runs are kept in ``runs/study-<name>``. A study is resumed:
-rows of the same settings are kept, and ``code`` and ``device`` say what made them; delete a row to make it again.
+rows of the same settings are kept, and ``code`` and ``device`` say what made them; delete a row to make its run again.
 Tests on phantoms also keep each phrase's endpoint, in ``<name>.phrases.csv.gz``, for intervals over other patients.
 """
 
@@ -21,11 +21,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 
 from chestxai import profiles, runs
 from chestxai.batch.execute import MEMORY, exclusive
 from chestxai.batch.graph import Cell
 from chestxai.profiles import Profile
+from chestxai.recipes import Recipe
 from chestxai.runs import Run
 
 
@@ -46,6 +48,14 @@ class Job:
     out: Path
 
     @property
+    def recipes(self) -> dict[str, Recipe]:
+        """The recipe of the variant by its name, after that of the variant whose maps it learns from."""
+        own = self.profile.recipe(self.variant)
+        teacher = own.attention_from  # a variant, or a folder, or nothing
+        taught = {teacher: self.profile.recipe(teacher)} if teacher in self.profile.variants else {}
+        return taught | {self.variant: own}
+
+    @property
     def identity(self) -> str:
         """Names the settings the rows depend on; the code that made them stands in a column of its own.
 
@@ -53,11 +63,11 @@ class Job:
         """
         options = {"exclude": {"variants", "seeds", "name", "description"}, "exclude_defaults": True}
         about = [self.profile.model_dump(mode="json", **options)]
-        recipe = self.profile.recipe(self.variant).model_dump(mode="json", exclude_defaults=True)
+        used = [recipe.model_dump(mode="json", exclude_defaults=True) for recipe in self.recipes.values()]
         folder = profiles.base_folder(self.profile.base)  # weights of another content are another base
         sums = folder / "SHA256SUMS" if folder else None
         weights = [runs.sha256(sums)] if sums and sums.is_file() else []
-        return runs.fingerprint(*about, recipe, *weights, self.variant, self.seed, self.split)
+        return runs.fingerprint(*about, *used, *weights, self.variant, self.seed, self.split)
 
 
 def jobs(cells: Sequence[Cell], split: str, data: str, out: Path) -> list[Job]:
@@ -78,10 +88,11 @@ def jobs(cells: Sequence[Cell], split: str, data: str, out: Path) -> list[Job]:
     return list({_without_idle_rate(job): job for job in reversed(todo)}.values())[::-1]
 
 
-def _without_idle_rate(job: Job) -> tuple[str, str, int]:
-    idle = set() if job.profile.recipe(job.variant).text_learns else {"text_learning_rate"}
+def _without_idle_rate(job: Job) -> tuple[str, ...]:
+    idle = set() if any(recipe.text_learns for recipe in job.recipes.values()) else {"text_learning_rate"}
     about = {"name": True, "description": True, "variants": True, "seeds": True, "finetune": idle}
-    return job.profile.model_dump_json(exclude=about), job.variant, job.seed
+    used = [recipe.model_dump_json() for recipe in job.recipes.values()]
+    return job.profile.model_dump_json(exclude=about), *used, job.variant, str(job.seed)
 
 
 def run(todo: Sequence[Job], path: Path, workers: int = 2) -> pd.DataFrame:
@@ -97,7 +108,7 @@ def run(todo: Sequence[Job], path: Path, workers: int = 2) -> pd.DataFrame:
     os.environ |= MEMORY | {"OMP_NUM_THREADS": "1"}
     with exclusive([todo[0].out]), ExitStack() as stack:
         table = _read(path)
-        missing = [job for job in todo if job.identity not in set(table["identity"])]
+        missing = unfinished(todo, table)
         print(f"{len(todo)} runs, {len(todo) - len(missing)} of them in {path}")
         about = {"data": profiles.check_data(todo[0].profile, todo[0].data)} if missing else {}
         pool = stack.enter_context(ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")))
@@ -124,6 +135,14 @@ def run(todo: Sequence[Job], path: Path, workers: int = 2) -> pd.DataFrame:
             runs.write_atomic(path, table.to_csv(index=False))
             runs.write_json(path.with_suffix(".json"), _provenance(path, todo) | about)
     return table
+
+
+def unfinished(todo: Sequence[Job], table: pd.DataFrame) -> list[Job]:
+    """Those of ``todo`` of which a checkpoint has no row in ``table``."""
+    rows = table["identity"].value_counts()
+    settings = [job.profile.finetune for job in todo]
+    checkpoints = [-(-each.steps // each.checkpoint_every) for each in settings]
+    return [job for job, n in zip(todo, checkpoints, strict=True) if rows.get(job.identity, 0) < n]
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -181,8 +200,7 @@ def rows_of(job: Job) -> pd.DataFrame:
 
     profile, run = job.profile, profiles.run(job.profile, job.variant, job.seed, job.out)
     fidelity.feature_spaces(profile.sampling)  # says what is missing before the training
-    teacher = profile.recipe(job.variant).attention_from  # a variant whose run is needed first, or a folder, or nothing
-    for variant in [teacher] * (teacher in profile.variants) + [job.variant]:
+    for variant in job.recipes:
         _train(job, variant)
     truths, training, pool = _phrases(profile, job.split, job.data)
     steps = faithfulness.score_run(profile, run, truths, training, pool, run.steps())
@@ -200,8 +218,8 @@ def rows_of(job: Job) -> pd.DataFrame:
     code = runs.code_fingerprint("chestxai.finetune.loop", "chestxai.faithfulness", "chestxai.fidelity")
     rows = rows.drop(columns=["variant", "seed", "seconds"])
     about |= {"code": code, "device": runs.record()["device"], "seconds": seconds.round(3)}
-    first = pd.DataFrame({**job.changes, **about}, index=rows.index)
-    return pd.concat([first, rows.round(5)], axis=1)  # settings as they are: a rate may be 5e-6
+    settings = pd.DataFrame([job.changes] * len(rows), index=rows.index)  # as they are: a rate may be 5e-6, or a list
+    return pd.concat([settings, pd.DataFrame(about, index=rows.index), rows.round(5)], axis=1)
 
 
 def _train(job: Job, variant: str) -> None:
@@ -217,7 +235,9 @@ def _train(job: Job, variant: str) -> None:
     options |= profiles.about(profile, variant, job.data)
     folder = profiles.run(profile, variant, job.seed, job.out).folder
     train = _studies(profile, "train", job.data)
-    finetune.finetune(models.load_base(profile), train, profile.finetune, folder, **options)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.turn")):  # two students of one teacher: the second waits for it
+        finetune.finetune(models.load_base(profile), train, profile.finetune, folder, **options)
 
 
 def _fidelity(job: Job, run: Run) -> dict[str, Any]:

@@ -124,12 +124,10 @@ def of(profile: Profile, data: str | Path) -> Private:
 
 
 def private(items: Iterable[Study | str], names: Sequence[str] = (), folders: Iterable[str | Path] = ()) -> Private:
-    """Collect what may not be shown.
+    """Collect what may not be shown of ``items``, which are studies, or texts, each of a patient of its own.
 
-    Args:
-        items: studies, or texts, each of a patient of its own.
-        names: sources whose identifiers are looked for by their form; default: those of the studies, or all.
-        folders: of the data; "/data" and the like are left out, as they begin many other paths.
+    ``names`` are sources whose identifiers are looked for by their form; default: those of the studies, or all. Of the
+    ``folders`` of the data "/data" and the like are left out, as they begin many other paths.
     """
     ids, phrases, texts, seen = set(), set(), defaultdict(set), dict.fromkeys(names)
     for i, item in enumerate(items):

@@ -17,6 +17,7 @@ from typing import Any
 
 import nbformat
 import yaml
+from filelock import FileLock
 
 from chestxai import batch, plots, profiles, runs, sources, tradeoff
 from chestxai.batch import Node
@@ -36,16 +37,11 @@ _SAMPLES = "_static/phantoms.png"
 
 
 def assemble(nodes: Sequence[Node], folder: Path, private: guard.Private | None = None) -> Path:
-    """Lay out the book's source: pages, executed notebooks, table of contents, plotly.js.
+    """Lay out the book's source in ``folder``, whose old content is removed.
 
-    Args:
-        nodes: of `batch.plan`; all must be finished.
-        folder: where to; its old content is removed.
-        private: of `guard.of`, what to withhold; None if everything may be shown.
-
-    Raises:
-        MissingError: a notebook has not been run, or has changed since.
-        InputError: something private is left; lists the places. ``folder`` is not touched.
+    That is pages, executed notebooks, table of contents and plotly.js. ``nodes`` are of `batch.plan`; a MissingError if
+    one has not been run, or has changed since. ``private`` is of `guard.of`, what to withhold, or None if everything
+    may be shown; if something of it is left, an InputError lists the places, and ``folder`` is not touched.
     """
     missing = [node.name for node in nodes if not node.finished()]
     if missing:
@@ -206,12 +202,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if private is not None:
             refuse(guard.site_leaks(html, private, [Path(name).name for name in (*SOURCES, _SAMPLES)]))
 
-    source = assemble(nodes, options.output / "book", private)
-    table = results(nodes)
-    if private is not None:
-        refuse([f"table of results, {leak.what}" for leak in guard.leaks(table, private)])
-    print(f"Building {len(nodes)} executed notebooks into pages …", flush=True)
-    index = build(source, options.output, check)
+    options.output.mkdir(parents=True, exist_ok=True)
+    with FileLock(options.output / ".lock"):  # a second build waits, so that the pages of two never mix
+        source = assemble(nodes, options.output / "book", private)
+        table = results(nodes)
+        if private is not None:
+            refuse([f"table of results, {leak.what}" for leak in guard.leaks(table, private)])
+        print(f"Building {len(nodes)} executed notebooks into pages …", flush=True)
+        index = build(source, options.output, check)
     print(f"\nResults of profile {profile.name} (mean [95 % interval]):\n\n{table}\n")
     print(f"Open {index}")
     return 0

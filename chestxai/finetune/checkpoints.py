@@ -4,6 +4,7 @@ A checkpoint holds the parameters that learn, and nothing else: ``unet.safetenso
 ``text_encoder.safetensors`` with the names that the modules give them.
 """
 
+import itertools
 import re
 import shutil
 import warnings
@@ -115,14 +116,12 @@ def tidy_run(out: Path, identity: str) -> None:
     runs.tidy(out)
     for path in out.glob("checkpoints/*.part"):
         runs.remove(path)
-    marker = out / "identity.txt"
-    before = marker.read_text(errors="replace").strip() if marker.is_file() else ""
+    before = _identity_of(out)
     if before == identity:
         return
-    content, _, code = before.rpartition("-")
-    if content and content == identity.rpartition("-")[0]:
-        kept = out.with_name(f"{out.name}.before-{code[:8]}")
-        runs.remove(kept)
+    if code := other_code(out, identity):
+        names = (f"{out.name}.before-{code[:8]}" + (f"-{n}" if n else "") for n in itertools.count())
+        kept = next(path for path in map(out.with_name, names) if not path.exists())
         out.rename(kept)
         out.mkdir()
         warnings.warn(f"{out}: the training code has changed; the run of the old code is kept in {kept}", stacklevel=2)
@@ -130,7 +129,19 @@ def tidy_run(out: Path, identity: str) -> None:
         for name in ("run.json", "train.csv", "resume", "checkpoints", "model", *_RESULTS):
             for path in [*out.glob(name)]:
                 runs.remove(path)
-    runs.write_atomic(marker, identity + "\n")
+    runs.write_atomic(out / "identity.txt", identity + "\n")
+
+
+def other_code(out: Path, identity: str) -> str:
+    """The code of the run in ``out`` where it differs from ``identity`` (see `tidy_run`) in its code alone, else ""."""
+    content, _, code = _identity_of(out).rpartition("-")
+    wanted, _, own = identity.rpartition("-")
+    return code if content == wanted and code != own else ""
+
+
+def _identity_of(out: Path) -> str:
+    marker = out / "identity.txt"
+    return marker.read_text(errors="replace").strip() if marker.is_file() else ""
 
 
 class Log:

@@ -126,11 +126,16 @@ def shard_like(value: Tensor, other: Tensor) -> Tensor:
 
 
 def check_space(
-    out: Path, learning: Sequence[torch.nn.Parameter], pipeline: StableDiffusionPipeline, settings: FinetuneSettings
+    out: Path,
+    learning: Sequence[torch.nn.Parameter],
+    pipeline: StableDiffusionPipeline,
+    settings: FinetuneSettings,
+    kept: bool = False,
 ) -> None:
     """Check before the first step that the disk has room for the run in ``out``; OSError if not.
 
-    That is for the ``learning`` parameters, as often as the ``settings`` say, and for ``pipeline``.
+    That is for the ``learning`` parameters, as often as the ``settings`` say, and for ``pipeline``. What is in ``out``
+    now counts as done or to be replaced, unless it is to be ``kept``.
     """
 
     def size(*parts: Iterable[torch.nn.Parameter]) -> int:
@@ -139,8 +144,8 @@ def check_space(
     whole = size(*(part.parameters() for part in (pipeline.unet, pipeline.text_encoder, pipeline.vae)))
     needed = space(size(learning), whole, settings)
     out.mkdir(parents=True, exist_ok=True)
-    # An unfinished run has some of it already; another run is replaced.
-    needed -= sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    if not kept:
+        needed -= sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     free = shutil.disk_usage(out).free
     if free < needed:
         raise OSError(

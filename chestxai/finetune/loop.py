@@ -21,7 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from chestxai import models, reports, runs
 from chestxai.finetune import launch
-from chestxai.finetune.checkpoints import Log, State, load_checkpoint, prepare, tidy_run
+from chestxai.finetune.checkpoints import Log, State, load_checkpoint, other_code, prepare, tidy_run
 from chestxai.finetune.latents import training_latents
 from chestxai.finetune.pointing import Pointing
 from chestxai.profiles import FinetuneSettings
@@ -97,7 +97,8 @@ def finetune(
         pipeline.to(accelerator.device)
         prepare(pipeline, recipe, seed)
         learning = [*recipe.learning(pipeline.unet, pipeline.text_encoder, settings)]
-        launch.check_space(run.folder, [p for _, p, _ in learning], pipeline, settings)
+        kept = bool(other_code(run.folder, identity))
+        launch.check_space(run.folder, [p for _, p, _ in learning], pipeline, settings, kept)
         latents, kept, prompts, skipped = training_latents(
             pipeline, studies, fit, cache or run.folder / "scratch", recipe, seed
         )
@@ -194,7 +195,7 @@ def _reuse(pipeline: StableDiffusionPipeline, run: Run, recipe: Recipe, identity
     found = str(record.get("identity"))
     # In a notebook the cell is run again with the pipeline that it trained the first time.
     again = record.get("model") == identity[1] and found.startswith(f"{settings}-") and found.endswith(f"-{code}")
-    if not again and found != "-".join(identity):
+    if not run.steps() or (not again and found != "-".join(identity)):
         return False
     runs.remove(run.folder / "resume")
     if not again:

@@ -113,8 +113,10 @@ def _ground_chunk(
         try:
             words = target_span(truth.finding, settings.target)
             reports.token_positions(pipeline.tokenizer, truth.finding.phrase, words)
-            image = Frame(*truth.study.size, size, fit).image(truth.study.pixels())
-            kept.append((i, image, truth.finding.phrase, words))
+            frame = Frame(*truth.study.size, size, fit)
+            if len(np.unique(frame.mask(truth.finding) > 0)) == 1:  # a crop may remove a box, or keep nothing else
+                raise InputError("the finding's mask is empty or full: there is nothing to localise")
+            kept.append((i, frame.image(truth.study.pixels()), truth.finding.phrase, words))
         except ValueError as error:
             lines.append(_line(truth, error))
     if not kept:

@@ -52,8 +52,7 @@ def true_side(study: Study, name: str) -> Side | None:
 def truth(studies: Sequence[Study]) -> tuple[np.ndarray, list[int]]:
     """Reference labels: the indexers' terms where a study has them (Open-i), else its findings (exact for phantoms).
 
-    Returns:
-        float32 ``(n, 8)``, 0 or 1, and the positions of these ``n`` in ``studies``, without those not indexed.
+    Float32 ``(n, 8)``, 0 or 1, and the positions of these ``n`` in ``studies``, without those not indexed.
     """
     labels = [
         mesh_labels(str(s.attributes["mesh_major"])) if "mesh_major" in s.attributes else s.labels() for s in studies

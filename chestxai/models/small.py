@@ -28,11 +28,9 @@ def fit(
 ) -> None:
     """Minimise a loss over ``n`` examples with a one-cycle schedule whose peak is the learning rate of ``optimizer``.
 
-    Args:
-        optimizer, n, epochs, batch: examples per step at most; every epoch sees each of the ``n`` once.
-        loss: row numbers → mean loss of these examples.
-        rng: of their order, and of what ``loss`` draws.
-        description: of the progress bar; there is none without it.
+    Each of the ``epochs`` sees every example once, at most ``batch`` per step. ``loss`` takes row numbers and returns
+    the mean loss of these examples; ``rng`` is of their order, and of what ``loss`` draws; ``description`` is that of
+    the progress bar, and there is none without it.
     """
     steps = math.ceil(n / batch)
     schedule = OneCycleLR(optimizer, optimizer.param_groups[0]["lr"], total_steps=epochs * steps)

@@ -16,10 +16,9 @@ from chestxai.studies import FINDINGS
 def cooccurrence(labels: np.ndarray, names: Sequence[str] = FINDINGS, title: str = "") -> go.Figure:
     """How often findings occur together: of the studies with the row's finding, the share that has the column's too.
 
-    Args:
-        labels: Multi-hot ``(studies, findings)``, as `Study.labels` stacked.
-        names, title: Names of the columns of ``labels``, and title of the figure. The number of studies with a finding
-            stands behind its name; the row of a finding without studies stays empty, and so does the diagonal.
+    ``labels`` are multi-hot ``(studies, findings)``, as `Study.labels` stacked, ``names`` those of its columns, and
+    ``title`` is the figure's. The number of studies with a finding stands behind its name; the row of a finding without
+    studies stays empty, and so does the diagonal.
     """
     labels = np.asarray(labels)
     if labels.ndim != 2 or labels.shape[1] != len(names):
@@ -74,13 +73,10 @@ def histogram(
 ) -> go.Figure:
     """The values of a heatmap inside and outside its target: what every score is made of.
 
-    Each of the two histograms sums to 100 %, so a small target shows, too. Solid lines mark the two means.
-
-    Args:
-        heatmap: Float ``(H, W)``, already of the mask's size (`localization.resize`).
-        mask: bool ``(H, W)``, neither empty nor full.
-        threshold: In the heatmap's units; a dashed line, foreground to its right. None for no line.
-        title, label: Title of the figure, and name of the threshold.
+    Each of the two histograms sums to 100 %, so a small target shows, too. Solid lines mark the two means, a dashed one
+    the ``threshold``, in the heatmap's units, with its ``label`` (None for no line). ``heatmap`` is float ``(H, W)``,
+    already of the size of the bool ``mask`` (`localization.resize`), which is neither empty nor full; ``title`` is the
+    figure's.
     """
     heatmap, mask = np.asarray(heatmap, dtype=float), np.asarray(mask)
     if heatmap.shape != mask.shape:

@@ -55,10 +55,9 @@ def scores_by_finding(
 ) -> go.Figure:
     """A score of each variant for each finding, with its interval, chance and the location prior.
 
-    Args:
-        table: Columns finding, variant, mean and, optionally, low, high, prior, chance, n. "all" comes last.
-        metric, title: Name of the score or its column, such as ``auc_roc``, and title of the figure.
-        variants: The variants to draw, the reference one first; see `variant_style`.
+    ``table`` has columns finding, variant, mean and, optionally, low, high, prior, chance, n; the finding "all" comes
+    last. ``metric`` is the name of the score or its column, such as ``auc_roc``, ``title`` the figure's, and
+    ``variants`` are those to draw, the reference one first; see `variant_style`.
     """
     if table.empty:
         few = {"text": "no finding is in enough images to be scored", "showarrow": False}
@@ -391,11 +390,9 @@ def setting_curves(
 ) -> go.Figure:
     """Scores of the last checkpoints over the values of a setting: mean over seeds; a bar covers all seeds' intervals.
 
-    Args:
-        table: Of a study (a row per run and checkpoint): the setting, variant, seed, step, metrics and their bounds.
-        setting: Column of a setting with positive values, such as ``finetune.text_learning_rate``.
-        metrics, title: Columns of scores, of which a menu chooses, and title of the figure.
-        rate: A value to mark, such as the U-Net's own rate; None for none.
+    ``table`` is of a study (a row per run and checkpoint): the setting, variant, seed, step, metrics and their bounds.
+    ``setting`` is a column of positive values, such as ``finetune.text_learning_rate``; ``metrics`` are columns of
+    scores, of which a menu chooses; ``title`` is the figure's, and ``rate`` a value to mark, None for none.
     """
     style.require(table, [setting, "variant", "seed", "step", *metrics], "setting_curves")
     last = last_step(table, (setting, "variant", "seed"))

@@ -159,11 +159,9 @@ def overlay_grid(
 ) -> Grid:
     """Studies in rows, variants or training steps in columns, the plain radiograph first.
 
-    Args:
-        images, masks: As in `as_pictures`, one for each row.
-        heatmaps: Name of the column → a heatmap for each row, in the order of the columns.
-        titles, title: A line above each row, such as the phrase that is grounded, or None; and title of the figure.
-        captions: Name of the column → a short text below each of its overlays, such as its score.
+    ``images`` and ``masks`` are as in `as_pictures`, one for each row; ``heatmaps``: name of the column → a heatmap for
+    each row, in the order of the columns; ``captions``: name of the column → a short text below each of its overlays,
+    such as its score. ``titles`` stand above the rows, such as the phrase that is grounded; ``title`` is the figure's.
     """
     n = len(images)
     columns = [as_pictures(images, None, masks)]

@@ -158,14 +158,11 @@ def dressed(
     caption: str = "",
     **layout: object,
 ) -> go.Figure:
-    """Give ``fig`` a wrapped title, and a legend below the axes, where it may take any number of rows.
+    """Give ``fig``, which is returned, a wrapped title, and a legend below the axes that may take any number of rows.
 
-    Args:
-        fig, title: The chart, which is changed and returned, and plain text, "" for none.
-        height, top: Pixels of the axes with their labels, and of extra room between title and axes.
-        legend: The names in the legend; () for a chart without one.
-        caption: What a page writes after the title.
-        **layout: Further keys of plotly's layout; ``margin`` overrides single sides.
+    ``title`` is plain text, "" for none; ``height`` and ``top`` are pixels of the axes with their labels, and of extra
+    room between title and axes; ``legend`` are the names in the legend, () for none; ``caption`` is what a page writes
+    after the title; ``**layout`` are further keys of plotly's layout, where ``margin`` overrides single sides.
     """
     text, lines = wrapped(title, WIDTH - 100, 17)
     rows = math.ceil(sum(text_width(name, 13) + 48 for name in legend) / (WIDTH - 90))

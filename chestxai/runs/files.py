@@ -11,8 +11,9 @@ import os
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,14 +67,17 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def tidy(folder: Path, name: str = "*") -> None:
-    """Remove the temporary files that killed writers left in ``folder``. Call only while holding the folder's lock.
+def tidy(folder: Path, name: str = "*", seconds: float = 0.0) -> None:
+    """Remove the temporary files that killed writers left in ``folder``.
 
-    ``name`` is a pattern of the files' final names; ``**/*`` includes subfolders.
+    Call only while holding the folder's lock, or for files that nobody has written to for some ``seconds``. ``name`` is
+    a pattern of the files' final names; ``**/*`` includes subfolders.
     """
     where, _, last = name.rpartition("/")
     for stray in list(Path(folder).glob(f"{where or '.'}/.{last}.*.part")):
-        remove(stray)
+        with suppress(FileNotFoundError):  # its writer has ended meanwhile
+            if not seconds or max(p.stat().st_mtime for p in (stray, *stray.rglob("*"))) < time.time() - seconds:
+                remove(stray)
 
 
 def write_atomic(path: Path, content: str | bytes) -> Path:

@@ -46,7 +46,7 @@ def fidelity(name: str, fid: Sequence[Interval], moved: Interval, floor: Interva
 
 def blind_spots(change: pd.DataFrame, names: Mapping[str, str]) -> str:
     """Chapter 7: which measures overlook most: ``change`` and ``names`` of `chestxai.sentences.fidelity.unnoticed`."""
-    missed = (change[[m for m in names if change[m].notna().any()]] > -1).sum().rename(names)
+    missed = (~(change[[m for m in names if change[m].notna().any()]] <= -1)).sum().rename(names)  # NaN notices nothing
     if missed.empty:
         return "Too few images for any score."
     least, most = missed.idxmin(), missed.idxmax()

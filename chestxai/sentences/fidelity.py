@@ -56,9 +56,9 @@ def memory(closer: Interval, found: float) -> str:
 
 
 def unnoticed(change: pd.DataFrame, names: Mapping[str, str]) -> str:
-    """What each measure overlooks, as bullets: where ``change`` (spoiled sets × measures, in half-widths) is above −1.
+    """What each measure (``names``: measure → printed name) overlooks, as bullets.
 
-    ``names``: measure → printed name.
+    That is where ``change``, spoiled sets × measures in half-widths, is above −1, or NaN.
     """
-    missed = {n: "; ".join(change.index[change[m] > -1]) for m, n in names.items() if change[m].notna().any()}
+    missed = {n: "; ".join(change.index[~(change[m] <= -1)]) for m, n in names.items() if change[m].notna().any()}
     return bullets(f"**{name}** does not notice: {sets or 'nothing'}." for name, sets in missed.items())

@@ -32,13 +32,9 @@ def csv_rows(
 ) -> Iterator[tuple[str, list[str]]]:
     """Read the rows of a csv that are not blank.
 
-    Args:
-        path: The csv, packed if its name ends in ``.gz``.
-        columns: Columns that the file must have, in any order and beside others.
-        advice: What to do about an error.
-        optional: Columns that it may have.
-        together: Columns that it may have, all or none of them.
-        fold: Fold white space inside cells. Otherwise it stays, such as the lines of a report.
+    The csv at ``path`` is packed if its name ends in ``.gz``. It must have ``columns``, in any order and beside others,
+    and may have ``optional`` ones, and those ``together`` all or none. ``advice`` says what to do about an error. With
+    ``fold`` white space inside cells is folded; otherwise it stays, such as the lines of a report.
 
     Yields:
         ``file:line``, and the cells of ``columns``, ``optional`` and ``together`` in this order, "" for none.

@@ -36,11 +36,9 @@ CARD = Card.read("phantom")
 def counterfactual(study: Study, finding: str, change: str) -> tuple[np.ndarray, np.ndarray]:
     """The same patient on the same day, with a lesion removed, on the other side, or of another kind; else the same.
 
-    Args:
-        study, finding: Of `load`, and the name of one of its lesions, on one side for "other side".
-        change: "without", "other side", or what takes its place on its side: "Pleural Effusion" or "Pneumothorax".
-
-    Returns the image uint8 ``(size, size)``, and the bool mask of the lesion's new place (all false without it).
+    ``study`` is of `load`, ``finding`` the name of one of its lesions, on one side for "other side". ``change`` is
+    "without", "other side", or what takes its place on its side: "Pleural Effusion" or "Pneumothorax". Returns the
+    image uint8 ``(size, size)``, and the bool mask of the lesion's new place (all false without it).
     """
     match = re.fullmatch(r"phantom-(\d+)-(train|val|test)-(\d+)-(\d+)", study.id)
     if match is None:
