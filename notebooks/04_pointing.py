@@ -880,7 +880,8 @@ Markdown(
     + (
         f"With {say.words.listed(left)}, AUC-ROC is above chance: that much of a score does not need what the replaced weights had learned."
         if left
-        else "No AUC-ROC of random weights is clearly above chance, so no part of the score is shown to come without training. The intervals say how large such a part could be."
+        else "No AUC-ROC of random weights is clearly above chance, so no part of the score is shown to come without "
+        "training. The intervals say how large such a part could be."
     )
 )
 

@@ -129,10 +129,9 @@ Markdown(say.tradeoff.seeds(len(seeds)))
 #
 # The *location prior* never looks at the image; *chance* is a random map. *Held-out images* is what such images score
 # themselves: the level to aim at for the classifier's AUC, precision, recall, density, coverage and similarity
-# (MS-SSIM). The *prior of the text* is the mean training mask of the
-# same finding, side and zone. *AUC-ROC within the field* compares only pixels where some training patient has a
-# finding. *Contrastive* and *supervised* are the models of chapter 4 that point without diffusion;
-# the second has learned from masks.
+# (MS-SSIM). The *prior of the text* is the mean training mask of the same finding, side and zone. *AUC-ROC within the
+# field* compares only pixels where some training patient has a finding. *Contrastive* and *supervised* are the models
+# of chapter 4 that point without diffusion; the second has learned from masks.
 #
 # The next cell writes all columns of the table for programs (CSV, where an interval is three columns at full
 # precision), papers (LaTeX) and pages (Markdown), into the profile's folder.

@@ -202,8 +202,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if private is not None:
             refuse(guard.site_leaks(html, private, [Path(name).name for name in (*SOURCES, _SAMPLES)]))
 
-    options.output.mkdir(parents=True, exist_ok=True)
-    with FileLock(options.output / ".lock"):  # a second build waits, so that the pages of two never mix
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    # A second build waits, so that the pages of two never mix.
+    with FileLock(options.output.with_name(f".{options.output.name}.lock")):
         source = assemble(nodes, options.output / "book", private)
         table = results(nodes)
         if private is not None:
