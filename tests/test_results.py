@@ -496,6 +496,7 @@ def test_what_chapter_10_says_of_two_seeds_of_every_recipe():
     assert above[part].tolist() == [2, 2, 2, 2, 1]
     assert denied.mean()[part].idxmin() == "unet-adapters"
     assert above["supervised"] == 0
+    assert of_study("recipes-second").groupby("variant")["denied_excess"].mean().max() < 0.1
     maps = screened.groupby("variant")[["auc_roc", "swap_auc_roc"]].mean()
     more = maps.loc["supervised"] - maps.loc[["frozen", "learnable"]]
     assert (more["swap_auc_roc"] > more["auc_roc"]).all()
