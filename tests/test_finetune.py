@@ -1004,8 +1004,9 @@ def test_a_run_of_other_code_is_moved_aside_and_never_deleted(finished, monkeypa
     assert len([*finished.parent.glob("run.before-*")]) == 3
 
 
-def test_a_finished_run_without_its_checkpoints_is_made_again(finished):
-    shutil.rmtree(finished / "checkpoints")
+@pytest.mark.parametrize("gone", ["checkpoints", "checkpoints/step-5"])  # the second as after a kill on the way back
+def test_a_finished_run_without_its_last_checkpoint_is_made_again(finished, gone):
+    shutil.rmtree(finished / gone)
     finetune(tiny.random_pipeline("sd"), studies(), settings(steps=5), finished, recipe="learnable")
     assert runs.Run(finished).steps()[-1] == 5
 

@@ -195,7 +195,9 @@ def _reuse(pipeline: StableDiffusionPipeline, run: Run, recipe: Recipe, identity
     found = str(record.get("identity"))
     # In a notebook the cell is run again with the pipeline that it trained the first time.
     again = record.get("model") == identity[1] and found.startswith(f"{settings}-") and found.endswith(f"-{code}")
-    if not run.steps() or (not again and found != "-".join(identity)):
+    if not again and found != "-".join(identity):
+        return False
+    if run.steps()[-1:] != [record["settings"]["steps"]]:  # the last checkpoint has been removed, and is made again
         return False
     runs.remove(run.folder / "resume")
     if not again:
