@@ -122,7 +122,7 @@ pd.DataFrame(
 ).fillna("").set_index("finding")
 
 # %% [markdown]
-# *Denied* means that the report names the finding to say that it is absent.
+# Where the second column says *denied*, the report names the finding to say that it is absent.
 #
 # Here are more studies, with their findings outlined and the conclusion of the report above each.
 
@@ -263,7 +263,7 @@ if is_phantom:
         radiographs,
         titles=names,
         masks=[m[0] if m else None for m in truth],
-        title="One patient without and with each finding",
+        title="Eight patients, each without and with one finding",
     )
 else:
     first = {f.name: s for s in reversed(located) for f in s.present() if f.boxes}
@@ -566,7 +566,7 @@ plots.cooccurrence(labels["train"], title="Findings that come together, training
 # %% [markdown]
 # ## Look for yourself
 #
-# Choose a study: the places are outlined, and the words that state them are marked. In JupyterLab you can browse all
+# Choose a study: the places are outlined, and the words that name them are marked. In JupyterLab you can browse all
 # test studies.
 
 # %%
@@ -589,7 +589,7 @@ widgets.show(lambda: widgets.study_browser(every), lambda: plots.study_static(br
 #
 # How much can one know about a finding's place without looking at the image? To find out, we average the masks of a
 # finding over *other* patients: those of training, or of validation where a data set has no boxes for training. This
-# mean is the *location prior*: at each pixel, the share of patients with the finding who have it there.
+# mean is the *location prior*: at each pixel, the share of the finding's masks that cover it.
 
 
 # %% name="fig-prior"
@@ -617,14 +617,15 @@ plots.overlays(
 )
 
 # %% [markdown]
-# A high peak means that the finding is nearly always in that place, a low one that it may be in many. The prior depends
-# neither on the image that is scored nor on the side that its report names, so a model that finds the place in the
-# image can beat it.
+# A high peak means that the finding is nearly always in that place, a low one that it may be in many, or that it is
+# small and rarely covers the same pixels. The prior depends neither on the image that is scored nor on the side that
+# its report names, so a model that finds the place in the image can beat it.
 #
 # We score the prior on the test studies in two ways, of which chapter 4 says more. *AUC-ROC* is the probability that a
 # random pixel of the finding has a higher value than a random pixel outside it; 0.5 is chance. The *pointing game* is
-# the share of maps whose highest pixel lies in the finding; chance is the share of the image that the finding fills.
-# Where a finding has few phrases, one hit more or less moves the pointing game by several hundredths.
+# the share of maps whose highest pixel lies in the finding (of several equal ones, the share that does); chance is the
+# share of the image that the finding fills. Where a finding has few phrases, one hit more or less moves the pointing
+# game by several hundredths.
 
 # %% tags=["aggregate"]
 scored = pd.DataFrame(
@@ -735,7 +736,7 @@ for name, texts in (("impression", prompts), ("report", whole)):
 #
 # - A study is an image, a report, and findings that tie words to places.
 # - Radiographs vary for many reasons; a finding is a small change among them, and grey levels have no unit.
-# - Reports deny as well as state. Words that name a finding with a place can be grounded; “no” cannot.
+# - Reports deny as well as assert. Words that name a finding with a place can be grounded; “no” cannot.
 # - Where a finding usually is can be known without looking. This location prior is the baseline to beat.
 #
 # **Further reading.** {cite:t}`irvin2019chexpert` label reports by rules and keep doubt as an answer of its own;

@@ -29,7 +29,8 @@
 # The two variants of the paper {cite}`dombrowski2024tradeoffs` are
 #
 # - `frozen`: only the network that removes noise (the U-Net) learns. The network that reads the prompt (the text
-#   encoder) stays as it was, so each word keeps its state. The U-Net may still learn to read that state in a new way.
+#   encoder) stays as it was, so the vectors that it makes of a prompt stay the same. The U-Net may still learn to read
+#   them in a new way.
 # - `learnable`: the text encoder is trained as well.
 #
 # All variants see the same images in the same order, with the same random numbers, so two runs of one seed differ in
@@ -80,8 +81,8 @@ chosen.to_frame(f"profile {settings.name}")
 #   columns, and turns a latent back into an image. Noise is added and removed in latents, which is much cheaper than in
 #   images.
 # - The *text encoder* turns the prompt into one vector per token, the token's *state*. The book's base has MiniLM, a
-#   small BERT, in which each token reads all others; the paper's model has CLIP's, in which a token reads only those
-#   before it.
+#   small BERT, in which each token reads all others; the paper's model has CLIP's, in which a token reads only itself
+#   and those before it.
 # - The *U-Net* is a convolutional network that goes from fine to coarse resolution and back. It gets a noisy latent and
 #   predicts the noise in it. It reads the states by *cross-attention*: each position of the latent gives every token a
 #   weight, and takes in the mean of what the tokens say, with these weights. Chapter 3 makes maps of these weights.
@@ -128,7 +129,8 @@ pd.DataFrame(
 ).groupby(["network", "rate"])["parameters"].agg(["count", "sum"])
 
 # %% [markdown]
-# `count` is the number of tensors, `sum` that of the parameters in them. Other values of `text` are:
+# `count` is the number of tensors, `sum` that of the parameters in them. (Where the embeddings of a text encoder learn,
+# those of words that no prompt contains get no gradient.) Other values of `text` are:
 #
 # - `last:2` trains the last two layers of the text encoder,
 # - `embeddings` trains only its embeddings, the vectors that it looks up for the tokens before its first layer,
@@ -192,8 +194,8 @@ pd.DataFrame(
 
 # %% tags=["remove-input"]
 Markdown(
-    "The prediction has the shape of the latents. The base predicts the noise of these "
-    f"{len(x)} latents with a mean squared error of **{F.mse_loss(predicted, noise).item():.3f}**; always predicting 0 would "
+    "The prediction has the shape of the latents. In training, the loss is the mean over their values. The base predicts "
+    f"the noise of these {len(x)} latents with a mean squared error of **{F.mse_loss(predicted, noise).item():.3f}**; always predicting 0 would "
     f"give {noise.square().mean().item():.3f}."
 )
 
@@ -351,7 +353,8 @@ Markdown(
 
 # %% [markdown] tags=["solution"]
 # The dropped prompts teach the model to generate without text. Guidance then pushes away from that, towards the prompt:
-# the higher, the more pronounced the finding, at the cost of variety and, if too high, of realism.
+# the higher, the more pronounced the finding. With many images one would also see less variety and, if guidance is too
+# high, less realism.
 
 # %% tags=["solution"]
 plots.images(
@@ -387,7 +390,7 @@ print(
 #
 # **Two variants end with the same training loss. Have they learned the same?**
 #
-# <details class="quiz right" name="question-2"><summary>not necessarily</summary>Right. Much of the loss depends on the timesteps and the noise that are drawn. Where a model looks and what it generates have to be measured.</details>
+# <details class="quiz right" name="question-2"><summary>not necessarily</summary>Right. The base predicts noise well already, so the loss hardly depends on what is learned later. Where a model looks and what it generates have to be measured.</details>
 # <details class="quiz" name="question-2"><summary>yes</summary>No. The loss hardly tells variants apart.</details>
 #
 # **Why do all variants get the same images in the same order, and the same noise?**

@@ -236,7 +236,7 @@ Markdown(
     f"The best cell is {names[best[0]]} at t = {few[best[1]]} with {auc.max():.3f}, the worst {names[worst[0]]} at "
     f"t = {few[worst[1]]} with {auc.min():.3f}. A map below chance is higher *outside* the finding. The best of many cells "
     "on few phrases is partly luck. We keep the paper's mean over layers and timesteps, which needs no such choice; all test "
-    "phrases below show what it reaches."
+    "phrases below show what it reaches; on these phrases, the next section."
 )
 
 # %% [markdown]
@@ -276,7 +276,8 @@ px.line(
 
 # %% tags=["remove-input", "aggregate"]
 Markdown(
-    f"Reading {say.words.counted(enough, 'timestep')} instead of the paper's {whole} costs at most 0.005 of AUC-ROC on these "
+    f"All layers and all {whole} timesteps of the paper together reach {cost[whole]:.3f}; compare it with the best cell "
+    f"above. Reading {say.words.counted(enough, 'timestep')} instead of {whole} costs at most 0.005 of AUC-ROC on these "
     f"phrases. This profile reads {len(timesteps)} on the test phrases below"
     + (
         f", which costs {cost[whole] - cost[len(timesteps)]:.3f}."
@@ -562,7 +563,7 @@ plots.overlay(image, ghost.values, title=f"“{absent}”, which this image does
 # **Why are maps read on held-out images rather than on generated ones?**
 #
 # <details class="quiz" name="question-2"><summary>they are sharper</summary>No. Sharpness plays no part.</details>
-# <details class="quiz" name="question-2"><summary>generated images need more time</summary>No. They do, but that is not the reason.</details>
+# <details class="quiz" name="question-2"><summary>generated images need more time</summary>No. How many passes are made can be chosen for both.</details>
 # <details class="quiz right" name="question-2"><summary>only for held-out images does somebody say where the finding is</summary>Right. A score needs the true place.</details>
 #
 # **At one position, the probabilities of all tokens …**

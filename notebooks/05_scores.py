@@ -93,7 +93,8 @@ heat = localization.resize(raw, mask.shape)
 #
 # In the table of scores, each cell holds the score, and its colour rescales it: 0 (white) is what a constant map gets,
 # which says nothing, 1 (dark green) what the first map gets, and brown is below 0. A score *accepts* a wrong map if
-# this rescaled value is at least nine tenths. The constant map sets the zero, so it does not count as a wrong one.
+# this rescaled value is at least nine tenths (before rounding). The constant map sets the zero, so it does not count as
+# a wrong one.
 
 # %%
 span = max(2, round(np.sqrt(mask.sum()) / 2))
@@ -166,9 +167,9 @@ Markdown(say.answers.scores(skill[wrong].rename(index=labels)))
 
 
 # %% [markdown]
-# Is there a wrong map that every score rejects? Even a score that accepts none of these accepts others: exercise 2 also
-# fools box IoU. So we report several. If several pixels share a map's maximum, its pointing game is the share of them
-# that lie in the target, so a constant map gets chance, and a map with two equal peaks may get a half.
+# A score that accepts none of these maps is not safe either: exercise 2 makes maps that fool six scores.
+# So we report several. If several pixels share a map's maximum, its pointing game is the share of them that lie in the
+# target, so a constant map gets chance, and a map with two equal peaks may get a half.
 #
 # ## More maps of known quality
 #
@@ -322,7 +323,7 @@ pd.DataFrame(
 # %% tags=["aggregate"]
 powers = {"√ map": 0.5, "map": 1.0, "map³": 3.0}
 bent = {
-    name: localization.score(plots.normalize(heat) ** power, mask)
+    name: localization.score(plots.normalize(raw) ** power, mask)
     for name, power in powers.items()
 }
 pd.DataFrame(bent).T[["auc_roc", "pointing_game", "cnr", "iou"]].rename(
@@ -416,8 +417,8 @@ Markdown(
 # stands out, is cut in two, and an error of one pixel all around costs a small target much more than a large one.
 #
 # *mIoU* means two things. Over **classes** it is the mean of the IoU of the foreground and that of the background, at
-# the mixture threshold {cite}`dombrowski2024tradeoffs`. Over **thresholds** it is the mean IoU at 0.1 to 0.5 of the
-# map's range {cite}`boecking2022mscxr`.
+# the mixture threshold {cite}`dombrowski2024tradeoffs`. Over **thresholds** it is the mean IoU at the thresholds 0.1 to
+# 0.5 {cite}`boecking2022mscxr`, here of the map's range.
 
 # %% tags=["aggregate"]
 constants = {i: np.zeros(grid, np.float32) for i in rows}
@@ -590,7 +591,8 @@ for variant, table in tables.items():
 
 # %% [markdown]
 # **2.** Energy, average precision, the oracle's IoU, the absolute CNR, box IoU, and the distance of the centres can all
-# be fooled. For each, make a map that scores at least as high as the perfect one and that you would not show to anyone.
+# be fooled. For each, make a map that scores as well as the perfect one, or nearly so, and that you would not show to
+# anyone.
 
 # %% [markdown] tags=["solution"]
 # Each score ignores something: energy the pixels that stay at the minimum, average precision and the oracle the size of
@@ -603,7 +605,10 @@ rim = np.zeros(mask.shape, np.float32)
 rim[top : top + high, left : left + wide] = 1
 rim[top + 1 : top + high - 1, left + 1 : left + wide - 1] = 0
 dot = np.zeros(mask.shape, np.float32)
-dot[top + high // 2, left + wide // 2] = 1
+dot[
+    top + (high - 1) // 2 : top + high // 2 + 1,
+    left + (wide - 1) // 2 : left + wide // 2 + 1,
+] = 1
 # In the right order, but nobody could see it: the target is at 0, and noise begins right below.
 ordered = np.where(mask, 0, -0.01 - random.random(mask.shape)).astype(np.float32)
 

@@ -80,8 +80,9 @@ features |= {v: fidelity.features(classifier, images) for v, images in generated
 # %% [markdown]
 # ## Which score notices what?
 #
-# Each set below consists of held-out images. *Other patients* and *fewer of them* serve for comparison; each of the
-# other sets has one fault. As these images have no prompt, their findings take its place.
+# Each set below consists of held-out images, except for the copies, which are training images. *Other patients* and
+# *fewer of them* serve for comparison; each of the other sets has one fault. As these images have no prompt, their
+# findings take its place.
 #
 # - *Only without a finding*: those of healthy patients.
 # - *Copies of training images*: training images with a little noise.
@@ -191,18 +192,24 @@ figure.update_xaxes(side="top", title="").update_yaxes(title="")
 # %% tags=["remove-input", "aggregate"]
 failings = change.drop(["other patients", "fewer of them"], errors="ignore")
 names = {m: label[:-2] for m, label in MEASURES.items()}
-Markdown(say.fidelity.unnoticed(failings, names))
+alone = change.loc[change.index == "fewer of them"].le(-1).any()
+alarms = [name for m, name in names.items() if alone[m]]
+harmless = (
+    f"\n- Fewer images, without any failing, worsen: {', '.join(alarms) or 'nothing'}."
+)
+Markdown(say.fidelity.unnoticed(failings, names) + harmless)
 
 # %% tags=["answer", "remove-input", "aggregate"]
-Markdown(say.answers.blind_spots(failings, names))
+Markdown(say.answers.blind_spots(failings, names, alarms))
 
 # %% [markdown]
 # The numbers in {numref}`fig-spoiled` are the scores. The colour compares them with *other patients*: the difference is
 # divided by half the width of the interval of *other patients* (for MS-SSIM that of the held-out images, for KID two
-# standard deviations over subsets). So −1 means worse by as much as chance alone may explain. Below −1, we say that the
-# score notices. This is a rule of thumb, not a test: values near −1 may be due to which images were drawn. *Near
-# training* is the share of images that are nearer to a training image than 95 % of unseen images are. MS-SSIM counts as
-# worse when it is higher, as mode collapse makes it. A dash means that the score is not defined.
+# standard deviations over subsets). So −1 means worse by as much as the choice of images alone may explain. Below −1,
+# we say that the score notices. This is a rule of thumb, not a test: values near −1 may be due to which images were
+# drawn. *Near training* is the share of images that are nearer to a training image than 95 % of unseen images are.
+# MS-SSIM counts as worse when it is higher, as mode collapse makes it. A dash means that the score is not defined; it
+# counts as not noticing.
 #
 # Read the figure by rows. *Fewer of them* are as good as all. A score that turns red there depends on the number of
 # images, or on which ones were taken. *Only without a finding* lacks variety, but each of its images is good. It also
@@ -463,7 +470,8 @@ pd.Series(shares, name="share of copies found").to_frame()
 #
 # - Each score can be fooled, for example by a little blur, by grain, or by a copy that the feature space does not
 #   recognise.
-# - FID depends on the number of images; compare equal numbers, or use KID.
+# - FID, precision, recall and coverage depend on the number of images; compare equal numbers. The mean of KID does not
+# depend on it.
 # - A search for copies can only find the copies that its feature space recognises: plant some and count.
 #
 # **Further reading.** {cite:t}`chong2020unbiased` show how FID depends on the number of images,

@@ -226,9 +226,9 @@ for variant in variants:
 # ## Is the begin token free of text?
 #
 # Some methods subtract the begin token's map, because it attracts attention whatever the text says
-# {cite}`nuetzel2025generate`. That is right for CLIP's text encoder, in which a token reads only those before it: its
-# begin token has read no word. In a BERT such as MiniLM, the encoder of the book's base, every token reads all others,
-# the begin token too. The begin token of the **empty prompt** is free of text in both.
+# {cite}`nuetzel2025generate`. That is right for CLIP's text encoder, in which a token reads only itself and those
+# before it: its begin token has read no word. In a BERT such as MiniLM, the encoder of the book's base, every token
+# reads all others, the begin token too. The begin token of the **empty prompt** is free of text in both.
 
 # %%
 begin = []
@@ -651,11 +651,11 @@ _ = runs.write_atomic(left, pd.DataFrame(rows).round(5).to_csv(index=False))
 #
 # One seed cannot speak for a recipe. The profile `causes` trains three seeds of each variant, twice as long as the
 # demo. `learnable` learns at the U-Net's rate, `fifth` at a fifth of it, as in the demo. `causal` is frozen, but each
-# token sees only those before it, as in CLIP, so that its begin token has read no word. (MiniLM was not trained
-# that way, and in chapter 10 the recipe of this name also learns.) These are the same tests on its runs; the file is what this
-# chapter leaves of them (`make book PROFILE=causes`, hours). The intervals cover seeds and patients, and with three
-# seeds they are wide. The file holds no gain of single maps and neither the side's words nor other words, so there
-# moving target, worse keys and relocation are judged by AUC-ROC, which is weaker evidence.
+# token sees only itself and those before it, as in CLIP, so that its begin token has read no word. (MiniLM was not
+# trained that way, and in chapter 10 the recipe of this name also learns.) These are the same tests on its runs; the
+# file is what this chapter leaves of them (`make book PROFILE=causes`, hours). The intervals cover seeds and patients,
+# and with three seeds they are wide. The file holds no gain of single maps and neither the side's words nor other
+# words, so there moving target, worse keys and relocation are judged by AUC-ROC, which is weaker evidence.
 
 # %% tags=["aggregate"]
 shipped = pd.read_csv(profiles.DATA / "causes.csv")

@@ -250,13 +250,15 @@ Markdown(
 #
 # A reader that has understood a report does not mind how it is written. We perturb each test report more and more,
 # without changing what it says: by *formatting*, by *typing errors*, and by the *abbreviations* that radiologists use.
-# Formatting means six changes: *case* (upper and lower case), *headers* (removed), *order* (of sentences), *template*
-# (numbered lists and labels), *blanks* (in place of words that say nothing about the findings) and *lines* (broken at a
-# margin). Order changes nothing in these reports, as no sentence refers to another. Negations are left alone. Headers,
-# blanks and list labels (“2.”, “Finding 2:”) are removed before a report is read, because an encoder would take them
-# for words. So a loss of 0 under headers or template only shows that the removal works, and says nothing about the
-# reader. We call a reader robust if its macro-F1 falls by less than 3 points (hundredths). For phantoms only a part of
-# the test reports is read, to save time.
+# Formatting means six changes: *case* (upper and lower case), *headers* (left out, with the sections that do not
+# describe the image), *order* (of sentences), *template* (numbered lists and labels), *blanks* (in place of words that
+# say nothing about the findings) and *lines* (broken at a margin). Order changes nothing in these reports, as no
+# sentence refers to another. Negations are left alone. Headers, blanks and list labels (“2.”, “Finding 2:”) are removed
+# before a report is read, because an encoder would take them for words. The readers here also ignore case and line
+# breaks, and read each sentence alone. So a loss of 0 under headers, template, case, lines or order only shows that
+# this works as intended. Blanks, typing errors and abbreviations test what a reader has learned. We call a reader
+# robust if its macro-F1 falls by less than 3 points (hundredths). For phantoms only a part of the test reports is read,
+# to save time.
 #
 # Here is the example from above in other forms.
 
@@ -536,7 +538,9 @@ for v in variants[1:]:
         evidence[v][:, at], evidence[reference][:, at], **auc
     )
     pointed[v] = {
-        m: tradeoff.compare(runs_of[v], runs_of[reference], m, n=resamples)
+        m: tradeoff.compare(
+            runs_of[v], runs_of[reference], m, n=settings.statistics.resamples
+        )
         for m in endpoint
     }
 Markdown(say.knowledge.answer(more, pointed, reference) or "There is only one variant.")
@@ -625,7 +629,7 @@ for variant in variants:
 # **How can a diffusion model name a finding without being trained to?**
 #
 # <details class="quiz right" name="question-2"><summary>by how much its error falls when the prompt names the finding</summary>Right. Compare this between images: those with the finding should have more evidence.</details>
-# <details class="quiz" name="question-2"><summary>by its largest attention</summary>No. Attention says where, not whether.</details>
+# <details class="quiz" name="question-2"><summary>by its largest attention</summary>No. The peak of a map tells images with the finding from others only a little better than chance (chapter 4).</details>
 #
 # **A reader's score falls when a report is written in capitals. Why is that a fault?**
 #

@@ -276,7 +276,8 @@ def execution(name: str) -> nbformat.NotebookNode:
     """An execution whose figure is equal to that of others but for plotly's name for it."""
     cell, output = nbformat.v4.new_code_cell, nbformat.v4.new_output
     figure = f'<div id="{name[0] * 8}-aaaa-bbbb-cccc-{name[0] * 12}">equal</div>'
-    text = "# 2 Title\n\n**Why?**\n\nThe gain, and the `gain`.\n\n![A model](../_static/model.svg)\n\n*A caption.*"
+    text = "# 2 Title\n\n**Why?**\n\nThe gain, and the `gain`. Removed, *removed*."
+    text += "\n\n![A model](../_static/model.svg)\n\n*A caption.*"
     return nbformat.v4.new_notebook(
         metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
         cells=[
@@ -299,7 +300,8 @@ def test_executions_are_laid_into_one_page():
     assert sources[0].startswith("# 2 Title\n\n{bdg-primary}`phantoms` {bdg-light}`x`\n")
     # The first mention of a term, and none in code.
     assert sources[0].count("{term}`gain <gain>`") == 1
-    assert "the `gain`." in sources[0]
+    assert "the `gain`. Removed, <span" in sources[0]
+    assert "{term}`removed <removed>`" in sources[0]
     assert ":::{figure} ../_static/model.svg\n:name: fig-model\n:alt: A model\n\nA caption.\n:::" in sources[0]
     assert [o.text for o in page.cells[2].outputs] == ["aa wins", "bb wins"]
     # What is equal is there once, what differs side by side, prose and code once.
@@ -398,6 +400,10 @@ def test_launch_buttons_need_an_address(tmp_path, url):
     ):
         assert (f"{host}/" in text and f"{path}" in text) is bool(url)
     assert "glossary.html#term-gain" in text
+    assert "glossary.html#term-removed" in text
+    terms = chapters.glossary()
+    assert all(terms.values())
+    assert max(map(len, terms)) < 40
     parsed = BeautifulSoup(text, "html.parser")
     names, words = ("frozen", "learnable"), ("onlyaa", "onlybb", "aa wins", "bb wins")
     beside = parsed.select(".executions > .execution")

@@ -187,7 +187,7 @@ def glossary() -> dict[str, str]:
 def linked(text: str, terms: dict[str, str]) -> str:
     """``text`` in Markdown whose first mention of each of ``terms`` leads to the glossary and shows its definition.
 
-    The terms are of `glossary`; those found are removed.
+    The terms are of `glossary`; those found are removed. One in asterisks is looked for as it stands.
     """
     spellings = {spelling: term for term in terms for spelling in (term, term[0].upper() + term[1:])}
     words = re.compile(
@@ -199,7 +199,7 @@ def linked(text: str, terms: dict[str, str]) -> str:
         if definition is None:
             return word[0]
         start = f'<span class="term" data-definition="{html.escape(definition)}">'
-        return f"{start}{{term}}`{word[0]} <{spellings[word[1]]}>`</span>"
+        return f"{start}{{term}}`{word[0]} <{spellings[word[1]]}>`</span>".replace("*", "")
 
     parts = _FIXED.split(text)
     return "".join(part if i % 2 else words.sub(link, part) for i, part in enumerate(parts)) if terms else text

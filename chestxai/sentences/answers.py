@@ -44,11 +44,11 @@ def fidelity(name: str, fid: Sequence[Interval], moved: Interval, floor: Interva
     return _say("fidelity", name=name, fid=fid, moved=moved, floor=floor, shown=auc.low > 0.5, auc=auc)
 
 
-def blind_spots(change: pd.DataFrame, names: Mapping[str, str]) -> str:
-    """Chapter 7: which measures overlook most: ``change`` and ``names`` of `chestxai.sentences.fidelity.unnoticed`."""
+def blind_spots(change: pd.DataFrame, names: Mapping[str, str], alarms: Sequence[str] = ()) -> str:
+    """Chapter 7: what overlooks most: ``change``, ``names`` of `fidelity.unnoticed`; ``alarms`` are false alarms."""
     missed = (~(change[[m for m in names if change[m].notna().any()]] <= -1)).sum().rename(names)  # NaN notices nothing
     if missed.empty:
         return "Too few images for any score."
     least, most = missed.idxmin(), missed.idxmax()
-    counts = {"lowest": missed[least], "highest": missed[most], "failings": len(change)}
+    counts = {"lowest": missed[least], "highest": missed[most], "failings": len(change), "alarms": alarms}
     return _say("blind spots", every=missed[least], least=least, most=most, **counts)

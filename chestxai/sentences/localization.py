@@ -92,5 +92,5 @@ def fooled(skill: pd.DataFrame, constant: Mapping[str, float], share: float = 0.
     rejected = ", ".join(f"*{name}*" for name, measures in accepted.items() if not measures)
     generous = ", ".join(name for name, score in constant.items() if score >= free)
     texts = [_say("accepted", share=share), named] if named else []
-    texts += [_say("rejected", names=rejected)] if rejected else []
+    texts.append(_say("rejected", names=rejected))
     return "\n\n".join(texts + ([_say("generous", free=free, names=generous)] if generous else []))
