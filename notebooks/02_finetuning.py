@@ -195,8 +195,8 @@ pd.DataFrame(
 # %% tags=["remove-input"]
 Markdown(
     "The prediction has the shape of the latents. In training, the loss is the mean over their values. The base predicts "
-    f"the noise of these {len(x)} latents with a mean squared error of **{F.mse_loss(predicted, noise).item():.3f}**; always predicting 0 would "
-    f"give {noise.square().mean().item():.3f}."
+    f"the noise of these {len(x)} latents with a mean squared error of **{F.mse_loss(predicted, noise).item():.3f}**; "
+    f"always predicting 0 would give {noise.square().mean().item():.3f}."
 )
 
 # %% [markdown]
