@@ -35,7 +35,7 @@ def min_max(heatmap: np.ndarray, limits: tuple[float, float] | None = None) -> n
 
 def smooth(heatmap: np.ndarray, sigma: float = 1.0) -> np.ndarray:
     """Smooth a ``heatmap`` with a Gaussian of ``sigma`` pixels, mirrored at the border: float32 of the same mean."""
-    return ndimage.gaussian_filter(np.asarray(heatmap, dtype=np.float32), sigma, mode="reflect")
+    return ndimage.gaussian_filter(as_heatmap(heatmap).astype(np.float32), sigma, mode="reflect")
 
 
 def subtract_background(heatmap: np.ndarray, background: np.ndarray) -> np.ndarray:
@@ -62,7 +62,7 @@ def merge_biases(heatmap: np.ndarray, image_bias: np.ndarray, text_bias: np.ndar
     # Its import takes as long as torch's; few need it.
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    heatmap, one, two = (np.asarray(m, dtype=np.float32) for m in (heatmap, image_bias, text_bias))
+    heatmap, one, two = (np.asarray(m, dtype=np.float32) for m in (as_heatmap(heatmap), image_bias, text_bias))
     h, w = heatmap.shape
     if h != w or h < 7 or one.shape != two.shape or one.shape[-2:] != (h, w):
         shapes = f"{heatmap.shape}, {one.shape}, {two.shape}"

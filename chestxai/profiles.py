@@ -51,9 +51,9 @@ class DataSettings(Settings):
 
     source: str  #: trains the model, and supplies the real images and the prompts of the fidelity scores
     boxes: str | None = None  #: supplies the phrases that are grounded; default: ``source``
-    train: Count | None = None  #: at most so many studies of the split
+    train: Count | None = Field(None, gt=1)  #: at most so many studies of the split
     val: Count | None = None
-    test: Count | None = None
+    test: Count | None = Field(None, gt=1)
     size: int = Field(64, ge=32, le=2048, multiple_of=8)  #: side of the images in pixels
     fit: Fit = "crop"  #: how an image becomes a square
     options: dict[str, dict[str, Any]] = Field({})  #: of each source's ``load``, by its name: ``{vindr: {agree: 3}}``
@@ -161,12 +161,14 @@ class StatisticsSettings(Settings):
         *("average_precision", "pointing_game", "cnr", "iou", "miou", "bbox_iou"),
     )
 
-    @field_validator("secondary")
+    @field_validator("endpoint", "secondary")
     @classmethod
     def _is_scored(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := {*names} - {*runs.read_yaml(DATA / "words" / "scores.yaml")}:
-            raise ValueError(f"no score is called {', '.join(sorted(unknown))}; data/words/scores.yaml lists them")
-        return names
+        scores = [*runs.read_yaml(DATA / "words" / "scores.yaml")]
+        if unknown := {*names} - {*scores[scores.index("gain_auc_roc") :]}:  # those before it are of sets of images
+            what = "no score of a phrase is called {}; data/words/scores.yaml lists them, from gain_auc_roc on"
+            raise ValueError(what.format(", ".join(sorted(unknown))))
+        return tuple(dict.fromkeys(names))
 
 
 def _by_name(value: Any) -> Any:

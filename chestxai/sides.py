@@ -36,8 +36,9 @@ def sided(studies: Iterable[Study]) -> list[GroundTruth]:
             first, sides = mentions[0], {finding.side for finding in mentions}
             if sides in ({"left"}, {"right"}) and study.attributes.get("side", first.side) == first.side:
                 phrase = faithfulness.without_side(first.phrase)
-                # A phrase whose words for the finding went with the side's ("left-sided opacity") would be read whole.
-                if phrase and reports.name_span(phrase, first.name):
+                # A phrase whose words for the finding went with the side's ("left-sided opacity") would be read whole;
+                # others still name the side ("lingula").
+                if reports.name_span(phrase, first.name) and not any(f.side for f in reports.find(phrase)):
                     # Only the side is asked for, so its place does not count.
                     out.append(GroundTruth(study, replace(first, phrase=phrase, mask=None, boxes=())))
     return out

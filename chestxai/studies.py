@@ -172,10 +172,10 @@ def read_image(path: Path) -> np.ndarray:
             raise InputError(f"blank: all pixels are alike{advice}")
         return pixels
     # A damaged header may announce gigapixels, which Pillow refuses with an exception of its own.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, AssertionError, Image.DecompressionBombError) as error:
         if isinstance(error, InputError) and str(path) in str(error):
             raise
-        what = " ".join(str(error).split())
+        what = " ".join(str(error).split()) or "damaged"
         raise InputError(f"{path}: not a readable image ({what}); PNG, JPEG and DICOM are read") from error
 
 
@@ -184,6 +184,8 @@ def _read_picture(path: Path) -> tuple[np.ndarray, str]:
         turn = orientation(image)  # Pillow's exif_transpose would write damaged EXIF data anew
         whole = image.transpose((0, 3, 1, 5, 4, 6, 2)[turn - 2]) if turn > 1 else image
         deep = image.mode in ("I;16", "I;16B", "I", "F")
+        if not deep and ";16" in str(image.tile):  # Pillow would drop the low byte
+            raise InputError("several channels of 16 bits: save it as grey")
         pixels = to_bytes(np.asarray(whole, dtype=np.float32)) if deep else np.asarray(whole.convert("L"))
         return pixels, "; the picture may be in its alpha channel: save it as grey" if "A" in image.getbands() else ""
 

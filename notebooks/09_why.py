@@ -664,7 +664,7 @@ for (reference, v), rows in shipped.groupby(["reference", "variant"], sort=False
         name: stats.Interval(*values)
         for name, *values in rows[["evidence", *bounds]].values
     }
-    tested = {m: seen.pop(m) for m in settings.statistics.endpoint}
+    tested = {m: seen.pop(m) for m in settings.statistics.endpoint if m in seen}
     display(Markdown(say.causes.answer(v, reference, seen, tested)))
     with pd.option_context("display.max_colwidth", None):
         display(say.causes.table(seen))

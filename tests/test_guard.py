@@ -1041,6 +1041,18 @@ class TestText:
         assert guard.leaks("“Blunted left costophrenic angle”: 0.7", known) == [Leak(0, "page", "report text")]
         assert guard.leaks("LEFT COSTOPHRENIC ANGLE BLUNTED", guard.private(["LEFT COSTOPHRENIC\nANGLE BLUNTED"])) != []
 
+    def test_a_script_without_blanks_between_words(self):
+        known = guard.private(["双肺纹理增多，右下肺见斑片状高密度影，心影明显增大。"])
+        assert guard.leaks("右下肺见斑片状高密度影", known) != []
+        assert guard.leaks("影像学方法", known) == []
+
+    def test_words_of_a_list_side_by_side(self):
+        words = "Moderate cardiomegaly with small left pleural effusion and patchy basal opacity today".split()
+        pairs = [(word, name, 0.1) for word, name in zip(words, FINDINGS * 2, strict=False)]
+        known = guard.private([" ".join(words)])
+        for shown in (pairs, [list(pair) for pair in pairs]):
+            assert guard.leaks(repr(shown), known) != []
+
     def test_letters_written_in_two_ways_are_the_same(self):
         known = guard.private(["Peque\u00f1o derrame pleural derecho."])
         assert guard.leaks("pequen\u0303o derrame pleural derecho", known) != []

@@ -435,6 +435,10 @@ class TestChange:
 
     def test_a_typing_error_is_one_and_never_in_a_word_that_denies(self):
         text = "Without consolidation, moderate effusion of the right base has resolved. See XXXXX."
+        texts = ["Nothing to show.", "It couldn't be identified.", "Against edema."]
+        assert all(
+            knowledge.change(t, "typos", 1.0, seed).split()[0] == t.split()[0] for t in texts for seed in range(9)
+        )
         for seed in range(30):
             pairs = list(zip(text.split(), knowledge.change(text, "typos", 1.0, seed).split(), strict=True))
             for before, after in pairs:

@@ -529,6 +529,11 @@ def test_highlights_cut_the_report_where_phrases_begin_and_end(studies: list[Stu
     assert marked == {"small left pleural effusion": ["Pleural Effusion"], "No pneumothorax": ["Pneumothorax"]}
 
 
+def test_highlights_hit_their_words_where_a_letter_in_small_is_two():
+    pieces = plots.highlights("İİ Small effusion.", [finding := Finding("Pleural Effusion", "small effusion")])
+    assert pieces == [("İİ ", ()), ("Small effusion", (finding,)), (".", ())]
+
+
 def test_highlights_of_overlapping_phrases_share_a_piece():
     a, b = Finding("Edema", "one two"), Finding("Pneumonia", "two three")
     pieces = plots.highlights("one two three", [a, b])

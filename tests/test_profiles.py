@@ -259,3 +259,9 @@ def test_an_endpoint_has_a_chance_and_more_of_it_is_better():
     for name in ("fid", "centre_distance", "auc_roc_shuffled", "side"):
         with pytest.raises(ValidationError, match="endpoint"):
             profiles.StatisticsSettings(endpoint=(name,))
+    # A score of sets of images has no phrases to compare.
+    with pytest.raises(ValidationError, match="no score of a phrase is called fid;"):
+        profiles.StatisticsSettings(secondary=("cnr", "fid"))
+    assert profiles.StatisticsSettings(endpoint=("word", "word"), secondary=("cnr", "iou", "cnr")) == (
+        profiles.StatisticsSettings(endpoint=("word",), secondary=("cnr", "iou"))
+    )

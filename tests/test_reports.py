@@ -319,6 +319,9 @@ class TestNegation:
             "{}: No",
             "Neither fracture nor {}.",
             "Mild scoliosis without {}.",
+            "The film doesn't show {}.",
+            "This study does not clearly show {}.",
+            "The lungs do not appear to show {}.",
         ],
     )
     @pytest.mark.parametrize("word", ["pleural effusion", "Pneumothorax", "pulmonary edema"])
@@ -347,6 +350,8 @@ class TestNegation:
             "No cardiac silhouette abnormality; {} persists.",
             "Incomplete resolution of the {}.",
             "{}: small.",
+            "No fracture, and the left view clearly shows {}.",
+            "Without a doubt, {}.",
         ],
     )
     @pytest.mark.parametrize("word", ["pleural effusion", "pneumothorax", "pulmonary edema"])
@@ -572,6 +577,7 @@ class TestLexicon:
             ("loss of lung volume", "Atelectasis"),
             ("The heart is mildly enlarged", "Cardiomegaly"),
             ("Cardiac silhouette is again enlarged", "Cardiomegaly"),
+            ("Heart size is stable and mildly enlarged", "Cardiomegaly"),
             ("cardiac silhouette at upper limits of normal to slightly enlarged", "Cardiomegaly"),
             ("alveolar consolidation", "Consolidation"),
             ("pulmonary vascular congestion", "Edema"),
@@ -685,6 +691,11 @@ class TestPlaceAndGrade:
             ("Effusions, left greater than right.", "bilateral"),
             ("Bibasilar opacities.", "bilateral"),
             ("RLL opacity.", "right"),
+            ("R pleural effusion.", "right"),
+            ("Small L lower lobe opacity.", "left"),
+            ("Lt effusion.", "left"),
+            ("Small b/l effusions.", "bilateral"),
+            ("Bilat effusions.", "bilateral"),
             ("Lingular opacity.", "left"),
             ("Right middle lobe opacity.", "right"),
             ("Effusion.", None),

@@ -36,6 +36,7 @@ class TestSided:
             [effusion("left effusion", "left"), effusion("an effusion", None)],
             [effusion("no left effusion", "left", present=False)],
             [effusion("left", "left")],
+            [Finding("Lung Opacity", "opacity in the lingula", True, "left")],
         ],
     )
     def test_only_what_is_on_one_side_for_certain_counts(self, findings):

@@ -116,6 +116,8 @@ class TestTables:
 
 def test_an_option_is_checked_by_name_and_value():
     sources.check_options("vindr", {"agree": 3, "overlap": 0.4, "seed": 2})
+    with pytest.raises(InputError, match="vindr has no option 'agre'"):
+        sources.load("vindr", "nowhere", agre=3)
     for options, message in [
         ({"agre": 3}, "vindr has no option 'agre': it has agree, overlap, seed"),
         ({"agree": "3"}, "option 'agree' of vindr: Input should be a valid integer .*'3'"),

@@ -331,7 +331,8 @@ class TestReadImage:
             assert read_image(path).shape == image_size(path)
 
     @pytest.mark.parametrize(
-        "kind", ["empty", "text", "truncated png", "truncated jpeg", "gigapixels", "missing", "folder"]
+        "kind",
+        ["empty", "text", "truncated png", "truncated jpeg", "gigapixels", "missing", "folder", "palette", "16 bits"],
     )
     def test_what_cannot_be_read_is_named(self, kind, tmp_path):
         path = tmp_path / "bad.png"
@@ -342,6 +343,16 @@ class TestReadImage:
             path.write_text("<html>403 Forbidden</html>")
         elif kind == "folder":
             path.mkdir()
+        elif kind in ("palette", "16 bits"):
+            # A palette without colours; colours of 16 bits, of which Pillow would drop the low byte.
+            pixels = bytes(41 * 40) if kind == "palette" else (b"\0" + bytes(range(240))) * 40
+            head = struct.pack(">IIBBBBB", 40, 40, *((8, 3) if kind == "palette" else (16, 2)), 0, 0, 0)
+            parts = [(b"IHDR", head), (b"tRNS", b"\0")][: 2 if kind == "palette" else 1]
+            path.write_bytes(b"\x89PNG\r\n\x1a\n")
+            with path.open("ab") as file:
+                for name, content in [*parts, (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]:
+                    file.write(struct.pack(">I", len(content)) + name + content)
+                    file.write(struct.pack(">I", zlib.crc32(name + content)))
         elif kind == "gigapixels":
             # Damage in the header: it now promises 20,000 × 20,000 pixels.
             noise.save(path, "png")

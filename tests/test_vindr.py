@@ -274,6 +274,11 @@ class TestBadRows:
         assert [s.findings[0].boxes for s in loaded] == [(Box(10, 20, 8, 20),)]
         assert loaded.skipped == [f"annotations_test.csv:3: {reason}"]
 
+    def test_a_reader_without_a_name_is_no_consensus(self, tmp_path):
+        rows = [box(1, "Edema", 10, 20, 18, 40, reader=reader) for reader in (1, 2)]
+        rows += [f"{name(1)},,Edema,10,20,18,40"]
+        assert everything(collection(tmp_path, train=rows))[1][-1] == f"annotations_train.csv:4: no rad_id ({name(1)})"
+
     def test_labels_of_no_use(self, tmp_path):
         labels = [labelled(7, "Pneumonia"), labelled(1).replace(",0", ",x")]
         loaded = sources.load("vindr", collection(tmp_path, test=[box(1, "Edema", 1, 2, 3, 4)], labels=labels))

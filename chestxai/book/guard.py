@@ -59,7 +59,8 @@ _ID, _PART = 6, 12
 
 # Words of a sentence and of a window; letters of the shortest and of the longest passage.
 _SENTENCE, _WINDOW, _SHORT, _LONG = 4, 6, 8, 120
-_WORD = re.compile(r"[^\W\d_]+")
+# A script without blanks between words (Thai, Chinese, Japanese) counts by its letters.
+_WORD = re.compile(r"[^\W\d_\u0e00-\u1dff\u2e80-\ud7ff]+|[^\W\d_]")
 # PadChest writes a sentence a line.
 _STOPS = [re.compile(rf"[.!?:]+(?:\s|$)|{end}") for end in (r"\n\s*\n|\n\s*(?:\d\d?[.)]|[-*•])\s", r"\n\s*(?=[A-Z])")]
 _OPEN = {word for name in FINDINGS for word in name.lower().split()} | {"no", "and", "or", "left", "right", "bilateral"}
@@ -157,7 +158,10 @@ def private(items: Iterable[Study | str], names: Sequence[str] = (), folders: It
         # Notebooks show reports without the blanks of de-identification.
         for text in map(decode, reported | {reports.clean(report) for report in reported if "XX" in report}):
             words = _WORD.findall(text.lower())
-            own |= hashed((words[i : i + _WINDOW] for i in range(len(words))), _WINDOW)
+            lengths = (
+                _SHORT if "\u0e00" <= word < "\u1e00" or "\u2e80" <= word < "\ud800" else _WINDOW for word in words
+            )
+            own |= hashed((words[i : i + n] for i, n in enumerate(lengths)), _WINDOW)
             parts = (_WORD.findall(part.lower()) for stops in _STOPS for part in stops.split(text))
             sentences |= hashed((part for part in parts if len(part) <= _WINDOW), _SENTENCE)
         windows.append(np.fromiter(own, np.int64, len(own)))

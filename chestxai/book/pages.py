@@ -142,12 +142,9 @@ def _chapter(nodes: Sequence[Node], private: guard.Private | None, left: list[st
 def build(source: Path, output: Path = BUILD, check: Callable[[Path], None] = lambda html: None) -> Path:
     """Build the pages and return the first; earlier pages stay until the new ones are complete.
 
-    Any warning is an InputError, whose message shows it; ``build.log`` has everything.
-
-    Args:
-        source: of `assemble`.
-        output: folder of ``html/`` and ``build.log``, whatever its name.
-        check: is called with the folder of the new pages before they replace the old ones, and may raise.
+    Any warning is an InputError, whose message shows it; ``build.log`` has everything. ``source`` is of `assemble`,
+    ``output`` the folder of ``html/`` and ``build.log``, whatever its name. ``check`` is called with the folder of the
+    new pages before they replace the old ones, and may raise.
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)

@@ -157,7 +157,7 @@ def _orders(text: str) -> Iterator[str]:
             by_key[key].append(string[2])
     yield from ("\n".join(values), "\n".join(map("\n".join, by_key.values())), "\n".join(keys))
     rows, left, right = defaultdict(list), defaultdict(list), defaultdict(list)
-    for line in text.splitlines():
+    for line in re.split(r"\n|[)\]}]\s*,", text):
         # pandas breaks wide tables into blocks, whose rows have the same labels.
         cells = [cell for cell in _CELLS.split(line) if cell.strip()]
         for i, cell in enumerate(cells if len(cells) > 1 else ()):

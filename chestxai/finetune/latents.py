@@ -50,15 +50,9 @@ def training_latents(
     """As `training_pairs`, errors included, with latents instead of images, kept in ``folder``.
 
     At most `_CHUNK` images are in memory. Of several processes each encodes its share once. The latents are mapped from
-    the file, so that processes on one machine share the memory.
-
-    Args:
-        pipeline: its autoencoder encodes.
-        studies: training studies.
-        fit: how an image becomes a square.
-        folder: of the file, whose name says what it was made of.
-        recipe: says what a prompt is; default: the impression.
-        seed: of what is random in prompts.
+    the file, so that processes on one machine share the memory. The autoencoder of ``pipeline`` encodes the training
+    ``studies``; ``fit`` says how an image becomes a square, ``recipe`` what a prompt is (default: the impression), and
+    ``seed`` is of what is random in prompts. The name of the file says what it was made of.
 
     Returns:
         Latents float32 ``(n, c, h, w)``, their studies and prompts, and one line for each study that was left out.

@@ -149,13 +149,9 @@ def ground_run(
 
     The maps are kept in ``maps/step-<k>.safetensors``. Their noise is that of seed 0 in every run, so that runs differ
     in their weights only. Yields the step, and what `ground_truths` returns. Errors are those of `ground_truths`; for a
-    run that is not finished a MissingError names the command that makes it.
-
-    Args:
-        profile, run: the profile that the run was made with, and the run or its folder.
-        truths: of the profile's test split.
-        pipeline: of the profile's base, which gets the checkpoints' weights; default: it is loaded.
-        steps: checkpoints; default: all, and 0 for the base.
+    run that is not finished a MissingError names the command that makes it. The ``run``, or its folder, was made with
+    the ``profile``, and the ``truths`` are of its test split. A ``pipeline`` of the profile's base gets the weights of
+    the checkpoints, ``steps``; by default it is loaded, and all are grounded, with 0 for the base.
     """
     run = (run if isinstance(run, Run) else Run(run)).check_finished()
     identity = run.record()["identity"]

@@ -307,11 +307,9 @@ def recipes_plane(
     One mark a recipe: its mean over seeds at the last step. A bar covers the intervals of all its seeds. Large
     marks are Pareto-optimal: no other recipe is better in both; the dotted line bounds what they reach. Where there are
     more than six, only these and the first two have name and bars in the plane, the others in the legend and on hover.
-
-    Args:
-        table: Of a study: variant, seed, step, classifier_auc, fid, the metrics and, optionally, their bounds and base.
-        metrics, title: Columns of the y-axis, and title of the figure.
-        own: Runs to show as stars beside the recipes of their base, in a table like that of the study.
+    The ``table`` of a study has variant, seed, step, classifier_auc, fid, the ``metrics``, which are the columns of the
+    y-axis, and, optionally, their bounds and base. ``own`` runs, in such a table, are stars beside the recipes of their
+    base; ``title`` is the figure's.
     """
     style.require(table, ["variant", "seed", "step", "classifier_auc", "fid", *metrics], "recipes_plane")
     looks, planes = style.variant_style(table["variant"].unique()), []

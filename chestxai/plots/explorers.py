@@ -1,6 +1,7 @@
 """Figures with controls for pages without a kernel: choose a study, a layer, a timestep."""
 
 import html
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -156,9 +157,8 @@ def highlights(report: str, findings: Sequence[Finding]) -> list[tuple[str, tupl
     """
     spans = []
     for finding in findings:
-        start = report.lower().find(finding.phrase.lower()) if finding.phrase else -1
-        if start >= 0:
-            spans.append((start, start + len(finding.phrase), finding))
+        if found := finding.phrase and re.search(re.escape(finding.phrase), report, re.IGNORECASE):
+            spans.append((*found.span(), finding))
     cuts = sorted({0, len(report), *(c for start, end, _ in spans for c in (start, end))})
     return [(report[a:b], tuple(f for start, end, f in spans if start <= a and b <= end)) for a, b in pairwise(cuts)]
 

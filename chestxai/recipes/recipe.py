@@ -276,10 +276,8 @@ class Recipe(Settings):
     def context(self, states: Tensor, mask: Tensor, reference: Tensor | None) -> Tensor:
         """What the U-Net reads: ``(n, length, width)``, or ``(n, length, 2 * width)`` if it `splits`.
 
-        Args:
-            states: last hidden states of the text encoder, ``(n, length, width)``.
-            mask: 1 for tokens, 0 for padding, ``(n, length)``.
-            reference: states of the text encoder as it was; None unless `splits`.
+        Of the last hidden ``states`` of the text encoder, ``(n, length, width)``, the ``mask`` ``(n, length)``, 1 for
+        tokens and 0 for padding, and the ``reference``, states of the encoder as it was; None unless `splits`.
         """
         import torch
 

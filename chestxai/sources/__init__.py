@@ -45,6 +45,7 @@ def load(name: str, root: str | Path | None = None, split: str = "test", **optio
     ensure(split in ("train", "val", "test"), f"unknown split {split!r}: choose one of train, val, test")
     if root is None and name != "phantom":
         raise MissingError(f"{known.title} is read from disk: give root, the folder of your data. {known.get}")
+    check_options(name, {key: v for key, v in options.items() if name != "phantom" or key not in ("n", "size")})
     return _MODULES[name].load(None if root is None else Path(root), split, **options)
 
 

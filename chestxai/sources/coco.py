@@ -5,6 +5,7 @@ The layout of the folder and the rules for captions and findings are in ``data/c
 """
 
 import math
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -65,7 +66,7 @@ def load(root: Path, split: str = "test", *, masks: bool = False, longest: int =
         number, item = record.name, record.cells
         ensure(number not in seen, "image listed before")
         file, size = folder / item.file_name, (item.height, item.width)
-        ensure(file.is_file(), f"no image file ({item.file_name})")
+        ensure(os.path.isfile(file), f"no image file ({item.file_name})")
         written = [text for entry in captions[item.id] if (text := " ".join(entry.caption.split()))]
         ensure(written, "no caption")
         seen.add(number)

@@ -3,6 +3,7 @@
 The columns of the csv and the rules for findings are in ``data/cards/folder.md``.
 """
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -55,7 +56,7 @@ def load(root: Path, split: str = "test", *, seed: int = 0) -> Studies:
     images = _images(data)
     english = data.english({row.text for rows in images.values() for row in rows})
     # The table's text is in one form; names of files may have accents in another, or characters of full width.
-    there = () if all((root / name).is_file() for name in images) else root.rglob("*")
+    there = () if all(os.path.isfile(root / name) for name in images) else root.rglob("*")
     paths = {decode(path.relative_to(root).as_posix().encode(errors="replace"), ""): path for path in there}
     patients = {name: _patient(name, rows) for name, rows in images.items()}
     splits = _splits(images, patients, seed)

@@ -248,7 +248,9 @@ def frame_of(size: tuple[int, int], height: str, width: str) -> tuple[int, int]:
     if not height and not width:
         return size
     digits = [text.removesuffix(".0") for text in (height, width)]
-    ensure(all(re.fullmatch(r"[1-9][0-9]{0,4}", text) for text in digits), f"no frame ({width!r} × {height!r})")
+    ensure(
+        all(re.fullmatch(r"[1-9][0-9]{0,3}|1[0-9]{4}", text) for text in digits), f"no frame ({width!r} × {height!r})"
+    )
     frame = int(digits[0]), int(digits[1])
     # Rounded to whole pixels, the shape of a small copy differs a little; as `Frame.image` has it.
     same = abs(frame[0] * size[1] - frame[1] * size[0]) <= max(*frame, *size)

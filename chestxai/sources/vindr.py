@@ -146,13 +146,15 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
 def _annotations(data: Collector, path: Path) -> dict[str, _Image]:
     images: dict[str, _Image] = {}
     columns, optional = ("image_id", "x_min", "y_min", "x_max", "y_max"), ("rad_id", "height", "width")
-    rows = csv_rows(path, columns, CARD.get, (*optional, "class_name", "class_id"))
+    rows = [*csv_rows(path, columns, CARD.get, (*optional, "class_name", "class_id"))]
+    consensus = not any(reader for _, (*_, reader, _, _, _, _) in rows)
     for where, (name, *corners, reader, height, width, text, number) in rows:
         # It becomes a path: nothing but an identifier may pass.
         safe = re.fullmatch(r"\w[\w-]{0,99}", name, re.ASCII)
-        reader = reader or _CONSENSUS
         with data.record(where, name if safe else ""):
             ensure(safe, f"not an image_id ({name[:100]!r})")
+            ensure(reader or consensus, f"no rad_id ({name})")
+            reader = reader or _CONSENSUS
             text = _CLASSES[int(number)] if not text and re.fullmatch("[0-9]|1[0-4]", number) else text
             ensure(label := _SPELLINGS.get(text.lower()), f"unknown class ({text or number!r})")
             image = images.setdefault(name, _Image(where, name, name, frame=(height, width)))

@@ -83,8 +83,8 @@ def bootstrap_ci(
 
     Its bounds are NaN for a single group. Equal rows give an interval of no width.
 
-    ``values`` are float ``(rows,)``, finite, whose mean is over rows; ``groups`` the group (patient) of each, any
-    hashable labels, None for independent rows. ``n`` is the number of resamples, ``level`` in (0, 1), ``seed`` that of
+    ``values`` are float ``(rows,)``, finite, whose mean is over rows; ``groups`` the group (patient) of each, all
+    str or all int, None for independent rows. ``n`` is the number of resamples, ``level`` in (0, 1), ``seed`` that of
     the resampling. ``expand`` widens the quantiles until the interval of a symmetric mean is as wide as Student's
     (Hesterberg 2015, "What teachers should know about the bootstrap", 4.3.3), as needed below 40 groups.
 
