@@ -557,7 +557,8 @@ Markdown(say.tradeoff.counted_kinds(kinds["kind"]))
 # indexers gave the reports, balanced sampling of findings, augmentation, 96 or 128 pixels, a wider U-Net, or other
 # seeds. It is scored on test images directly, without validation images, so a setting that is chosen by these scores
 # has to be tested on other images. Where maps lean to one side, the intervals of the side are wider than they need to
-# be.
+# be. A few phrases behind *side* still name it in another way (“in the lingula”), here and in chapter 10; runs made now
+# leave these out.
 
 # %%
 tests = {
