@@ -308,7 +308,7 @@ plots.recipes_plane(table, endpoint, title="The recipes of the test", own=stars)
 # %% [markdown]
 # ## The answer
 
-# %% tags=["answer", "remove-input", "aggregate"]
+# %% tags=["remove-input", "aggregate"]
 found = {base: say.recipes.verdicts(part, endpoint) for base, part in by_base.items()}
 Markdown(
     say.words.bullets(
@@ -394,31 +394,29 @@ for base, rows in second.groupby("base"):
     told = told if complete else told.drop(columns=["p", "both"])
     display(told.map(str).rename_axis(f"base {base}"))
 
-# %% tags=["remove-input", "aggregate"]
-Markdown(
-    say.words.bullets(
-        [f"Base `{base}`: {say.recipes.answer(f)}" for base, f in again.items()]
-        + [say.recipes.joint(again)]
-    )
-    if complete
-    else "**Not all runs of this test have been made, so it has no answer yet.**"
-)
+# %% tags=["answer", "remove-input", "aggregate"]
+told = [f"Base `{base}`: {say.recipes.answer(f)}" for base, f in again.items()]
+told = [*told, say.recipes.joint(again)]
+if not complete:
+    told = ["Not all of its runs have been made, so it has no answer yet."]
+answers = [f"First test: {say.recipes.joint(found)}", *(f"Second test: {t}" for t in told)]
+Markdown(say.words.bullets(answers))
 
 # %% [markdown]
-# The gain does not show that a map depends on the finding (chapter 4). The next table is not part of the test. It shows
-# *removed*, the AUC-ROC lost when only the finding is taken away, and *moved*, the AUC-ROC gained at the new place when
-# the finding is moved to the other side, each minus frozen, with intervals over seeds. Only findings that lie on one
-# side count. A lower *removed* is not necessarily worse: a map that partly shows where findings usually are loses less
-# when the finding is taken away.
+# The next table is not part of the test. All of it is minus frozen, with intervals over seeds. The *gain in the word
+# test* is again what the word test gains over swapped images. The gain in AUC-ROC does not show that a map depends on
+# the finding (chapter 4), so two scores change nothing but the finding: one takes it away, the other moves it to the
+# other side (findings that lie on one side only). A lower loss when it is removed is not necessarily worse: a map that
+# partly shows where findings usually are loses less. For FID, lower is better.
 
 # %% tags=["aggregate"]
 follows = {
-    (base, column): say.recipes.over_seeds(rows, column, "frozen")
+    (base, plots.style.score_name(column)): say.recipes.over_seeds(rows, column, "frozen")
     for base, rows in second.groupby("base")
-    for column in ("removed", "moved")
+    for column in ("gain_word", "removed", "moved", "fid")
     if column in rows
 }
-pd.DataFrame(follows).map(str)
+pd.DataFrame(follows).T.map(str)
 
 # %% [markdown]
 # ## On real X-rays
@@ -539,8 +537,11 @@ plots.overlay_grid(
 
 # %% tags=["remove-input", "aggregate"]
 advice = {kind: names for kind, names in kinds.items() if names != ["random"]}  # a control
+tests = {"First test": found} | ({"Second test": again} if complete else {})
 texts = [
-    f"Base `{base}`:\n\n{say.recipes.principles(f, advice)}" for base, f in found.items()
+    f"{test}, base `{base}`:\n\n{say.recipes.principles(verdicts, advice)}"
+    for test, tables in tests.items()
+    for base, verdicts in tables.items()
 ]
 Markdown("\n\n".join(texts))
 
@@ -559,8 +560,11 @@ spans.sort_values(("classifier_auc", "min"), ascending=False)
 # %% [markdown]
 # As far as two seeds show, what limits how far the encoder moves (a lower rate, an anchor on the states, few
 # parameters, embeddings alone) lowers neither the word test nor the classifier AUC, in the mean of both languages. By
-# intervals that are not adjusted, `fifth` and `embeddings` pass the test in both languages; `adapters` pass in `tiny`
-# and are open in `tiny-code`; `anchored` is open in both.
+# intervals that are not adjusted, `fifth` passes both tests in both languages. `embeddings` pass the first test in
+# both, the second in `tiny` only. `adapters` pass in `tiny` and are open in `tiny-code`; `anchored` is open in both. In
+# the second test, `causal` passes in both languages, also with Holm's adjustment, though narrowly: every token then
+# reads only itself and those before it. This does not rank it above `fifth`, whose means are about as high or higher:
+# in `tiny`, `fifth` just misses after the adjustment, because its classifier AUC differs more between seeds.
 #
 # With other prompts, or with learning in only half of the steps, the classifier AUC is below that of frozen. But in
 # these runs the encoder learned at the U-Net's rate, and `learnable` alone is lower or about as low. So they say little
