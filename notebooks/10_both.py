@@ -402,7 +402,13 @@ if not complete:
 answers = [f"First test: {say.recipes.joint(found)}", *(f"Second test: {t}" for t in told)]
 Markdown(say.words.bullets(answers))
 
+# %% name="fig-second"
+plots.recipes_plane(second, endpoint, title="The recipes of the second test")
+
 # %% [markdown]
+# In {numref}`fig-second` a bar covers the intervals of all seeds. The test compares runs of the same seed on the same
+# patients, so it can tell recipes apart whose bars overlap.
+#
 # The next table is not part of the test. All of it is minus frozen, with intervals over seeds. The *gain in the word
 # test* is again what the word test gains over swapped images. The gain in AUC-ROC does not show that a map depends on
 # the finding (chapter 4), so two scores change nothing but the finding: one takes it away, the other moves it to the
