@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydicom import dcmread
@@ -130,6 +130,7 @@ class TestFrames:
     @given(st.integers(40, 1100), st.integers(40, 1100), st.integers(40, 2200), st.integers(-60, 60))
     def test_a_frame_that_is_accepted_can_be_read(self, height, width, longer, off):
         frame = longer, max(1, round(longer * width / height) + off)
+        assume(max(frame) < 20_000)  # more is no frame
         refused = []
         for read in (
             lambda: frame_of((height, width), *map(str, frame)),

@@ -340,7 +340,9 @@ class TestModes:
 
     @pytest.mark.parametrize("option", [{"mode": "report"}, {"labels": "radgraph"}])
     def test_unknown_option(self, tmp_path, option):
-        with pytest.raises(ValueError, match=r"mode is 'phrase' or 'impression', labels 'chexpert' or 'negbio'"):
+        with pytest.raises(
+            ValueError, match=r"of mimic: Input should be '(phrase' or 'impression|chexpert' or 'negbio)'"
+        ):
             sources.load("mimic", tmp_path, **option)
 
 

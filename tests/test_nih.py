@@ -260,7 +260,7 @@ class TestSplits:
             sources.load("nih", root)
 
     def test_unknown_choice(self, tmp_path):
-        with pytest.raises(ValueError, match="'auto', 'test' or 'any', not 'train'"):
+        with pytest.raises(ValueError, match=r"'auto', 'test' or 'any' \(got 'train'\)"):
             sources.load("nih", collection(tmp_path, [row(1, "Edema")]), boxes="train")
 
 

@@ -267,7 +267,7 @@ class TestFatal:
         with pytest.raises(FileNotFoundError, match=f"give root.*{self.TERMS}"):
             sources.load("padchest")
         for option in ({"language": "de"}, {"readers": "third"}):
-            with pytest.raises(ValueError, match="language is 'en' or 'es', readers 'first' or 'both'"):
+            with pytest.raises(ValueError, match=r"of padchest: Input should be '(en' or 'es|first' or 'both)'"):
                 sources.load("padchest", tmp_path, **option)
 
     @pytest.mark.parametrize(("text", "problem"), [('[{"StudyID":', "damaged or cut off"), ("{}", "found dict")])

@@ -155,7 +155,7 @@ def test_secondary_scores_are_declared():
     assert set(declared.secondary) <= set(localization.COLUMNS) - set(declared.endpoint)
     assert {"gain_word", "mirror_sided", "average_precision", "auc_roc_field"} <= set(declared.secondary)
     assert profiles.StatisticsSettings(secondary=["cnr"]).secondary == ("cnr",)
-    with pytest.raises(ValueError, match="no score is called nope"):
+    with pytest.raises(ValueError, match="no score of a phrase is called nope"):
         profiles.StatisticsSettings(secondary=["nope"])
 
 

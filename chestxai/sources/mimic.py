@@ -63,8 +63,6 @@ def load(
         labels: The labeller whose csv is read.
         seed: Of the split of patients with a phrase.
     """
-    valid = mode in ("phrase", "impression") and labels in ("chexpert", "negbio")
-    ensure(valid, f"mode is 'phrase' or 'impression', labels 'chexpert' or 'negbio'; got {mode!r}, {labels!r}")
     data = Collector(CARD, root, split)
     metadata, official, labelled = (
         data.file(*(f"mimic-cxr-{v}-{part}.csv{end}" for v in ("2.1.0", "2.0.0") for end in (".gz", "")))
