@@ -471,7 +471,7 @@ pd.Series(shares, name="share of copies found").to_frame()
 # - Each score can be fooled, for example by a little blur, by grain, or by a copy that the feature space does not
 #   recognise.
 # - FID, precision, recall and coverage depend on the number of images; compare equal numbers. The mean of KID does not
-# depend on it.
+#   depend on it.
 # - A search for copies can only find the copies that its feature space recognises: plant some and count.
 #
 # **Further reading.** {cite:t}`chong2020unbiased` show how FID depends on the number of images,

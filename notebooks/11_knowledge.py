@@ -629,7 +629,7 @@ for variant in variants:
 # **How can a diffusion model name a finding without being trained to?**
 #
 # <details class="quiz right" name="question-2"><summary>by how much its error falls when the prompt names the finding</summary>Right. Compare this between images: those with the finding should have more evidence.</details>
-# <details class="quiz" name="question-2"><summary>by its largest attention</summary>No. The peak of a map tells images with the finding from others only a little better than chance (chapter 4).</details>
+# <details class="quiz" name="question-2"><summary>by its largest attention</summary>No. Attention always sums to 1, whether the finding is there or not. Chapter 4 tests how far the peak of a map tells.</details>
 #
 # **A reader's score falls when a report is written in capitals. Why is that a fault?**
 #

@@ -158,9 +158,7 @@ def private(items: Iterable[Study | str], names: Sequence[str] = (), folders: It
         # Notebooks show reports without the blanks of de-identification.
         for text in map(decode, reported | {reports.clean(report) for report in reported if "XX" in report}):
             words = _WORD.findall(text.lower())
-            lengths = (
-                _SHORT if "\u0e00" <= word < "\u1e00" or "\u2e80" <= word < "\ud800" else _WINDOW for word in words
-            )
+            lengths = (_SHORT if len(word) == 1 and word >= "\u0e00" else _WINDOW for word in words)
             own |= hashed((words[i : i + n] for i, n in enumerate(lengths)), _WINDOW)
             parts = (_WORD.findall(part.lower()) for stops in _STOPS for part in stops.split(text))
             sentences |= hashed((part for part in parts if len(part) <= _WINDOW), _SENTENCE)
