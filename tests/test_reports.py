@@ -422,6 +422,15 @@ class TestNegation:
                 {"Pneumonia", "Pleural Effusion", "Pneumothorax"},
             ),
             ("No pneumothorax, mild bibasilar atelectasis.", {"Atelectasis"}, {"Pneumothorax"}),
+            # What follows a denial's verb begins a new statement, unless it goes on with its list.
+            (
+                "Neither edema nor effusion is seen, atelectasis of the left base.",
+                {"Atelectasis"},
+                {"Edema", "Pleural Effusion"},
+            ),
+            ("No effusion is clearly seen, edema.", {"Edema"}, {"Pleural Effusion"}),
+            ("No pneumothorax is seen, effusion or edema.", set(), {"Pneumothorax", "Pleural Effusion", "Edema"}),
+            ("No edema was seen, effusion, or pneumonia.", set(), {"Edema", "Pleural Effusion", "Pneumonia"}),
         ],
     )
     def test_the_reach_of_a_denial(self, text, there, not_there):

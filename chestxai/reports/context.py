@@ -26,7 +26,7 @@ _END = re.compile(
     rf":|{_HEDGE}+|\b(?:{WORDS['restart']})\b|,\s(?:this|these|it|now|today|currently)\b|,\s(?:and )?with (?!no\b)"
     rf"|\band with (?!no\b)|(?P<item>,\s(?:and )?(?={_NOUNS}{{1,5}}+{_STATE}\b)|(?:,\s(?:and )?(?:with )?|\bwith "
     r"|\band (?=an?\b|the\b|mild|moderate|minimal|small|tiny|trace|persist|improv|worsen))(?:(?:the|an?) )?(?:again )?"
-    rf"(?:{WORDS['graded']})\b)"
+    rf"(?:{WORDS['graded']})\b|\b{_VERB}(?: {_ADVERB})? {_EXISTS},(?= ))"
 )
 # "No pneumonia, small effusion, or pneumothorax": an apparent new statement belongs to the list.
 _LIST = re.compile(rf"(?:[^;:{_HEDGE}]*,|(?: (?!(?:and|with|{_VERB})\b)[\w/-]+){{1,5}}) (?:or|nor)\b")
