@@ -23,6 +23,8 @@ from chestxai.studies import Fit, Study, phrases
 
 ROOT = runs.ROOT
 DATA = ROOT / "data"
+#: The bases that ship, and their folders: see `models.load_pipeline`.
+SHIPPED = {"tiny": DATA / "tiny", "tiny-code": DATA / "tiny", "tiny-velocity": DATA / "tiny-velocity"}
 RUNS = (ROOT if runs.CHECKOUT else Path.cwd()) / "runs"
 
 #: Name of a profile or variant: it becomes the name of a folder.
@@ -388,11 +390,11 @@ def check_data(profile: Profile, data: str | Path = "", cache: dict[Any, Any] | 
 
 
 def base_folder(base: str | Path) -> Path | None:
-    """Folder of a ``base``: "tiny" or "tiny-code" (both of data/tiny), or one in diffusers format; None for a hub id.
+    """Folder of a ``base``: one of `SHIPPED`, or one in diffusers format; None for a hub id.
 
     MissingError says what a base may be where it is none of these.
     """
-    folder = DATA / "tiny" if str(base) in ("tiny", "tiny-code") else Path(base)
+    folder = SHIPPED.get(str(base), Path(base))
     remedy = "Give 'tiny', a folder in diffusers format (model_index.json, unet/, vae/, … as safetensors), or a hub id"
     if not folder.is_dir():
         if re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", str(base)):

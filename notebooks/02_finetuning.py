@@ -182,21 +182,29 @@ states = models.encode_text(pipeline, prompts)
 t = torch.randint(0, 1000, (len(x),), generator=generator).to(device)
 with torch.no_grad():
     predicted = models.denoise(pipeline.unet, schedule.add_noise(x, noise, t), t, states)
+target = models.prediction_target(schedule, x, noise, t)
+kind = schedule.config.prediction_type.removesuffix("_prediction")
+asked = {"epsilon": "noise", "v": "velocity"}.get(kind, kind)
 pd.DataFrame(
     {"shape": [tuple(v.shape) for v in (torch.from_numpy(images), x, states, predicted)]},
     index=[
         "images (n, height, width)",
         "latents (n, channels, h, w)",
         "text (n, tokens, width)",
-        "predicted noise",
+        f"predicted {asked}",
     ],
 )
 
 # %% tags=["remove-input"]
 Markdown(
     "The prediction has the shape of the latents. In training, the loss is the mean over their values. The base predicts "
-    f"the noise of these {len(x)} latents with a mean squared error of **{F.mse_loss(predicted, noise).item():.3f}**; "
-    f"always predicting 0 would give {noise.square().mean().item():.3f}."
+    f"the {asked} of these {len(x)} latents with a mean squared error of **{F.mse_loss(predicted, target).item():.3f}**; "
+    f"always predicting 0 would give {target.square().mean().item():.3f}."
+    + (
+        ""
+        if asked == "noise"
+        else f" (The {asked} is a mixture of noise and image, from which the noise follows.)"
+    )
 )
 
 # %% [markdown]

@@ -141,6 +141,14 @@ def by_hand(pipeline, given, chosen: FinetuneSettings, variant: str, seed: int =
     average = [p.detach().clone() for p in everything]
     latents = models.encode_images(pipeline, images)
     rows = []
+
+    def weight(signal):
+        """Of an error of the prediction: as much as an error of the image weighs (Hang et al. 2023, section 3.4)."""
+        if chosen.min_snr is None:
+            return 1
+        snr = signal / (1 - signal)
+        return min(snr, chosen.min_snr) / {"epsilon": snr, "v_prediction": snr + 1}[schedule.config.prediction_type]
+
     for step in range(chosen.steps):
         indices, noise, times, dropped = draw(step, seed, len(images), chosen, latents.shape[1:], 1000)
         losses = []
@@ -150,7 +158,7 @@ def by_hand(pipeline, given, chosen: FinetuneSettings, variant: str, seed: int =
             states = models.text_states(pipeline.text_encoder, models.tokenize(pipeline, [prompt]))
             predicted = pipeline.unet((a * x + s * e)[None], t, states).sample[0]
             target = {"epsilon": e, "v_prediction": a * e - s * x}[schedule.config.prediction_type]
-            losses.append(((predicted - target) ** 2).mean())
+            losses.append(weight(float(alphas[t])) * ((predicted - target) ** 2).mean())
         loss = torch.stack(losses).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -169,17 +177,18 @@ def by_hand(pipeline, given, chosen: FinetuneSettings, variant: str, seed: int =
 
 
 @pytest.mark.parametrize(
-    ("kind", "variant", "prediction"),
+    ("kind", "variant", "prediction", "weighting"),
     [
-        ("sd", "frozen", "epsilon"),
-        ("sd", "learnable", "v_prediction"),
-        ("bert", "learnable", "epsilon"),
+        ("sd", "frozen", "epsilon", {}),
+        ("sd", "frozen", "v_prediction", {"min_snr": 0.4}),
+        ("sd", "learnable", "v_prediction", {}),
+        ("bert", "learnable", "epsilon", {"min_snr": 5}),
     ],
 )
-def test_it_equals_the_loop_written_out(tmp_path, kind, variant, prediction):
+def test_it_equals_the_loop_written_out(tmp_path, kind, variant, prediction, weighting):
     chosen = settings(
-        batch_size=3, warmup=2, max_grad_norm=0.5, ucg=0.4, ema_decay=0.5, weight_decay=0.1, text_learning_rate=5e-4
-    )
+        batch_size=3, warmup=2, max_grad_norm=0.05, ucg=0.4, ema_decay=0.5, weight_decay=0.1, text_learning_rate=5e-4
+    ).model_copy(update=weighting)
 
     def fresh():
         return predicting(tiny.random_pipeline(kind), prediction)

@@ -16,17 +16,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from transformers import AutoTokenizer, BertModel, CLIPTextModel
 
-from chestxai import encoders, models, reports, sources
+from chestxai import encoders, fidelity, models, reports, sources
 from chestxai.models import loading
+from chestxai.profiles import SamplingSettings
 from tests import tiny
 from tools import make_base
 
 PROMPTS = ["small left pleural effusion", "", "no pneumothorax. " * 60]
 
 
-@pytest.fixture(scope="module")
-def shipped():
-    return models.load_pipeline("tiny", device="cpu")
+@pytest.fixture(scope="module", params=["tiny", "tiny-velocity"])
+def shipped(request):
+    return models.load_pipeline(request.param, device="cpu")
 
 
 @pytest.fixture(scope="module", params=["sd", "bert"])
@@ -37,8 +38,8 @@ def either(request):
 @pytest.fixture
 def copy(tmp_path, monkeypatch):
     """A copy of the tiny base that a test may spoil."""
-    monkeypatch.setattr(loading, "TINY", tmp_path / "tiny")
-    return Path(shutil.copytree(loading.DATA / "tiny", tmp_path / "tiny"))
+    monkeypatch.setitem(loading.SHIPPED, "tiny", tmp_path / "tiny")
+    return Path(shutil.copytree(models.TINY, tmp_path / "tiny"))
 
 
 def same_weights(one, two) -> bool:
@@ -56,7 +57,8 @@ def images_of(pipeline, prompts, steps: int = 3, guidance: float = 2.0) -> np.nd
 
 
 def test_the_tiny_base_is_small_in_float32_in_eval_mode_and_frozen(shipped):
-    assert sum(p.stat().st_size for p in models.TINY.rglob("*") if p.is_file()) <= 15e6
+    for folder in loading.SHIPPED.values():
+        assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= 15e6
     for part in (shipped.unet, shipped.vae, shipped.text_encoder):
         assert {p.dtype for p in part.parameters()} == {torch.float32}
         assert not part.training
@@ -125,6 +127,34 @@ def test_the_tiny_base_reads_everyday_words_and_no_report(shipped):
     assert harm(prompts) < harm(captions) / 2
 
 
+def test_the_bases_share_an_autoencoder_and_the_second_knows_left_from_right(tmp_path):
+    weights, settings = (
+        "diffusion_pytorch_model.safetensors",
+        SamplingSettings(images=8, guidance=2.0, sampler="ddim", steps=20),
+    )
+    first, second = (loading.SHIPPED[name] for name in ("tiny", "tiny-velocity"))
+    assert (first / "vae" / weights).read_bytes() == (second / "vae" / weights).read_bytes()
+
+    def share(name, place, rows):
+        """Of pairs from the same noise: how often is the named side, of the patient, the whiter one?"""
+        pipeline = models.load_pipeline(name, device="cpu")
+        drawn = [
+            fidelity.sample(
+                pipeline, [f"{place} {side}."] * 8, settings, tmp_path / f"{name}-{place}-{side}.safetensors"
+            )
+            for side in ("left", "right")
+        ]
+        whiter = (drawn[0].astype(float) - drawn[1])[:, rows]
+        return float((whiter[:, :, 32:].mean((1, 2)) > whiter[:, :, :32].mean((1, 2))).mean())
+
+    for place, rows in (
+        ("Large white pool at the bottom", slice(32, 64)),
+        ("Large dense white spot at the top", slice(40)),
+    ):
+        assert share("tiny-velocity", place, rows) == 1
+    assert share("tiny", "Large white pool at the bottom", slice(32, 64)) < 0.9
+
+
 def test_the_tiny_autoencoder_keeps_what_it_is_given(shipped):
     studies = sources.load("phantom", split="test", n=12, size=64)
     images = np.stack([s.array for s in studies])
@@ -187,7 +217,7 @@ def test_checksums_are_in_the_format_of_sha256sum(tmp_path):
     assert make_base.write_sums(tmp_path).read_text().splitlines() == lines  # never of itself
     tool = shutil.which("sha256sum")
     if tool:
-        for folder in (tmp_path, models.TINY):
+        for folder in (tmp_path, *loading.SHIPPED.values()):
             subprocess.run([tool, "--strict", "--quiet", "-c", "SHA256SUMS"], cwd=folder, check=True)
 
 
@@ -219,6 +249,14 @@ def test_the_tiny_base_can_be_made(tmp_path, capsys):
     assert not torch.allclose(*said)
     assert not torch.equal(*drawn)  # text is read
     stamp = started.stat().st_mtime_ns
+    other = ["--out", str(tmp_path / "other"), "--autoencoder", str(tmp_path / "base"), "--predict", "velocity"]
+    assert make_base.main([*command[2:], *other, "--work", str(tmp_path / "work-2")]) == 0
+    loading._verify(tmp_path / "other")
+    again = models.load_pipeline(tmp_path / "other", device="cpu")
+    assert again.scheduler.config.prediction_type == "v_prediction"
+    assert same_weights(again.vae, made.vae)
+    assert not same_weights(again.unet, made.unet)
+    assert str(tmp_path) not in "".join(path.read_text() for path in (tmp_path / "other").rglob("*.json"))
     shutil.rmtree(tmp_path / "base")
     make_base.main(command)
     assert started.stat().st_mtime_ns == stamp

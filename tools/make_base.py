@@ -4,8 +4,8 @@
     python tools/make_base.py --out data/tiny-velocity --autoencoder data/tiny --predict velocity
 
 The second takes the first's autoencoder. Its U-Net predicts the velocity, as Stable Diffusion 2 does, and all timesteps
-weigh the same: by an error of the image, 1 + SNR instead of min(SNR, 5). So it learns at high noise as well, where the
-side of a finding is settled, and it knows left from right; the first does not.
+weigh the same. In terms of the image, an error then weighs 1 + SNR, where it weighs min(SNR, 5) in training the first.
+So the second learns at high noise as well, where the side of a finding is settled, and knows left from right.
 
 An autoencoder of chest phantoms is trained first, then a U-Net that generates them from captions in everyday words,
 such as "Small white pool at the bottom left.". What Stable Diffusion is to radiographs, which the web shows with all
@@ -16,6 +16,7 @@ finding.
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -136,26 +137,29 @@ def pretrain(
         images: phantoms for each of the two stages.
         autoencoder: folder of a base whose autoencoder is taken, instead of training one.
         autoencoder_steps: of batch 16.
-        predict: the noise, with min-SNR weights, or the velocity, where all timesteps weigh the same.
+        predict: the noise, with min-SNR weights, or the velocity, with equal weights.
         steps: of the U-Net, batch 24, in each of two rounds; the second is slower and starts from the first's averages.
         seed: of the weights and of everything drawn.
     """
     out, work = Path(out), Path(work)
     torch.manual_seed(seed)
     size = TINY_VAE["sample_size"]
-    vae = AutoencoderKL.from_pretrained(autoencoder / "vae") if autoencoder else AutoencoderKL(**TINY_VAE)
     finished = work / f"vae-{runs.fingerprint(TINY_VAE, images, autoencoder_steps, seed)}.safetensors"
-    if finished.is_file() and not autoencoder:
-        vae.load_state_dict(runs.load_tensors(finished))
-    elif not autoencoder:
-        pixels = np.stack([s.pixels() for s in sources.load("phantom", split="train", n=images, size=size, seed=1)])
-        _train_autoencoder(vae, pixels, autoencoder_steps, seed)
-        runs.save_tensors(finished, vae.state_dict())
+    if autoencoder:
+        vae = AutoencoderKL.from_pretrained(autoencoder / "vae")
+    else:
+        vae = AutoencoderKL(**TINY_VAE)
+        if finished.is_file():
+            vae.load_state_dict(runs.load_tensors(finished))
+        else:
+            pixels = [s.pixels() for s in sources.load("phantom", split="train", n=images, size=size, seed=1)]
+            _train_autoencoder(vae, np.stack(pixels), autoencoder_steps, seed)
+            runs.save_tensors(finished, vae.state_dict())
     vae.half().float()  # train the U-Net on the latents of the weights that ship
     studies = sources.load("phantom", split="train", n=images, size=size, seed=2)
     pairs = [captioned(study, np.random.default_rng([seed, 4, i])) for i, study in enumerate(studies)]
     tokenizer, encoder = models.minilm()
-    torch.manual_seed(seed + 77)  # the same U-Net to begin with, whatever the autoencoder took
+    torch.manual_seed(seed + 77)  # whatever the autoencoder drew
     unet = UNet2DConditionModel(**TINY_UNET)
     for name, part in unet.named_modules():
         if name.endswith("attn2.to_out.0"):
@@ -192,7 +196,10 @@ def pretrain(
     for name in ("SHA256SUMS", "model_index.json"):
         (out / name).unlink(missing_ok=True)
     pipeline.unet.half().save_pretrained(out / "unet")
-    pipeline.vae.half().save_pretrained(out / "vae")
+    if autoencoder:
+        shutil.copytree(autoencoder / "vae", out / "vae", dirs_exist_ok=True)
+    else:
+        pipeline.vae.half().save_pretrained(out / "vae")
     pipeline.scheduler.save_pretrained(out / "scheduler")
     pipeline.save_config(out)
     write_sums(out)

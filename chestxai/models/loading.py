@@ -20,10 +20,10 @@ from chestxai.encoders import text_encoder as load_text_encoder
 from chestxai.models.kinds import Kind, kind_of, text_width
 from chestxai.models.schedules import trained_with
 from chestxai.models.text import WINDOWS, read_in_windows
-from chestxai.profiles import DATA, Profile, base_folder
+from chestxai.profiles import SHIPPED, Profile, base_folder
 from chestxai.runs import DivergedError, InputError, MissingError
 
-TINY = DATA / "tiny"
+TINY = SHIPPED["tiny"]
 # Beside a pipeline whose recipe plain diffusers does not know.
 _RECIPE, _REFERENCE = "recipe.json", "text_encoder_before"
 
@@ -49,8 +49,9 @@ def load_pipeline(
 
     Args:
         base: "tiny" (ships in ``data/tiny``), "tiny-code" (the same, but its text encoder does not know the language,
-            see `scramble_words`), a local folder in diffusers format, or a hub id, of a class in `KINDS`. A folder
-            without a text encoder of its own, like the tiny base, gets all-MiniLM-L6-v2.
+            see `scramble_words`), "tiny-velocity" (of its own training: predicts the velocity, knows left from right),
+            a local folder in diffusers format, or a hub id, of a class in `KINDS`. A folder without a text encoder of
+            its own, like the tiny bases, gets all-MiniLM-L6-v2.
         text_encoder: another Hugging Face text encoder (see `encoders.text_encoder`), local folder or hub id, for a
             base with one.
         device: default: a GPU if there is one, else the CPU.
@@ -63,8 +64,8 @@ def load_pipeline(
         ValueError: the parts do not fit together, or a file's checksum is not the recorded one.
     """
     name = str(base)
-    if name in ("tiny", "tiny-code"):
-        _verify(TINY)
+    if name in SHIPPED:
+        _verify(SHIPPED[name])
     folder = base_folder(base)
     kind, pipeline = _read(name, folder, text_encoder)
     _check_weights(pipeline, name, folder, [p for p in kind.networks if text_encoder is None or p != "text_encoder"])

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from chestxai.localization import LABELS, LOWER_IS_BETTER
-from chestxai.profiles import Profile
+from chestxai.profiles import SHIPPED, Profile
 from chestxai.sentences.words import Templates, bullets, direction, escaped, filled
 from chestxai.stats import Difference, Interval
 from chestxai.tradeoff import Comparison
@@ -146,7 +146,7 @@ def conditions(profile: Profile) -> dict[str, str]:
     about = {"base": Path(profile.base).name, "boxes": profile.boxes, "other": profile.boxes != data.source}
     about |= {"ratio": train.text_learning_rate / train.learning_rate, "data": data, "train": train}
     about["snr"] = train.min_snr and f"{train.min_snr:g}"
-    own = "all-MiniLM-L6-v2, padding is zero" if profile.base in ("tiny", "tiny-code") else "the base's own"
+    own = "all-MiniLM-L6-v2, padding is zero" if profile.base in SHIPPED else "the base's own"
     about |= {"encoder": profile.text_encoder or own, "images": f"{data.train:,}" if data.train else "all there are"}
     about |= {"read": len(range(0, grounding.last, grounding.stride)), "grounding": grounding}
     return {name: filled(template, **about) for name, template in _say["conditions"].items()}
