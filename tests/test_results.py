@@ -48,7 +48,7 @@ def test_table_grid_and_provenance_agree(path, tmp_path):
     for _, row in table.iterrows():
         job = wanted[row["identity"]]
         about = {"variant": job.variant, "seed": job.seed} | job.changes
-        assert {name: row[name] for name in about} == about
+        assert {name: None if pd.isna(row[name]) else row[name] for name in about} == about
         assert row["step"] in range(0, job.profile.finetune.steps + 1, job.profile.finetune.checkpoint_every)
     assert not table.duplicated(["identity", "step"]).any()
     assert made["command"].startswith(f"make grid GRID=data/grids/{path.stem}.yaml")
