@@ -430,11 +430,12 @@ pd.DataFrame(follows).T.map(str)
 # %% [markdown]
 # ### On another base
 #
-# Would another base give the same answer? `tiny-velocity` was trained on the same images and captions as `tiny`, for as
+# Would another base give the same answer? `tiny-velocity` was trained on such images and captions as `tiny`, for as
 # many steps. It predicts the *velocity* {cite}`salimans2022distillation`, a mixture of noise and image, and all
-# timesteps weigh the same, here also in fine-tuning. So an error of the image counts at high noise, too, where the side
-# of a finding is settled; with `tiny` it counts as little as the signal-to-noise ratio. Before any fine-tuning,
-# `tiny-velocity` draws a “white pool” on the side that the caption names, and `tiny` often does not.
+# timesteps weigh the same, here also in fine-tuning. So an error of the image counts at high noise, too; with `tiny` it
+# counts as little as the signal-to-noise ratio. Before any fine-tuning, `tiny-velocity` draws a “white pool” on the
+# side that the caption names, and `tiny` often does not. The two bases differ in what they predict *and* in these
+# weights, so this does not show which of the two matters.
 #
 # `recipes-velocity` trains frozen, learnable, `fifth` and `causal` on it, with three seeds of the first test. The rules
 # were written down before the runs, in `data/grids/recipes-velocity.yaml`: words are lost if the word test is clearly

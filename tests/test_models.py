@@ -128,31 +128,23 @@ def test_the_tiny_base_reads_everyday_words_and_no_report(shipped):
 
 
 def test_the_bases_share_an_autoencoder_and_the_second_knows_left_from_right(tmp_path):
-    weights, settings = (
-        "diffusion_pytorch_model.safetensors",
-        SamplingSettings(images=8, guidance=2.0, sampler="ddim", steps=20),
-    )
-    first, second = (loading.SHIPPED[name] for name in ("tiny", "tiny-velocity"))
-    assert (first / "vae" / weights).read_bytes() == (second / "vae" / weights).read_bytes()
+    settings = SamplingSettings(images=8, guidance=2.0, sampler="ddim", steps=20)
+    folders = [loading.SHIPPED[name] / "vae" for name in ("tiny", "tiny-velocity")]
+    one, other = ((folder / "diffusion_pytorch_model.safetensors").read_bytes() for folder in folders)
+    assert one == other
 
     def share(name, place, rows):
         """Of pairs from the same noise: how often is the named side, of the patient, the whiter one?"""
-        pipeline = models.load_pipeline(name, device="cpu")
-        drawn = [
-            fidelity.sample(
-                pipeline, [f"{place} {side}."] * 8, settings, tmp_path / f"{name}-{place}-{side}.safetensors"
-            )
-            for side in ("left", "right")
-        ]
-        whiter = (drawn[0].astype(float) - drawn[1])[:, rows]
+        pipeline, drawn = models.load_pipeline(name, device="cpu"), []
+        for side in ("left", "right"):
+            file = tmp_path / f"{name}-{place}-{side}.safetensors"
+            drawn.append(fidelity.sample(pipeline, [f"{place} {side}."] * 8, settings, file).astype(float))
+        whiter = (drawn[0] - drawn[1])[:, rows]
         return float((whiter[:, :, 32:].mean((1, 2)) > whiter[:, :, :32].mean((1, 2))).mean())
 
-    for place, rows in (
-        ("Large white pool at the bottom", slice(32, 64)),
-        ("Large dense white spot at the top", slice(40)),
-    ):
-        assert share("tiny-velocity", place, rows) == 1
-    assert share("tiny", "Large white pool at the bottom", slice(32, 64)) < 0.9
+    pool, spot = ("Large white pool at the bottom", slice(32, 64)), ("Large dense white spot at the top", slice(40))
+    assert share("tiny-velocity", *pool) == share("tiny-velocity", *spot) == 1
+    assert share("tiny", *pool) < 0.9
 
 
 def test_the_tiny_autoencoder_keeps_what_it_is_given(shipped):

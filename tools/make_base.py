@@ -3,9 +3,9 @@
     python tools/make_base.py --out data/tiny
     python tools/make_base.py --out data/tiny-velocity --autoencoder data/tiny --predict velocity
 
-The second takes the first's autoencoder. Its U-Net predicts the velocity, as Stable Diffusion 2 does, and all timesteps
-weigh the same. In terms of the image, an error then weighs 1 + SNR, where it weighs min(SNR, 5) in training the first.
-So the second learns at high noise as well, where the side of a finding is settled, and knows left from right.
+The second takes the first's autoencoder. Its U-Net predicts the velocity, as Stable Diffusion 2.1 for 768 pixels does,
+and all timesteps weigh the same. In terms of the image, an error then weighs 1 + SNR, where it weighs min(SNR, 5) in
+training the first: it counts at high noise, too. The second knows left from right, which the first hardly does.
 
 An autoencoder of chest phantoms is trained first, then a U-Net that generates them from captions in everyday words,
 such as "Small white pool at the bottom left.". What Stable Diffusion is to radiographs, which the web shows with all
