@@ -13,7 +13,6 @@ have part in.
 
 import inspect
 import math
-from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -30,8 +29,7 @@ from torch import Tensor, nn
 from chestxai import models
 from chestxai.runs import InputError
 
-Heads = Literal["mean", "keep"]
-Times = Literal["mean", "keep"] | Sequence[int]
+Times = Literal["mean", "keep"]
 Layers = str | int | Sequence[str | int]
 
 # Probabilities of all tokens are needed for the softmax; about this many at once, 1 MB in float32. More is no faster.
@@ -105,8 +103,7 @@ class Capture:
     Attributes:
         groups: names of the token groups, the second axis of the maps.
         names: of the layers that are read, in the order in which they run.
-        times: what the first axis of the maps stands for, if time is not averaged: timesteps, or spans of them
-            ``(low, high)``, each from ``low`` up to but without ``high``.
+        times: timesteps, which the first axis of the maps stands for, if time is not averaged.
     """
 
     def __init__(
@@ -116,23 +113,19 @@ class Capture:
         groups: tuple[str, ...],
         names: list[str],
         size: int | None,
-        heads: Heads,
         times: Times,
         grad: bool = False,
     ):
         self.grad, self._waiting = grad, []
         self.unet, self.weights, self.groups, self.names = unet, weights, groups, names
-        self.size, self.heads, self.slots = size, heads, len(weights)
-        self._edges = None if isinstance(times, str) else list(times)
-        self.times: list[int] | list[tuple[int, int]] | None = None
-        if times != "mean":
-            self.times = [] if self._edges is None else list(zip(self._edges[:-1], self._edges[1:], strict=True))
+        self.size, self.slots = size, len(weights)
+        self.times: list[int] | None = [] if times == "keep" else None
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
         self._rows: Tensor | None = None
         self._latents: tuple[int, int] = (0, 0)
         self._text = 0
-        self._spans: Tensor | None = None
+        self._when: Tensor | None = None
         self._stops = False
 
     def run(self, *arguments: Any, **options: Any) -> None:
@@ -161,10 +154,10 @@ class Capture:
         self._rows = rows
 
     def maps(self) -> dict[str, Tensor]:
-        """Mean probability by layer: float32 ``([times,] slots, groups, [heads,] h, w)``.
+        """Mean probability by layer: float32 ``([times,] slots, groups, h, w)``.
 
-        The axis of times exists unless they are averaged, that of heads if they are kept. A group's value is the mean
-        over its tokens. A slot without any row, and a group that a slot does not have, are NaN.
+        The axis of times exists unless they are averaged. A group's value is the mean over its tokens. A slot without
+        any row, and a group that a slot does not have, are NaN.
         """
         for name, find in self._waiting:
             # Not under autocast: probabilities are float32 here, too.
@@ -184,7 +177,7 @@ class Capture:
         float32 ``([times,] slots, groups, h, w)``; the axis of times is there unless they are averaged. The default
         ``size`` is what `capture` was given, else the largest captured resolution.
         """
-        maps = [m.mean(dim=-3) if self.heads == "keep" else m for m in self.maps().values()]
+        maps = list(self.maps().values())
         size = size or self.size or max((tuple(m.shape[-2:]) for m in maps), key=math.prod)
         shape = (size, size) if isinstance(size, int) else size
         return torch.stack([resize(m, shape) for m in maps]).mean(dim=0)
@@ -205,28 +198,22 @@ class Capture:
         weights = F.pad(self.weights, (0, max(0, length - self.weights.shape[-1])))[..., :length].to(q.device)
         weights = F.pad(weights, (text.start, whole - text.stop))
         grid = _grid(positions, self._latents)
-        keep = (self.heads == "keep") * heads
-        shape = (weights.shape[1], *([keep] if keep else []), *grid)
-        wanted = rows >= 0
+        shape, wanted = (weights.shape[1], *grid), rows >= 0
         # Where in the sums a row goes: each time has room for all slots.
-        places = rows
-        if self._spans is not None:
-            wanted, places = wanted & (self._spans >= 0), rows + self._spans * self.slots
+        places = rows if self._when is None else rows + self._when * self.slots
         self._make_room(name, shape, q.device)
         block = max(1, _BUDGET // (heads * whole))  # positions at once; of short maps, several rows
         for part in torch.nonzero(wanted)[:, 0].split(max(1, block // positions)):
             slots, place, part = (x.to(q.device) for x in (rows[part], places[part], part))
-            keys, chosen = k[part].float().transpose(-1, -2), weights[slots][:, None].transpose(-1, -2)
+            keys, chosen = k[part].float().transpose(-1, -2), weights[slots].transpose(-1, -2)
             pieces = []
             for at in range(0, positions, block):
                 logits = (q[part, :, at : at + block].float() * depth**-0.5) @ keys
                 if mask is not None:
                     logits = logits + mask[part]
-                probabilities = logits.softmax(dim=-1)
-                if not keep:
-                    probabilities = probabilities.mean(dim=1, keepdim=True)
-                # (rows, heads or 1, positions, groups) → (rows, groups, heads or 1, positions)
-                pieces.append((probabilities @ chosen).permute(0, 3, 1, 2))
+                probabilities = logits.softmax(dim=-1).mean(dim=1)
+                # (rows, positions, groups) → (rows, groups, positions)
+                pieces.append((probabilities @ chosen).transpose(1, 2))
             picked = torch.cat(pieces, dim=-1)
             self._sums[name].index_add_(0, place, picked.reshape(len(part), *shape))
             self._counts[name].index_add_(0, place, torch.ones(len(part), device=q.device))
@@ -253,12 +240,8 @@ class Capture:
             return
         found = torch.as_tensor(timestep).flatten().tolist()
         found = [int(t) for t in (found * len(sample) if len(found) == 1 else found)]
-        if self._edges is None:
-            self.times += [t for t in dict.fromkeys(found) if t not in self.times]
-            spans = [self.times.index(t) for t in found]
-        else:
-            spans = [bisect(self._edges, t) - 1 if t < self._edges[-1] else -1 for t in found]
-        self._spans = torch.tensor(spans)
+        self.times += [t for t in dict.fromkeys(found) if t not in self.times]
+        self._when = torch.tensor([self.times.index(t) for t in found])
 
 
 @contextmanager
@@ -267,7 +250,6 @@ def capture(
     tokens: Sequence[Sequence[int] | Mapping[str, Sequence[int]]] | Mapping[str, Sequence[int]],
     layers: Layers = "all",
     size: int | None = None,
-    heads: Heads = "mean",
     times: Times = "mean",
     grad: bool = False,
 ) -> Iterator[Capture]:
@@ -283,14 +265,12 @@ def capture(
             together (`reports.token_groups`). One mapping alone is a single slot.
         layers: see `select_layers`.
         size: resolution of `Capture.heatmap`; default: the largest captured.
-        heads: "mean", or "keep" an axis of heads.
-        times: "mean"; "keep" an axis of every timestep that occurs (memory then grows with their number); or rising
-            edges of spans of timesteps, each averaged by itself; a timestep outside of all of them is left out.
+        times: "mean", or "keep" an axis of every timestep that occurs (memory then grows with their number).
         grad: keep the graph, for losses on attention. Of one pass only, and its queries and keys stay in memory until
             `Capture.maps`, which computes the probabilities: so layers may be recomputed (gradient checkpointing).
 
     Raises:
-        ValueError: no cross-attention; an unknown layer; no or negative tokens; edges that do not rise; an attention
+        ValueError: no cross-attention; an unknown layer; no or negative tokens; an attention
             processor whose computation is not the plain softmax, named in the message.
 
     Example:
@@ -299,11 +279,8 @@ def capture(
         >>> seen.heatmap().shape
         torch.Size([1, 1, 16, 16])
     """
-    if heads not in ("mean", "keep"):
-        raise InputError(f"heads must be 'mean' or 'keep', not {heads!r}")
-    edges = [] if isinstance(times, str) else list(times)
-    if times not in ("mean", "keep") and (len(edges) < 2 or sorted(set(edges)) != edges):
-        raise InputError(f"times must be 'mean', 'keep' or at least two rising edges, not {times!r}")
+    if times not in ("mean", "keep"):
+        raise InputError(f"times must be 'mean' or 'keep', not {times!r}")
     names = select_layers(unet, layers)
     known = cross_attention_layers(unet)
     slots = [tokens] if isinstance(tokens, Mapping) else tokens
@@ -316,7 +293,7 @@ def capture(
                 f"cannot read layer {name}: its processor {type(known[name].processor).__name__} is not supported; "
                 "call unet.set_default_attn_processor() first"
             )
-    seen = Capture(unet, weights, groups, names, size, heads, times, grad)
+    seen = Capture(unet, weights, groups, names, size, times, grad)
 
     def remember(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         seen._enter(inspect.signature(unet.forward).bind(*arguments, **options).arguments)

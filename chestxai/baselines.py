@@ -300,9 +300,10 @@ def as_asked(images: np.ndarray, prompts: Sequence[str], model: Ceiling) -> pd.D
     The ceiling, ``model``, tells them at each place, and a place counts by the probability that the finding is there.
     It errs, too: measure real images and their own prompts beside the generated ones. A row per image and finding asked
     for: ``image`` (its number), ``prompt``, ``finding``, and ``side``, ``zone``, ``severity``: 1 as asked, 0 not, NaN
-    where the prompt does not say or where it never varied in training.
+    where the prompt does not say or where it never varied in training. ``chance_side``, … is the mean if the prompts of
+    the finding were exchanged between its images: where a finding is usually on one side, so will be most guesses.
     """
-    rows = []
+    rows, seen = [], {name: [] for name in _PARTS}
     for i in range(len(images)):
         if i % 64 == 0:
             logits = model(images[i : i + 64]).cpu()
@@ -313,7 +314,13 @@ def as_asked(images: np.ndarray, prompts: Sequence[str], model: Ceiling) -> pd.D
             for k, (name, part) in enumerate(_PARTS.items()):
                 one, wanted = logits[i % 64], _one_hot(finding, name)
                 evidence = (one[f].flatten().softmax(0).view_as(one[f]) * one[-8:][part].log_softmax(0)).sum((1, 2))
-                right = float(wanted[evidence.argmax()])
-                row[name] = right if wanted.any() and model.varied[f, k] else math.nan
+                seen[name].append(int(evidence.argmax()))
+                row[name] = int(wanted.argmax()) if wanted.any() and model.varied[f, k] else math.nan
             rows.append(row)
-    return pd.DataFrame(rows, columns=["image", "prompt", "finding", *ATTRIBUTES])
+    table = pd.DataFrame(rows, columns=["image", "prompt", "finding", *ATTRIBUTES])
+    for name, found in seen.items():
+        shares = table.groupby("finding")[name].value_counts(normalize=True)
+        guessed = [shares.get(key, 0.0) for key in zip(table["finding"], found, strict=True)]
+        table[f"chance_{name}"] = pd.Series(guessed, table.index, dtype=float).where(table[name].notna())
+        table[name] = (table[name] == found).astype(float).where(table[name].notna())
+    return table

@@ -141,11 +141,8 @@ def read(
     schedule = models.noising(pipeline.scheduler)
     plan, loss = list(product(range(len(latents)), timesteps)), np.zeros(len(latents))
     with ExitStack() as stack:
-        for layer in attention.cross_attention_layers(unet).values():
-            # As recipes.attach does for good. States that are not doubled are read by both.
-            for module, half in ((layer.to_k, slice(None, width)), (layer.to_v, slice(-width, None))):
-                hook = module.register_forward_pre_hook(lambda _, given, half=half: (given[0][..., half], *given[1:]))
-                stack.enter_context(hook)
+        for hook in recipes.split(unet, width):
+            stack.callback(hook.remove)
         seen = stack.enter_context(attention.capture(unet, slots))
         for start in range(0, len(plan), batch):
             part = plan[start : start + batch]

@@ -125,7 +125,7 @@ def adopt_encoder(encoder: PreTrainedModel) -> PreTrainedModel:
         # they would trip distributed training.
         encoder.pooler = None
     if encoder.config.model_type != "clip_text_model":
-        # So that stock diffusers, given a prompt, hides the padding as `text_states` does.
+        # So that in stock diffusers, given a prompt, no token sees the padding, as in `text_states`.
         encoder.config.use_attention_mask = True
     return encoder
 

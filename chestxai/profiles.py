@@ -45,6 +45,7 @@ Points = Literal[
     "cnr", "iou", "dice", "miou", "bbox_iou",
 ]  # fmt: skip
 _Thousand = Annotated[int, Field(gt=0, le=1000)]
+_Steps = Annotated[int, Field(gt=0, le=500)]  # more would start amid the 1,000 timesteps, where an image is left
 _Batch = Annotated[int, Field(gt=0, le=100_000)]
 
 
@@ -116,7 +117,7 @@ class GroundingSettings(Settings):
 
     method: Method = "noised"  #: how the U-Net runs
     guidance: float = Field(4.0, ge=1, le=1000)  #: scale of classifier-free guidance, for ``generation``
-    steps: _Thousand = 50
+    steps: _Steps = 50
     last: Count = 40
     stride: Count = 1
     draws: _Thousand = 1  #: noises per timestep
@@ -137,7 +138,7 @@ class SamplingSettings(Settings):
 
     images: int = Field(gt=1, le=10**6)  #: number of images
     guidance: float = Field(4.0, ge=1, le=1000)  #: scale of classifier-free guidance
-    steps: _Thousand = 75  #: steps of the sampler
+    steps: _Steps = 75  #: steps of the sampler
     sampler: Literal["ddim", "plms"] = "ddim"  #: PLMS (Liu et al. 2022) needs one pass more
     per_prompt: int = Field(4, ge=2, le=1000)  #: images for each prompt
     #: Of which texts: the reports of held-out studies as often as they occur, or evenly, the same number of phrases of
@@ -207,16 +208,6 @@ class Profile(Settings):
         {"frozen": Recipe(), "learnable": Recipe(text="learnable")}, min_length=1
     )
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32, strict=True)], ...] = Field((0,), min_length=1, max_length=1000)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _moved(cls, content: Any) -> Any:
-        """Older profiles say in ``sampling`` how long prompts are read."""
-        sampling = content.get("sampling") if isinstance(content, dict) else None
-        if not isinstance(sampling, dict) or "long_prompts" not in sampling:
-            return content
-        rest = {name: value for name, value in sampling.items() if name != "long_prompts"}
-        return {"long_prompts": sampling["long_prompts"], **content, "sampling": rest}
 
     @model_validator(mode="after")
     def _distinct(self) -> Profile:

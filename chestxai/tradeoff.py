@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import brentq
 from scipy.stats import t as student
 
 from chestxai import stats
@@ -76,7 +75,7 @@ def at_equal_seconds(table: pd.DataFrame) -> pd.DataFrame:
 
 def last_step(table: pd.DataFrame, keys: Sequence[str] = ("variant", "seed")) -> pd.DataFrame:
     """The row in ``table`` of each run's last step; a run is what has equal ``keys``."""
-    return table.loc[table.groupby(list(keys))["step"].idxmax()]
+    return table.iloc[table.reset_index(drop=True).groupby(list(keys))["step"].idxmax()]
 
 
 def pareto_front(table: pd.DataFrame, x: str = "fid", y: str = "auc_roc") -> np.ndarray:
@@ -171,16 +170,9 @@ def compare_findings(
 
 
 def _p(values: np.ndarray, patients: pd.Series) -> float:
-    """One minus the level at which the interval over seeds and patients just reaches zero; 1 for one patient."""
-    if patients.nunique() < 2:
-        return 1.0
-
-    def reach(p: float) -> float:
-        interval = stats.seeds_ci(values, patients, 1 - p)
-        return (interval.high - interval.low) / 2 - max(abs(interval.estimate) - least, 0)  # but for rounding
-
-    least = 1e-12
-    return float(brentq(reach, least, 1 - least)) if reach(least) > 0 > reach(1 - least) else float(reach(least) >= 0)
+    """Two-sided, of the interval over seeds and patients; 1 for one patient."""
+    above = stats.p_above(values, patients)
+    return 1.0 if np.isnan(above) else 2 * min(above, 1 - above)
 
 
 def by_finding(runs: Sequence[Path], metric: str = "auc_roc", n: int = 2000) -> pd.DataFrame:

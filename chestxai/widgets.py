@@ -5,7 +5,6 @@ counterpart (`plots.explorer_static`, `plots.study_static`), so that no widget s
 """
 
 import html
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -24,11 +23,8 @@ _LOOK = {"layout": ipywidgets.Layout(width="360px"), "style": {"description_widt
 def interactive() -> bool:
     """Whether widgets would work: a person sits at this kernel.
 
-    Not so outside a kernel, when ``CHESTXAI_BATCH`` or ``PAPERMILL`` is set (to anything but ``0`` or nothing), or when
-    the front end takes no input, as nbclient, papermill and jupyter-book declare.
+    Not so outside a kernel, or when the front end takes no input, as nbclient, papermill and jupyter-book declare.
     """
-    if any(os.environ.get(name, "0") not in ("", "0") for name in ("CHESTXAI_BATCH", "PAPERMILL")):
-        return False
     kernel = getattr(get_ipython(), "kernel", None)
     request = kernel and (kernel.get_parent("shell") or {})
     return kernel is not None and bool(request.get("content", {}).get("allow_stdin", True))

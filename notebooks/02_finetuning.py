@@ -141,11 +141,14 @@ pd.DataFrame(
 
 # %%
 studies = profiles.studies(settings, "train", data)
-images, prompts, skipped = finetune.training_pairs(pipeline, studies[:8], settings.data.fit)
+images, prompts, skipped = finetune.training_pairs(
+    pipeline, studies[:8], settings.data.fit, recipe, seed
+)
 plots.images(images, titles=prompts, title="Eight training pairs")
 
 # %% [markdown]
-# Each caption is the impression of the report that belongs to the image. Some list findings, some rule them out.
+# Each caption is the prompt of the image: the impression of its report, if the recipe says nothing else. Some list
+# findings, some rule them out.
 #
 # ## One step, by hand
 #
@@ -229,14 +232,12 @@ prompts_shown = [
 def generate(guidance: float = settings.sampling.guidance) -> np.ndarray:
     """Images of `prompts_shown`, uint8 (n, size, size), from the same noise every time."""
     start = torch.Generator().manual_seed(seed)
-    shown = pipeline(
-        prompts_shown,
-        guidance_scale=guidance,
-        num_inference_steps=20,
-        generator=start,
-        output_type="latent",
-    )
-    return models.decode_latents(pipeline, shown.images)
+    start = torch.randn((len(prompts_shown), *x.shape[1:]), generator=start).to(device)
+    *read, empty = models.encode_text(pipeline, [*prompts_shown, ""])
+    read, empty = torch.stack(read), empty[None]
+    with torch.no_grad():
+        drawn = models.draw(pipeline, start, read, empty, steps=20, guidance=guidance)
+    return models.decode_latents(pipeline, drawn)
 
 
 before = generate()

@@ -87,7 +87,9 @@ train = profiles.studies(settings, "train", data)
 real, kept, unreadable = to_images(profiles.studies(settings, "test", data), size, fit)
 real_labels, patients = np.stack([s.labels() for s in kept]), [s.patient for s in kept]
 validation = profiles.studies(settings, "val", data)
-others, _, _ = to_images(profiles.sample(validation, settings.sampling.images), size, fit)
+others, kept_others, _ = to_images(
+    profiles.sample(validation, settings.sampling.images), size, fit
+)
 prompts, labels, origins = fidelity.requests(kept, settings.sampling, pipeline)
 prompts_cut = models.cut_prompts(pipeline.tokenizer, prompts)
 
@@ -123,7 +125,8 @@ def interval(numbers, name):
 
 
 reference = fidelity.reference(
-    real, real_labels, classifier, others=others, patients=patients, resamples=resamples, spaces=spaces
+    real, real_labels, classifier, others=others, patients=patients,
+    others_patients=[s.patient for s in kept_others], resamples=resamples, spaces=spaces,
 )  # fmt: skip
 Markdown(
     f"Here: {classifier.description}. On held-out images its AUC, averaged over findings, is "
@@ -354,7 +357,9 @@ Markdown(
 # (mild, moderate, severe). A segmentation network that was trained on the exact masks of phantoms (the supervised model
 # of chapter 4) reads these off an image. This model makes errors, too. Held-out images with
 # their own prompts show how many. Where they are close to chance, the measurement says little about generated images.
-# The zone is judged only for findings that occur in several zones.
+# The zone is judged only for findings that occur in several zones. *Chance* is the share as asked if the prompts of a
+# finding are exchanged between its images. Where a finding is usually in the lower zone, a model that ignores the word
+# will often be right, so for zone and severity this is more than a third.
 
 # %%
 exact = settings.boxes == settings.data.source == "phantom"  # others have no exact truth
@@ -362,15 +367,16 @@ judge = baselines.ceiling(settings, phrases(train), out) if exact else None
 
 
 def as_asked(images, texts, groups):
-    """Share of findings on the side, in the zone and as severe as asked, with intervals over groups."""
+    """Share of findings as asked, by attribute, and that share minus chance, with intervals over groups."""
     rows = baselines.as_asked(images, texts, judge)
     rows["group"] = [groups[i] for i in rows["image"]]
-    parts = {name: rows.dropna(subset=name) for name in baselines.ATTRIBUTES}
-    return {
-        name: bootstrap_ci(part[name], part["group"], n=resamples)
-        for name, part in parts.items()
-        if len(part)
-    }
+    share, above = {}, {}
+    for name in baselines.ATTRIBUTES:
+        if len(part := rows.dropna(subset=name)):
+            minus = part[name] - part[f"chance_{name}"]
+            share[name] = bootstrap_ci(part[name], part["group"], n=resamples)
+            above[name] = bootstrap_ci(minus, part["group"], n=resamples)
+    return share, above
 
 
 def keep(name, value):
@@ -383,25 +389,25 @@ def keep(name, value):
 
 # %% tags=["aggregate"]
 if exact:
-    shares = {
-        "held-out images": as_asked(
-            real, [reports.prompt(s.report) for s in kept], patients
-        )
-    }
-    shares |= {
+    own = [reports.prompt(s.report) for s in kept]
+    asked = {"held-out images": as_asked(real, own, patients)}
+    asked |= {
         name: as_asked(generated[step], prompts, prompts)
         for name, step in (("base", 0), (variant, last))
     }
-    chance = {name: 1 / len(values) for name, values in baselines.ATTRIBUTES.items()}
-    display(pd.DataFrame({**shares, "chance": chance}).map("{:.2f}".format))
-    for name in shares[variant]:
-        keep(f"asked_{name}", shares[variant][name])
+    shares = {name: share for name, (share, _) in asked.items()}
+    above = asked[variant][1]
+    minus = {f"{name} − chance": over for name, (_, over) in asked.items()}
+    told = pd.DataFrame(shares).map("{:.2f}".format)
+    display(told.join(pd.DataFrame(minus).map("{:+.2f}".format)))
+    for name, share in shares[variant].items():
+        keep(f"asked_{name}", share)
         keep(f"asked_{name}_real", shares["held-out images"][name])
-        scores[last][f"chance_asked_{name}"] = chance[name]
+        scores[last][f"chance_asked_{name}"] = share.estimate - above[name].estimate
 
 # %% tags=["remove-input", "aggregate"]
 Markdown(
-    say.fidelity.as_asked(shares[variant], shares["held-out images"], chance)
+    say.fidelity.as_asked(shares[variant], shares["held-out images"], above)
     if exact
     else "Only phantoms have exact truth, so this is not measured here."
 )

@@ -116,7 +116,7 @@ spoiled = {name: pair for name, pair in spoiled.items() if len(pair[0]) >= 8}
 # %% tags=["aggregate"]
 if not spoiled:
     runs.leave_out_rest()
-few = f"A set needs eight images, but there are only {most}: the rest of this chapter is left out."
+few = f"A set needs eight images, but there are only {most}: the rest of this chapter is left out (restart the kernel to run it again)."
 None if spoiled else Markdown(few)
 
 # %%
@@ -136,8 +136,9 @@ MEASURES = {
 training = to_images(profiles.sample(train, 5000), size, fit)[0]
 train_features = fidelity.features(classifier, training)
 reference = fidelity.reference(
-    real, real_labels, classifier, others=others, patients=patients, resamples=resamples
-)
+    real, real_labels, classifier, others=others, patients=patients,
+    others_patients=[s.patient for s in kept_others], resamples=resamples,
+)  # fmt: skip
 bounds = [reference[f"ms_ssim_real{end}"] for end in ("_low", "_high")]
 
 

@@ -420,7 +420,7 @@ if others:
 # covers their intervals, each of which is over patients.
 #
 # The menu's last score is the *drift* of the text encoder: how far its states are from those of the base (mean of 1 −
-# cosine, chapter 9; frozen has a drift of zero). It was measured in some of the runs only (`data/states.csv`).
+# cosine, chapter 9; frozen has a drift of zero). `data/states.csv` holds it.
 
 # %%
 measured = pd.read_csv(profiles.DATA / "states.csv").query("base == 'tiny'")
@@ -453,14 +453,7 @@ lost, drift = rated["word_low"] <= rated["chance_word"], rated.groupby("variant"
 of_rate = of_rate.map("{:+.3f}".format).rename(columns=localization.NAMES)
 of_rate["runs without words"] = lost.groupby(rated["variant"]).sum()
 of_rate["drift"] = drift.mean().map("{:.3f}".format)
-of_rate["runs with a drift"] = drift.count()
 of_rate.loc[rated["variant"].unique()].rename_axis("rate").T
-
-# %% tags=["remove-input", "aggregate"]
-Markdown(
-    f"The drift of {rated['drift'].count()} of these {len(rated)} runs was measured; "
-    "its column is the mean over them."
-)
 
 # %% [markdown]
 # ## And for how long?
@@ -699,7 +692,7 @@ final.groupby("variant")["auc_roc"].agg(["mean", "std", "count"]).round(3)
 
 # %% [markdown] tags=["solution"]
 # Find the first row whose detectable difference is at most one hundredth. With one seed, the spread between seeds is
-# unknown and left out, so “standard error now” is too small and the last row cannot fall. To learn what another seed
+# unknown and left out, so “detectable now” is too small and the last row cannot fall. To learn what another seed
 # gains, run several seeds.
 
 
@@ -717,13 +710,12 @@ for variant in variants[1:]:
     difference = (by_seed(variants[0]) - by_seed(variant)).dropna()
     values, groups = difference.to_numpy(), difference.index.get_level_values("patient")
     detectable = partial(stats.minimal_detectable_difference, values, groups)
-    parts = stats.variance_components(values, groups)
     planned[variant] = {
         f"detectable, {n} patients": detectable(patients=n) for n in planned_sizes
     } | {
-        "standard error now": parts.standard_error(),
-        "with 100 more patients": parts.standard_error(patients=parts.patients + 100),
-        "with one more seed": parts.standard_error(seeds=parts.seeds + 1),
+        "detectable now": detectable(),
+        "with 100 more patients": detectable(patients=len(set(groups)) + 100),
+        "with one more seed": detectable(seeds=len(seeds) + 1),
     }
 pd.DataFrame(planned).round(4)
 

@@ -715,7 +715,7 @@ ends[["step", *keys[3:], *titles]].rename(columns=titles).sort_values("alike").r
 # Every token then has the same map. The word test is near chance, and the images hardly show what the prompt asks for.
 # But the gain is about as high as elsewhere, as this one map still follows the image. In these two runs, then, it is
 # the encoder that has lost the words, by homogenisation carried to its end. Up to a mean cosine of about nine tenths no
-# score falls with it. The one mark between there and 1 has a low classifier AUC and a normal word test.
+# score falls with it. The three marks between there and 1 have a lower classifier AUC, but a normal word test.
 #
 # ## Constancy, or meaning?
 #

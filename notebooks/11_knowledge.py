@@ -122,7 +122,11 @@ if not findings:
 Markdown(
     f"{len(findings)} of {len(FINDINGS)} findings are evaluated. Too rare, with fewer than {least} reports with or without "
     f"them in one of the splits: {', '.join(rare) or 'none'}."
-    + ("" if findings else " **So the rest of this chapter is left out.**")
+    + (
+        ""
+        if findings
+        else " **So the rest of this chapter is left out (restart the kernel to run it again).**"
+    )
 )
 
 # %% [markdown]

@@ -139,17 +139,6 @@ def test_an_unused_slot_is_nan(unet):
 
 
 @torch.no_grad()
-def test_heads_are_kept_on_demand_and_their_mean_is_the_mean(unet):
-    arguments = inputs()
-    with capture(unet, [[1, 4]] * 2, heads="keep") as kept, capture(unet, [[1, 4]] * 2) as mean:
-        unet(*arguments)
-    for name, values in kept.maps().items():
-        assert values.shape[2] == cross_attention_layers(unet)[name].heads
-        torch.testing.assert_close(values.mean(dim=2), mean.maps()[name])
-    torch.testing.assert_close(kept.heatmap(), mean.heatmap())
-
-
-@torch.no_grad()
 def test_captures_nest_and_two_models_do_not_mix(unet):
     other = tiny.random_pipeline("sd", seed=3).unet
     with capture(unet, [[1]] * 2) as outer:
@@ -207,10 +196,10 @@ def test_maps_do_not_depend_on_how_much_is_read_at_once(unet, monkeypatch, budge
     arguments = inputs()
     mask = torch.tensor([[True] * 5 + [False] * 2, [True] * 7])
     for options in ({}, {"encoder_attention_mask": mask}):
-        with capture(unet, [[1, 4]] * 2, heads="keep") as whole:
+        with capture(unet, [[1, 4]] * 2) as whole:
             unet(*arguments, **options)
         monkeypatch.setattr(attention, "_BUDGET", budget)
-        with capture(unet, [[1, 4]] * 2, heads="keep") as pieces:
+        with capture(unet, [[1, 4]] * 2) as pieces:
             unet(*arguments, **options)
         monkeypatch.undo()
         for name, values in whole.maps().items():
@@ -244,21 +233,6 @@ def test_times_are_kept_apart_on_demand_and_their_mean_is_the_mean(unet):
         torch.testing.assert_close((2 * values[0, 0] + values[2, 0]) / 3, mean.maps()[name][0])
     assert kept.heatmap().shape == (3, 2, 1, 8, 8)
     assert kept.heatmap(4).shape == (3, 2, 1, 4, 4)
-
-
-@torch.no_grad()
-def test_spans_of_time_are_averaged_each_by_itself(unet):
-    x, _, states = inputs()
-    with capture(unet, [[1], [2]], times=[100, 400, 900]) as spans, capture(unet, [[1], [2]], times="keep") as kept:
-        for t in (99, 100, 399, 400, 900):
-            unet(x, torch.tensor(t), states)
-    assert spans.times == [(100, 400), (400, 900)]
-    each = {t: kept.heatmap()[i] for i, t in enumerate(kept.times)}
-    torch.testing.assert_close(spans.heatmap()[0], (each[100] + each[399]) / 2)
-    torch.testing.assert_close(spans.heatmap()[1], each[400])
-    for edges in ([100], [200, 100], [100, 100], "some"):
-        with pytest.raises(ValueError, match="rising edges"), capture(unet, [[1]], times=edges):
-            pass
 
 
 @torch.no_grad()
@@ -462,7 +436,7 @@ def test_errors_say_what_is_wrong(unet):
     with pytest.raises(ValueError, match="SlicedAttnProcessor is not supported"), capture(unet, [[1]]):
         pass
     unet.set_attn_processor(before)
-    with pytest.raises(ValueError, match="heads"), capture(unet, [[1]], heads="max"):
+    with pytest.raises(ValueError, match="times"), capture(unet, [[1]], times="max"):
         pass
 
 

@@ -260,6 +260,20 @@ class TestAsAsked:
         for name, value in zip(baselines.ATTRIBUTES, right, strict=True):
             assert np.isnan(row[name]) if value is None else row[name] == value
 
+    def test_chance_is_that_of_prompts_exchanged_within_a_finding(self):
+        prompts = [
+            "Small right basal pleural effusion.",
+            "Large right pleural effusion.",
+            "Large left pleural effusion.",
+        ]
+        rows = baselines.as_asked(np.repeat(self.IMAGES, 3, axis=0), prompts, Stub())
+        # The stub always sees "right" and "severe", which two of three prompts ask for.
+        assert rows["side"].tolist() == [1, 1, 0]
+        assert rows["chance_side"].to_numpy() == pytest.approx(2 / 3)
+        assert rows["chance_severity"].to_numpy() == pytest.approx(2 / 3)
+        assert rows["chance_zone"].tolist()[:1] == [1]  # one prompt names a zone, and it is right
+        assert rows["chance_zone"].isna().tolist() == [False, True, True]
+
     def test_what_is_denied_is_not_asked_for(self):
         assert baselines.as_asked(self.IMAGES, ["No pleural effusion."], Stub()).empty
 

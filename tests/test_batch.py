@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib
 import itertools
 import json
@@ -147,7 +148,8 @@ class TestPlan:
         """With a new row of a study, the chapter that shows it is executed again."""
         monkeypatch.setattr(graph.profiles, "DATA", tmp_path)
         (tmp_path / "results").mkdir()
-        reads = 'from chestxai import profiles\ntables = [profiles.DATA / "results" / f"{n}.csv" for n in ("mine",)]'
+        # It may put a name together: of a folder that it names, all count.
+        reads = 'from chestxai import profiles\ntables = [profiles.DATA / "results" / f"m{n}.csv" for n in ("ine",)]'
         sources = [write(tmp_path, "d", reads), write(tmp_path, "e", "mine = 1")]
 
         def identities() -> list[str]:
@@ -157,7 +159,7 @@ class TestPlan:
         for name, rows in (("mine", "1"), ("mine", "2"), ("other", "1")):
             (tmp_path / "results" / f"{name}.csv").write_text(rows)
             seen.append(identities())
-        assert seen[0][0] != seen[1][0] == seen[2][0]
+        assert len({own for own, _ in seen}) == 3
         assert len({own for _, own in seen}) == 1
 
     def test_data_and_weights_count_by_their_content(self, notebooks, tmp_path):
@@ -662,7 +664,43 @@ table.write_text('{scores}' + str(settings.sampling.images) + '\\n')
         assert all(node.finished() for node in alone)
 
 
+class TestPlaces:
+    def test_a_relative_path_means_the_same_to_plan_and_kernel(self, notebooks, tmp_path, monkeypatch):
+        """As a base that lies in the project, and the runs of a package that was installed."""
+        write(notebooks, "d", "from pathlib import Path\nPath('here.txt').write_text('here')")
+        monkeypatch.chdir(tmp_path)
+        (node,) = planned(notebooks, chapters=CHAPTERS[3:])
+        assert batch.execute(node).ok
+        assert (tmp_path / "here.txt").is_file()
+
+    def test_a_run_that_is_there_is_not_replaced_by_its_twin(self, notebooks):
+        """It may be of older code, which the fine-tuning moves aside."""
+        write(notebooks, "a", SOURCES["a"] + "\nprint((folder / 'big.txt').read_text())")
+        first, second = planned(notebooks, chapters=CHAPTERS[:1])
+        for node, text in ((first, "twin"), (second, "old")):
+            node.folder.mkdir(parents=True)
+            (node.folder / "big.txt").write_text(text)
+        assert batch.execute(first).ok
+        assert batch.execute(dataclasses.replace(second, keeps=("big.txt",), twin=first)).ok
+        assert (second.folder / "big.txt").read_text() == "old"
+
+
 class TestReplay:
+    def test_a_distilled_run_finds_its_teacher(self, tmp_path):
+        profile = profiles.load("recipes")
+        about = profiles.about(profile, "distilled") | {"finished": True, "seed": 0, "model": "m"}
+        run = tmp_path / "recipes/distilled/seed-0"
+        write(run.parent, "x", "")
+        write(run, "02_finetuning", "raise RuntimeError(profile)")
+        (run / "train.csv").write_text("step,loss,grad_norm,lr,seconds\n1,0.5,1,0.1,3\n")
+        with pytest.raises(InputError, match="the replay failed"):
+            replay.replay(runs.write_json(run / "run.json", about), tmp_path / "again")
+        again = profiles.load(str(tmp_path / "again/profile.yaml")).recipe("distilled")
+        assert again.attention_from == str(tmp_path / "recipes/frozen/seed-0")
+        assert again.files(tmp_path / "again/recipes/distilled/seed-0")["attention_from"].parent == Path(
+            again.attention_from
+        )
+
     def record(self, folder: Path, **more) -> Path:
         about = profiles.about(SMOKE, "frozen") | {"finished": True, "seed": 0, "model": "m"}
         write(folder, "02_finetuning", "pass")

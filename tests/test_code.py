@@ -16,6 +16,7 @@ STAGES = {
     "weights": ["chestxai.finetune.loop", "chestxai.recipes"],
     "maps": ["chestxai.grounding.dataset"],
     "images": ["chestxai.fidelity.sampling"],
+    "figures": ["chestxai.plots.page"],
 }
 
 
@@ -47,6 +48,7 @@ def identities(package) -> dict[str, str]:
         ("fidelity/sampling.py", "import numpy", "x = 1\nimport numpy", ["images"]),
         ("fidelity/metrics.py", "import numpy", "x = 1\nimport numpy", []),
         ("profiles.py", "from __future__", "x = 1\nfrom __future__", []),
+        ("plots/page.js", "(() =>", "( () =>", ["figures"]),
         ("reports/words.yaml", "bullous", "bulbous", ["weights", "maps", "images"]),
         # Neither docstrings nor comments nor layout count.
         ("finetune/loop.py", '"""The training loop.', '"""A training loop.', []),

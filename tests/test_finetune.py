@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from chestxai.finetune import draw, finetune, load_checkpoint, loop, training_pa
 from chestxai.finetune.checkpoints import tidy_run
 from chestxai.profiles import FinetuneSettings
 from chestxai.recipes import Recipe
+from chestxai.runs import InputError, MissingError
 from chestxai.studies import Finding
 from tests import tiny
 from tests.ports import free_port
@@ -312,8 +314,7 @@ def test_the_record_of_a_run_is_complete(both):
         assert about["seconds"] == pytest.approx(log_of(run.folder)["seconds"].iloc[-1], abs=0.01)
         assert about["model"] == models.fingerprint(run.pipeline)
         assert about["versions"]["torch"] == torch.__version__
-        assert runs.Run(run.folder).is_finished(about["identity"])
-        assert not runs.Run(run.folder).is_finished("another")
+        assert runs.Run(run.folder).record()["identity"] == about["identity"]
 
 
 def test_the_saved_model_the_last_checkpoint_and_the_pipeline_are_one(both):
@@ -527,6 +528,70 @@ def test_an_interrupted_call_gives_the_pipeline_back_and_goes_on(undisturbed, tm
     finetune(pipeline, studies(), chosen, tmp_path / "run")
     assert log_of(tmp_path / "run")["loss"].tolist() == log_of(whole)["loss"].tolist()
     assert equal(*(runs.load_tensors(out / "checkpoints/step-6/unet.safetensors") for out in (tmp_path / "run", whole)))
+
+
+@pytest.mark.parametrize(
+    "recipe", [{"text": "lora:2"}, {"text": "random"}, {"unet": "lora:2"}, {"prompts": "finding tokens"}], ids=str
+)
+def test_a_cell_that_was_interrupted_goes_on_with_the_pipeline_that_it_prepared(recipe, tmp_path, monkeypatch):
+    """Adapters, tokens and random weights stay; the base of the run is still what it was before."""
+    from chestxai.finetune import loop as module
+
+    def call(pipeline, out):
+        return finetune(pipeline, studies(), settings(steps=5), out, recipe=Recipe.model_validate(recipe))
+
+    whole, original = call(tiny.random_pipeline("bert"), tmp_path / "whole"), module.draw
+    pipeline, steps = tiny.random_pipeline("bert"), []
+
+    def interrupted(step, *rest):
+        steps.append(step)
+        if step == 4 and len(steps) == 5:
+            raise KeyboardInterrupt
+        return original(step, *rest)
+
+    monkeypatch.setattr(module, "draw", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        call(pipeline, tmp_path / "run")
+    for _ in range(2):  # the third call finds the run finished
+        call(pipeline, tmp_path / "run")
+    assert steps[5:] == [4]
+    records = [runs.read_json(folder / "run.json") for folder in (tmp_path / "run", whole)]
+    assert records[0]["identity"] == records[1]["identity"]
+    assert records[0]["model"] == records[1]["model"]
+
+
+def test_a_trained_pipeline_does_not_replace_a_run_of_its_base(finished):
+    pipeline = tiny.random_pipeline("sd")
+    load_checkpoint(pipeline, finished, 2)
+    before = files(finished)
+    with pytest.raises(InputError, match=r"holds a run of a fresh base, and this pipeline is trained: load its base"):
+        finetune(pipeline, studies(), settings(steps=5), finished, recipe="learnable")
+    assert files(finished) == before
+
+
+def test_a_checkpoint_of_an_unfinished_run_needs_its_recipe(finished):
+    (finished / "run.json").unlink()
+    with pytest.raises(MissingError, match=r"run\.json is missing, which names the recipe; make it .* or pass recipe="):
+        load_checkpoint(tiny.random_pipeline("sd"), finished, 2)
+    load_checkpoint(tiny.random_pipeline("sd"), finished, 2, Recipe(text="learnable"))
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_bfloat16_does_not_round_what_does_not_learn(tmp_path, monkeypatch, stopped):
+    from chestxai.finetune import loop as module
+
+    pipeline, chosen = tiny.random_pipeline("bert"), settings(steps=2, precision="bf16", weights="bf16")
+    before = weights(pipeline) | {f"text {name}": p for name, p in weights(pipeline, "text_encoder").items()}
+    if stopped:
+        monkeypatch.setattr(module._Training, "_step", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError) if stopped else nullcontext():
+        finetune(pipeline, studies(), chosen, tmp_path, recipe=Recipe(text="last:1", unet="lora:2"))
+    after = weights(pipeline) | {f"text {name}": p for name, p in weights(pipeline, "text_encoder").items()}
+    after = {name.replace(".base_layer", ""): value for name, value in after.items()}
+    changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
+    last = [name for name in before if name.startswith("text") and ".layer.1." in name]
+    assert set(changed) <= {*last}
+    assert bool(changed) != stopped
 
 
 def test_a_long_way_to_the_next_checkpoint_is_saved_on_the_way(undisturbed, tmp_path, monkeypatch):

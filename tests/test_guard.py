@@ -599,6 +599,15 @@ class TestUntagged:
         assert guard.leaks(guarded, known) == []
         nbformat.validate(guarded)
 
+    def test_a_report_with_the_words_of_a_notice_ends(self, tmp_path):
+        """A confidentiality line in a csv of one's own: the notice itself is then report text, and left out."""
+        report = "Withheld (report text): not to be passed on. Large left effusion with shift."
+        known = guard.private([report])
+        cells = [new_code_cell("x", outputs=printed("a")), new_code_cell("y", outputs=printed(report))]
+        cells[1].metadata["tags"] = ["aggregate"]
+        guarded = guard.withhold(new_notebook(cells=cells), known)
+        assert guard.leaks(guarded, known) == []
+
     def test_cells_without_outputs_stay_so(self, known):
         notebook = new_notebook(cells=[new_code_cell("x"), new_markdown_cell("# T")])
         assert guard.withhold(notebook, known) == notebook

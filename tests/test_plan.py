@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
+from transformers import DistilBertConfig, DistilBertModel
 
 from chestxai import models, profiles, sources
 from chestxai.finetune import finetune, main, plan
@@ -117,6 +118,19 @@ def test_other_kinds_are_planned(tmp_path, name):
     assert sizes(profile) == {n: sum(p.numel() for p in part.parameters()) for n, part in wanted.items()}
     text, fits = plan.report(profile, "one", gpu=24)
     assert fits
+    assert "activations" in text
+
+
+@pytest.mark.parametrize("kind", ["t5", "distilbert"])
+def test_a_learning_text_encoder_of_any_kind_is_planned(tmp_path, kind):
+    tokenizer, encoder = tiny.t5()
+    if kind == "distilbert":
+        shape = DistilBertConfig(vocab_size=len(tokenizer), dim=32, hidden_dim=64, n_layers=2, n_heads=2)
+        encoder = DistilBertModel(shape)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    encoder.save_pretrained(tmp_path / "text_encoder")
+    changed = {"text_encoder": str(tmp_path), "variants": {"one": Recipe(text="learnable", text_projection="linear")}}
+    text, _ = plan.report(profiles.load("smoke").model_copy(update=changed), "one", gpu=24)
     assert "activations" in text
 
 

@@ -242,6 +242,17 @@ def test_cosine_distance_by_hand():
 # --- what the U-Net reads --------------------------------------------------------------------------------------------
 
 
+def test_what_an_encoder_cannot_do_is_refused():
+    """T5's prompts have no begin, so a word would be silent; eager attention adds a mask of trues and falses."""
+    pipeline = tiny.random_kind("pixart-alpha")
+    with pytest.raises(InputError, match="specials: this text encoder's prompts have no begin, or no end"):
+        Recipe(specials="silent").prepare(pipeline)
+    pipeline = tiny.random_pipeline("bert")
+    pipeline.text_encoder.config._attn_implementation = "eager"
+    with pytest.raises(InputError, match="mixing: this text encoder runs eager attention"):
+        Recipe(mixing="causal").prepare(pipeline)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_with_silent_specials_only_words_are_read(tmp_path, kind):
     pipeline = train(Recipe(text="learnable", specials="silent"), tmp_path, kind)

@@ -298,17 +298,15 @@ class TestFidelity:
         assert f"AUC **{generated}**" in text
 
     def test_as_asked(self):
-        real, chance = (
-            {"side": Interval(0.97, 0.95, 0.99), "zone": Interval(0.9, 0.8, 1.0)},
-            {"side": 0.5, "zone": 1 / 3},
-        )
+        real = {"side": Interval(0.97, 0.95, 0.99), "zone": Interval(0.9, 0.8, 1.0)}
+        above = {"side": Interval(0.07, -0.02, 0.15), "zone": Interval(0.25, 0.15, 0.35)}
         generated = {"side": Interval(0.57, 0.48, 0.65), "zone": Interval(0.7, 0.6, 0.8)}
-        side, zone = fidelity.as_asked(generated, real, chance).split("\n")
+        side, zone = fidelity.as_asked(generated, real, above).split("\n")
         assert side.startswith(
             "- For 57% [48%, 65%] of the findings, the side is as asked, not clearly more often than by chance (50%)"
         )
         assert "the same measurement finds 97% [95%, 99%]: the difference, generated minus held-out, is -0.40 [" in side
-        assert "70% [60%, 80%] of the findings, the zone is as asked, more often than by chance (33%)" in zone
+        assert "70% [60%, 80%] of the findings, the zone is as asked, more often than by chance (45%)" in zone
         assert "No prompt asks" in fidelity.as_asked({}, {}, {})
 
     def test_answer(self):
@@ -673,6 +671,14 @@ class TestRecipes:
         alone = found.loc[["mute"]].map(lambda d: Interval(0.1, np.nan, np.nan) if isinstance(d, Interval) else d)
         beside = pd.concat([found.loc[["mute"]], alone.rename(index={"mute": "once"}).assign(both="too few seeds")])
         assert "`mute` refutes it" in say.recipes.principles(beside, {"A": ["once", "mute"]})
+
+    def test_no_worse_than_learnable_is_also_no_worse_than_frozen(self):
+        table = self.table(good=(0.0, 0.1))
+        learnt = table["variant"].isin(["learnable", "good"]) & (table["seed"] == 0)
+        table.loc[learnt, "classifier_auc"] -= 0.2  # both differ from frozen as much by seed, and not from each other
+        found = say.recipes.verdicts(table, ["word"])
+        assert found["classifier AUC − learnable"]["good"].low > -0.01 > found["classifier AUC − frozen"]["good"].low
+        assert found["both"]["good"] == "open"
 
     def test_a_seed_on_two_devices_is_one_seed(self):
         rows = [

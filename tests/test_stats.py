@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import special as scipy_special
 from scipy import stats as scipy_stats
 
 from chestxai.stats import (
@@ -33,7 +34,6 @@ from chestxai.stats import (
     paired_difference,
     seeds_ci,
     sign_flip_test,
-    variance_components,
 )
 
 # Values by hand need few patients.
@@ -322,7 +322,27 @@ class TestMinimalDetectableDifference:
         alike = np.repeat(rng.standard_normal((20, 1)), 4, axis=1)
         assert minimal_detectable_difference(alike) == pytest.approx(minimal_detectable_difference(alike[:, 0]))
         assert minimal_detectable_difference(studies[0]) > minimal_detectable_difference(studies[0].mean(axis=1))
-        assert minimal_detectable_difference(studies[0], patients=40) < minimal_detectable_difference(studies[0])
+        now = minimal_detectable_difference(studies[0])
+        assert minimal_detectable_difference(studies[0], patients=40) < now
+        assert (
+            minimal_detectable_difference(studies[0], seeds=4)
+            == now
+            > minimal_detectable_difference(studies[0], seeds=5)
+        )
+        one = studies[0][:, :1]  # one seed says nothing of others
+        assert minimal_detectable_difference(one, seeds=2) == minimal_detectable_difference(one)
+
+    def test_planned_seeds_and_patients_by_hand(self):
+        # As `TestSeeds.values`: of the mean, (6.5 − 1.5)/6 is of patients, 6/6 of seeds, of which 1.5/6 is of both.
+        now = np.array([[1.0, 2.0], [2.0, 3.0], [3.0, 7.0]])
+
+        def shift(freedom):
+            return scipy_special.nctdtrinc(freedom, 0.2, scipy_stats.t.ppf(0.975, freedom))
+
+        by_hand = math.sqrt(shift(2) ** 2 * 5 / 6 + shift(3) ** 2 * (6 / 6) / 2)
+        assert minimal_detectable_difference(now, seeds=4) == pytest.approx(by_hand)
+        by_hand = math.sqrt(shift(5) ** 2 * 5 / 12 + shift(1) ** 2 * (4.5 / 6 + 1.5 / 12))
+        assert minimal_detectable_difference(now, patients=6) == pytest.approx(by_hand)
 
     def test_it_does_not_depend_on_the_mean(self):
         values, groups = clustered(np.random.default_rng(0), 30)
@@ -352,14 +372,6 @@ class TestSeeds:
     #: Three patients, two seeds. Means of seeds 2, 4; of patients 1.5, 2.5, 5; of all 3.
     values = np.array([[1.0, 2.0], [2.0, 3.0], [3.0, 7.0]])
 
-    def test_components_by_hand(self):
-        # Residuals ±(0.5, 0.5, −1): mean squares of both 2 · 1.5 / 2, of seeds 3 · 2 / 1, of patients 2 · 6.5 / 2.
-        result = variance_components(self.values)
-        assert result.interaction == pytest.approx(1.5)
-        assert result.seed == pytest.approx((6 - 1.5) / 3)
-        assert result.patient == pytest.approx((6.5 - 1.5) / 2)
-        assert (result.seeds, result.patients) == (2, 3)
-
     def test_interval_by_hand(self):
         # Variances of the mean: of seeds 6/6, of patients (6.5 − 1.5)/6; t of 1 and of 2 degrees of freedom.
         half = math.sqrt(12.7062**2 * 1 + 4.30265**2 * 5 / 6)
@@ -376,10 +388,6 @@ class TestSeeds:
             scipy_stats.t.interval(0.95, 29, values.mean(), scipy_stats.sem(values[:, 0]))
         )
         assert str(result).endswith("], 1 seed")
-        components = variance_components(values)
-        assert math.isnan(components.seed)
-        assert components.patient == pytest.approx(values.var(ddof=1))
-        assert components.standard_error() == pytest.approx(scipy_stats.sem(values[:, 0]))
 
     def test_copies_of_rows_change_nothing(self):
         """Copies of all rows of a patient are no new evidence."""
@@ -387,29 +395,6 @@ class TestSeeds:
         values = crossed(rng, 25, 3, 0.3, 1.0, 0.5)
         groups = np.repeat(np.arange(25), 4)
         assert vars(seeds_ci(np.repeat(values, 4, axis=0), groups)) == pytest.approx(vars(seeds_ci(values)))
-        four = vars(variance_components(np.repeat(values, 4, axis=0), groups))
-        assert four == pytest.approx(vars(variance_components(values)))
-
-    def test_patients_of_unequal_size_by_hand(self):
-        # Shares (−2 + 0)/3 and 2/3 of the mean 3: 2 · 8/9; equivalent to 3²/(2² + 1²) patients of equal size.
-        result = variance_components(np.array([[1.0], [3.0], [5.0]]), groups=["a", "a", "b"])
-        assert result.patients == pytest.approx(9 / 5)
-        assert result.patient == pytest.approx(9 / 5 * 16 / 9)
-
-    def test_components_are_unbiased(self):
-        rng = np.random.default_rng(0)
-        result = [variance_components(crossed(rng, 40, 4, 0.5, 1.0, 0.7)) for _ in range(400)]
-        groups = np.repeat(np.arange(40), 1 + np.arange(40) % 3)
-        uneven = [variance_components(crossed(rng, 40, 4, 0.5, 1.0, 0.7)[groups], groups) for _ in range(400)]
-        for name, truth in (("seed", 0.25), ("patient", 1.0), ("interaction", 0.49)):
-            for components in (result, uneven):
-                assert np.mean([getattr(c, name) for c in components]) == pytest.approx(truth, rel=0.12), name
-
-    def test_standard_error_with_more_seeds_or_patients(self):
-        components = variance_components(self.values)
-        assert components.standard_error() == pytest.approx(math.sqrt(1 + 5 / 6))
-        assert components.standard_error(seeds=10**9) == pytest.approx(math.sqrt(2.5 / 3), rel=1e-6)
-        assert components.standard_error(patients=10**9) == pytest.approx(math.sqrt(1.5 / 2), rel=1e-6)
 
     @pytest.mark.parametrize("seeds", [2, 3])
     def test_coverage(self, seeds):
@@ -427,8 +412,6 @@ class TestSeeds:
             seeds_ci(np.array([[1.0, 2.0], [math.nan, 1.0]]))
         with pytest.raises(ValueError, match="level"):
             seeds_ci(self.values, level=95)
-        with pytest.raises(ValueError, match="at least two"):
-            variance_components(self.values, groups=[1, 1, 1])
         alone = seeds_ci(self.values, groups=[1, 1, 1])
         assert math.isnan(alone.low)
         assert (alone.seeds, alone.patients) == (2, 1)

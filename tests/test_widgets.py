@@ -126,22 +126,15 @@ def kernel(allow_stdin: bool) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize(
-    ("shell", "environment", "expected"),
+    ("shell", "expected"),
     [
-        (None, {}, False),  # plain Python
-        (SimpleNamespace(), {}, False),  # a terminal IPython: no kernel
-        (kernel(allow_stdin=True), {}, True),  # JupyterLab
-        (kernel(allow_stdin=False), {}, False),  # papermill, nbclient, jupyter-book
-        (kernel(allow_stdin=True), {"CHESTXAI_BATCH": "1"}, False),
-        (kernel(allow_stdin=True), {"CHESTXAI_BATCH": "0"}, True),
-        (kernel(allow_stdin=True), {"PAPERMILL": "true"}, False),
+        (None, False),  # plain Python
+        (SimpleNamespace(), False),  # a terminal IPython: no kernel
+        (kernel(allow_stdin=True), True),  # JupyterLab
+        (kernel(allow_stdin=False), False),  # papermill, nbclient, jupyter-book
     ],
 )
-def test_interactive_only_where_somebody_sits(shell, environment, expected, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("CHESTXAI_BATCH", raising=False)
-    monkeypatch.delenv("PAPERMILL", raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+def test_interactive_only_where_somebody_sits(shell, expected, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(widgets, "get_ipython", lambda: shell)
     assert widgets.interactive() is expected
 

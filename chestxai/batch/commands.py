@@ -61,6 +61,12 @@ def _study(cells: Sequence[Cell], options: argparse.Namespace) -> int:
         return 0 if found["agrees"].all() else 1
     out = (options.out or profiles.RUNS) / f"study-{options.grid.stem}"
     todo = study.jobs(cells, split, options.data, out)
+    if options.dry_run:
+        missing = study.unfinished(todo, study.read(path))
+        for job in todo:
+            words = ", ".join([job.variant, f"seed {job.seed}", *(f"{k} {v}" for k, v in job.changes.items())])
+            print(f"{'to run' if job in missing else 'unchanged':10s} {words}")
+        return 0
     missing = study.unfinished(todo, study.run(todo, path, options.workers or 2))
     print(f"{len(todo) - len(missing)} of {len(todo)} runs in {path}")
     return 1 if missing else 0
@@ -89,7 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.profile or options.variants or options.seeds:
             raise InputError(f"{options.grid} names profile, variants and seeds: omit --profile, --variants, --seeds")
         cells = grid.load(options.grid, options.out)
-        if grid.read(options.grid).score and not options.dry_run:
+        if grid.read(options.grid).score:
+            if options.scheduler:
+                raise InputError(f"{options.grid} is a study, whose processes are of this machine: omit --scheduler")
             return _study(cells, options)
         nodes = plan(cells, data=options.data, out=options.out)
         title = f"Grid {options.grid.stem}: {len(cells)} settings."
@@ -109,7 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if cells:
         done = {outcome.node.root for outcome in outcomes if outcome.ok and "tradeoff.csv" in outcome.node.makes}
         path = (options.out or profiles.RUNS) / f"{options.grid.stem}.csv"
-        print(f"\n{grid.table(cells, done, path, options.out)}\n\nAll scores of all checkpoints: {path}")
+        print(f"\n{grid.table(cells, done, path, options.out)}")
+        print(f"\nAll scores of all checkpoints: {path}" if done else "")
     for outcome in outcomes:
         if outcome.status == "failed":
             print(outcome, file=sys.stderr)

@@ -70,7 +70,7 @@ def execute(node: Node, threads: int | None = None, gpu: str | None = None) -> O
 
     started, partial = time.perf_counter(), node.beside(".part.ipynb")
     # What the kernel inherits.
-    os.environ |= {"CHESTXAI_BATCH": "1", "CHESTXAI_STATUS": str(node.status), "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= {"CHESTXAI_STATUS": str(node.status), "TOKENIZERS_PARALLELISM": "false"}
     os.environ |= MEMORY | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
     if threads:  # workers that share a machine must not each take all of its cores
         os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
@@ -82,12 +82,14 @@ def execute(node: Node, threads: int | None = None, gpu: str | None = None) -> O
                 return Outcome(node, "skipped")
             node.record.unlink(missing_ok=True)
             node.failed.unlink(missing_ok=True)
-            if node.twin is not None and node.twin.finished():
+            # What is there already is of this run, or the fine-tuning moves it aside.
+            there = any((node.folder / name).exists() for name in node.keeps)
+            if node.twin is not None and node.twin.finished() and not there:
                 _take_over(node, node.twin)
         # A notebook is saved when it is done: the results it computes on its way are files of their own.
         options = {"kernel_name": "python3", "progress_bar": False, "request_save_on_cell_execute": False}
         first = ["--IPKernelApp.log_level=50", f"--IPKernelApp.exec_lines={_HOLD.format(path=str(lock))}"]
-        options |= {"parameters": node.parameters, "cwd": node.notebook.parent, "extra_arguments": first}
+        options |= {"parameters": node.parameters, "cwd": Path.cwd(), "extra_arguments": first}
         # The kernel is that of this interpreter, whatever is registered as "python3".
         with tempfile.TemporaryDirectory(prefix="chestxai-kernel-") as kernels:
             write_kernel_spec(Path(kernels, "kernels", "python3"))
@@ -124,8 +126,6 @@ def _failed(node: Node, reason: str, started: float) -> Outcome:
 
 def _take_over(node: Node, twin: Node) -> None:
     """Put the twin's files into the node's folder. They may share them, for files are replaced and never changed."""
-    for name in reversed(node.keeps):
-        runs.remove(node.folder / name)
     for name in node.keeps:
         source, target = twin.folder / name, node.folder / name
         if source.is_dir():

@@ -144,7 +144,7 @@ def plan(
     or unusable, see `profiles.check_data`.
     """
     sources = [read_source(notebooks / f"{chapter.name}.ipynb") for chapter in chapters]
-    content, studies, twins = functools.cache(_content), {}, {}
+    contents, studies, twins = functools.cache(content), {}, {}
     nodes: dict[str, Node] = {}
     results: dict[str, str] = {}  # identities without the text around the code, on which no other node depends
     for cell in cells:
@@ -161,7 +161,7 @@ def plan(
         executions: dict[str, list[str]] = {}
         for chapter, source in zip(chapters, sources, strict=True):
             inputs = {split: splits[split] for split in chapter.reads if split in splits}
-            shared = runs.fingerprint(source.code, settings, inputs, _weights(cell.profile, source.parts, content))
+            shared = runs.fingerprint(source.code, settings, inputs, _weights(cell.profile, source.parts, contents))
             work = runs.fingerprint(chapter.name, [settings[key] for key in chapter.work])
             executions[chapter.name] = []
             for suffix, folder, own, recipe in _executions(chapter, cell, root):
@@ -216,7 +216,8 @@ def _weights(profile: Profile, parts: frozenset[str], content: Callable[..., str
     return files
 
 
-def _content(folder: Path, endings: tuple[str, ...] = ("",)) -> str:
+def content(folder: Path, endings: tuple[str, ...] = ("",)) -> str:
+    """Fingerprint of the files below ``folder`` whose names have one of the ``endings``."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name.endswith(endings))
     return runs.fingerprint([(path.relative_to(folder).as_posix(), runs.sha256(path)) for path in files])
 
@@ -268,11 +269,12 @@ def read_source(path: Path) -> Source:
 
 
 def _shipped(code: str) -> list[str]:
-    """Checksums of the tables of data/ that ``code`` names: with a new row of a study, its chapter is another."""
+    """Checksums of the tables of data/ that ``code`` names, or whose folder: a chapter may change with each new row."""
     if "profiles.DATA" not in code:
         return []
     places = (profiles.DATA.glob(pattern) for pattern in ("*.csv", "results/*.csv", "words/*.yaml"))
-    return [runs.sha256(path) for path in sorted(itertools.chain(*places)) if path.stem in code]
+    named = (p for p in sorted(itertools.chain(*places)) if p.stem in code or f'"{p.parent.name}"' in code)
+    return [*map(runs.sha256, named)]
 
 
 def _python(source: str) -> str:

@@ -69,6 +69,11 @@ def replay(record: Path, out: Path | None = None, data: str = "") -> int:
     out = out.resolve()
     for line in _differences(content, runs.record()):
         print(f"  differs    {line}")
+    recipe = profile.recipe(variant)
+    if recipe.attention_from in profile.variants:  # its teacher is where the run itself found it
+        teacher = str(run.folder.resolve().parents[1] / recipe.attention_from / run.folder.name)
+        variants = profile.variants | {variant: recipe.model_copy(update={"attention_from": teacher})}
+        profile = profile.model_copy(update={"variants": variants})
     settings, root = str(out / "profile.yaml"), str(Path(data).resolve()) if data else before.data_root
     Cell(profile, [variant], [seed], settings, generated=True).write()
     for cell in notebook["cells"]:

@@ -15,7 +15,7 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import date
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,13 @@ from filelock import FileLock
 
 from chestxai import profiles, runs
 from chestxai.batch.execute import MEMORY, exclusive
-from chestxai.batch.graph import Cell
+from chestxai.batch.graph import Cell, content
 from chestxai.profiles import Profile
 from chestxai.recipes import Recipe
 from chestxai.runs import Run
+
+#: What makes a row.
+CODE = [f"chestxai.{name}" for name in ("finetune.loop", "faithfulness", "fidelity", "baselines", "sides", "tradeoff")]
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,23 @@ class Job:
         options = {"exclude": {"variants", "seeds", "name", "description"}, "exclude_defaults": True}
         about = [self.profile.model_dump(mode="json", **options)]
         used = [recipe.model_dump(mode="json", exclude_defaults=True) for recipe in self.recipes.values()]
-        folder = profiles.base_folder(self.profile.base)  # weights of another content are another base
-        sums = folder / "SHA256SUMS" if folder else None
-        weights = [runs.sha256(sums)] if sums and sums.is_file() else []
+        encoder = self.profile.text_encoder
+        folders = profiles.base_folder(self.profile.base), encoder and Path(encoder)
+        weights = [_weights(folder) for folder in folders if folder and folder.is_dir()]
         return runs.fingerprint(*about, *used, *weights, self.variant, self.seed, self.split)
+
+
+def _weights(folder: Path) -> str:
+    """Weights of another content are another model."""
+    sums = folder / "SHA256SUMS"
+    if sums.is_file():
+        return runs.sha256(sums)
+    return _content(folder, max(path.stat().st_mtime_ns for path in folder.rglob("*")))
+
+
+@cache
+def _content(folder: Path, changed: int) -> str:
+    return content(folder, (".safetensors", ".json", ".txt"))
 
 
 def jobs(cells: Sequence[Cell], split: str, data: str, out: Path) -> list[Job]:
@@ -107,10 +123,16 @@ def run(todo: Sequence[Job], path: Path, workers: int = 2) -> pd.DataFrame:
     wanted = {job.identity: i for i, job in enumerate(todo)}
     os.environ |= MEMORY | {"OMP_NUM_THREADS": "1"}
     with exclusive([todo[0].out]), ExitStack() as stack:
-        table = _read(path)
+        table = read(path)
         missing = unfinished(todo, table)
+        if len(table) and not table["identity"].isin(wanted).any():
+            raise runs.InputError(f"{path} holds none of these runs: give the grid file another name, or move it away")
         print(f"{len(todo)} runs, {len(todo) - len(missing)} of them in {path}")
         about = {"data": profiles.check_data(todo[0].profile, todo[0].data)} if missing else {}
+        beside = path.with_suffix(".json")
+        made = runs.read_json(beside, dict) if missing and beside.is_file() else {}
+        if made.get("data", about.get("data")) != about.get("data"):
+            raise runs.InputError(f"{path} has rows of other data: use those data, or move it and its .json away")
         pool = stack.enter_context(ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")))
         # A study that is stopped would run all that waits, and keep none of it.
         stack.callback(lambda: [child.terminate() for child in multiprocessing.active_children()])
@@ -118,7 +140,7 @@ def run(todo: Sequence[Job], path: Path, workers: int = 2) -> pd.DataFrame:
         for future in runs.progress(as_completed(waiting), "runs", len(waiting)):
             job = waiting[future]
             try:
-                rows = future.result()
+                found = future.result()
             except BrokenExecutor as error:
                 remedy = "run the same command again with --workers 1; finished runs are kept"
                 raise OSError(f"a process of the study died, perhaps for lack of memory: {remedy}") from error
@@ -128,9 +150,11 @@ def run(todo: Sequence[Job], path: Path, workers: int = 2) -> pd.DataFrame:
             # What is of patients stays with their data.
             if job.split == "test" and job.profile.data.source == "phantom":
                 _keep_phrases(path.with_suffix(".phrases.csv.gz"), job)
-            table = _read(path)  # rows may have come from elsewhere meanwhile, as by git
+            table = read(path)  # rows may have come from elsewhere meanwhile, as by git
             kept = table[table["identity"] != job.identity]
-            table = pd.concat([kept, rows], ignore_index=True) if len(kept) else rows  # whole numbers stay whole
+            added = {name: {j.identity: j.changes[name] for j in todo} for name in job.changes if name not in kept}
+            kept = kept.assign(**{name: kept["identity"].map(values) for name, values in added.items()})
+            table = pd.concat([found, kept], ignore_index=True) if len(kept) else found  # whole numbers stay whole
             table = table.sort_values(["identity", "step"], key=lambda c: c.map(wanted) if c.name == "identity" else c)
             runs.write_atomic(path, table.to_csv(index=False))
             runs.write_json(path.with_suffix(".json"), _provenance(path, todo) | about)
@@ -145,14 +169,14 @@ def unfinished(todo: Sequence[Job], table: pd.DataFrame) -> list[Job]:
     return [job for job, n in zip(todo, checkpoints, strict=True) if rows.get(job.identity, 0) < n]
 
 
-def _read(path: Path) -> pd.DataFrame:
-    """The table at ``path``; of fingerprints, "12e4" is no number."""
+def read(path: Path) -> pd.DataFrame:
+    """The table at ``path``, empty if there is none; of fingerprints, "12e4" is no number."""
     names = dict.fromkeys(("identity", "code"), str)
     return pd.read_csv(path, dtype=names) if path.is_file() else pd.DataFrame({"identity": []})
 
 
 def _keep_phrases(path: Path, job: Job) -> None:
-    table, old = profiles.run(job.profile, job.variant, job.seed, job.out).grounding(), _read(path)
+    table, old = profiles.run(job.profile, job.variant, job.seed, job.out).grounding(), read(path)
     names = ["study", "patient", "finding", *job.profile.statistics.endpoint]
     rows = table.loc[table["step"] == table["step"].max(), names].round(4).assign(identity=job.identity)
     both = pd.concat([old[old["identity"] != job.identity], rows]) if len(old) else rows
@@ -177,7 +201,7 @@ def check(todo: Sequence[Job], path: Path, row: int, tolerance: float = 0.03) ->
     """
     from chestxai.localization import COLUMNS, LOWER_IS_BETTER
 
-    table = _read(path)
+    table = read(path)
     if not 0 <= row < len(table):
         raise runs.InputError(f"{path} has rows 0 to {len(table) - 1}, not {row}")
     stored = table.iloc[row]
@@ -215,7 +239,7 @@ def rows_of(job: Job) -> pd.DataFrame:
         rows = rows.merge(sides.scores_by_step(profile, run, *studies), on="step")
     seconds = run.train_log().set_index("step")["seconds"].reindex(rows["step"]).to_numpy()
     about = {"variant": job.variant, "seed": job.seed, "step": rows.pop("step"), "identity": job.identity}
-    code = runs.code_fingerprint("chestxai.finetune.loop", "chestxai.faithfulness", "chestxai.fidelity")
+    code = runs.code_fingerprint(*CODE)
     rows = rows.drop(columns=["variant", "seed", "seconds"])
     about |= {"code": code, "device": runs.record()["device"], "seconds": seconds.round(3)}
     settings = pd.DataFrame([job.changes] * len(rows), index=rows.index)  # as they are: a rate may be 5e-6, or a list

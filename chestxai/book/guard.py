@@ -364,5 +364,6 @@ def withhold(notebook: Any, known: Private) -> Any:
         found = {i: what for (i, kind, _), what in zip(places, _check(places, known), strict=True) if kind == "output"}
         if not any(found.values()):
             return nbformat.from_dict(shown)
-        for i, what in found.items():
-            shown.cells[i - 1].outputs = [output(*what)] if what else shown.cells[i - 1].outputs
+        for cell, what in ((shown.cells[i - 1], what) for i, what in found.items() if what):
+            # A report may have the words of a notice.
+            cell.outputs = [] if all(map(_is_notice, cell.outputs)) else [output(*what)]

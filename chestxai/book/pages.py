@@ -184,7 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Build the pages from executed notebooks and print the table of results.",
     )
     batch.add_options(parser)
-    parser.add_argument("--output", type=Path, default=BUILD, help="folder whose book/ and html/ are replaced")
+    where = "folder whose book/ and html/ are replaced"
+    parser.add_argument("--output", type=lambda text: Path(text).resolve(), default=BUILD, help=where)
     options = parser.parse_args(arguments)
     profile, nodes = batch.planned(options)
     closed = guard.closed(profile)

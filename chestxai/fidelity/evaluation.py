@@ -179,6 +179,7 @@ def reference(
     *,
     others: Array | None = None,
     patients: Groups = None,
+    others_patients: Groups = None,
     resamples: int = 100,
     spaces: Mapping[str, nn.Module] | None = None,
 ) -> dict[str, Any]:
@@ -186,13 +187,14 @@ def reference(
 
     As of `evaluate`, each name with ``_real``: MS-SSIM of two ``real_images`` with the same ``labels`` (of any two,
     where no two have the same), AUC, top-1 and, with ``others``, real images of other patients, as many as are
-    generated, `scores` and KID: as a perfect model draws. ``classifier, patients, resamples, spaces`` as there.
+    generated, `scores` and KID: as a perfect model draws. ``classifier, patients, resamples, spaces`` as there;
+    ``others_patients`` are those of ``others``.
     """
     findings = [tuple(row) for row in np.asarray(labels).tolist()]
     same = findings if len(set(findings)) < len(findings) else None
     numbers = _judged(real_images, labels, patients, same, classifier, "_real")
     if others is not None and len(others):
-        clusters = {"real_groups": patients, "resamples": resamples}
+        clusters = {"real_groups": patients, "groups": others_patients, "resamples": resamples}
         numbers |= _in_spaces(real_images, others, classifier, spaces, "_real", clusters)
     return to_json(numbers)
 

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -18,9 +19,11 @@ from diffusers import StableDiffusionPipeline
 from diffusers.training_utils import EMAModel
 from pydantic import ValidationError
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from chestxai import models, runs
+from chestxai import models, reports, runs
 from chestxai.finetune.launch import gather, shard_like
+from chestxai.profiles import FinetuneSettings
 from chestxai.recipes import Recipe
 from chestxai.runs import DivergedError, InputError, MissingError, Run
 
@@ -53,12 +56,19 @@ def load_checkpoint(
         raise MissingError(f"{run.folder}: no checkpoint of step {step}; there are {steps or 'none'}")
     record = run.record() if run.record_file.is_file() else {}
     if recipe is None:
+        if not record:
+            raise MissingError(
+                f"{run.record_file} is missing, which names the recipe; {run.remedy()}, or pass recipe=…"
+            )
         try:
             recipe = Recipe.model_validate(record.get("recipe", {}))
         except ValidationError as error:
             raise InputError(f"{run.record_file}: a recipe of another class; pass it as recipe=… ({error})") from error
+    _, parts = base_of(pipeline)
     prepare(pipeline, recipe, int(record.get("seed", 0)))
-    models.read_in_windows(pipeline, record.get("long_prompts", "cut"))
+    pipeline.text_encoder.base = "", parts
+    if record:
+        models.read_in_windows(pipeline, record.get("long_prompts", "cut"))
     loaded = {}
     for name in _PARTS:
         path = run.checkpoint(step) / f"{name}.safetensors"
@@ -77,6 +87,28 @@ def load_checkpoint(
     for name, tensors in loaded.items():
         getattr(pipeline, name).load_state_dict(tensors, strict=False)
     return pipeline
+
+
+def base_of(pipeline: StableDiffusionPipeline) -> tuple[str | None, dict[str, Any]]:
+    """What the base of ``pipeline`` was before it was prepared: its fingerprint, and its architecture.
+
+    Adapters and tokens change both. The fingerprint is None of a fresh pipeline, and "" once it is trained.
+    """
+    weights, parts = getattr(pipeline.text_encoder, "base", (None, None))
+    if parts is None:
+        names = ("unet", "text_encoder", "vae", "scheduler")
+        parts = {name: models.architecture(getattr(pipeline, name)) for name in names}
+        parts["tokens"] = reports.text_length(pipeline.tokenizer)
+    return weights, parts
+
+
+def check_base(fresh: bool, out: Path, identity: str) -> None:
+    """Refuse to replace the run in ``out`` by one of a pipeline that is not ``fresh``; ``identity`` as in `tidy_run`.
+
+    Else a cell that is run again would train on from trained weights.
+    """
+    if not fresh and _identity_of(out) not in ("", identity):
+        raise InputError(f"{out} holds a run of a fresh base, and this pipeline is trained: load its base again first")
 
 
 def prepare(pipeline: StableDiffusionPipeline, recipe: Recipe, seed: int) -> None:
@@ -142,6 +174,29 @@ def other_code(out: Path, identity: str) -> str:
 def _identity_of(out: Path) -> str:
     marker = out / "identity.txt"
     return marker.read_text(errors="replace").strip() if marker.is_file() else ""
+
+
+class Average(EMAModel):
+    """diffusers' average with its warm-up in float32, updated in one pass over memory and without a temporary copy."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter], settings: FinetuneSettings) -> None:
+        self.aside = settings.weights != "fp32" or settings.averages == "cpu"
+        with torch.no_grad():
+            shadows = [
+                p.to("cpu" if settings.averages == "cpu" else p.device, torch.float32, copy=True) for p in parameters
+            ]
+        super().__init__([], decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
+        self.shadow_params = shadows
+
+    @torch.no_grad()
+    def step(self, parameters: list[torch.nn.Parameter]) -> None:
+        self.optimization_step += 1
+        update = get_ema_multi_avg_fn(self.get_decay(self.optimization_step))
+        if not self.aside:
+            update(self.shadow_params, parameters, None)
+            return
+        for shadow, parameter in zip(self.shadow_params, parameters, strict=True):  # one copy at a time
+            update([shadow], [parameter.to(shadow)], None)
 
 
 class Log:

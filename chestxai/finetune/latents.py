@@ -22,9 +22,15 @@ _CHUNK = 256
 
 
 def training_pairs(
-    pipeline: StableDiffusionPipeline, studies: Sequence[Study], fit: Fit = "crop"
+    pipeline: StableDiffusionPipeline,
+    studies: Sequence[Study],
+    fit: Fit = "crop",
+    recipe: Recipe | None = None,
+    seed: int = 0,
 ) -> tuple[np.ndarray, list[str], list[str]]:
     """Training images of ``studies``, made square as ``fit`` says and as large as those of ``pipeline``, with prompts.
+
+    ``recipe`` and ``seed`` as of `study_prompts`.
 
     Returns:
         Images uint8 ``(n, s, s)``, their prompts, and one line for each study that was left out.
@@ -32,7 +38,7 @@ def training_pairs(
     Raises:
         InputError: no study can be used.
     """
-    usable, prompts, skipped = study_prompts(studies)
+    usable, prompts, skipped = study_prompts(studies, recipe, seed)
     images, kept, unreadable = to_images(usable, models.image_size(pipeline), fit, allow_none=True)
     _check_any(len(images), studies, skipped + unreadable)
     place = {id(study): i for i, study in enumerate(usable)}

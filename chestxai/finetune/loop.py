@@ -3,7 +3,7 @@
 import copy
 import inspect
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -15,13 +15,12 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel, compute_snr
+from diffusers.training_utils import compute_snr
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from chestxai import models, reports, runs
-from chestxai.finetune import launch
-from chestxai.finetune.checkpoints import Log, State, load_checkpoint, other_code, prepare, tidy_run
+from chestxai.finetune import checkpoints, launch
+from chestxai.finetune.checkpoints import load_checkpoint, prepare
 from chestxai.finetune.latents import training_latents
 from chestxai.finetune.pointing import Pointing
 from chestxai.profiles import FinetuneSettings
@@ -83,11 +82,13 @@ def finetune(
         DivergedError: the loss is no longer finite.
     """
     recipe = Recipe(text=recipe) if isinstance(recipe, str) else recipe
-    run, weights = Run(out), models.fingerprint(pipeline)
-    before, code = _identity(pipeline, studies, settings, recipe, seed, fit, _hashes(recipe, run)), _code(recipe)
+    run, (known, parts) = Run(out), checkpoints.base_of(pipeline)
+    weights = known or models.fingerprint(pipeline)
+    before, code = _identity(parts, studies, settings, recipe, seed, fit, _hashes(recipe, run)), _code(recipe)
     identity = f"{before}-{weights}-{code}"
     if run.is_finished() and _reuse(pipeline, run, recipe, (before, weights, code)):
         return run.folder
+    checkpoints.check_base(known != "", run.folder, identity)
 
     accelerator = launch.make_accelerator(settings, unused=recipe.schedule != Schedule())
     if recipe.anchor_weights and accelerator.is_fsdp2:
@@ -95,9 +96,11 @@ def finetune(
     main = accelerator.is_main_process
     with launch.only_writer(run.folder, main), launch.memory_errors(settings):
         pipeline.to(accelerator.device)
+        # Kept where an interrupted call leaves the pipeline prepared: with adapters, its fingerprint is another.
+        pipeline.text_encoder.base = weights, parts
         prepare(pipeline, recipe, seed)
         learning = [*recipe.learning(pipeline.unet, pipeline.text_encoder, settings)]
-        kept = bool(other_code(run.folder, identity))
+        kept = bool(checkpoints.other_code(run.folder, identity))
         launch.check_space(run.folder, [p for _, p, _ in learning], pipeline, settings, kept)
         latents, kept, prompts, skipped = training_latents(
             pipeline, studies, fit, cache or run.folder / "scratch", recipe, seed
@@ -106,13 +109,16 @@ def finetune(
         if recipe.attention != "none":
             pointing = Pointing(recipe, pipeline, kept, prompts, latents, fit, run.folder)
         if main:
-            tidy_run(run.folder, identity)
+            checkpoints.tidy_run(run.folder, identity)
         accelerator.wait_for_everyone()
         started = time.perf_counter()
         base = run.folder / "scratch" / "base.safetensors"
-        with _restored_on_failure(pipeline, learning, base, accelerator):
+        with _restored_on_failure(pipeline, learning, base, accelerator, settings):
             training = _Training(accelerator, pipeline, recipe, settings, seed, run, identity, pointing)
             training.run(latents, prompts)
+            if settings.weights == "bf16":
+                _put_back(pipeline, base, {name for name, _, _ in learning})
+            pipeline.text_encoder.base = "", parts
             if main:
                 models.save_pipeline(pipeline, run.model)
                 log = run.train_log()
@@ -148,7 +154,7 @@ def finetune(
 
 
 def _identity(
-    pipeline: StableDiffusionPipeline,
+    parts: dict[str, Any],
     studies: Sequence[Study],
     settings: FinetuneSettings,
     recipe: Recipe,
@@ -157,8 +163,6 @@ def _identity(
     files: Sequence[str],
 ) -> str:
     """Names settings, recipe and data. Defaults of a recipe do not count, so that a further field changes nothing."""
-    names = ("unet", "text_encoder", "vae", "scheduler")
-    parts = {name: models.architecture(getattr(pipeline, name)) for name in names}
     return runs.fingerprint(
         settings.model_dump(),
         recipe.model_dump(exclude_defaults=True),
@@ -167,7 +171,7 @@ def _identity(
         fit,
         str(getattr(studies, "fingerprint", "") or [(s.change_token(), s.findings) for s in studies]),
         [[s.id, s.report] for s in studies],
-        parts | {"tokens": reports.text_length(pipeline.tokenizer)},
+        parts,
     )
 
 
@@ -258,29 +262,6 @@ class _Model(torch.nn.Module):
         return models.denoise(self.unet, noisy, times, context), states
 
 
-class _Average(EMAModel):
-    """diffusers' average with its warm-up in float32, updated in one pass over memory and without a temporary copy."""
-
-    def __init__(self, parameters: list[torch.nn.Parameter], settings: FinetuneSettings) -> None:
-        self.aside = settings.weights != "fp32" or settings.averages == "cpu"
-        with torch.no_grad():
-            shadows = [
-                p.to("cpu" if settings.averages == "cpu" else p.device, torch.float32, copy=True) for p in parameters
-            ]
-        super().__init__([], decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
-        self.shadow_params = shadows
-
-    @torch.no_grad()
-    def step(self, parameters: list[torch.nn.Parameter]) -> None:
-        self.optimization_step += 1
-        update = get_ema_multi_avg_fn(self.get_decay(self.optimization_step))
-        if not self.aside:
-            update(self.shadow_params, parameters, None)
-            return
-        for shadow, parameter in zip(self.shadow_params, parameters, strict=True):  # one copy at a time
-            update([shadow], [parameter.to(shadow)], None)
-
-
 class _Training:
     """The state of one call: everything between the first step and the last."""
 
@@ -326,7 +307,8 @@ class _Training:
         named = dict(model.named_parameters())
         parameters = {name: named[name] for name in rates}
         self.parameters = list(parameters.values())
-        self.state = State(parameters, self.optimizer.optimizer, _Average(self.parameters, settings))
+        average = checkpoints.Average(self.parameters, settings)
+        self.state = checkpoints.State(parameters, self.optimizer.optimizer, average)
 
     def run(self, latents: Tensor, prompts: list[str]) -> None:
         """All steps from the last checkpoint on; at the end the pipeline holds the averages."""
@@ -338,7 +320,7 @@ class _Training:
         warmup = get_scheduler(
             "constant_with_warmup", self.optimizer.optimizer, num_warmup_steps=settings.warmup, last_epoch=first - 1
         )
-        log = Log(self.run_.log_file, first, main)
+        log = checkpoints.Log(self.run_.log_file, first, main)
         bar = runs.progress(
             range(first, settings.steps),
             total=settings.steps,
@@ -379,13 +361,21 @@ class _Training:
         self.text_rows, self.empty = torch.tensor([row_of[p] for p in prompts]), row_of[""]
         self.droppable = torch.tensor([self.recipe.droppable(p) for p in prompts])
         self.text = models.tokenize(pipeline, unique)
-        fits = self.text["input_ids"].numel() * pipeline.text_encoder.config.hidden_size * 4 <= _TEXT_CACHE
+        recipe = self.recipe
+        read = models.reference_states if recipe.text_learns else models.text_states
+
+        def states(some: list[str]) -> Tensor:
+            return models.encode_text(pipeline, some, read=read).cpu()
+
         with self.accelerator.autocast():  # in the precision in which a learning one runs
-            if not self.recipe.text_learns and fits:
-                self.text = {"context": models.encode_text(pipeline, unique).cpu()}
-            elif self.recipe.needs_reference:
+            size = states(unique[:1]).nbytes * len(unique)
+            if size > _TEXT_CACHE and recipe.anchor:
+                what = f"the states of {len(unique):,} prompts as they were take {size / 1e9:.0f} GB of memory"
+                raise runs.InputError(f"anchor: {what}; use anchor_weights, or fewer studies")
+            if size <= _TEXT_CACHE and (not recipe.text_learns or recipe.needs_reference):
                 # Before a resumed state is loaded: the text encoder is still as it was.
-                self.text["reference"] = models.encode_text(pipeline, unique, read=models.reference_states).cpu()
+                kept = torch.cat([states(unique[i : i + 256]) for i in range(0, len(unique), 256)])
+                self.text = self.text | {"reference": kept} if recipe.text_learns else {"context": kept}
 
     def _step(self, step: int, latents: Tensor) -> tuple[float, float]:
         """One optimiser step; its denoising loss and its gradient norm before clipping."""
@@ -454,29 +444,44 @@ def _restored_on_failure(
     learning: Sequence[tuple[str, torch.nn.Parameter, float]],
     kept: Path,
     accelerator: Accelerator,
+    settings: FinetuneSettings,
 ) -> Iterator[None]:
     """Leave the networks in eval mode; after an exception, Ctrl-C included, with the weights they had.
 
     Otherwise a second call in the same notebook would take half-trained weights for the base. The weights wait in a
     file: in memory they would be one more copy beside the average and the moments.
     """
+    learns = {name for name, _, _ in learning}
     if accelerator.is_main_process:
-        runs.save_tensors(kept, {name: parameter for name, parameter, _ in learning})
+        # In bfloat16 those that do not learn are rounded, too.
+        rounded = settings.weights == "bf16"
+        runs.save_tensors(kept, {n: p for n, p in _parameters(pipeline).items() if rounded or n in learns})
     accelerator.wait_for_everyone()
     device = pipeline.unet.device
     try:
         yield
     except BaseException:
-        before = runs.load_tensors(kept)
         for part in (pipeline.unet, pipeline.text_encoder):
             part.zero_grad()
             part.to("cpu", torch.float32)  # where there is room, whatever has failed
-        with torch.no_grad():
-            for name, parameter, _ in learning:
-                parameter.copy_(before[name])
+        _put_back(pipeline, kept)
         raise
     finally:
         pipeline.unet.disable_gradient_checkpointing()
         for part in (pipeline.unet, pipeline.text_encoder):
             part.zero_grad()
             part.to(device).eval().requires_grad_(False)
+
+
+def _parameters(pipeline: StableDiffusionPipeline) -> dict[str, torch.nn.Parameter]:
+    parts = {name: getattr(pipeline, name) for name in ("unet", "text_encoder")}
+    return {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
+
+
+@torch.no_grad()
+def _put_back(pipeline: StableDiffusionPipeline, kept: Path, without: Collection[str] = ()) -> None:
+    """Give the parameters in the file ``kept`` back what they were."""
+    own = _parameters(pipeline)
+    for name, value in runs.load_tensors(kept).items():
+        if name not in without:
+            own[name].copy_(value)

@@ -108,7 +108,9 @@ def memory(parts: dict[str, nn.Module], profile: Profile, variant: str, processe
     if recipe.text_learns:
         config = parts["text_encoder"].config
         # Of a transformer layer: its inputs, queries, keys, values, attention and both sides of its two linear layers.
-        wide = config.num_hidden_layers * (8 * config.hidden_size + 2 * config.intermediate_size)
+        names = ("intermediate_size", "d_ff", "hidden_dim")  # of BERT and CLIP, T5, DistilBERT
+        inner = next(getattr(config, name) for name in names if hasattr(config, name))
+        wide = config.num_hidden_layers * (8 * config.hidden_size + 2 * inner)
         used["activations"] += rows * parts["unet"].text_length * wide * (2 if half else 4)
     return used
 

@@ -76,7 +76,8 @@ def chance(
 
 def exact_chance(mask: CachedMask, protocol: Protocol) -> dict[str, float]:
     """Closed forms for ``mask`` in a ``protocol`` that changes no map unevenly: AUC 0.5, signed CNR 0, and for the
-    pointing game the area within its tolerance."""
+    pointing game the area within its tolerance, which a random pixel hits. (Coarse random maps, enlarged, hit less:
+    their maxima often lie at the border.)"""
     exact = {}
     for name, part in protocol.scores.items() if protocol.prepare in (None, scaled) else ():
         function, options = part.func, part.keywords

@@ -1,7 +1,7 @@
 """Figures as HTML for pages: with caption, text alternative, and their data as a folded table.
 
 A chart draws itself with plotly.js, the book's copy on the book's pages and the public one elsewhere (nbconvert,
-nbviewer, Colab); its menus are HTML controls, which a keyboard reaches (``figure.js``).
+nbviewer, Colab); its menus are HTML controls, which a keyboard reaches (``page.js``).
 """
 
 import base64
@@ -18,7 +18,7 @@ import pandas as pd
 import plotly.io as pio
 from plotly.offline import get_plotlyjs_version
 
-_STYLE, _SCRIPT = (Path(__file__).with_name(f"figure.{kind}").read_text("utf-8") for kind in ("css", "js"))
+_STYLE, _SCRIPT = (Path(__file__).with_suffix(kind).read_text("utf-8") for kind in (".css", ".js"))
 _SCRIPT = _SCRIPT[_SCRIPT.index("(() =>") :]  # without its comment
 _ROWS = 200  # rows of a data table
 TOLD = "%{hovertext}<extra></extra>"  #: hover of a trace whose words say all: its places in rows are no data

@@ -32,7 +32,7 @@ FINDING_COLORS = dict(zip(FINDINGS, _LOOK["findings"], strict=True))
 WIDTH = 688
 INK, MUTED, RULE = "#222222", "#666666", "#bbbbbb"
 MENU, PAPER = _LOOK["menu"], _LOOK["layout"]["paper_bgcolor"]
-#: The look of all figures (a plotly template); ``figure.js`` says what its colours become on a dark page.
+#: The look of all figures (a plotly template); ``page.js`` says what its colours become on a dark page.
 TEMPLATE = go.layout.Template(
     layout=_LOOK["layout"] | {"colorway": COLORS, "xaxis": _LOOK["axis"], "yaxis": _LOOK["axis"]}
 )

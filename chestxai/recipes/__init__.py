@@ -3,4 +3,4 @@
 
 from chestxai.recipes.networks import add_adapters, add_projection, add_tokens, between, cosine_distance, layer_names
 from chestxai.recipes.networks import learning_text, merge_adapters, randomise, weight_distance
-from chestxai.recipes.recipe import ADAPTED, NO_FINDING, Recipe, Schedule, Settings, attach, words
+from chestxai.recipes.recipe import ADAPTED, NO_FINDING, Recipe, Schedule, Settings, attach, split, words

@@ -33,6 +33,7 @@ from chestxai.studies import FINDINGS
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
     from torch import Tensor, nn
+    from torch.utils.hooks import RemovableHandle
 
     from chestxai.profiles import FinetuneSettings
 
@@ -178,7 +179,10 @@ class Recipe(Settings):
 
     @property
     def stock(self) -> bool:
-        """Whether plain diffusers, given a prompt, draws with the trained pipeline what `models` does."""
+        """Whether plain diffusers, given a prompt, draws with the trained pipeline what `models` does.
+
+        Not so for a RoBERTa, DistilBERT or T5, whose padding plain diffusers lets speak.
+        """
         return self.specials == "kept" and self.mixing == "all" and not self.splits
 
     @property
@@ -224,6 +228,10 @@ class Recipe(Settings):
             raise InputError(f"{what} (text: frozen); unet may be lora:R")
         if self.splits and "caption_channels" in pipeline.unet.config:
             raise InputError(f"keys, values: those of a {kind} are made of states that it has changed")
+        if self.specials == "silent" and pipeline.tokenizer.num_special_tokens_to_add() != 2:
+            raise InputError("specials: this text encoder's prompts have no begin, or no end, that could be silent")
+        if self.mixing != "all" and pipeline.text_encoder.config._attn_implementation == "eager":
+            raise InputError("mixing: this text encoder runs eager attention, which does not heed it")
         if self.prompts == "finding tokens":
             networks.add_tokens(pipeline, FINDINGS)
         if self.text_projection == "linear":
@@ -322,13 +330,15 @@ def attach(pipeline: StableDiffusionPipeline, recipe: Recipe, reference: nn.Modu
         # In a tuple, so that it is no part of the encoder: it neither learns nor is saved with it.
         frozen = (reference or copy.deepcopy(encoder)).eval().requires_grad_(False)
         encoder.reference = (frozen,)
-        width = encoder.config.hidden_size
-        for name, module in pipeline.unet.named_modules():
-            if name.endswith("attn2.to_k"):
-                module.register_forward_pre_hook(partial(_half, slice(None, width)))
-            elif name.endswith("attn2.to_v"):
-                module.register_forward_pre_hook(partial(_half, slice(-width, None)))
+        split(pipeline.unet, encoder.config.hidden_size)
     encoder.recipe = recipe
+
+
+def split(unet: nn.Module, width: int) -> list[RemovableHandle]:
+    """Make the keys of ``unet`` of the first ``width`` values of a state, its values of the last; handles end it."""
+    parts = {"attn2.to_k": slice(None, width), "attn2.to_v": slice(-width, None)}
+    modules = [(module, parts.get(".".join(name.split(".")[-2:]))) for name, module in unet.named_modules()]
+    return [module.register_forward_pre_hook(partial(_half, part)) for module, part in modules if part]
 
 
 def _half(part: slice, _: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

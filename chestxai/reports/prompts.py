@@ -77,15 +77,12 @@ def prompt(report: str, mode: str = "impression") -> str:
     return f"{text if text[-1] in '.!?' else text + '.'} Addendum: {addendum}" if addendum else text
 
 
-def prompt_counts(reports: Iterable[str], mode: str = "impression") -> dict[str, int]:
-    """How many of the prompts of ``reports`` are made of which sections, such as "findings" or "impression + addendum".
-
-    Those without any are "none"; ``mode`` is that of `prompt`.
-    """
+def prompt_counts(reports: Iterable[str]) -> dict[str, int]:
+    """How many of the prompts of ``reports`` are of which sections, such as "findings"; "none" of those without."""
     counts: Counter[str] = Counter()
     for report in reports:
         names = "none"
         with suppress(InputError):
-            names = " + ".join(prompt_sections(report, mode))
+            names = " + ".join(prompt_sections(report, "impression"))
         counts[names] += 1
     return dict(counts.most_common())

@@ -39,9 +39,9 @@ def files_fingerprint(files: Collection[Path]) -> str:
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(f"{path.relative_to(PACKAGE).as_posix()}\n{_syntax(path, path.stat().st_mtime_ns)}\n".encode())
-        # Words and tables that a file reads are beside it, under its name.
-        if (table := path.with_suffix(".yaml")).is_file():
-            digest.update(table.read_bytes())
+        # What a file reads is beside it, under its name.
+        for beside in map(path.with_suffix, (".yaml", ".css", ".js")):
+            digest.update(beside.read_bytes() if beside.is_file() else b"")
     return digest.hexdigest()[:16]
 
 

@@ -59,7 +59,7 @@ def record() -> dict[str, Any]:
         )
     except OSError:
         commit, changed = "", ""
-    cuda = torch.cuda.is_available()
+    cuda = device() == "cuda"
     return {
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "python": platform.python_version(),
@@ -118,7 +118,7 @@ def whole(least: int, most: int = 10**6) -> Callable[[str], int]:
 
 
 def leave_out_rest() -> None:
-    """End a notebook here without an error: the cells that follow are read as empty."""
+    """End a notebook here without an error: the cells that follow are read as empty until the kernel is restarted."""
     from IPython import get_ipython
 
     get_ipython().input_transformers_cleanup.append(lambda _: [])

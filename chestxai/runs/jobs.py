@@ -103,7 +103,7 @@ def _copy_twin(path: Path, identity: str) -> None:
     twins = run.parent.parent.glob(f"*/seed-*/{path.parent.name}/{path.name}")
     for twin in twins if run.name.startswith("seed-") else ():
         with suppress(InputError, OSError):  # damaged, or gone: it is computed
-            if is_current(twin, identity):
+            if is_current(twin, identity) and load_tensors(twin):
                 write_atomic(path, twin.read_bytes())
                 return
 

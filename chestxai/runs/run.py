@@ -109,10 +109,9 @@ class Run:
             raise InputError(f"{self.record_file}: {where}: {first['msg']}; delete it and {self.remedy()}") from error
         return content
 
-    def is_finished(self, identity: str | None = None) -> bool:
-        """Whether the fine-tuning is complete, and made for this ``identity`` if one is given."""
-        record = self.record() if self.record_file.is_file() else {}
-        return bool(record.get("finished")) and identity in (None, record.get("identity"))
+    def is_finished(self) -> bool:
+        """Whether the fine-tuning is complete."""
+        return self.record_file.is_file() and bool(self.record().get("finished"))
 
     def check_finished(self) -> Run:
         """This run, if its fine-tuning is complete; else MissingError names the command that makes it."""
@@ -192,7 +191,8 @@ class Run:
         match = re.fullmatch(r"seed-(\d+)", self.folder.name)
         if not match:
             return "make it with 'python -m chestxai.batch'"
-        profile, variant = self.folder.parent.parent.name, self.folder.parent.name
+        own, variant = self.folder.parent.parent / "profile.yaml", self.folder.parent.name
+        profile = own if own.is_file() else own.parent.name  # a cell of a grid has a profile of its own
         return f"make it with 'python -m chestxai.batch --profile {profile} --variants {variant} --seeds {match[1]}'"
 
     def _existing(self, path: Path) -> Path:

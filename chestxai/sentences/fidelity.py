@@ -40,13 +40,16 @@ def answer(
     return _say("answer", fid=fid, floor=floor, similar=similar, auc=auc, precise=precise, **gaps)
 
 
-def as_asked(generated: Mapping[str, Interval], real: Mapping[str, Interval], chance: Mapping[str, float]) -> str:
-    """Shares of findings with side, zone and severity as asked: in ``generated`` and ``real`` images, by ``chance``."""
+def as_asked(generated: Mapping[str, Interval], real: Mapping[str, Interval], above: Mapping[str, Interval]) -> str:
+    """Shares of findings with side, zone and severity as asked, in ``generated`` and ``real`` images.
+
+    ``above`` are those of the generated images minus chance.
+    """
     lines = []
     for name, share in generated.items():
-        about = {"name": name, "share": share, "real": real[name], "chance": chance[name]}
-        gap = independent(share, real[name])
-        lines.append(_say("as asked", more=share.low > chance[name], gap=gap, **about))
+        gap, by_chance = independent(share, real[name]), share.estimate - above[name].estimate
+        about = {"name": name, "share": share, "real": real[name], "chance": by_chance}
+        lines.append(_say("as asked", more=above[name].low > 0, gap=gap, **about))
     return bullets(lines) or _say("not asked")
 
 

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import brentq
 from scipy.stats import ttest_1samp
 
 from chestxai.localization import LABELS
 from chestxai.sentences.words import Templates, bullets
-from chestxai.stats import Interval, holm, seeds_ci
+from chestxai.stats import Interval, holm, p_above, seeds_ci
 from chestxai.tradeoff import last_step
 
 _say = Templates(__file__)
@@ -41,22 +40,8 @@ def _crossed(phrases: pd.DataFrame, column: str, reference: str, margin: float =
         minus = (wide[name] - wide[reference]).dropna(axis=1, how="all").T.groupby("seed").mean().T.dropna()
         if minus.size:
             of = minus.to_numpy(), minus.index.get_level_values("patient")
-            found[name] = seeds_ci(*of), _p_above(*of, -margin)
+            found[name] = seeds_ci(*of), p_above(*of, -margin)
     return pd.DataFrame(found, index=["interval", "p"]).T
-
-
-def _p_above(values: np.ndarray, patients: pd.Index, bound: float) -> float:
-    """One-sided p-value: the tail at which an end of the interval of `seeds_ci` meets ``bound``."""
-    gap = values.mean() - bound
-
-    def beyond(tail: float) -> float:
-        found = seeds_ci(values, patients, 1 - 2 * tail)
-        return found.high - found.estimate - abs(gap)
-
-    ends = 1e-9, 0.5 - 1e-9
-    outer, inner = map(beyond, ends)
-    tail = brentq(beyond, *ends) if outer > 0 > inner else ends[int(outer >= 0)]
-    return np.nan if np.isnan(outer) else tail if gap > 0 else 1 - tail  # a single patient has no interval
 
 
 def _compared(table: pd.DataFrame, column: str, reference: str, margin: float = 0.0) -> pd.DataFrame:
@@ -84,15 +69,17 @@ def verdicts(
         phrases: as of `over_seeds_and_patients`. With them, the endpoint's intervals are over seeds and patients.
 
     Returns:
-        A row for each recipe but frozen: ``<column> − frozen``, ``classifier AUC − <the better of frozen and learnable
-        in the mean>``, and ``both``: "yes", "no" where an interval lies below the margin, "open" where the seeds do not
-        decide, "too few seeds" where an interval is missing. Column ``p`` is the largest of the three one-sided
-        p-values whose null is a difference of minus the margin, adjusted over the recipes that have one (Holm).
+        A row for each recipe but frozen: ``<column> − frozen``, ``classifier AUC − frozen``, the same minus learnable
+        where that is better in the mean, and ``both``: "yes", "no" where an interval lies below the margin, "open"
+        where the seeds do not decide, "too few seeds" where an interval is missing. Column ``p`` is the largest of
+        their one-sided p-values whose null is a difference of minus the margin, adjusted over the recipes that have one
+        (Holm).
     """
     better = last_step(table).groupby("variant")["classifier_auc"].mean().reindex(["frozen", "learnable"]).idxmax()
     compared, of = (_compared, table) if phrases is None else (_crossed, phrases)
     parts = {f"{LABELS[c]} − frozen": compared(of, c, "frozen", margin) for c in endpoint}
-    parts[f"classifier AUC − {better}"] = _compared(table, "classifier_auc", better, margin)
+    for name in dict.fromkeys(("frozen", better)):
+        parts[f"classifier AUC − {name}"] = _compared(table, "classifier_auc", name, margin)
     parts = pd.concat(parts, axis=1)
     frame = parts.xs("interval", axis=1, level=1).drop(index="frozen").dropna()
     frame = frame.map(lambda i: Interval(i.estimate, i.low, i.high))  # without the number of seeds

@@ -171,8 +171,9 @@ def _finding(text: str, box: Box | None) -> str:
     if name.lower() in known:
         return known[name.lower()]
     ensure(_FINDING.fullmatch(name), f"not the name of a finding ({text[:80]!r}: letters, one finding a row)")
-    # A slip of the pen would be a finding of its own.
-    meant = get_close_matches(name.lower(), known, 1, 0.88)
+    # A slip of the pen would be a finding of its own, and so would another name.
+    same = [known for known, finding in known.items() if re.fullmatch(reports.SYNONYMS[finding], name.lower())]
+    meant = get_close_matches(name.lower(), known, 1, 0.88) or same
     ensure(not meant, f"unknown finding ({name!r}: {known[meant[0]] if meant else ''!r}, or a name less like it)")
     return name
 

@@ -174,7 +174,7 @@ def _table(data: Collector, path: Path, images: Iterable[_Key]) -> Iterator[tupl
             data.skip(where, f"unreadable file (uid {uid[:40]!r} is no number)")
             continue
         text = "\n".join(f"{label.upper()}: {part}" for label, part in zip(labels, parts, strict=True) if part)
-        yield where, _Report(f"CXR{number}", text, tuple(names.get(number, ())), {"mesh_major": mesh} if mesh else {})
+        yield where, _Report(f"CXR{number}", text, tuple(names.get(number, ())), _terms(mesh))
 
 
 def _documents(data: Collector) -> Iterator[tuple[str, bytes]]:
@@ -218,20 +218,24 @@ def _parse(content: bytes) -> _Report:
     name = (uid.get("id") or "").strip() if uid is not None else ""
     ensure(re.fullmatch(r"CXR\d+", name), "XML without an Open-i uId")
     parts = [((e.get("Label") or "FINDINGS").strip().upper(), _text(e)) for e in tree.iter("AbstractText")]
-    terms = {f"mesh_{tag}": "; ".join(filter(None, map(_text, tree.iter(tag)))) for tag in ("major", "automatic")}
-    terms["side"] = _side(terms["mesh_major"])
+    major, automatic = ("; ".join(filter(None, map(_text, tree.iter(tag)))) for tag in ("major", "automatic"))
     return _Report(
         uid=name,
         text="\n".join(f"{label}: {text}" for label, text in parts if text),
         images=tuple(" ".join(e.get("id", "").split()) for e in tree.iter("parentImage")),
-        terms={key: value for key, value in terms.items() if value},
+        terms=_terms(major, automatic),
     )
+
+
+def _terms(major: str, automatic: str = "") -> dict[str, str]:
+    terms = {"mesh_major": major, "mesh_automatic": automatic, "side": _side(major)}
+    return {key: value for key, value in terms.items() if value}
 
 
 def _side(terms: str) -> str:
     """The side of all findings that the indexers place on one: "Pleural Effusion/left/small" → "left"."""
     found = set()
-    for heading, *qualifiers in (term.split("/") for term in terms.lower().split("; ")):
+    for heading, *qualifiers in (term.split("/") for term in re.split("; ?", terms.lower())):
         if reports.find(heading):
             found |= {"left", "right"} & set(qualifiers) or ({"bilateral"} & set(qualifiers))
     return found.pop() if len(found) == 1 else "bilateral" if found else ""

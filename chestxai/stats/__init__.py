@@ -12,5 +12,4 @@ from chestxai.stats.intervals import FEW_GROUPS, Difference, FewGroupsWarning, I
 from chestxai.stats.intervals import bootstrap_ci, bootstrap_statistic, format_interval, seeds_ci
 from chestxai.stats.simulation import clustered_scores, coverage
 from chestxai.stats.tables import format_table
-from chestxai.stats.tests import Components, holm, minimal_detectable_difference, paired_difference, sign_flip_test
-from chestxai.stats.tests import variance_components
+from chestxai.stats.tests import holm, minimal_detectable_difference, p_above, paired_difference, sign_flip_test

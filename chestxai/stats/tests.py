@@ -1,12 +1,10 @@
-"""Tests of paired differences, what they could detect, and where the variance comes from."""
-
-from dataclasses import dataclass
+"""Tests of paired differences, and what they could detect."""
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special, stats
+from scipy import optimize, special, stats
 
-from chestxai.stats.intervals import Difference, bootstrap_ci, checked, crossed_variances, group_index
+from chestxai.stats.intervals import Difference, bootstrap_ci, checked, crossed_variances, group_index, seeds_ci
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, groups: ArrayLike | None = None, n: int = 2000) -> Difference:
@@ -40,6 +38,23 @@ def sign_flip_test(differences: ArrayLike, groups: ArrayLike | None = None, perm
     return float(stats.permutation_test((sums,), lambda x, axis: x.sum(axis=axis), rng=rng, **options).pvalue)
 
 
+def p_above(values: np.ndarray, groups: ArrayLike | None = None, bound: float = 0.0) -> float:
+    """One-sided p-value of a mean of at most ``bound``: the tail at which an end of `seeds_ci` meets it.
+
+    ``values, groups`` as of `seeds_ci`; NaN with a single group, which has no interval.
+    """
+    gap, least = values.mean() - bound, 1e-12  # but for rounding
+
+    def beyond(tail: float) -> float:
+        found = seeds_ci(values, groups, 1 - 2 * tail)
+        return found.high - found.estimate - max(abs(gap) - least, 0)
+
+    ends = 1e-9, 0.5 - 1e-9
+    outer, inner = map(beyond, ends)
+    tail = optimize.brentq(beyond, *ends) if outer > 0 > inner else ends[int(outer >= 0)]
+    return np.nan if np.isnan(outer) else tail if gap > 0 else 1 - tail
+
+
 def holm(p: ArrayLike) -> np.ndarray:
     """Adjusted p-values (Holm 1979), in the given order: those ≤ α hold with a family-wise error ≤ α.
 
@@ -57,7 +72,11 @@ def holm(p: ArrayLike) -> np.ndarray:
 
 
 def minimal_detectable_difference(
-    differences: ArrayLike, groups: ArrayLike | None = None, alpha: float = 0.05, patients: int | None = None
+    differences: ArrayLike,
+    groups: ArrayLike | None = None,
+    alpha: float = 0.05,
+    patients: int | None = None,
+    seeds: int | None = None,
 ) -> float:
     """The true mean difference that a two-sided paired test of this design detects with a power of 80 %.
 
@@ -65,7 +84,8 @@ def minimal_detectable_difference(
     the clustered standard error), and nearly so for `sign_flip_test`; it depends on the spread of the ``differences``,
     float ``(rows,)``, a − b on the same items of ``groups``, not on their mean. With several seeds, ``(rows, seeds)``,
     it is for the test by `seeds_ci`, and conservative, the more so with few seeds. ``alpha`` is the level of the test
-    (``0.05 / findings`` for one of several under `holm`, at worst), ``patients`` the number planned, at least 2.
+    (``0.05 / findings`` for one of several under `holm`, at worst), ``patients`` and ``seeds`` are the numbers planned,
+    at least 2 patients. Seeds count only where there are several: of one, the spread between them is unknown.
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha is a probability in (0, 1), got {alpha}")
@@ -80,43 +100,8 @@ def minimal_detectable_difference(
         return float(special.nctdtrinc(freedom, 1 - 0.8, stats.t.ppf(1 - alpha / 2, freedom)))
 
     square = shift(planned - 1) ** 2 * max(by_patient - crossed, 0.0) * count / planned
-    if differences.shape[1] > 1:
-        square += shift(differences.shape[1] - 1) ** 2 * max(by_seed + crossed * (count / planned - 1), 0.0)
+    trained = differences.shape[1]
+    if trained > 1:
+        share = trained / (seeds or trained)
+        square += shift((seeds or trained) - 1) ** 2 * max(by_seed + crossed * (count / planned - 1), 0.0) * share
     return float(np.sqrt(square))
-
-
-@dataclass(frozen=True)
-class Components:
-    """Variance components of a score, in its unit squared, see `variance_components`."""
-
-    seed: float  #: of the mean over all patients, from seed to seed; NaN with one seed
-    patient: float  #: of the mean over all seeds, from patient to patient; with one seed it includes the interaction
-    interaction: float  #: of what a seed does to single patients beyond the two; NaN with one seed
-    seeds: int
-    patients: float  #: equally large patients with the same information, ``rows² / Σ rows_of_patient²``
-
-    def standard_error(self, seeds: int | None = None, patients: float | None = None) -> float:
-        """Standard error of the mean over other numbers of seeds and patients (None: as many as there were)."""
-        seeds, patients = seeds or self.seeds, patients or self.patients
-        parts = self.seed / seeds, self.patient / patients, self.interaction / (seeds * patients)
-        return float(np.sqrt(np.nansum(parts)))
-
-
-def variance_components(values: np.ndarray, groups: ArrayLike | None = None) -> Components:
-    """Variance between seeds, between patients, and of their interaction, from the mean squares of the crossed table.
-
-    With one row per patient this is the analysis of variance of two random factors without replication (Searle, Casella
-    & McCulloch 1992, 4.3); otherwise patients weigh by their rows. Negative components are set to 0. ``values, groups``
-    as of `seeds_ci`, with two groups at least.
-    """
-    values = checked(values, 2, "values")
-    index, count = group_index(groups, len(values))
-    if count < 2:
-        raise ValueError("the variance between patients needs at least two of them")
-    seeds, nan = values.shape[1], float("nan")
-    by_patient, by_seed, crossed = crossed_variances(values, index, count)
-    patients = float(values.shape[0] ** 2 / np.square(np.bincount(index)).sum())
-    if seeds == 1:
-        return Components(nan, patients * by_patient, nan, seeds, patients)
-    by_seed, by_patient = seeds * max(by_seed - crossed, 0.0), patients * max(by_patient - crossed, 0.0)
-    return Components(by_seed, by_patient, seeds * patients * crossed, seeds, patients)

@@ -28,7 +28,7 @@ from attention_map_diffusers import AttentionCapture
 from diffusers import PixArtTransformer2DModel, UNet2DConditionModel
 from torch import Tensor
 
-from chestxai import attention, finetune, grounding, localization, models, reports, sources
+from chestxai import attention, finetune, grounding, localization, models, reports, runs, sources
 from chestxai.models.kinds import needs_pooled, pack
 from chestxai.studies import phrases
 from tests.benchmarks.bench_memory import Allocated
@@ -197,7 +197,7 @@ def cost(name: str, blocks: int, steps: int) -> None:
 @torch.inference_mode()
 def protocols(run: Path, count: int, blocks: int) -> None:
     pipeline = models.load_pipeline("tiny", device=DEVICE)
-    finetune.load_checkpoint(pipeline, run, max(finetune.checkpoints(run)))
+    finetune.load_checkpoint(pipeline, run, max(runs.Run(run).steps()))
     size = models.image_size(pipeline)
     truths = phrases(sources.load("phantom", split="test", n=count, size=size))[:count]
     images = np.stack([t.study.pixels() for t in truths])
