@@ -355,6 +355,12 @@ class TestSentences:
         assert relocation.startswith("shown: AUC-ROC of the finding's words -0.150 [-0.200, -0.100]; of the begin")
         assert "side" not in relocation
 
+    def test_what_was_not_measured_is_said_so(self):
+        assert say.constancy({}) == "not measured"
+        told = say.table({"alike": Interval(0.1, 0.05, 0.2)})["what was seen"]
+        assert "not measured" in set(told)
+        assert not told.str.endswith(": ").any()
+
     @pytest.mark.parametrize(
         ("gain", "word", "state"),
         [

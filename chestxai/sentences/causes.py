@@ -32,10 +32,8 @@ def table(evidence: Mapping[str, Interval]) -> pd.DataFrame:
     for name, test, judged, (shown, by_auc) in _examined(evidence):
         scores = {key: "gain" if f"{key} gain" in evidence else "AUC-ROC" for key in judged}
         seen = "; ".join(f"{filled(EVIDENCE[key], score=scores[key])} {d:+.3f}" for key, d in judged.items())
-        rows[name] = (
-            test,
-            _say("seen", measured=bool(judged), shown=shown, seen=seen, apart=shown != by_auc, by_auc=by_auc),
-        )
+        seen = _say("seen", shown=shown, seen=seen, apart=shown != by_auc, by_auc=by_auc)
+        rows[name] = test, seen if judged else _say("unmeasured")
     columns = ["what would have shown it", "what was seen"]
     return pd.DataFrame.from_dict(rows, "index", columns=columns).rename_axis("hypothesis")
 
@@ -50,7 +48,7 @@ def constancy(found: Mapping[str, Mapping[str, Interval]], margin: float = 0.01)
         told = {LABELS[c]: {"d": d, "kept": d.low > -margin, "lost": d.high < 0} for c, d in scores.items()}
         said.append(f"in `{base}` " + ", ".join(_say("constant", label=c, **about) for c, about in told.items()))
     kept, lost = all(d.low > -margin for d in points), any(d.high < 0 for d in points)
-    return _say("constancy", measured=bool(points), kept=kept, lost=lost, said="; ".join(said))
+    return _say("constancy", kept=kept, lost=lost, said="; ".join(said)) if points else _say("unmeasured")
 
 
 def answer(name: str, reference: str, evidence: Mapping[str, Interval], points: Mapping[str, Interval]) -> str:
