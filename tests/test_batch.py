@@ -690,7 +690,7 @@ class TestReplay:
         profile = profiles.load("recipes")
         about = profiles.about(profile, "distilled") | {"finished": True, "seed": 0, "model": "m"}
         run = tmp_path / "recipes/distilled/seed-0"
-        write(run.parent, "x", "")
+        run.mkdir(parents=True)
         write(run, "02_finetuning", "raise RuntimeError(profile)")
         (run / "train.csv").write_text("step,loss,grad_norm,lr,seconds\n1,0.5,1,0.1,3\n")
         with pytest.raises(InputError, match="the replay failed"):
