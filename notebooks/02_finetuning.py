@@ -133,7 +133,8 @@ pd.DataFrame(
 # those of words that no prompt contains get no gradient.) Other values of `text` are:
 #
 # - `last:2` trains the last two layers of the text encoder,
-# - `embeddings` trains only its embeddings, the vectors that it looks up for the tokens before its first layer,
+# - `embeddings` trains only its embedding layer: the vectors that it looks up for tokens and their positions before its
+#   first layer, and how their sum is normalised,
 # - `lora:8` trains small matrices of rank 8 (adapters) beside its weights,
 # - `random` gives it random weights and never trains them: a control that knows nothing about words.
 #
