@@ -198,6 +198,15 @@ class TestBadRows:
             (row(text=" "), "row without a text (a.png)"),
             (row(side="up"), "unknown side ('up': left, right or bilateral)"),
             (row(side="left"), "side without a finding (a.png)"),
+            (
+                row(finding="Pleural Efusion"),
+                "unknown finding ('Pleural Efusion': 'Pleural Effusion', or a name less like it)",
+            ),
+            (row(finding="effusions"), "unknown finding ('effusions': 'Pleural Effusion', or a name less like it)"),
+            (
+                row(finding="Enlarged heart"),
+                "unknown finding ('Enlarged heart': 'Cardiomegaly', or a name less like it)",
+            ),
             (row(split="held out"), "unknown split ('held out': train, val or test)"),
             (boxed(1, 2, 3, ""), "not a box (1, 2, 3, )"),
             (boxed(1, 2, "wide", 4), "not a box (1, 2, wide, 4)"),

@@ -49,7 +49,7 @@ class TestOpenI:
     REPORTS = (
         "uid,MeSH,Problems,image,indication,comparison,findings,impression\n"
         "1,normal,normal,PA and lateral,Positive TB test,None.,Lungs are clear.,Normal chest x-XXXX.\n"
-        '2,"Cardiomegaly/borderline;Opacity/lung","Cardiomegaly",PA,,,"Heart is enlarged, no effusion.",\n'
+        '2,"Cardiomegaly/borderline;Opacity/lung/base/left","Cardiomegaly",PA,,,"Heart is enlarged, no effusion.",\n'
         "3,No Indexing,,PA,,,,\nx,normal,,PA,,,a,b\n"
     )
 
@@ -65,7 +65,8 @@ class TestOpenI:
         assert sorted(ids) == ["CXR1_IM-0001-4001", "CXR2_IM-0652-1001"]
         second = next(s for studies in loaded.values() for s in studies if s.patient == "CXR2")
         assert second.report == "FINDINGS: Heart is enlarged, no effusion."
-        assert second.attributes == {"view": "frontal", "mesh_major": "Cardiomegaly/borderline;Opacity/lung"}
+        terms = "Cardiomegaly/borderline;Opacity/lung/base/left"
+        assert second.attributes == {"view": "frontal", "mesh_major": terms, "side": "left"}
         assert [(f.name, f.present) for f in second.findings] == [("Cardiomegaly", True), ("Pleural Effusion", False)]
         reasons = {reason for studies in loaded.values() for reason in studies.reasons()}
         assert reasons >= {"lateral projection", "empty report"}

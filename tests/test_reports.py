@@ -103,6 +103,19 @@ class TestSections:
         assert parts["comparison"] == "None."
         assert parts["preamble"] == "CHEST RADIOGRAPH OF"
 
+    @pytest.mark.parametrize(
+        ("text", "findings"),
+        [
+            ("HISTORY: Cough.\nSmall left effusion.", "Small left effusion."),
+            ("TECHNIQUE: Two views.\r\nCOMPARISON: None.\r\nSmall left effusion.", "Small left effusion."),
+            # A sentence that goes on in the next line has not ended, and an impression describes the image.
+            ("HISTORY: Cough and\nfever.", None),
+            ("HISTORY: Cough.\nEffusion?\nIMPRESSION: Normal.", None),
+        ],
+    )
+    def test_a_body_without_a_header_follows_a_line_that_ends_a_sentence(self, text, findings):
+        assert reports.sections(text).get("findings") == findings
+
     def test_repeated_sections_are_joined_and_addenda_kept(self):
         text = "FINDINGS: a.\nIMPRESSION: b.\nADDENDUM: c.\nFINDINGS: d."
         assert reports.sections(text) == {"findings": "a.\nd.", "impression": "b.", "addendum": "c."}

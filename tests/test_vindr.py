@@ -127,6 +127,11 @@ class TestRecord:
         assert [(f.name, len(f.boxes)) for f in a.findings] == [("Edema", 1), ("Pneumonia", 0)]
         assert b.findings == ()
 
+    def test_every_class_of_whole_images_is_read(self, tmp_path):
+        labels = [labelled(1, "Tuberculosis", "Other diseases")]
+        (study,) = sources.load("vindr", collection(tmp_path, test=[box(1, "No finding")], labels=labels))
+        assert study.report == "Other disease and tuberculosis."
+
     def test_the_csv_may_lie_beside_the_images(self, tmp_path):
         root = collection(tmp_path, test=[box(1, "Edema", 1, 2, 9, 9)])
         shutil.move(root / "annotations" / "annotations_test.csv", root)

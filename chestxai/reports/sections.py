@@ -35,6 +35,7 @@ _EXAM_LINE = re.compile(
     r"[ \t]*\r?\n)"
 )
 _BLANK_LINE = re.compile(r"\n[ \t]*\r?\n")
+_AFTER_SENTENCE = re.compile(r"(?<=[.!?])[ \t]*+\r?\n")
 _WORD = re.compile(r"\S")
 
 
@@ -59,9 +60,12 @@ def spans(text: str) -> list[tuple[str, int, int]]:
                 found.append(("preamble" if "findings" in keys else "findings", _body(text, start, end), end))
             continue
         if key in SILENT - {"notification"} and "findings" not in keys:
-            # "COMPARISON: none.\n\n The lungs are clear …": the unnamed body follows the blank line.
+            # "COMPARISON: none.\n\n The lungs are clear …": the unnamed body follows the blank line. Without one, and
+            # where nothing else describes the image, it follows the first line of the last section.
             word = _WORD.search(text, start, end)
             gap = word and _BLANK_LINE.search(text, word.start(), end)
+            if word and not gap and end == len(text) and "impression" not in keys:
+                gap = _AFTER_SENTENCE.search(text, word.start(), end)
         if gap and _WORD.search(text, gap.end(), end):
             found += [(key, start, gap.start()), ("findings", _body(text, gap.end(), end), end)]
         else:

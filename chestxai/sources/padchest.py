@@ -22,7 +22,6 @@ from chestxai.studies import Box, Finding, Study
 
 CARD = Card.read("padchest")
 
-LABELS = CARD.finding_of()
 
 Language = Literal["en", "es"]
 Readers = Literal["first", "both"]
@@ -114,7 +113,7 @@ def _findings(
     if not positive:
         return [Finding(f.name, text, present=False) for f in mentions]
     labels = [_text(label).lower() for label in sentence.labels or ()]
-    names = [LABELS[label] for label in labels if label in LABELS]
+    names = [finding for finding, meant in CARD.labels.items() if not {*labels}.isdisjoint(meant)]
     if not labels:
         names = [f.name for f in mentions if f.present]
     boxes = _boxes(data, where, raw_boxes, size)

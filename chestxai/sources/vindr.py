@@ -27,6 +27,8 @@ NORMAL = "No finding"
 #: The files do not agree on the case of the classes.
 _SPELLINGS = {label.lower(): label for label in (*LABELS, *OTHERS, NORMAL)}
 _CONSENSUS = "consensus"
+# Classes of whole images have no boxes and a table of their own; train and test spell the last one differently.
+_WHOLE = ("Pneumonia", "COPD", "Lung tumor", "Tuberculosis", "Other disease", "Other diseases")
 # Kaggle numbers the classes in the order of their names, the normal ones last.
 _CLASSES = (
     "Aortic enlargement|Atelectasis|Calcification|Cardiomegaly|Consolidation|ILD|Infiltration|Lung Opacity|Nodule/Mass"
@@ -174,11 +176,17 @@ def _annotations(data: Collector, path: Path) -> dict[str, _Image]:
 
 
 def _add_labels(data: Collector, path: Path | None, images: dict[str, _Image]) -> None:
-    """Add Pneumonia, a class of whole images, to the votes."""
-    rows = csv_rows(path, ("image_id", "Pneumonia"), CARD.get, ("rad_id", "rad_ID")) if path else ()
-    for where, (name, value, *readers) in rows:
+    """Add the classes of whole images to the votes."""
+    first, *optional = _WHOLE
+    rows = csv_rows(path, ("image_id", first), CARD.get, (*optional, "rad_id", "rad_ID")) if path else ()
+    for where, (name, *cells) in rows:
         with data.record(where, name):
             ensure(name in images, f"labels of an image without annotations ({name[:100]!r})")
-            ensure(value in ("0", "1", "0.0", "1.0"), f"label is not 0 or 1 ({value!r})")
-            if float(value):
-                images[name].votes.setdefault("".join(readers) or _CONSENSUS, set()).add("Pneumonia")
+            for label, value in zip(_WHOLE, cells, strict=False):
+                # A column that is not there reads as "".
+                ensure(
+                    value in ("0", "1", "0.0", "1.0") or (not value and label != first),
+                    f"label is not 0 or 1 ({value!r})",
+                )
+                if value and float(value):
+                    images[name].votes.setdefault("".join(cells[len(_WHOLE) :]) or _CONSENSUS, set()).add(label)
