@@ -328,8 +328,8 @@ pd.DataFrame(timed)
 # Would twice as many steps change the result? In the study `recipes-final` (chapter 10) `frozen` and `fifth` are the
 # demo's two variants, trained for 480 steps. The rows named after both studies show their scores minus those after 240
 # steps in `text_rate`: the same three seeds and the same test images. The two studies ran on different devices, and two
-# runs with the same seed differ (chapter 10), in FID about as much as these rows. So a change in a row need not come
-# from the longer training, even where its interval excludes 0.
+# runs with the same seed differ (chapter 10). So a change in a row need not come from the longer training, even where
+# its interval excludes 0.
 
 # %% tags=["aggregate"]
 long = pd.read_csv(shipped / "recipes-final.csv")
