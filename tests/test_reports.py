@@ -108,9 +108,11 @@ class TestSections:
         [
             ("HISTORY: Cough.\nSmall left effusion.", "Small left effusion."),
             ("TECHNIQUE: Two views.\r\nCOMPARISON: None.\r\nSmall left effusion.", "Small left effusion."),
+            (" FINAL REPORT\n CHEST PA AND LATERAL\n\n HISTORY: Cough.\n Small left effusion.", "Small left effusion."),
             # A sentence that goes on in the next line has not ended, and an impression describes the image.
             ("HISTORY: Cough and\nfever.", None),
             ("HISTORY: Cough.\nEffusion?\nIMPRESSION: Normal.", None),
+            ("Small left effusion.\nTECHNIQUE: Two views.\nPortable.", "Small left effusion."),
         ],
     )
     def test_a_body_without_a_header_follows_a_line_that_ends_a_sentence(self, text, findings):

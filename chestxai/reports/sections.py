@@ -50,7 +50,7 @@ def spans(text: str) -> list[tuple[str, int, int]]:
     marks = [] if one_line else _marks(text)
     if not marks:
         return [("findings", 0 if one_line else _body(text, 0, len(text)), len(text))]
-    keys = {key for _, _, key in marks}
+    keys, titled = {key for _, _, key in marks}, not text[_body(text, 0, len(text)) : marks[0][0]].strip()
     ends = [start for start, _, _ in marks[1:]] + [len(text)]
     found: list[tuple[str, int, int]] = []
     for (_, start, key), end in zip(marks, ends, strict=True):
@@ -60,11 +60,11 @@ def spans(text: str) -> list[tuple[str, int, int]]:
                 found.append(("preamble" if "findings" in keys else "findings", _body(text, start, end), end))
             continue
         if key in SILENT - {"notification"} and "findings" not in keys:
-            # "COMPARISON: none.\n\n The lungs are clear …": the unnamed body follows the blank line. Without one, and
+            # The unnamed body follows a blank line ("COMPARISON: none.\n\n The lungs are clear …"). Without one, and
             # where nothing else describes the image, it follows the first line of the last section.
             word = _WORD.search(text, start, end)
             gap = word and _BLANK_LINE.search(text, word.start(), end)
-            if word and not gap and end == len(text) and "impression" not in keys:
+            if word and not gap and end == len(text) and titled and "impression" not in keys:
                 gap = _AFTER_SENTENCE.search(text, word.start(), end)
         if gap and _WORD.search(text, gap.end(), end):
             found += [(key, start, gap.start()), ("findings", _body(text, gap.end(), end), end)]

@@ -22,7 +22,6 @@ from chestxai.studies import Box, Finding, Study
 
 CARD = Card.read("padchest")
 
-
 Language = Literal["en", "es"]
 Readers = Literal["first", "both"]
 

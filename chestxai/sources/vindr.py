@@ -177,16 +177,12 @@ def _annotations(data: Collector, path: Path) -> dict[str, _Image]:
 
 def _add_labels(data: Collector, path: Path | None, images: dict[str, _Image]) -> None:
     """Add the classes of whole images to the votes."""
-    first, *optional = _WHOLE
-    rows = csv_rows(path, ("image_id", first), CARD.get, (*optional, "rad_id", "rad_ID")) if path else ()
+    rows = csv_rows(path, ("image_id", *_WHOLE[:1]), CARD.get, (*_WHOLE[1:], "rad_id", "rad_ID")) if path else ()
     for where, (name, *cells) in rows:
         with data.record(where, name):
             ensure(name in images, f"labels of an image without annotations ({name[:100]!r})")
             for label, value in zip(_WHOLE, cells, strict=False):
-                # A column that is not there reads as "".
-                ensure(
-                    value in ("0", "1", "0.0", "1.0") or (not value and label != first),
-                    f"label is not 0 or 1 ({value!r})",
-                )
+                # A class without a column reads as "".
+                ensure(value in ("", "0", "1", "0.0", "1.0"), f"label is not 0 or 1 ({value!r})")
                 if value and float(value):
                     images[name].votes.setdefault("".join(cells[len(_WHOLE) :]) or _CONSENSUS, set()).add(label)
