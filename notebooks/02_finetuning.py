@@ -297,8 +297,8 @@ plots.images(
 )
 
 # %% [markdown]
-# Compare the two rows. “R” marks the patient's right, on the image's left: is the fluid on the side that the prompt
-# names?
+# Compare the two pictures of each prompt. “R” marks the patient's right, on the image's left: is the fluid on the side
+# that the prompt names?
 #
 # ## Did the words keep their states?
 #
