@@ -258,7 +258,7 @@ def _folder(profile: Profile, out: Out) -> Path:
 
 
 def score(
-    point: Pointer, truths: Sequence[GroundTruth], pool: Sequence[Study], size: int, fit: Fit = "crop", swaps: int = 2
+    point: Pointer, truths: Sequence[GroundTruth], pool: Sequence[Study], size: int, fit: Fit = "crop", swaps: int = 4
 ) -> pd.DataFrame:
     """Rows as of ``grounding.csv``: the scores of the book and those of `faithfulness.faithfulness_scores`.
 
