@@ -106,12 +106,17 @@ class TestSections:
     @pytest.mark.parametrize(
         ("text", "findings"),
         [
-            ("HISTORY: Cough.\nSmall left effusion.", "Small left effusion."),
+            ("COMPARISON: None.\nSmall left effusion.", "Small left effusion."),
             ("TECHNIQUE: Two views.\r\nCOMPARISON: None.\r\nSmall left effusion.", "Small left effusion."),
-            (" FINAL REPORT\n CHEST PA AND LATERAL\n\n HISTORY: Cough.\n Small left effusion.", "Small left effusion."),
-            # A sentence that goes on in the next line has not ended, and an impression describes the image.
-            ("HISTORY: Cough and\nfever.", None),
-            ("HISTORY: Cough.\nEffusion?\nIMPRESSION: Normal.", None),
+            (
+                " FINAL REPORT\n CHEST PA AND LATERAL\n\n COMPARISON: None.\n Small left effusion.",
+                "Small left effusion.",
+            ),
+            # A sentence that goes on in the next line has not ended, an impression describes the image, and the second
+            # line of an indication does not.
+            ("COMPARISON: Chest and\nabdomen.", None),
+            ("COMPARISON: 2010.\nEffusion then.\nIMPRESSION: Normal.", None),
+            ("INDICATION: Cough.\nEvaluate for effusion.", None),
             ("Small left effusion.\nTECHNIQUE: Two views.\nPortable.", "Small left effusion."),
         ],
     )

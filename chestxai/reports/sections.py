@@ -61,10 +61,12 @@ def spans(text: str) -> list[tuple[str, int, int]]:
             continue
         if key in SILENT - {"notification"} and "findings" not in keys:
             # The unnamed body follows a blank line ("COMPARISON: none.\n\n The lungs are clear …"). Without one, and
-            # where nothing else describes the image, it follows the first line of the last section.
+            # where nothing else describes the image, it follows the first line of the last section. (An indication
+            # often has several.)
             word = _WORD.search(text, start, end)
             gap = word and _BLANK_LINE.search(text, word.start(), end)
-            if word and not gap and end == len(text) and titled and "impression" not in keys:
+            last = end == len(text) and key != "indication" and "impression" not in keys
+            if word and not gap and last and titled:
                 gap = _AFTER_SENTENCE.search(text, word.start(), end)
         if gap and _WORD.search(text, gap.end(), end):
             found += [(key, start, gap.start()), ("findings", _body(text, gap.end(), end), end)]
