@@ -569,6 +569,34 @@ def test_a_trained_pipeline_does_not_replace_a_run_of_its_base(finished):
     assert files(finished) == before
 
 
+def test_an_interrupted_training_does_not_make_a_trained_pipeline_fresh(finished, tmp_path, monkeypatch):
+    pipeline = load_checkpoint(tiny.random_pipeline("sd"), finished, 2)
+    monkeypatch.setattr(loop, "draw", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        finetune(pipeline, studies(), settings(steps=5), tmp_path / "another", recipe="learnable")
+    with pytest.raises(InputError, match="this pipeline is trained"):
+        finetune(pipeline, studies(), settings(steps=5), finished, recipe="learnable")
+
+
+def test_what_fails_leaves_the_pipeline_fresh(finished, tmp_path, monkeypatch):
+    """A full disk while the model is written, and a damaged checkpoint: the next call goes on."""
+    pipeline, recipe = tiny.random_pipeline("sd"), Recipe.model_validate({"text": "lora:2"})
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.models, "save_pipeline", full)
+        with pytest.raises(OSError, match="No space"):
+            finetune(pipeline, studies(), settings(steps=2), tmp_path / "run", recipe=recipe)
+    finetune(pipeline, studies(), settings(steps=2), tmp_path / "run", recipe=recipe)
+    fresh = tiny.random_pipeline("sd")
+    (finished / "checkpoints/step-2/unet.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="damaged or missing"):
+        load_checkpoint(fresh, finished, 2)
+    finetune(fresh, studies(), settings(steps=2), finished, recipe="frozen")
+
+
 def test_a_checkpoint_of_an_unfinished_run_needs_its_recipe(finished):
     (finished / "run.json").unlink()
     with pytest.raises(MissingError, match=r"run\.json is missing, which names the recipe; make it .* or pass recipe="):
@@ -592,6 +620,15 @@ def test_bfloat16_does_not_round_what_does_not_learn(tmp_path, monkeypatch, stop
     last = [name for name in before if name.startswith("text") and ".layer.1." in name]
     assert set(changed) <= {*last}
     assert bool(changed) != stopped
+
+
+def test_bfloat16_does_not_round_the_positions_of_a_transformer(tmp_path):
+    pipeline, chosen = tiny.random_kind("pixart-alpha"), settings(steps=1, precision="bf16", weights="bf16")
+    before = {name: buffer.clone() for name, buffer in pipeline.unet.named_buffers()}
+    assert any(buffer.is_floating_point() for buffer in before.values())
+    finetune(pipeline, studies(), chosen, tmp_path, recipe=Recipe(unet="lora:2"))
+    after = {name.replace(".base_layer", ""): buffer for name, buffer in pipeline.unet.named_buffers()}
+    assert all(torch.equal(buffer, after[name]) for name, buffer in before.items())
 
 
 def test_a_long_way_to_the_next_checkpoint_is_saved_on_the_way(undisturbed, tmp_path, monkeypatch):

@@ -64,11 +64,6 @@ def load_checkpoint(
             recipe = Recipe.model_validate(record.get("recipe", {}))
         except ValidationError as error:
             raise InputError(f"{run.record_file}: a recipe of another class; pass it as recipe=… ({error})") from error
-    _, parts = base_of(pipeline)
-    prepare(pipeline, recipe, int(record.get("seed", 0)))
-    pipeline.text_encoder.base = "", parts
-    if record:
-        models.read_in_windows(pipeline, record.get("long_prompts", "cut"))
     loaded = {}
     for name in _PARTS:
         path = run.checkpoint(step) / f"{name}.safetensors"
@@ -79,27 +74,34 @@ def load_checkpoint(
                 raise InputError(
                     f"{path}: damaged or missing; remove {run.folder} and fine-tune again, or use another checkpoint"
                 ) from error
-            check_fit(dict(getattr(pipeline, name).named_parameters()), loaded[name], path)
             if bad := [key for key, value in loaded[name].items() if not value.isfinite().all()]:
                 raise DivergedError(
                     f"{path}: {bad[0]} is not finite: the training had diverged; use an earlier checkpoint"
                 )
+    _, parts, _ = base_of(pipeline)
+    prepare(pipeline, recipe, int(record.get("seed", 0)))
+    for name, tensors in loaded.items():
+        path = run.checkpoint(step) / f"{name}.safetensors"
+        check_fit(dict(getattr(pipeline, name).named_parameters()), tensors, path)
     for name, tensors in loaded.items():
         getattr(pipeline, name).load_state_dict(tensors, strict=False)
+    pipeline.text_encoder.base = None, parts, True
+    if record:
+        models.read_in_windows(pipeline, record.get("long_prompts", "cut"))
     return pipeline
 
 
-def base_of(pipeline: StableDiffusionPipeline) -> tuple[str | None, dict[str, Any]]:
-    """What the base of ``pipeline`` was before it was prepared: its fingerprint, and its architecture.
+def base_of(pipeline: StableDiffusionPipeline) -> tuple[str | None, dict[str, Any], bool]:
+    """What the base of ``pipeline`` was before it was prepared: its fingerprint, its architecture, if it is trained.
 
-    Adapters and tokens change both. The fingerprint is None of a fresh pipeline, and "" once it is trained.
+    Adapters and tokens change the first two. The fingerprint is None until a training begins, and again at its end.
     """
-    weights, parts = getattr(pipeline.text_encoder, "base", (None, None))
+    weights, parts, trained = getattr(pipeline.text_encoder, "base", (None, None, False))
     if parts is None:
         names = ("unet", "text_encoder", "vae", "scheduler")
         parts = {name: models.architecture(getattr(pipeline, name)) for name in names}
         parts["tokens"] = reports.text_length(pipeline.tokenizer)
-    return weights, parts
+    return weights, parts, trained
 
 
 def check_base(fresh: bool, out: Path, identity: str) -> None:

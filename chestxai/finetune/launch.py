@@ -158,8 +158,8 @@ def space(learning: int, whole: int, settings: FinetuneSettings) -> int:
     """Bytes of a run on disk: of what is ``learning``, of the ``whole`` model, in the ``settings``' checkpoints."""
     checkpoints = -(-settings.steps // settings.checkpoint_every)
     # The resumable state holds weights, averages and two moments; two are kept while a third is written. The weights
-    # before the training are kept beside it, and the model is written at the end.
-    return learning * (checkpoints + 13) + whole
+    # before the training are kept beside it, in bfloat16 all of them, and the model is written at the end.
+    return learning * (checkpoints + 13) + whole * (1 + (settings.weights == "bf16"))
 
 
 @contextmanager

@@ -82,13 +82,13 @@ def finetune(
         DivergedError: the loss is no longer finite.
     """
     recipe = Recipe(text=recipe) if isinstance(recipe, str) else recipe
-    run, (known, parts) = Run(out), checkpoints.base_of(pipeline)
-    weights = known or models.fingerprint(pipeline)
+    run, (weights, parts, trained) = Run(out), checkpoints.base_of(pipeline)
+    weights = weights or models.fingerprint(pipeline)
     before, code = _identity(parts, studies, settings, recipe, seed, fit, _hashes(recipe, run)), _code(recipe)
     identity = f"{before}-{weights}-{code}"
     if run.is_finished() and _reuse(pipeline, run, recipe, (before, weights, code)):
         return run.folder
-    checkpoints.check_base(known != "", run.folder, identity)
+    checkpoints.check_base(not trained, run.folder, identity)
 
     accelerator = launch.make_accelerator(settings, unused=recipe.schedule != Schedule())
     if recipe.anchor_weights and accelerator.is_fsdp2:
@@ -97,7 +97,7 @@ def finetune(
     with launch.only_writer(run.folder, main), launch.memory_errors(settings):
         pipeline.to(accelerator.device)
         # Kept where an interrupted call leaves the pipeline prepared: with adapters, its fingerprint is another.
-        pipeline.text_encoder.base = weights, parts
+        pipeline.text_encoder.base = weights, parts, trained
         prepare(pipeline, recipe, seed)
         learning = [*recipe.learning(pipeline.unet, pipeline.text_encoder, settings)]
         kept = bool(checkpoints.other_code(run.folder, identity))
@@ -118,7 +118,6 @@ def finetune(
             training.run(latents, prompts)
             if settings.weights == "bf16":
                 _put_back(pipeline, base, {name for name, _, _ in learning})
-            pipeline.text_encoder.base = "", parts
             if main:
                 models.save_pipeline(pipeline, run.model)
                 log = run.train_log()
@@ -144,6 +143,7 @@ def finetune(
                     "final_loss": round(float(log["loss"].tail(50).mean()), 6),
                 }
                 runs.write_json(run.record_file, record | runs.record() | about)
+        pipeline.text_encoder.base = None, parts, True
         accelerator.wait_for_everyone()  # all have read what is removed now
         # Last, so that a kill in between costs no more than writing the model again.
         if main:
@@ -455,7 +455,7 @@ def _restored_on_failure(
     if accelerator.is_main_process:
         # In bfloat16 those that do not learn are rounded, too.
         rounded = settings.weights == "bf16"
-        runs.save_tensors(kept, {n: p for n, p in _parameters(pipeline).items() if rounded or n in learns})
+        runs.save_tensors(kept, {n: p for n, p in _weights(pipeline).items() if rounded or n in learns})
     accelerator.wait_for_everyone()
     device = pipeline.unet.device
     try:
@@ -473,15 +473,17 @@ def _restored_on_failure(
             part.to(device).eval().requires_grad_(False)
 
 
-def _parameters(pipeline: StableDiffusionPipeline) -> dict[str, torch.nn.Parameter]:
+def _weights(pipeline: StableDiffusionPipeline) -> dict[str, Tensor]:
+    """Parameters and buffers that bfloat16 rounds, such as the positions of a transformer."""
     parts = {name: getattr(pipeline, name) for name in ("unet", "text_encoder")}
-    return {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
+    named = {part: (*module.named_parameters(), *module.named_buffers()) for part, module in parts.items()}
+    return {f"{part}.{name}": t for part, some in named.items() for name, t in some if t.is_floating_point()}
 
 
 @torch.no_grad()
 def _put_back(pipeline: StableDiffusionPipeline, kept: Path, without: Collection[str] = ()) -> None:
-    """Give the parameters in the file ``kept`` back what they were."""
-    own = _parameters(pipeline)
+    """Give the weights in the file ``kept`` back what they were."""
+    own = _weights(pipeline)
     for name, value in runs.load_tensors(kept).items():
         if name not in without:
             own[name].copy_(value)
