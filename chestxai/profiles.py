@@ -45,7 +45,9 @@ Points = Literal[
     "cnr", "iou", "dice", "miou", "bbox_iou",
 ]  # fmt: skip
 _Thousand = Annotated[int, Field(gt=0, le=1000)]
-_Steps = Annotated[int, Field(gt=0, le=500)]  # more would start amid the 1,000 timesteps, where an image is left
+_Steps = Annotated[
+    int, Field(gt=0, le=125)
+]  # DDIM often begins amid the 1,000 timesteps with more: an image is left there
 _Batch = Annotated[int, Field(gt=0, le=100_000)]
 
 

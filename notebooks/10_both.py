@@ -20,13 +20,14 @@
 # **Is there a recipe that points as well as a frozen text encoder and generates as well as a learnable one?**
 #
 # The paper ends with design principles for generative models that can be interpreted {cite}`dombrowski2024tradeoffs`.
-# Frozen and learnable are two of many *recipes*. This chapter tries others. A recipe succeeds if it passes three tests.
+# Frozen and learnable are two of many *recipes*. This chapter tries others. A recipe succeeds if it passes these tests.
 # Each is about a paired difference over seeds, whose 95 % interval must lie above minus the *margin*; the margin is one
 # hundredth:
 #
 # 1. the gain, recipe minus frozen (chapter 4);
 # 2. the word test, recipe minus frozen;
-# 3. the classifier AUC of the images (chapter 6), recipe minus the better of frozen and learnable.
+# 3. the classifier AUC of the images (chapter 6), recipe minus frozen, and minus learnable where that is better in the
+#    mean.
 #
 # If 1 and 2 are passed, it points no worse; if 3 is passed, it generates no worse. Learnable is judged by the same
 # rule. Recipes are trained on two bases: with `tiny` reports are in plain English, with `tiny-code` in words that the
@@ -320,7 +321,7 @@ for base, verdicts in found.items():
 # {numref}`fig-tested` shows the recipes' own scores; the table shows differences. They are paired by seed and device,
 # and their intervals are Student's over seeds: they say what other seeds would give on the same patients. Other
 # patients would make them wider, above all for the word test, which has few pairs (chapter 8). `both` uses these
-# intervals, which are not adjusted. `p` is the largest p-value of the three one-sided t tests, whose null hypothesis is
+# intervals, which are not adjusted. `p` is the largest p-value of the one-sided t tests, whose null hypothesis is
 # a difference of minus the margin, adjusted for the number of recipes in the table that have several seeds (Holm);
 # learnable and the control count, and each language is adjusted on its own. Holm's adjustment can give several recipes
 # the same `p`. A “yes” means that p is below 2.5 % before the adjustment; after it, p may be higher. The margin is

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import nbformat
@@ -673,16 +673,24 @@ class TestPlaces:
         assert batch.execute(node).ok
         assert (tmp_path / "here.txt").is_file()
 
-    def test_a_run_that_is_there_is_not_replaced_by_its_twin(self, notebooks):
-        """It may be of older code, which the fine-tuning moves aside."""
+    @pytest.mark.parametrize(("mine", "kept"), [("", "old"), ("a-b-c", "old"), ("x-b-c", "twin"), ("a-b-old", "twin")])
+    def test_a_run_that_is_there_stays_and_another_makes_way_for_the_twin(self, notebooks, mine, kept):
         write(notebooks, "a", SOURCES["a"] + "\nprint((folder / 'big.txt').read_text())")
         first, second = planned(notebooks, chapters=CHAPTERS[:1])
         for node, text in ((first, "twin"), (second, "old")):
             node.folder.mkdir(parents=True)
             (node.folder / "big.txt").write_text(text)
+            (node.folder / "train.csv").write_text(text)
+        if mine:
+            (first.folder / "identity.txt").write_text("a-b-c\n")
+            (second.folder / "identity.txt").write_text(mine + "\n")
         assert batch.execute(first).ok
-        assert batch.execute(dataclasses.replace(second, keeps=("big.txt",), twin=first)).ok
-        assert (second.folder / "big.txt").read_text() == "old"
+        with pytest.warns(UserWarning, match="is kept in") if mine == "a-b-old" else nullcontext():
+            assert batch.execute(dataclasses.replace(second, keeps=("train.csv",), twin=first)).ok
+        assert (second.folder / "train.csv").read_text() == kept
+        # Code that has changed deletes nothing.
+        aside = [path / "train.csv" for path in second.folder.parent.glob(f"{second.folder.name}.before-*")]
+        assert [path.read_text() for path in aside] == ["old"] * (mine == "a-b-old")
 
 
 class TestReplay:

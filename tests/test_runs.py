@@ -441,7 +441,8 @@ class TestRun:
         return runs.Run(folder)
 
     def test_a_missing_run_is_one_message_that_names_the_command(self, run):
-        command = "make it with 'python -m chestxai.batch --profile demo --variants frozen --seeds 3'"
+        options = f"--profile demo --variants frozen --seeds 3 --out {run.folder.parents[2]}"
+        command = f"make it with 'python -m chestxai.batch {options}'"
         for read in (run.record, run.train_log, run.grounding, run.fidelity, run.check_finished, lambda: run.maps(3)):
             with pytest.raises(runs.MissingError) as told:
                 read()

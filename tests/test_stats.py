@@ -297,6 +297,8 @@ class TestMinimalDetectableDifference:
         """Values of statsmodels 0.15 for a spread of 1: ``TTestPower().solve_power(nobs=…, power=0.8, alpha=0.05)``."""
         pilot = np.random.default_rng(0).standard_normal(30)
         pilot /= pilot.std(ddof=1)
+        with pytest.raises(ValueError, match="and two seeds where there are several"):
+            minimal_detectable_difference(np.column_stack([pilot, pilot]), seeds=1)
         assert minimal_detectable_difference(pilot, patients=patients) == pytest.approx(expected, abs=1e-5)
 
     def test_power_in_simulation(self):

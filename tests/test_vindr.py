@@ -286,6 +286,11 @@ class TestBadRows:
 
     def test_labels_of_no_use(self, tmp_path):
         labels = [labelled(7, "Pneumonia"), labelled(1).replace(",0", ",x")]
+        bad = labelled(1, "Pneumonia").removesuffix(",0,0,0") + ",x,0,0"
+        (study,) = sources.load(
+            "vindr", collection(tmp_path / "half", test=[box(1, "Edema", 1, 2, 3, 4)], labels=[bad])
+        )
+        assert [f.name for f in study.findings] == ["Edema"]
         loaded = sources.load("vindr", collection(tmp_path, test=[box(1, "Edema", 1, 2, 3, 4)], labels=labels))
         assert loaded.skipped == [
             f"image_labels_test.csv:2: labels of an image without annotations ({name(7)!r})",

@@ -54,7 +54,7 @@ def _check(options: argparse.Namespace) -> None:
 def _study(cells: Sequence[Cell], options: argparse.Namespace) -> int:
     """Run a study, or check a row of it."""
     split, path = grid.read(options.grid).score, profiles.DATA / "results" / f"{options.grid.stem}.csv"
-    if options.check is not None:
+    if options.check is not None and not options.dry_run:
         with tempfile.TemporaryDirectory() as folder:
             found = study.check(study.jobs(cells, split, options.data, Path(folder)), path, options.check)
         print(found.to_string(float_format="{:.4f}".format))

@@ -82,9 +82,7 @@ def execute(node: Node, threads: int | None = None, gpu: str | None = None) -> O
                 return Outcome(node, "skipped")
             node.record.unlink(missing_ok=True)
             node.failed.unlink(missing_ok=True)
-            # What is there already is of this run, or the fine-tuning moves it aside.
-            there = any((node.folder / name).exists() for name in node.keeps)
-            if node.twin is not None and node.twin.finished() and not there:
+            if node.twin is not None and node.twin.finished():
                 _take_over(node, node.twin)
         # A notebook is saved when it is done: the results it computes on its way are files of their own.
         options = {"kernel_name": "python3", "progress_bar": False, "request_save_on_cell_execute": False}
@@ -125,8 +123,15 @@ def _failed(node: Node, reason: str, started: float) -> Outcome:
 
 
 def _take_over(node: Node, twin: Node) -> None:
-    """Put the twin's files into the node's folder. They may share them, for files are replaced and never changed."""
-    for name in node.keeps:
+    """Put the twin's files into the node's folder, where those of another run make way and those of this one stay.
+
+    They may share files, for these are replaced and never changed.
+    """
+    from chestxai.finetune import checkpoints
+
+    if (identity := checkpoints.identity_of(twin.folder)) not in ("", checkpoints.identity_of(node.folder)):
+        checkpoints.tidy_run(node.folder, identity)
+    for name in () if any((node.folder / name).exists() for name in node.keeps) else node.keeps:
         source, target = twin.folder / name, node.folder / name
         if source.is_dir():
             shutil.copytree(source, target, copy_function=_link)

@@ -132,7 +132,8 @@ def run(todo: Sequence[Job], path: Path, workers: int = 2) -> pd.DataFrame:
         beside = path.with_suffix(".json")
         made = runs.read_json(beside, dict) if missing and beside.is_file() else {}
         if made.get("data", about.get("data")) != about.get("data"):
-            raise runs.InputError(f"{path} has rows of other data: use those data, or move it and its .json away")
+            remedy = 'use those, or move both files away; if only our report reader has changed, remove "data" from'
+            raise runs.InputError(f"{path} has rows of other data: {remedy} {beside}")
         pool = stack.enter_context(ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")))
         # A study that is stopped would run all that waits, and keep none of it.
         stack.callback(lambda: [child.terminate() for child in multiprocessing.active_children()])

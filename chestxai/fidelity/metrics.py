@@ -1,7 +1,8 @@
 """Distances and overlaps of two sets of features, and the similarity of images of one prompt.
 
-FID, KID and MS-SSIM are torchmetrics'; precision, recall, density and coverage stand on scikit-learn's neighbours. All
-depend on the feature space, most on the numbers of images: compare only numbers of the same space and equal counts.
+KID and MS-SSIM are torchmetrics'; FID is the same formula by singular values; precision, recall, density and coverage
+stand on scikit-learn's neighbours. All depend on the feature space, most on the numbers of images: compare only numbers
+of the same space and equal counts.
 """
 
 import math

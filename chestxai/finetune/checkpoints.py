@@ -109,7 +109,7 @@ def check_base(fresh: bool, out: Path, identity: str) -> None:
 
     Else a cell that is run again would train on from trained weights.
     """
-    if not fresh and _identity_of(out) not in ("", identity):
+    if not fresh and identity_of(out) not in ("", identity):
         raise InputError(f"{out} holds a run of a fresh base, and this pipeline is trained: load its base again first")
 
 
@@ -150,7 +150,7 @@ def tidy_run(out: Path, identity: str) -> None:
     runs.tidy(out)
     for path in out.glob("checkpoints/*.part"):
         runs.remove(path)
-    before = _identity_of(out)
+    before = identity_of(out)
     if before == identity:
         return
     if code := other_code(out, identity):
@@ -168,12 +168,13 @@ def tidy_run(out: Path, identity: str) -> None:
 
 def other_code(out: Path, identity: str) -> str:
     """The code of the run in ``out`` where it differs from ``identity`` (see `tidy_run`) in its code alone, else ""."""
-    content, _, code = _identity_of(out).rpartition("-")
+    content, _, code = identity_of(out).rpartition("-")
     wanted, _, own = identity.rpartition("-")
     return code if content == wanted and code != own else ""
 
 
-def _identity_of(out: Path) -> str:
+def identity_of(out: Path) -> str:
+    """Names the run in the folder ``out``, as `tidy_run` has noted it; "" for none."""
     marker = out / "identity.txt"
     return marker.read_text(errors="replace").strip() if marker.is_file() else ""
 

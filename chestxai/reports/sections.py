@@ -61,8 +61,7 @@ def spans(text: str) -> list[tuple[str, int, int]]:
             continue
         if key in SILENT - {"notification"} and "findings" not in keys:
             # The unnamed body follows a blank line ("COMPARISON: none.\n\n The lungs are clear …"). Without one, and
-            # where nothing else describes the image, it follows the first line of the last section. (An indication
-            # often has several.)
+            # where nothing else describes the image, it follows the first line of the last section, save an indication.
             word = _WORD.search(text, start, end)
             gap = word and _BLANK_LINE.search(text, word.start(), end)
             last = end == len(text) and key != "indication" and "impression" not in keys

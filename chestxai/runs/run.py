@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,8 +193,11 @@ class Run:
         if not match:
             return "make it with 'python -m chestxai.batch'"
         own, variant = self.folder.parent.parent / "profile.yaml", self.folder.parent.name
-        profile = own if own.is_file() else own.parent.name  # a cell of a grid has a profile of its own
-        return f"make it with 'python -m chestxai.batch --profile {profile} --variants {variant} --seeds {match[1]}'"
+        profile = shlex.quote(str(own)) if own.is_file() else own.parent.name  # a cell of a grid has one of its own
+        out = own.parent.parent
+        where = f" --out {shlex.quote(str(out))}" if out.resolve() != Path("runs").resolve() else ""
+        command = f"python -m chestxai.batch --profile {profile} --variants {variant} --seeds {match[1]}{where}"
+        return f"make it with '{command}'"
 
     def _existing(self, path: Path) -> Path:
         if not path.is_file():

@@ -181,8 +181,9 @@ def _add_labels(data: Collector, path: Path | None, images: dict[str, _Image]) -
     for where, (name, *cells) in rows:
         with data.record(where, name):
             ensure(name in images, f"labels of an image without annotations ({name[:100]!r})")
-            for label, value in zip(_WHOLE, cells, strict=False):
-                # A class without a column reads as "".
-                ensure(value in ("", "0", "1", "0.0", "1.0"), f"label is not 0 or 1 ({value!r})")
-                if value and float(value):
-                    images[name].votes.setdefault("".join(cells[len(_WHOLE) :]) or _CONSENSUS, set()).add(label)
+            votes = dict(zip(_WHOLE, cells, strict=False))
+            for label, value in votes.items():
+                absent = not value and label != _WHOLE[0]  # a class without a column
+                ensure(absent or value in ("0", "1", "0.0", "1.0"), f"label is not 0 or 1 ({value!r})")
+            if found := {label for label, value in votes.items() if value and float(value)}:
+                images[name].votes.setdefault("".join(cells[len(_WHOLE) :]) or _CONSENSUS, set()).update(found)

@@ -85,15 +85,16 @@ def minimal_detectable_difference(
     float ``(rows,)``, a − b on the same items of ``groups``, not on their mean. With several seeds, ``(rows, seeds)``,
     it is for the test by `seeds_ci`, and conservative, the more so with few seeds. ``alpha`` is the level of the test
     (``0.05 / findings`` for one of several under `holm`, at worst), ``patients`` and ``seeds`` are the numbers planned,
-    at least 2 patients. Seeds count only where there are several: of one, the spread between them is unknown.
+    at least 2 of each. Seeds count only where there are several: of one, the spread between them is unknown.
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha is a probability in (0, 1), got {alpha}")
     differences = checked(np.atleast_2d(np.transpose(differences)).T, 2, "differences")
     index, count = group_index(groups, len(differences))
     planned = count if patients is None else patients
-    if min(count, planned) < 2:
-        raise ValueError(f"a spread needs at least two patients: there are {count}, and {planned} are planned")
+    if min(count, planned, (seeds or 2) + (differences.shape[1] < 2)) < 2:
+        about = f"there are {count}, and {planned} are planned"
+        raise ValueError(f"a spread needs at least two patients: {about} (and two seeds where there are several)")
     by_patient, by_seed, crossed = crossed_variances(differences, index, count)
 
     def shift(freedom: int) -> float:
