@@ -675,11 +675,9 @@ class TestPlaces:
 
     @pytest.mark.parametrize(("mine", "kept"), [("", "old"), ("a-b-c", "old"), ("x-b-c", "twin"), ("a-b-old", "twin")])
     def test_a_run_that_is_there_stays_and_another_makes_way_for_the_twin(self, notebooks, mine, kept):
-        write(notebooks, "a", SOURCES["a"] + "\nprint((folder / 'big.txt').read_text())")
         first, second = planned(notebooks, chapters=CHAPTERS[:1])
         for node, text in ((first, "twin"), (second, "old")):
             node.folder.mkdir(parents=True)
-            (node.folder / "big.txt").write_text(text)
             (node.folder / "train.csv").write_text(text)
         if mine:
             (first.folder / "identity.txt").write_text("a-b-c\n")
