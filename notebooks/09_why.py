@@ -93,7 +93,8 @@ Markdown(
 )
 
 # %% [markdown]
-# Each checkpoint of each run denoises these images at two timesteps. We keep the attention to *every* token for the
+# Each checkpoint of each run denoises these images at two timesteps, and for each the image of one other patient (the
+# gain of chapter 4 has four). We keep the attention to *every* token for the
 # rest of the chapter.
 
 # %%

@@ -307,6 +307,9 @@ class TestFidelity:
         )
         assert "the same measurement finds 97% [95%, 99%]: the difference, generated minus held-out, is -0.40 [" in side
         assert "70% [60%, 80%] of the findings, the zone is as asked, more often than by chance (45%)" in zone
+        assert "cannot judge" not in side + zone
+        weak = fidelity.as_asked(generated, {"side": Interval(0.55, 0.45, 0.65)} | {"zone": real["zone"]}, above)
+        assert ["cannot judge it" in line for line in weak.split("\n")] == [True, False]
         assert "No prompt asks" in fidelity.as_asked({}, {}, {})
 
     def test_answer(self):
@@ -642,6 +645,9 @@ class TestPointing:
         found = say.tradeoff.conditions(profiles.load("paper"))
         assert found["learning rate of the text encoder"].endswith("(1 × the U-Net's)")
         assert found["timesteps read"] == "40 of 50"
+        assert (
+            found["states of padding"] != say.tradeoff.conditions(profiles.load("demo"))["states of padding"] == "zero"
+        )
 
 
 class TestRecipes:

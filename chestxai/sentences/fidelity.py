@@ -49,7 +49,7 @@ def as_asked(generated: Mapping[str, Interval], real: Mapping[str, Interval], ab
     for name, share in generated.items():
         gap, by_chance = independent(share, real[name]), share.estimate - above[name].estimate
         about = {"name": name, "share": share, "real": real[name], "chance": by_chance}
-        lines.append(_say("as asked", more=above[name].low > 0, gap=gap, **about))
+        lines.append(_say("as asked", more=above[name].low > 0, gap=gap, weak=real[name].low <= by_chance, **about))
     return bullets(lines) or _say("not asked")
 
 
