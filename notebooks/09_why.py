@@ -94,8 +94,7 @@ Markdown(
 
 # %% [markdown]
 # Each checkpoint of each run denoises these images at two timesteps, and for each the image of one other patient (the
-# gain of chapter 4 has four). We keep the attention to *every* token for the
-# rest of the chapter.
+# gain of chapter 4 has four). We keep the attention to *every* token for the rest of the chapter.
 
 # %%
 curves, pipelines, states, readings, older = [], {}, {}, {}, {}
