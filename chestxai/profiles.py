@@ -45,9 +45,16 @@ Points = Literal[
     "cnr", "iou", "dice", "miou", "bbox_iou",
 ]  # fmt: skip
 _Thousand = Annotated[int, Field(gt=0, le=1000)]
-_Steps = Annotated[
-    int, Field(gt=0, le=125)
-]  # DDIM often begins amid the 1,000 timesteps with more: an image is left there
+
+
+def _from_noise(steps: Any) -> Any:
+    """DDIM's timesteps are multiples of a whole number, so with many steps it may begin where an image is left."""
+    if isinstance(steps, int) and steps > 100 and (first := (steps - 1) * (1000 // steps)) < 890:
+        raise ValueError(f"{steps} steps would begin at timestep {first} of 1,000: 125, 200, 250 and 500 do not")
+    return steps
+
+
+_Steps = Annotated[_Thousand, BeforeValidator(_from_noise)]
 _Batch = Annotated[int, Field(gt=0, le=100_000)]
 
 

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from pydantic import ValidationError
 
-from chestxai import grounding, localization, profiles, sources
+from chestxai import grounding, localization, models, profiles, sources
 from chestxai.recipes import Recipe
 from chestxai.runs import InputError, read_yaml
 from chestxai.studies import phrases
@@ -102,6 +102,8 @@ def test_ones_own_profile_is_loaded_by_its_path_and_named_after_its_file(tmp_pat
         ({"seeds": [-1]}, "seeds.0"),
         ({"finetune__learning_rate": float("inf")}, "finetune.learning_rate"),
         ({"data__size": 20}, "data.size"),
+        ({"sampling__steps": 334}, "334 steps would begin at timestep 666 of 1,000"),
+        ({"grounding__steps": 1001}, "grounding.steps"),
         ({"name": "../elsewhere"}, "name"),
         ({"data__source": "nowhere"}, "data: Value error, unknown source 'nowhere': choose one of phantom"),
         ({"data__options": {"vindr": {"agree": 3}}}, "options of 'vindr', which is not read here"),
@@ -117,6 +119,14 @@ def test_a_wrong_setting_is_named_with_its_file(tmp_path, changes, message):
     with pytest.raises(ValueError, match=r"mine\.yaml") as caught:
         profiles.load(path)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("steps", [5, 75, 125, 200, 250, 500])
+def test_so_many_steps_begin_in_noise(tmp_path, steps):
+    loaded = profiles.load(written(tmp_path, sampling__steps=steps))
+    scheduler = models.ddim(models.load_pipeline("tiny").scheduler)
+    scheduler.set_timesteps(loaded.sampling.steps)
+    assert steps < 100 or scheduler.timesteps[0] > 890
 
 
 BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
