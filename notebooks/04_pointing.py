@@ -575,12 +575,18 @@ share = {
     for v, each in peaks.items()
 }
 fits = {
-    v: {name: np.mean([*map(localization.auc_roc, m, sampled_masks)]) for name, m in each.items()}
+    v: {name: [*map(localization.auc_roc, m, sampled_masks)] for name, m in each.items()}
     for v, each in heard.items()
 }  # fmt: skip
-columns = {(v, "AUC-ROC"): fits[v] for v in variants}
-columns |= {(v, "peak"): {name: p.mean() for name, p in share[v].items()} for v in variants}
-pd.DataFrame(columns)[variants].round(3)
+columns = {
+    (v, column): {
+        name: str(stats.bootstrap_ci(scores, patients_of, n=resamples))
+        for name, scores in values[v].items()
+    }
+    for v in variants
+    for column, values in (("AUC-ROC", fits), ("peak", share))
+}
+pd.DataFrame(columns)
 
 # %% tags=["remove-input", "aggregate"]
 lower = {

@@ -447,9 +447,10 @@ keys = ["variant", rate, "seed", "step"]
 rates = studied.query("variant == 'learnable'")
 rates = rates.merge(measured[[*keys, "drift"]], how="left", on=keys)
 shown = [*endpoint, "auc_roc", "classifier_auc", "fid", "drift"]
-title = "The last checkpoints over the text encoder's rate"
+by_step = rates.assign(variant=rates["step"].map("after {} steps".format))
+title = "The checkpoints over the text encoder's rate"
 rate_curves = plots.setting_curves(
-    rates, rate, shown, title, settings.finetune.learning_rate
+    by_step, rate, shown, title, settings.finetune.learning_rate
 )
 # More drift is neither better nor worse.
 rate_curves.layout.updatemenus[0].buttons[-1].args[1]["yaxis.title.text"] = "drift"
