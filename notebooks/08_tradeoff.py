@@ -363,15 +363,16 @@ Markdown(
 tried = pd.read_csv(shipped / "convergence.csv")
 equal = tried["finetune.min_snr"].isna().rename("weights")
 weights = equal.map({True: "equal", False: "min-SNR"})
-scores = [*wanted[:2], "mirror", "classifier_auc", "fid", "asked_side"]
+scores = [*endpoint, "mirror", "classifier_auc", "fid", "asked_side"]
 means = tried.groupby(["base", weights, "step"])[scores].mean()
 means.round(3).rename(columns=plots.style.score_name)
 
 # %% [markdown]
 # The base decides most: on `tiny-velocity` generated findings lie on the named side more often (*side as asked*), and
-# the maps prefer the true side less often (mirror test). Twice as many steps raise the means of the gain and of the
-# classifier AUC in each of the four settings, some by very little. So the demo's frozen run is not converged: it stops
-# where a laptop has spent minutes, not where its scores are flat.
+# the maps prefer the true side less often (mirror test). Twice as many steps raise the classifier AUC in each of
+# the eight runs, and the mean of the gain in each of the four settings, some by very little; FID falls in some runs and
+# rises in others. Two seeds decide little, but nothing here shows that the demo's frozen run is converged: it stops
+# where a laptop has spent minutes.
 
 # %% [markdown]
 # ## Finding by finding
@@ -605,9 +606,10 @@ Markdown(say.tradeoff.extrapolation(real, "data.train", tests))
 # %% [markdown]
 # The gain exceeds zero clearly at some earlier checkpoints and at no last one, and the side nowhere exceeds chance
 # clearly. So some of these maps follow the image for a while; whether they still do at the end is open here. With three
-# seeds (chapter 10), the gain of some last checkpoints is clearly above zero. One seed and two numbers of images do not
-# carry an extrapolation: a slope only says in which direction to look. FID and classifier AUC cannot be compared between
-# the two numbers of images, because the classifier behind them was trained on as many images as the model.
+# seeds (chapter 10), the gain of some last checkpoints is clearly above zero, and that of others clearly below. One
+# seed and two numbers of images do not carry an extrapolation: a slope only says in which direction to look. FID and
+# classifier AUC cannot be compared between the two numbers of images, because the classifier behind them was trained on
+# as many images as the model.
 
 # %% [markdown]
 # ## What does it buy?
