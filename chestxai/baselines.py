@@ -24,7 +24,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chestxai import faithfulness, localization, models, profiles, reports, runs
+from chestxai import faithfulness, models, profiles, reports, runs
 from chestxai.models.small import conv, fit
 from chestxai.profiles import Profile
 from chestxai.runs import InputError, Run
@@ -258,9 +258,15 @@ def _folder(profile: Profile, out: Out) -> Path:
 
 
 def score(
-    point: Pointer, truths: Sequence[GroundTruth], pool: Sequence[Study], size: int, fit: Fit = "crop", swaps: int = 4
+    point: Pointer,
+    truths: Sequence[GroundTruth],
+    pool: Sequence[Study],
+    priors: Mapping[str, np.ndarray],
+    size: int,
+    fit: Fit = "crop",
+    swaps: int = 4,
 ) -> pd.DataFrame:
-    """Rows as of ``grounding.csv``: the scores of the book and those of `faithfulness.faithfulness_scores`.
+    """Rows as of ``grounding.csv``, see `faithfulness.score_maps`, with ``priors`` of `localization.location_priors`.
 
     ``point`` reads the images of ``truths`` and, for each, ``swaps`` of the ``pool`` (`faithfulness.swap_images`;
     unreadable ones are left out) in a frame of ``size`` and ``fit``.
@@ -272,13 +278,7 @@ def score(
         probed += (some := [probe for probe, image in zip(some, shown, strict=True) if len(image)])
         maps += [*point(np.concatenate(shown), [replace(truth.finding, phrase=prompt) for *_, prompt in some])]
     arrays = faithfulness.by_kind(probed, maps, len(truths), swaps)
-    masks = [Frame(*t.study.size, size, fit).mask(t.finding) for t in truths]
-    rows = [
-        truth.about() | {"step": 0, "target": float(mask.mean())} | localization.score(heatmap, mask)
-        for truth, mask, heatmap in zip(truths, masks, arrays["own"], strict=True)
-    ]
-    tests = faithfulness.faithfulness_scores(arrays["own"], arrays, truths, {}, size, fit)
-    return pd.concat([pd.DataFrame(rows), tests], axis=1)
+    return faithfulness.score_maps(arrays["own"], arrays, truths, priors, size, fit).assign(step=0)
 
 
 def save_scores(profile: Profile, scores: Mapping[str, pd.DataFrame], out: Out = None) -> None:

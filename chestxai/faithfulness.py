@@ -20,11 +20,11 @@ leaves maps and probes of a run's checkpoints where chapter 3 finds them finishe
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,11 +34,12 @@ from diffusers import StableDiffusionPipeline
 
 from chestxai import grounding, localization, models, profiles, recipes, reports, runs
 from chestxai.grounding.passes import image_key, paper_timesteps
+from chestxai.localization.maps import CachedMask
 from chestxai.localization.references import place
 from chestxai.profiles import GroundingSettings, Profile
 from chestxai.runs import InputError, Run
 from chestxai.sources import phantom
-from chestxai.studies import Fit, Frame, GroundTruth, Study, phrases, to_images
+from chestxai.studies import Finding, Fit, Frame, GroundTruth, Study, phrases, to_images
 
 #: Kinds of passes of `probe_truths`: the image as it is, swapped images, prompts without and with the wrong side, and a
 #: phantom without its finding or with it on the other side.
@@ -203,15 +204,19 @@ def score_run(
     for step, maps, rows, skipped in grounding.ground_run(profile, run, truths, pipeline, steps):
         about = {"fit": fit, "identity": f"{identity}-{step}" if step else "", "description": f"step {step}, swapped"}
         probes = probe_truths(pipeline, rows, pool, profile.grounding, run.probes_file(step), **about)
-        references = {
-            "prior_": [priors[t.finding.name] for t in rows],
-            "text_prior_": [text_prior(t.finding) for t in rows],
-        }
-        parts = [
-            localization.score_truths(maps, rows, priors, size, fit, text_prior),
-            faithfulness_scores(maps, probes, rows, references, size, fit),
-        ]
-        yield ScoredStep(step, pd.concat(parts, axis=1).assign(step=step), maps, rows, skipped)
+        table = score_maps(maps, probes, rows, priors, size, fit, text_prior).assign(step=step)
+        yield ScoredStep(step, table, maps, rows, skipped)
+
+
+def score_maps(
+    maps: np.ndarray, probes: Mapping[str, np.ndarray], truths: Sequence[GroundTruth], *references: Any
+) -> pd.DataFrame:
+    """A row of ``grounding.csv`` per phrase: `localization.score_truths` beside `faithfulness_scores`.
+
+    ``maps``, ``probes``, ``truths`` and ``references`` (priors, size, fit, prior of the text) are those of both.
+    """
+    parts = localization.score_truths(maps, truths, *references), faithfulness_scores(maps, probes, truths, *references)
+    return pd.concat(parts, axis=1)
 
 
 def mirrored(mask: np.ndarray, midline: float = 0.5) -> np.ndarray:
@@ -256,9 +261,10 @@ def faithfulness_scores(
     maps: np.ndarray,
     probes: Mapping[str, np.ndarray],
     truths: Sequence[GroundTruth],
-    references: Mapping[str, Sequence[np.ndarray]],
+    priors: Mapping[str, np.ndarray],
     size: int,
     fit: Fit = "crop",
+    text_prior: Callable[[Finding], np.ndarray] | None = None,
 ) -> pd.DataFrame:
     """Columns of ``grounding.csv`` that say whether a map depends on the image and on the word, a row per phrase.
 
@@ -266,10 +272,11 @@ def faithfulness_scores(
     patients with the same finding, side and zone); ``mirror`` (no side in the prompt), ``mirror_sided`` (the prompt as
     it is) and ``conflict`` (the prompt names the other side; 1 follows the image); ``removed`` (AUC-ROC at the
     finding's place minus that without the finding), ``moved`` (AUC-ROC at its place on the other side, with the finding
-    moved there minus where it was); ``word``, ``swap_word`` and ``<prefix>word``. NaN where a test does not apply.
+    moved there minus where it was); ``word``, also with ``swap_``, ``gain_`` (with the timesteps of the swapped
+    images), ``prior_`` and ``text_prior_``. NaN where a test does not apply.
 
     ``maps``, float32 ``(n, h, w)``, are of `grounding.ground_truths` for ``truths``, and ``probes`` of `probe_truths`;
-    ``references``: prefix ("prior_") → maps that know no image; ``size, fit`` of the model's frame (`studies.Frame`).
+    ``priors, size, fit, text_prior`` as of `localization.score_truths`.
     """
     masks = [Frame(*t.study.size, size, fit).mask(t.finding) for t in truths]
     rows = []
@@ -277,7 +284,7 @@ def faithfulness_scores(
         centre, where = midline(truth.study, size, fit), place(truth.finding)
         others = (j for j, t in enumerate(truths) if t.study.patient != truth.study.patient)
         peers = [j for j in others if place(truths[j].finding) == where]
-        row = image_swap(probes["own"][i], probes["swap"][i], mask)
+        row = image_swap(probes["own"][i], probes["swap"][i], mask, truth.finding, priors)
         row["peer_auc_roc"] = _mean([localization.auc_roc(maps[j], mask) for j in peers[:4]])
         row["mirror"] = mirror_test(probes["no_side"][i], mask, centre)
         row["conflict"] = mirror_test(probes["other_side"][i], mask, centre)
@@ -290,10 +297,13 @@ def faithfulness_scores(
         row["moved"] = _minus(probes["moved"][i], probes["no_side"][i], there)
         rows.append(row)
     table = pd.DataFrame(rows)
-    sources = {"": [maps], "swap_": probes["swap"].swapaxes(0, 1), **{p: [some] for p, some in references.items()}}
+    sources = {"": [maps], "swap_": probes["swap"].swapaxes(0, 1)}
+    sources["prior_"] = [[priors[t.finding.name] for t in truths]]
+    sources["text_prior_"] = [[text_prior(t.finding) for t in truths]] if text_prior else []
     for prefix, some in sources.items():
-        table[f"{prefix}word"] = _mean([_words(one, masks, truths) for one in some])
-    table["gain_word"] = table["word"] - table["swap_word"]
+        if len(some):
+            table[f"{prefix}word"] = _mean([_words(one, masks, truths) for one in some])
+    table["gain_word"] = _words(probes["own"], masks, truths) - table["swap_word"]
     differences = "gain_auc_roc", "gain_word", "removed", "moved"
     chance = {f"chance_{name}": 0.0 if name in differences else 0.5 for name in localization.FAITHFULNESS}
     return table.assign(**chance)
@@ -305,15 +315,18 @@ def _minus(own: np.ndarray, other: np.ndarray, mask: np.ndarray) -> float:
     return one - two
 
 
-def image_swap(own: np.ndarray, swapped: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """``swap_<score>``, ``gain_<score>`` (own minus swapped) for each score of the book on ``mask``, and ``presence``.
+def image_swap(
+    own: np.ndarray, swapped: np.ndarray, mask: np.ndarray, finding: Finding, priors: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+    """``swap_<score>``, ``gain_<score>`` (own minus swapped) for each of `localization.book_scores`, and ``presence``.
 
     Presence is the share of swapped images on which the map peaks lower. ``own`` is the image's map, float ``(h, w)``,
-    and ``swapped`` those of other images under the same prompt and noise, ``(k, h, w)``, NaN where there is none.
+    and ``swapped`` those of other images under the same prompt and noise, ``(k, h, w)``, NaN where there is none;
+    ``mask, finding, priors`` as there.
     """
-    mine = localization.score(own, mask)
+    mask = CachedMask(mask)
     there = [m for m in swapped if np.isfinite(m).all()]
-    others = [localization.score(m, mask) for m in there]
+    mine, *others = (localization.book_scores(m, mask, finding, priors) for m in (own, *there))
     means = {name: _mean([o[name] for o in others]) for name in mine}
     return {
         **{f"swap_{name}": value for name, value in means.items()},

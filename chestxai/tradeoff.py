@@ -15,18 +15,14 @@ import pandas as pd
 from scipy.stats import t as student
 
 from chestxai import stats
-from chestxai.localization import COLUMNS, LOWER_IS_BETTER, NAMES, SCORES
+from chestxai.localization import COLUMNS, LABELS, LOWER_IS_BETTER, NAMES, SCORES
 from chestxai.runs import InputError, Run
 from chestxai.stats import Difference, Interval
 
-#: What a localization score stands beside → the prefix of its column.
-REFERENCES = {
-    "swapped image": "swap_",
-    "location prior": "prior_",
-    "prior of the text": "text_prior_",
-    "chance": "chance_",
-}
+#: What a localization score stands beside, the same for all variants → the prefix of its column.
+REFERENCES = {"location prior": "prior_", "prior of the text": "text_prior_", "chance": "chance_"}
 _KEY = ["study", "finding", "phrase"]
+_BESIDE = ["swap", "prior", "chance"]
 
 
 @dataclass(frozen=True)
@@ -47,9 +43,9 @@ def table(runs: Sequence[Path], n: int = 2000) -> pd.DataFrame:
     """One row per variant, seed and step of ``runs``, folders ``…/<variant>/seed-<n>``, in that order.
 
     Columns ``variant, seed, step, seconds`` (of training), ``phrases, patients``; the mean of every localization score
-    with ``<score>_low`` and ``<score>_high`` (patient-clustered bootstrap with ``n`` resamples), and of its
-    `REFERENCES`; every number of ``fidelity.json``. NaN where a step lacks one. MissingError or InputError where a file
-    is missing, unfinished or damaged, or a run is listed twice.
+    with ``<score>_low`` and ``<score>_high`` (patient-clustered bootstrap with ``n`` resamples), of its `REFERENCES`,
+    and, with ``swap_``, on swapped images; every number of ``fidelity.json``. NaN where a step lacks one. MissingError
+    or InputError where a file is missing, unfinished or damaged, or a run is listed twice.
     """
     rows = []
     for variant, members in _by_variant(runs).items():
@@ -178,17 +174,18 @@ def _p(values: np.ndarray, patients: pd.Series) -> float:
 def by_finding(runs: Sequence[Path], metric: str = "auc_roc", n: int = 2000) -> pd.DataFrame:
     """A score per variant and finding, and over all findings, at the last step, averaged over the seeds of a variant.
 
-    Columns ``finding`` (last: ``"all"``), ``variant, mean, low, high, prior, chance, n`` (phrases). ``runs, metric, n``
-    as of `table` and `compare`; the interval covers patients, with several seeds both (`seeds_ci`).
+    Columns ``finding`` (last: ``"all"``), ``variant, mean, low, high``, ``swap`` (on swapped images), ``prior``,
+    ``chance`` and ``n`` (phrases). ``runs, metric, n`` as of `table` and `compare`; the interval covers patients, with
+    several seeds both (`seeds_ci`).
     """
     rows = []
     for variant, members in _by_variant(runs).items():
         scores = _phrases(members, metric, None)[0]
         for finding, part in [*scores.groupby("finding"), ("all", scores)]:
             if len(part):
-                i, means = _interval(part, n), part[["prior", "chance"]].mean()
+                i, means = _interval(part, n), part[_BESIDE].mean()
                 rows.append((finding, variant, i.estimate, i.low, i.high, *means, len(part)))
-    out = pd.DataFrame(rows, columns=["finding", "variant", "mean", "low", "high", "prior", "chance", "n"])
+    out = pd.DataFrame(rows, columns=["finding", "variant", "mean", "low", "high", *_BESIDE, "n"])
     return out.iloc[np.lexsort((out["finding"], out["finding"] == "all"))].reset_index(drop=True)
 
 
@@ -199,9 +196,10 @@ def estimates(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000) -> 
     and new patients: `seeds_ci` for localization. Fidelity has no scores per patient, so there the half-widths of one
     seed (root mean square) and of Student's t over the seeds' estimates add as squares, which is cautious.
 
-    Rows are the measures in ``table`` by their printed name, columns the variants, the `REFERENCES` and ``held-out
-    images``; cells are `Interval`, a number where there is no interval (KID), or NaN. ``n`` is as of `table`; ``runs``
-    are its folders, needed where a variant has several seeds (else InputError).
+    Rows are the measures in ``table`` by their printed name, each that has one followed by its mean on swapped images;
+    columns are the variants, the `REFERENCES` and ``held-out images``; cells are `Interval`, a number where there is no
+    interval (KID), or NaN. ``n`` is as of `table`; ``runs`` are its folders, needed where a variant has several seeds
+    (else InputError).
     """
     last, folders, out = last_step(table), _by_variant(runs) if len(runs) else {}, {}
     overall = last.mean(numeric_only=True)
@@ -219,11 +217,12 @@ def estimates(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000) -> 
                 row[variant] = _interval(scores, n) if len(scores) else math.nan
             else:
                 row[variant] = _over_seeds(rows, column)
-        # A swapped image is one number for one variant only; for several the gain says it.
-        one = last["variant"].nunique() == 1
-        sources = {name: f"{prefix}{column}" for name, prefix in REFERENCES.items() if one or prefix != "swap_"}
+        sources = {name: f"{prefix}{column}" for name, prefix in REFERENCES.items()}
         sources["held-out images"] = f"{column}_real"
         out[name] = row | {reference: _whole(overall, source) for reference, source in sources.items()}
+        if f"swap_{column}" in last:
+            means = last.groupby("variant")[f"swap_{column}"].mean()
+            out[f"{LABELS[column]}, swapped images"] = means.to_dict()
     frame = pd.DataFrame.from_dict(out, orient="index", dtype=object)
     return frame.loc[:, frame.notna().any()]
 
@@ -237,7 +236,8 @@ def summary(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000) -> pd
 
     def cell(measure: str, who: str) -> str:
         value, suffix = frame.loc[measure, who], "_real_std" if who == "held-out images" else "_std"
-        text, std = stats.format_interval(value, "auto"), numbers.get(who, {}).get(columns[measure] + suffix, math.nan)
+        text = stats.format_interval(value, "auto")
+        std = numbers.get(who, {}).get(columns.get(measure, "") + suffix, math.nan)
         if isinstance(value, Interval) or math.isnan(std):
             return text
         return f"{text} ± {std:{'.1f' if abs(value) >= 10 else '.3f'}}"
@@ -316,12 +316,13 @@ def _localization(rows: pd.DataFrame, n: int) -> dict[str, float]:
             stats.bootstrap_ci(finite[name], finite["patient"], n=n) if len(finite) else Interval(*3 * [math.nan])
         )
         out |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
-        out |= {c: float(rows[c].mean()) for prefix in REFERENCES.values() if (c := f"{prefix}{name}") in rows}
+        beside = [f"{prefix}{name}" for prefix in ("swap_", *REFERENCES.values())]
+        out |= {column: float(rows[column].mean()) for column in beside if column in rows}
     return out
 
 
 def _phrases(runs: Sequence[Path], metric: str, step: int | None) -> tuple[pd.DataFrame, int]:
-    """Of each phrase with a score in all ``runs``: patient, means of score, prior and chance, and scores by run.
+    """Of each phrase with a score in all ``runs``: patient, means of score and of `_BESIDE`, and scores by run.
 
     The index is study, finding and phrase; second, the step.
     """
@@ -335,7 +336,7 @@ def _phrases(runs: Sequence[Path], metric: str, step: int | None) -> tuple[pd.Da
         frame = frame[frame["step"] == wanted]
         if frame.empty:
             raise InputError(f"{path} has no rows of step {wanted}")
-        columns = {metric: "score", f"prior_{metric}": "prior", f"chance_{metric}": "chance"}
+        columns = {metric: "score"} | {f"{name}_{metric}": name for name in _BESIDE}
         frame = frame.reindex(columns=[*_KEY, "patient", *columns]).rename(columns=columns)
         # The same sentence may be boxed twice in one study: one phrase, its mean score.
         frames.append(frame.groupby(_KEY).agg({"patient": "first"} | dict.fromkeys(columns.values(), "mean")))
@@ -345,7 +346,7 @@ def _phrases(runs: Sequence[Path], metric: str, step: int | None) -> tuple[pd.Da
     both = pd.concat(frames, axis=1, keys=range(len(frames)), join="inner")
     if both.empty:
         raise InputError(f"the runs have no phrase in common: {', '.join(map(str, runs))}")
-    out = {name: both.xs(name, axis=1, level=1).mean(axis=1, skipna=False) for name in ("score", "prior", "chance")}
+    out = {name: both.xs(name, axis=1, level=1).mean(axis=1, skipna=False) for name in ("score", *_BESIDE)}
     by_seed = list(both.xs("score", axis=1, level=1).to_numpy())
     out = pd.DataFrame({"patient": both[0, "patient"], **out, "seeds": by_seed})
     return out.dropna(subset="score"), steps.pop()

@@ -430,7 +430,7 @@ columns = [
     "miou",
 ]
 overview = table.groupby("step")[columns].mean()
-for name, prefix in tradeoff.REFERENCES.items():
+for name, prefix in {"swapped images": "swap_", **tradeoff.REFERENCES}.items():
     beside = table[table["step"] == steps[-1]].reindex(
         columns=[f"{prefix}{c}" for c in columns]
     )

@@ -236,8 +236,9 @@ Markdown(
 #
 # {numref}`fig-auc-by-finding` and {numref}`fig-pointing-game-by-finding` show the mean score of each finding with its
 # 95 % confidence interval. It covers what other *patients* might have given: patients are resampled, each with all of
-# their phrases (a bootstrap, which chapter 8 checks). With several seeds it covers other seeds, too. The diamond is the
-# location prior, the bar chance.
+# their phrases (a bootstrap, which chapter 8 checks). With several seeds it covers other seeds, too. The ring is the
+# score on images of other patients without the finding (*The image swap*, below), the diamond the location prior, the
+# bar chance.
 
 # %% tags=["aggregate"] name="fig-auc-by-finding"
 every = [folder for several in folders.values() for folder in several]
@@ -332,10 +333,13 @@ estimated(
         "prior_auc_roc": "AUC-ROC of the location prior",
         "text_prior_auc_roc": "AUC-ROC of the prior of the text",
         "auc_roc_shuffled": "shuffled AUC (negatives where the finding usually is)",
+        "swap_auc_roc_shuffled": "shuffled AUC on swapped images",
         "prior_auc_roc_shuffled": "shuffled AUC of the location prior",
         "auc_roc_field": "AUC-ROC within the field",
+        "swap_auc_roc_field": "AUC-ROC within the field, swapped images",
         "prior_auc_roc_field": "AUC-ROC of the location prior within the field",
         "average_precision": "average precision",
+        "swap_average_precision": "average precision on swapped images",
         "prior_average_precision": "average precision of the location prior",
         "presence": "the map's peak is lower on swapped images",
     }
@@ -403,8 +407,8 @@ Markdown(say.localization.sides(halves, resamples))
 #
 # A map can pass this test without the image: the priors, made from true masks of other patients, get many right. On
 # swapped images the model sees neither finding, so its score there comes from the words and from anatomy. The row
-# *gain* is what the image adds. (Unlike in the image swap, swapped images use fewer timesteps here than the own image,
-# so a small part of the gain may come from this difference.) If its interval includes 0, the words alone may explain
+# *gain* is what the image adds. As in the image swap, it uses fewer timesteps, the same for own and swapped images, so
+# it is not exactly the difference of the two rows above it. If its interval includes 0, the words alone may explain
 # that the test is passed.
 
 # %% tags=["aggregate"]
@@ -461,7 +465,7 @@ pointers = {
 }
 scale = {
     name: baselines.score(
-        point, [test[i] for i in rows], pool, size, settings.data.fit
+        point, [test[i] for i in rows], pool, prior, size, settings.data.fit
     ).set_index(pd.Index(rows))
     for name, point in pointers.items()
 }
@@ -487,9 +491,15 @@ estimated(
         "pointing_game": "pointing game",
         "iou": "IoU",
         "gain_auc_roc": "gain in AUC-ROC",
+        "auc_roc_shuffled": "shuffled AUC",
+        "gain_auc_roc_shuffled": "gain in shuffled AUC",
+        "auc_roc_field": "AUC-ROC within the field",
+        "average_precision": "average precision",
+        "presence": "the map's peak is lower on swapped images",
         "mirror": "mirror test, no side in the prompt",
         "conflict": "wrong side in the prompt: follows the image",
         "word": "word test",
+        "gain_word": "gain in the word test",
     },
     {**{v: t.loc[rows] for v, t in tables.items()}, **scale},
 )

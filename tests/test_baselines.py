@@ -35,6 +35,9 @@ def toys(n: int, split: str = "train", seed: int = 0) -> list[Study]:
     return studies
 
 
+PRIORS = localization.location_priors(phrases(toys(48)), SIZE)
+
+
 @pytest.fixture(scope="module")
 def profile():
     settings = profiles.load("smoke")
@@ -134,7 +137,7 @@ class TestPlugIn:
 
     def test_it_is_scored_as_the_others(self):
         point = partial(baselines.similarity, Random())
-        table = baselines.score(point, phrases(toys(6, "test", 1)), toys(12), SIZE)
+        table = baselines.score(point, phrases(toys(6, "test", 1)), toys(12), PRIORS, SIZE)
         assert len(table) == 6
         assert {*localization.SCORES, "gain_auc_roc", "mirror", "conflict", "word"} <= set(table)
         assert table["auc_roc"].between(0, 1).all()
@@ -151,26 +154,28 @@ class TestScore:
         truths, pool = phrases(toys(8, "test", 1)), toys(12)
         rng = np.random.default_rng(0)
         fixed = rng.random((SIZE, SIZE), dtype=np.float32)
-        seen = baselines.score(self.seeing, truths, pool, SIZE)
-        blind = baselines.score(lambda images, _: np.repeat(fixed[None], len(images), 0), truths, pool, SIZE)
+        seen = baselines.score(self.seeing, truths, pool, PRIORS, SIZE)
+        blind = baselines.score(lambda images, _: np.repeat(fixed[None], len(images), 0), truths, pool, PRIORS, SIZE)
         assert seen["auc_roc"].min() > 0.99
         assert (seen["mirror"] == 1).all()
         assert (seen["conflict"] == 1).all()  # it does not read the side
         assert seen["gain_auc_roc"].min() > 0.3
-        assert np.allclose(blind["gain_auc_roc"], 0)
+        harder = [f"gain_{name}" for name in ("auc_roc_shuffled", "auc_roc_field", "average_precision")]
+        assert (seen[harder] > 0.1).all(axis=None)
+        assert np.allclose(blind[["gain_auc_roc", *harder]], 0)
         assert np.array_equal(seen["phrase"], [t.finding.phrase for t in truths])
 
     def test_a_phrase_without_a_side_has_no_test_of_sides_and_few_images_to_swap_are_enough(self):
         study = toys(1, "test", 1)[0]
         finding = Finding("Pneumonia", "pneumonia", side="left", mask=study.findings[0].mask)
         other = [s for s in toys(12) if s.findings[0].name != "Pneumonia"][:1]
-        table = baselines.score(self.seeing, [GroundTruth(study, finding)], other, SIZE, swaps=3)
+        table = baselines.score(self.seeing, [GroundTruth(study, finding)], other, PRIORS, SIZE, swaps=3)
         assert table[["mirror", "conflict"]].isna().all(axis=None)
         assert table["gain_auc_roc"].notna().all()
 
     def test_tables_are_kept(self, profile, tmp_path):
         assert baselines.load_scores(profile, tmp_path) == {}
-        table = baselines.score(self.seeing, phrases(toys(2, "test", 1)), toys(6), SIZE)
+        table = baselines.score(self.seeing, phrases(toys(2, "test", 1)), toys(6), PRIORS, SIZE)
         table.loc[0, "phrase"] = "NA"
         baselines.save_scores(profile, {"seeing": table}, tmp_path)
         again = baselines.load_scores(profile, tmp_path)["seeing"]
@@ -180,7 +185,7 @@ class TestScore:
 
 class TestCeiling:
     def test_it_finds_the_square(self, ceiling):
-        table = baselines.score(ceiling.maps, phrases(toys(12, "test", 1)), toys(12), SIZE)
+        table = baselines.score(ceiling.maps, phrases(toys(12, "test", 1)), toys(12), PRIORS, SIZE)
         assert table["auc_roc"].mean() > 0.97
         assert table["pointing_game"].mean() > 0.9
 

@@ -94,20 +94,33 @@ class TestWord:
         assert np.isnan(faithfulness.word_test(np.ones((8, 8)), np.ones((8, 8)), at(2, 2), at(3, 3)))
 
 
+HARDER = ("auc_roc_shuffled", "auc_roc_field", "average_precision")
+
+
+def swapped(own, others, mask):
+    """`faithfulness.image_swap` of a finding that is either where ``mask`` is, or in the lower right."""
+    return faithfulness.image_swap(own, others, mask, Finding("Edema"), {"Edema": (mask | at(20, 20)) + 0.0})
+
+
 class TestSwap:
     def test_a_prior_gains_nothing_and_a_perfect_map_all(self):
         mask, other = at(4, 4), at(20, 20)
         prior = (mask | other).astype(np.float32)
-        same = faithfulness.image_swap(prior, np.stack([prior, prior]), mask)
-        assert all(same[f"gain_{name}"] == 0 for name in localization.SCORES)
+        same = swapped(prior, np.stack([prior, prior]), mask)
+        assert all(same[f"gain_{name}"] == 0 for name in (*localization.SCORES, *HARDER))
         assert same["presence"] == 0.5
-        perfect = faithfulness.image_swap(2.0 * mask, np.stack([other + 0.0, np.ones((SIZE, SIZE))]), mask)
+        perfect = swapped(2.0 * mask, np.stack([other + 0.0, np.ones((SIZE, SIZE))]), mask)
         outside = localization.auc_roc(other + 0.0, mask)
         assert perfect["gain_auc_roc"] == pytest.approx(1 - (outside + 0.5) / 2)
         assert perfect["presence"] == 1
+        # Where only the other place counts, a map of that place is wrong in all pairs, a constant one in half of them.
+        assert (perfect["swap_auc_roc_shuffled"], perfect["gain_auc_roc_shuffled"]) == (0.25, 0.75)
+        # Of the hottest 6 × 6 pixels none is target; all others tie, and a cut takes them together.
+        area = mask.mean()
+        assert perfect["gain_average_precision"] == pytest.approx(1 - area)
 
     def test_without_a_swapped_image_there_is_no_gain(self):
-        row = faithfulness.image_swap(at(4, 4) + 0.0, np.full((2, SIZE, SIZE), np.nan), at(4, 4))
+        row = swapped(at(4, 4) + 0.0, np.full((2, SIZE, SIZE), np.nan), at(4, 4))
         assert np.isnan(row["gain_auc_roc"])
         assert np.isnan(row["presence"])
 
@@ -139,7 +152,8 @@ class TestMoved:
         missing = np.full((1, SIZE, SIZE), np.nan)
         probes = {kind: maps[kind][None] + 0.0 if kind in maps else missing for kind in faithfulness.KINDS}
         probes["swap"] = probes["own"][:, None]
-        return faithfulness.faithfulness_scores(probes["own"], probes, [one], {}, SIZE).iloc[0]
+        priors = {one.finding.name: one.finding.mask + 0.0}
+        return faithfulness.faithfulness_scores(probes["own"], probes, [one], priors, SIZE).iloc[0]
 
     def test_a_perfect_map_follows_and_a_prior_stays(self, one):
         old, new = one.finding.mask, phantom.counterfactual(one.study, one.finding.name, "other side")[1]
@@ -187,13 +201,16 @@ class TestScores:
         nothing = np.full_like(maps, np.nan)
         probes = dict.fromkeys(faithfulness.KINDS, nothing) | {"own": maps, "swap": np.ones_like(maps)[:, None]}
         probes["no_side"] = np.stack([*maps[:2], nothing[2]])
-        references = {"prior_": [a + 0.0, b + 0.0, b + 0.0]}
-        table = faithfulness.faithfulness_scores(maps, probes, truths, references, SIZE)
-        assert table["gain_auc_roc"].tolist() == [0.5] * 3
+        priors = {"Pneumonia": a + 0.0, "Edema": b + 0.0}
+        probes["own"] = np.stack([a, a, b]).astype(np.float32) + 1  # with fewer timesteps the edema is not found
+        table = faithfulness.faithfulness_scores(maps, probes, truths, priors, SIZE)
+        missed = localization.auc_roc(a + 0.0, b) - 0.5
+        assert table["gain_auc_roc"].tolist() == pytest.approx([0.5, missed, 0.5])
         assert table["word"].tolist()[:2] == [1, 1]
         assert np.isnan(table["word"][2])
         assert table["prior_word"].tolist()[:2] == [1, 1]
         assert table["swap_word"].tolist()[:2] == [0.5, 0.5]
+        assert table["gain_word"].tolist()[:2] == [0, 0]  # two equal maps, as on the swapped images
         assert table["mirror"].tolist()[:2] == [1, 1]
         assert np.isnan(table["mirror"][2])
         assert table["mirror_sided"].tolist()[:2] == [1, 1]
@@ -205,7 +222,7 @@ class TestScores:
         truths = [truth(study="s"), truth(study="t", patient="2"), truth(study="u", patient="3", side="left")]
         maps = np.stack([at(4, 4), at(20, 20), at(4, 4)]).astype(np.float32)
         probes = dict.fromkeys(faithfulness.KINDS, maps * np.nan) | {"own": maps, "swap": maps[:, None]}
-        table = faithfulness.faithfulness_scores(maps, probes, truths, {}, SIZE)
+        table = faithfulness.faithfulness_scores(maps, probes, truths, {"Pneumonia": at(4, 4) + 0.0}, SIZE)
         assert table["peer_auc_roc"][0] == localization.auc_roc(maps[1], at(4, 4))
         assert np.isnan(table["peer_auc_roc"][2])
 

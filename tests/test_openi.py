@@ -245,6 +245,18 @@ class TestSplits:
         shares = {split: counts[split] / 3999 for split in counts}
         assert shares == pytest.approx({"train": 0.8, "val": 0.1, "test": 0.1}, abs=0.02)
 
+    def test_a_larger_val_split_takes_from_train(self, tmp_path):
+        root = collection(tmp_path, range(1, 61))
+        usual, larger = (
+            {split: {s.id for s in sources.load("openi", root, split, **options)} for split in ("train", "val", "test")}
+            for options in ({}, {"val": 0.4})
+        )
+        assert larger["test"] == usual["test"]
+        assert larger["val"] > usual["val"]
+        assert larger["train"] < usual["train"]
+        with pytest.raises(ValueError, match=r"option 'val' of openi: .*less than or equal to 0\.8"):
+            sources.check_options("openi", {"val": 0.95})
+
     def test_another_seed_is_another_split(self, tmp_path):
         root = collection(tmp_path, range(1, 31))
         ids = [{s.id for s in sources.load("openi", root, "train", seed=seed)} for seed in (0, 1)]

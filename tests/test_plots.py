@@ -360,7 +360,17 @@ def test_scores_by_finding():
     assert list(frozen.error_x.arrayminus) == pytest.approx([0.1] * 3)
     assert list(fig.layout.yaxis.ticktext) == ["Edema (12)", "Pneumonia (12)", "<b>all</b> (12)"]
     assert fig.layout.yaxis.range[0] > fig.layout.yaxis.range[1]
-    one = plots.scores_by_finding(pd.DataFrame(rows)[["finding", "variant", "mean"]])
+    own = pd.DataFrame(rows)
+    swapped = plots.scores_by_finding(own.assign(swap=own["mean"] - 0.2), variants=["learnable", "frozen"])
+    marks = {t.name: t for t in swapped.data}
+    assert list(marks["frozen, swapped images"].x) == pytest.approx([0.7] * 3)
+    assert list(marks["frozen, swapped images"].y) == list(marks["frozen"].y)
+    assert marks["frozen, swapped images"].marker.color == marks["frozen"].marker.color
+    assert not np.isfinite(np.array(marks["frozen, swapped images"].error_x.array, dtype=float)).any()
+    assert swapped.layout.yaxis.range == fig.layout.yaxis.range
+    none = plots.scores_by_finding(own.assign(swap=np.nan))
+    assert [t.name for t in none.data] == [t.name for t in fig.data]
+    one = plots.scores_by_finding(own[["finding", "variant", "mean"]])
     assert len(one.data) == 2
     with pytest.raises(ValueError, match="variant"):
         plots.scores_by_finding(pd.DataFrame({"finding": ["Edema"], "mean": [0.5]}))

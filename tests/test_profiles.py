@@ -23,8 +23,8 @@ LEARNABLE = Recipe(text="learnable")
 
 
 def test_every_profile_that_ships_loads_under_its_own_name():
-    names = "causes cxrbert demo open open-quick paper paper-12gb paper-24gb recipes recipes-open smoke text_rate"
-    assert profiles.names() == names.split()
+    names = "causes cxrbert demo open open-quick paper paper-12gb paper-24gb recipes recipes-open recipes-open-val"
+    assert profiles.names() == [*names.split(), "smoke", "text_rate"]
     for name in profiles.names():
         profile = profiles.load(name)
         assert profile.name == name

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 
 from chestxai import attention, finetune, models, profiles, recipes, reports, runs, sources
 from chestxai.finetune import checkpoints as finetune_checkpoints
+from chestxai.finetune import loop as finetune_loop
 from chestxai.profiles import FinetuneSettings
 from chestxai.recipes import Recipe, Schedule
 from chestxai.runs import InputError, Run
@@ -396,6 +397,20 @@ def test_words_are_dropped_and_findings_denied():
     # A list of names has no full stop of its own.
     listed = finetune.study_prompts(some, Recipe(prompts="labels", denied=1))[1]
     assert all(re.fullmatch(r"[\w ,]+\. No [\w ]+\.", prompt) for prompt in listed)
+
+
+def test_a_study_with_a_finding_is_shown_more_often(tmp_path, monkeypatch):
+    """Of an epoch: three healthy chests once, three others four times each, which is 15 rows."""
+    shown, loss = [], finetune_loop._Training._loss
+    monkeypatch.setattr(
+        finetune_loop._Training, "_loss", lambda self, *args: (shown.extend(args[4]), loss(self, *args))[1]
+    )
+    some = sources.load("phantom", split="train", n=60, size=32)
+    sick, healthy = ([s for s in some if bool(s.present()) is ill][:3] for ill in (True, False))
+    settings = SETTINGS.model_copy(update={"batch_size": 5, "steps": 3, "checkpoint_every": 3, "ucg": 0.0})
+    finetune.finetune(tiny.random_pipeline("bert"), [*sick, *healthy], settings, tmp_path, recipe=Recipe(oversample=4))
+    assert sorted(shown) == sorted([0, 1, 2] * 4 + [3, 4, 5])
+    assert shown != sorted(shown)
 
 
 def test_prompt_dropout_of_no_finding_only_drops_no_other_prompt(tmp_path):

@@ -280,6 +280,7 @@ def test_by_finding(frozen, learnable):
     assert row["mean"] == pytest.approx(np.mean(means))
     assert row["low"] < row["mean"] < row["high"]
     assert (row["prior"], row["chance"], row["n"]) == pytest.approx((0.7, 0.5, 24))
+    assert found["swap"].isna().all()  # these tables hold none
     assert tradeoff.by_finding(frozen, "centre_distance", n=100)["prior"].isna().all()
 
 
@@ -290,10 +291,10 @@ class TestSummary:
         printed = tradeoff.summary(table)
         assert list(printed.columns) == ["frozen", "learnable", "location prior", "chance", "held-out images"]
         assert list(printed.index) == ["FID ↓", "KID ↓", "MS-SSIM within a prompt", "AUC-ROC ↑", "centre distance ↓"]
-        # What a swapped image scores differs by variant.
-        swapped = table.assign(swap_auc_roc=[0.6] * len(table))
-        assert "swapped image" not in tradeoff.summary(swapped)
-        assert tradeoff.summary(swapped[swapped["variant"] == "frozen"]).loc["AUC-ROC ↑", "swapped image"] == "0.600"
+        # What a map scores on a swapped image differs by variant, so it is a row.
+        swapped = tradeoff.summary(table.assign(swap_auc_roc=table["variant"].map({"frozen": 0.6, "learnable": 0.55})))
+        assert list(swapped.index)[3:5] == ["AUC-ROC ↑", "AUC-ROC, swapped images"]
+        assert list(swapped.iloc[4]) == ["0.600", "0.550", "–", "–", "–"]
         assert printed.loc["FID ↓", "frozen"] == "19.0 [1.0, 40.0]"
         assert printed.loc["KID ↓", "frozen"] == "0.012 ± 0.003"
         assert printed.loc["KID ↓", "chance"] == "–"

@@ -115,7 +115,8 @@ def finetune(
         base = run.folder / "scratch" / "base.safetensors"
         with _restored_on_failure(pipeline, learning, base, accelerator, settings):
             training = _Training(accelerator, pipeline, recipe, settings, seed, run, identity, pointing)
-            training.run(latents, prompts)
+            shown = torch.tensor([recipe.oversample if study.present() else 1 for study in kept])
+            training.run(latents, prompts, torch.arange(len(kept)).repeat_interleave(shown))
             if settings.weights == "bf16":
                 _put_back(pipeline, base, {name for name, _, _ in learning})
             if main:
@@ -219,8 +220,8 @@ def draw(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """All that is random in one ``step`` (from 0), from the ``seed`` of the run and the step alone.
 
-    For ``n`` studies whose latents have a ``shape``, on a schedule of so many ``timesteps``; batch and share of dropped
-    prompts as in ``settings``.
+    For ``n`` studies (or showings of them) whose latents have a ``shape``, on a schedule of so many ``timesteps``;
+    batch and share of dropped prompts as in ``settings``.
 
     Returns:
         indices int64 ``(batch,)`` into the studies (each epoch a new permutation), noise float32 ``(batch, *shape)``,
@@ -310,9 +311,13 @@ class _Training:
         average = checkpoints.Average(self.parameters, settings)
         self.state = checkpoints.State(parameters, self.optimizer.optimizer, average)
 
-    def run(self, latents: Tensor, prompts: list[str]) -> None:
-        """All steps from the last checkpoint on; at the end the pipeline holds the averages."""
+    def run(self, latents: Tensor, prompts: list[str], shown: Tensor) -> None:
+        """All steps from the last checkpoint on, at the end of which the pipeline holds the averages.
+
+        ``shown`` are the rows of ``latents`` of an epoch, not yet in order.
+        """
         self._encode(prompts)
+        self.shown = shown
         settings, main = self.settings, self.accelerator.is_main_process
         first = self.state.resume(self.run_.folder, self.identity)
         for group in self.optimizer.param_groups:
@@ -383,11 +388,12 @@ class _Training:
         device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
         micro = settings.batch_size // (world * settings.accumulate)
         shape, timesteps = latents.shape[1:], self.schedule.config.num_train_timesteps
-        batch = draw(step, self.seed, len(latents), settings, shape, timesteps)
+        batch = draw(step, self.seed, len(self.shown), settings, shape, timesteps)
         total = torch.zeros((), device=device)
         for part in range(settings.accumulate):
             mine = slice((part * world + rank) * micro, (part * world + rank + 1) * micro)
-            rows, noise, times, dropped = (value[mine] for value in batch)
+            places, noise, times, dropped = (value[mine] for value in batch)
+            rows = self.shown[places]
             x, noise, times = latents[rows].to(device), noise.to(device), times.to(device)
             dropped = dropped & self.droppable[rows]
             chosen, named = self.text_rows[rows].masked_fill(dropped, self.empty), rows.masked_fill(dropped, -1)

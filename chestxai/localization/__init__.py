@@ -10,5 +10,6 @@ from chestxai.localization.protocols import PROTOCOLS, Protocol, score
 from chestxai.localization.references import chance, location_prior, location_priors, text_priors
 from chestxai.localization.scores import auc_roc, auc_roc_weighted, average_precision, bbox_iou, bbox_mask_iou
 from chestxai.localization.scores import centre_distance, cnr, dice, energy, iou, miou, pointing_game
-from chestxai.localization.tables import averages, box_labels, kept, main, rescore, save_masks, score_truths
+from chestxai.localization.tables import averages, book_scores, box_labels, kept, main, rescore, save_masks
+from chestxai.localization.tables import score_truths
 from chestxai.localization.thresholds import Threshold, foreground, gmm_threshold, oracle_threshold, otsu_threshold

@@ -33,12 +33,11 @@ def score_truths(
 ) -> pd.DataFrame:
     """What a row of ``grounding.csv`` says of a phrase, its mask (``kept`` by the crop, ``target`` area) and its map.
 
-    The scores of the book, and the same with ``prior_``, ``text_prior_`` and ``chance_``. Average precision, shuffled
-    AUC and the AUC within the field where findings can lie stand beside them, as they ask more of a map than AUC-ROC.
-    ``heatmaps``, float ``(h, w)``, belong to ``truths`` in a frame of ``size`` and ``fit``; ``priors`` and
-    ``text_prior`` (None leaves its columns out) are of `location_priors` and `text_priors`.
+    `book_scores`, and the same with ``prior_``, ``text_prior_`` and ``chance_``. ``heatmaps``, float ``(h, w)``, belong
+    to ``truths`` in a frame of ``size`` and ``fit``; ``priors`` and ``text_prior`` (None leaves its columns out) are of
+    `location_priors` and `text_priors`.
     """
-    rows, field = [], np.sum(list(priors.values()), axis=0) > 0
+    rows = []
     for heatmap, truth in zip(heatmaps, truths, strict=True):
         finding, frame = truth.finding, Frame(*truth.study.size, size, fit)
         maps = {"": heatmap, "prior_": priors[finding.name]}
@@ -48,16 +47,28 @@ def score_truths(
             mask = CachedMask(frame.mask(finding))
             row = truth.about() | {"kept": kept(finding, frame), "target": float(mask.mask.mean())}
             for prefix, some in maps.items():
-                found = score(some, mask) | {
-                    "auc_roc_shuffled": auc_roc_weighted(some, mask, priors[finding.name]),
-                    "auc_roc_field": auc_roc_weighted(some, mask, field),
-                    "average_precision": average_precision(some, mask),
-                }
-                row |= _prefixed(prefix, found)
-            rows.append(row | _prefixed("chance_", chance(mask, np.shape(heatmap))))
+                row |= _prefixed(prefix, book_scores(some, mask, finding, priors))
+            exact = {"auc_roc_shuffled": 0.5, "auc_roc_field": 0.5, "average_precision": row["target"]}
+            rows.append(row | _prefixed("chance_", chance(mask, np.shape(heatmap)) | exact))
         except InputError as error:
             raise InputError(f"{truth.key}: {error}") from error
     return pd.DataFrame(rows)
+
+
+def book_scores(
+    heatmap: np.ndarray, mask: np.ndarray | CachedMask, finding: Finding, priors: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+    """The scores of the book of a ``heatmap`` on the ``mask`` of a ``finding``, and three that ask more than AUC-ROC.
+
+    They are average precision, the shuffled AUC and the AUC within the field where any finding can lie, the last two
+    from the ``priors`` of `location_priors`; see `auc_roc_weighted`.
+    """
+    field = np.sum(list(priors.values()), axis=0) > 0
+    return score(heatmap, mask) | {
+        "auc_roc_shuffled": auc_roc_weighted(heatmap, mask, priors[finding.name]),
+        "auc_roc_field": auc_roc_weighted(heatmap, mask, field),
+        "average_precision": average_precision(heatmap, mask),
+    }
 
 
 def _prefixed(prefix: str, row: dict[str, float]) -> dict[str, float]:

@@ -53,10 +53,10 @@ def _offsets(names: Sequence[str]) -> dict[str, float]:
 def scores_by_finding(
     table: pd.DataFrame, metric: str = "AUC-ROC", title: str = "", variants: Sequence[str] | None = None
 ) -> go.Figure:
-    """A score of each variant for each finding, with its interval, chance and the location prior.
+    """A score of each variant for each finding, with its interval, on swapped images, of chance and location prior.
 
-    ``table`` has columns finding, variant, mean and, optionally, low, high, prior, chance, n; the finding "all" comes
-    last. ``metric`` is the name of the score or its column, such as ``auc_roc``, ``title`` the figure's, and
+    ``table`` has columns finding, variant, mean and, optionally, low, high, swap, prior, chance, n; the finding "all"
+    comes last. ``metric`` is the name of the score or its column, such as ``auc_roc``, ``title`` the figure's, and
     ``variants`` are those to draw, the reference one first; see `variant_style`.
     """
     if table.empty:
@@ -64,11 +64,16 @@ def scores_by_finding(
         return go.Figure(layout={"title": {"text": title}, "annotations": [few], "template": style.TEMPLATE})
     style.require(table, ["finding", "variant", "mean"], "scores_by_finding")
     styles = style.styles_of(table["variant"], variants)
+    series = len(styles)
     findings = sorted(table["finding"].unique(), key=lambda name: name == "all")
     place = {name: i + 0.35 * (name == "all") for i, name in enumerate(findings)}
     points = table[table["variant"].isin(styles)].assign(series=table["variant"], x=table["mean"])
     points["y"] = points["finding"].map(place) + points["variant"].map(_offsets(list(styles)))
     points = points.assign(**{end: points.get(end, points["x"]).astype(float) for end in ("low", "high")})
+    if "swap" in table and table["swap"].notna().any():
+        styles |= {f"{v}, swapped images": look._replace(symbol="circle-open") for v, look in styles.items()}
+        swaps = points.dropna(subset="swap").drop(columns=["low", "high"])
+        points = pd.concat([points, swaps.assign(series=swaps["variant"] + ", swapped images", x=swaps["swap"])])
     for prefix, (label, _) in style.REFERENCES.items():
         if prefix in table:
             x = table.groupby("finding", sort=False)[prefix].mean().dropna().rename("x").reset_index()
@@ -83,7 +88,7 @@ def scores_by_finding(
     name, side = style.score_name(metric), style.direction(metric, "higher is better →", "← lower is better")
     options = style.express_options(dict(style.REFERENCES.values()) | styles, "series", dash=False)
     look = {"caption": f"{name}, with 95 % intervals.", "xaxis": {"title": {"text": f"{name} ({side})"}}}
-    return _forest(points, rows, len(styles), title, options, **look)
+    return _forest(points, rows, series, title, options, **look)
 
 
 def paired(

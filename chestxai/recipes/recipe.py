@@ -108,6 +108,7 @@ class Recipe(Settings):
             texts of a study one is drawn. Paths are relative to the current folder, or to the project's.
         word_dropout: share of a prompt's words that are left out, drawn once for each study.
         denied: so many findings that the study does not have are denied at the prompt's end.
+        oversample: how often a study with a finding is shown in an epoch; one without is shown once.
         attention: what is asked of the attention to words that name a finding of the study, at ``attention_weight``
             (see `chestxai.finetune.pointing`): ``none``; ``floor`` (it does not vanish); ``supervised`` (it lies where
             the finding is: its mask or boxes, else the zone that the report names); ``distilled`` (it lies where that
@@ -132,6 +133,7 @@ class Recipe(Settings):
     paraphrases: str = ""
     word_dropout: float = Field(0.0, ge=0, lt=1)
     denied: int = Field(0, ge=0, le=8)
+    oversample: int = Field(1, ge=1, le=100)
     attention: Literal["none", "floor", "supervised", "distilled"] = "none"
     attention_weight: float = Field(0.0, ge=0, le=1000)
     attention_findings: tuple[str, ...] = ()

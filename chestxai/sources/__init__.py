@@ -59,7 +59,7 @@ def options_of(name: str) -> dict[str, Any]:
 
 def check_options(name: str, options: Mapping[str, object]) -> None:
     """Raise InputError unless source ``name`` has all ``options`` (name → value), and values of their types."""
-    defaults, types = options_of(name), get_type_hints(_MODULES[name].load)
+    defaults, types = options_of(name), get_type_hints(_MODULES[name].load, include_extras=True)
     for key, value in options.items():
         ensure(key in defaults, f"{name} has no option {key!r}: it has {', '.join(defaults)}")
         try:

@@ -36,6 +36,7 @@ _LARGEST_REPORT = 1_000_000
 _LARGEST_ARCHIVE = 256_000_000
 _SPLITS = ("train", "val", "test")
 _NAME = re.compile(r"(?:CXR)?(\d+)(?:_\d+)?_(IM-\d+(?:-\d+)+)(?:\.\w+)*")
+_Share = Annotated[float, Field(ge=0, le=0.8)]
 #: Report number and image number.
 _Key = tuple[str, str]
 
@@ -48,13 +49,14 @@ class _Report:
     terms: dict[str, str | float]
 
 
-def load(root: Path, split: str = "test", *, seed: int = 0) -> Studies:
+def load(root: Path, split: str = "test", *, seed: int = 0, val: _Share = FRACTIONS["val"]) -> Studies:
     """Load one split, see `chestxai.sources.load`; the studies are in the order of the reports' numbers.
 
     Args:
         root: Folder with the layout of the card.
         split: "train", "val" or "test": 80, 10 and 10 % of the patients.
         seed: Of the split.
+        val: Share of the patients in val, which takes from train; the test split stays as it is.
     """
     data = Collector(CARD, root, split)
     if (root / "annotation.json").is_file():
@@ -66,7 +68,8 @@ def load(root: Path, split: str = "test", *, seed: int = 0) -> Studies:
             ensure(first is path, f"same image again (as {first.name})")
     views = _views(data)
     documents = _reports(data, {*images, *(views or ())})
-    data.splits = split_patients((*(r.uid for r in documents), *(f"CXR{key[0]}" for key in images)), FRACTIONS, seed)
+    fractions = FRACTIONS | {"val": val, "train": 1 - val - FRACTIONS["test"]}
+    data.splits = split_patients((*(r.uid for r in documents), *(f"CXR{key[0]}" for key in images)), fractions, seed)
 
     claimed: dict[_Key, str] = {}
     records: list[Record] = []
