@@ -41,7 +41,8 @@ def smooth(heatmap: np.ndarray, sigma: float = 1.0) -> np.ndarray:
 def subtract_background(heatmap: np.ndarray, background: np.ndarray) -> np.ndarray:
     """Difference of the phrase's ``heatmap`` and a ``background``, each scaled by `min_max`: float32 in [-1, 1].
 
-    The background is the map of the begin, end or padding tokens, from `grounding.ground_groups`.
+    The background is the map of the begin, end or padding tokens, from `grounding.ground_groups`. In a BERT all of them
+    have read the phrase (in CLIP all but begin), so words are subtracted, too; "empty prompt" has read none.
     """
     return min_max(heatmap) - min_max(background)
 
@@ -56,7 +57,8 @@ def merge_biases(heatmap: np.ndarray, image_bias: np.ndarray, text_bias: np.ndar
 
     Args:
         heatmap: Map of the phrase on the image, ``(h, w)`` with ``h == w``, at least 7.
-        image_bias: Map of the begin token on the image, ``(h, w)`` or ``(n, h, w)``, from `grounding.ground_groups`.
+        image_bias: Map of the begin token on the image, ``(h, w)`` or ``(n, h, w)``, from `grounding.ground_groups`. A
+            BERT's begin token has read the phrase: take the "empty prompt" there, the method being made for CLIP.
         text_bias: Map of the phrase in generation from the prompt alone, shaped as ``image_bias``.
     """
     # Its import takes as long as torch's; few need it.

@@ -142,8 +142,9 @@ pd.DataFrame(
 
 # %%
 studies = profiles.studies(settings, "train", data)
+usable, _, _ = finetune.study_prompts(studies, recipe, seed)
 images, prompts, skipped = finetune.training_pairs(
-    pipeline, studies[:8], settings.data.fit, recipe, seed
+    pipeline, usable[:8], settings.data.fit, recipe, seed
 )
 plots.images(images, titles=prompts, title="Eight training pairs")
 

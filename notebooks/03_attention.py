@@ -361,25 +361,29 @@ plots.overlay_grid(
 # model generates an image. The more alike these two are, the more weight their product gets, and the less the measured
 # map. The begin token of CLIP has read no word, so its map shows what attracts attention whatever the words. In a BERT
 # such as the base's, the begin token has read the whole prompt, so its map depends on the words as well (chapter 9).
-# Each step changes what is scored, so the book scores maps
-# as measured. Here is what the steps would change (with fewer timesteps than above, so the first row differs from
-# `noised`). A step that raises one score may lower the other: compare both columns.
+# The begin token of the *empty prompt* has read no word in either, so both steps are also tried with its map. Each step
+# changes what is scored, so the book scores maps as measured. Here is what the steps would change (with fewer timesteps
+# than above, so the first row differs from `noised`). A step that raises one score may lower the other: compare both
+# columns.
 
 # %% tags=["aggregate"]
 groups = grounding.ground_groups(
     pipeline, val_images, val_prompts, val_words, timesteps=timesteps, seed=seed
 )
-measured, begin = groups["phrase"], groups["begin"]
-biases = zip(measured, begin, ways["generation"], strict=True)
+measured, begin, empty = (groups[name] for name in ("phrase", "begin", "empty prompt"))
+drawn = ways["generation"]
 compared(
     {
         "as measured": measured,
         "smoothed (σ = 1)": [postprocess.smooth(m) for m in measured],
-        "minus the begin token": [
-            postprocess.subtract_background(m, b)
-            for m, b in zip(measured, begin, strict=True)
+        "minus the begin token": [*map(postprocess.subtract_background, measured, begin)],
+        "minus the empty prompt's": [
+            *map(postprocess.subtract_background, measured, empty)
         ],
-        "Bimodal Bias Merging": [postprocess.merge_biases(*three) for three in biases],
+        "Bimodal Bias Merging": [*map(postprocess.merge_biases, measured, begin, drawn)],
+        "the same with the empty prompt's": [
+            *map(postprocess.merge_biases, measured, empty, drawn)
+        ],
     }
 )
 

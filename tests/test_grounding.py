@@ -33,6 +33,7 @@ from chestxai.grounding import (
     target_span,
 )
 from chestxai.grounding import main as grounding_command
+from chestxai.grounding.passes import image_key
 from chestxai.profiles import GroundingSettings
 from chestxai.studies import Box, Finding, phrases, to_images
 from tests import tiny
@@ -235,11 +236,25 @@ def test_impossible_paths_are_refused(pipeline, images):
 
 def test_the_tokens_of_a_prompt_share_all_attention(either, images):
     groups = ground_groups(either, images[:2], [PROMPT, "effusion"], [PROMPT, "effusion"], timesteps=[301])
-    assert list(groups) == ["phrase", "begin", "end", "padding"]
+    assert list(groups) == ["phrase", "begin", "end", "padding", "empty prompt"]
+    empty = groups.pop("empty prompt")
     sizes = [len(p) for p in reports.token_groups(either.tokenizer, PROMPT, [PROMPT]).values()]
     assert sum(sizes) == either.tokenizer.model_max_length
     total = sum(n * maps[0] for n, maps in zip(sizes, groups.values(), strict=True))
     np.testing.assert_allclose(total, 1, rtol=1e-5)
+    # The empty prompt's map depends on the image and on no word.
+    other = ground_groups(either, images[:2], ["effusion", PROMPT], ["effusion", PROMPT], timesteps=[301])
+    np.testing.assert_allclose(other["empty prompt"], empty, rtol=1e-5)
+    assert abs(other["begin"] - groups["begin"]).max() > 1e-4
+    blank = models.encode_text(either, [""])
+    for row, image in enumerate(images[:2]):
+        with attention.capture(either.unet, [{"begin": [0]}]) as seen:
+            latents = models.encode_images(either, image[None])
+            noise = models.seeded_noise(latents.shape[1:], 0, image_key(image), 301, 0)[None]
+            noisy = models.noising(either.scheduler).add_noise(latents, noise, torch.tensor([301]))
+            seen.rows([0])
+            seen.run(noisy, torch.tensor([301]), blank)
+        np.testing.assert_allclose(empty[row], seen.heatmap()[0, 0], rtol=1e-4)
 
 
 # --- many phrases ----------------------------------------------------------------------------------------------------

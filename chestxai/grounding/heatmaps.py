@@ -113,10 +113,16 @@ def ground_groups(
     """As `ground_many`, for the phrase and, from the same passes, for the tokens that are no words.
 
     Of ``pipeline``, ``images``, ``prompts``, ``phrases`` and ``options``: float32 ``(n, h, w)`` of "phrase", "begin",
-    "end" and "padding" (see `reports.token_groups`); NaN for a prompt without such a token.
+    "end" and "padding" (see `reports.token_groups`), NaN for a prompt without such a token; and of "empty prompt", the
+    begin token of passes without a word, which is free of text in a BERT, too.
     """
-    seen, _ = read_attention(pipeline, images, prompts, phrases, make_passes(options), others=True)
-    return {name: maps.cpu().numpy() for name, maps in zip(seen.groups, seen.heatmap().unbind(dim=1), strict=True)}
+    passes, blank = make_passes(options), [""] * len(prompts)
+    (seen, _), (empty, _) = (
+        read_attention(pipeline, images, *texts, passes, others=True) for texts in ((prompts, phrases), (blank, blank))
+    )
+    maps = dict(zip(seen.groups, seen.heatmap().unbind(dim=1), strict=True))
+    maps["empty prompt"] = empty.heatmap()[:, list(empty.groups).index("begin")]
+    return {name: some.cpu().numpy() for name, some in maps.items()}
 
 
 def ground_layers(

@@ -70,8 +70,8 @@ def read_attention(
 
     ``images`` are uint8 ``(n, s, s)``, None for "generation"; ``prompts`` are ``n`` texts, ``phrases`` parts of them.
     ``passes`` say how, ``times`` as in `attention.capture`. With ``others`` the tokens that are no words are read as
-    further groups. ``keys`` name the noise of each row; default: `image_key` of its image. InputError as `ground`, with
-    the row.
+    further groups, and prompts may be empty. ``keys`` name the noise of each row; default: `image_key` of its image.
+    InputError as `ground`, with the row.
 
     Returns:
         What was captured, and the latents of generated images, None for the other methods.
@@ -81,8 +81,10 @@ def read_attention(
     tokens = []
     for i, (prompt, phrase) in enumerate(zip(prompts, phrases, strict=True)):
         try:
-            groups = {"phrase": reports.token_positions(pipeline.tokenizer, prompt, phrase)}
-            tokens.append(groups | (reports.token_groups(pipeline.tokenizer, prompt) if others else {}))
+            groups = reports.token_groups(pipeline.tokenizer, prompt) if others else {}
+            if prompt or not others:
+                groups = {"phrase": reports.token_positions(pipeline.tokenizer, prompt, phrase)} | groups
+            tokens.append(groups)
         except ValueError as error:
             raise InputError(f"row {i}: {error}") from error
     generates = passes.method == "generation"

@@ -74,9 +74,14 @@ def begin(cosines: Mapping[str, float], reach: float = 0.999) -> str:
 
 
 def swapped(name: str, reference: str, changes: Mapping[str, Interval]) -> str:
-    """How the U-Net of ``name`` points with states of ``reference``: ``changes`` of the gain by what is exchanged."""
-    said = [_say("swapped", d=d, part=part, reference=reference) for part, d in changes.items()]
-    return f"The U-Net of `{name}` points {'; '.join(said)}."
+    """How the U-Net of ``name`` points with states of ``reference``: ``changes`` of the gain by what is exchanged.
+
+    "other U-Net, keys" is that of the reference's U-Net with the keys of ``name``.
+    """
+    own = {part: d for part, d in changes.items() if not part.startswith("other")}
+    said = [_say("swapped", d=d, part=part, reference=reference) for part, d in own.items()]
+    back = [_say("swapped back", d=d, name=name, reference=reference) for part, d in changes.items() if part not in own]
+    return f"The U-Net of `{name}` points {'; '.join(said)}.{''.join(back)}"
 
 
 def drifted(measured: pd.DataFrame) -> str:
