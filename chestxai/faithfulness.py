@@ -3,7 +3,7 @@
 - `image_swap` shows the model images of other patients without the finding, under the same prompt, tokens and noise.
   What the score loses is what the image itself contributed: the *gain*.
 - `mirror_test`: is the attention inside a finding on one side greater than inside its mirror image, for a prompt that
-  names no side? In `faithfulness_scores` also for one that names the other side: which does the map follow (conflict)?
+  names no side? In `score_maps` also for one that names the other side: which does the map follow (conflict)?
 - `word_test`: of two findings in one image, is each word's map higher in its own mask, against the other word's?
 - A phantom is X-rayed again without its finding, and with it on the other side: what does the map lose at the old place
   (*removed*), and gain at the new one (*moved*)?
@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -193,8 +193,8 @@ def score_run(
 ) -> Iterator[ScoredStep]:
     """Ground, probe and score checkpoints of a finished ``run`` of a ``profile``: ``steps``, or all and 0, the base.
 
-    Maps and probes are kept in ``maps/``. Tables are of `localization.score_truths` and `faithfulness_scores` for
-    ``truths``, with priors from ``train``, phrases of other patients, and a ``pool`` of the val split (`swap_images`).
+    Maps and probes are kept in ``maps/``. Tables are of `score_maps` for ``truths``, with priors from ``train``,
+    phrases of other patients, and a ``pool`` of the val split (`swap_images`).
     """
     size, fit = profile.data.size, profile.data.fit
     identity = run.check_finished().record()["identity"]
@@ -206,17 +206,6 @@ def score_run(
         probes = probe_truths(pipeline, rows, pool, profile.grounding, run.probes_file(step), **about)
         table = score_maps(maps, probes, rows, priors, size, fit, text_prior).assign(step=step)
         yield ScoredStep(step, table, maps, rows, skipped)
-
-
-def score_maps(
-    maps: np.ndarray, probes: Mapping[str, np.ndarray], truths: Sequence[GroundTruth], *references: Any
-) -> pd.DataFrame:
-    """A row of ``grounding.csv`` per phrase: `localization.score_truths` beside `faithfulness_scores`.
-
-    ``maps``, ``probes``, ``truths`` and ``references`` (priors, size, fit, prior of the text) are those of both.
-    """
-    parts = localization.score_truths(maps, truths, *references), faithfulness_scores(maps, probes, truths, *references)
-    return pd.concat(parts, axis=1)
 
 
 def mirrored(mask: np.ndarray, midline: float = 0.5) -> np.ndarray:
@@ -257,7 +246,7 @@ def _prefers(heatmap: np.ndarray, mask: np.ndarray, other: np.ndarray) -> float:
     return (np.sign(difference) + 1) / 2
 
 
-def faithfulness_scores(
+def score_maps(
     maps: np.ndarray,
     probes: Mapping[str, np.ndarray],
     truths: Sequence[GroundTruth],
@@ -266,7 +255,7 @@ def faithfulness_scores(
     fit: Fit = "crop",
     text_prior: Callable[[Finding], np.ndarray] | None = None,
 ) -> pd.DataFrame:
-    """Columns of ``grounding.csv`` that say whether a map depends on the image and on the word, a row per phrase.
+    """A row of ``grounding.csv`` per phrase: `localization.score_truths`, and whether a map depends on image and word.
 
     ``swap_<score>``, ``gain_<score>`` and ``presence`` of `image_swap`; ``peer_auc_roc`` (the maps of up to four other
     patients with the same finding, side and zone); ``mirror`` (no side in the prompt), ``mirror_sided`` (the prompt as
@@ -278,6 +267,7 @@ def faithfulness_scores(
     ``maps``, float32 ``(n, h, w)``, are of `grounding.ground_truths` for ``truths``, and ``probes`` of `probe_truths`;
     ``priors, size, fit, text_prior`` as of `localization.score_truths`.
     """
+    scores = localization.score_truths(maps, truths, priors, size, fit, text_prior)
     masks = [Frame(*t.study.size, size, fit).mask(t.finding) for t in truths]
     rows = []
     for i, (truth, mask) in enumerate(zip(truths, masks, strict=True)):
@@ -306,7 +296,7 @@ def faithfulness_scores(
     table["gain_word"] = _words(probes["own"], masks, truths) - table["swap_word"]
     differences = "gain_auc_roc", "gain_word", "removed", "moved"
     chance = {f"chance_{name}": 0.0 if name in differences else 0.5 for name in localization.FAITHFULNESS}
-    return table.assign(**chance)
+    return pd.concat([scores, table.assign(**chance)], axis=1)
 
 
 def _minus(own: np.ndarray, other: np.ndarray, mask: np.ndarray) -> float:
@@ -320,9 +310,8 @@ def image_swap(
 ) -> dict[str, float]:
     """``swap_<score>``, ``gain_<score>`` (own minus swapped) for each of `localization.book_scores`, and ``presence``.
 
-    Presence is the share of swapped images on which the map peaks lower. ``own`` is the image's map, float ``(h, w)``,
-    and ``swapped`` those of other images under the same prompt and noise, ``(k, h, w)``, NaN where there is none;
-    ``mask, finding, priors`` as there.
+    Presence is the share of swapped images on which the map peaks lower. ``own`` is the image's map, and ``swapped``
+    those of other images, ``(k, h, w)``, NaN where there is none; ``mask, finding, priors`` are as there.
     """
     mask = CachedMask(mask)
     there = [m for m in swapped if np.isfinite(m).all()]

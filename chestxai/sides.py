@@ -1,11 +1,7 @@
 """The mirror test where nobody drew a box: does a map lie on the side that the report names?
 
 Few X-rays have boxes, many have reports that name a side. The prompt of `sided` names none; the truth is half an image.
-`side_score` is balanced, so that a map that always leans to one side, as to the heart, gets 0.5:
-
-    python -m chestxai.sides --profile open --variant frozen --data /path/to/folder
-
-writes ``sides.csv`` of a finished run.
+`side_score` is balanced, so that a map that always leans to one side, as to the heart, gets 0.5.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +11,7 @@ import numpy as np
 import pandas as pd
 from accelerate import PartialState
 
-from chestxai import faithfulness, finetune, grounding, models, profiles, reports, runs, stats
+from chestxai import faithfulness, finetune, grounding, models, reports, stats
 from chestxai.profiles import Profile
 from chestxai.runs import InputError, Run
 from chestxai.stats import Interval
@@ -101,7 +97,8 @@ def scores_by_step(profile: Profile, run: Run, studies: Iterable[Study], pool: I
     """`side_score` of every checkpoint of a finished ``run`` of ``profile``, as columns of a study (`batch.study`).
 
     ``studies`` and ``pool`` are those of `score_run`. Columns: ``step`` and, where any report names a side, ``side``,
-    ``side_low``, ``side_high``, the share of findings whose map prefers it, and ``swap_side``, on swapped images.
+    ``side_low``, ``side_high``, the share of findings whose map prefers it, ``swap_side``, on swapped images, and the
+    numbers of ``side_findings`` and their ``side_patients``.
     """
     studies, pool, rows = list(studies), list(pool), []
     if not sided(studies):
@@ -110,28 +107,6 @@ def scores_by_step(profile: Profile, run: Run, studies: Iterable[Study], pool: I
         table = score_run(profile, run, studies, pool, step)
         own, swap = (side_score(table, name, profile.statistics.resamples) for name in ("mirror", "swap_mirror"))
         bounds = {"side": own.estimate, "side_low": own.low, "side_high": own.high}
-        rows.append({"step": step} | bounds | {"swap_side": swap.estimate})
+        counts = {"side_findings": table["mirror"].count(), "side_patients": table["patient"].nunique()}
+        rows.append({"step": step} | bounds | {"swap_side": swap.estimate} | counts)
     return pd.DataFrame(rows)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m chestxai.sides``: ``sides.csv`` of every checkpoint of a run."""
-    parser = profiles.run_parser("sides", "Which side of an image do maps prefer, where reports name one?")
-    parser.add_argument("--split", default="test", choices=("val", "test"), help="the studies to score (test)")
-    options = parser.parse_args(arguments)
-    profile, _, run = profiles.chosen(options)
-    runs.processes()
-    studies = {split: list(profiles.studies(profile, split, options.data)) for split in ("val", "test")}
-    pool = studies["val" if options.split == "test" else "test"]
-    tables = []
-    for step in run.check_finished().steps():
-        tables.append(score_run(profile, run, studies[options.split], pool, step))
-        if PartialState().is_main_process:
-            scores = ", ".join(f"{name} {side_score(tables[-1], name)}" for name in ("mirror", "swap_mirror"))
-            print(f"{run.folder}, {options.split}: step {step}, {len(tables[-1])} findings, {scores}")
-            runs.write_atomic(run.sides_file, pd.concat(tables).to_csv(index=False))
-    return 0
-
-
-if __name__ == "__main__":
-    runs.command(main)

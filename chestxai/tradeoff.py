@@ -174,9 +174,8 @@ def _p(values: np.ndarray, patients: pd.Series) -> float:
 def by_finding(runs: Sequence[Path], metric: str = "auc_roc", n: int = 2000) -> pd.DataFrame:
     """A score per variant and finding, and over all findings, at the last step, averaged over the seeds of a variant.
 
-    Columns ``finding`` (last: ``"all"``), ``variant, mean, low, high``, ``swap`` (on swapped images), ``prior``,
-    ``chance`` and ``n`` (phrases). ``runs, metric, n`` as of `table` and `compare`; the interval covers patients, with
-    several seeds both (`seeds_ci`).
+    Columns ``finding`` (last: ``"all"``), ``variant, mean, low, high, swap`` (on swapped images), ``prior, chance, n``
+    (phrases). ``runs, metric, n`` as of `table` and `compare`; intervals cover patients, with several seeds both.
     """
     rows = []
     for variant, members in _by_variant(runs).items():
@@ -196,10 +195,9 @@ def estimates(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000) -> 
     and new patients: `seeds_ci` for localization. Fidelity has no scores per patient, so there the half-widths of one
     seed (root mean square) and of Student's t over the seeds' estimates add as squares, which is cautious.
 
-    Rows are the measures in ``table`` by their printed name, each that has one followed by its mean on swapped images;
-    columns are the variants, the `REFERENCES` and ``held-out images``; cells are `Interval`, a number where there is no
-    interval (KID), or NaN. ``n`` is as of `table`; ``runs`` are its folders, needed where a variant has several seeds
-    (else InputError).
+    Rows are the measures in ``table`` by their printed name, some followed by their mean on swapped images; columns are
+    the variants, the `REFERENCES` and ``held-out images``; cells are `Interval`, a number where there is none, or NaN.
+    ``n`` is as of `table`; ``runs`` are its folders, needed where a variant has several seeds (else InputError).
     """
     last, folders, out = last_step(table), _by_variant(runs) if len(runs) else {}, {}
     overall = last.mean(numeric_only=True)

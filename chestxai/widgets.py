@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import ipywidgets
-import numpy as np
 from IPython import get_ipython
 from IPython.display import HTML, display
 
@@ -36,24 +35,13 @@ def show(widget: object | Callable[[], object], static: object | Callable[[], ob
     display(chosen() if callable(chosen) else chosen)
 
 
-def attention_explorer(
-    images: np.ndarray | Sequence[np.ndarray],
-    heatmaps: np.ndarray | Callable[[int, int, int], np.ndarray],
-    titles: Sequence[str],
-    phrases: Sequence[str],
-    layers: Sequence[str],
-    timesteps: Sequence[int],
-    masks: Sequence[np.ndarray | None] | None = None,
-    size: int = 400,
-) -> ipywidgets.interactive:
+def attention_explorer(content: plots.Explored, size: int = 400) -> ipywidgets.interactive:
     """Choose a study, a phrase of it, a layer and a timestep; see where the model looks.
 
-    Args:
-        images, heatmaps, phrases, layers, timesteps, masks: As in `plots.explored`.
-        titles: Names of the studies; entries with equal titles are one study.
-        size: Width in pixels of the picture, which is below the controls.
+    The ``content`` is of `plots.explored`; entries with equal titles are one study. The picture below the controls is
+    ``size`` pixels wide.
     """
-    pictures, heatmap, names, times = plots.explored(images, heatmaps, titles, phrases, layers, timesteps, masks)
+    pictures, heatmap, titles, phrases, names, times = content
 
     def phrases_of(title: str) -> list[tuple[str, int]]:
         return [(phrase, i) for i, phrase in enumerate(phrases) if titles[i] == title]
@@ -68,7 +56,7 @@ def attention_explorer(
     study = ipywidgets.Dropdown(options=list(dict.fromkeys(titles)), description="Study", **_LOOK)
     phrase = ipywidgets.Dropdown(options=phrases_of(titles[0]), description="Phrase", **_LOOK)
     layer = ipywidgets.Dropdown(options=[(n, k) for k, n in enumerate(names)], description="Layer", **_LOOK)
-    options = {"options": [(t, k) for k, t in enumerate(times)], "continuous_update": isinstance(heatmaps, np.ndarray)}
+    options = {"options": [(t, k) for k, t in enumerate(times)], "continuous_update": times[0] == "all"}
     time = ipywidgets.SelectionSlider(description="Timestep", **options, **_LOOK)
     # New options set the value of phrase too, which redraws.
     study.observe(lambda change: setattr(phrase, "options", phrases_of(change["new"])), "value")

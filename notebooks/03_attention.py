@@ -495,19 +495,19 @@ plots.overlay_grid(
 # %%
 picked = profiles.sample(validation, 4, seed)
 index = [validation.index(t) for t in picked]
-explored = {
-    "images": val_images[index],
+explored = plots.explored(
+    images=val_images[index],
     # (studies, layers, timesteps, h, w)
-    "heatmaps": np.stack([m[index][:, at] for m in resized], axis=1),
-    "titles": [f"study {i + 1}" for i in range(len(picked))],
-    "phrases": [t.finding.phrase for t in picked],
-    "layers": list(layers),
-    "timesteps": few,
-    "masks": [val_masks[i] for i in index],
-}
+    heatmaps=np.stack([m[index][:, at] for m in resized], axis=1),
+    titles=[f"study {i + 1}" for i in range(len(picked))],
+    phrases=[t.finding.phrase for t in picked],
+    layers=list(layers),
+    timesteps=few,
+    masks=[val_masks[i] for i in index],
+)
 widgets.show(
-    lambda: widgets.attention_explorer(**explored),
-    lambda: plots.explorer_static(**explored),
+    lambda: widgets.attention_explorer(explored),
+    lambda: plots.explorer_static(explored),
 )
 
 # %% [markdown]

@@ -153,7 +153,7 @@ class TestMoved:
         probes = {kind: maps[kind][None] + 0.0 if kind in maps else missing for kind in faithfulness.KINDS}
         probes["swap"] = probes["own"][:, None]
         priors = {one.finding.name: one.finding.mask + 0.0}
-        return faithfulness.faithfulness_scores(probes["own"], probes, [one], priors, SIZE).iloc[0]
+        return faithfulness.score_maps(probes["own"], probes, [one], priors, SIZE).iloc[0]
 
     def test_a_perfect_map_follows_and_a_prior_stays(self, one):
         old, new = one.finding.mask, phantom.counterfactual(one.study, one.finding.name, "other side")[1]
@@ -203,7 +203,7 @@ class TestScores:
         probes["no_side"] = np.stack([*maps[:2], nothing[2]])
         priors = {"Pneumonia": a + 0.0, "Edema": b + 0.0}
         probes["own"] = np.stack([a, a, b]).astype(np.float32) + 1  # with fewer timesteps the edema is not found
-        table = faithfulness.faithfulness_scores(maps, probes, truths, priors, SIZE)
+        table = faithfulness.score_maps(maps, probes, truths, priors, SIZE)
         missed = localization.auc_roc(a + 0.0, b) - 0.5
         assert table["gain_auc_roc"].tolist() == pytest.approx([0.5, missed, 0.5])
         assert table["word"].tolist()[:2] == [1, 1]
@@ -222,7 +222,7 @@ class TestScores:
         truths = [truth(study="s"), truth(study="t", patient="2"), truth(study="u", patient="3", side="left")]
         maps = np.stack([at(4, 4), at(20, 20), at(4, 4)]).astype(np.float32)
         probes = dict.fromkeys(faithfulness.KINDS, maps * np.nan) | {"own": maps, "swap": maps[:, None]}
-        table = faithfulness.faithfulness_scores(maps, probes, truths, {"Pneumonia": at(4, 4) + 0.0}, SIZE)
+        table = faithfulness.score_maps(maps, probes, truths, {"Pneumonia": at(4, 4) + 0.0}, SIZE)
         assert table["peer_auc_roc"][0] == localization.auc_roc(maps[1], at(4, 4))
         assert np.isnan(table["peer_auc_roc"][2])
 

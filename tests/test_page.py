@@ -154,7 +154,8 @@ def test_a_grid_of_variants_keeps_its_columns_and_its_scale():
 
 def test_the_explorer_has_three_controls():
     maps = np.random.default_rng(0).random((2, 2, 3, 8, 8)).astype(np.float32)
-    fig = plots.explorer_static(IMAGES[:2], maps, ["a", "b"], ["edema", "effusion"], ["down", "up"], [0, 100, 200])
+    words = ["a", "b"], ["edema", "effusion"], ["down", "up"], [0, 100, 200]
+    fig = plots.explorer_static(plots.explored(IMAGES[:2], maps, *words))
     html = shown(fig)
     names = [label.find(string=True, recursive=False) for label in html.find_all("label")]
     assert names == ["Study and phrase", "Cross-attention layer", "Timestep t"]

@@ -489,9 +489,8 @@ def test_explorer_static_has_every_map_once():
     images = rng.integers(0, 256, (2, 64, 64), dtype=np.uint8)
     maps = rng.random((2, 3, 4, 32, 32)).astype(np.float32)
     masks = [rectangle(64, 64, (5, 6, 7, 8)), None]
-    fig = plots.explorer_static(
-        images, maps, ["a", "b"], ["small effusion", "edema"], ["down", "mid", "up"], [0, 250, 500, 750], masks
-    )
+    words = ["a", "b"], ["small effusion", "edema"], ["down", "mid", "up"], [0, 250, 500, 750]
+    fig = plots.explorer_static(plots.explored(images, maps, *words, masks))
     studies, layers = fig.layout.updatemenus
     steps = fig.layout.sliders[0].steps
     assert [b.label for b in studies.buttons] == ["a: small effusion", "b: edema"]
@@ -513,7 +512,7 @@ def test_explorer_static_has_every_map_once():
     assert fig.layout.xaxis2.domain == fig.layout.xaxis.domain
     assert any("edema" in note.text for note in studies.buttons[1].args[1]["annotations"])
     with pytest.raises(ValueError, match="2 layers"):
-        plots.explorer_static(images, maps, ["a", "b"], ["x", "y"], ["down", "up"], [0, 250, 500, 750])
+        plots.explored(images, maps, ["a", "b"], ["x", "y"], ["down", "up"], [0, 250, 500, 750])
 
 
 REPORT = "FINDINGS: There is a small left pleural effusion. No pneumothorax.\nIMPRESSION: Effusion <small>."

@@ -92,13 +92,20 @@ def out(tmp_path_factory):
     return out
 
 
-def test_the_command_scores_every_checkpoint_of_a_run(out, capsys):
-    assert sides.main(["--profile", "smoke", "--variant", "frozen", "--out", str(out), "--split", "val"]) == 0
-    table = pd.read_csv(out / "smoke/frozen/seed-0/sides.csv")
-    assert table["step"].unique().tolist() == [4, 8]
+def test_every_checkpoint_of_a_run_is_scored(out):
+    profile = profiles.load("smoke")
+    run, splits = (
+        profiles.run(profile, "frozen", 0, out),
+        {s: list(profiles.studies(profile, s)) for s in ("val", "test")},
+    )
+    steps = sides.scores_by_step(profile, run, splits["val"], splits["test"])
+    assert steps["step"].tolist() == [4, 8]
+    table = sides.score_run(profile, run, splits["val"], splits["test"], 8)
+    assert steps["side"].iloc[1] == sides.side_score(table).estimate
+    assert steps["side_findings"].tolist() == [len(table)] * 2
+    assert steps["side_patients"].tolist() == [table["patient"].nunique()] * 2
     assert table["mirror"].between(0, 1).all()
     assert not table["phrase"].str.contains("left|right").any()
-    assert "mirror 0." in capsys.readouterr().out
 
 
 def test_without_sides_there_is_nothing_to_score(out):

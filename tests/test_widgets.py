@@ -46,7 +46,7 @@ def explored() -> dict:
 
 
 def test_attention_explorer_draws_what_is_chosen(explored: dict):
-    browser = widgets.attention_explorer(**explored, size=64)
+    browser = widgets.attention_explorer(plots.explored(**explored), 64)
     controls = controls_of(browser)
     assert [name for name, _ in controls["phrase"].options] == ["effusion", "edema <mild>"]
     assert [name for name, _ in controls["layer"].options] == ["all layers", "down", "up"]
@@ -70,7 +70,7 @@ def test_attention_explorer_asks_only_for_the_map_it_shows(explored: dict):
         asked.append((i, layer, t))
         return maps[i, layer, t]
 
-    controls = controls_of(widgets.attention_explorer(**explored, heatmaps=heatmap, size=64))
+    controls = controls_of(widgets.attention_explorer(plots.explored(**explored, heatmaps=heatmap), 64))
     assert [name for name, _ in controls["layer"].options] == ["down", "up"]
     controls["timestep"].value = 2
     controls["study"].value = "study b"
@@ -79,9 +79,9 @@ def test_attention_explorer_asks_only_for_the_map_it_shows(explored: dict):
 
 def test_attention_explorer_says_what_does_not_fit(explored: dict):
     with pytest.raises(ValueError, match="3 images but 2 phrases"):
-        widgets.attention_explorer(**(explored | {"phrases": ["one", "two"]}))
+        plots.explored(**(explored | {"phrases": ["one", "two"]}))
     with pytest.raises(ValueError, match="1 layers"):
-        widgets.attention_explorer(**(explored | {"layers": ["one"]}))
+        plots.explored(**(explored | {"layers": ["one"]}))
 
 
 @pytest.fixture

@@ -129,11 +129,7 @@ def _ground_chunk(
         words,
         timesteps=paper_timesteps(pipeline.scheduler, settings.steps, settings.last, settings.stride),
         seed=seed,
-        draws=settings.draws,
-        batch=settings.batch,
-        method=settings.method,
-        steps=settings.steps,
-        guidance=settings.guidance,
+        **settings.model_dump(include={"draws", "batch", "method", "steps", "guidance"}),
     )
     return maps, list(rows), lines
 

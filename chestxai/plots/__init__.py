@@ -9,7 +9,7 @@
 # ruff: noqa: F401, I001
 from chestxai.plots.charts import cooccurrence, histogram, layer_time, score_by_size, training_curves
 from chestxai.plots.comparisons import METRICS, paired, recipes_plane, scores_by_finding, setting_curves, tradeoff
-from chestxai.plots.explorers import explored, explorer_static, highlights, picture_html, report_html
+from chestxai.plots.explorers import Explored, explored, explorer_static, highlights, picture_html, report_html
 from chestxai.plots.explorers import study_html, study_static
 from chestxai.plots.grids import Grid, images, overlay, overlay_grid, overlays, study_sheet
 from chestxai.plots.pictures import OPACITY, Picture, Scale, as_pictures, contact_sheet, draw, normalize, outline

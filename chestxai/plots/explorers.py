@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -22,6 +23,17 @@ _SIDE = 400  # pixels in the width of the explorer's picture
 Maps = Callable[[int, int, int], np.ndarray]
 
 
+class Explored(NamedTuple):
+    """What an explorer shows."""
+
+    pictures: list[Picture]  #: without heatmaps
+    heatmap: Maps  #: function of entry, layer and timestep
+    titles: Sequence[str]
+    phrases: Sequence[str]
+    layers: list[str]
+    timesteps: list[str]
+
+
 def explored(
     images: Images,
     heatmaps: np.ndarray | Maps,
@@ -30,8 +42,8 @@ def explored(
     layers: Sequence[str],
     timesteps: Sequence[int],
     masks: Masks = None,
-) -> tuple[list[Picture], Maps, list[str], list[str]]:
-    """Check the arguments of an explorer, and put the means over layers and over timesteps first.
+) -> Explored:
+    """Check what an explorer is to show, and put the means over layers and over timesteps first.
 
     Args:
         images: uint8 ``(n, H, W)``; one entry per phrase, so a study with two phrases comes twice.
@@ -40,9 +52,6 @@ def explored(
         titles, phrases: Names of the studies, and the phrases that are grounded.
         layers, timesteps: Names of the layers, and the timesteps.
         masks: Per entry the target to outline, or None.
-
-    Returns:
-        Pictures without heatmaps; the function of entry, layer and timestep; names of layers; names of timesteps.
     """
     shown, maps = as_pictures(images, None, masks), heatmaps
     n, names, times = len(shown), list(map(str, layers)), list(map(str, timesteps))
@@ -50,7 +59,7 @@ def explored(
         if len(values) != n:
             raise InputError(f"{n} images but {len(values)} {what}")
     if callable(maps):
-        return shown, maps, names, times
+        return Explored(shown, maps, titles, phrases, names, times)
     maps = np.asarray(maps, dtype=np.float32)
     if maps.ndim != 5 or maps.shape[:3] != (n, len(names), len(times)):
         expected = f"({n} images, {len(names)} layers, {len(times)} timesteps, h, w)"
@@ -59,25 +68,17 @@ def explored(
         maps, names = np.concatenate([maps.mean(axis=1, keepdims=True), maps], axis=1), ["all layers", *names]
     if len(times) > 1:
         maps, times = np.concatenate([maps.mean(axis=2, keepdims=True), maps], axis=2), ["all", *times]
-    return shown, lambda i, layer, t: maps[i, layer, t], names, times
+    return Explored(shown, lambda i, layer, t: maps[i, layer, t], titles, phrases, names, times)
 
 
-def explorer_static(
-    images: Images,
-    heatmaps: np.ndarray | Maps,
-    titles: Sequence[str],
-    phrases: Sequence[str],
-    layers: Sequence[str],
-    timesteps: Sequence[int],
-    masks: Masks = None,
-) -> go.Figure:
+def explorer_static(content: Explored) -> go.Figure:
     """Choose study and phrase, layer and timestep, and see where the model looks: works on a page without a kernel.
 
     The maps of a study travel as one palette picture, tiles of layers × timesteps; the controls move the axes over it,
-    so every combination is there and each map is stored once, scaled by its own minimum and maximum.
-    ``images, heatmaps, titles, phrases, layers, timesteps, masks`` are as in `explored`.
+    so every combination is there and each map is stored once, scaled by its own minimum and maximum. The ``content`` is
+    of `explored`.
     """
-    shown, map_of, names, times = explored(images, heatmaps, titles, phrases, layers, timesteps, masks)
+    shown, map_of, titles, phrases, names, times = content
     figures = []
     for i, (picture, title, phrase) in enumerate(zip(shown, titles, phrases, strict=True)):
         tiles = [[enlarged(normalize(map_of(i, k, t)), 32) for t in range(len(times))] for k in range(len(names))]

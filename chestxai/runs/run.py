@@ -73,7 +73,6 @@ class Run:
     grounding_file = _path("grounding.csv")  #: a row per checkpoint and phrase, every score
     fidelity_file = _path("fidelity.json")  #: scores of the generated images by step
     masks_file = _path("maps/masks.safetensors")  #: truth masks of the grounded phrases
-    sides_file = _path("sides.csv")  #: rows of `chestxai.sides`
 
     def checkpoint(self, step: int) -> Path:
         """Folder of a checkpoint."""
