@@ -650,15 +650,17 @@ pairs = profiles.sample(pairs, 20, seeds[0])
 
 # %%
 if pairs:
-    x = np.stack([frame_of_study(test[i].study) for i, _ in pairs])
+    pair_images = np.stack([frame_of_study(test[i].study) for i, _ in pairs])
     one, two = ([test[pair[k]].finding.name for pair in pairs] for k in (0, 1))
     both = [f"{a}. {b}." for a, b in zip(one, two, strict=True)]
-    asked = {(k, "both"): (x, both, names) for k, names in enumerate((one, two))}
-    asked |= {
-        (k, "alone"): (x, [f"{name}." for name in names], names)
+    alone = {
+        (k, "alone"): (pair_images, [f"{name}." for name in names], names)
         for k, names in enumerate((one, two))
     }
-    named = {v: ask(pipelines[v], asked, x) for v in variants}
+    asked = alone | {
+        (k, "both"): (pair_images, both, names) for k, names in enumerate((one, two))
+    }
+    named = {v: ask(pipelines[v], asked, pair_images) for v in variants}
 
 # %% tags=["aggregate"]
 together = {}
@@ -855,33 +857,63 @@ Markdown(
 # We replace the trained weights of the first variant by random ones, in the U-Net, the text encoder or both, on the
 # sample of phrases and at three timesteps. A map that comes from what was learned must then lose its score and its
 # likeness to the map as trained {cite}`adebayo2018sanity`. If only the text encoder is random, the trained U-Net still
-# reacts to the image. Its maps may then be far from 0.5, even below it, but they must not resemble the map as trained.
+# reacts to the image. Its maps may then be far from 0.5, even below it, but they must not resemble the map as trained,
+# and they may pass the image swap (here with one other image), but not the word test (on the pairs of *two names in one
+# prompt*).
 
 # %%
-question = {"": (images, prompts, words)}
+near = [faithfulness.swap_images(t.study, pool, 1) for t in sampled]
+others = [frame_of_study(pool[j[0]]) if j else x for j, x in zip(near, images, strict=True)]
+question = {
+    "own": (images, prompts, words),
+    "swapped": (np.stack(others), prompts, words),
+}
 pipeline = pipelines[variants[0]]
-learned, checks = copy.deepcopy(pipeline.text_encoder), {}
-checks["as trained"] = ask(pipeline, question, images)[""]
+learned = copy.deepcopy(pipeline.text_encoder)
+
+
+def checked():
+    """Maps of the sample on own and swapped images, and of the pairs' names."""
+    return ask(pipeline, question, images) | (
+        ask(pipeline, alone, pair_images) if pairs else {}
+    )
+
+
+checks = {"as trained": checked()}
 faithfulness.random_weights(pipeline, ["text_encoder"])
-checks["random text encoder"] = ask(pipeline, question, images)[""]
+checks["random text encoder"] = checked()
 faithfulness.random_weights(pipeline, ["unet"])
-checks["both random"] = ask(pipeline, question, images)[""]
+checks["both random"] = checked()
 pipeline.text_encoder = learned
-checks["random U-Net"] = ask(pipeline, question, images)[""]
+checks["random U-Net"] = checked()
+
+# %%
+fit_of, table_of = {}, {}
+for name, each in checks.items():
+    fit, off = (
+        np.array([*map(localization.auc_roc, each[what], sampled_masks)])
+        for what in ("own", "swapped")
+    )
+    known, fit_of[name] = np.array([bool(j) for j in near]), fit
+    told = {"AUC-ROC": stats.bootstrap_ci(fit, patients_of, n=resamples)}
+    if known.any():
+        told["gain in AUC-ROC"] = stats.bootstrap_ci(
+            (fit - off)[known], np.array(patients_of)[known], n=resamples
+        )
+    if pairs:
+        passed = [
+            faithfulness.word_test(a, b, masks[i], masks[j])
+            for a, b, (i, j) in zip(each[0, "alone"], each[1, "alone"], pairs, strict=True)
+        ]
+        whose = [test[i].study.patient for i, _ in pairs]
+        told["word test"] = stats.bootstrap_ci(passed, whose, n=resamples)
+    as_trained = likeness(checks["as trained"]["own"], each["own"])
+    table_of[name] = {k: str(d) for k, d in told.items()} | {
+        "correlation with the map as trained": f"{as_trained:.3f}"
+    }
 
 # %% tags=["aggregate"]
-fit_of = {
-    name: [*map(localization.auc_roc, m, sampled_masks)] for name, m in checks.items()
-}
-pd.DataFrame(
-    {
-        name: {
-            "AUC-ROC": str(stats.bootstrap_ci(fit, patients_of, n=resamples)),
-            "correlation with the map as trained": f"{likeness(checks['as trained'], checks[name]):.3f}",
-        }
-        for name, fit in fit_of.items()
-    }
-).T
+pd.DataFrame(table_of).T
 
 # %% tags=["remove-input", "aggregate"]
 chance = {

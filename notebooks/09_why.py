@@ -154,6 +154,7 @@ def interval(values, groups=sample.patients):
         return stats.seeds_ci(table[good], np.array(groups)[good])
 
 
+# %%
 def cell(found):
     """An interval without the number of seeds, which the start of the chapter names."""
     return stats.format_interval(stats.Interval(found.estimate, found.low, found.high))

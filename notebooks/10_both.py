@@ -343,7 +343,9 @@ pd.DataFrame(verdict_of).rename_axis(columns=["base", "paired by"])
 
 # %% [markdown]
 # The word test can also rise because words learn where findings *usually* are. What it gains over swapped images shows
-# how much of it comes from this image:
+# how much of it comes from this image. (When these studies were made, the own image was read at all timesteps and
+# swapped images at fewer. That changes the gain itself by some hundredths, in the same way for all recipes; compare it
+# between recipes only.)
 
 # %% tags=["aggregate"]
 own_image = {

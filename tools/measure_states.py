@@ -1,4 +1,4 @@
-"""Measures what the text encoders of finished runs say: data/states.csv, which chapter 9 shows.
+"""Measures what the text encoders of finished runs say: data/states.csv, which chapter 9 shows, and its provenance.
 
     python tools/measure_states.py runs other/runs …
 
@@ -77,6 +77,9 @@ def main() -> None:
     measured = list(table.columns[table.columns.get_loc("alike") :])
     table[measured] = table[measured].round(5) + 0.0  # no -0
     runs.write_atomic(profiles.DATA / "states.csv", table.to_csv(index=False))
+    counted = len(table[["base", "variant", "rate", "seed"]].drop_duplicates())
+    about = {"command": "python tools/measure_states.py FOLDER-OF-RUNS …", "runs": counted}
+    runs.write_json(profiles.DATA / "states.json", about | runs.record())
 
 
 if __name__ == "__main__":
