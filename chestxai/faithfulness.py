@@ -269,12 +269,12 @@ def score_maps(
     """
     scores = localization.score_truths(maps, truths, priors, size, fit, text_prior)
     masks = [Frame(*t.study.size, size, fit).mask(t.finding) for t in truths]
-    rows = []
+    rows, field = [], localization.field(priors)
     for i, (truth, mask) in enumerate(zip(truths, masks, strict=True)):
         centre, where = midline(truth.study, size, fit), place(truth.finding)
         others = (j for j, t in enumerate(truths) if t.study.patient != truth.study.patient)
         peers = [j for j in others if place(truths[j].finding) == where]
-        row = image_swap(probes["own"][i], probes["swap"][i], mask, truth.finding, priors)
+        row = image_swap(probes["own"][i], probes["swap"][i], mask, priors[truth.finding.name], field)
         row["peer_auc_roc"] = _mean([localization.auc_roc(maps[j], mask) for j in peers[:4]])
         row["mirror"] = mirror_test(probes["no_side"][i], mask, centre)
         row["conflict"] = mirror_test(probes["other_side"][i], mask, centre)
@@ -306,16 +306,16 @@ def _minus(own: np.ndarray, other: np.ndarray, mask: np.ndarray) -> float:
 
 
 def image_swap(
-    own: np.ndarray, swapped: np.ndarray, mask: np.ndarray, finding: Finding, priors: Mapping[str, np.ndarray]
+    own: np.ndarray, swapped: np.ndarray, mask: np.ndarray, prior: np.ndarray, field: np.ndarray
 ) -> dict[str, float]:
     """``swap_<score>``, ``gain_<score>`` (own minus swapped) for each of `localization.book_scores`, and ``presence``.
 
     Presence is the share of swapped images on which the map peaks lower. ``own`` is the image's map, and ``swapped``
-    those of other images, ``(k, h, w)``, NaN where there is none; ``mask, finding, priors`` are as there.
+    those of other images, ``(k, h, w)``, NaN where there is none; ``mask, prior, field`` are as there.
     """
     mask = CachedMask(mask)
     there = [m for m in swapped if np.isfinite(m).all()]
-    mine, *others = (localization.book_scores(m, mask, finding, priors) for m in (own, *there))
+    mine, *others = (localization.book_scores(m, mask, prior, field) for m in (own, *there))
     means = {name: _mean([o[name] for o in others]) for name in mine}
     return {
         **{f"swap_{name}": value for name, value in means.items()},

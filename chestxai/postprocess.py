@@ -41,8 +41,8 @@ def smooth(heatmap: np.ndarray, sigma: float = 1.0) -> np.ndarray:
 def subtract_background(heatmap: np.ndarray, background: np.ndarray) -> np.ndarray:
     """Difference of the phrase's ``heatmap`` and a ``background``, each scaled by `min_max`: float32 in [-1, 1].
 
-    The background is the map of the begin, end or padding tokens, from `grounding.ground_groups`. In a BERT all of them
-    have read the phrase (in CLIP all but begin), so words are subtracted, too; "empty prompt" has read none.
+    The background is the map of begin, end or padding, from `grounding.ground_groups`. A BERT's begin and end have read
+    the phrase (so has CLIP's end), so words are subtracted, too; "empty prompt" has read none.
     """
     return min_max(heatmap) - min_max(background)
 

@@ -107,6 +107,7 @@ def scores_by_step(profile: Profile, run: Run, studies: Iterable[Study], pool: I
         table = score_run(profile, run, studies, pool, step)
         own, swap = (side_score(table, name, profile.statistics.resamples) for name in ("mirror", "swap_mirror"))
         bounds = {"side": own.estimate, "side_low": own.low, "side_high": own.high}
-        counts = {"side_findings": table["mirror"].count(), "side_patients": table["patient"].nunique()}
+        known = table.dropna(subset="mirror")
+        counts = {"side_findings": len(known), "side_patients": known["patient"].nunique()}
         rows.append({"step": step} | bounds | {"swap_side": swap.estimate} | counts)
     return pd.DataFrame(rows)

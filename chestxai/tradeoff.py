@@ -218,7 +218,7 @@ def estimates(table: pd.DataFrame, runs: Sequence[Path] = (), n: int = 2000) -> 
         sources = {name: f"{prefix}{column}" for name, prefix in REFERENCES.items()}
         sources["held-out images"] = f"{column}_real"
         out[name] = row | {reference: _whole(overall, source) for reference, source in sources.items()}
-        if f"swap_{column}" in last:
+        if f"swap_{column}" in last and last[f"swap_{column}"].notna().any():
             means = last.groupby("variant")[f"swap_{column}"].mean()
             out[f"{LABELS[column]}, swapped images"] = means.to_dict()
     frame = pd.DataFrame.from_dict(out, orient="index", dtype=object)

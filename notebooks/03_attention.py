@@ -361,7 +361,7 @@ plots.overlay_grid(
 # model generates an image. The more alike these two are, the more weight their product gets, and the less the measured
 # map. The begin token of CLIP has read no word, so its map shows what attracts attention whatever the words. In a BERT
 # such as the base's, the begin token has read the whole prompt, so its map depends on the words as well (chapter 9).
-# The begin token of the *empty prompt* has read no word in either, so both steps are also tried with its map. Each step
+# The begin token of the *empty prompt* has read no word in either, so the last two steps are also tried with its map. Each step
 # changes what is scored, so the book scores maps as measured. Here is what the steps would change (with fewer timesteps
 # than above, so the first row differs from `noised`). A step that raises one score may lower the other: compare both
 # columns.
@@ -381,7 +381,7 @@ compared(
             *map(postprocess.subtract_background, measured, empty)
         ],
         "Bimodal Bias Merging": [*map(postprocess.merge_biases, measured, begin, drawn)],
-        "the same with the empty prompt's": [
+        "Bimodal Bias Merging, empty prompt's": [
             *map(postprocess.merge_biases, measured, empty, drawn)
         ],
     }
@@ -393,7 +393,7 @@ compared(
 # Now all test phrases are grounded at all checkpoints; step 0 is the base before fine-tuning. Every map is scored
 # against the finding's mask. Beside it stand three references that do not depend on the image: *chance*, the *location
 # prior* ({numref}`fig-prior`), and the *prior of the text*, the mean mask of the same finding on the side and in the
-# zone that the prompt names. The row *swapped image* holds the scores of the last checkpoint on images of other
+# zone that the prompt names. The row *swapped images* holds the scores of the last checkpoint on images of other
 # patients, as explained next. Compare numbers within a table: the validation phrases above were few, and other findings
 # than these.
 #

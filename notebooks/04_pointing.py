@@ -859,7 +859,7 @@ Markdown(
 # likeness to the map as trained {cite}`adebayo2018sanity`. If only the text encoder is random, the trained U-Net still
 # reacts to the image. Its maps may then be far from 0.5, even below it, but they must not resemble the map as trained,
 # and they may pass the image swap (here with one other image), but not the word test (on the pairs of *two names in one
-# prompt*).
+# prompt*, where there are any).
 
 # %%
 near = [faithfulness.swap_images(t.study, pool, 1) for t in sampled]

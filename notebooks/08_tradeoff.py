@@ -114,6 +114,9 @@ for baseline, rows in beside.items():
         if name in estimates.index and len(part):
             interval = stats.bootstrap_ci(part[column], part["patient"], n=resamples)
             estimates.at[name, baseline] = interval
+        swapped = f"{localization.LABELS[column]}, swapped images"
+        if swapped in estimates.index and f"swap_{column}" in rows:
+            estimates.at[swapped, baseline] = rows[f"swap_{column}"].mean()
 summary = tradeoff.summary(table, every, n=resamples)
 summary.join(estimates[[*beside]].map(stats.format_interval))
 
@@ -129,9 +132,11 @@ Markdown(say.tradeoff.seeds(len(seeds)))
 #
 # The *location prior* never looks at the image; *chance* is a random map. *Held-out images* is what such images score
 # themselves: the level to aim at for the classifier's AUC, precision, recall, density, coverage and similarity
-# (MS-SSIM). The *prior of the text* is the mean training mask of the same finding, side and zone. *AUC-ROC within the
-# field* compares only pixels where some training patient has a finding. *Contrastive* and *supervised* are the models
-# of chapter 4 that point without diffusion; the second has learned from masks.
+# (MS-SSIM). The rows *swapped images* are the scores on images of other patients without the finding: what is
+# reached without this image. (The variants read them at fewer timesteps, see chapter 4.) The *prior of the text* is the mean training mask of the
+# same finding, side and zone. *AUC-ROC within the field* compares only pixels where some training patient has a
+# finding. *Contrastive* and *supervised* are the models of chapter 4 that point without diffusion; the second has
+# learned from masks.
 #
 # The next cell writes all columns of the table for programs (CSV, where an interval is three columns at full
 # precision), papers (LaTeX) and pages (Markdown), into the profile's folder.

@@ -663,7 +663,8 @@ for (v, what), of_measure in emptied.items():
     if what != "nothing":
         known += [(("", v), f"without {what}: {m}", d) for m, d in of_measure.items()]
 for (question, place), of_variant in read_off.items():
-    known += [(("", v), f"{question} at {place}", d) for v, d in of_variant.items()]
+    what = f"{question} [{frequent[question]:.2f}] at {place}"
+    known += [(("", v), what, d) for v, d in of_variant.items()]
 rows = [
     {"reference": reference, "variant": v, "evidence": name, "seeds": len(seeds)}
     | {bound: getattr(found, bound) for bound in bounds}
@@ -712,8 +713,9 @@ for (reference, v), rows in shipped.groupby(["reference", "variant"], sort=False
     display(Markdown(say.causes.swapped(v, reference, by_part)))
 
 # %% [markdown]
-# The last two tests of the chapter, over the same three seeds: states emptied, and what a probe reads. These are the
-# values of each variant, not differences.
+# Two more tests over the same three seeds, states taken away and probes. These are values of each variant, not
+# differences between variants. Probes stand beside the share of the most frequent answer; their intervals cover seeds
+# and phrases.
 
 # %% tags=["aggregate"]
 alone = pd.read_csv(profiles.DATA / "causes.csv").query("reference.isna()", engine="python")

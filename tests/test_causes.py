@@ -402,6 +402,9 @@ class TestSentences:
         text = say.swapped("b", "a", {"keys": UP, "values": DOWN})
         assert "U-Net of `b` points better with the keys of `a` (+0.150" in text
         assert "worse with the values of `a`" in text
+        assert "`a` points" not in text
+        text = say.swapped("b", "a", {"keys": UP, "other U-Net, keys": DOWN})
+        assert text.endswith(" The U-Net of `a` points worse with the keys of `b` (-0.150 [-0.200, -0.100]).")
 
     def test_a_cka_counts_only_above_its_null(self):
         rows = {

@@ -99,7 +99,7 @@ HARDER = ("auc_roc_shuffled", "auc_roc_field", "average_precision")
 
 def swapped(own, others, mask):
     """`faithfulness.image_swap` of a finding that is either where ``mask`` is, or in the lower right."""
-    return faithfulness.image_swap(own, others, mask, Finding("Edema"), {"Edema": (mask | at(20, 20)) + 0.0})
+    return faithfulness.image_swap(own, others, mask, (mask | at(20, 20)) + 0.0, mask | at(20, 20))
 
 
 class TestSwap:

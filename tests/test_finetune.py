@@ -357,7 +357,7 @@ def test_the_trained_pipeline_finds_its_own_run(both, finished):
 
 @pytest.mark.parametrize("change", ["settings", "base", "scheduler", "report", "finding"])
 def test_a_run_made_otherwise_is_replaced_with_all_that_came_of_it(finished, change):
-    for name in ("grounding.csv", "grounding-vilouras2024.csv", "fidelity.json"):
+    for name in ("grounding.csv", "grounding-vilouras2024.csv", "sides.csv", "fidelity.json"):
         (finished / name).write_text("of the old model")
     (finished / "maps").mkdir()
     old = runs.read_json(finished / "run.json")

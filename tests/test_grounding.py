@@ -242,6 +242,8 @@ def test_the_tokens_of_a_prompt_share_all_attention(either, images):
     assert sum(sizes) == either.tokenizer.model_max_length
     total = sum(n * maps[0] for n, maps in zip(sizes, groups.values(), strict=True))
     np.testing.assert_allclose(total, 1, rtol=1e-5)
+    with pytest.raises(ValueError, match="row 1: the phrase is empty"):
+        ground_groups(either, images[:2], ["effusion", ""], ["effusion", ""], timesteps=[301])
     # The empty prompt's map depends on the image and on no word.
     other = ground_groups(either, images[:2], ["effusion", PROMPT], ["effusion", PROMPT], timesteps=[301])
     np.testing.assert_allclose(other["empty prompt"], empty, rtol=1e-5)

@@ -401,16 +401,24 @@ def test_words_are_dropped_and_findings_denied():
 
 def test_a_study_with_a_finding_is_shown_more_often(tmp_path, monkeypatch):
     """Of an epoch: three healthy chests once, three others four times each, which is 15 rows."""
-    shown, loss = [], finetune_loop._Training._loss
-    monkeypatch.setattr(
-        finetune_loop._Training, "_loss", lambda self, *args: (shown.extend(args[4]), loss(self, *args))[1]
-    )
+    shown, latents, loss = [], {}, finetune_loop._Training._loss
+
+    def spy(self, x, noise, times, chosen, named, learns):
+        shown.extend(named)
+        for latent, row in zip(x, named, strict=True):
+            torch.testing.assert_close(latents.setdefault(row, latent), latent)
+        return loss(self, x, noise, times, chosen, named, learns)
+
+    monkeypatch.setattr(finetune_loop._Training, "_loss", spy)
     some = sources.load("phantom", split="train", n=60, size=32)
     sick, healthy = ([s for s in some if bool(s.present()) is ill][:3] for ill in (True, False))
-    settings = SETTINGS.model_copy(update={"batch_size": 5, "steps": 3, "checkpoint_every": 3, "ucg": 0.0})
+    settings = SETTINGS.model_copy(
+        update={"batch_size": 5, "accumulate": 5, "steps": 3, "checkpoint_every": 3, "ucg": 0.0}
+    )
     finetune.finetune(tiny.random_pipeline("bert"), [*sick, *healthy], settings, tmp_path, recipe=Recipe(oversample=4))
     assert sorted(shown) == sorted([0, 1, 2] * 4 + [3, 4, 5])
     assert shown != sorted(shown)
+    assert len({latent.sum().item() for latent in latents.values()}) == 6
 
 
 def test_prompt_dropout_of_no_finding_only_drops_no_other_prompt(tmp_path):

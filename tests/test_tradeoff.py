@@ -281,6 +281,13 @@ def test_by_finding(frozen, learnable):
     assert row["low"] < row["mean"] < row["high"]
     assert (row["prior"], row["chance"], row["n"]) == pytest.approx((0.7, 0.5, 24))
     assert found["swap"].isna().all()  # these tables hold none
+    for i, run in enumerate(frozen):
+        table = pd.read_csv(run / "grounding.csv")
+        table.assign(swap_auc_roc=table["auc_roc"] / 2 + i / 10).to_csv(run / "grounding.csv", index=False)
+    found = tradeoff.by_finding(frozen, n=200)
+    assert found["swap"].to_numpy() == pytest.approx(found["mean"].to_numpy() / 2 + (len(frozen) - 1) / 20)
+    step = tradeoff.table(frozen, n=100).iloc[-1]
+    assert step["swap_auc_roc"] == pytest.approx(step["auc_roc"] / 2 + (len(frozen) - 1) / 10)
     assert tradeoff.by_finding(frozen, "centre_distance", n=100)["prior"].isna().all()
 
 

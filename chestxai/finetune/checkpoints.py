@@ -29,7 +29,7 @@ from chestxai.runs import DivergedError, InputError, MissingError, Run
 
 LOG = ["step", "loss", "grad_norm", "lr", "seconds", "images_per_second"]
 # What later stages leave in a run's folder: void once the model is another.
-_RESULTS = ("grounding*.csv", "fidelity.json", "maps", "samples")
+_RESULTS = ("grounding*.csv", "sides.csv", "fidelity.json", "maps", "samples")
 _PARTS = ("text_encoder", "unet")
 
 

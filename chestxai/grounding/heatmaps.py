@@ -116,10 +116,9 @@ def ground_groups(
     "end" and "padding" (see `reports.token_groups`), NaN for a prompt without such a token; and of "empty prompt", the
     begin token of passes without a word, which is free of text in a BERT, too.
     """
-    passes, blank = make_passes(options), [""] * len(prompts)
-    (seen, _), (empty, _) = (
-        read_attention(pipeline, images, *texts, passes, others=True) for texts in ((prompts, phrases), (blank, blank))
-    )
+    passes, n = make_passes(options), len(prompts)
+    seen, _ = read_attention(pipeline, images, prompts, phrases, passes, others=True)
+    empty, _ = read_attention(pipeline, images, [""] * n, [None] * n, passes, others=True)
     maps = dict(zip(seen.groups, seen.heatmap().unbind(dim=1), strict=True))
     maps["empty prompt"] = empty.heatmap()[:, list(empty.groups).index("begin")]
     return {name: some.cpu().numpy() for name, some in maps.items()}

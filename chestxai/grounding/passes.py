@@ -59,7 +59,7 @@ def read_attention(
     pipeline: StableDiffusionPipeline,
     images: np.ndarray | None,
     prompts: Sequence[str],
-    phrases: Sequence[str],
+    phrases: Sequence[str | None],
     passes: Passes,
     *,
     times: attention.Times = "mean",
@@ -70,7 +70,7 @@ def read_attention(
 
     ``images`` are uint8 ``(n, s, s)``, None for "generation"; ``prompts`` are ``n`` texts, ``phrases`` parts of them.
     ``passes`` say how, ``times`` as in `attention.capture`. With ``others`` the tokens that are no words are read as
-    further groups, and prompts may be empty. ``keys`` name the noise of each row; default: `image_key` of its image.
+    further groups, and a phrase may be None. ``keys`` name the noise of each row; default: `image_key` of its image.
     InputError as `ground`, with the row.
 
     Returns:
@@ -81,10 +81,8 @@ def read_attention(
     tokens = []
     for i, (prompt, phrase) in enumerate(zip(prompts, phrases, strict=True)):
         try:
-            groups = reports.token_groups(pipeline.tokenizer, prompt) if others else {}
-            if prompt or not others:
-                groups = {"phrase": reports.token_positions(pipeline.tokenizer, prompt, phrase)} | groups
-            tokens.append(groups)
+            groups = {} if phrase is None else {"phrase": reports.token_positions(pipeline.tokenizer, prompt, phrase)}
+            tokens.append(groups | (reports.token_groups(pipeline.tokenizer, prompt) if others else {}))
         except ValueError as error:
             raise InputError(f"row {i}: {error}") from error
     generates = passes.method == "generation"
@@ -119,7 +117,7 @@ def _check(
     pipeline: StableDiffusionPipeline,
     images: np.ndarray | None,
     prompts: Sequence[str],
-    phrases: Sequence[str],
+    phrases: Sequence[str | None],
     passes: Passes,
     timesteps: Sequence[int],
 ) -> int:

@@ -1,7 +1,7 @@
 """What a score is compared with: chance, and the location prior."""
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from operator import attrgetter
@@ -37,6 +37,11 @@ def location_priors(truths: Sequence[GroundTruth], size: int, fit: Fit = "crop")
     """
     overall = location_prior(Frame(*t.study.size, size, fit).mask(t.finding) for t in truths)
     return defaultdict(lambda: overall, _priors(truths, size, fit, attrgetter("name")))
+
+
+def field(priors: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Where any finding of the `location_priors` can lie: bool ``(size, size)``."""
+    return np.sum(list(priors.values()), axis=0) > 0
 
 
 def text_priors(truths: Sequence[GroundTruth], size: int, fit: Fit = "crop") -> Callable[[Finding], np.ndarray]:

@@ -24,7 +24,7 @@ import math
 import numpy as np
 from scipy import ndimage
 
-from chestxai.localization.maps import EIGHT, CachedMap, CachedMask, as_mask, cuts, once, resize, sides
+from chestxai.localization.maps import EIGHT, CachedMap, CachedMask, as_mask, cuts, levels, once, resize, sides
 from chestxai.localization.thresholds import Threshold, foreground, scope
 from chestxai.runs import InputError
 from chestxai.studies import Box, box_of
@@ -61,14 +61,14 @@ def auc_roc_weighted(heatmap: np.ndarray | CachedMap, mask: np.ndarray | CachedM
     ``heatmap`` on ``mask``, under which the prior itself is near chance, 0.5; with a bool field, the AUC within it.
     """
     mask = as_mask(mask)
-    inside, outside = sides(heatmap, mask)
-    weights = np.asarray(weights, dtype=np.float64)[~mask.mask]
-    if not weights.any():
+    places = levels(heatmap, mask.shape)[2].reshape(mask.shape)
+    hits = np.bincount(places[mask.mask])
+    weight = np.bincount(places[~mask.mask], np.asarray(weights, dtype=np.float64)[~mask.mask], hits.size)
+    if not weight.any():
         return math.nan
-    order = np.argsort(outside)
-    total = np.concatenate([[0], np.cumsum(weights[order])])
-    below, not_above = (total[np.searchsorted(outside[order], inside, side)] for side in ("left", "right"))
-    return float((below + not_above).mean() / 2 / total[-1])
+    # Of each level the weight that lies lower, and half of its own.
+    lower = (weight.sum() - weight.cumsum() + weight / 2)[: hits.size]
+    return float(hits @ lower / hits.sum() / weight.sum())
 
 
 @once

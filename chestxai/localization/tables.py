@@ -15,9 +15,9 @@ import torch
 from scipy import ndimage
 
 from chestxai import runs
-from chestxai.localization.maps import EIGHT, CachedMask
+from chestxai.localization.maps import EIGHT, CachedMap, CachedMask, as_mask
 from chestxai.localization.protocols import PROTOCOLS, Protocol, get_protocol, score
-from chestxai.localization.references import chance
+from chestxai.localization.references import chance, field
 from chestxai.localization.scores import auc_roc_weighted, average_precision
 from chestxai.runs import InputError, MissingError, Run
 from chestxai.studies import Finding, Fit, Frame, GroundTruth
@@ -37,7 +37,7 @@ def score_truths(
     to ``truths`` in a frame of ``size`` and ``fit``; ``priors`` and ``text_prior`` (None leaves its columns out) are of
     `location_priors` and `text_priors`.
     """
-    rows = []
+    rows, where = [], field(priors)
     for heatmap, truth in zip(heatmaps, truths, strict=True):
         finding, frame = truth.finding, Frame(*truth.study.size, size, fit)
         maps = {"": heatmap, "prior_": priors[finding.name]}
@@ -47,7 +47,7 @@ def score_truths(
             mask = CachedMask(frame.mask(finding))
             row = truth.about() | {"kept": kept(finding, frame), "target": float(mask.mask.mean())}
             for prefix, some in maps.items():
-                row |= _prefixed(prefix, book_scores(some, mask, finding, priors))
+                row |= _prefixed(prefix, book_scores(some, mask, priors[finding.name], where))
             exact = {"auc_roc_shuffled": 0.5, "auc_roc_field": 0.5, "average_precision": row["target"]}
             rows.append(row | _prefixed("chance_", chance(mask, np.shape(heatmap)) | exact))
         except InputError as error:
@@ -56,17 +56,17 @@ def score_truths(
 
 
 def book_scores(
-    heatmap: np.ndarray, mask: np.ndarray | CachedMask, finding: Finding, priors: Mapping[str, np.ndarray]
+    heatmap: np.ndarray, mask: np.ndarray | CachedMask, prior: np.ndarray, where: np.ndarray
 ) -> dict[str, float]:
-    """The scores of the book of a ``heatmap`` on the ``mask`` of a ``finding``, and three that ask more than AUC-ROC.
+    """The scores of the book of a ``heatmap`` on a ``mask``, and three that ask more than AUC-ROC.
 
-    They are average precision, the shuffled AUC and the AUC within the field where any finding can lie, the last two
-    from the ``priors`` of `location_priors`; see `auc_roc_weighted`.
+    They are average precision, the shuffled AUC by the finding's ``prior``, and the AUC within the `field`, bool
+    ``where``; see `auc_roc_weighted`.
     """
-    field = np.sum(list(priors.values()), axis=0) > 0
+    heatmap, mask = CachedMap(heatmap), as_mask(mask)
     return score(heatmap, mask) | {
-        "auc_roc_shuffled": auc_roc_weighted(heatmap, mask, priors[finding.name]),
-        "auc_roc_field": auc_roc_weighted(heatmap, mask, field),
+        "auc_roc_shuffled": auc_roc_weighted(heatmap, mask, prior),
+        "auc_roc_field": auc_roc_weighted(heatmap, mask, where),
         "average_precision": average_precision(heatmap, mask),
     }
 

@@ -87,7 +87,8 @@ def scores_by_finding(
     rows = {place[f]: name + (f" ({counts[f]:.0f})" if f in counts else "") for f, name in names.items()}
     name, side = style.score_name(metric), style.direction(metric, "higher is better →", "← lower is better")
     options = style.express_options(dict(style.REFERENCES.values()) | styles, "series", dash=False)
-    look = {"caption": f"{name}, with 95 % intervals.", "xaxis": {"title": {"text": f"{name} ({side})"}}}
+    rings = " Rings: on images of other patients without the finding." if len(styles) > series else ""
+    look = {"caption": f"{name}, with 95 % intervals.{rings}", "xaxis": {"title": {"text": f"{name} ({side})"}}}
     return _forest(points, rows, series, title, options, **look)
 
 

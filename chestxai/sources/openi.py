@@ -54,12 +54,13 @@ def load(root: Path, split: str = "test", *, seed: int = 0, val: _Share = FRACTI
 
     Args:
         root: Folder with the layout of the card.
-        split: "train", "val" or "test": 80, 10 and 10 % of the patients.
+        split: "train", "val" or "test": 80, 10 and 10 % of the patients, unless ``val`` says otherwise.
         seed: Of the split.
         val: Share of the patients in val, which takes from train; the test split stays as it is.
     """
     data = Collector(CARD, root, split)
     if (root / "annotation.json").is_file():
+        ensure(val == FRACTIONS["val"], f"option val of openi: {root} has R2Gen's own splits, which are kept")
         return _r2gen(data, root / "annotation.json")
     images: dict[_Key, Path] = {}
     for stem, path in data.images("NLMCXR_png", "images", "images/images_normalized").items():

@@ -36,7 +36,7 @@ def main() -> int:
         began = time.process_time()
         grounding.ground_truths(pipeline, truths, settings, Path(folder, "maps.safetensors"))
         plain = time.process_time() - began
-        for every in (1, 2, settings.swap_every, 10):
+        for every in dict.fromkeys((1, 2, settings.swap_every, 10)):
             some = settings.model_copy(update={"swap_every": every})
             began = time.process_time()
             probes = faithfulness.probe_truths(pipeline, truths, pool, some, Path(folder, f"{every}.safetensors"))
