@@ -312,10 +312,7 @@ class _Training:
         self.state = checkpoints.State(parameters, self.optimizer.optimizer, average)
 
     def run(self, latents: Tensor, prompts: list[str], shown: Tensor) -> None:
-        """All steps from the last checkpoint on, at the end of which the pipeline holds the averages.
-
-        ``shown`` are the rows of ``latents`` of an epoch, not yet in order.
-        """
+        """All steps from the last checkpoint on, over the rows ``shown``; at the end the pipeline holds the averages."""
         self._encode(prompts)
         self.shown = shown
         settings, main = self.settings, self.accelerator.is_main_process
