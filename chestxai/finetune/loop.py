@@ -312,7 +312,7 @@ class _Training:
         self.state = checkpoints.State(parameters, self.optimizer.optimizer, average)
 
     def run(self, latents: Tensor, prompts: list[str], shown: Tensor) -> None:
-        """All steps from the last checkpoint on, over the rows ``shown``; at the end the pipeline holds the averages."""
+        """All steps from the last checkpoint on, over the rows ``shown``; then the pipeline holds the averages."""
         self._encode(prompts)
         self.shown = shown
         settings, main = self.settings, self.accelerator.is_main_process

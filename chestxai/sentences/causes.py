@@ -74,7 +74,7 @@ def begin(cosines: Mapping[str, float], reach: float = 0.999) -> str:
 
 
 def swapped(name: str, reference: str, changes: Mapping[str, Interval]) -> str:
-    """How the U-Net of ``name`` points with states of ``reference``, by ``changes`` of the gain; "other U-Net": reversed."""
+    """How the U-Net of ``name`` points with states of ``reference``, by ``changes`` of the gain; "other": reversed."""
     own = {part: d for part, d in changes.items() if not part.startswith("other")}
     said = [_say("swapped", d=d, part=part, reference=reference) for part, d in own.items()]
     back = [_say("swapped back", d=d, name=name, reference=reference) for part, d in changes.items() if part not in own]
