@@ -381,7 +381,7 @@ class TestSentences:
 
     def test_where_nothing_is_lost_there_is_nothing_to_explain(self):
         kept, lost = {"gain_auc_roc": UP, "word": FLAT}, {"gain_auc_roc": UP, "word": DOWN}
-        assert "no loss to explain." in say.answer("b", "a", NOTHING, kept)
+        assert "so no loss is shown." in say.answer("b", "a", NOTHING, kept)
         assert "although what would show dilution is seen" in say.answer("b", "a", NOTHING | {"words": DOWN}, kept)
         assert "; no explanation is seen." in say.answer("b", "a", NOTHING, lost)
         text = say.answer("b", "a", NOTHING | {"finding": DOWN, "end": UP, "alike": UP}, lost)
