@@ -30,7 +30,7 @@
 #
 # In the profile `demo` the text encoder learns slowly, and little or nothing is lost. There we can only check whether
 # the precondition of an explanation occurs. The profile `causes` trains twice as long, also at the U-Net's rate, where
-# words are lost, and with three seeds; its results are at the end.
+# words may be lost, and with three seeds; its results are at the end.
 #
 # | explanation | in words |
 # |---|---|

@@ -331,18 +331,18 @@ def test_readme_says_what_the_recipes_found():
     results = profiles.DATA / "results"
     table = pd.read_csv(results / "recipes-final.csv")
     both = pd.concat([table, pd.read_csv(results / "recipes-repeat.csv")], ignore_index=True)
-    by_base = dict([*both.groupby("base")])
+    by_base = dict([*both.assign(over_swap=both["word"] - both["swap_word"]).groupby("base")])
     digits = {"gain_auc_roc": 3, "word": 3, "classifier_auc": 3, "fid": 2}
     not_clear = {("fifth", "fid"), ("embeddings", "fid"), ("learnable", "word")}
     for base, language in (("tiny", "English"), ("tiny-code", "code words")):
-        minus = {c: sentences.recipes.over_seeds(by_base[base], c, "frozen") for c in (*digits, "gain_word")}
+        minus = {c: sentences.recipes.over_seeds(by_base[base], c, "frozen") for c in (*digits, "over_swap")}
         for variant in ("learnable", "fifth", "embeddings"):
             row = {c: format(minus[c][variant], f"+.{n}f") for c, n in digits.items()}
             assert f"| {language} | {' | '.join(row.values())} |" in text, (base, variant)
             for score in digits if variant != "embeddings" else ("fid",):
                 clear = minus[score][variant].low > 0 or minus[score][variant].high < 0
                 assert clear == ((variant, score) not in not_clear), (base, variant, score)
-        own_image = minus["gain_word"]["fifth"]
+        own_image = minus["over_swap"]["fifth"]
         assert f"{own_image:+.3f}" in text
         assert (own_image.low > 0) == (base == "tiny")
     lost = table[table["variant"] == "learnable"].set_index(["base", "seed"])["word"]
@@ -397,12 +397,12 @@ def test_readme_intro_and_chapter_10_say_what_the_second_round_found():
     yes = {"tiny": {"fifth", "embeddings", "causal"}, "tiny-code": {"fifth", "word-dropout", "causal"}}
     firm = {"tiny": {"embeddings", "causal"}, "tiny-code": {"fifth", "word-dropout", "causal"}}
     for base, language in (("tiny", "English"), ("tiny-code", "code words")):
-        of_base = table[table["base"] == base]
+        of_base = table[table["base"] == base].assign(over_swap=lambda t: t["word"] - t["swap_word"])
         found = sentences.recipes.verdicts(of_base, ENDPOINT, phrases=phrases[phrases["base"] == base])
         assert set(found.index[found["both"] == "yes"]) == yes[base]
         assert set(found.index[found["p"] < 0.025]) == firm[base]
         row = [f"{interval:+.3f}" for interval in found.loc["causal"].iloc[:3]]
-        fid, own = (sentences.recipes.over_seeds(of_base, c, "frozen") for c in ("fid", "gain_word"))
+        fid, own = (sentences.recipes.over_seeds(of_base, c, "frozen") for c in ("fid", "over_swap"))
         assert f"| {language} | {' | '.join(row)} | {fid['causal']:+.2f} |" in text
         assert f"{found['p']['causal']:.3f} in {language}" in text
         assert f"{own['fifth']:+.3f}" in text
@@ -639,19 +639,32 @@ def test_what_chapter_10_says_of_two_seeds_of_every_recipe():
     assert {"frozen", "fifth", *chosen} == set(grid.read(profiles.DATA / "grids/recipes-second.yaml").variants)
 
 
-def test_over_three_seeds_states_become_alike_where_words_are_lost():
-    """What chapter 9 says of the encoder that learns at the U-Net's rate."""
+def test_over_three_seeds_chance_decides_whether_words_are_lost():
+    """What chapter 9 says of its two sets of three runs each."""
     table = pd.read_csv(profiles.DATA / "causes.csv")
-    own = table[table["variant"] == "learnable"].set_index("evidence")
-    assert set(table["reference"]) == {"frozen"}
     assert table["seeds"].min() >= 3
-    assert own.loc["word", "high"] < 0 < own.loc["gain_auc_roc", "low"]
-    assert own.loc["alike", "low"] > 0.5
-    assert own.loc["named", "low"] < 0 < own.loc["named", "high"]  # forgetting is not decided
-    assert own.loc["keys", "high"] < 0  # the frozen encoder's keys do not help it
-    fifth, causal = (table[table["variant"] == name].set_index("evidence") for name in ("fifth", "causal"))
-    assert 0 < fifth.loc["alike", "low"] < fifth.loc["alike", "high"] < own.loc["alike", "low"]
-    assert causal.loc["begin", "high"] < 0  # a begin token that has read no word does not point
-    # Made without the gain of single maps and without these two kinds of tokens, as the chapter says.
-    wanted = {*sentences.causes.EVIDENCE, "gain_auc_roc", "word"} - {"side", "other words"}
-    assert all(set(rows["evidence"]) == wanted for _, rows in table.groupby("variant"))
+    apart = table[table["reference"].notna()]
+    assert set(apart["reference"]) == {"frozen"}
+    for number, rows in apart.groupby("set"):
+        of = {name: part.set_index("evidence") for name, part in rows.groupby("variant")}
+        own, fifth, causal = (of[name] for name in ("learnable", "fifth", "causal"))
+        assert (own.loc["word", "high"] < 0) == (number == 1)
+        assert own.loc["gain_auc_roc", "low"] > 0
+        for name in ("learnable", "fifth"):  # both preconditions, "in both sets, but also in fifth"
+            assert of[name].loc["alike", "low"] > 0 > of[name].loc["words", "high"]
+        assert own.loc["alike", "low"] > fifth.loc["alike", "high"]
+        assert fifth.loc["word", "high"] > 0  # "no loss is shown"
+        assert own.loc["named", "low"] < 0 < own.loc["named", "high"]  # forgetting is not decided
+        assert causal.loc["begin", "high"] < 0  # a begin token that has read no word does not point
+        # The first set was measured without gains of single maps.
+        gains = {"finding gain", "begin gain", "keys gain", "lag gain", "other U-Net, keys gain"}
+        assert all(gains.isdisjoint(part.index) == (number == 1) for part in of.values())
+        assert number == 1 or all(sentences.causes.EVIDENCE.keys() <= set(part.index) for part in of.values())
+    words = table[table["evidence"].str.fullmatch(r"word, seed \d")].set_index("variant")["estimate"]
+    assert len(words["learnable"]) == 3
+    assert sorted(words["learnable"] < 0.6) == [False, False, True]  # "only one seed of the three has lost its words"
+    assert sorted(words["learnable"])[1] > 0.8
+    assert words[["frozen", "fifth", "causal"]].min() > 0.7
+    made = runs.read_json(profiles.DATA / "causes.json", dict)
+    assert made["profile"]["seeds"] == [0, 1, 2]
+    assert "dirty" not in made["commit"]
