@@ -543,8 +543,8 @@ for runs_of, reference, columns in (
 # %% [markdown]
 # ### What may real X-rays need?
 #
-# Two things may be missing. Most of Open-i's reports state no finding, and the impression, which is the prompt, leaves
-# out some of those that are stated. So `recipes-open-val` tries prompts that start with the names of the findings
+# Two things may be missing. Most of Open-i's reports have no finding, and the impression, which is the prompt, leaves
+# out some of those that the report has. So `recipes-open-val` tries prompts that start with the names of the findings
 # (`labels`), and the same with the studies that have a finding shown four times as often as the others (`oversampled`;
 # only for frozen are the two tried one by one). `learnable` learns at a fifth of the U-Net's rate here. The score is on
 # val, as a choice must be. Three patients in ten are val, and train has as many fewer: with that and 1,000 steps, these
