@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import itertools
 import json
+import logging
 import os
 import random
 import shutil
@@ -913,6 +914,18 @@ def test_a_signal_is_one_line(notebooks, tmp_path, starting, number):
     output, _ = process.communicate(timeout=120)
     assert output == "stopped; finished work is kept, run the same command to resume\n"
     assert process.returncode == 128 + number
+
+
+def handler_levels() -> list[int]:
+    return [handler.level for handler in logging.getLogger("distributed").handlers]
+
+
+def test_workers_that_ctrl_c_cuts_off_do_not_tell():
+    """Where the scheduler is stopped first, a worker would log the heartbeat that failed, if the machine is busy."""
+    with importlib.import_module("chestxai.batch.execute")._local(1, 1) as place:
+        levels = place.client.run(handler_levels)
+    assert levels
+    assert all(each == [logging.CRITICAL] for each in levels.values())
 
 
 def namespace(command: str) -> list[str]:

@@ -299,10 +299,10 @@ def _local(workers: int | None, most: int) -> Iterator[_Place]:
     gpus = _gpus()
     count = workers or len(gpus) or max(1, min(2, cores), cores // 2)
     # A nanny notices at once when its worker ends; watching the clock would restart busy workers when it is set. Dask's
-    # own observation of itself would take a fifth of a core.
+    # own observation of itself would take a fifth of a core. Its errors are those of heartbeats that Ctrl-C cuts off.
     dask.config.set(distributed__scheduler__worker_ttl=None, distributed__worker__profile__enabled=False)
     dask.config.set(distributed__admin__tick__interval="1s", distributed__admin__system_monitor__interval="5s")
-    options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": ":0", "silence_logs": "ERROR"}
+    options = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": ":0", "silence_logs": "CRITICAL"}
     with ExitStack() as stack:
         with _uninterrupted():
             cluster = stack.enter_context(LocalCluster(min(count, most), **options))
