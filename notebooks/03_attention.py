@@ -361,10 +361,10 @@ plots.overlay_grid(
 # model generates an image. The more alike these two are, the more weight their product gets, and the less the measured
 # map. The begin token of CLIP has read no word, so its map shows what attracts attention whatever the words. In a BERT
 # such as the base's, the begin token has read the whole prompt, so its map depends on the words as well (chapter 9).
-# The begin token of the *empty prompt* has read no word in either, so the last two steps are also tried with its map. Each step
-# changes what is scored, so the book scores maps as measured. Here is what the steps would change (with fewer timesteps
-# than above, so the first row differs from `noised`). A step that raises one score may lower the other: compare both
-# columns.
+# The begin token of the *empty prompt* has read no word in either, so the last two steps are also tried with its map.
+# Each step changes what is scored, so the book scores maps as measured. Here is what the steps would change (with fewer
+# timesteps than above, so the first row differs from `noised`). A step that raises one score may lower the other:
+# compare both columns.
 
 # %% tags=["aggregate"]
 groups = grounding.ground_groups(

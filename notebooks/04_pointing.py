@@ -237,8 +237,8 @@ Markdown(
 # {numref}`fig-auc-by-finding` and {numref}`fig-pointing-game-by-finding` show the mean score of each finding with its
 # 95 % confidence interval. It covers what other *patients* might have given: patients are resampled, each with all of
 # their phrases (a bootstrap, which chapter 8 checks). With several seeds it covers other seeds, too. The ring is the
-# score on images of other patients without the finding (*The image swap*, below), the diamond the location prior, the
-# bar chance.
+# score on images of other patients without the finding, read at fewer timesteps (*The image swap*, below), the diamond
+# the location prior, the bar chance.
 
 # %% tags=["aggregate"] name="fig-auc-by-finding"
 every = [folder for several in folders.values() for folder in several]

@@ -132,11 +132,11 @@ Markdown(say.tradeoff.seeds(len(seeds)))
 #
 # The *location prior* never looks at the image; *chance* is a random map. *Held-out images* is what such images score
 # themselves: the level to aim at for the classifier's AUC, precision, recall, density, coverage and similarity
-# (MS-SSIM). The rows *swapped images* are the scores on images of other patients without the finding: what is
-# reached without this image. (The variants read them at fewer timesteps, see chapter 4.) The *prior of the text* is the mean training mask of the
-# same finding, side and zone. *AUC-ROC within the field* compares only pixels where some training patient has a
-# finding. *Contrastive* and *supervised* are the models of chapter 4 that point without diffusion; the second has
-# learned from masks.
+# (MS-SSIM). The rows *swapped images* are the scores on images of other patients without the finding: what is reached
+# without this image. (The variants read them at fewer timesteps, see chapter 4.) The *prior of the text* is the mean
+# training mask of the same finding, side and zone. *AUC-ROC within the field* compares only pixels where some training
+# patient has a finding. *Contrastive* and *supervised* are the models of chapter 4 that point without diffusion; the
+# second has learned from masks.
 #
 # The next cell writes all columns of the table for programs (CSV, where an interval is three columns at full
 # precision), papers (LaTeX) and pages (Markdown), into the profile's folder.
@@ -573,10 +573,10 @@ Markdown(say.tradeoff.counted_kinds(kinds["kind"]))
 #
 # This is a first attempt. The study has not tried prompts made of labels or of the medical subject headings (MeSH) that
 # indexers gave the reports, balanced sampling of findings, augmentation, 96 or 128 pixels, or a wider U-Net. It has one
-# seed; chapter 10 trains more recipes with three. It is scored on test images directly, without validation images, so a
-# setting that is chosen by these scores has to be tested on other images. Where maps lean to one side, the intervals of
-# the side are wider than they need to be. A few phrases behind *side* still name it in another way (“in the lingula”),
-# here and in chapter 10; runs made now leave these out.
+# seed; chapter 10 trains more recipes with three, and tries names and balance on val. It is scored on test images
+# directly, without validation images, so a setting that is chosen by these scores has to be tested on other images.
+# Where maps lean to one side, the intervals of the side are wider than they need to be. A few phrases behind *side*
+# still name it in another way (“in the lingula”), here and in chapter 10; runs made now leave these out.
 
 # %%
 tests = {

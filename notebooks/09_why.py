@@ -697,8 +697,8 @@ _ = runs.write_json(left.with_suffix(".json"), made | runs.record())
 # file is what this chapter leaves of them (`make book PROFILE=causes`, hours). The intervals cover seeds and patients,
 # and with three seeds they are wide.
 #
-# The runs were trained twice from the same seeds, in two sets. Rounding differs between processors, and the difference
-# grows with the training, so the sets are as different as other seeds would be:
+# The runs were trained twice with the same settings and seeds, by two versions of this code on two days. Differences in
+# rounding grow with the training, so two such sets may be as different as two sets of seeds:
 
 # %% tags=["aggregate"]
 shipped = pd.read_csv(profiles.DATA / "causes.csv")
@@ -727,8 +727,8 @@ by_seed = alone["evidence"].str.contains("seed")
 alone[by_seed].pivot_table("estimate", "evidence", "variant", sort=False).round(3)
 
 # %% [markdown]
-# So at the U-Net's rate chance decides whether words are lost, as chapter 10 finds in more runs. The hypotheses, by the
-# runs of the second set (the first was measured without gains of single maps):
+# So at the U-Net's rate, whether words are lost differs from run to run, as chapter 10 finds in more runs. The
+# hypotheses, by the runs of the second set (the first was measured without gains of single maps):
 
 # %% tags=["aggregate"]
 exchanged_by = ("keys", "values", "keys and values", "other U-Net, keys")
