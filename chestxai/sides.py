@@ -64,9 +64,9 @@ def score_run(profile: Profile, run: Run, studies: Sequence[Study], pool: Sequen
         raise InputError(f"profile {profile.name}: no report of this split places a finding on one side")
     finetune.load_checkpoint(pipeline, run, step)
     about = {"fit": fit, "identity": f"{identity}-{step}", "description": f"step {step}, sides"}
-    probes = faithfulness.probe_truths(
-        pipeline, truths, pool, profile.grounding, run.probes_file(step, "sides"), **about
-    )
+    # Few reports name a side, so all timesteps can be read, on swapped images as well.
+    settings = profile.grounding.model_copy(update={"swap_every": 1})
+    probes = faithfulness.probe_truths(pipeline, truths, pool, settings, run.probes_file(step, "sides"), **about)
     rows = []
     for truth, own, swapped in zip(truths, probes["own"], probes["swap"], strict=True):
         side = truth.finding.side

@@ -533,8 +533,8 @@ Markdown("Differences on the same phrases:\n\n" + "\n".join(lines))
 # ## Further: words that should not point
 #
 # A model that understands should give a word little attention where its finding is absent, or where the prompt denies
-# it. Every variant is tested with its first seed, on the same sample of up to 20 phrases and at three timesteps. Each
-# image shows a finding; another finding, which it does not show, is named as well. All maps are scored at the place of
+# it. Every variant is tested with its first seed, on the same sample of up to 20 phrases, at the timesteps at which
+# swapped images are read. Each image shows a finding; another finding, which it does not show, is named as well. All maps are scored at the place of
 # the finding that is there. If an AUC-ROC is close to that of the first row, the word points at the same place, though
 # it should not. *Peak* is the highest attention to the word, divided by that to the name of the finding that is there,
 # when the prompt holds only this name; 1 means equally high.
@@ -547,6 +547,10 @@ patients_of = [t.study.patient for t in sampled]
 pipelines = {v: models.load_base(settings) for v in variants}
 for v in variants:
     finetune.load_checkpoint(pipelines[v], profiles.run(settings, v, seeds[0], out), step)
+reading = settings.grounding
+swap_times = grounding.paper_timesteps(
+    pipelines[variants[0]].scheduler, reading.steps, reading.last, reading.stride
+)[:: -reading.swap_every]
 
 
 def ask(pipeline, asked, same_noise, **options):
@@ -554,8 +558,9 @@ def ask(pipeline, asked, same_noise, **options):
     pixels, *texts = zip(*asked.values(), strict=True)
     keys = [grounding.passes.image_key(image) for image in same_noise] * len(asked)
     texts = [[text for part in some for text in part] for some in texts]
-    options = {"timesteps": [100, 300, 500], **options}
-    found = grounding.ground_many(pipeline, np.concatenate(pixels), *texts, keys, **options)
+    pixels = np.concatenate(pixels)
+    options = {"timesteps": swap_times, **options}
+    found = grounding.ground_many(pipeline, pixels, *texts, keys, **options)
     return dict(zip(asked, np.split(found, len(asked)), strict=True))
 
 
@@ -628,7 +633,7 @@ Markdown(
 # ## Further: two names in one prompt
 #
 # The word test asks for one name at a time. A report names several findings, and the text encoder mixes the words of a
-# prompt. So up to 20 of the pairs are asked for again, at three timesteps: each name alone, and both names in one
+# prompt. So up to 20 of the pairs are asked for again, at the same timesteps: each name alone, and both names in one
 # prompt, from which the map of each is read. The test itself is the same. If it is passed less often with both names,
 # each disturbs the map of the other.
 
@@ -805,7 +810,7 @@ estimated(names, replaced) if replaced else None
 # standard deviations of AUC-ROC: that of *one phrase* over three draws (root mean square over phrases), and that
 # *between phrases* in their means over the draws. The smaller the first is against the second, the less the draw
 # matters. Two more rows show how much the mean over phrases moves with the draw, and how alike the maps of two draws
-# are. It is measured on up to 16 phrases of the sample. Here a map is the mean over three timesteps; maps of the book
+# are. It is measured on up to 16 phrases of the sample. Here a map is the mean over the timesteps of swapped images; maps of the book
 # are means over more, each with its own noise, so a draw matters less there.
 
 # %%
@@ -855,7 +860,7 @@ Markdown(
 # ## Further: would it also point if nothing had been learned?
 #
 # We replace the trained weights of the first variant by random ones, in the U-Net, the text encoder or both, on the
-# sample of phrases and at three timesteps. A map that comes from what was learned must then lose its score and its
+# sample of phrases and at the same timesteps. A map that comes from what was learned must then lose its score and its
 # likeness to the map as trained {cite}`adebayo2018sanity`. If only the text encoder is random, the trained U-Net still
 # reacts to the image. Its maps may then be far from 0.5, even below it, but they must not resemble the map as trained,
 # and they may pass the image swap (here with one other image), but not the word test (on the pairs of *two names in one

@@ -149,5 +149,6 @@ def conditions(profile: Profile) -> dict[str, str]:
     own = "all-MiniLM-L6-v2" if profile.base in SHIPPED else "the base's own"
     about |= {"silent": profile.base in SHIPPED, "replaced": profile.text_encoder is not None}
     about |= {"encoder": profile.text_encoder or own, "images": f"{data.train:,}" if data.train else "all there are"}
-    about |= {"read": len(range(0, grounding.last, grounding.stride)), "grounding": grounding}
+    read = len(range(0, grounding.last, grounding.stride))
+    about |= {"grounding": grounding, "read": read, "skips": grounding.stride > 1}
     return {name: filled(template, **about) for name, template in _say["conditions"].items()}
