@@ -174,8 +174,9 @@ def _p(values: np.ndarray, patients: pd.Series) -> float:
 def by_finding(runs: Sequence[Path], metric: str = "auc_roc", n: int = 2000) -> pd.DataFrame:
     """A score per variant and finding, and over all findings, at the last step, averaged over the seeds of a variant.
 
-    Columns ``finding`` (last: ``"all"``), ``variant, mean, low, high, swap`` (on swapped images), ``prior, chance, n``
-    (phrases). ``runs, metric, n`` as of `table` and `compare`; intervals cover patients, with several seeds both.
+    Columns ``finding`` (last: "all"), ``variant, mean, low, high, swap`` (on swapped images, where there are any),
+    ``prior, chance, n`` (phrases). ``runs, metric, n`` as of `table` and `compare`; intervals cover patients, with
+    several seeds both.
     """
     rows = []
     for variant, members in _by_variant(runs).items():

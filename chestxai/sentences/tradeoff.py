@@ -145,10 +145,9 @@ def conditions(profile: Profile) -> dict[str, str]:
     train, data, grounding = profile.finetune, profile.data, profile.grounding
     about = {"base": Path(profile.base).name, "boxes": profile.boxes, "other": profile.boxes != data.source}
     about |= {"ratio": train.text_learning_rate / train.learning_rate, "data": data, "train": train}
-    about["snr"] = train.min_snr and f"{train.min_snr:g}"
+    about |= {"grounding": grounding, "snr": train.min_snr and f"{train.min_snr:g}"}
     own = "all-MiniLM-L6-v2" if profile.base in SHIPPED else "the base's own"
     about |= {"silent": profile.base in SHIPPED, "replaced": profile.text_encoder is not None}
     about |= {"encoder": profile.text_encoder or own, "images": f"{data.train:,}" if data.train else "all there are"}
-    read = len(range(0, grounding.last, grounding.stride))
-    about |= {"grounding": grounding, "read": read, "skips": grounding.stride > 1}
+    about |= {"read": len(range(0, grounding.last, grounding.stride)), "skips": grounding.stride > 1}
     return {name: filled(template, **about) for name, template in _say["conditions"].items()}
