@@ -12,7 +12,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -276,7 +275,7 @@ def score(
         some = [(i, *probe) for probe in faithfulness.probes(truth, pool, swaps)]
         shown = [to_images([study], size, fit, allow_none=study is not truth.study)[0] for *_, study, _ in some]
         probed += (some := [probe for probe, image in zip(some, shown, strict=True) if len(image)])
-        maps += [*point(np.concatenate(shown), [replace(truth.finding, phrase=prompt) for *_, prompt in some])]
+        maps += [*point(np.concatenate(shown), [finding for *_, finding in some])]
     arrays = faithfulness.by_kind(probed, maps, len(truths), swaps)
     return faithfulness.score_maps(arrays["own"], arrays, truths, priors, size, fit).assign(step=0)
 

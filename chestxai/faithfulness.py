@@ -5,11 +5,12 @@
 - `mirror_test`: is the attention inside a finding on one side greater than inside its mirror image, for a prompt that
   names no side? In `score_maps` also for one that names the other side: which does the map follow (conflict)?
 - `word_test`: of two findings in one image, is each word's map higher in its own mask, against the other word's?
+- `reworded`: what does the map lose if the same phrase names another finding (*renamed*), or denies it (*denied*)?
 - A phantom is X-rayed again without its finding, and with it on the other side: what does the map lose at the old place
   (*removed*), and gain at the new one (*moved*)?
 - `random_weights`: maps must break with the weights (Adebayo et al. 2018, arXiv:1810.03292).
 
-Chance is 0.5 for every test, and 0 for every gain, *removed* and *moved*. From a shell, or on many processes by
+Chance is 0.5 for every test, and 0 for every gain and loss. From a shell, or on many processes by
 ``accelerate launch -m``,
 
     python -m chestxai.faithfulness --profile paper --variant learnable --data /path/to/folder
@@ -39,12 +40,13 @@ from chestxai.localization.references import place
 from chestxai.profiles import GroundingSettings, Profile
 from chestxai.runs import InputError, Run
 from chestxai.sources import phantom
-from chestxai.studies import Finding, Fit, Frame, GroundTruth, Study, phrases, to_images
+from chestxai.studies import FINDINGS, Finding, Fit, Frame, GroundTruth, Study, phrases, to_images
 
-#: Kinds of passes of `probe_truths`: the image as it is, swapped images, prompts without and with the wrong side, and a
-#: phantom without its finding or with it on the other side.
-KINDS = ("own", "swap", "no_side", "other_side", "removed", "moved")
+#: Kinds of passes of `probe_truths`: the image as it is, swapped images, prompts that deny the finding, name another,
+#: no side or the wrong side, and a phantom without its finding or with it on the other side.
+KINDS = ("own", "swap", "denied", "renamed", "no_side", "other_side", "removed", "moved")
 _OTHER = {"left": "right", "right": "left"}
+_OPACITIES = {"Atelectasis", "Consolidation", "Lung Opacity", "Pneumonia"}
 _SIDE = re.compile(r"\b(left|right)\b(-sided)?", re.IGNORECASE)
 
 
@@ -73,28 +75,57 @@ def swap_images(study: Study, pool: Sequence[Study], count: int) -> list[int]:
     fitting = [
         i for i, s in enumerate(pool) if s.patient != study.patient and not names & {f.name for f in s.present()}
     ]
-    key = int.from_bytes(hashlib.sha256(study.id.encode()).digest()[:8])
-    return np.random.default_rng([0, key]).permutation(fitting)[:count].tolist()
+    return np.random.default_rng([0, _key(study)]).permutation(fitting)[:count].tolist()
 
 
-def probes(truth: GroundTruth, pool: Sequence[Study], swaps: int) -> list[tuple[str, int, Study, str]]:
-    """What a phrase is probed with: kind, number within the kind, study whose image is shown, and prompt.
+def _key(study: Study) -> int:
+    return int.from_bytes(hashlib.sha256(study.id.encode()).digest()[:8])
 
-    Every ``truth`` has the kinds "own" and "swap", for up to ``swaps`` studies of the ``pool`` (`swap_images`). If its
-    phrase has a word for its side and others, it also has "no_side" and "other_side", and on a phantom "removed" and
-    "moved", unless its finding has no mask. (Other findings cannot be taken away: an enlarged heart leaves a heart, and
-    edema fills both lungs.)
+
+def reworded(truth: GroundTruth) -> dict[str, Finding]:
+    """The finding of ``truth`` with a phrase that denies it ("No small effusion"), and one that names another.
+
+    Kinds "denied" and "renamed" of `probes`, without those that the report reader understands otherwise, such as
+    phrases with two names. The other finding is one that the study does not show, nor one of its kind (opacities have
+    several names); if this one is on one side, so may be that.
     """
-    study, phrase = truth.study, truth.finding.phrase
-    plain = without_side(phrase) if truth.finding.side in _OTHER and _SIDE.search(phrase) else ""
-    some = [("own", 0, study, phrase)]
-    some += [("swap", k, pool[j], phrase) for k, j in enumerate(swap_images(study, pool, swaps))]
+    study, finding = truth.study, truth.finding
+    span = reports.name_span(finding.phrase, finding.name, finding.side)
+    if not span:
+        return {}
+    shown = {f.name for f in study.present()} | ({"Cardiomegaly", "Edema"} if finding.side in _OTHER else set())
+    shown |= _OPACITIES if shown & _OPACITIES else set()
+    absent = [name for name in FINDINGS if name not in shown] or [finding.name]
+    name = absent[_key(study) % len(absent)]
+    exchanged = finding.phrase[: span[0]] + name.lower() + finding.phrase[span[1] :]
+    out = {"denied": replace(finding, phrase=f"No {finding.phrase}")}
+    if name != finding.name:
+        out["renamed"] = replace(finding, name=name, phrase=exchanged)
+    understood = {k: [(m.name, m.present) for m in reports.find(f.phrase)] for k, f in out.items()}
+    return {k: f for k, f in out.items() if understood[k] == [(f.name, k == "renamed")]}
+
+
+def probes(truth: GroundTruth, pool: Sequence[Study], swaps: int) -> list[tuple[str, int, Study, Finding]]:
+    """What a phrase is probed with: kind, number within the kind, study whose image is shown, and finding with prompt.
+
+    Every ``truth`` has the kinds "own" and "swap", for up to ``swaps`` studies of the ``pool`` (`swap_images`), and
+    those of `reworded`. If its phrase has a word for its side and others, it also has "no_side" and "other_side", and
+    on a phantom "removed" and "moved", unless its finding has no mask. (Other findings cannot be taken away: an
+    enlarged heart leaves a heart, and edema fills both lungs.)
+    """
+    study, finding = truth.study, truth.finding
+    plain = without_side(finding.phrase) if finding.side in _OTHER and _SIDE.search(finding.phrase) else ""
+    some = [("own", 0, study, finding)]
+    some += [("swap", k, pool[j], finding) for k, j in enumerate(swap_images(study, pool, swaps))]
+    some += [(kind, 0, study, other) for kind, other in reworded(truth).items()]
+    sideless = replace(finding, phrase=plain)
     if plain:
-        some += [("no_side", 0, study, plain), ("other_side", 0, study, other_side(phrase))]
-    if plain and study.source == "phantom" and truth.finding.mask is not None:
-        for kind, change, prompt in (("removed", "without", phrase), ("moved", "other side", plain)):
-            image, _ = _changed(study.id, study.size, truth.finding.name, change)
-            some.append((kind, 0, replace(study, array=image), prompt))
+        wrong = replace(finding, phrase=other_side(finding.phrase))
+        some += [("no_side", 0, study, sideless), ("other_side", 0, study, wrong)]
+    if plain and study.source == "phantom" and finding.mask is not None:
+        for kind, change, asked in (("removed", "without", finding), ("moved", "other side", sideless)):
+            image, _ = _changed(study.id, study.size, finding.name, change)
+            some.append((kind, 0, replace(study, array=image), asked))
     return some
 
 
@@ -140,7 +171,7 @@ def probe_truths(
         identity or [models.fingerprint(pipeline), reports.text_length(pipeline.tokenizer)],
         settings.model_dump(),
         fit,
-        [[t.key, [(s.change_token(), p) for *_, s, p in probes(t, pool, settings.swaps)]] for t in truths],
+        [[t.key, [(s.change_token(), f.phrase) for *_, s, f in probes(t, pool, settings.swaps)]] for t in truths],
         runs.code_fingerprint("chestxai.faithfulness"),
     )
     size = models.image_size(pipeline)
@@ -155,14 +186,13 @@ def probe_truths(
         read, kept, _ = to_images(shown.values(), size, fit)
         images = dict(zip(map(id, kept), read, strict=True))
         probed = [p for p in probed if {id(p[3]), id(some[p[0]].study)} <= images.keys()]
-        words = [
-            grounding.target_span(replace(some[i].finding, phrase=prompt), settings.target) for i, *_, prompt in probed
-        ]
+        # A reworded phrase may be longer than the tokenizer takes.
+        probed = [p for p in probed if not grounding.unreadable(pipeline, p[4], settings.target)]
         maps = grounding.ground_many(
             pipeline,
             np.stack([images[id(study)] for *_, study, _ in probed]),
-            [prompt for *_, prompt in probed],
-            words,
+            [finding.phrase for *_, finding in probed],
+            [grounding.target_span(finding, settings.target) for *_, finding in probed],
             [image_key(images[id(some[i].study)]) for i, *_ in probed],
             **options,
         )
@@ -259,10 +289,11 @@ def score_maps(
 
     ``swap_<score>``, ``gain_<score>`` and ``presence`` of `image_swap`; ``peer_auc_roc`` (the maps of up to four other
     patients with the same finding, side and zone); ``mirror`` (no side in the prompt), ``mirror_sided`` (the prompt as
-    it is) and ``conflict`` (the prompt names the other side; 1 follows the image); ``removed`` (AUC-ROC at the
-    finding's place minus that without the finding), ``moved`` (AUC-ROC at its place on the other side, with the finding
-    moved there minus where it was); ``word``, also with ``swap_``, ``gain_`` (with the timesteps of the swapped
-    images), ``prior_`` and ``text_prior_``. NaN where a test does not apply.
+    it is) and ``conflict`` (the prompt names the other side; 1 follows the image); ``renamed`` and ``denied`` (AUC-ROC
+    minus that of the phrase `reworded`), ``prior_renamed``; ``removed`` (minus that without the finding), ``moved``
+    (AUC-ROC at its place on the other side, with the finding moved there minus where it was); ``word``, also with
+    ``swap_``, ``gain_`` (with the timesteps of the swapped images), ``prior_`` and ``text_prior_``. NaN where a test
+    does not apply.
 
     ``maps``, float32 ``(n, h, w)``, are of `grounding.ground_truths` for ``truths``, and ``probes`` of `probe_truths`;
     ``priors, size, fit, text_prior`` as of `localization.score_truths`.
@@ -279,7 +310,10 @@ def score_maps(
         row["mirror"] = mirror_test(probes["no_side"][i], mask, centre)
         row["conflict"] = mirror_test(probes["other_side"][i], mask, centre)
         row["mirror_sided"] = mirror_test(maps[i], mask, centre) if truth.finding.side in _OTHER else math.nan
-        row["removed"] = _minus(probes["own"][i], probes["removed"][i], mask)
+        for kind in ("renamed", "denied", "removed"):
+            row[kind] = _minus(probes["own"][i], probes[kind][i], mask)
+        if (other := reworded(truth).get("renamed")) and other.name in priors:
+            row["prior_renamed"] = _minus(priors[truth.finding.name], priors[other.name], mask)
         there, study = mask, truth.study
         if np.isfinite(probes["moved"][i]).all():
             moved = _changed(study.id, study.size, truth.finding.name, "other side")[1]
@@ -294,7 +328,7 @@ def score_maps(
         if len(some):
             table[f"{prefix}word"] = _mean([_words(one, masks, truths) for one in some])
     table["gain_word"] = _words(probes["own"], masks, truths) - table["swap_word"]
-    differences = "gain_auc_roc", "gain_word", "removed", "moved"
+    differences = "gain_auc_roc", "gain_word", "renamed", "denied", "removed", "moved"
     chance = {f"chance_{name}": 0.0 if name in differences else 0.5 for name in localization.FAITHFULNESS}
     return pd.concat([scores, table.assign(**chance)], axis=1)
 

@@ -147,7 +147,7 @@ class TestScore:
     @staticmethod
     def seeing(images, findings):
         """The departure from grey in the finding's direction."""
-        signs = [np.sign(NAMES[f.name] - 110) for f in findings]
+        signs = [np.sign(NAMES.get(f.name, 110) - 110) for f in findings]
         return np.stack([np.maximum(s * (x.astype(np.float32) - 110), 0) for s, x in zip(signs, images, strict=True)])
 
     def test_a_map_that_sees_gains_by_the_image_and_a_blind_one_does_not(self):

@@ -139,6 +139,43 @@ class TestSwap:
         assert faithfulness.swap_images(own, pool, 1) == faithfulness.swap_images(own, pool, 4)[:1]
 
 
+class TestReworded:
+    def reworded(self, phrase, name="Pneumonia", side="right", others=()):
+        one = Finding(name, phrase, True, side)
+        study = Study("s", "1", "x", "test", "", (8, 8), (one, *others))
+        return faithfulness.reworded(GroundTruth(study, one))
+
+    def test_the_same_phrase_denies_the_finding_or_names_an_absent_one(self):
+        denied, renamed = self.reworded("Small right lower lobe pneumonia.").values()
+        assert (denied.name, denied.phrase) == ("Pneumonia", "No Small right lower lobe pneumonia.")
+        assert renamed.name in ("Pleural Effusion", "Pneumothorax")  # no other opacity, and nothing without a side
+        assert renamed.phrase == f"Small right lower lobe {renamed.name.lower()}."
+        (wide,) = {self.reworded("Edema.", "Edema", "bilateral", [Finding(n)])["renamed"].name for n in ("Pneumonia",)}
+        assert wide in ("Cardiomegaly", "Pleural Effusion", "Pneumothorax")
+
+    def test_what_cannot_be_said_so_is_left_out(self):
+        both = self.reworded("Right pneumonia and effusion.")
+        assert both == {}  # two findings are denied, or named
+        every = [Finding(name) for name in ("Pleural Effusion", "Pneumothorax")]
+        assert list(self.reworded("Right pneumonia.", others=every)) == ["denied"]
+        assert self.reworded("The lungs are hazy.") == {}
+        assert list(self.reworded("Nodule.", "Nodule")) == ["renamed"]  # whose denial the report reader does not know
+
+    def test_the_loss_is_what_the_map_of_the_other_phrase_does_not_show(self):
+        place, elsewhere = at(4, 4), at(20, 20)
+        one = truth("Pneumonia", place, "right")
+        one = replace(one, finding=replace(one.finding, phrase="right pneumonia"))
+        other = faithfulness.reworded(one)["renamed"].name
+        maps = {"own": place + 0.0, "denied": place + 0.0, "renamed": elsewhere + 0.0}
+        probes = {kind: maps.get(kind, place * np.nan)[None] for kind in faithfulness.KINDS}
+        probes["swap"] = probes["own"][:, None]
+        priors = {"Pneumonia": place + 0.0, other: np.ones((SIZE, SIZE))}
+        row = faithfulness.score_maps(probes["own"], probes, [one], priors, SIZE).iloc[0]
+        assert row["denied"] == row["chance_denied"] == row["chance_renamed"] == 0  # the denial changed nothing
+        assert row["renamed"] == pytest.approx(1 - localization.auc_roc(elsewhere + 0.0, place))
+        assert row["prior_renamed"] == pytest.approx(0.5)  # of a prior that is the same everywhere
+
+
 class TestMoved:
     """A phantom whose finding is taken away or moved, and nothing else."""
 
@@ -179,8 +216,8 @@ class TestMoved:
 
     def test_only_a_phantom_whose_finding_has_a_place_is_changed(self, one):
         """The image without the finding has the prompt as it is; the moved one, as in the mirror test, has no side."""
-        shown = {kind: (study.pixels(), prompt) for kind, _, study, prompt in faithfulness.probes(one, [], 1)}
-        assert set(shown) == {"own", "no_side", "other_side", "removed", "moved"}
+        shown = {kind: (study.pixels(), f.phrase) for kind, _, study, f in faithfulness.probes(one, [], 1)}
+        assert set(shown) == {*faithfulness.KINDS} - {"swap"}
         for kind, change, like in (("removed", "without", "own"), ("moved", "other side", "no_side")):
             image, _ = phantom.counterfactual(one.study, one.finding.name, change)
             np.testing.assert_array_equal(shown[kind][0], image)
@@ -286,6 +323,17 @@ class TestProbes:
         assert [kind for kind, *_ in faithfulness.probes(truth(mask=at(3, 3), side="left"), [], 1)]
         bare = replace(truth(mask=at(3, 3), side="left"), finding=Finding("Pneumonia", "left", True, "left"))
         assert [kind for kind, *_ in faithfulness.probes(bare, [], 1)] == ["own"]
+
+    def test_a_reworded_phrase_too_long_for_the_tokenizer_costs_its_own_map_only(self, pipeline, data, tmp_path):
+        one, pool = data[0][0], data[1]
+        full, longer = one.finding, replace(one.finding, phrase=f"small {one.finding.phrase}")
+        while not grounding.unreadable(pipeline, longer):
+            full, longer = longer, replace(longer, phrase=f"small {longer.phrase}")
+        full = replace(one, finding=full)
+        (truths, _), settings = grounding.groundable(pipeline, [full]), GroundingSettings(steps=4, last=1, swaps=1)
+        probes = faithfulness.probe_truths(pipeline, truths, pool, settings, tmp_path / "p.safetensors")
+        assert np.isfinite(probes["own"]).all()
+        assert np.isnan(probes["denied"]).all()
 
     def test_a_swap_of_the_image_for_itself_gains_nothing(self, pipeline, data, tmp_path):
         truths, _ = data

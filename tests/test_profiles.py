@@ -264,7 +264,8 @@ def test_a_sample_is_seeded_in_order_and_never_more_than_there_is():
 
 def test_an_endpoint_has_a_chance_and_more_of_it_is_better():
     # A map that knows where findings usually are has less to lose: no scores to rank by.
-    points = {*localization.FAITHFULNESS, *localization.SCORES} - localization.LOWER_IS_BETTER - {"removed", "moved"}
+    losses = {"renamed", "denied", "removed", "moved"}
+    points = {*localization.FAITHFULNESS, *localization.SCORES} - localization.LOWER_IS_BETTER - losses
     assert {*get_args(profiles.Points)} == points
     for name in ("fid", "centre_distance", "auc_roc_shuffled", "side"):
         with pytest.raises(ValidationError, match="endpoint"):

@@ -20,6 +20,6 @@ leaves the maps of a run's checkpoints where chapter 3 of the book finds them fi
 # ruff: noqa: F401 - this file only re-exports
 
 from chestxai.grounding.command import main
-from chestxai.grounding.dataset import CHUNK, ground_run, ground_truths, groundable, target_span
+from chestxai.grounding.dataset import CHUNK, ground_run, ground_truths, groundable, target_span, unreadable
 from chestxai.grounding.heatmaps import Heatmap, ground, ground_groups, ground_layers, ground_many
 from chestxai.grounding.passes import Passes, paper_timesteps

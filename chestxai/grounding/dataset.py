@@ -28,6 +28,15 @@ def target_span(finding: Finding, target: str = "finding") -> tuple[int, int]:
     return named or (0, len(finding.phrase))
 
 
+def unreadable(pipeline: StableDiffusionPipeline, finding: Finding, target: str = "finding") -> InputError | None:
+    """Why the words of ``target`` cannot be read in the phrase of a ``finding``, by the tokenizer of ``pipeline``."""
+    try:
+        reports.token_positions(pipeline.tokenizer, finding.phrase, target_span(finding, target))
+    except InputError as error:
+        return error
+    return None
+
+
 def groundable(
     pipeline: StableDiffusionPipeline, truths: Sequence[GroundTruth], target: str = "finding"
 ) -> tuple[list[GroundTruth], list[str]]:
@@ -35,14 +44,9 @@ def groundable(
 
     Words of ``target``, by the tokenizer of ``pipeline``. InputError if there are rows, but none can be read.
     """
-    kept, lines = [], []
-    for truth in truths:
-        try:
-            span = target_span(truth.finding, target)
-            reports.token_positions(pipeline.tokenizer, truth.finding.phrase, span)
-            kept.append(truth)
-        except InputError as error:
-            lines.append(_line(truth, error))
+    errors = [unreadable(pipeline, truth.finding, target) for truth in truths]
+    kept = [truth for truth, error in zip(truths, errors, strict=True) if not error]
+    lines = [_line(truth, error) for truth, error in zip(truths, errors, strict=True) if error]
     if lines and not kept:
         raise InputError(f"none of {len(lines)} phrases can be read; the first: {lines[0]}")
     return kept, lines
