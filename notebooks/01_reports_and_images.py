@@ -43,6 +43,7 @@ from time import process_time
 
 import numpy as np
 import pandas as pd
+import plotly.express as px
 from IPython.display import Markdown
 
 from chestxai import (
@@ -561,7 +562,19 @@ pd.DataFrame({name: {**card, **read[name]} for name, card in cards.items()}).dro
 # about equal, the two findings do not tend to occur together.
 
 # %% tags=["aggregate"] name="fig-together"
-plots.cooccurrence(labels["train"], title="Findings that come together, training studies")
+counts = labels["train"].sum(axis=0).astype(int)
+both = labels["train"].T @ labels["train"] / np.maximum(counts, 1)[:, None]
+share = pd.DataFrame(
+    both,
+    columns=FINDINGS,
+    index=[f"{f} ({n:,})" for f, n in zip(FINDINGS, counts, strict=True)],
+)
+px.imshow(
+    share.mask(np.eye(len(FINDINGS), dtype=bool)), text_auto=".0%", aspect="auto",
+    color_continuous_scale="Blues", zmin=0, template=plots.TEMPLATE, height=420,
+    labels={"x": "… that have this finding too", "y": "of the studies with …", "color": "share"},
+    title="Findings that come together, training studies",
+)  # fmt: skip
 
 # %% [markdown]
 # ## Look for yourself

@@ -221,12 +221,12 @@ by_layer = grounding.ground_layers(
 at = np.unique(np.linspace(0, len(path) - 1, 8).round().astype(int))
 few = [path[j] for j in at]
 auc = np.array([[mean_auc(m[:, j]) for j in at] for m in by_layer.values()])
-plots.layer_time(
-    auc,
-    list(layers),
-    few,
+px.imshow(
+    auc, x=[str(t) for t in few], y=list(layers), text_auto=".2f", aspect="auto",
+    color_continuous_scale="RdBu", color_continuous_midpoint=0.5, template=plots.TEMPLATE,
+    labels={"x": "timestep t (larger = noisier)", "y": "layer", "color": "AUC-ROC"},
     title=f"AUC-ROC of {len(val_masks)} validation phrases, {variant}",
-)
+)  # fmt: skip
 
 # %% tags=["remove-input", "aggregate"]
 names = list(layers)

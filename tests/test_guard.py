@@ -18,6 +18,7 @@ from typing import Any
 import nbformat
 import numpy as np
 import pandas as pd
+import plotly.express as px
 import plotly.graph_objects as go
 import pytest
 from hypothesis import given
@@ -789,7 +790,7 @@ class TestAggregates:
         trace = pd.DataFrame({"step": range(0, 60_000, 500), "loss": RNG.random(120), "lr": 5e-5})
         layers = pd.DataFrame(RNG.random((16, 40)), index=[f"up.{i}" for i in range(16)], columns=range(0, 1000, 25))
         figures = [
-            plots.cooccurrence(labels),
+            px.imshow(labels.T @ labels, x=FINDINGS, y=FINDINGS, text_auto=True),
             go.Figure(go.Heatmap(z=layers.to_numpy(), x=list(layers.columns), y=list(layers.index))),
             go.Figure(go.Heatmap(z=layers.to_numpy().T.tolist())),
             go.Figure(go.Scatter(x=trace["step"], y=trace["loss"], error_y={"array": RNG.random(120)})),

@@ -242,24 +242,6 @@ def test_a_label_in_the_corner_leaves_the_side_marker_free(radiographs: np.ndarr
 # --- charts ---
 
 
-def test_cooccurrence_is_the_share_of_the_rows_studies():
-    labels = np.array([[1, 1, 0], [1, 0, 0], [1, 0, 0], [1, 1, 0]])
-    heat = plots.cooccurrence(labels, names=["A", "B", "<C>"]).data[0]
-    # Two of A's four studies have B; both of B's have A; C is in none, so its row says nothing.
-    assert heat.z[0][1] == 0.5
-    assert heat.z[1][0] == 1
-    assert heat.z[0][2] == heat.z[1][2] == 0
-    assert np.isnan(heat.z[2]).all()
-    assert np.isnan(np.diag(heat.z)).all()
-    assert heat.text[0][1] == "50%"
-    assert heat.text[2][0] == ""
-    assert heat.customdata[0][1] == 2
-    assert list(heat.y) == ["A (4)", "B (2)", "&lt;C&gt; (0)"]
-    assert plots.cooccurrence(np.zeros((3, 8))).data[0].zmax > 0
-    with pytest.raises(ValueError, match="expected \\(studies, 8 findings\\)"):
-        plots.cooccurrence(labels)
-
-
 def test_histogram_shows_both_sides_of_the_mask_at_one_scale():
     heatmap, mask = np.zeros((10, 10)), np.zeros((10, 10), bool)
     mask[:2, :5] = True
@@ -331,19 +313,6 @@ def test_training_curves():
     assert "loss" in fig.layout.yaxis.title.text
     with pytest.raises(ValueError, match=r"run frozen.*lr"):
         plots.training_curves({"frozen": training_log(3).drop(columns="lr")})
-
-
-def test_layer_time_is_centred_on_chance():
-    matrix = np.array([[0.5, 0.7, np.nan], [0.4, 0.9, 0.6]])
-    fig = plots.layer_time(matrix, ["down", "up"], [0, 500, 900])
-    heat = fig.data[0]
-    assert (heat.zmin + heat.zmax) / 2 == pytest.approx(0.5)
-    assert heat.zmax == pytest.approx(0.9)
-    assert np.array_equal(heat.z, matrix, equal_nan=True)
-    assert heat.texttemplate
-    assert fig.layout.yaxis.autorange == "reversed"  # the first layer on top
-    with pytest.raises(ValueError, match="2 layers, 2 timesteps"):
-        plots.layer_time(matrix, ["down", "up"], [0, 1])
 
 
 def test_scores_by_finding():
@@ -625,7 +594,7 @@ def test_setup_shows_html_without_a_copy_of_plotlyjs(monkeypatch: pytest.MonkeyP
     before = pio.renderers.default
     try:
         plots.setup()
-        figure = plots.layer_time(np.array([[0.5]]), ["mid"], [0])
+        figure = px.imshow([[0.5]], x=["0"], y=["mid"])
         bundle = pio.renderers._build_mime_bundle(figure.to_dict())
         assert set(bundle) == {"application/vnd.plotly.v1+json", "text/html"}
         assert "Plotly.newPlot" in bundle["text/html"]

@@ -7,7 +7,7 @@
 """
 
 # ruff: noqa: F401, I001
-from chestxai.plots.charts import cooccurrence, histogram, layer_time, score_by_size, training_curves
+from chestxai.plots.charts import histogram, score_by_size, training_curves
 from chestxai.plots.comparisons import METRICS, paired, recipes_plane, scores_by_finding, setting_curves, tradeoff
 from chestxai.plots.explorers import Explored, explored, explorer_static, highlights, picture_html, report_html
 from chestxai.plots.explorers import study_html, study_static

@@ -10,62 +10,6 @@ import plotly.graph_objects as go
 
 from chestxai.plots import style
 from chestxai.runs import InputError
-from chestxai.studies import FINDINGS
-
-
-def cooccurrence(labels: np.ndarray, names: Sequence[str] = FINDINGS, title: str = "") -> go.Figure:
-    """How often findings occur together: of the studies with the row's finding, the share that has the column's too.
-
-    ``labels`` are multi-hot ``(studies, findings)``, as `Study.labels` stacked, ``names`` those of its columns, and
-    ``title`` is the figure's. The number of studies with a finding stands behind its name; the row of a finding without
-    studies stays empty, and so does the diagonal.
-    """
-    labels = np.asarray(labels)
-    if labels.ndim != 2 or labels.shape[1] != len(names):
-        raise InputError(f"labels are {labels.shape}, expected (studies, {len(names)} findings)")
-    both = (labels > 0).T.astype(int) @ (labels > 0)
-    counts = both.diagonal()
-    share = np.where(counts[:, None] > 0, both / np.maximum(counts[:, None], 1), np.nan)
-    np.fill_diagonal(share, np.nan)
-    names = list(map(html.escape, names))
-    fig = _matrix(
-        share, [f"{name} ({n:,})" for name, n in zip(names, counts, strict=True)], names, title, customdata=both,
-        text=[["" if np.isnan(v) else f"{v:.0%}" for v in row] for row in share], texttemplate="%{text}",
-        colorscale="Blues", zmin=0, zmax=np.nanmax(share, initial=0) or 1,
-        hovertemplate="of %{y}: %{customdata:,} (%{z:.1%}) have %{x} too<extra></extra>",
-        colorbar={"title": {"text": "share of the row’s studies"}, "tickformat": ".0%", "nticks": 5},
-    )  # fmt: skip
-    return fig.update_xaxes(title_text="… that have this finding too").update_yaxes(title_text="of the studies with …")
-
-
-def layer_time(matrix: np.ndarray, layers: Sequence[str], timesteps: Sequence[int], title: str = "") -> go.Figure:
-    """AUC-ROC per cross-attention layer and diffusion timestep: which layers see the finding, and when.
-
-    That of a blind map, 0.5, is white; above it is blue, below it red. ``matrix`` is ``(layers, timesteps)``, whose NaN
-    cells stay empty; ``layers`` and ``timesteps`` name its rows and columns, ``title`` the figure.
-    """
-    matrix = np.asarray(matrix, dtype=float)
-    if matrix.shape != (len(layers), len(timesteps)):
-        raise InputError(f"the matrix is {matrix.shape}, expected ({len(layers)} layers, {len(timesteps)} timesteps)")
-    reach = np.nanmax(np.abs(matrix - 0.5), initial=0.05)
-    ends = [0.5 - reach, 0.5, 0.5 + reach]
-    fig = _matrix(
-        matrix, [html.escape(str(layer)) for layer in layers], [str(t) for t in timesteps], title,
-        colorscale="RdBu", zmin=ends[0], zmax=ends[2], texttemplate="%{z:.2f}" if len(timesteps) <= 16 else None,
-        hovertemplate="%{y}<br>t = %{x}<br>AUC-ROC %{z:.3f}<extra></extra>",
-        colorbar={"title": {"text": "AUC-ROC"}, "tickvals": ends,
-                  "ticktext": [f"{ends[0]:.2f}", "chance 0.5", f"{ends[2]:.2f}"]},
-    )  # fmt: skip
-    return fig.update_xaxes(title_text="timestep t (larger = noisier)")
-
-
-def _matrix(z: np.ndarray, rows: list[str], columns: list[str], title: str, **options: object) -> go.Figure:
-    """A table of coloured numbers, the first row on top."""
-    heat = go.Heatmap(z=z.round(4), x=columns, y=rows, textfont={"size": 12}, xgap=2, ygap=2, hoverongaps=False)
-    heat.update(colorbar={"title": {"side": "right", "font": {"size": 12.5}}, "thickness": 12, "outlinewidth": 0})
-    axis = {"type": "category", "showgrid": False, "ticks": ""}
-    fig = style.dressed(go.Figure(heat.update(**options)), title, 114 + 36 * max(3, len(rows)), margin={"r": 8})
-    return fig.update_layout(xaxis=axis, yaxis=axis | {"autorange": "reversed"})
 
 
 def histogram(
