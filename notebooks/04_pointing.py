@@ -533,11 +533,56 @@ Markdown("Differences on the same phrases:\n\n" + "\n".join(lines))
 # ## Further: words that should not point
 #
 # A model that understands should give a word little attention where its finding is absent, or where the prompt denies
-# it. Every variant is tested with its first seed, on the same sample of up to 20 phrases, at the timesteps at which
-# swapped images are read. Each image shows a finding; another finding, which it does not show, is named as well. All maps are scored at the place of
-# the finding that is there. If an AUC-ROC is close to that of the first row, the word points at the same place, though
-# it should not. *Peak* is the highest attention to the word, divided by that to the name of the finding that is there,
-# when the prompt holds only this name; 1 means equally high.
+# it. So every phrase is read twice more with other words, on its own image. Two differences of AUC-ROC, both at the
+# place of the finding that is there, are 0 for a map that ignores the change:
+#
+# - *renamed*: the AUC-ROC of the phrase as it is, minus that of the phrase with the name of a finding that the image
+#   does not show. Opacities have four names, which never replace one another. The location prior also loses, since the
+#   other finding usually lies elsewhere.
+# - *denied*: the same for the phrase after the word *No*.
+
+# %% tags=["aggregate"]
+reworded = {
+    "renamed": "renamed",
+    "prior_renamed": "renamed, location prior",
+    "denied": "denied",
+}
+estimated(reworded, {**tables, **scale})
+
+# %% tags=["remove-input", "aggregate"]
+told = []
+for v, table in tables.items():
+    part = table.dropna(subset=["renamed", "denied"])
+    lost = {
+        kind: stats.bootstrap_ci(part[kind], part["patient"], n=resamples)
+        for kind in ("renamed", "denied")
+        if len(part)
+    }
+    if lost:
+        named, no = (
+            say.words.verb(d, "lowers", "raises", "does not clearly change")
+            for d in lost.values()
+        )
+        prior = stats.paired_difference(
+            part["renamed"], part["prior_renamed"], part["patient"], n=resamples
+        )
+        told.append(
+            f"`{v}`: the name of an absent finding {named} the AUC-ROC ({say.words.verb(prior, 'more', 'less', 'not clearly less')} "
+            f"than it lowers that of the location prior), and the word *No* {no} it."
+        )
+Markdown(say.words.bullets(told))
+
+# %% [markdown]
+# Where the name of an absent finding costs little, the map comes from the image and from the phrase's other words, such
+# as those for the place, and hardly from the name. Where *No* changes nothing, the map shows the place of what is named,
+# whatever the prompt says of it.
+#
+# The AUC-ROC does not say how bright a map is. So we also look at its *peak*, with every variant's first seed, on the
+# same sample of up to 20 phrases, at the timesteps at which swapped images are read. Each image shows a finding; another
+# finding, which it does not show, is named as well. All maps are scored at the place of the finding that is there. If an
+# AUC-ROC is close to that of the first row, the word points at the same place, though it should not. *Peak* is the
+# highest attention to the word, divided by that to the name of the finding that is there, when the prompt holds only
+# this name; 1 means equally high.
 
 # %%
 sampled = profiles.sample([test[i] for i in rows], 20, seeds[0])

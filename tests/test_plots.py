@@ -8,6 +8,7 @@ import json
 
 import numpy as np
 import pandas as pd
+import plotly.express as px
 import pytest
 from bs4 import BeautifulSoup
 from hypothesis import given, settings
