@@ -494,7 +494,7 @@ def test_fid_at_a_fifth_of_the_rate_is_less_certain(fifth):
 
 
 def test_the_demo_reads_the_timesteps_that_were_best_on_val():
-    """What chapter 3 says: less noise, more gain and a better mirror test in both variants; learnable's word test falls."""
+    """Chapter 3: with less noise, more gain and a better mirror test in both variants; learnable's word test falls."""
     grid = batch.grid.read(profiles.DATA / "grids" / "timesteps.yaml")
     table = tradeoff.last_step(of_study("timesteps"), ("variant", "seed", "grounding.steps"))
     means = table.groupby(["grounding.steps", "variant"])[["gain_auc_roc", "word", "mirror"]].mean().unstack()
