@@ -108,16 +108,17 @@ def reworded(truth: GroundTruth) -> dict[str, Finding]:
 def probes(truth: GroundTruth, pool: Sequence[Study], swaps: int) -> list[tuple[str, int, Study, Finding]]:
     """What a phrase is probed with: kind, number within the kind, study whose image is shown, and finding with prompt.
 
-    Every ``truth`` has the kinds "own" and "swap", for up to ``swaps`` studies of the ``pool`` (`swap_images`), and
-    those of `reworded`. If its phrase has a word for its side and others, it also has "no_side" and "other_side", and
-    on a phantom "removed" and "moved", unless its finding has no mask. (Other findings cannot be taken away: an
-    enlarged heart leaves a heart, and edema fills both lungs.)
+    Every ``truth`` has the kinds "own" and "swap", for up to ``swaps`` studies of the ``pool`` (`swap_images`), and if
+    it has a place, those of `reworded`. If its phrase has a word for its side and others, it also has "no_side" and
+    "other_side", and on a phantom "removed" and "moved", unless its finding has no mask. (Other findings cannot be
+    taken away: an enlarged heart leaves a heart, and edema fills both lungs.)
     """
     study, finding = truth.study, truth.finding
     plain = without_side(finding.phrase) if finding.side in _OTHER and _SIDE.search(finding.phrase) else ""
     some = [("own", 0, study, finding)]
     some += [("swap", k, pool[j], finding) for k, j in enumerate(swap_images(study, pool, swaps))]
-    some += [(kind, 0, study, other) for kind, other in reworded(truth).items()]
+    placed = finding.mask is not None or finding.boxes
+    some += [(kind, 0, study, other) for kind, other in reworded(truth).items() if placed]
     sideless = replace(finding, phrase=plain)
     if plain:
         wrong = replace(finding, phrase=other_side(finding.phrase))

@@ -53,9 +53,10 @@ def score_run(profile: Profile, run: Run, studies: Sequence[Study], pool: Sequen
     """Map and score `sided` with a checkpoint of a finished run; the maps are kept in its ``maps/`` and resumed.
 
     A row for each finding: ``study, patient, finding, phrase, side, step``; ``mirror``, 1 where the mean attention is
-    greater on the finding's side of the image than on the other; ``swap_mirror``, the same on images of other patients
-    without the finding, from the ``pool``, another split than that of ``studies`` (`faithfulness.swap_images`). ``run``
-    is of ``profile``, and ``step`` a checkpoint. InputError where no report names a side.
+    greater on the finding's side of the image than on the other; ``swap_mirror``, the same on the image of another
+    patient without the finding, from the ``pool``, another split than that of ``studies``
+    (`faithfulness.swap_images`). ``run`` is of ``profile``, and ``step`` a checkpoint. InputError where no report names
+    a side.
     """
     identity, size, fit = run.check_finished().record()["identity"], profile.data.size, profile.data.fit
     pipeline = models.load_base(profile, device=PartialState().device)
@@ -64,15 +65,15 @@ def score_run(profile: Profile, run: Run, studies: Sequence[Study], pool: Sequen
         raise InputError(f"profile {profile.name}: no report of this split places a finding on one side")
     finetune.load_checkpoint(pipeline, run, step)
     about = {"fit": fit, "identity": f"{identity}-{step}", "description": f"step {step}, sides"}
-    # Few reports name a side, so all timesteps can be read, on swapped images as well.
-    settings = profile.grounding.model_copy(update={"swap_every": 1})
+    # All timesteps are read, on the swapped image as well.
+    settings = profile.grounding.model_copy(update={"swap_every": 1, "swaps": 1})
     probes = faithfulness.probe_truths(pipeline, truths, pool, settings, run.probes_file(step, "sides"), **about)
     rows = []
-    for truth, own, swapped in zip(truths, probes["own"], probes["swap"], strict=True):
+    for truth, own, swapped in zip(truths, probes["own"], probes["swap"][:, 0], strict=True):
         side = truth.finding.side
         mask, centre = half(truth.study, side, size, fit), faithfulness.midline(truth.study, size, fit)
-        mirror, *swaps = (faithfulness.mirror_test(heatmap, mask, centre) for heatmap in (own, *swapped))
-        scores = {"mirror": mirror, "swap_mirror": pd.Series(swaps, dtype=float).mean()}
+        mirror, swap = (faithfulness.mirror_test(heatmap, mask, centre) for heatmap in (own, swapped))
+        scores = {"mirror": mirror, "swap_mirror": swap}
         rows.append(truth.about() | {"side": side, "step": step} | scores)
     return pd.DataFrame(rows)
 

@@ -388,7 +388,7 @@ estimated(
 # %% tags=["aggregate"]
 studies = profiles.studies(settings, "test", data)
 if settings.boxes == "phantom":  # all of them have masks; some are enough to compare
-    studies = profiles.sample(studies, 80)
+    studies = profiles.sample(studies, 40)
 halves = {}
 if sides.sided(studies):
     runs_of = {v: profiles.run(settings, v, seeds[0], out) for v in variants}
