@@ -309,9 +309,10 @@ px.line(
 
 # %% [markdown]
 # With little noise the maps of both variants depend more on the image (gain) and prefer the true side more often
-# (mirror test). The word test of learnable falls meanwhile: its words say where to look when there is little to see.
-# Profile `demo` reads the last 10 of 100, where the mean of gain over both variants is highest. Profile `paper` reads
-# what the paper reads. So a model is compared with another at one reading only.
+# (mirror test). The word test of learnable is lowest where there is hardly any noise; perhaps its words matter more
+# where there is less to see. Profile `demo` reads the last 10 of 100, where gain and word test of both variants add up
+# to the most. Profile `paper` reads what the paper reads. Scores can be compared only if they are read at the same
+# noise.
 
 # %% [markdown]
 # ## Further: three ways to run the model
