@@ -46,7 +46,8 @@ from chestxai.studies import FINDINGS, Finding, Fit, Frame, GroundTruth, Study, 
 #: no side or the wrong side, and a phantom without its finding or with it on the other side.
 KINDS = ("own", "swap", "denied", "renamed", "no_side", "other_side", "removed", "moved")
 _OTHER = {"left": "right", "right": "left"}
-_OPACITIES = {"Atelectasis", "Consolidation", "Lung Opacity", "Pneumonia"}
+_OPACITIES = {"Atelectasis", "Consolidation", "Edema", "Lung Opacity", "Pneumonia"}
+_DENIED = re.compile(r"\b(no|not|cannot|without)\b", re.IGNORECASE)
 _SIDE = re.compile(r"\b(left|right)\b(-sided)?", re.IGNORECASE)
 
 
@@ -85,16 +86,17 @@ def _key(study: Study) -> int:
 def reworded(truth: GroundTruth) -> dict[str, Finding]:
     """The finding of ``truth`` with a phrase that denies it ("No small effusion"), and one that names another.
 
-    Kinds "denied" and "renamed" of `probes`, without those that the report reader understands otherwise, such as
-    phrases with two names. The other finding is one that the study does not show, nor one of its kind (opacities have
-    several names); if this one is on one side, so may be that.
+    Kinds "denied" and "renamed" of `probes`. Left out where the report reader would not understand the phrase so, as
+    with two names or a negation. The other finding is one that the study does not show, and no opacity if it shows one,
+    as these have several names. For a finding on one side it is one that can lie on one side, too.
     """
     study, finding = truth.study, truth.finding
     span = reports.name_span(finding.phrase, finding.name, finding.side)
-    if not span:
+    if not span or _DENIED.search(finding.phrase):
         return {}
-    shown = {f.name for f in study.present()} | ({"Cardiomegaly", "Edema"} if finding.side in _OTHER else set())
+    shown = {f.name for f in study.present()}
     shown |= _OPACITIES if shown & _OPACITIES else set()
+    shown |= {"Cardiomegaly", "Edema"} if finding.side in _OTHER else set()
     absent = [name for name in FINDINGS if name not in shown] or [finding.name]
     name = absent[_key(study) % len(absent)]
     exchanged = finding.phrase[: span[0]] + name.lower() + finding.phrase[span[1] :]
@@ -157,7 +159,7 @@ def probe_truths(
     identity: str = "",
     description: str = "swapped images and words",
 ) -> dict[str, np.ndarray]:
-    """Maps `by_kind` of all phrases: on their own and on other images, for prompts without and with the wrong side.
+    """Maps `by_kind` of all phrases: on their own and on other images, and for changed prompts.
 
     Every row sees the noise of its own image. Errors are those of `grounding.ground_truths`.
 
@@ -184,11 +186,11 @@ def probe_truths(
         some = truths[rows.start : rows.stop]
         probed = [(i, *probe) for i, truth in enumerate(some) for probe in probes(truth, pool, settings.swaps)]
         shown = {id(study): study for *_, study, _ in probed}
-        read, kept, _ = to_images(shown.values(), size, fit)
-        images = dict(zip(map(id, kept), read, strict=True))
-        probed = [p for p in probed if {id(p[3]), id(some[p[0]].study)} <= images.keys()]
-        # A reworded phrase may be longer than the tokenizer takes.
+        read, kept, _ = to_images(shown.values(), size, fit, allow_none=True)
+        images = dict.fromkeys(shown, np.zeros((size, size), np.uint8)) | dict(zip(map(id, kept), read, strict=True))
+        # A reworded phrase may be longer than the tokenizer takes; read whole, a denied one has a word more.
         probed = [p for p in probed if not grounding.unreadable(pipeline, p[4], settings.target)]
+        probed = [p for p in probed if p[1] != "denied" or settings.target == "finding"]
         maps = grounding.ground_many(
             pipeline,
             np.stack([images[id(study)] for *_, study, _ in probed]),
@@ -197,6 +199,9 @@ def probe_truths(
             [image_key(images[id(some[i].study)]) for i, *_ in probed],
             **options,
         )
+        for (i, _, _, study, _), heatmap in zip(probed, maps, strict=True):
+            if not {id(study), id(some[i].study)} <= set(map(id, kept)):
+                heatmap[:] = np.nan
         kinds = by_kind(probed, maps, len(some), settings.swaps)
         return {kind: torch.from_numpy(found) for kind, found in kinds.items()}, []
 
@@ -299,6 +304,7 @@ def score_maps(
     ``maps``, float32 ``(n, h, w)``, are of `grounding.ground_truths` for ``truths``, and ``probes`` of `probe_truths`;
     ``priors, size, fit, text_prior`` as of `localization.score_truths`.
     """
+    known = set(priors)
     scores = localization.score_truths(maps, truths, priors, size, fit, text_prior)
     masks = [Frame(*t.study.size, size, fit).mask(t.finding) for t in truths]
     rows, field = [], localization.field(priors)
@@ -313,7 +319,8 @@ def score_maps(
         row["mirror_sided"] = mirror_test(maps[i], mask, centre) if truth.finding.side in _OTHER else math.nan
         for kind in ("renamed", "denied", "removed"):
             row[kind] = _minus(probes["own"][i], probes[kind][i], mask)
-        if (other := reworded(truth).get("renamed")) and other.name in priors:
+        other = reworded(truth).get("renamed")
+        if other and other.name in known and np.isfinite(row["renamed"]):
             row["prior_renamed"] = _minus(priors[truth.finding.name], priors[other.name], mask)
         there, study = mask, truth.study
         if np.isfinite(probes["moved"][i]).all():

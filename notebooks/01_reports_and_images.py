@@ -563,18 +563,17 @@ pd.DataFrame({name: {**card, **read[name]} for name, card in cards.items()}).dro
 
 # %% tags=["aggregate"] name="fig-together"
 counts = labels["train"].sum(axis=0).astype(int)
-both = labels["train"].T @ labels["train"] / np.maximum(counts, 1)[:, None]
-share = pd.DataFrame(
-    both,
-    columns=FINDINGS,
-    index=[f"{f} ({n:,})" for f, n in zip(FINDINGS, counts, strict=True)],
+both = pd.DataFrame(labels["train"].T @ labels["train"], columns=FINDINGS)
+share = both.div(np.where(counts, counts, np.nan), axis=0).mask(
+    np.eye(len(FINDINGS), dtype=bool)
 )
+share.index = [f"{f} ({n:,})" for f, n in zip(FINDINGS, counts, strict=True)]
 px.imshow(
-    share.mask(np.eye(len(FINDINGS), dtype=bool)), text_auto=".0%", aspect="auto",
-    color_continuous_scale="Blues", zmin=0, template=plots.TEMPLATE, height=420,
+    share.round(4), text_auto=".0%", aspect="auto", template=plots.TEMPLATE, height=420,
+    color_continuous_scale="Blues", range_color=[0, share.max(axis=None)],
     labels={"x": "… that have this finding too", "y": "of the studies with …", "color": "share"},
     title="Findings that come together, training studies",
-)  # fmt: skip
+).update_xaxes(showgrid=False).update_yaxes(showgrid=False).update_coloraxes(colorbar_tickformat=".0%")  # fmt: skip
 
 # %% [markdown]
 # ## Look for yourself

@@ -533,13 +533,14 @@ Markdown("Differences on the same phrases:\n\n" + "\n".join(lines))
 # ## Further: words that should not point
 #
 # A model that understands should give a word little attention where its finding is absent, or where the prompt denies
-# it. So every phrase is read twice more with other words, on its own image. Two differences of AUC-ROC, both at the
-# place of the finding that is there, are 0 for a map that ignores the change:
+# it. So phrases are read twice more with other words, on their own images and at the timesteps of the gain. (Phrases
+# with two names and those that already deny something are left out.) Two differences of AUC-ROC, both at the place of
+# the finding that is there, are 0 for a map that ignores the change:
 #
 # - *renamed*: the AUC-ROC of the phrase as it is, minus that of the phrase with the name of a finding that the image
-#   does not show. Opacities have four names, which never replace one another. The location prior also loses, since the
-#   other finding usually lies elsewhere.
-# - *denied*: the same for the phrase after the word *No*.
+#   does not show. Opacities have several names, which never replace one another. The location prior also loses, since
+#   the other finding usually lies elsewhere.
+# - *denied*: the same for the phrase with *No* before it.
 
 # %% tags=["aggregate"]
 reworded = {
@@ -552,23 +553,26 @@ estimated(reworded, {**tables, **scale})
 # %% tags=["remove-input", "aggregate"]
 told = []
 for v, table in tables.items():
-    part = table.dropna(subset=["renamed", "denied"])
-    lost = {
-        kind: stats.bootstrap_ci(part[kind], part["patient"], n=resamples)
-        for kind in ("renamed", "denied")
-        if len(part)
-    }
-    if lost:
-        named, no = (
-            say.words.verb(d, "lowers", "raises", "does not clearly change")
-            for d in lost.values()
-        )
-        prior = stats.paired_difference(
+    for kind, what in (
+        ("renamed", "the name of an absent finding"),
+        ("denied", "the word *No*"),
+    ):
+        part = table.dropna(subset=[kind])
+        if len(part):
+            lost = stats.bootstrap_ci(part[kind], part["patient"], n=resamples)
+            changes = say.words.verb(lost, "lowers", "raises", "does not clearly change")
+            told.append(f"`{v}`: {what} {changes} the AUC-ROC.")
+    both = ["patient", "renamed", "prior_renamed"]
+    part = table.reindex(columns=both).dropna()
+    if len(part):
+        against_prior = stats.paired_difference(
             part["renamed"], part["prior_renamed"], part["patient"], n=resamples
         )
+        is_than = say.words.verb(
+            against_prior, "larger than", "smaller than", "not clearly different from"
+        )
         told.append(
-            f"`{v}`: the name of an absent finding {named} the AUC-ROC ({say.words.verb(prior, 'more', 'less', 'not clearly less')} "
-            f"than it lowers that of the location prior), and the word *No* {no} it."
+            f"`{v}`: what another name costs is {is_than} what it costs the location prior ({against_prior:+.3f})."
         )
 Markdown(say.words.bullets(told))
 

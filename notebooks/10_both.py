@@ -548,16 +548,15 @@ for runs_of, reference, columns in (
 # (`labels`), and the same with the studies that have a finding shown four times as often as the others (`oversampled`;
 # only for frozen are the two tried one by one). `learnable` learns at a fifth of the U-Net's rate here. The score is on
 # val, as a choice must be. Three patients in ten are val, and train has as many fewer: with that and 1,000 steps, these
-# runs cannot be compared with those above. Images are drawn from impressions without names, which is not what the
-# recipes with names were trained on. The *side* is the test above, on all findings of val to which a report gives one
-# side; boxes of val are too few for a gain. It is read twice, with about the noise of the paper (the last 10 of 13
+# runs cannot be compared with those above. The *side* is the test above, on all findings of val to which a report gives
+# one side; boxes of val are too few for a gain. It is read twice, with about the noise of the paper (the last 10 of 13
 # timesteps) and with little (the last 10 of 100), because on phantoms less noise helps (chapter 3).
 
 # %% tags=["aggregate"]
 read = "grounding.steps"
 tried = tradeoff.last_step(studies["recipes-open-val"], ("variant", "seed", read))
 tried = tried.sort_values(["variant", "seed", read])
-noise = {13: "side, noise as in the paper", 100: "side, little noise"}
+noise = {13: "side, about the paper's noise", 100: "side, little noise"}
 of_val = {
     noise[steps]: rows.set_index(["variant", "seed"])[["side", "side_low", "side_high"]]
     for steps, rows in tried.groupby(read)

@@ -140,9 +140,9 @@ class TestSwap:
 
 
 class TestReworded:
-    def reworded(self, phrase, name="Pneumonia", side="right", others=()):
+    def reworded(self, phrase, name="Pneumonia", side="right", others=(), study="s"):
         one = Finding(name, phrase, True, side)
-        study = Study("s", "1", "x", "test", "", (8, 8), (one, *others))
+        study = Study(study, "1", "x", "test", "", (8, 8), (one, *others))
         return faithfulness.reworded(GroundTruth(study, one))
 
     def test_the_same_phrase_denies_the_finding_or_names_an_absent_one(self):
@@ -150,12 +150,14 @@ class TestReworded:
         assert (denied.name, denied.phrase) == ("Pneumonia", "No Small right lower lobe pneumonia.")
         assert renamed.name in ("Pleural Effusion", "Pneumothorax")  # no other opacity, and nothing without a side
         assert renamed.phrase == f"Small right lower lobe {renamed.name.lower()}."
-        (wide,) = {self.reworded("Edema.", "Edema", "bilateral", [Finding(n)])["renamed"].name for n in ("Pneumonia",)}
-        assert wide in ("Cardiomegaly", "Pleural Effusion", "Pneumothorax")
+        wide = {self.reworded("Edema.", "Edema", "bilateral", study=f"s{i}")["renamed"].name for i in range(40)}
+        assert wide == {"Cardiomegaly", "Pleural Effusion", "Pneumothorax"}  # the study decides which
 
     def test_what_cannot_be_said_so_is_left_out(self):
         both = self.reworded("Right pneumonia and effusion.")
         assert both == {}  # two findings are denied, or named
+        for phrase in ("No change in right pneumonia", "Right pneumonia cannot be excluded"):
+            assert self.reworded(phrase) == {}
         every = [Finding(name) for name in ("Pleural Effusion", "Pneumothorax")]
         assert list(self.reworded("Right pneumonia.", others=every)) == ["denied"]
         assert self.reworded("The lungs are hazy.") == {}
@@ -170,10 +172,17 @@ class TestReworded:
         probes = {kind: maps.get(kind, place * np.nan)[None] for kind in faithfulness.KINDS}
         probes["swap"] = probes["own"][:, None]
         priors = {"Pneumonia": place + 0.0, other: np.ones((SIZE, SIZE))}
-        row = faithfulness.score_maps(probes["own"], probes, [one], priors, SIZE).iloc[0]
+        noisy = np.ones((1, SIZE, SIZE), np.float32)  # at all timesteps; a loss compares maps of the fewer ones
+        row = faithfulness.score_maps(noisy, probes, [one], priors, SIZE).iloc[0]
         assert row["denied"] == row["chance_denied"] == row["chance_renamed"] == 0  # the denial changed nothing
         assert row["renamed"] == pytest.approx(1 - localization.auc_roc(elsewhere + 0.0, place))
         assert row["prior_renamed"] == pytest.approx(0.5)  # of a prior that is the same everywhere
+        # Nothing is known of where the other finding usually is, though a second phrase of the table has it.
+        second = truth(other, elsewhere, "left", "t", "2")
+        both = {kind: np.concatenate([maps, maps]) for kind, maps in probes.items()}
+        priors = localization.location_priors([one], SIZE)
+        table = faithfulness.score_maps(both["own"], both, [one, second], priors, SIZE)
+        assert "prior_renamed" not in table or table["prior_renamed"].isna().all()
 
 
 class TestMoved:
@@ -223,6 +232,8 @@ class TestMoved:
             np.testing.assert_array_equal(shown[kind][0], image)
             assert shown[kind][1] == shown[like][1]
         half = replace(one, finding=replace(one.finding, mask=None))
+        nowhere = replace(one, finding=replace(one.finding, mask=None, boxes=()))
+        assert not {"denied", "renamed"} & {kind for kind, *_ in faithfulness.probes(nowhere, [], 1)}
         real = replace(one, study=replace(one.study, source="nih"))
         middle = replace(one, finding=replace(one.finding, side=None))
         for other in (half, real, middle):
@@ -290,6 +301,10 @@ class TestProbes:
             alone = grounding.ground_many(pipeline, image[None], [t.finding.phrase], words, key, timesteps=times)
             found = probes[name][0, 0] if name == "swap" else probes[name][0]
             np.testing.assert_allclose(found, alone[0], rtol=2e-5)
+        other = faithfulness.reworded(t)["renamed"]
+        span = [grounding.target_span(other)]
+        named = grounding.ground_many(pipeline, t.study.pixels()[None], [other.phrase], span, key, timesteps=times)
+        np.testing.assert_allclose(probes["renamed"][0], named[0], rtol=2e-5)
         for i, one in enumerate(truths):
             for kind in ("no_side", "removed", "moved"):
                 assert np.isfinite(probes[kind][i]).all() == (one.finding.side in ("left", "right"))
@@ -305,6 +320,9 @@ class TestProbes:
         assert np.isnan(after["swap"][0, 0]).all()
         np.testing.assert_allclose(after["swap"][0, 1], before["swap"][0, 1], rtol=2e-5)
         np.testing.assert_allclose(after["own"], before["own"], rtol=2e-5)
+        alone = GroundTruth(replace(truths[0].study, array=None, path=tmp_path / "half.png"), truths[0].finding)
+        none = faithfulness.probe_truths(pipeline, [alone], pool, settings, tmp_path / "r.safetensors")
+        assert all(np.isnan(maps).all() for maps in none.values())
 
     def test_probes_of_another_choice_are_made_again(self, data, tmp_path, monkeypatch):
         truths, pool = data
