@@ -304,7 +304,7 @@ px.line(
     tidy.assign(steps=tidy["steps"].astype(str)), x="steps", y="score", color="variant",
     facet_col="test", markers=True, template=plots.TEMPLATE, height=380,
     color_discrete_map={v: style.color for v, style in plots.variant_style(["frozen", "learnable"]).items()},
-    labels={"steps": "timesteps of the whole path"},
+    labels={"steps": "of steps"},
     title="The last 10 of so many timesteps: from much noise to little",
 ).update_yaxes(matches=None, showticklabels=True).update_xaxes(type="category").for_each_annotation(
     lambda note: note.update(text=note.text.removeprefix("test="))
