@@ -770,6 +770,7 @@ whose = np.array([test[i].study.patient for i in read_rows])
 told_apart = [(i, j) for i, j in all_pairs if i in read_rows and j in read_rows]
 
 
+# %%
 def by_layer(pipeline, pixels):
     """Maps of all phrases by layer, means over the timesteps: float32 (n, h, w)."""
     found = grounding.ground_layers(pipeline, pixels, texts, spans, timesteps=swap_times)
