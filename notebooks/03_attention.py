@@ -302,7 +302,7 @@ noise = noise.mean().rename(columns=localization.LABELS).stack().rename("score")
 tidy = noise.rename_axis(["variant", "steps", "test"]).reset_index()
 px.line(
     tidy.assign(steps=tidy["steps"].astype(str)), x="steps", y="score", color="variant",
-    facet_col="test", markers=True, template=plots.TEMPLATE, height=380,
+    facet_col="test", facet_col_spacing=0.09, markers=True, template=plots.TEMPLATE, height=380,
     color_discrete_map={v: style.color for v, style in plots.variant_style(["frozen", "learnable"]).items()},
     labels={"steps": "of steps"},
     title="The last 10 of so many timesteps: from much noise to little",

@@ -800,7 +800,10 @@ for v in variants:
             ]
             scores["word test"] = passed, [test[i].study.patient for i, _ in told_apart]
         label = (
-            name.split(".transformer")[0].replace("_blocks", "").replace("attentions.", "")
+            name.split(".transformer")[0]
+            .replace("_blocks", "")
+            .replace("_block", "")
+            .replace("attentions.", "")
         )
         split[v, label] = {
             c: stats.bootstrap_ci(*both, n=resamples) for c, both in scores.items()
