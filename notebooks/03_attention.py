@@ -156,10 +156,10 @@ plots.overlays(
 # %% [markdown]
 # The white outline is the finding's true place. A single pass is noisy and the layers disagree ({numref}`fig-layers`).
 # When a model generates, it does not visit every timestep but some 50, evenly spaced. The paper averages over all
-# layers, the coarser maps enlarged to the finest, and over the 40 of these 50 with the least noise, with fresh noise at
-# each. A profile may read fewer or other timesteps; the next sections say what that changes. Is the mean map highest inside the outline? A single phrase may fail
-# ({numref}`fig-where-it-looks` shows more of them): an AUC-ROC below 0.5 means that the map is lower inside the outline
-# than outside.
+# layers, the coarser maps enlarged to the finest, and over the 40 of these 50 with the least noise, with fresh noise
+# at each. A profile may read fewer or other timesteps; the next sections say what that changes. Is the mean map
+# highest inside the outline? A single phrase may fail ({numref}`fig-where-it-looks` shows more of them): an AUC-ROC
+# below 0.5 means that the map is lower inside the outline than outside.
 
 # %%
 timesteps = grounding.paper_timesteps(
@@ -311,12 +311,12 @@ px.line(
 )  # fmt: skip
 
 # %% [markdown]
-# With little noise the maps of both variants depend more on the image (gain) and prefer the true side more often
-# (mirror test). The word test of learnable is lowest where there is hardly any noise; perhaps its words matter more
-# where there is less to see. Profile `demo` reads the last 10 of 100. We set this after a first look at these
-# validation images, and the study, made afterwards, does not decide between 100 and 200: the gain is about the same,
-# and two seeds are few for a word test. Profile `paper` reads what the paper reads. Scores can be compared only if they
-# are read at the same noise.
+# In these means, with little noise the maps of both variants depend more on the image (gain) and prefer the true side
+# more often (mirror test). The word test of learnable is lowest where there is hardly any noise; perhaps its words
+# matter more where there is less to see. Profile `demo` reads the last 10 of 100. We set this after a first look at
+# these validation images, and the study, made afterwards, does not decide between 100 and 200: the gain is about the
+# same, and two seeds are few for a word test. Profile `paper` reads what the paper reads. Scores can be compared only
+# if they are read at the same noise.
 
 # %% [markdown]
 # ## Further: three ways to run the model

@@ -607,9 +607,8 @@ def ask(pipeline, asked, same_noise, **options):
     pixels, *texts = zip(*asked.values(), strict=True)
     keys = [grounding.passes.image_key(image) for image in same_noise] * len(asked)
     texts = [[text for part in some for text in part] for some in texts]
-    pixels = np.concatenate(pixels)
-    options = {"timesteps": swap_times, **options}
-    found = grounding.ground_many(pipeline, pixels, *texts, keys, **options)
+    options = {"timesteps": swap_times, "keys": keys, **options}
+    found = grounding.ground_many(pipeline, np.concatenate(pixels), *texts, **options)
     return dict(zip(asked, np.split(found, len(asked)), strict=True))
 
 
@@ -831,9 +830,10 @@ Markdown(
 )
 
 # %% [markdown]
-# The highest of many layers is partly luck. But if the word test of the layer with the highest gain is at chance, then
-# this layer finds what is conspicuous in the image, whatever it is called, and the names act in another layer. The mean
-# over layers can then pass both tests, though no layer passes both well.
+# The highest of many layers is partly luck. But if the word test of the layer with the highest gain is not clearly
+# above chance, nothing shows that this layer follows the name and not whatever is conspicuous in the image. Where
+# another layer passes the word test with a smaller gain, image and name act in different layers, and the mean over
+# layers can pass both tests though no layer passes both well.
 
 # %% [markdown]
 # ## Further: the experiment that only a phantom allows
@@ -948,8 +948,8 @@ estimated(names, replaced) if replaced else None
 # standard deviations of AUC-ROC: that of *one phrase* over three draws (root mean square over phrases), and that
 # *between phrases* in their means over the draws. The smaller the first is against the second, the less the draw
 # matters. Two more rows show how much the mean over phrases moves with the draw, and how alike the maps of two draws
-# are. It is measured on up to 16 phrases of the sample. Here a map is the mean over the timesteps of swapped images; maps of the book
-# are means over more, each with its own noise, so a draw matters less there.
+# are. It is measured on up to 16 phrases of the sample. Here a map is the mean over the timesteps of swapped images;
+# maps of the book are means over more, each with its own noise, so a draw matters less there.
 
 # %%
 few = slice(0, 16)

@@ -520,6 +520,7 @@ def test_what_the_noise_and_the_name_change_is_what_readme_says():
     assert f"is {frozen['auc_roc']:.3f} with frozen and {learnable['auc_roc']:.3f} with learnable" in text
     assert f"it falls by {frozen['renamed']:.3f} and {learnable['renamed']:.3f} only" in text
     assert f"that of the location prior falls by {frozen['prior_renamed']:.3f}." in text
+    assert f"it falls by {frozen['gain_auc_roc']:.3f} and {learnable['gain_auc_roc']:.3f}. The word" in text
     assert demo["denied"].abs().max() < 0.01
     others = [profiles.load(name).grounding for name in ("recipes", "text_rate", "causes", "recipes-open", "open")]
     assert {(reading.steps, reading.last) for reading in others} == {(50, 40)}
